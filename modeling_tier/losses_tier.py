@@ -1,0 +1,200 @@
+"""
+The mathematics of TIER (Palepu & Beam 2023) on tensors: the contrastive term and the two entropy terms.
+
+Shapes: B texts and their B images, T token positions, P patches, D dimensions of the common space.
+    token_embeds (B, T, D)    patch_embeds (B, P, D)    similarity (B, T, P)    token_mask (B, T)
+
+Every mean is over the global batch: when `torch.distributed` is initialised with more than one process, the functions
+below have to be called by all of them, and the gradients, averaged over the processes as DistributedDataParallel does,
+are those of one process that has the whole batch.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+# Below every logit, yet far enough from the end of float32 that subtracting the largest logit cannot overflow.
+# Minus infinity would make the gradient NaN.
+MASKED_LOGIT = torch.finfo(torch.float32).min / 2
+
+# Added after the softmax by the authors' code (Modeling/utils.py:90-98 at ce1e171).
+REFERENCE_EPS = 1e-7
+
+
+def world_size() -> int:
+    """Number of processes that share a batch; 1 outside `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """Concatenates the processes' tensors of equal shape; backward sums what all the processes' losses ask of each."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows of all the processes, in the order of their ranks, with gradient; the numbers of rows may differ."""
+    rows = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
+    rows = torch.cat(rows).tolist()
+    padded = nn.functional.pad(tensor, (0, 0, 0, max(rows) - len(tensor)))  # collectives need equal shapes
+    chunks = GatherWithGradient.apply(padded).chunk(len(rows))
+    return torch.cat([chunk[:n] for chunk, n in zip(chunks, rows, strict=True)])
+
+
+def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """
+    CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
+
+    On one process the operations are those of `CLIPModel` in the same order, so that the result is equal bit by bit.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
+        text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
+        logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
+
+    Returns:
+        `torch.Tensor`: Scalar, nats.
+
+    Raises:
+        ValueError: the numbers of images and texts differ.
+    """
+    if len(image_embeds) != len(text_embeds):
+        raise ValueError(
+            f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts; "
+            "leave return_loss out to compare every text with every image."
+        )
+    if world_size() > 1:
+        image_embeds, text_embeds = gather_rows(image_embeds), gather_rows(text_embeds)
+    logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
+    target = torch.arange(len(logits_per_text), device=logits_per_text.device)
+    caption_loss = nn.functional.cross_entropy(logits_per_text, target)
+    image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
+    return (caption_loss + image_loss) / 2.0
+
+
+def counted_tokens(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int, entropy_tokens: str
+) -> torch.Tensor:
+    """
+    Which token positions the entropies count.
+
+    CLIP's texts read BOS, words, EOS, padding, and the padding may be the EOS token again; so padding is told by the
+    attention mask, BOS by being the first attended token and EOS by being the one that `CLIPTextModel` pools.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+            1 for attended tokens. Without it, everything up to and including the first EOS is attended.
+        eos_token_id (`int`):
+            As in the text configuration; 2 marks an old checkpoint, where EOS is the highest id of each text.
+        entropy_tokens (`str`): `"words"`, `"attended"` or `"all"`, see [`TierCLIPConfig`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, tokens)`: bool.
+    """
+    if entropy_tokens == "all":
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    is_eos = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
+    if attention_mask is None:
+        attended = is_eos.cumsum(-1) - is_eos.long() == 0
+    else:
+        attended = attention_mask.bool()
+    if entropy_tokens == "attended":
+        return attended
+    ends = torch.stack([attended.int().argmax(-1), is_eos.int().argmax(-1)], dim=-1)  # (batch, 2) BOS, EOS
+    return attended.scatter(-1, ends, False)
+
+
+def token_patch_similarity(
+    token_embeds: torch.Tensor, patch_embeds: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """
+    Similarity of each token of a text with each patch of the image it belongs to (matched pairs only).
+
+    Args:
+        token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): L2-normalised.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): L2-normalised.
+        temperature (`float`, *optional*, defaults to 1.0): Divides the cosines.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, tokens, patches)`: In [-1 / temperature, 1 / temperature].
+    """
+    similarity = torch.bmm(token_embeds, patch_embeds.transpose(1, 2))
+    return similarity if temperature == 1.0 else similarity / temperature
+
+
+def masked_entropy(
+    logits: torch.Tensor, mask: torch.Tensor | None = None, dim: int = -1, eps: float = 0.0
+) -> torch.Tensor:
+    """
+    Shannon entropy in nats of `softmax(logits)` along `dim`, with finite values and gradients for any finite logits.
+
+    Args:
+        logits (`torch.Tensor`): Computed in float32 whatever comes in.
+        mask (`torch.Tensor`, *optional*):
+            bool, broadcastable to `logits`; where it is False the probability is 0. A slice that is False throughout
+            gives the entropy of a uniform distribution and no gradient: leave it out of means.
+        dim (`int`, *optional*, defaults to -1): The dimension of the distribution.
+        eps (`float`, *optional*, defaults to 0.0): Added to each probability after the softmax, as the authors do.
+
+    Returns:
+        `torch.Tensor`: `logits` without `dim`, in [0, ln K] for K unmasked elements.
+    """
+    logits = logits.float()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, MASKED_LOGIT)
+    if eps:
+        shifted = logits.softmax(dim) + eps
+        return -(shifted * shifted.log()).sum(dim)
+    log_probs = logits.log_softmax(dim)
+    return -(log_probs.exp() * log_probs).sum(dim)
+
+
+def token_and_patch_entropy(
+    similarity: torch.Tensor, token_mask: torch.Tensor | None = None, normalize: bool = False, eps: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The two penalties of TIER (authors' code, Modeling/utils.py:87-141 at ce1e171, where no token is masked).
+
+    A text without any counted token enters neither mean.
+
+    Args:
+        similarity (`torch.Tensor` of shape `(batch, tokens, patches)`): Of matched pairs.
+        token_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): bool, True for the tokens that count.
+        normalize (`bool`, *optional*, defaults to `False`): Divide by ln K; an entropy over one element stays 0.
+        eps (`float`, *optional*, defaults to 0.0): See [`masked_entropy`].
+
+    Returns:
+        `tuple` of two scalars in nats (in [0, 1] with `normalize`): the mean over tokens of the entropy over patches,
+        and the mean over patches of the entropy over tokens.
+    """
+    batch, tokens, patches = similarity.shape
+    if token_mask is None:
+        token_mask = torch.ones(batch, tokens, dtype=torch.bool, device=similarity.device)
+    per_token = masked_entropy(similarity, dim=2, eps=eps)  # (batch, tokens)
+    per_patch = masked_entropy(similarity, token_mask.unsqueeze(2), dim=1, eps=eps)  # (batch, patches)
+    if normalize:
+        per_token = per_token / math.log(max(patches, 2))
+        per_patch = per_patch / token_mask.sum(1, keepdim=True).clamp(min=2).log()
+    text_mask = token_mask.any(1, keepdim=True)  # (batch, 1)
+    sums = torch.stack([(per_token * token_mask).sum(), (per_patch * text_mask).sum()])
+    counts = torch.stack([token_mask.sum(), text_mask.sum() * patches])
+    processes = world_size()
+    if processes > 1:
+        dist.all_reduce(counts)
+    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
+    token_entropy, patch_entropy = (sums * processes / counts.clamp(min=1)).unbind()
+    return token_entropy, patch_entropy

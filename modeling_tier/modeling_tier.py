@@ -1,0 +1,265 @@
+"""CLIP with text-image entropy regularization (TIER): the model, and what it returns."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_tier import TierCLIPConfig
+from .losses_tier import (
+    REFERENCE_EPS,
+    contrastive_loss,
+    counted_tokens,
+    token_and_patch_entropy,
+    token_patch_similarity,
+)
+
+
+@dataclass
+class TierCLIPOutput(CLIPOutput):
+    r"""
+    What [`CLIPOutput`] has, where `loss` is `contrastive_loss + token_entropy_weight * token_entropy +
+    patch_entropy_weight * patch_entropy`, and the fields below, all of them only with `return_loss=True`. Under
+    `torch.distributed`, the mean of each scalar over the processes is its value for the global batch.
+
+    Args:
+        contrastive_loss (`torch.Tensor`): Scalar, nats; CLIP's own loss.
+        token_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a token's distribution over patches.
+        patch_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a patch's distribution over tokens.
+        token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected tokens, L2-normalised, float32.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Projected patches, L2-normalised, float32.
+    """
+
+    contrastive_loss: torch.Tensor | None = None
+    token_entropy: torch.Tensor | None = None
+    patch_entropy: torch.Tensor | None = None
+    token_embeds: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+
+
+class TierCLIPModel(CLIPModel):
+    r"""
+    [`CLIPModel`] with the two entropy terms of TIER in its loss. It has no parameter that `CLIPModel` lacks, and with
+    both weights 0 and `image_pooling="cls"` its loss and its logits are equal to CLIP's bit by bit.
+
+    Everything that takes `pixel_values` takes them as float (batch, 3, height, width), already normalised, or as uint8
+    (batch, 1, height, width) with values 0..255, which are normalised here with `pixel_mean` and `pixel_std`.
+
+    Args:
+        config ([`TierCLIPConfig`]): The configuration.
+    """
+
+    config_class = TierCLIPConfig  # explicit: from an annotation alone it may come out as a string
+    accepts_loss_kwargs = False  # else a batch with "labels" multiplies the loss by gradient_accumulation_steps
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Runs the image tower.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` (batch, dim) is the global image embedding that
+            `config.image_pooling` asks for, projected, not normalised.
+        """
+        pixel_values = self.normalize_pixels(pixel_values)
+        if self.config.image_pooling == "cls":
+            return super().get_image_features(
+                pixel_values=pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **kwargs,
+            )
+        vision_outputs = self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+        # The projection is linear and has no bias: that of the mean is the mean of those of the patches.
+        patches = self.vision_model.post_layernorm(vision_outputs.last_hidden_state[:, 1:])  # (batch, patches, hidden)
+        vision_outputs.pooler_output = self.visual_projection(patches.mean(dim=1))  # (batch, dim)
+        return vision_outputs
+
+    def get_patch_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> torch.Tensor:
+        """
+        Embeds each patch in the space of the texts.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, patches, dim)`: Projected, not normalised; patches row by row.
+        """
+        vision_outputs = self.vision_model(
+            pixel_values=self.normalize_pixels(pixel_values),
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **kwargs,
+        )
+        return self.project_patches(vision_outputs.last_hidden_state)
+
+    def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """(batch, 1 + patches, hidden) to (batch, patches, dim), as CLIP norms and projects its class token."""
+        return self.visual_projection(self.vision_model.post_layernorm(last_hidden_state[:, 1:]))
+
+    def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
+        if pixel_values.dtype != torch.uint8:
+            return pixel_values
+        if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
+            raise ValueError(
+                f"uint8 pixel_values must have the shape (batch, 1, height, width), not {tuple(pixel_values.shape)}."
+            )
+        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(3, 1, 1)
+        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(3, 1, 1)
+        return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> tuple | TierCLIPOutput:
+        """
+        Compares every text with every image and, with `return_loss=True`, text i with image i for the loss.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, tokens)`): BOS, words, EOS and padding of each text.
+            pixel_values (`torch.Tensor`): See the class.
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                0 for padding. Without it, every token up to the first EOS counts as attended in the entropies.
+            position_ids (`torch.LongTensor`, *optional*): As in CLIP.
+            return_loss (`bool`, *optional*):
+                Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
+                the processes have to do so together.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
+
+        Returns:
+            [`TierCLIPOutput`]
+
+        Raises:
+            ValueError: `return_loss=True` with different numbers of texts and images.
+        """
+        outputs = super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs = TierCLIPOutput(**outputs)
+        if not return_loss:
+            return outputs
+
+        outputs.contrastive_loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, self.logit_scale)
+        token_embeds = self.text_projection(outputs.text_model_output.last_hidden_state)  # (batch, tokens, dim)
+        patch_embeds = self.project_patches(outputs.vision_model_output.last_hidden_state)  # (batch, patches, dim)
+        with torch.autocast(token_embeds.device.type, enabled=False):
+            outputs.token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
+            outputs.patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+            outputs.token_entropy, outputs.patch_entropy = token_and_patch_entropy(
+                token_patch_similarity(outputs.token_embeds, outputs.patch_embeds, self.config.entropy_temperature),
+                counted_tokens(
+                    input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
+                ),
+                normalize=self.config.entropy_normalization,
+                eps=REFERENCE_EPS if self.config.entropy_tokens == "all" else 0.0,
+            )
+        outputs.loss = outputs.contrastive_loss
+        if self.config.token_entropy_weight:
+            outputs.loss = outputs.loss + self.config.token_entropy_weight * outputs.token_entropy
+        if self.config.patch_entropy_weight:
+            outputs.loss = outputs.loss + self.config.patch_entropy_weight * outputs.patch_entropy
+        return outputs
+
+    def get_similarity_map(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        per_token: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """
+        Cosine of each text with each patch of each image: where the model sees what the text says.
+
+        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
+            pixel_values (`torch.Tensor`): See the class; (images, ...).
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
+            per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
+            `per_token`: In [-1, 1]; rows from the top, columns from the left of the image as the model got it.
+        """
+        text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        if per_token:
+            text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
+        else:
+            text_embeds = text_outputs.pooler_output  # (texts, dim)
+        patch_embeds = self.get_patch_features(pixel_values, interpolate_pos_encoding)  # (images, patches, dim)
+        text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
+        patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+        maps = torch.einsum("...d,ipd->i...p", text_embeds, patch_embeds)
+        patch_size = self.config.vision_config.patch_size
+        rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
+        return maps.unflatten(-1, (rows, columns))
+
+    def to_clip(self) -> CLIPModel:
+        """
+        Makes a plain `CLIPModel` with a copy of the weights and identical logits.
+
+        Returns:
+            `CLIPModel`: On the same device, in the same dtype and mode.
+
+        Raises:
+            ValueError: `image_pooling="patch_mean"`, which CLIP does not know.
+        """
+        if self.config.image_pooling != "cls":
+            raise ValueError(
+                f'A model with image_pooling="{self.config.image_pooling}" has no CLIPModel of identical logits: CLIP '
+                "takes the image embedding from the class token, which the loss of this model never trained."
+            )
+        config = self.config.to_dict()
+        config = CLIPConfig(**{field.name: config[field.name] for field in fields(CLIPConfig) if field.name in config})
+        model = CLIPModel._from_config(config, attn_implementation=self.config._attn_implementation)
+        model.load_state_dict(self.state_dict())
+        return model.to(device=self.device, dtype=self.dtype).train(self.training)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Saves weights, configuration and code so that the two auto classes this model is meant for find it."""
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        # register_for_auto_class keeps one name only, and the zero-shot pipeline asks for the second
+        self.config.auto_map = auto_map | {
+            "AutoModel": reference,
+            "AutoModelForZeroShotImageClassification": reference,
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+TierCLIPModel.register_for_auto_class("AutoModel")
+
+__all__ = ["TierCLIPModel", "TierCLIPOutput"]
