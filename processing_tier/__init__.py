@@ -1,0 +1,15 @@
+"""Pixels and reports in: image processor, processor, tokenizer, readers, the record schema and the phantom."""
+
+from transformers import AutoImageProcessor, AutoProcessor
+
+from .image_processing_tier import TierImageProcessor
+from .processing_tier import TierProcessor
+from .radiograph import read_radiograph
+from .tokenizer import train_tokenizer
+
+# The saved files name the class, and a class registered under any key is found by its name. Keyed by itself and not by
+# a model config, because this package knows nothing of the models.
+AutoImageProcessor.register(TierImageProcessor, image_processor_classes={"pil": TierImageProcessor}, exist_ok=True)
+AutoProcessor.register(TierProcessor, TierProcessor, exist_ok=True)
+
+__all__ = ["TierImageProcessor", "TierProcessor", "read_radiograph", "train_tokenizer"]

@@ -1,0 +1,329 @@
+"""Image processor: any picture of a radiograph to the pixels that the model takes, and its maps back again."""
+
+import os
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+from transformers import BatchFeature, CLIPImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+GEOMETRIES = ("pad", "crop", "squash")
+OUTPUT_DTYPES = ("float32", "uint8")
+WINDOW_PERCENTILES = (0.5, 99.5)
+UNUSED_OPTIONS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
+SERVICE_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
+
+
+class TierImagesKwargs(ImagesKwargs, total=False):
+    """
+    geometry (`str`, *optional*, defaults to `"pad"`):
+        How a picture of any shape becomes a square: `"pad"` scales the longest side to the square and centres it on
+        black, `"crop"` scales the shortest side and keeps the centre, `"squash"` ignores the aspect ratio.
+    resize_edge (`int`, *optional*):
+        Length in pixels that the first resize gives the longest (`"pad"`) or the shortest (`"crop"`) side, where it
+        differs from `size`. With `"pad"` the padded square of this edge is normalised and then resampled to `size`
+        (CheXzero's two steps); with `"crop"` the centre of `size` is cut from it (TIER's 256 to 224).
+    output_dtype (`str`, *optional*, defaults to `"float32"`):
+        `"float32"` for (batch, 3, height, width) normalised pixels, `"uint8"` for (batch, 1, height, width) raw ones,
+        which the model normalises: the same numbers in a twelfth of the bytes.
+    """
+
+    geometry: str | None
+    resize_edge: int | None
+    output_dtype: str | None
+
+
+def window_to_uint8(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map `low`..`high` linearly to 0..255 and clip; all 0 where the window is empty (a constant image)."""
+    if not high > low:
+        return np.zeros(array.shape, dtype=np.uint8)
+    scaled = (array.astype(np.float32) - low) * (255.0 / (high - low))
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def to_uint8(array: np.ndarray) -> np.ndarray:
+    """
+    Grey levels of any number type as 0..255.
+
+    Whole numbers within 0..255 and fractions within 0..1 (times 255) keep their values. Everything else (12- and
+    16-bit files, floats of any range) is windowed between the 0.5th and 99.5th percentile of the image itself: the
+    number of bits in use is seldom recorded, and a burnt-in marker must not set the scale.
+
+    Raises:
+        `ValueError`: an empty array, or one with NaN or infinity.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.size == 0:
+        raise ValueError(f"an image of shape {array.shape} has no pixels; give one with at least 1x1.")
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError("an image holds NaN or infinite pixels; replace them with numbers.")
+    lowest, highest = array.min(), array.max()
+    if array.dtype.kind == "f" and lowest >= 0 and highest <= 1:
+        return window_to_uint8(array, 0, 1)
+    if array.dtype.kind in "iu" and lowest >= 0 and highest <= 255:
+        return array.astype(np.uint8)
+    return window_to_uint8(array, *np.percentile(array, WINDOW_PERCENTILES))
+
+
+def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
+    """
+    A picture of any PIL mode, or a (height, width[, 1 | 3 | 4]) array, as an 8-bit grey image of mode "L".
+
+    EXIF orientation is applied, transparency lies on black, colour becomes ITU-R 601 luma (exact where R = G = B), and
+    more than 8 bits go through [`to_uint8`].
+    """
+    if not isinstance(image, Image.Image):
+        array = to_uint8(np.asarray(image))
+        return to_grey(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array))
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("L", "1"):
+        return image.convert("L")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(to_uint8(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB").convert("L")
+
+
+def place(height: int, width: int, geometry: str, edge: int, size: int) -> tuple[int, int, int, int]:
+    """
+    Where the original picture lies in the square that the model sees.
+
+    Args:
+        height (`int`), width (`int`): the original picture, in pixels.
+        geometry (`str`): one of `GEOMETRIES`.
+        edge (`int`): `resize_edge`, or `size` where there is none.
+        size (`int`): edge of the model's square, used by `"crop"` alone.
+
+    Returns:
+        `tuple[int, int, int, int]`: resized height, resized width, top, left; top and left are negative where `"crop"`
+        cuts. `"pad"` rounds down as CheXzero does (data_process.py:31-64), `"crop"` as torchvision's Resize and
+        CenterCrop do.
+    """
+    if geometry == "squash":
+        return edge, edge, 0, 0
+    if geometry == "pad":
+        ratio = edge / max(height, width)
+        new_height, new_width = max(int(height * ratio), 1), max(int(width * ratio), 1)
+        return new_height, new_width, (edge - new_height) // 2, (edge - new_width) // 2
+    shortest = min(height, width)
+    new_height, new_width = int(edge * height / shortest), int(edge * width / shortest)
+    return new_height, new_width, -round((new_height - size) / 2), -round((new_width - size) / 2)
+
+
+class TierImageProcessor(CLIPImageProcessorPil):
+    """
+    Turns radiographs into `pixel_values`. The picture stays one 8-bit grey channel until the very end, so that the
+    float and the `uint8` output are the same numbers.
+
+    Args:
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
+            The square that the model sees, in pixels.
+        geometry (`str`, *optional*, defaults to `"pad"`), resize_edge (`int`, *optional*),
+        output_dtype (`str`, *optional*, defaults to `"float32"`):
+            See [`TierImagesKwargs`].
+        image_mean, image_std (`list[float]`, *optional*, default to CLIP's):
+            Three numbers each on the 0..1 scale; equal to `pixel_mean` and `pixel_std` of the model's config.
+        resample (`PILImageResampling`, *optional*, defaults to `BICUBIC`):
+            Filter of the first resize (antialiased by PIL).
+
+    Raises:
+        `ValueError`: an unknown geometry or output_dtype, a size that is not square, or an option that this processor
+        does not use.
+    """
+
+    valid_kwargs = TierImagesKwargs
+    size = {"height": 224, "width": 224}
+    default_to_square = True
+    do_center_crop = None
+    crop_size = None
+    geometry = "pad"
+    resize_edge = None
+    output_dtype = "float32"
+
+    def __init__(self, **kwargs):
+        unknown = [k for k in kwargs if k not in self.valid_kwargs.__annotations__ and k not in SERVICE_KEYS]
+        if unknown:
+            logger.warning(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; it has no effect.")
+        super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def chexzero(cls, **kwargs) -> "TierImageProcessor":
+        """
+        The pixels CheXzero was trained on: longest side to 320 with PIL's Lanczos filter, centred on black,
+        (x - 101.48761) / 83.43944 on the 0..255 scale, then 224 by bicubic interpolation without antialiasing
+        (CheXzero data_process.py:31-64, train.py:84-87, zero_shot.py:377-385).
+        """
+        preset = {
+            "geometry": "pad",
+            "resize_edge": 320,
+            "resample": PILImageResampling.LANCZOS,
+            "image_mean": [101.48761 / 255] * 3,
+            "image_std": [83.43944 / 255] * 3,
+        }
+        return cls(**{**preset, **kwargs})
+
+    @classmethod
+    def tier(cls, **kwargs) -> "TierImageProcessor":
+        """
+        The pixels TIER was evaluated on: shortest side to 256 (bilinear, antialiased), centre crop 224, ImageNet mean
+        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52).
+        """
+        preset = {
+            "geometry": "crop",
+            "resize_edge": 256,
+            "resample": PILImageResampling.BILINEAR,
+            "image_mean": list(IMAGENET_DEFAULT_MEAN),
+            "image_std": list(IMAGENET_DEFAULT_STD),
+        }
+        return cls(**{**preset, **kwargs})
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        super()._validate_preprocess_kwargs(**kwargs)
+        geometry, output_dtype, size = kwargs["geometry"], kwargs["output_dtype"], kwargs["size"]
+        resize_edge = kwargs["resize_edge"]
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry={geometry!r} is not known; choose one of {', '.join(GEOMETRIES)}.")
+        if output_dtype not in OUTPUT_DTYPES:
+            raise ValueError(f"output_dtype={output_dtype!r} is not known; choose one of {', '.join(OUTPUT_DTYPES)}.")
+        if not size.height or size.height != size.width:
+            raise ValueError(
+                f"size={dict(size)} is not a square; give {{'height': S, 'width': S}} with the model's image_size."
+            )
+        for name in UNUSED_OPTIONS:
+            if kwargs[name]:
+                raise ValueError(f"{name}={kwargs[name]!r} has no effect here; use geometry='crop' or 'pad' instead.")
+        if resize_edge is not None:
+            if geometry == "squash":
+                raise ValueError(f"resize_edge={resize_edge} has no effect with geometry='squash'; leave it out.")
+            if resize_edge < 1 or geometry == "crop" and resize_edge < size.height:
+                raise ValueError(f"resize_edge={resize_edge} is too small; use at least size={size.height}.")
+            if geometry == "pad" and output_dtype == "uint8":
+                raise ValueError(
+                    "output_dtype='uint8' cannot hold the pixels of a padded resize_edge, which are resampled after "
+                    "normalisation; use output_dtype='float32'."
+                )
+
+    def fetch_images(self, image_url_or_urls):
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)) and os.path.isfile(image_url_or_urls):
+            with Image.open(image_url_or_urls) as image:  # not super's loader: its RGB conversion clips 16-bit files
+                image.load()
+                return image
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return to_grey(image)
+        if image.ndim == 2:
+            return to_grey(np.asarray(image))
+        image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
+        return to_grey(np.moveaxis(image, 0, -1))  # (height, width, channels)
+
+    def _preprocess(
+        self,
+        images,
+        do_resize,
+        size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        geometry,
+        resize_edge,
+        output_dtype,
+        return_tensors,
+        **kwargs,
+    ) -> BatchFeature:
+        edge = resize_edge or size.height
+        canvas = edge if geometry == "pad" else size.height
+        if do_resize:
+            images = [fit(image, geometry, edge, canvas, resample) for image in images]
+        images = [np.asarray(image) for image in images]  # each (height, width)
+        if output_dtype == "uint8":
+            return BatchFeature({"pixel_values": [image[None] for image in images]}, tensor_type=return_tensors)
+
+        # The 256 grey levels go through CLIP's arithmetic once; every pixel is then looked up.
+        levels = np.repeat(np.arange(256, dtype=np.uint8)[None, None], 3, axis=0)  # (3, 1, 256)
+        if do_rescale:
+            levels = self.rescale(levels, rescale_factor)
+        if do_normalize:
+            levels = self.normalize(levels, image_mean, image_std)
+        levels = levels.reshape(3, 256).astype(np.float32)
+        pixel_values = [levels[:, image] for image in images]  # each (3, height, width)
+        if do_resize and canvas != size.height:
+            batch = torch.from_numpy(np.stack(pixel_values))
+            batch = F.interpolate(batch, size=(size.height, size.width), mode="bicubic", align_corners=False)
+            pixel_values = list(batch.numpy())
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def post_process_similarity_map(
+        self, maps: torch.Tensor, original_sizes: list[tuple[int, int]] | torch.Tensor
+    ) -> list[torch.Tensor]:
+        """
+        Map the model's patch grid back to the pixels of the original pictures.
+
+        Args:
+            maps (`torch.Tensor` of shape `(images, texts, rows, columns)` or `(images, rows, columns)`):
+                Output of `model.get_similarity_map`, for pixels made by this processor.
+            original_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`):
+                (height, width) of each original picture, in pixels.
+
+        Returns:
+            `list[torch.Tensor]`: per image a float32 map `(texts, height, width)` or `(height, width)`, bilinear
+            between patch centres. Padding is cut off. Pixels that `"crop"` cut away, which the model never saw, are
+            NaN.
+
+        Raises:
+            `ValueError`: as many sizes as images are needed.
+        """
+        if len(maps) != len(original_sizes):
+            raise ValueError(
+                f"{len(maps)} maps but {len(original_sizes)} original_sizes; give one (height, width) each."
+            )
+        size = self.size["height"]
+        edge = self.resize_edge or size
+        canvas = edge if self.geometry == "pad" else size
+        results = []
+        for image_maps, (height, width) in zip(maps, original_sizes, strict=True):
+            height, width = int(height), int(width)
+            new_height, new_width, top, left = place(height, width, self.geometry, edge, size)
+            # Centre of each original pixel, in grid_sample's -1..1 over the model's square
+            y = (torch.arange(height, device=maps.device) + 0.5) * (new_height / height) + top
+            x = (torch.arange(width, device=maps.device) + 0.5) * (new_width / width) + left
+            y, x = 2 * y / canvas - 1, 2 * x / canvas - 1
+            grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]  # (1, height, width, 2)
+            flat = image_maps.float().reshape(1, -1, *image_maps.shape[-2:])  # (1, texts, rows, columns)
+            result = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            result = result.masked_fill((grid.abs() > 1).any(-1)[:, None], float("nan"))
+            results.append(result.reshape(*image_maps.shape[:-2], height, width))
+        return results
+
+
+def fit(image: Image.Image, geometry: str, edge: int, canvas: int, resample: int) -> Image.Image:
+    """Resize a grey picture and place it on the black square of `canvas` pixels (see [`place`])."""
+    new_height, new_width, top, left = place(image.height, image.width, geometry, edge, canvas)
+    if (new_width, new_height) != image.size:
+        image = image.resize((new_width, new_height), resample)
+    if (new_width, new_height) == (canvas, canvas):
+        return image
+    square = Image.new("L", (canvas, canvas))
+    square.paste(image, (left, top))
+    return square
+
+
+TierImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -1,0 +1,33 @@
+"""Processor: radiographs and report text together, in the form that the model takes."""
+
+from transformers import CLIPProcessor
+from transformers.processing_utils import ProcessingKwargs
+
+from .image_processing_tier import TierImageProcessor, TierImagesKwargs
+
+
+class TierProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: TierImagesKwargs
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
+
+
+class TierProcessor(CLIPProcessor):
+    """
+    An image processor and a tokenizer as one, `processor(images=..., text=..., return_tensors="pt")`.
+
+    Text is padded to the longest of the batch and truncated to `tokenizer.model_max_length` unless the call says
+    otherwise; CLIP does neither, and a long impression then overruns the position embeddings.
+
+    Args:
+        image_processor ([`TierImageProcessor`]): pixels.
+        tokenizer ([`CLIPTokenizer`]): text; bos, eos and pad are set, pad may equal eos (use `attention_mask`).
+    """
+
+    valid_processor_kwargs = TierProcessorKwargs
+
+    # Both names are spelt out: transformers finds the parts to save and load in this signature.
+    def __init__(self, image_processor: TierImageProcessor | None = None, tokenizer=None):
+        super().__init__(image_processor, tokenizer)
+
+
+TierProcessor.register_for_auto_class("AutoProcessor")

@@ -1,0 +1,77 @@
+"""A CSV or Parquet file of one row per image, with any column names."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from ..records import make_records
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """
+    Raises:
+        `ValueError`: no such file, or not a readable CSV or Parquet table.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; check the path.")
+    try:
+        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, low_memory=False)
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: the file is not a readable {path.suffix[1:]} table; export it again.") from error
+
+
+def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str) -> tuple[pd.DataFrame, str]:
+    """The rows of one split, and its name; a table without the split column is one split, of whatever name."""
+    if column not in frame.columns:
+        return frame, split or "train"
+    if split is None:
+        raise ValueError(
+            f"{name}: which split? It has {', '.join(map(str, frame[column].dropna().unique()))}; name one."
+        )
+    rows = frame[frame[column].astype(str) == split]
+    if rows.empty and not frame.empty:
+        there = ", ".join(map(str, frame[column].dropna().unique()))
+        raise ValueError(f"{name}: there is no split {split!r}; it has {there}.")
+    return rows, split
+
+
+def read_table(
+    path: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> datasets.Dataset:
+    """
+    Read a CSV or Parquet table into the schema of [`records`].
+
+    Args:
+        path (`str` or `os.PathLike`): the table.
+        image_root (`str` or `os.PathLike`, *optional*): folder of the images; by default that of the table.
+        split (`str`, *optional*):
+            Rows to take, by the split column. A table without one is wholly that split.
+        columns (`Mapping[str, str]`, *optional*):
+            Schema name to the table's column, such as `{"image": "path", "impression": "report_text"}`. `image` and
+            `patient_id` are needed (each image its own patient: map both to the path). Other names are findings; where
+            none is named, every other column of -1, 0, 1 and blank is one. A table without a view is taken as frontal.
+
+    Returns:
+        `datasets.Dataset`: in the order of the table; no image is opened.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a missing file or split.
+    """
+    path, columns = Path(path), dict(columns or {})
+    frame = read_frame(path)
+    split_column = columns.pop("split", "split")
+    if split_column != "split" and split_column not in frame.columns:
+        raise ValueError(
+            f"{path}: column {split_column!r} (for 'split') is not there; it has {', '.join(frame.columns)}."
+        )
+    rows, split = select_split(frame, split, split_column, str(path))
+    rows = rows.drop(columns=[column for column in [split_column] if column in rows.columns])
+    return make_records(rows, columns, image_root if image_root is not None else path.parent, split, str(path))

@@ -1,0 +1,229 @@
+"""
+The record schema that every reader yields and every command accepts.
+
+| column | content |
+| --- | --- |
+| `image` | `datasets.Image(decode=False)`: path or bytes; decode with [`read_radiograph`] |
+| `image_id`, `patient_id`, `study_id` | text |
+| `view` | `AP`, `PA`, `LATERAL` or `OTHER` |
+| `findings`, `impression`, `report` | sections and whole text, `""` where there is none |
+| `split` | name of the split |
+| one float32 column per finding | 1 present, 0 absent, -1 uncertain, NaN not stated |
+| `boxes`, `sex`, `age` | optional; boxes in pixels of the stored image, age in years |
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from .radiograph import path_under
+
+FRONTAL_VIEWS = ("AP", "PA")
+VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")
+TEXT_COLUMNS = ("findings", "impression", "report")
+REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT_COLUMNS, "split")
+OPTIONAL_COLUMNS = ("boxes", "sex", "age")
+TEXT_SOURCES = ("impression", "findings", "both")
+FINDING_VALUES = (-1.0, 0.0, 1.0)  # or NaN
+
+BOXES = [{name: datasets.Value("string" if name == "finding" else "float32") for name in ("finding", *"xywh")}]
+VIEW_NAMES = {"FRONTAL": "PA", "LL": "LATERAL", "RL": "LATERAL", "L": "LATERAL", "LAT": "LATERAL"}
+
+
+def finding_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
+    """Names of the finding columns: the floating-point columns that are not part of the schema, in their order."""
+    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    return [
+        name
+        for name, feature in dataset.features.items()
+        if name not in known and getattr(feature, "dtype", "").startswith("float")
+    ]
+
+
+def select_text(record: Mapping, source: str = "impression") -> str:
+    """
+    The text of one record that the model is given, whitespace collapsed; `""` where there is none.
+
+    Args:
+        record (`Mapping`): a record of the schema.
+        source (`str`, *optional*, defaults to `"impression"`):
+            `"impression"`, `"findings"`, or `"both"`: the impression, and the findings where it is empty.
+
+    Raises:
+        `ValueError`: an unknown source.
+    """
+    if source not in TEXT_SOURCES:
+        raise ValueError(f"text source {source!r} is not known; choose one of {', '.join(TEXT_SOURCES)}.")
+    columns = ("impression", "findings") if source == "both" else (source,)
+    texts = (" ".join((record[column] or "").split()) for column in columns)
+    return next((text for text in texts if text), "")
+
+
+def check_columns(dataset: datasets.Dataset, columns: Iterable[str] = REQUIRED_COLUMNS) -> None:
+    """
+    Raises:
+        `ValueError`: a column is missing.
+    """
+    missing = [column for column in columns if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"column {', '.join(map(repr, missing))} is not in the data; it has {', '.join(dataset.column_names)}."
+        )
+
+
+def check_disjoint_patients(**splits: datasets.Dataset) -> None:
+    """
+    Check that no patient is in two of the named data sets, as in `check_disjoint_patients(train=..., validation=...)`.
+
+    Raises:
+        `ValueError`: with the number of patients that two splits share.
+    """
+    patients = {name: set(dataset["patient_id"]) for name, dataset in splits.items()}
+    names = list(patients)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            shared = len(patients[first] & patients[second])
+            if shared:
+                raise ValueError(
+                    f"{shared} patient{'s are' if shared > 1 else ' is'} in both {first!r} and {second!r}; split by "
+                    f"patient (the shared ones are set(a['patient_id']) & set(b['patient_id']))."
+                )
+
+
+def normalize_view(value) -> str:
+    """
+    A view in the words of the schema. `FRONTAL` without more becomes `PA`, the usual projection, so that a filter on
+    frontal views keeps it; blanks and anything unknown become `OTHER`.
+    """
+    name = str(value).strip().upper() if not pd.isna(value) else ""
+    first = name.split(" ")[0]
+    if name in VIEWS or name in VIEW_NAMES:
+        return VIEW_NAMES.get(name, name)
+    return VIEW_NAMES.get(first, first) if first in (*FRONTAL_VIEWS, "LATERAL") else "OTHER"
+
+
+def make_records(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    image_root: str | os.PathLike,
+    split: str,
+    name: str,
+) -> datasets.Dataset:
+    """
+    Bring a table of one row per image into the schema. No image is opened.
+
+    Args:
+        frame (`pd.DataFrame`): the table, with only the rows of this split.
+        columns (`Mapping[str, str]`):
+            Schema name to column of the table. A name outside the schema is a finding; where none is given, the
+            findings are the other columns whose values are all -1, 0, 1 or blank.
+        image_root (`str` or `os.PathLike`): folder that image paths are relative to and must not leave.
+        split (`str`): value of the `split` column.
+        name (`str`): what the table is called in errors.
+
+    Returns:
+        `datasets.Dataset`: in the order of the table.
+
+    Raises:
+        `ValueError`: an empty table, a column that is not there, images that are not there or outside `image_root`,
+        a blank patient, or a finding with other values.
+    """
+    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+    columns = {**{column: column for column in known if column in frame.columns}, **columns}
+    for schema_name, column in columns.items():
+        if column not in frame.columns:
+            raise ValueError(
+                f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(frame.columns)}."
+            )
+    for schema_name in ("image", "patient_id"):
+        if schema_name not in columns:
+            raise ValueError(
+                f"{name}: no column is named for {schema_name!r}; name one in columns={{{schema_name!r}: ...}}; "
+                f"there are {', '.join(frame.columns)}."
+            )
+    if frame.empty:
+        raise ValueError(f"{name}: the split {split!r} is empty; check the file and the split.")
+
+    findings = {key: column for key, column in columns.items() if key not in known}
+    if not findings:
+        used = set(columns.values())
+        findings = {column: column for column in frame.columns if column not in used and is_finding(frame[column])}
+    for finding, column in findings.items():
+        values = pd.to_numeric(frame[column], errors="coerce")
+        bad = frame[column][~(values.isin(FINDING_VALUES) | frame[column].isna())]
+        if len(bad):
+            raise ValueError(
+                f"{name}: finding {finding!r} has {len(bad)} values such as {bad.iloc[0]!r}; use 1 present, 0 absent, "
+                "-1 uncertain, blank not stated."
+            )
+
+    paths = frame[columns["image"]]
+    if paths.isna().any() or frame[columns["patient_id"]].isna().any():
+        raise ValueError(f"{name}: some rows have no image or no patient; fill them in or remove them.")
+    paths = [str(path) for path in paths]
+    resolved = [path_under(image_root, path) for path in paths]
+    missing = [path for path, file in zip(paths, resolved, strict=True) if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} of {len(paths)} images are not there, the first is {Path(missing[0]).name}; "
+            "check the image folder."
+        )
+
+    def text(schema_name: str, default) -> list[str]:
+        if schema_name not in columns:
+            return list(default)
+        return ["" if pd.isna(value) else str(value) for value in frame[columns[schema_name]]]
+
+    blank = [""] * len(frame)
+    image_ids = text("image_id", [Path(path).stem for path in paths])
+    findings_text, impressions = text("findings", blank), text("impression", blank)
+    joined = [" ".join(filter(None, pair)) for pair in zip(findings_text, impressions, strict=True)]
+    views = frame[columns["view"]] if "view" in columns else ["FRONTAL"] * len(frame)
+    data = {
+        "image": [{"path": str(path), "bytes": None} for path in resolved],
+        "image_id": image_ids,
+        "patient_id": text("patient_id", blank),
+        "study_id": text("study_id", image_ids),
+        "view": [normalize_view(value) for value in views],
+        "findings": findings_text,
+        "impression": impressions,
+        "report": text("report", joined),
+        "split": [split] * len(frame),
+    }
+    features = {column: datasets.Value("string") for column in data} | {"image": datasets.Image(decode=False)}
+    for finding, column in findings.items():
+        data[finding] = pd.to_numeric(frame[column]).to_numpy(dtype=np.float32)
+        features[finding] = datasets.Value("float32")
+    if "boxes" in columns:
+        data["boxes"] = [read_boxes(value, name) for value in frame[columns["boxes"]]]
+        features["boxes"] = BOXES
+    if "sex" in columns:
+        data["sex"] = text("sex", blank)
+        features["sex"] = datasets.Value("string")
+    if "age" in columns:
+        data["age"] = pd.to_numeric(frame[columns["age"]], errors="coerce").to_numpy(dtype=np.float32)
+        features["age"] = datasets.Value("float32")
+    return datasets.Dataset.from_dict(data, features=datasets.Features(features))
+
+
+def is_finding(values: pd.Series) -> bool:
+    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+        return False
+    return bool(values.notna().any() and values.dropna().isin(FINDING_VALUES).all())
+
+
+def read_boxes(value, name: str) -> list[dict]:
+    """Boxes of one image, from JSON such as `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`."""
+    if not isinstance(value, str) or not value.strip():
+        return []
+    try:
+        return [dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"]) for box in json.loads(value)]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
+        ) from None
