@@ -264,7 +264,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         if do_normalize:
             levels = self.normalize(levels, image_mean, image_std)
         levels = levels.reshape(3, 256).astype(np.float32)
-        pixel_values = [levels[:, image] for image in images]  # each (3, height, width)
+        pixel_values = [np.take(levels, image, axis=1) for image in images]  # each (3, height, width)
         if do_resize and canvas != size.height:
             batch = torch.from_numpy(np.stack(pixel_values))
             batch = F.interpolate(batch, size=(size.height, size.width), mode="bicubic", align_corners=False)
