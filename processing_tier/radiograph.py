@@ -70,8 +70,8 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
     Raises:
         `ValueError`: it does not lie under `root`.
     """
-    root = Path(root).resolve()
-    resolved = (root / path).resolve()
+    root = os.path.realpath(root)
+    resolved = Path(os.path.realpath(os.path.join(root, path)))
     if not resolved.is_relative_to(root):
         raise ValueError(
             f"{Path(path).name}: the path leaves the image folder; name the folder that holds the images."

@@ -30,6 +30,7 @@ REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT
 OPTIONAL_COLUMNS = ("boxes", "sex", "age")
 TEXT_SOURCES = ("impression", "findings", "both")
 FINDING_VALUES = (-1.0, 0.0, 1.0)  # or NaN
+TRUTH = {"true": 1, "false": 0}
 
 BOXES = [{name: datasets.Value("string" if name == "finding" else "float32") for name in ("finding", *"xywh")}]
 VIEW_NAMES = {"FRONTAL": "PA", "LL": "LATERAL", "RL": "LATERAL", "L": "LATERAL", "LAT": "LATERAL"}
@@ -154,17 +155,20 @@ def make_records(
         used = set(columns.values())
         findings = {column: column for column in frame.columns if column not in used and is_finding(frame[column])}
     for finding, column in findings.items():
-        values = pd.to_numeric(frame[column], errors="coerce")
-        bad = frame[column][~(values.isin(FINDING_VALUES) | frame[column].isna())]
-        if len(bad):
+        bad = frame[column].notna() & ~to_numbers(frame[column]).isin(FINDING_VALUES)
+        if bad.any():
             raise ValueError(
-                f"{name}: finding {finding!r} has {len(bad)} values such as {bad.iloc[0]!r}; use 1 present, 0 absent, "
-                "-1 uncertain, blank not stated."
+                f"{name}: finding {finding!r} has {bad.sum()} values other than 1 (present), 0 (absent), "
+                "-1 (uncertain) and blank (not stated); map or drop the column."
             )
 
     paths = frame[columns["image"]]
-    if paths.isna().any() or frame[columns["patient_id"]].isna().any():
-        raise ValueError(f"{name}: some rows have no image or no patient; fill them in or remove them.")
+    for schema_name in ("image", "patient_id"):
+        blanks = frame[columns[schema_name]].isna().sum()
+        if blanks:
+            raise ValueError(
+                f"{name}: {blanks} rows have no {columns[schema_name]!r} (for {schema_name!r}); fill or remove them."
+            )
     paths = [str(path) for path in paths]
     resolved = [path_under(image_root, path) for path in paths]
     missing = [path for path, file in zip(paths, resolved, strict=True) if not file.is_file()]
@@ -197,7 +201,7 @@ def make_records(
     }
     features = {column: datasets.Value("string") for column in data} | {"image": datasets.Image(decode=False)}
     for finding, column in findings.items():
-        data[finding] = pd.to_numeric(frame[column]).to_numpy(dtype=np.float32)
+        data[finding] = to_numbers(frame[column]).to_numpy(dtype=np.float32)
         features[finding] = datasets.Value("float32")
     if "boxes" in columns:
         data["boxes"] = [read_boxes(value, name) for value in frame[columns["boxes"]]]
@@ -206,15 +210,22 @@ def make_records(
         data["sex"] = text("sex", blank)
         features["sex"] = datasets.Value("string")
     if "age" in columns:
-        data["age"] = pd.to_numeric(frame[columns["age"]], errors="coerce").to_numpy(dtype=np.float32)
+        data["age"] = to_numbers(frame[columns["age"]]).to_numpy(dtype=np.float32)
         features["age"] = datasets.Value("float32")
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
 
 
+def to_numbers(values: pd.Series) -> pd.Series:
+    """A column as numbers, true and false as 1 and 0; NaN where it is blank or anything else."""
+    if pd.api.types.is_bool_dtype(values):
+        return values.astype(float)
+    if not pd.api.types.is_numeric_dtype(values):
+        values = values.map(lambda value: TRUTH.get(str(value).strip().lower(), value))
+    return pd.to_numeric(values, errors="coerce")
+
+
 def is_finding(values: pd.Series) -> bool:
-    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
-        return False
-    return bool(values.notna().any() and values.dropna().isin(FINDING_VALUES).all())
+    return bool(values.notna().any() and to_numbers(values).isin(FINDING_VALUES)[values.notna()].all())
 
 
 def read_boxes(value, name: str) -> list[dict]:

@@ -53,7 +53,10 @@ def read_imagefolder(
     columns = {**{key: column for key, column in defaults.items() if column in frame.columns}, **columns}
     view_columns = [column for column in VIEW_COLUMNS if column in frame.columns]
     if "view" not in columns and view_columns:
-        views = frame[view_columns].map(normalize_view).where(lambda view: view != "OTHER")
-        frame["view"] = views.bfill(axis=1).iloc[:, 0]
+        views = frame[view_columns].map(normalize_view)
+        best = views[view_columns[-1]]
+        for column in reversed(view_columns):
+            best = views[column].where(views[column] != "OTHER", best)
+        frame["view"] = best
     frame = frame.drop(columns="split", errors="ignore")
     return make_records(frame, columns, metadata.parent, split, str(metadata))

@@ -18,7 +18,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; check the path.")
     try:
-        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, low_memory=False)
+        # All text: "00061" stays a patient and does not become the number 61
+        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype=str)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
     except (ValueError, OSError) as error:
