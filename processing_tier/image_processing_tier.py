@@ -51,8 +51,8 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     """
     Grey levels of any number type as 0..255.
 
-    Whole numbers within 0..255 and fractions within 0..1 (times 255) keep their values. Everything else (12- and
-    16-bit files, floats of any range) is windowed between the 0.5th and 99.5th percentile of the image itself: the
+    Fractions within 0..1 (times 255) and numbers within 0..255 keep their values. Everything else (12- and 16-bit
+    files, floats of any other range) is windowed between the 0.5th and 99.5th percentile of the image itself: the
     number of bits in use is seldom recorded, and a burnt-in marker must not set the scale.
 
     Raises:
@@ -69,8 +69,8 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     lowest, highest = array.min(), array.max()
     if array.dtype.kind == "f" and lowest >= 0 and highest <= 1:
         return window_to_uint8(array, 0, 1)
-    if array.dtype.kind in "iu" and lowest >= 0 and highest <= 255:
-        return array.astype(np.uint8)
+    if lowest >= 0 and highest <= 255:
+        return np.rint(array).astype(np.uint8)
     return window_to_uint8(array, *np.percentile(array, WINDOW_PERCENTILES))
 
 
@@ -222,13 +222,13 @@ class TierImageProcessor(CLIPImageProcessorPil):
             with Image.open(image_url_or_urls) as image:  # not super's loader: its RGB conversion clips 16-bit files
                 image.load()
                 return image
+        if getattr(image_url_or_urls, "ndim", None) == 2:
+            return image_url_or_urls[None]  # (1, height, width): super knows no picture without channels
         return super().fetch_images(image_url_or_urls)
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image:
         if isinstance(image, Image.Image):
             return to_grey(image)
-        if image.ndim == 2:
-            return to_grey(np.asarray(image))
         image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
         return to_grey(np.moveaxis(image, 0, -1))  # (height, width, channels)
 

@@ -1,0 +1,311 @@
+import json
+import logging
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, CLIPImageProcessorPil
+
+from processing_tier import TierImageProcessor
+from processing_tier.image_processing_tier import place, to_uint8, window_to_uint8
+
+CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
+
+
+def pixels(processor: TierImageProcessor, images, **kwargs) -> torch.Tensor:
+    return processor(images, return_tensors="pt", **kwargs)["pixel_values"]
+
+
+@pytest.mark.parametrize("geometry", ["pad", "crop", "squash"])
+@pytest.mark.parametrize("shape", [(256, 256), (200, 300), (301, 117), (64, 64)])
+def test_float_output_is_the_normalised_uint8_output(geometry, shape):
+    processor = TierImageProcessor(geometry=geometry, size=96)
+    images = [make_image(*shape), make_image(*shape[::-1], seed=1)]
+    grey, normalised = pixels(processor, images, output_dtype="uint8"), pixels(processor, images)
+    assert grey.shape == (2, 1, 96, 96) and grey.dtype == torch.uint8
+    assert normalised.shape == (2, 3, 96, 96) and normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised, (grey.float() / 255 - CLIP_MEAN) / CLIP_STD, rtol=0, atol=1e-6)
+
+
+def test_every_geometry_keeps_a_square_of_the_right_size():
+    image = make_image(80, 80)
+    for geometry in ("pad", "crop", "squash"):
+        grey = pixels(TierImageProcessor(geometry=geometry, size=80), image, output_dtype="uint8")
+        np.testing.assert_array_equal(grey[0, 0].numpy(), np.asarray(image))
+
+
+def test_pad_centres_on_black():
+    grey = pixels(TierImageProcessor(size=100), Image.new("L", (400, 200), 255), output_dtype="uint8")[0, 0]
+    assert (grey[25:75] == 255).all() and (grey[:25] == 0).all() and (grey[75:] == 0).all()
+
+
+def test_crop_cuts_the_centre():
+    image = np.zeros((50, 150), dtype=np.uint8)
+    image[:, 50:100] = make_image(50, 50)
+    grey = pixels(TierImageProcessor(size=50, geometry="crop"), image, output_dtype="uint8")[0, 0]
+    np.testing.assert_array_equal(grey.numpy(), image[:, 50:100])
+
+
+def test_squash_is_one_resize():
+    image = make_image(150, 60)
+    grey = pixels(TierImageProcessor(size=50, geometry="squash"), image, output_dtype="uint8")[0, 0]
+    np.testing.assert_array_equal(grey.numpy(), np.asarray(image.resize((50, 50), Image.Resampling.BICUBIC)))
+
+
+def test_crop_equals_stock_clip():
+    """With CLIP's geometry and constants the pixels are CLIP's, to the rounding of the crop offset."""
+    clip, tier = CLIPImageProcessorPil(), TierImageProcessor(geometry="crop")
+    for width, height in [(256, 256), (224, 224), (300, 260), (500, 400)]:
+        image = make_image(width, height)
+        torch.testing.assert_close(pixels(tier, image), pixels(clip, image), rtol=0, atol=1e-6)
+
+
+def test_chexzero_preset_against_its_own_steps():
+    """CheXzero data_process.py:31-64 and zero_shot.py:377-385, written out."""
+    for width, height in [(2022, 2544), (400, 300), (320, 320), (97, 201)]:
+        image = make_image(width, height)
+        ratio = 320.0 / max(width, height)
+        small = image.resize((int(width * ratio), int(height * ratio)), Image.Resampling.LANCZOS)
+        canvas = Image.new("L", (320, 320))
+        canvas.paste(small, ((320 - small.width) // 2, (320 - small.height) // 2))
+        expected = torch.from_numpy(np.asarray(canvas).astype(np.float32)).expand(1, 3, 320, 320)
+        expected = (expected - 101.48761) / 83.43944
+        expected = F.interpolate(expected, size=(224, 224), mode="bicubic", align_corners=False, antialias=False)
+        result = pixels(TierImageProcessor.chexzero(), image)
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
+        assert (result[:, 0] == result[:, 2]).all()
+
+
+def test_tier_preset_against_its_own_steps():
+    """TIER Modeling/MedCLIP_Datasets.py:46-52: Resize(256), CenterCrop(224), ImageNet normalisation, on RGB."""
+    mean = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+    std = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+    for width, height in [(2022, 2544), (400, 300), (256, 259), (259, 256), (130, 97)]:
+        image = make_image(width, height).convert("RGB")
+        short, long = min(width, height), max(width, height)
+        size = (256, int(256 * long / short)) if width <= height else (int(256 * long / short), 256)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        top, left = int(round((size[1] - 224) / 2.0)), int(round((size[0] - 224) / 2.0))
+        image = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32) / 255
+        expected = torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None]
+        torch.testing.assert_close(
+            pixels(TierImageProcessor.tier(), make_image(width, height)), expected, rtol=0, atol=2e-6
+        )
+
+
+def test_presets_take_other_options():
+    processor = TierImageProcessor.tier(size=112, resize_edge=128)
+    assert (processor.size.height, processor.resize_edge, processor.geometry) == (112, 128, "crop")
+    assert pixels(processor, make_image(200, 200), output_dtype="uint8").shape == (1, 1, 112, 112)
+
+
+def test_inputs_of_every_kind_give_the_same_pixels(tmp_path):
+    processor = TierImageProcessor(size=40)
+    image = make_image(60, 50)
+    array = np.asarray(image)
+    image.save(tmp_path / "x.png")
+    expected = pixels(processor, image)
+    alike = [
+        image.convert("RGB"),
+        image.convert("RGBA"),
+        array,
+        array[None],
+        np.stack([array] * 3),
+        np.stack([array] * 3, axis=-1),
+        array.astype(np.float32),
+        array / 255,
+        torch.from_numpy(array.copy()),
+        torch.from_numpy(array.copy())[None],
+        Image.fromarray(array.astype(np.uint16)),
+        str(tmp_path / "x.png"),
+    ]
+    for other in alike:
+        torch.testing.assert_close(pixels(processor, other), expected, rtol=0, atol=0)
+        torch.testing.assert_close(pixels(processor, [other, other]), expected.expand(2, -1, -1, -1), rtol=0, atol=0)
+    batch = torch.from_numpy(array.copy())[None, None].expand(3, 1, -1, -1)
+    torch.testing.assert_close(pixels(processor, batch), expected.expand(3, -1, -1, -1), rtol=0, atol=0)
+
+
+def test_a_sixteen_bit_file_is_not_clipped(tmp_path):
+    array = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    grey = pixels(TierImageProcessor(size=64), str(tmp_path / "x.png"), output_dtype="uint8")[0, 0]
+    np.testing.assert_array_equal(grey.numpy(), to_uint8(array))
+    assert grey[0].float().mean() < 5 and grey[-1].float().mean() > 250 and 120 < grey[31].float().mean() < 135
+
+
+def test_windows():
+    array = np.array([0, 10, 15, 20, 99])
+    np.testing.assert_array_equal(window_to_uint8(array, 10, 20), [0, 0, 128, 255, 255])
+    np.testing.assert_array_equal(window_to_uint8(array, 10, 10), [0] * 5)
+    np.testing.assert_array_equal(to_uint8(np.array([0, 0.5, 1])), [0, 128, 255])
+    np.testing.assert_array_equal(to_uint8(np.array([0.0, 1.4, 254.6])), [0, 1, 255])
+    np.testing.assert_array_equal(to_uint8(np.array([True, False])), [255, 0])
+    assert to_uint8(np.array([-5, 5])).tolist() == [0, 255]
+
+
+def test_rescale_and_normalise_can_be_left_out():
+    image = make_image(32, 32)
+    processor = TierImageProcessor(size=32)
+    grey = np.asarray(image)
+    raw = pixels(processor, image, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(raw[0, 1].numpy(), grey.astype(np.float32))
+    scaled = pixels(processor, image, do_normalize=False)
+    np.testing.assert_allclose(scaled[0, 1].numpy(), grey / np.float32(255), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"geometry": "crop", "size": {"height": 48, "width": 48}, "output_dtype": "uint8"},
+        {"geometry": "squash", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]},
+        {"preset": "chexzero"},
+        {"preset": "tier"},
+    ],
+)
+def test_save_and_load(options, tmp_path):
+    options = dict(options)
+    preset = options.pop("preset", None)
+    processor = getattr(TierImageProcessor, preset)() if preset else TierImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is TierImageProcessor
+    image = make_image(100, 80)
+    torch.testing.assert_close(pixels(loaded, image), pixels(processor, image), rtol=0, atol=0)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_tier.TierImageProcessor"}
+    assert saved["size"] == dict(processor.size) and "crop_size" not in saved
+    assert (tmp_path / "image_processing_tier.py").exists()
+
+
+def test_options_given_at_loading_win(tmp_path, caplog):
+    TierImageProcessor().save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        loaded = TierImageProcessor.from_pretrained(tmp_path, geometry="crop", output_dtype="uint8", size=32)
+    assert (loaded.geometry, loaded.output_dtype, loaded.size.height) == ("crop", "uint8", 32)
+    assert not caplog.records  # declared in valid_kwargs, so there is no word of backward compatibility
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"geometry": "stretch"}, "geometry='stretch' is not known; choose one of pad, crop, squash."),
+        ({"output_dtype": "int8"}, "output_dtype='int8' is not known; choose one of float32, uint8."),
+        (
+            {"size": {"height": 10, "width": 20}},
+            "size={'height': 10, 'width': 20} is not a square; give {'height': S, 'width': S} with the model's "
+            "image_size.",
+        ),
+        (
+            {"size": {"shortest_edge": 224}},
+            "size={'shortest_edge': 224} is not a square; give {'height': S, 'width': S} with the model's image_size.",
+        ),
+        (
+            {"do_center_crop": True, "crop_size": 224},
+            "do_center_crop=True has no effect here; use geometry='crop' or 'pad' instead.",
+        ),
+        (
+            {"geometry": "squash", "resize_edge": 256},
+            "resize_edge=256 has no effect with geometry='squash'; leave it out.",
+        ),
+        ({"geometry": "crop", "resize_edge": 200}, "resize_edge=200 is too small; use at least size=224."),
+        (
+            {"resize_edge": 320, "output_dtype": "uint8"},
+            "output_dtype='uint8' cannot hold the pixels of a padded resize_edge, which are resampled after "
+            "normalisation; use output_dtype='float32'.",
+        ),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError) as error:
+        TierImageProcessor(**options)
+    assert str(error.value) == message
+    with pytest.raises(ValueError) as error:
+        TierImageProcessor()(make_image(8, 8), **options)
+    assert str(error.value) == message
+
+
+def test_a_misspelt_option_is_noticed(caplog):
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        TierImageProcessor(geometri="crop")
+    assert [record.getMessage() for record in caplog.records] == [
+        "TierImageProcessor has no option geometri; it has no effect."
+    ]
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (100, 40), (33, 70), (640, 480)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        TierImageProcessor(size=64),
+        TierImageProcessor(size=64, geometry="crop"),
+        TierImageProcessor(size=64, geometry="squash"),
+        TierImageProcessor.chexzero(size=64),
+        TierImageProcessor.tier(size=64, resize_edge=72),
+    ],
+    ids=["pad", "crop", "squash", "chexzero", "tier"],
+)
+def test_similarity_map_returns_to_original_pixels(shape, processor):
+    """A picture that is a ramp, read back from its own pixels as if they were the map, is the ramp again."""
+    width, height = shape
+    ramp = np.add.outer(np.linspace(0, 155, height), np.linspace(0, 100, width))
+    image = Image.fromarray(np.rint(ramp).astype(np.uint8))
+    maps = pixels(processor, image, do_normalize=False)[:, :1] * 255  # (1, 1, 64, 64), one "patch" per pixel
+    (result,) = processor.post_process_similarity_map(maps, [(height, width)])
+    assert result.shape == (1, height, width)
+    seen = ~result.isnan()[0].numpy()
+    if processor.geometry == "crop":
+        assert seen[height // 2, width // 2]
+    else:
+        assert seen.all()
+    inner = np.zeros_like(seen)
+    inner[height // 4 : -height // 4, width // 4 : -width // 4] = True
+    difference = np.abs(result[0].numpy() - ramp)[seen & inner]
+    assert difference.size and difference.max() < 2.5
+
+
+def test_similarity_map_of_patches():
+    """2x2 patches over a padded wide picture: the rows of padding are gone, left is left."""
+    maps = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])  # (1, 1, rows, columns)
+    (result,) = TierImageProcessor(size=8).post_process_similarity_map(maps, [(4, 8)])
+    expected = torch.tensor([0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]).expand(1, 4, 8)
+    torch.testing.assert_close(result, expected)
+    (flat,) = TierImageProcessor(size=8).post_process_similarity_map(maps[:, 0], torch.tensor([[4, 8]]))
+    torch.testing.assert_close(flat, expected[0])
+    with pytest.raises(ValueError, match=r"^1 maps but 2 original_sizes; give one \(height, width\) each.$"):
+        TierImageProcessor().post_process_similarity_map(maps, [(4, 8), (4, 8)])
+
+
+def test_similarity_map_marks_what_crop_cut_away():
+    maps = torch.ones(1, 3, 2, 2)
+    (result,) = TierImageProcessor(size=8, geometry="crop").post_process_similarity_map(maps, [(4, 8)])
+    assert result.shape == (3, 4, 8)
+    assert result[:, :, 2:6].eq(1).all() and result[:, :, :2].isnan().all() and result[:, :, 6:].isnan().all()
+
+
+def test_place():
+    assert place(200, 400, "pad", 100, 100) == (50, 100, 25, 0)
+    assert place(200, 400, "crop", 100, 100) == (100, 200, 0, -50)
+    assert place(200, 400, "squash", 100, 100) == (100, 100, 0, 0)
+    assert place(1, 5000, "pad", 100, 100) == (1, 100, 49, 0)  # never an empty picture
+
+
+@pytest.mark.slow
+def test_speed_in_a_collator():
+    """Under 1 ms per 256 px image on a quiet machine; the bound leaves room for a busy one."""
+    images = [make_image(256, 256, seed) for seed in range(64)]
+    processor = TierImageProcessor(output_dtype="uint8")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        pixels(processor, images)
+        times.append(time.perf_counter() - start)
+    assert min(times) / 64 < 3e-3

@@ -1,0 +1,257 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+import processing_tier.radiograph as radiograph
+from processing_tier.radiograph import path_under, read_radiograph
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+UNREADABLE = (
+    "x.png: the image cannot be decoded (damaged, cut short, or not PNG, JPEG, TIFF or DICOM); "
+    "replace the file or leave it out."
+)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def make_dicom(array: np.ndarray, bits: int = 12, **elements) -> bytes:
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["tier"])
+    dataset.PatientName = "DOE^JANE"
+    dataset.Rows, dataset.Columns = array.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    dataset.PixelData = array.astype("<u2").tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "PA", "I", "I;16", "F", "CMYK"])
+def test_every_mode_keeps_grey_levels(mode):
+    image = Image.fromarray(RAMP)
+    if mode == "I;16":
+        image = Image.fromarray(RAMP.astype(np.uint16))
+    elif mode != "L":
+        image = image.convert("L" if mode == "PA" else mode) if mode != "PA" else image.convert("P").convert("PA")
+    assert image.mode == mode
+    read = read_radiograph(image)
+    assert read.mode == "L"
+    np.testing.assert_array_equal(np.asarray(read), RAMP)
+
+
+def test_one_bit_becomes_black_and_white():
+    image = Image.fromarray(RAMP > 100)
+    assert image.mode == "1"
+    np.testing.assert_array_equal(np.asarray(read_radiograph(image)), np.where(RAMP > 100, 255, 0))
+
+
+def test_colour_is_luma_and_transparency_is_black():
+    assert np.asarray(read_radiograph(Image.new("RGB", (1, 1), (255, 0, 0)))).item() == 76  # 0.299 * 255
+    assert np.asarray(read_radiograph(Image.new("RGBA", (1, 1), (200, 200, 200, 0)))).item() == 0
+    assert np.asarray(read_radiograph(Image.new("RGBA", (1, 1), (200, 200, 200, 255)))).item() == 200
+
+
+def test_sixteen_bit_png_is_windowed_between_its_percentiles():
+    array = (np.arange(10000, dtype=np.uint16) * 4).reshape(100, 100)  # 0 .. 39996
+    data = encode(Image.fromarray(array))
+    assert Image.open(io.BytesIO(data)).mode == "I;16"
+    low, high = 4 * 0.005 * 9999, 4 * 0.995 * 9999
+    expected = np.rint((array - low) / (high - low) * 255).clip(0, 255)
+    difference = np.abs(np.asarray(read_radiograph(data)).astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # float32 rounding at .5
+
+
+def test_a_burnt_in_marker_does_not_set_the_scale():
+    array = np.tile(np.linspace(1000, 3000, 100), (100, 1)).astype(np.uint16)
+    clean = np.asarray(read_radiograph(array)).astype(int)
+    array[:4, :5] = 65535  # 0.2 % of the picture
+    marked = np.asarray(read_radiograph(array)).astype(int)
+    assert np.abs(clean - marked)[4:].max() <= 2
+
+
+def test_arrays():
+    np.testing.assert_array_equal(np.asarray(read_radiograph(RAMP)), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph(RAMP[..., None])), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph(np.stack([RAMP] * 3, axis=-1))), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph(RAMP.astype(np.int64))), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph(RAMP.astype(np.float64) / 255)), RAMP)
+    assert np.asarray(read_radiograph(np.full((4, 4), 1234, dtype=np.uint16))).max() == 0  # nothing to see
+    with pytest.raises(ValueError, match="^an image holds NaN or infinite pixels; replace them with numbers.$"):
+        read_radiograph(np.full((4, 4), np.nan))
+
+
+def test_sources_agree(tmp_path):
+    data = encode(Image.fromarray(RAMP))
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    sources = [data, path, str(path), {"bytes": data, "path": None}, {"bytes": None, "path": str(path)}]
+    for source in sources:
+        np.testing.assert_array_equal(np.asarray(read_radiograph(source)), RAMP)
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(np.asarray(read_radiograph(file)), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph("x.png", root=tmp_path)), RAMP)
+    np.testing.assert_array_equal(np.asarray(read_radiograph({"bytes": None, "path": "x.png"}, root=tmp_path)), RAMP)
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn clockwise
+    data = encode(Image.fromarray(RAMP[:8]), "JPEG", quality=100, exif=exif)
+    upright = np.asarray(read_radiograph(data)).astype(int)
+    assert upright.shape == (16, 8)
+    assert np.abs(upright - np.rot90(RAMP[:8], -1)).max() <= 2
+
+
+def test_unreadable_files(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    data = encode(Image.fromarray(noise))
+    path = tmp_path / "x.png"
+    for broken in (data[:2000], b"", b"not an image", data[:40] + b"\0" * 500):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError) as error:
+            read_radiograph(path)
+        assert str(error.value) == UNREADABLE
+    jpeg = encode(Image.fromarray(noise), "JPEG")
+    with pytest.raises(ValueError, match="^an image in memory: the image cannot be decoded"):
+        read_radiograph(jpeg[: len(jpeg) // 2])
+    with pytest.raises(ValueError, match="^y.png: there is no such image file; check the path and the image folder.$"):
+        read_radiograph(tmp_path / "y.png")
+    with pytest.raises(ValueError, match="^an image record has neither bytes nor a path; give one of the two.$"):
+        read_radiograph({"bytes": None, "path": None})
+
+
+def test_no_format_that_calls_another_program():
+    eps = encode(Image.fromarray(RAMP).convert("RGB"), "EPS")
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        read_radiograph(eps)
+
+
+def test_bounds(monkeypatch, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(encode(Image.fromarray(RAMP)))
+    monkeypatch.setattr(radiograph, "MAX_PIXELS", 255)
+    with pytest.raises(ValueError, match="^x.png: 16x16 pixels are more than 255; export it at a smaller size.$"):
+        read_radiograph(path)
+    monkeypatch.setattr(radiograph, "MAX_FILE_BYTES", 20)
+    with pytest.raises(ValueError, match="^x.png: the file is larger than 0 MiB; export it as a smaller PNG.$"):
+        read_radiograph(path)
+
+
+def test_paths_stay_under_their_root(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside.png"
+    root.mkdir()
+    outside.write_bytes(encode(Image.fromarray(RAMP)))
+    (root / "link.png").symlink_to(outside)
+    (root / "folder").symlink_to(tmp_path)
+    (root / "inside.png").write_bytes(outside.read_bytes())
+    (root / "inner.png").symlink_to(root / "inside.png")
+    for leaving in ("../outside.png", str(outside), "link.png", "folder/outside.png", "a/../../outside.png"):
+        with pytest.raises(ValueError) as error:
+            read_radiograph(leaving, root=root)
+        name = leaving.split("/")[-1]
+        assert str(error.value) == (
+            f"{name}: the path leaves the image folder; name the folder that holds the images."
+        )
+    assert path_under(root, "inner.png") == (root / "inside.png").resolve()
+    assert path_under(root, root / "inside.png") == (root / "inside.png").resolve()
+    assert read_radiograph("inner.png", root=root).size == (16, 16)
+
+
+def test_dicom_window():
+    array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
+    read = np.asarray(read_radiograph(make_dicom(array, WindowCenter=2048, WindowWidth=1024)))
+    expected = ((array - 2047.5) / 1023 + 0.5) * 255  # DICOM PS3.3 C.11.2.1.2.1
+    assert np.abs(read - expected.clip(0, 255)).max() <= 0.5 + 1e-3
+    first = read_radiograph(make_dicom(array, WindowCenter=[2048, 5], WindowWidth=[1024, 5]))
+    np.testing.assert_array_equal(np.asarray(first), read)
+
+
+def test_dicom_rescale_is_applied_before_the_window():
+    array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
+    plain = read_radiograph(make_dicom(array, WindowCenter=2048, WindowWidth=1024))
+    rescaled = make_dicom(array, RescaleSlope=1, RescaleIntercept=-1000, WindowCenter=1048, WindowWidth=1024)
+    np.testing.assert_array_equal(np.asarray(read_radiograph(rescaled)), np.asarray(plain))
+
+
+def test_dicom_without_window_uses_percentiles_and_monochrome1_is_inverted():
+    array = (np.arange(4096).reshape(64, 64) // 2 + 500).astype(np.uint16)
+    light = np.asarray(read_radiograph(make_dicom(array)))
+    np.testing.assert_array_equal(light, np.asarray(read_radiograph(array)))
+    inverted = np.asarray(read_radiograph(make_dicom(array, PhotometricInterpretation="MONOCHROME1")))
+    np.testing.assert_array_equal(inverted, 255 - light)
+
+
+def test_dicom_voi_lut():
+    array = (np.arange(256).reshape(16, 16)).astype(np.uint16)
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 16]
+    item.LUTData = (65535 - 257 * np.arange(256)).astype("<u2").tobytes()
+    read = read_radiograph(make_dicom(array, bits=8, VOILUTSequence=[item]))
+    np.testing.assert_array_equal(np.asarray(read), 255 - array)
+
+
+@pytest.mark.parametrize(
+    ("elements", "message"),
+    [
+        ({"NumberOfFrames": 2}, "a DICOM file of 2 frames is not a radiograph; export the frame you need."),
+        ({"PhotometricInterpretation": "RGB"}, "the DICOM image is not monochrome; export it as PNG."),
+        (
+            {"Rows": 60000, "Columns": 60000},
+            "60000x60000 pixels are more than 80,000,000; export it at a smaller size.",
+        ),
+        (
+            {"Rows": 500},  # more pixels than there is data for
+            "the DICOM pixels cannot be decoded; install the decoders with pip install 'tier-clip[dicom]', or export "
+            "the image as PNG.",
+        ),
+    ],
+)
+def test_dicom_refused(elements, message, tmp_path):
+    path = tmp_path / "x.dcm"
+    path.write_bytes(make_dicom(np.zeros((8, 8)), **elements))
+    with pytest.raises(ValueError) as error:
+        read_radiograph(path)
+    assert str(error.value) == f"x.dcm: {message}"
+
+
+def test_dicom_errors_and_warnings_hold_no_patient_data(recwarn):
+    data = make_dicom(np.zeros((8, 8)))
+    assert b"DOE^JANE" in data
+    for length in range(140, len(data), 7):
+        try:
+            read_radiograph(data[:length])
+        except ValueError as error:
+            assert "DOE" not in str(error) and error.__suppress_context__
+    assert not [warning for warning in recwarn if "DOE" in str(warning.message)]
+
+
+def test_real_dicom(shared_data):
+    chest = np.asarray(read_radiograph(shared_data / "dicom" / "RG1_J2KI.dcm")).astype(float)
+    assert chest.shape == (1955, 1841)
+    # Spine and abdomen are bright, both lungs darker, the air beside the neck darkest
+    spine, abdomen = chest[900:1100, 880:960].mean(), chest[1700:1900, 300:600].mean()
+    lungs = [chest[500:620, 500:700].mean(), chest[500:620, 1150:1350].mean()]
+    assert max(lungs) + 50 < min(spine, abdomen)
+    assert chest[120:200, 20:60].mean() < min(lungs)
+    leg = np.asarray(read_radiograph(shared_data / "dicom" / "RG3_J2KI.dcm")).astype(float)
+    assert leg.shape == (1760, 1760)
+    assert leg[600, 500:560].mean() < 40 < 120 < leg[600:700, 880:900].mean()  # air, tibia
+
+
+def test_real_jpeg_equals_the_stored_pixels(shared_data):
+    path = sorted((shared_data / "iu_cxr" / "validation").glob("*.jpg"))[0]
+    np.testing.assert_array_equal(np.asarray(read_radiograph(path)), np.asarray(Image.open(path).convert("L")))
