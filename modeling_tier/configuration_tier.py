@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig
+from transformers import CLIPConfig, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 ENTROPY_TOKENS = ("words", "attended", "all")
@@ -94,10 +94,10 @@ class TierCLIPConfig(CLIPConfig):
     pixel_std: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_STD)
 
     def __post_init__(self, **kwargs):
-        valid = {field.name for field in fields(self)}
+        options = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
         for key in kwargs:
             if key not in LIBRARY_KEYS and not key.startswith("_"):
-                nearest = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.0)[0]
+                nearest = difflib.get_close_matches(key, sorted(options), n=1, cutoff=0.0)[0]
                 raise ValueError(f"{type(self).__name__} has no option {key!r}; the nearest one is {nearest!r}.")
         kwargs.pop("model_type", None)  # a class attribute; as an instance attribute it could disagree
         self.pixel_mean, self.pixel_std = list(self.pixel_mean), list(self.pixel_std)  # as they come back from JSON

@@ -165,30 +165,37 @@ class TierCLIPModel(CLIPModel):
             return_dict=True,
             **kwargs,
         )
-        outputs = TierCLIPOutput(**outputs)
         if not return_loss:
-            return outputs
+            return TierCLIPOutput(**outputs)
 
-        outputs.contrastive_loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, self.logit_scale)
+        clip_loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, self.logit_scale)
         token_embeds = self.text_projection(outputs.text_model_output.last_hidden_state)  # (batch, tokens, dim)
         patch_embeds = self.project_patches(outputs.vision_model_output.last_hidden_state)  # (batch, patches, dim)
         with torch.autocast(token_embeds.device.type, enabled=False):
-            outputs.token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
-            outputs.patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
-            outputs.token_entropy, outputs.patch_entropy = token_and_patch_entropy(
-                token_patch_similarity(outputs.token_embeds, outputs.patch_embeds, self.config.entropy_temperature),
+            token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
+            patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+            token_entropy, patch_entropy = token_and_patch_entropy(
+                token_patch_similarity(token_embeds, patch_embeds, self.config.entropy_temperature),
                 counted_tokens(
                     input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
                 ),
                 normalize=self.config.entropy_normalization,
                 eps=REFERENCE_EPS if self.config.entropy_tokens == "all" else 0.0,
             )
-        outputs.loss = outputs.contrastive_loss
+        loss = clip_loss
         if self.config.token_entropy_weight:
-            outputs.loss = outputs.loss + self.config.token_entropy_weight * outputs.token_entropy
+            loss = loss + self.config.token_entropy_weight * token_entropy
         if self.config.patch_entropy_weight:
-            outputs.loss = outputs.loss + self.config.patch_entropy_weight * outputs.patch_entropy
-        return outputs
+            loss = loss + self.config.patch_entropy_weight * patch_entropy
+        return TierCLIPOutput(
+            loss=loss,
+            contrastive_loss=clip_loss,
+            token_entropy=token_entropy,
+            patch_entropy=patch_entropy,
+            token_embeds=token_embeds,
+            patch_embeds=patch_embeds,
+            **outputs,
+        )
 
     def get_similarity_map(
         self,

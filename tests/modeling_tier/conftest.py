@@ -1,0 +1,73 @@
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from modeling_tier import TierCLIPConfig, TierCLIPModel
+
+BOS, EOS = 97, 98  # EOS pads too, as in CLIP's own tokenizer
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 20,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": EOS,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_sizes() -> dict:
+    """Keyword arguments of a CLIP configuration whose model computes in milliseconds: 16 patches, 20 positions."""
+    return {"text_config": dict(TEXT), "vision_config": dict(VISION), "projection_dim": 24}
+
+
+@pytest.fixture
+def make_tier(tiny_sizes):
+    """Function that makes a tiny TierCLIPModel, always of the same weights, from TIER options."""
+
+    def make(**options) -> TierCLIPModel:
+        torch.manual_seed(0)
+        model = TierCLIPModel(TierCLIPConfig(**tiny_sizes, **options)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # CLIP's initial layer norms and biases are all ones and zeros
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def clip(tiny_sizes, make_tier) -> CLIPModel:
+    """The plain CLIPModel with the weights of `make_tier`'s models."""
+    model = CLIPModel(CLIPConfig(**tiny_sizes)).eval()
+    model.load_state_dict(make_tier().state_dict(), strict=True)
+    return model
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Four pairs; texts of 5, 3, 1 and 0 words, padded to 8 positions with EOS."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.full((4, 8), EOS)
+    input_ids[:, 0] = BOS
+    for row, words in enumerate((5, 3, 1, 0)):
+        input_ids[row, 1 : 1 + words] = torch.randint(0, BOS, (words,), generator=generator)
+    attention_mask = (torch.arange(8) < torch.tensor([[7], [5], [3], [2]])).long()
+    pixel_values = torch.randn(4, 3, 32, 32, generator=generator)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}

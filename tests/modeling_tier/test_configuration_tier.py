@@ -1,0 +1,141 @@
+import json
+import math
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import CLIPConfig, GenerationConfig
+
+from modeling_tier import TierCLIPConfig
+
+
+def test_defaults_are_plain_clip():
+    config = TierCLIPConfig()
+    assert (config.token_entropy_weight, config.patch_entropy_weight) == (0.0, 0.0)
+    assert (config.entropy_temperature, config.entropy_normalization) == (1.0, False)
+    assert (config.entropy_tokens, config.image_pooling) == ("words", "cls")
+    assert config.pixel_mean == [0.48145466, 0.4578275, 0.40821073]
+    assert config.pixel_std == [0.26862954, 0.26130258, 0.27577711]
+    assert config.vision_config.to_dict() == CLIPConfig().vision_config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"token_entropy_weight": -0.1},
+            "token_entropy_weight must be a finite number of at least 0 (0 switches the term off), not -0.1.",
+        ),
+        (
+            {"patch_entropy_weight": math.nan},
+            "patch_entropy_weight must be a finite number of at least 0 (0 switches the term off), not nan.",
+        ),
+        (
+            {"entropy_temperature": 0},
+            "entropy_temperature must be a finite number above 0 (1.0 is the paper's), not 0.",
+        ),
+        ({"entropy_tokens": "word"}, "entropy_tokens must be one of words, attended, all, not 'word'."),
+        ({"image_pooling": "mean"}, "image_pooling must be one of cls, patch_mean, not 'mean'."),
+        ({"pixel_mean": [0.5]}, "pixel_mean must have 3 numbers, one per channel, not 1."),
+        ({"pixel_std": [0.2, 0.2, 0.0]}, "pixel_std must have numbers above 0 only, not [0.2, 0.2, 0.0]."),
+        (
+            {"tokn_entropy_weight": 0.1},
+            "TierCLIPConfig has no option 'tokn_entropy_weight'; the nearest one is 'token_entropy_weight'.",
+        ),
+        (
+            {"image_pool": "cls", "image_pooling": "cls"},
+            "TierCLIPConfig has no option 'image_pool'; the nearest one is 'image_pooling'.",
+        ),
+    ],
+)
+def test_bad_values_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError) as error:
+        TierCLIPConfig(**options)
+    assert str(error.value) == message
+
+    # the same in a file
+    TierCLIPConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | options))
+    with pytest.raises(ValueError) as error:
+        TierCLIPConfig.from_pretrained(tmp_path)
+    assert str(error.value) == message
+
+
+def test_a_value_of_the_wrong_type_is_refused():
+    with pytest.raises(StrictDataclassFieldValidationError, match="'token_entropy_weight'"):
+        TierCLIPConfig(token_entropy_weight="high")
+
+
+def test_a_bad_override_of_a_saved_value_is_refused(tmp_path):
+    TierCLIPConfig(patch_entropy_weight=1).save_pretrained(tmp_path)
+    assert TierCLIPConfig.from_pretrained(tmp_path, token_entropy_weight=0.5).token_entropy_weight == 0.5
+    with pytest.raises(ValueError, match="token_entropy_weight must be a finite number of at least 0"):
+        TierCLIPConfig.from_pretrained(tmp_path, token_entropy_weight=-1)
+
+
+def test_a_value_made_bad_afterwards_is_not_saved(tmp_path):
+    config = TierCLIPConfig()
+    config.patch_entropy_weight = -1.0
+    with pytest.raises(Exception, match="patch_entropy_weight must be a finite number of at least 0"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_round_trip(tmp_path):
+    config = TierCLIPConfig(
+        token_entropy_weight=0.25,
+        patch_entropy_weight=1,
+        entropy_temperature=0.07,
+        entropy_normalization=True,
+        entropy_tokens="all",
+        image_pooling="patch_mean",
+        pixel_mean=(0.5, 0.5, 0.5),
+        pixel_std=[0.25, 0.25, 0.25],
+    )
+    config.save_pretrained(tmp_path)
+    loaded = TierCLIPConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+    assert TierCLIPConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_what_the_library_adds_is_accepted(tmp_path):
+    """Attributes that transformers sets on configurations and finds again in their files."""
+    config = TierCLIPConfig()
+    config.use_cache = False  # the Trainer
+    config.custom_pipelines = {"cxr-zero-shot-classification": {"impl": "x.Y", "pt": ["AutoModel"]}}
+    config.auto_map = {"AutoModel": "modeling_tier.TierCLIPModel"}
+    config.name_or_path = "somewhere"
+    config.save_pretrained(tmp_path)
+    loaded = TierCLIPConfig.from_pretrained(tmp_path, attn_implementation="eager", torch_dtype="float32")
+    assert loaded.custom_pipelines == config.custom_pipelines
+    assert loaded._attn_implementation == "eager"
+
+
+def test_a_plain_clip_configuration_becomes_a_tier_one(tmp_path, caplog):
+    old = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 256,
+        "text_config": {"eos_token_id": 2, "bos_token_id": 0, "model_type": "clip_text_model"},
+        "text_config_dict": None,
+        "vision_config": {"patch_size": 16, "model_type": "clip_vision_model"},
+        "torch_dtype": "float32",
+        "transformers_version": None,
+        "_commit_hash": None,
+        "some_option_of_its_own": 1,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = TierCLIPConfig.from_pretrained(tmp_path, token_entropy_weight=0.1)
+    assert (config.model_type, config.projection_dim, config.token_entropy_weight) == ("tier_clip", 256, 0.1)
+    assert (config.text_config.eos_token_id, config.vision_config.patch_size) == (2, 16)
+    assert not hasattr(config, "some_option_of_its_own")
+    assert "model of type" not in caplog.text
+
+    config.save_pretrained(tmp_path / "tier")
+    assert TierCLIPConfig.from_pretrained(tmp_path / "tier").projection_dim == 256
+
+
+def test_no_option_hides_a_generation_parameter():
+    assert not set(GenerationConfig().to_dict()) & {"entropy_temperature", "entropy_tokens", "image_pooling"}
