@@ -254,9 +254,9 @@ class Chest:
 
     def heart(self, ratio: float) -> tuple[np.ndarray, np.ndarray]:
         """Coverage (0..1) and thickness of the mediastinum with a heart of this cardiothoracic ratio."""
-        half, middle, y = ratio * self.patient.width, self.x - self.turn, self.y
-        centre = (0.27 * half + self.turn, self.dome + 0.03 - 0.66 * half)
-        ventricles = self.ellipse(centre, (half * 1.06, half * 0.80), self.patient.tilt)
+        half, tilt, middle, y = ratio * self.patient.width, self.patient.tilt, self.x - self.turn, self.y
+        long = half / math.hypot(math.cos(tilt), 0.76 * math.sin(tilt))  # so that it is 2 * half wide in the image
+        ventricles = self.ellipse((0.27 * half + self.turn, self.dome + 0.03 - 0.68 * half), (long, 0.76 * long), tilt)
         knob, trunk = np.exp(-(((y + 0.36) / 0.09) ** 2)), np.exp(-(((y - self.dome + 0.52) / 0.2) ** 2))
         left = (self.patient.aorta * knob + 0.085 * trunk) * self.half["left"] + 0.02 * trunk
         strip = smooth(0.085 + 0.02 * (self.view == "AP") + left - np.abs(middle), 0.03)
