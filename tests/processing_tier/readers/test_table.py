@@ -1,0 +1,109 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from processing_tier.readers import read_records, read_table
+from processing_tier.records import finding_columns
+
+COLUMNS = {"image": "path", "patient_id": "subject", "impression": "report_text", "view": "Frontal/Lateral"}
+
+
+@pytest.fixture
+def frame(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("1", "2", "3"):
+        Image.new("L", (4, 4)).save(tmp_path / "images" / f"{name}.png")
+    return pd.DataFrame(
+        {
+            "path": ["images/1.png", "images/2.png", "images/3.png"],
+            "subject": ["007", "008", "008"],
+            "report_text": ["Normal.", "Edema.", None],
+            "Frontal/Lateral": ["Frontal", "Lateral", "Frontal"],
+            "fold": ["train", "train", "test"],
+            "edema_label": [0, 1, None],
+            "Fracture": [None, -1, 0],
+        }
+    )
+
+
+@pytest.fixture(params=["csv", "parquet"])
+def table(request, frame, tmp_path):
+    path = tmp_path / f"table.{request.param}"
+    if request.param == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    return path
+
+
+def test_any_column_names(table, tmp_path):
+    dataset = read_records(table, "train", columns={**COLUMNS, "split": "fold"})
+    assert dataset["image_id"][:] == ["1", "2"] and dataset["patient_id"][:] == ["007", "008"]
+    assert dataset["impression"][:] == ["Normal.", "Edema."] and dataset["report"][:] == ["Normal.", "Edema."]
+    assert dataset["view"][:] == ["PA", "LATERAL"] and dataset["split"][:] == ["train", "train"]
+    assert dataset["image"][0]["path"] == str((tmp_path / "images" / "1.png").resolve())
+    assert finding_columns(dataset) == ["edema_label", "Fracture"]
+    np.testing.assert_array_equal(dataset["edema_label"][:], [0, 1])
+    assert math.isnan(dataset["Fracture"][0]) and dataset["Fracture"][1] == -1
+
+
+def test_listed_findings_and_a_table_that_is_one_split(table):
+    dataset = read_table(table, split="validation", columns={**COLUMNS, "Edema": "edema_label"})
+    assert finding_columns(dataset) == ["Edema"]
+    assert len(dataset) == 3 and set(dataset["split"]) == {"validation"}
+    assert dataset["impression"][2] == ""
+
+
+def test_image_root(table, tmp_path):
+    columns = {**COLUMNS, "image": "path"}
+    assert len(read_table(table, image_root=tmp_path, columns=columns)) == 3
+    with pytest.raises(ValueError) as error:
+        read_table(table, image_root=tmp_path / "images", columns=columns)
+    assert str(error.value) == f"{table}: 3 of 3 images are not there, the first is 1.png; check the image folder."
+
+
+def test_errors(table, tmp_path):
+    there = "path, subject, report_text, Frontal/Lateral, fold, edema_label, Fracture"
+    for options, message in [
+        ({"columns": {"image": "dicom"}}, f"column 'dicom' (for 'image') is not there; it has {there}."),
+        ({"columns": {**COLUMNS, "split": "set"}}, f"column 'set' (for 'split') is not there; it has {there}."),
+        (
+            {"columns": {"patient_id": "subject"}},
+            f"no column is named for 'image'; name one in columns={{'image': ...}}; there are {there}.",
+        ),
+        ({"columns": {**COLUMNS, "split": "fold"}}, "which split? It has train, test; name one."),
+        (
+            {"columns": {**COLUMNS, "split": "fold"}, "split": "validation"},
+            "there is no split 'validation'; it has train, test.",
+        ),
+    ]:
+        with pytest.raises(ValueError) as error:
+            read_table(table, **options)
+        assert str(error.value) == f"{table}: {message}"
+
+
+def test_unreadable_tables(tmp_path):
+    for name, content, message in [
+        ("none.csv", None, "there is no such file; check the path."),
+        ("empty.csv", b"", "the file is empty; give a table with a header line."),
+        ("bad.parquet", b"PAR1 not", "the file is not a readable parquet table; export it again."),
+        ("bad.csv", b'a,b\n"1\n', "the file is not a readable csv table; export it again."),
+        ("latin.csv", b"a,b\n\xff,1\n", "the file is not a readable csv table; export it again."),
+    ]:
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            read_records(path, "train")
+        assert str(error.value) == f"{path}: {message}"
+
+
+def test_a_table_with_a_header_alone(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image,patient_id\n")
+    with pytest.raises(ValueError) as error:
+        read_table(path)
+    assert str(error.value) == f"{path}: the split 'train' is empty; check the file and the split."

@@ -1,0 +1,185 @@
+import math
+
+import datasets
+import pandas as pd
+import pytest
+from PIL import Image
+
+from processing_tier.records import (
+    FRONTAL_VIEWS,
+    REQUIRED_COLUMNS,
+    check_columns,
+    check_disjoint_patients,
+    finding_columns,
+    make_records,
+    normalize_view,
+    select_text,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "abc":
+        Image.new("L", (4, 4)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def make_frame(**columns) -> pd.DataFrame:
+    frame = {"image": ["a.png", "b.png", "c.png"], "patient_id": ["1", "2", "2"]}
+    return pd.DataFrame({**frame, **columns})
+
+
+def test_schema(folder):
+    frame = make_frame(
+        findings=["Clear.", None, "Big heart."],
+        impression=["Normal.", "Effusion.", None],
+        Edema=[0.0, 1.0, float("nan")],
+    )
+    dataset = make_records(frame, {}, folder, "train", "t.csv")
+    assert dataset.column_names == [*REQUIRED_COLUMNS, "Edema"]
+    assert dataset.features["image"] == datasets.Image(decode=False)
+    assert dataset.features["Edema"] == datasets.Value("float32")
+    assert dataset[0] == {
+        "image": {"bytes": None, "path": str((folder / "a.png").resolve())},
+        "image_id": "a",
+        "patient_id": "1",
+        "study_id": "a",
+        "view": "PA",
+        "findings": "Clear.",
+        "impression": "Normal.",
+        "report": "Clear. Normal.",
+        "split": "train",
+        "Edema": 0.0,
+    }
+    assert dataset["report"][1:] == ["Effusion.", "Big heart."]
+    assert dataset["findings"][1] == "" and math.isnan(dataset["Edema"][2])
+    assert set(dataset["view"]) <= set(FRONTAL_VIEWS)  # nothing said: taken as frontal
+
+
+def test_findings_are_detected_or_listed(folder):
+    frame = make_frame(
+        Edema=["1.0", "-1.0", None],
+        Fracture=[True, False, True],
+        Nodule=["True", "False", None],
+        width=[400, 1, 0],
+        empty=[None] * 3,
+        note=["1", "0", "x"],
+        age=[0, 1, 1],
+    )
+    dataset = make_records(frame, {}, folder, "train", "t.csv")
+    assert finding_columns(dataset) == ["Edema", "Fracture", "Nodule"]
+    assert dataset["Edema"][:2] == [1, -1] and dataset["Fracture"][:] == [1, 0, 1] and dataset["Nodule"][:2] == [1, 0]
+    assert dataset["age"][:] == [0, 1, 1]
+    listed = make_records(frame, {"Swelling": "Edema", "empty": "empty"}, folder, "train", "t.csv")
+    assert finding_columns(listed) == ["Swelling", "empty"]
+    assert all(math.isnan(value) for value in listed["empty"])
+    with pytest.raises(ValueError) as error:
+        make_records(frame, {"Note": "note"}, folder, "train", "t.csv")
+    assert str(error.value) == (
+        "t.csv: finding 'Note' has 1 values other than 1 (present), 0 (absent), -1 (uncertain) and blank (not "
+        "stated); map or drop the column."
+    )
+
+
+def test_optional_columns(folder):
+    boxes = ['[{"label": "Edema", "bbox_xywh": [1, 2, 3.5, 4]}]', "[]", None]
+    dataset = make_records(make_frame(boxes=boxes, sex=["F", None, "M"]), {}, folder, "train", "t.csv")
+    assert dataset["boxes"][:] == [[{"finding": "Edema", "x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0}], [], []]
+    assert dataset["sex"][:] == ["F", "", "M"]
+    assert finding_columns(dataset) == []
+    with pytest.raises(ValueError) as error:
+        make_records(make_frame(boxes=["[1]", "", ""]), {}, folder, "train", "t.csv")
+    assert str(error.value) == (
+        "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "columns", "message"),
+    [
+        (
+            make_frame(),
+            {"impression": "text"},
+            "t.csv: column 'text' (for 'impression') is not there; it has image, patient_id.",
+        ),
+        (
+            make_frame().drop(columns="patient_id"),
+            {},
+            "t.csv: no column is named for 'patient_id'; name one in columns={'patient_id': ...}; there are image.",
+        ),
+        (make_frame()[:0], {}, "t.csv: the split 'train' is empty; check the file and the split."),
+        (
+            make_frame(patient_id=["1", None, None]),
+            {},
+            "t.csv: 2 rows have no 'patient_id' (for 'patient_id'); fill or remove them.",
+        ),
+        (
+            make_frame(image=["a.png", "sub/x.png", "y.png"]),
+            {},
+            "t.csv: 2 of 3 images are not there, the first is x.png; check the image folder.",
+        ),
+        (
+            make_frame(image=["a.png", "../b.png", "c.png"]),
+            {},
+            "b.png: the path leaves the image folder; name the folder that holds the images.",
+        ),
+    ],
+)
+def test_bad_tables(frame, columns, message, folder):
+    with pytest.raises(ValueError) as error:
+        make_records(frame, columns, folder, "train", "t.csv")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "view"),
+    [
+        ("AP", "AP"),
+        ("pa", "PA"),
+        ("AP AXIAL", "AP"),
+        ("Frontal", "PA"),
+        ("Lateral", "LATERAL"),
+        ("LL", "LATERAL"),
+        ("LATERAL LEFT", "LATERAL"),
+        ("", "OTHER"),
+        (None, "OTHER"),
+        (float("nan"), "OTHER"),
+        ("swimmers", "OTHER"),
+    ],
+)
+def test_views(value, view):
+    assert normalize_view(value) == view
+
+
+def test_select_text():
+    record = {"findings": "The heart\n is big. ", "impression": "Cardiomegaly.", "report": "both"}
+    assert select_text(record) == "Cardiomegaly."
+    assert select_text(record, "findings") == "The heart is big."
+    assert select_text(record, "both") == "Cardiomegaly."
+    assert select_text({**record, "impression": " "}, "both") == "The heart is big."
+    assert select_text({**record, "impression": None}) == ""
+    assert select_text({"findings": None, "impression": ""}, "both") == ""
+    with pytest.raises(ValueError) as error:
+        select_text(record, "report")
+    assert str(error.value) == "text source 'report' is not known; choose one of impression, findings, both."
+
+
+def test_patients_are_in_one_split():
+    train, validation, test = (
+        datasets.Dataset.from_dict({"patient_id": patients}) for patients in (["1", "2", "2"], ["3"], ["2", "4", "1"])
+    )
+    check_disjoint_patients(train=train, validation=validation)
+    with pytest.raises(ValueError) as error:
+        check_disjoint_patients(train=train, validation=validation, test=test)
+    assert str(error.value) == (
+        "2 patients are in both 'train' and 'test'; split by patient (the shared ones are "
+        "set(a['patient_id']) & set(b['patient_id']))."
+    )
+
+
+def test_check_columns():
+    dataset = datasets.Dataset.from_dict({"image": ["x"], "report": ["y"]})
+    check_columns(dataset, ["image"])
+    with pytest.raises(ValueError) as error:
+        check_columns(dataset, ["image", "impression", "split"])
+    assert str(error.value) == "column 'impression', 'split' is not in the data; it has image, report."
