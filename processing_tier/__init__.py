@@ -1,7 +1,9 @@
 """Pixels and reports in: image processor, processor, tokenizer, readers, the record schema and the phantom."""
 
-from transformers import AutoImageProcessor, AutoProcessor
+from transformers import AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # transformers 5.10 to 5.17 hide the
 
+# name at the top level where torchvision is missing, though the class does not need it
 from .image_processing_tier import TierImageProcessor
 from .processing_tier import TierProcessor
 from .radiograph import read_radiograph

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from processing_tier import TierImageProcessor
 from processing_tier.image_processing_tier import place, to_uint8, window_to_uint8

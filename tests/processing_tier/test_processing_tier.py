@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPTokenizer
+from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import processing_tier
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
@@ -77,7 +78,8 @@ sys.modules["processing_tier"] = sys.modules["modeling_tier"] = None
 folder, image, output = sys.argv[1:]
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPTokenizer
+from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 assert type(processor).__name__ == "TierProcessor", type(processor)
 assert type(processor).__module__.startswith("transformers_modules."), type(processor).__module__
