@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierCLIPOutput
 
@@ -269,20 +270,14 @@ def test_gradient_accumulation_is_left_to_the_trainer():
 # pixels, pooling, maps
 
 
-def grey_images() -> torch.Tensor:
-    """Four images that hold each of the 256 values."""
-    values = torch.arange(4 * 32 * 32) % 256
-    return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))].view(4, 1, 32, 32).byte()
-
-
 @pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
 def test_uint8_pixels_are_the_image_processors_floats(make_tier, batch, image_pooling):
-    model = make_tier(image_pooling=image_pooling, pixel_mean=[0.5, 0.4, 0.3], pixel_std=[0.3, 0.2, 0.25])
-    pixels = grey_images()
-    # as the image processor computes: rescaled in float64, stored and normalised in float32
-    rescaled = (pixels.numpy().astype(np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in ([0.5, 0.4, 0.3], [0.3, 0.2, 0.25]))
-    floats = torch.from_numpy((rescaled - mean) / std)
+    mean, std = [0.5, 0.4, 0.3], [0.3, 0.2, 0.25]
+    model = make_tier(image_pooling=image_pooling, pixel_mean=mean, pixel_std=std)
+    pixels = (torch.randperm(4 * 32 * 32) % 256).view(4, 1, 32, 32).byte()  # each of the 256 values, shuffled
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, image_mean=mean, image_std=std)
+    images = [Image.fromarray(image.numpy()) for image in pixels[:, 0]]
+    floats = processor(images, return_tensors="pt").pixel_values
     assert torch.equal(model.normalize_pixels(pixels), floats)
     assert model.normalize_pixels(floats) is floats
 
