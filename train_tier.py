@@ -1,0 +1,181 @@
+"""
+Trains a CLIP model with text-image entropy regularization (TIER) on chest radiographs and their reports.
+
+    python train_tier.py                                        # the embedded synthetic data
+    python train_tier.py configs/indiana.yaml --data FOLDER     # a recipe; options override the file
+    accelerate launch --cpu --num_processes 2 train_tier.py --data FOLDER
+
+Ends with the best checkpoint, its processor and the log (trainer_state.json) in --output_dir.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from evaluation_tier.zeroshot import select_findings
+from processing_tier.readers import read_records
+from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
+from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments, parse_arguments
+from training_tier.collator import PairCollator
+from training_tier.dataset import PairDataset
+from training_tier.initialization import make_model
+from training_tier.trainer import TierTrainer
+
+logger = logging.getLogger("train_tier")
+
+
+def hold_out(records: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Splits off the images of a share of the patients, drawn by `seed`; both parts keep the order of the records."""
+    patient_ids = np.array(records["patient_id"])
+    patients = np.unique(patient_ids)
+    count = round(fraction * len(patients))
+    if not 0 < count < len(patients):
+        raise ValueError(
+            f"{len(patients)} patients are too few to hold out a share of {fraction}; name an --eval_split."
+        )
+    held = np.isin(patient_ids, np.random.default_rng(seed).permutation(patients)[:count])
+    return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
+
+
+def load_splits(arguments: DataArguments, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    The records to train on, all with text, and those whose zero-shot AUROC chooses the checkpoint.
+
+    Raises:
+        `ValueError`: from the readers, no text, too few records, or a patient in both.
+    """
+
+    def read(split: str) -> datasets.Dataset:
+        records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
+        if arguments.views == "frontal":
+            kept = [i for i, view in enumerate(records["view"]) if view in FRONTAL_VIEWS]
+            if not kept:
+                raise ValueError(f"Split {split!r} has no frontal image; train on --views all, or check its views.")
+            if len(kept) < len(records):
+                logger.warning(
+                    "%s: %d of %d images are not frontal: left out.", split, len(records) - len(kept), len(records)
+                )
+                records = records.select(kept)
+        return records
+
+    train = read(arguments.train_split)
+    if arguments.eval_split is not None:
+        evaluation = read(arguments.eval_split)
+    else:
+        train, evaluation = hold_out(train, arguments.eval_fraction, seed)
+    check_disjoint_patients(train=train, evaluation=evaluation)
+    texts = [
+        select_text(record, "both" if arguments.sample_sentences else arguments.text)
+        for record in train.select_columns(["impression", "findings"])
+    ]
+    kept = [i for i, text in enumerate(texts) if text]
+    if not kept:
+        raise ValueError(
+            f"No training record has a text in {arguments.text!r}; choose another --text or name its column."
+        )
+    if len(kept) < len(train):
+        logger.warning("%d of %d training records have no text: left out.", len(train) - len(kept), len(train))
+    return train.select(kept[: arguments.max_train_images]), evaluation
+
+
+def check_readable(dataset: PairDataset, count: int = 8) -> None:
+    """Reads a few images before any training time is spent: a wrong folder or a missing decoder shows at once."""
+    pairs = [dataset[i] for i in range(min(count, len(dataset)))]
+    errors = [pair["error"] for pair in pairs if "error" in pair]
+    if len(errors) == len(pairs):
+        raise ValueError(f"None of the first {len(pairs)} images decodes. The first one: {errors[0]}")
+
+
+def train(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TierTrainingArguments
+) -> None:
+    """Everything that the command does; see the functions above and `training_tier`."""
+    training_arguments.check_output_dir()
+    set_seed(training_arguments.seed)
+
+    # 1. Data
+    train_records, eval_records = load_splits(data_arguments, training_arguments.seed)
+    batch_size = training_arguments.train_batch_size * training_arguments.world_size
+    if len(train_records) < batch_size:
+        raise ValueError(
+            f"{len(train_records)} training pairs do not fill one batch of {batch_size}; "
+            "lower --per_device_train_batch_size."
+        )
+    findings = []
+    if training_arguments.metric_for_best_model == "eval_auroc" or data_arguments.findings:
+        findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
+        logger.info(
+            "Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {', '.join(left_out)})" if left_out else ""
+        )
+
+    # 2. Model and processor
+    with training_arguments.main_process_first(desc="making the model"):
+        sections = train_records.select_columns(["impression", "findings"])
+        texts = (f"{record['impression']} {record['findings']}" for record in sections)
+        model, processor = make_model(model_arguments, texts)
+
+    # 3. Pairs
+    pairs = {
+        "image_processor": processor.image_processor,
+        "text": data_arguments.text,
+        "seed": training_arguments.seed,
+    }
+    train_pairs = PairDataset(
+        train_records,
+        augment_images=data_arguments.augment,
+        sample_sentences=data_arguments.sample_sentences,
+        **pairs,
+    )
+    check_readable(train_pairs)
+
+    # 4. Trainer
+    trainer = TierTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train_pairs,
+        eval_dataset=PairDataset(eval_records, **pairs),
+        data_collator=PairCollator(processor.tokenizer),
+        processing_class=processor,
+        eval_records=eval_records,
+        findings=findings,
+        prompts=data_arguments.prompts,
+    )
+
+    # 5. Train and save
+    checkpoint = training_arguments.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = get_last_checkpoint(training_arguments.output_dir)
+        if checkpoint is None:
+            raise ValueError(f"output_dir {training_arguments.output_dir!r} holds no checkpoint to resume from.")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.unreadable:
+        print(f"Skipped {len(trainer.unreadable)} training images that do not decode: {', '.join(trainer.unreadable)}")
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        train(
+            *parse_arguments(
+                sys.argv[1:] if argv is None else argv,
+                (ModelArguments, DataArguments, TierTrainingArguments),
+                "train_tier.py",
+            )
+        )
+    except ValueError as error:
+        print(f"train_tier.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Options of `train_tier.py`, on the command line or in a YAML file, checked before anything is read."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+
+from processing_tier.image_processing_tier import GEOMETRIES
+from processing_tier.records import TEXT_SOURCES
+
+from .presets import PRESETS
+
+VIEWS = ("frontal", "all")
+
+
+def check_choice(name: str, value, choices) -> None:
+    if value not in choices:
+        names = ", ".join(choice for choice in choices if choice is not None)
+        raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
+
+
+@dataclass
+class ModelArguments:
+    """
+    Parameters that say which model is trained. `None` keeps what a checkpoint has, and for random weights the default
+    of [`TierCLIPConfig`].
+    """
+
+    model: str = field(
+        default="tiny",
+        metadata={
+            "help": f"Random weights of a preset ({', '.join(PRESETS)}), or a CLIP or TIER checkpoint to start from: "
+            "a folder, or a name on the Hub."
+        },
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer (folder or name) for random weights; else one is trained on the training reports."
+        },
+    )
+    vocab_size: int = field(default=4000, metadata={"help": "Upper bound on the tokens of a tokenizer trained here."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Edge in pixels of the square the model sees; random weights only."}
+    )
+    geometry: str | None = field(
+        default=None,
+        metadata={"help": f"How a picture becomes a square: {', '.join(GEOMETRIES)}; pad for random weights."},
+    )
+    image_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Global image embedding: "patch_mean" (TIER\'s; default for random weights) or "cls" (CLIP\'s).'
+        },
+    )
+    token_entropy_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight (>= 0) of the entropy of each word over the patches; 0 is plain CLIP."},
+    )
+    patch_entropy_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight (>= 0) of the entropy of each patch over the words; 0 is plain CLIP."},
+    )
+    entropy_temperature: float | None = field(
+        default=None, metadata={"help": "Divides the cosines before the softmax of the entropies; 1 is the paper's."}
+    )
+    entropy_normalization: bool | None = field(
+        default=None, metadata={"help": "Divide each entropy by its maximum, ln K."}
+    )
+    entropy_tokens: str | None = field(
+        default=None, metadata={"help": "Tokens the entropies count: words, attended or all (the authors' code)."}
+    )
+
+    def __post_init__(self):
+        check_choice("geometry", self.geometry, (None, *GEOMETRIES))
+
+    def config_overrides(self) -> dict:
+        """The fields of [`TierCLIPConfig`] that were given."""
+        names = (
+            "image_pooling",
+            "token_entropy_weight",
+            "patch_entropy_weight",
+            "entropy_temperature",
+            "entropy_normalization",
+            "entropy_tokens",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
+class DataArguments:
+    """Parameters that say which radiographs and reports are used, and how."""
+
+    data: str = field(
+        default="phantom",
+        metadata={
+            "help": '"phantom" (synthetic radiographs made on the spot; "phantom:num_images=500,seed=1"), an image '
+            "folder with <split>/metadata.csv, or a .csv or .parquet table."
+        },
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "A table's own column names, NAME=COLUMN each: image=Path impression=Text."},
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder of the images of a table."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split whose zero-shot AUROC chooses the checkpoint. Without it, eval_fraction of the training "
+            "patients are held out for that, so that no other split is touched."
+        },
+    )
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training patients held out where eval_split is not given."}
+    )
+    text: str = field(
+        default="impression",
+        metadata={"help": f"Text of a report: {', '.join(TEXT_SOURCES)} (impression, or findings where it is empty)."},
+    )
+    sample_sentences: bool = field(
+        default=False,
+        metadata={
+            "help": "In training, draw in each epoch the impression, the findings or both, in shuffled sentences, "
+            "instead of the text that --text names."
+        },
+    )
+    augment: bool = field(
+        default=True, metadata={"help": "In training, vary position, size, rotation and exposure of each image."}
+    )
+    views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEWS)}."})
+    max_train_images: int | None = field(default=None, metadata={"help": "Use only this many training images."})
+    findings: list[str] | None = field(
+        default=None, metadata={"help": "Findings of the zero-shot AUROC; all finding columns with enough positives."}
+    )
+    prompts: str = field(default="report", metadata={"help": "Prompts of the zero-shot AUROC: a name or YAML file."})
+    min_positives: int = field(
+        default=5, metadata={"help": "Positives a finding needs in the evaluation images to enter the mean AUROC."}
+    )
+
+    def __post_init__(self):
+        check_choice("text", self.text, TEXT_SOURCES)
+        check_choice("views", self.views, VIEWS)
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")
+        if self.max_train_images is not None and self.max_train_images < 2:
+            raise ValueError(f"max_train_images={self.max_train_images} is too few; use at least 2.")
+        for pair in self.columns or []:
+            if not all(pair.partition("=")):
+                raise ValueError(f"columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
+
+    def column_names(self) -> dict[str, str] | None:
+        """Schema name to the table's column."""
+        return dict(pair.split("=", 1) for pair in self.columns) if self.columns else None
+
+
+@dataclass
+class TierTrainingArguments(TrainingArguments):
+    """
+    [`TrainingArguments`] with other defaults: evaluation and a checkpoint at the end of each epoch, the best one by
+    zero-shot AUROC (`eval_auroc`) kept and loaded at the end, AdamW with beta2 0.98 (CLIP's, Radford et al. 2021,
+    Table 18), a cosine schedule after a linear warm-up, incomplete batches dropped (their contrastive loss is easier),
+    a private repository on the Hub, and no `remove_unused_columns`, since the data are raw records.
+    """
+
+    output_dir: str = field(default="runs/tier", metadata={"help": "New folder for the model, checkpoints and logs."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices (nothing else)."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps below 1."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Epochs to train."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Pairs per process and step: each is contrasted with all others of the step."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per process in evaluation."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one always."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "End with the best checkpoint, not the last."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_auroc", metadata={"help": "What makes a checkpoint the best."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay false: records are raw."})
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Push to a private repository: credentialed data must not leak by a model."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "Push at the end; checkpoints on the way lack code."})
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "Loggers; TensorBoard where it is installed, unless another is named."}
+    )
+
+    def __post_init__(self):
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would remove the images; leave it out.")
+        super().__post_init__()
+
+    def check_output_dir(self) -> None:
+        """
+        Raises:
+            `ValueError`: the folder holds a model or checkpoints and the run is not a resumed one.
+        """
+        if self.resume_from_checkpoint is None and os.path.isdir(self.output_dir):
+            content = os.listdir(self.output_dir)
+            if "config.json" in content or any(name.startswith("checkpoint-") for name in content):
+                raise ValueError(
+                    f"output_dir {self.output_dir!r} already holds a run; choose another, or continue that run with "
+                    "--resume_from_checkpoint last."
+                )
+
+
+def parse_arguments(argv: Sequence[str], types: Sequence[type], prog: str) -> tuple:
+    """
+    Parse the command line, whose first word may name a YAML file with values for the same options.
+
+    Raises:
+        `ValueError`: the file or an option in it is unknown, or a value is refused. (The command line's own errors
+        end the program with code 2, as argparse does.)
+    """
+    parser = HfArgumentParser(types, prog=prog)
+    argv = list(argv)
+    known = {name for cls in types for name in cls.__dataclass_fields__}
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        path = Path(argv.pop(0))
+        if not path.is_file():
+            raise ValueError(f"There is no recipe {path}; see configs/ for those that come with the project.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid YAML; mend it.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} does not hold options; write one `name: value` a line.")
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{path}: unknown option {key!r}; {nearest(key, known)}")
+        parser.set_defaults(**values)
+    *arguments, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise ValueError(f"Unknown option {rest[0]!r}; {nearest(rest[0].lstrip('-').split('=')[0], known)}")
+    return tuple(arguments)
+
+
+def nearest(name: str, known: set[str]) -> str:
+    return f"did you mean {difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]!r}?"

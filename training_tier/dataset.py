@@ -1,0 +1,87 @@
+"""Records to pairs of pixels and text, each drawn anew in every epoch and yet reproducible."""
+
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+import torch
+
+from processing_tier import TierImageProcessor, read_radiograph
+from processing_tier.records import select_text
+from processing_tier.reports import split_sentences
+
+from .augmentation import augment
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """
+    One image and its text per record.
+
+    What is random is drawn from (seed, epoch, index) alone. So a pair is the same in every process, with any number
+    of workers and in a resumed run.
+
+    Args:
+        records (`datasets.Dataset`): in the schema of `processing_tier.records`.
+        image_processor ([`TierImageProcessor`]): makes the pixels.
+        text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
+        augment_images (`bool`, *optional*, defaults to `False`): see [`augment`].
+        sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
+        seed (`int`, *optional*, defaults to 0): of the random choices.
+    """
+
+    def __init__(
+        self,
+        records: datasets.Dataset,
+        image_processor: TierImageProcessor,
+        text: str = "impression",
+        augment_images: bool = False,
+        sample_sentences: bool = False,
+        seed: int = 0,
+    ):
+        self.records = records.select_columns(["image", "image_id", "impression", "findings"])
+        self.image_processor = image_processor
+        self.text = text
+        self.augment_images = augment_images
+        self.sample_sentences = sample_sentences
+        self.seed = seed
+        self.epoch = 0
+        # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
+        float_pixels = image_processor.geometry == "pad" and image_processor.resize_edge is not None
+        self.output_dtype = "float32" if float_pixels else "uint8"
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        """`image_id`, and either `pixel_values` (1, height, width) with `text`, or the `error` of the image."""
+        record = self.records[index]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        try:
+            image = read_radiograph(record["image"])
+        except ValueError as error:
+            return {"image_id": record["image_id"], "error": str(error)}
+        if self.augment_images:
+            image = augment(image, rng)
+        pixels = self.image_processor([image], output_dtype=self.output_dtype, return_tensors="pt")["pixel_values"][0]
+        text = sample_text(record, rng) if self.sample_sentences else select_text(record, self.text)
+        return {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+
+
+def sample_text(record: Mapping, rng: np.random.Generator) -> str:
+    """
+    The sentences of the impression, of the findings, or of both, in random order: a report says the same in any order
+    and in part, and few reports would otherwise be learnt by heart.
+
+    Args:
+        record (`Mapping`): with the columns `impression` and `findings`, at least one of them not empty.
+        rng (`np.random.Generator`): the source of all randomness.
+    """
+    impression, findings = (split_sentences(record[section] or "") for section in ("impression", "findings"))
+    choice = rng.choice(3, p=(0.4, 0.3, 0.3))
+    sentences = (impression, findings, impression + findings)[choice] or impression + findings
+    if not sentences:  # nothing but marks and numbers
+        return select_text(record, "both")
+    return " ".join(sentences[i] for i in rng.permutation(len(sentences)))

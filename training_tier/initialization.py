@@ -1,0 +1,103 @@
+"""The model and the processor that a training starts from."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # the top level hides it without torchvision
+
+from modeling_tier import TierCLIPModel
+from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+
+from .arguments import ModelArguments
+from .presets import PRESETS, preset_config
+
+
+def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLIPModel, TierProcessor]:
+    """
+    A model and its processor as `arguments.model` asks: random weights of a preset, or those of a checkpoint.
+
+    Args:
+        arguments ([`ModelArguments`]): what is asked for.
+        texts (`Iterable[str]`): the training texts, for a tokenizer of their own where no other is named.
+
+    Raises:
+        `ValueError`: no such preset or checkpoint, a checkpoint that does not fit, or an option without effect on it.
+    """
+    if arguments.model in PRESETS:
+        if arguments.tokenizer is not None:
+            tokenizer = load_tokenizer(arguments.tokenizer)
+        else:
+            tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size)
+        config = preset_config(arguments.model, tokenizer, arguments.image_size, **arguments.config_overrides())
+        image_processor = TierImageProcessor(
+            geometry=arguments.geometry or "pad",
+            size={"height": config.vision_config.image_size, "width": config.vision_config.image_size},
+            image_mean=config.pixel_mean,
+            image_std=config.pixel_std,
+        )
+        return TierCLIPModel(config), TierProcessor(image_processor, tokenizer)
+
+    for name in ("tokenizer", "image_size"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"{name} has no effect on the checkpoint {arguments.model!r}, which has its own.")
+    return load_checkpoint(arguments)
+
+
+def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProcessor]:
+    """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
+    name = arguments.model
+    if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or name.count("/") > 1):
+        raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}).")
+    if os.path.isdir(name) and not any(file.endswith(".safetensors") for file in os.listdir(name)):
+        raise ValueError(
+            f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
+            "wrote."
+        )
+    try:
+        model, info = TierCLIPModel.from_pretrained(
+            name,
+            dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
+            use_safetensors=True,
+            output_loading_info=True,
+            **arguments.config_overrides(),
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
+        if keys:
+            raise ValueError(
+                f"The checkpoint {name!r} does not fit a CLIP model: {len(keys)} {problem.replace('_', ' ')}, for "
+                f"example {keys[0]}."
+            )
+    tokenizer = load_tokenizer(name)
+    stored = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    if isinstance(stored, TierImageProcessor):
+        image_processor = stored
+        if arguments.geometry:
+            image_processor.geometry = arguments.geometry
+    else:
+        size = model.config.vision_config.image_size
+        image_processor = TierImageProcessor(
+            geometry=arguments.geometry or "crop",  # what CLIP's own processor does
+            size={"height": size, "width": size},
+            image_mean=stored.image_mean,
+            image_std=stored.image_std,
+        )
+    model.config.pixel_mean = list(image_processor.image_mean)
+    model.config.pixel_std = list(image_processor.image_std)
+    return model, TierProcessor(image_processor, tokenizer)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer can be loaded from {name!r}: {str(error).splitlines()[0]}") from error

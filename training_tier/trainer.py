@@ -1,0 +1,127 @@
+"""The Trainer of TIER models: its terms in the log, zero-shot AUROC in each evaluation."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import datasets
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+from evaluation_tier.zeroshot import zero_shot_auroc
+from processing_tier.prompts import load_prompts
+
+from .callbacks import EpochSetter, LogitScaleClamp
+
+logger = logging.get_logger(__name__)
+
+TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
+MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
+
+
+class TierTrainer(Trainer):
+    """
+    [`Trainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in evaluation, adds
+    the zero-shot AUROC to each evaluation, clamps `logit_scale`, and goes on without images that do not decode.
+
+    Args:
+        eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
+        findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
+        prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        kwargs: what [`Trainer`] takes; `processing_class` is the [`TierProcessor`].
+    """
+
+    def __init__(
+        self,
+        *,
+        eval_records: datasets.Dataset | None = None,
+        findings: Sequence[str] = (),
+        prompts: str = "report",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.eval_records = eval_records
+        self.prompts = load_prompts(prompts, findings)
+        self.unreadable: dict[str, str] = {}
+        self._terms = {"train": [], "eval": []}
+        self.add_callback(LogitScaleClamp())
+        self.add_callback(EpochSetter())
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        self.unreadable.update(inputs.pop("unreadable", {}))
+        if len(self.unreadable) > MAX_UNREADABLE * len(self.train_dataset):
+            raise ValueError(
+                f"At least {len(self.unreadable)} of {len(self.train_dataset)} training images do not decode, more "
+                f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1]}"
+            )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
+        self._terms["train" if model.training else "eval"].append(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    def pop_terms(self, mode: str) -> dict[str, float]:
+        """Mean of each term over the steps since the last call and over the processes, which all have to call."""
+        terms = torch.stack(self._terms[mode]).mean(dim=0)
+        self._terms[mode].clear()
+        return dict(zip(TERMS, self.accelerator.reduce(terms, "mean").tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._terms["train"]:
+            logs |= self.pop_terms("train")
+            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
+        super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False  # meant for training; in evaluation every pair counts
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        # here and not in evaluate(), so that the log and every callback see these numbers too
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        added = self.pop_terms("eval") if self._terms["eval"] else {}
+        if self.prompts:
+            aurocs = self.zero_shot_auroc()
+            added["auroc"] = aurocs.pop("mean")
+            added |= {f"auroc_{finding}": value for finding, value in aurocs.items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in added.items()})
+        return output
+
+    def zero_shot_auroc(self) -> dict[str, float]:
+        """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""
+        result = [None]
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            with torch.autocast(model.device.type, enabled=False):
+                result[0] = zero_shot_auroc(
+                    model,
+                    self.processing_class,
+                    self.eval_records,
+                    list(self.prompts),
+                    self.prompts,
+                    batch_size=self.args.eval_batch_size,
+                )
+        return broadcast_object_list(result)[0]
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
+        return [
+            name
+            for name in super().get_decay_parameter_names(model)
+            if "patch_embedding" in name or not ("embedding" in name or name == "logit_scale")
+        ]
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # The Trainer adds a pickle of the arguments, which nothing reads and nobody should open; JSON says the same.
+        output_dir = output_dir or self.args.output_dir
+        os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
+        with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
+            json.dump(self.args.to_dict(), file, indent=2, default=str)
+            file.write("\n")
