@@ -1,0 +1,45 @@
+# `make help` lists what there is. DATA is "phantom" or your own data: see docs/data.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= phantom
+NAME := $(basename $(notdir $(patsubst %/,%,$(DATA))))
+OUT ?= runs/$(NAME)
+RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.yaml)
+SPLIT ?= $(if $(filter phantom,$(DATA)),test,validation)
+
+.PHONY: help env demo test slow lint bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | column -t -s ':'
+
+env: $(VENV)/.installed  ## Make the environment (.venv) with the versions of constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,plots,dev]'
+	@touch $@
+
+demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
+	rm -rf $(OUT)
+	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) --output_dir $(OUT)
+	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) --split $(SPLIT) --output_dir $(OUT)/evaluation \
+		--figures --model_card
+
+test: env lint  ## Check the code and run the fast tests
+	$(BIN)/python -m pytest
+
+slow: env  ## Run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: env  ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+bench: env  ## Measure speed, as ratios against a baseline in the same run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the environment and all runs
+	rm -rf $(VENV) runs

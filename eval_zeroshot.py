@@ -1,0 +1,199 @@
+"""Evaluate a TIER or CLIP model zero-shot on chest radiographs.
+
+    python eval_zeroshot.py runs/demo --data phantom --split validation --figures
+    python eval_zeroshot.py runs/iu --data ../shared/data/iu_cxr --findings Cardiomegaly "Pleural Effusion"
+    python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
+
+Prints a table and writes metrics.json and predictions.parquet (and figures, and the model card, when asked).
+Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="model folder; several are one ensemble, their scores averaged"
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", help='"phantom" (synthetic), a folder with a sub-folder per split, or a .csv or .parquet table'
+    )
+    data.add_argument("--split", default="validation", help="split to evaluate (default: %(default)s)")
+    data.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
+    data.add_argument(
+        "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="a table's own column names: image=Path ..."
+    )
+    data.add_argument("--max_images", type=int, metavar="N", help="evaluate the first N images only")
+    protocol = parser.add_argument_group("protocol")
+    protocol.add_argument(
+        "--findings", nargs="+", metavar="NAME", help="findings to evaluate (default: all with enough positives)"
+    )
+    protocol.add_argument(
+        "--min_positives", type=int, default=10, metavar="N", help="positives that a finding needs (default: 10)"
+    )
+    protocol.add_argument(
+        "--prompts", default="report", help='"report", "tier", "chexzero" or a YAML file (default: %(default)s)'
+    )
+    protocol.add_argument(
+        "--scoring",
+        default="difference",
+        choices=("difference", "softmax"),
+        help="cosine to the positive minus to the negative sentences (TIER), or their softmax (CheXzero)",
+    )
+    protocol.add_argument(
+        "--threshold_split",
+        metavar="SPLIT",
+        help="choose the thresholds of MCC and F1 there (default: on the evaluated split, which flatters them)",
+    )
+    protocol.add_argument(
+        "--n_bootstrap", type=int, default=1000, metavar="N", help="resamples for the 95 %% intervals (default: 1000)"
+    )
+    protocol.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--batch_size", type=int, default=32, help="images embedded at once (default: 32)")
+    run.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
+    run.add_argument(
+        "--output_dir", default="runs/evaluation", metavar="FOLDER", help="where to write (default: %(default)s)"
+    )
+    run.add_argument("--figures", action="store_true", help="also draw ROC curves and one similarity map per finding")
+    run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked as far as that needs neither model nor data."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        known = [
+            word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word[:2] == "--"
+        ]
+        close = difflib.get_close_matches(
+            unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
+        )
+        hint = f"did you mean {close[0]}?" if close else "see --help."
+        raise ValueError(f"unknown option {unknown[0]}: {hint}")
+    if not args.models:
+        raise ValueError("no model is named: give the folder that train_tier.py wrote.")
+    if len(set(args.models)) < len(args.models):
+        raise ValueError("a model is named twice: an ensemble needs models that differ.")
+    if not args.data:
+        raise ValueError('no data are named: give --data "phantom", a folder, or a .csv or .parquet table.')
+    for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, but is {value}.")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, but is {args.seed}.")
+    for pair in args.columns:
+        if not all(pair.partition("=")):
+            raise ValueError(f"--columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
+    if args.model_card and len(args.models) > 1:
+        raise ValueError("--model_card describes one model: evaluate an ensemble without it.")
+    if args.threshold_split == args.split:
+        raise ValueError(f"--threshold_split is the evaluated split {args.split!r}: name another or leave it out.")
+    check_writable(Path(args.output_dir))
+    return args
+
+
+def check_writable(folder: Path) -> None:
+    """ValueError when the folder could not be written; known before any work, without making it."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"the output folder {folder} cannot be written: choose another --output_dir.")
+
+
+def run(args: argparse.Namespace) -> None:
+    # Imported here, so that --help and a mistyped option answer at once
+    from transformers.utils import logging
+
+    from evaluation_tier import plots, report, zeroshot
+    from processing_tier.prompts import load_prompts
+    from processing_tier.readers import read_records
+
+    logging.disable_progress_bar()  # those of loading weights
+    if args.figures:
+        plots.import_matplotlib()
+
+    # 1. Models and data
+    device = zeroshot.choose_device(args.device)
+    models = {name: zeroshot.load_model(name, device) for name in args.models}
+    columns = dict(pair.split("=", 1) for pair in args.columns) or None
+
+    def read(split: str):
+        dataset = read_records(args.data, split, columns=columns, image_root=args.image_root)
+        return dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
+
+    dataset = read(args.split)
+    threshold_dataset = read(args.threshold_split) if args.threshold_split else None
+
+    # 2. Evaluation
+    metrics, predictions = zeroshot.evaluate_zero_shot(
+        models,
+        dataset,
+        findings=args.findings,
+        prompts=args.prompts,
+        scoring=args.scoring,
+        min_positives=args.min_positives,
+        n_bootstrap=args.n_bootstrap,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        threshold_dataset=threshold_dataset,
+        dataset_name=args.data if report.is_synthetic(args.data) else Path(args.data).resolve().name,
+    )
+    metrics["protocol"] = {"split": args.split, **metrics["protocol"]}
+    if args.threshold_split:
+        metrics["protocol"]["thresholds"] = f"highest MCC on the split {args.threshold_split!r}"
+
+    # 3. Files; metrics.json last, so that where it is, all is
+    folder = Path(args.output_dir)
+    written = []
+    if args.figures:
+        written.append(plots.plot_roc(metrics, predictions, folder / "roc.png"))
+        model, processor = next(iter(models.values()))
+        if hasattr(model, "get_similarity_map"):
+            prompts = load_prompts(args.prompts, list(metrics["findings"]))
+            written += plots.plot_similarity_maps(
+                model, processor, dataset, prompts, predictions, folder, metrics["dataset"]
+            )
+    written.append(report.write_predictions(folder / "predictions.parquet", predictions))
+    written.append(report.write_metrics(folder / "metrics.json", metrics))
+    if args.model_card:
+        written.append(report.write_model_card(args.models[0], metrics))
+
+    # 4. What the user sees
+    protocol = metrics["protocol"]
+    print(f"\nZero-shot on {plots.describe(metrics['dataset'])}, split {args.split!r}: ", end="")
+    print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
+    print(report.format_table(metrics))
+    if protocol["findings_left_out"]:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
+        print(f"\nLeft out: {reasons}")
+    if protocol["images_skipped"]:
+        print(f"\nSkipped, did not decode: {', '.join(protocol['images_skipped'])}")
+    print("\nWritten:", *written, sep="\n  ")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
+    try:
+        run(parse(argv))
+    except ValueError as error:
+        print(f"eval_zeroshot.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

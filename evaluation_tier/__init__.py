@@ -1,0 +1,1 @@
+"""What a model is worth: zero-shot evaluation, its metrics, figures and reports."""

@@ -1,0 +1,258 @@
+"""Figures of an evaluation and of a training, as PNG files.
+
+Matplotlib is an extra (`pip install 'tier-clip[plots]'`). Figures are drawn without pyplot: no display is needed and
+no global state is left behind.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evaluation_tier.metrics import roc_curve
+from evaluation_tier.report import format_number, is_synthetic, write_beside
+from processing_tier.prompts import Prompts
+from processing_tier.radiograph import read_radiograph
+
+# Okabe and Ito's palette, told apart with the common forms of colour blindness; black is kept for text.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+LINES = ("-", "--", ":", "-.")
+GREY = "#8A8A8A"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "savefig.dpi": 150,
+    "figure.facecolor": "white",
+}
+TERMS = {  # key of the Trainer's log: title of its panel
+    "loss": "Loss",
+    "contrastive_loss": "Contrastive loss",
+    "token_entropy": "Token entropy (nats)",
+    "patch_entropy": "Patch entropy (nats)",
+    "auroc": "Zero-shot AUROC, mean",
+}
+
+
+def import_matplotlib():
+    """The matplotlib module; a ValueError that names the remedy where it is not installed."""
+    try:
+        import matplotlib
+        import matplotlib.figure
+    except ImportError as error:
+        raise ValueError("Figures need matplotlib: install it with pip install 'tier-clip[plots]'.") from error
+    return matplotlib
+
+
+def file_name(finding: str) -> str:
+    """A finding as part of a file name: letters and digits only ("Nodule/Mass" becomes "nodule_mass")."""
+    return re.sub(r"[^a-z0-9]+", "_", finding.lower()).strip("_") or "finding"
+
+
+def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
+    """ROC curves of all findings in one square, best first in the legend, with the AUROC of `metrics`.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.
+        path: of the PNG file.
+    """
+    matplotlib = import_matplotlib()
+    # a place in the data set, not in the ranking, decides a finding's colour: it keeps it from figure to figure
+    style_of = {
+        finding: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+        for i, finding in enumerate(metrics["findings"])
+    }
+    aurocs = {finding: result["auroc"] for finding, result in metrics["findings"].items()}
+    measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
+    columns = 1 + len(measured) // 25
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(5.4 + 3.0 * columns, 5.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        for finding in reversed(measured):
+            rates = roc_curve(predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy())
+            axes.plot(*rates, label=f"{format_number(aurocs[finding])}  {finding}", **style_of[finding])
+        axes.set(
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+            aspect="equal",
+            xlabel="False positive rate (1 - specificity)",
+            ylabel="True positive rate (sensitivity)",
+            title=f"Zero-shot ROC, {describe(metrics['dataset'])}, {metrics['n_images']:,} images",
+        )
+        mean = format_number(metrics["mean"]["auroc"])
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside right center", title=f"AUROC (mean {mean})", ncols=columns
+        ).get_title().set_fontweight("bold")
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def as_float(value: float | None) -> float:
+    """NaN for None: metrics read back from JSON have None where they had NaN."""
+    return float("nan") if value is None else float(value)
+
+
+def describe(dataset_name: str) -> str:
+    """The data's name for a title; the phantom is always called synthetic."""
+    return f"{dataset_name} (synthetic)" if is_synthetic(dataset_name) else dataset_name
+
+
+def similarity_maps(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    radiograph: Image.Image,
+    positive: list[str],
+    negative: list[str],
+) -> np.ndarray:
+    """Where an image looks like the positive and unlike the negative sentences, (height, width) of the radiograph.
+
+    The cosine of each patch to a sentence, averaged over the positive sentences, minus the same of the negative ones:
+    what both kinds share ("effusion", anatomy) cancels. NaN where the model did not see the image.
+
+    Raises:
+        ValueError: for a model without `get_similarity_map`, or a processor that cannot map it back.
+    """
+    if not hasattr(model, "get_similarity_map") or not hasattr(
+        processor.image_processor, "post_process_similarity_map"
+    ):
+        raise ValueError(f"A {type(model).__name__} with its processor gives no similarity maps: use a TIER model.")
+    text = processor.tokenizer(
+        positive + negative,
+        padding=True,
+        truncation=True,
+        max_length=model.config.text_config.max_position_embeddings,
+        return_tensors="pt",
+    ).to(model.device)
+    pixels = processor.image_processor(images=[radiograph], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        maps = model.get_similarity_map(text["input_ids"], pixels.to(model.device), text["attention_mask"])
+    difference = maps[:, : len(positive)].mean(dim=1) - maps[:, len(positive) :].mean(dim=1)  # (1, rows, columns)
+    size = [(radiograph.height, radiograph.width)]
+    return processor.image_processor.post_process_similarity_map(difference, size)[0].float().cpu().numpy()
+
+
+def plot_similarity_maps(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    prompts: Mapping[str, Prompts],
+    predictions: pd.DataFrame,
+    folder: str | Path,
+    dataset_name: str = "",
+) -> list[Path]:
+    """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
+
+    Each shows the positive image with the highest score; the middle panel is left out where the data set has no
+    `mask_<finding>`.
+
+    Args:
+        dataset: the evaluated one; `predictions` is indexed by its rows.
+        prompts: of the findings to draw.
+    """
+    matplotlib = import_matplotlib()
+    paths = []
+    for finding, prompt in prompts.items():
+        positives = predictions[predictions[f"label_{finding}"] == 1]
+        if positives.empty:
+            continue
+        row = int(positives[f"score_{finding}"].idxmax())
+        record = dataset.with_format(None)[row]
+        radiograph = read_radiograph(record["image"])
+        mask_bytes = (record.get(f"mask_{finding}") or {}).get("bytes")
+        mask = np.asarray(Image.open(io.BytesIO(mask_bytes)).convert("L")) > 127 if mask_bytes else None
+        similarity = similarity_maps(model, processor, radiograph, prompt.positive, prompt.negative)
+        with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
+            figure = draw_similarity(matplotlib, radiograph, mask, similarity)
+            title = f"{finding}: {record['image_id']}, {describe(dataset_name)}".strip(", ")
+            figure.suptitle(title, fontsize=12, fontweight="bold")
+            path = Path(folder) / f"similarity_{file_name(finding)}.png"
+            paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
+    return paths
+
+
+def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray):
+    """The figure of one image: radiograph, mask if there is one, similarity map with a colour bar."""
+    grey, colour = np.asarray(radiograph), "#39FF88"
+    titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Similarity to the prompts"]
+    figure = matplotlib.figure.Figure(figsize=(3.6 * len(titles) + 0.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(titles))
+    for axes, title in zip(panels, titles, strict=True):
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title)
+        axes.set_axis_off()
+    if mask is not None:
+        tint = np.zeros((*mask.shape, 4))
+        tint[mask] = matplotlib.colors.to_rgba(colour, 0.35)
+        panels[1].imshow(tint)
+        for axes in panels[1:]:
+            if mask.any() and not mask.all():
+                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    low, high = np.nanpercentile(similarity, [1, 99])  # one odd patch must not take all the colours
+    overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.55)
+    bar = figure.colorbar(overlay, ax=panels[-1], fraction=0.046, pad=0.02)
+    bar.set_label("cosine, positive minus negative")
+    bar.outline.set_visible(False)
+    bar.solids.set_alpha(1)
+    return figure
+
+
+def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
+    """The loss, its three terms and the zero-shot AUROC over the epochs, from a Trainer's `trainer_state.json`.
+
+    Raises:
+        ValueError: when the file is missing, is not JSON, or logs none of these.
+    """
+    matplotlib = import_matplotlib()
+    try:
+        history = json.loads(Path(trainer_state).read_text(encoding="utf-8"))["log_history"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{trainer_state} is not the trainer_state.json of a training: name that file.") from error
+
+    def series(key: str) -> np.ndarray:
+        return np.array([(entry["epoch"], entry[key]) for entry in history if key in entry], dtype=float).reshape(
+            -1, 2
+        )
+
+    curves = {term: (series(term), series(f"eval_{term}")) for term in TERMS}
+    curves = {term: pair for term, pair in curves.items() if len(pair[0]) or len(pair[1])}
+    if not curves:
+        raise ValueError(f"{trainer_state} logs no loss: train with logging_steps below the number of steps.")
+    columns = min(len(curves), 3)
+    rows = -(-len(curves) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(3.9 * columns, 2.9 * rows + 0.4), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(curves) :]:
+            axes.set_axis_off()
+        handles = {}
+        for axes, (term, (train, evaluation)) in zip(panels, curves.items(), strict=False):
+            if len(train):
+                handles["training"] = axes.plot(*train.T, color=COLOURS[0])[0]
+            if len(evaluation):
+                handles["validation"] = axes.plot(*evaluation.T, color=COLOURS[1], marker="o", markersize=3.5)[0]
+            axes.set(title=TERMS[term], xlabel="Epoch")
+            axes.margins(x=0.02, y=0.08)
+        if len(panels) > len(curves):
+            panels[-1].legend(handles.values(), handles.keys(), loc="center", fontsize=11)
+        else:
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))

@@ -1,0 +1,235 @@
+"""What an evaluation leaves behind: `metrics.json`, `predictions.parquet`, a table for the terminal, a model card.
+
+`metrics.json` is the one source of numbers: the table and the card are drawn from it. Its layout:
+`{"dataset", "protocol", "n_images", "models": [...], "findings": {name: {"auroc", "auroc_ci95": [lo, hi], "auprc",
+"mcc", "f1", "threshold", "n_positive", "n_negative", "n_excluded"}}, "mean": {"auroc", "auroc_ci95", "auprc", "mcc",
+"f1"}, "versions"}`; an undefined number is null.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
+
+# Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
+TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
+NOT_MEASURED = "not measured"
+
+# What a card says of the training, in this order; `write_model_card` refuses any other key.
+TRAINING_FACTS = {
+    "dataset": "Data",
+    "n_images": "Images",
+    "n_patients": "Patients",
+    "text": "Text",
+    "initialized_from": "Initial weights",
+    "epochs": "Epochs",
+    "batch_size": "Batch size (pairs)",
+    "learning_rate": "Peak learning rate",
+    "seed": "Seed",
+    "hardware": "Hardware",
+    "duration": "Duration",
+}
+MODEL_FACTS = {  # key of config.json: what the card calls it
+    "token_entropy_weight": "Weight of the token entropy",
+    "patch_entropy_weight": "Weight of the patch entropy",
+    "entropy_temperature": "Entropy temperature",
+    "entropy_tokens": "Tokens in the entropies",
+    "image_pooling": "Image embedding",
+}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "tier-clip"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a clone that was not installed
+            versions[name] = "not installed"
+    return versions
+
+
+def write_beside(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or as it was before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def to_json(value):
+    """`value` in JSON's own types: numpy numbers as Python's, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_metrics(path: str | Path, metrics: Mapping) -> Path:
+    """Write `metrics.json`."""
+    text = json.dumps(to_json(metrics), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_predictions(path: str | Path, predictions: pd.DataFrame) -> Path:
+    """Write `predictions.parquet`: one row per evaluated image."""
+    return write_beside(path, lambda partial: predictions.to_parquet(partial, index=False))
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number as text; "not measured" for None and NaN."""
+    return NOT_MEASURED if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def format_interval(interval) -> str:
+    """An interval as "0.912 - 0.954"; "not measured" when a bound is missing."""
+    low, high = (None, None) if interval is None else interval
+    bounds = format_number(low), format_number(high)
+    return NOT_MEASURED if NOT_MEASURED in bounds else " - ".join(bounds)
+
+
+def format_table(metrics: Mapping) -> str:
+    """The results as a plain-text table: finding, positives, AUROC with its 95 % interval, and the mean."""
+    rows = [("Finding", "Positives", "AUROC", "95 % CI")]
+    for finding, result in metrics["findings"].items():
+        rows.append(
+            (
+                finding,
+                f"{result['n_positive']:,}",
+                format_number(result["auroc"]),
+                format_interval(result["auroc_ci95"]),
+            )
+        )
+    mean = metrics["mean"]
+    rows.append((f"Mean of {len(rows) - 1}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+
+    def line(row) -> str:
+        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<{widths[3]}}".rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:-1]), rule, line(rows[-1])])
+
+
+def write_model_card(
+    folder: str | Path,
+    metrics: Mapping | None = None,
+    training: Mapping | None = None,
+    model_name: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write the model card, README.md, into a model folder.
+
+    No number is typed by hand: results come from `metrics`, the model's settings from the folder's config.json.
+    What is missing reads "not measured".
+
+    Args:
+        folder: holds config.json.
+        metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
+        training: facts of the training, with keys of `TRAINING_FACTS`; they are kept in the folder, and by default
+            those kept there are used.
+        model_name: a Hub name ("owner/name"), or what the card calls the model; by default the folder's name.
+        license: SPDX identifier of the licence of the weights; they may be bound by the terms of the training data.
+
+    Raises:
+        ValueError: when the folder holds no model or a key of `training` is unknown.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"The folder {folder} holds no model (no config.json) that a card could describe.")
+    kept = folder / TRAINING_FILE
+    if training is None:
+        training = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    unknown = sorted(set(training) - set(TRAINING_FACTS))
+    if unknown:
+        raise ValueError(f"A card has no training fact {unknown[0]!r}: use {', '.join(TRAINING_FACTS)}.")
+    if training:
+        facts = json.dumps(to_json(training), indent=2) + "\n"
+        write_beside(kept, lambda partial: partial.write_text(facts, encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    vision = config.get("vision_config") or {}
+    model_name = model_name or folder.resolve().name
+
+    def state(value) -> str:
+        return NOT_MEASURED if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["cell"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")  # in a table
+    environment.filters["number"] = format_number
+    environment.filters["interval"] = format_interval
+    data = to_json(metrics) if metrics else None
+    training_data, evaluation_data = training.get("dataset"), (data or {}).get("dataset")
+    text = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=card_data(model_name, data, license).to_yaml(line_break="\n").strip(),
+        model_name=model_name,
+        source=model_name if "/" in model_name else f"path/to/{model_name}",
+        license=license,
+        facts=[
+            ("Image size (pixels)", state(vision.get("image_size"))),
+            ("Patch size (pixels)", state(vision.get("patch_size"))),
+            ("Embedding width", state(config.get("projection_dim"))),
+            *((label, state(config.get(key))) for key, label in MODEL_FACTS.items()),
+        ],
+        training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items()],
+        training_data=state(training_data),
+        evaluation_data=state(evaluation_data),
+        synthetic_training=is_synthetic(training_data),
+        synthetic_evaluation=is_synthetic(evaluation_data),
+        metrics=data,
+        not_measured=NOT_MEASURED,
+    )
+    return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def is_synthetic(dataset_name: str | None) -> bool:
+    """Whether the data are the phantom's, which every command calls "phantom" or "phantom:<options>"."""
+    return bool(dataset_name) and dataset_name.partition(":")[0] == "phantom"
+
+
+def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> ModelCardData:
+    """The card's YAML head, with one `EvalResult` per measured AUROC."""
+    results = []
+    if metrics:
+        means = {"mean": metrics["mean"]}
+        for finding, result in {**metrics["findings"], **means}.items():
+            if result["auroc"] is None:
+                continue
+            results.append(
+                EvalResult(
+                    task_type="zero-shot-image-classification",
+                    task_name="Zero-shot classification of findings",
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
+                    dataset_name=metrics["dataset"] or "unnamed",
+                    metric_type="roc_auc",
+                    metric_name=f"AUROC, {finding}",
+                    metric_value=float(result["auroc"]),  # a numpy scalar would become a !!python tag in the YAML
+                )
+            )
+    return ModelCardData(
+        language="en",
+        license=license,
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["chest-x-ray", "radiology", "clip", "tier"],
+        metrics=["roc_auc"] if results else None,
+        model_name=model_name.split("/")[-1],
+        eval_results=results or None,
+    )

@@ -1,0 +1,453 @@
+"""Zero-shot evaluation: how well sentences alone tell radiographs with a finding from those without.
+
+For each finding there are positive sentences ("There is a left pleural effusion.") and negative ones; every image
+and every sentence is embedded once, and an image scores by how much nearer it lies to the positive sentences.
+"""
+
+import difflib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+import modeling_tier  # noqa: F401 (registers the model with AutoModel)
+import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
+from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, mcc
+from evaluation_tier.report import installed_versions
+from processing_tier.prompts import Prompts, load_prompts
+from processing_tier.radiograph import read_radiograph
+from processing_tier.records import finding_columns
+
+logger = logging.getLogger(__name__)
+
+SCORINGS = ("difference", "softmax")
+MAX_UNREADABLE = 0.01  # share of the images that may fail to decode before the evaluation stops
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one. ValueError for a name that torch does not know or cannot use."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails with an AssertionError
+        raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model (float32, in evaluation mode, on `device`) and the processor of a folder that `save_pretrained` wrote.
+
+    TIER models, and any other checkpoint of the CLIP family with its processor, are read. Pickled weights are not.
+
+    Raises:
+        ValueError: when the folder, its config, its weights or its processor are missing or do not fit each other.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"There is no model folder {folder}: name one that train_tier.py or save_pretrained wrote "
+            "(a model of the Hub becomes a folder by `hf download NAME --local-dir FOLDER`)."
+        )
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
+        raise ValueError(f"The folder {folder} holds no model (no config.json): {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
+            "save_pretrained; pickled weights (*.bin, *.pt) are never read."
+        )
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # libraries raise many kinds here; all mean that the folder is not a usable model
+        reason = " ".join(str(error).split())
+        raise ValueError(f"The model in {folder} does not load ({type(error).__name__}: {reason[:300]}).") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights in {folder} lack {len(info['missing_keys'])} of the model's tensors, "
+            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
+        )
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"The model in {folder} is a {type(model).__name__}, which does not embed images and texts in one space: "
+            "name a TIER or CLIP model."
+        )
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(
+            f"The folder {folder} holds no complete processor (image processor and tokenizer): "
+            "save it beside the model with processor.save_pretrained."
+        )
+    return model.to(device).eval(), processor
+
+
+def embed_images(
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32
+) -> np.ndarray:
+    """L2-normalised image embeddings, (images, dim) float32, each image read and embedded once.
+
+    An image that does not decode is logged and gets a row of NaN.
+
+    Args:
+        dataset: with the column `image` (undecoded: bytes or path).
+
+    Raises:
+        ValueError: for an empty data set, when more than 1 % of the images do not decode, or when the model's
+            embeddings are not finite.
+    """
+    if not len(dataset):
+        raise ValueError("The data set is empty: there is no image to evaluate.")
+    options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
+
+    def read_pixels(image) -> torch.Tensor | ValueError:
+        try:
+            radiograph = read_radiograph(image)
+        except ValueError as error:
+            return error
+        return processor.image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]
+
+    embeddings, num_unreadable = [], 0
+    was_training = model.training
+    model.eval()
+    bar = tqdm(total=len(dataset), desc="embedding images", unit="image", delay=3, leave=False, disable=None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, torch.inference_mode(), bar:
+        for batch in dataset.select_columns("image").iter(batch_size):
+            pixels = list(pool.map(read_pixels, batch["image"]))
+            failed = [error for error in pixels if isinstance(error, ValueError)]
+            for error in failed:
+                logger.warning("Skipped an image. %s", error)
+            num_unreadable += len(failed)
+            if num_unreadable > MAX_UNREADABLE * len(dataset):
+                raise ValueError(
+                    f"At least {num_unreadable} of {len(dataset)} images do not decode, more than 1 %: repair or "
+                    f"remove them. The last one: {failed[-1]}"
+                )
+            readable = np.array([not isinstance(error, ValueError) for error in pixels])
+            rows = np.full((len(pixels), model.config.projection_dim), np.nan, dtype=np.float32)
+            if readable.any():
+                inputs = torch.cat([tensor for tensor in pixels if not isinstance(tensor, ValueError)])
+                features = model.get_image_features(pixel_values=inputs.to(model.device)).pooler_output
+                rows[readable] = normalize(features)
+            embeddings.append(rows)
+            bar.update(len(pixels))
+    model.train(was_training)
+    return np.concatenate(embeddings)
+
+
+def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
+    """Whether the model normalises 8-bit pixels itself: the same numbers, a twelfth of the bytes to move."""
+    image_processor, config = processor.image_processor, model.config
+    if not hasattr(config, "pixel_mean") or not hasattr(image_processor, "output_dtype"):
+        return False
+    same = np.allclose(config.pixel_mean, image_processor.image_mean) and np.allclose(
+        config.pixel_std, image_processor.image_std
+    )
+    resampled_after_normalising = (
+        image_processor.geometry == "pad" and image_processor.resize_edge
+    )  # CheXzero's pixels
+    return same and not resampled_after_normalising
+
+
+def embed_prompts(
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: Mapping[str, Prompts], batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positive and negative embeddings of each finding, both (findings, dim) float32 and L2-normalised.
+
+    Each sentence is embedded once, normalised, averaged within its ensemble, and the average normalised again
+    (TIER, CLIP_Embedding.py:221-232; CheXzero, zero_shot.py:119-124).
+    """
+    sentences = list(dict.fromkeys(text for prompt in prompts.values() for text in prompt.positive + prompt.negative))
+    was_training = model.training
+    model.eval()
+    embeddings = []
+    with torch.inference_mode():
+        for start in range(0, len(sentences), batch_size):
+            inputs = processor.tokenizer(
+                sentences[start : start + batch_size],
+                padding=True,
+                truncation=True,
+                max_length=model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(model.device)
+            features = model.get_text_features(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            ).pooler_output
+            embeddings.append(normalize(features))
+    model.train(was_training)
+    embedding_of = dict(zip(sentences, np.concatenate(embeddings), strict=True))
+
+    def average(texts: Sequence[str]) -> np.ndarray:
+        mean = np.mean([embedding_of[text] for text in texts], axis=0)
+        return mean / np.linalg.norm(mean)
+
+    positive = np.stack([average(prompt.positive) for prompt in prompts.values()])
+    negative = np.stack([average(prompt.negative) for prompt in prompts.values()])
+    return positive, negative
+
+
+def normalize(features: torch.Tensor) -> np.ndarray:
+    """Features of length 1, as numpy float32. ValueError when some are not finite."""
+    features = features.float()
+    if not torch.isfinite(features).all():
+        raise ValueError("The model's embeddings are not finite: its weights are damaged or the training diverged.")
+    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
+
+
+def zero_shot_scores(
+    image_embeds: np.ndarray, positive: np.ndarray, negative: np.ndarray, scoring: str = "difference"
+) -> np.ndarray:
+    """Scores, (images, findings) float64; higher means that the finding is more likely.
+
+    Args:
+        image_embeds: (images, dim), L2-normalised.
+        positive: (findings, dim), L2-normalised.
+        negative: likewise.
+        scoring: `"difference"`: cosine to the positive minus cosine to the negative prompt, in [-2, 2] (TIER,
+            utils.py:376-381); `"softmax"`: e^positive / (e^positive + e^negative) of the raw cosines, without
+            logit scale, in [0.12, 0.88] (CheXzero, zero_shot.py:258-261). Both rank one model's images alike;
+            averaged over an ensemble they differ.
+    """
+    if scoring not in SCORINGS:
+        raise ValueError(f"The scoring must be one of {', '.join(SCORINGS)}, but is {scoring!r}.")
+    # float64: in float32 the sigmoid would merge scores that the difference still tells apart
+    difference = image_embeds.astype(np.float64) @ (positive.astype(np.float64) - negative.astype(np.float64)).T
+    return difference if scoring == "difference" else 1 / (1 + np.exp(-difference))
+
+
+def read_labels(dataset: datasets.Dataset, findings: Sequence[str]) -> np.ndarray:
+    """The label columns, (images, findings) float64: 1, 0, -1 (uncertain) or NaN (not stated)."""
+    columns = [np.array(dataset.with_format(None)[finding][:], dtype=np.float64) for finding in findings]
+    return np.stack(columns, axis=1) if columns else np.empty((len(dataset), 0))
+
+
+def select_findings(
+    dataset: datasets.Dataset, asked: Sequence[str] | None = None, min_positives: int = 10
+) -> tuple[list[str], dict[str, str]]:
+    """The findings to evaluate, and those left out with the reason.
+
+    Args:
+        dataset: with one label column per finding.
+        asked: names of findings; by default all with at least `min_positives` positives and at least one negative.
+
+    Raises:
+        ValueError: for an asked finding that the data set lacks or that lacks a class, or when none is left.
+    """
+    available = finding_columns(dataset)
+    if not available:
+        raise ValueError("The data set has no finding column: add one per finding with 1, 0, -1 or an empty cell.")
+    for finding in asked or []:
+        if finding not in available:
+            close = difflib.get_close_matches(finding.lower(), [name.lower() for name in available], n=1)
+            hint = [f"did you mean {name!r}? " for name in available if [name.lower()] == close]
+            raise ValueError(
+                f"The data set has no finding {finding!r}: {''.join(hint)}It has {', '.join(map(repr, available))}."
+            )
+    labels = read_labels(dataset, available)
+    num_positive = dict(zip(available, (labels == 1).sum(axis=0).tolist(), strict=True))
+    num_negative = dict(zip(available, (labels == 0).sum(axis=0).tolist(), strict=True))
+    counts = ", ".join(f"{name} {num_positive[name]}" for name in available)
+    if asked:
+        for finding in asked:
+            lacking = "positive" if not num_positive[finding] else "negative" if not num_negative[finding] else None
+            if lacking:
+                raise ValueError(
+                    f"The finding {finding!r} has no {lacking} image among the {len(dataset)}: leave it out or choose "
+                    f"another split. Positives per finding: {counts}."
+                )
+            if num_positive[finding] < min_positives:
+                logger.warning("%s has only %d positives: its AUROC says little.", finding, num_positive[finding])
+        return list(dict.fromkeys(asked)), {}
+
+    left_out = {}
+    for finding in available:
+        if num_positive[finding] < min_positives:
+            left_out[finding] = f"{num_positive[finding]} positives"
+        elif not num_negative[finding]:
+            left_out[finding] = "no negatives"
+    findings = [finding for finding in available if finding not in left_out]
+    if not findings:
+        raise ValueError(
+            f"No finding has {min_positives} positives and a negative among the {len(dataset)} images: lower "
+            f"--min_positives or use more images. Positives per finding: {counts}."
+        )
+    return findings, left_out
+
+
+def check_members_differ(models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]]) -> None:
+    """Refuse an ensemble in which two members have the same weights.
+
+    TIER's loader filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203), and
+    nothing told: the average of copies looks like an ensemble and is none.
+    """
+    for (first_name, (first, _)), (second_name, (second, _)) in combinations(models.items(), 2):
+        first_weights, second_weights = first.state_dict(), second.state_dict()
+        if first_weights.keys() == second_weights.keys() and all(
+            torch.equal(tensor, second_weights[key].to(tensor.device)) for key, tensor in first_weights.items()
+        ):
+            raise ValueError(
+                f"{first_name} and {second_name} have identical weights: an ensemble needs models that differ."
+            )
+
+
+def zero_shot_auroc(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    findings: Sequence[str],
+    prompts: Mapping[str, Prompts],
+    scoring: str = "difference",
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """AUROC of each finding and their `"mean"`, without intervals: cheap enough to call during training.
+
+    NaN for a finding that lacks a class; the mean leaves it out. The model returns to the mode it was in.
+    """
+    image_embeds = embed_images(model, processor, dataset, batch_size)
+    positive, negative = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
+    readable = ~np.isnan(image_embeds).any(axis=1)
+    scores = zero_shot_scores(image_embeds[readable], positive, negative, scoring)
+    labels = read_labels(dataset, findings)[readable]
+    aurocs = {finding: auroc(labels[:, i], scores[:, i]) for i, finding in enumerate(findings)}
+    return {**aurocs, "mean": nanmean(aurocs.values())}
+
+
+def evaluate_zero_shot(
+    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+    dataset: datasets.Dataset,
+    findings: Sequence[str] | None = None,
+    prompts: str | Path | Mapping[str, Prompts] = "report",
+    scoring: str = "difference",
+    min_positives: int = 10,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    batch_size: int = 32,
+    threshold_dataset: datasets.Dataset | None = None,
+    dataset_name: str = "",
+) -> tuple[dict, pd.DataFrame]:
+    """Evaluate one model, or the averaged scores of several, on a data set in the schema of `records.py`.
+
+    Args:
+        models: name to (model, processor), as `load_model` gives them.
+        dataset: the images, their patients and one label column per finding.
+        findings: see `select_findings`.
+        prompts: name or path of a prompt file (see `processing_tier.prompts`), or the prompts themselves.
+        scoring: see `zero_shot_scores`; an ensemble's score is the mean over its members.
+        n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`.
+        threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC); by default the
+            evaluated images themselves, which flatters MCC and F1, and the protocol says so.
+        dataset_name: what the results call the data.
+
+    Returns:
+        The metrics (the layout of `metrics.json`, see `report.py`; undefined numbers are NaN), and the predictions:
+        one row per evaluated image with `image_id`, `patient_id`, `score_<finding>` and `label_<finding>`, indexed
+        by the image's row in `dataset`.
+    """
+    check_members_differ(models)
+    if n_bootstrap < 1:
+        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    findings, left_out = select_findings(dataset, findings, min_positives)
+    prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
+    if not isinstance(prompts, Mapping):
+        prompts = load_prompts(prompts, findings)
+    lacking = [finding for finding in findings if finding not in prompts]
+    if lacking:
+        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
+    prompts = {finding: prompts[finding] for finding in findings}
+
+    scores = score_images(models, dataset, prompts, scoring, batch_size)
+    labels = read_labels(dataset, findings)
+    readable = ~np.isnan(scores).any(axis=1)
+    image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:]).astype(str)
+    skipped = image_ids[~readable].tolist()
+    scores, labels = scores[readable], labels[readable]
+    image_ids, patient_ids = image_ids[readable], patient_ids[readable]
+
+    threshold_scores, threshold_labels, threshold_source = scores, labels, "the evaluated images (optimistic)"
+    if threshold_dataset is not None:
+        missing = [finding for finding in findings if finding not in threshold_dataset.column_names]
+        if missing:
+            raise ValueError(f"The split that chooses the thresholds has no column {missing[0]!r}.")
+        threshold_scores = score_images(models, threshold_dataset, prompts, scoring, batch_size)
+        usable = ~np.isnan(threshold_scores).any(axis=1)
+        threshold_scores = threshold_scores[usable]
+        threshold_labels = read_labels(threshold_dataset, findings)[usable]
+        threshold_source = "a split apart"
+
+    bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
+    results = {}
+    for i, finding in enumerate(findings):
+        threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
+        num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
+        results[finding] = {
+            "auroc": auroc(labels[:, i], scores[:, i]),
+            "auroc_ci95": bootstrap.interval[i].tolist(),
+            "auprc": auprc(labels[:, i], scores[:, i]),
+            "mcc": mcc(labels[:, i], scores[:, i], threshold),
+            "f1": f1(labels[:, i], scores[:, i], threshold),
+            "threshold": threshold,
+            "n_positive": num_positive,
+            "n_negative": num_negative,
+            "n_excluded": len(labels) - num_positive - num_negative,
+        }
+    mean = {key: nanmean(result[key] for result in results.values()) for key in ("auroc", "auprc", "mcc", "f1")}
+    metrics = {
+        "dataset": dataset_name,
+        "protocol": {
+            "prompts": prompts_name,
+            "scoring": scoring,
+            "thresholds": f"highest MCC on {threshold_source}",
+            "intervals": "95 % percentile bootstrap over patients",
+            "n_bootstrap": n_bootstrap,
+            "seed": seed,
+            "n_patients": len(set(patient_ids.tolist())),
+            "min_positives": min_positives,
+            "findings_left_out": left_out,
+            "resamples_dropped": dict(zip(findings, bootstrap.num_dropped.tolist(), strict=True)),
+            "images_skipped": skipped,
+        },
+        "n_images": len(labels),
+        "models": list(models),
+        "findings": results,
+        "mean": {"auroc": mean.pop("auroc"), "auroc_ci95": bootstrap.mean_interval.tolist(), **mean},
+        "versions": installed_versions(),
+    }
+    predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable))
+    for i, finding in enumerate(findings):
+        predictions[f"score_{finding}"] = scores[:, i]
+    for i, finding in enumerate(findings):
+        predictions[f"label_{finding}"] = labels[:, i]
+    return metrics, predictions
+
+
+def score_images(
+    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+    dataset: datasets.Dataset,
+    prompts: Mapping[str, Prompts],
+    scoring: str,
+    batch_size: int,
+) -> np.ndarray:
+    """Scores averaged over the models, (images, findings); NaN rows for images that do not decode."""
+    members = [
+        zero_shot_scores(
+            embed_images(model, processor, dataset, batch_size), *embed_prompts(model, processor, prompts), scoring
+        )
+        for model, processor in models.values()
+    ]
+    return np.mean(members, axis=0)
+
+
+def nanmean(values) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
