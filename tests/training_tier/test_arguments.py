@@ -1,0 +1,74 @@
+import pytest
+
+from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments, parse_arguments
+
+TYPES = (ModelArguments, DataArguments, TierTrainingArguments)
+
+
+def parse(*argv):
+    return parse_arguments(argv, TYPES, "train_tier.py")
+
+
+def test_a_recipe_gives_values_and_the_command_line_overrides_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: small\nlearning_rate: 5e-5\nsample_sentences: true\nfindings: [Edema, Fracture]\n")
+    model, data, training = parse(str(recipe), "--model", "tiny", "--output_dir", str(tmp_path / "run"))
+    assert (model.model, data.sample_sentences, data.findings) == ("tiny", True, ["Edema", "Fracture"])
+    assert training.learning_rate == 5e-5  # YAML 1.1 reads 5e-5 as text
+
+
+def test_defaults_that_differ_from_transformers(tmp_path):
+    training = parse("--output_dir", str(tmp_path))[2]
+    assert training.metric_for_best_model == "eval_auroc" and training.load_best_model_at_end
+    assert training.hub_private_repo is True and training.remove_unused_columns is False
+    assert training.adam_beta2 == 0.98 and training.lr_scheduler_type == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lerning_rate", "1"], "^Unknown option '--lerning_rate'; did you mean 'learning_rate'\\?$"),
+        (["none.yaml"], "^There is no recipe none.yaml; see configs/"),
+        (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),
+        (["--geometry", "stretch"], "^geometry='stretch' is not known; choose one of pad, crop, squash.$"),
+        (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must lie between 0 and 1, for example 0.1.$"),
+        (["--columns", "image"], "^columns takes NAME=COLUMN, for example image=Path, but got 'image'.$"),
+        (["--max_train_images", "1"], "^max_train_images=1 is too few; use at least 2.$"),
+        (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
+    ],
+)
+def test_bad_options_are_refused(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modell: tiny\n", "unknown option 'modell'; did you mean 'model'\\?$"),
+        ("- a\n", "does not hold options; write one `name: value` a line.$"),
+        ("a: [\n", "is not valid YAML; mend it.$"),
+    ],
+)
+def test_bad_recipes_are_refused(text, message, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(str(recipe))
+
+
+def test_columns_of_a_table():
+    assert DataArguments(columns=["image=Path", "Edema=edema=x"]).column_names() == {
+        "image": "Path",
+        "Edema": "edema=x",
+    }
+    assert DataArguments().column_names() is None
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds a run; choose another, or continue that run with"):
+        TierTrainingArguments(output_dir=str(tmp_path), use_cpu=True).check_output_dir()
+    TierTrainingArguments(output_dir=str(tmp_path), use_cpu=True, resume_from_checkpoint="last").check_output_dir()
+    TierTrainingArguments(output_dir=str(tmp_path / "new"), use_cpu=True).check_output_dir()

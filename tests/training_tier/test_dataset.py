@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processing_tier import TierImageProcessor
+from processing_tier.phantom import make_phantom
+from training_tier.augmentation import augment
+from training_tier.collator import PairCollator
+from training_tier.dataset import PairDataset, sample_text
+
+
+@pytest.fixture(scope="module")
+def records():
+    return make_phantom(6, seed=0, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def image_processor():
+    return TierImageProcessor(size=32)
+
+
+def test_a_pair_depends_on_seed_epoch_and_index_alone(records, image_processor):
+    def pair(index, epoch, seed):
+        dataset = PairDataset(records, image_processor, augment_images=True, sample_sentences=True, seed=seed)
+        dataset.set_epoch(epoch)
+        return dataset[index]["pixel_values"]
+
+    first = pair(3, epoch=1, seed=0)
+    assert first.dtype == torch.uint8 and first.shape == (1, 32, 32)
+    assert torch.equal(first, pair(3, epoch=1, seed=0))
+    assert not torch.equal(first, pair(3, epoch=2, seed=0))
+    assert not torch.equal(first, pair(3, epoch=1, seed=1))
+
+
+def test_without_augmentation_the_pixels_are_those_of_the_image_processor(records, image_processor):
+    from processing_tier import read_radiograph
+
+    pair = PairDataset(records, image_processor)[2]
+    expected = image_processor([read_radiograph(records[2]["image"])], output_dtype="uint8", return_tensors="pt")
+    assert torch.equal(pair["pixel_values"], expected["pixel_values"][0])
+    assert pair["text"] == records[2]["impression"]
+
+
+def test_chexzero_pixels_stay_float(records):
+    pixels = PairDataset(records, TierImageProcessor.chexzero(size=32, resize_edge=48))[0]["pixel_values"]
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, 32, 32)
+
+
+def test_sampled_sentences_are_the_reports_own():
+    record = {"impression": "1. No acute disease. 2. Stable heart.", "findings": "The lungs are clear. No effusion."}
+    sentences = {"No acute disease.", "Stable heart.", "The lungs are clear.", "No effusion."}
+    texts = {sample_text(record, np.random.default_rng(seed)) for seed in range(60)}
+    for text in texts:
+        assert {sentence + "." for sentence in text.rstrip(".").split(". ")} <= sentences
+    assert {"No acute disease. Stable heart.", "Stable heart. No acute disease."} <= texts  # the impression alone
+    assert {"The lungs are clear. No effusion.", "No effusion. The lungs are clear."} <= texts
+    assert any(len(text.split(". ")) == 4 for text in texts)
+
+
+def test_a_section_that_is_empty_is_never_drawn():
+    record = {"impression": "", "findings": "The lungs are clear."}
+    assert {sample_text(record, np.random.default_rng(seed)) for seed in range(20)} == {"The lungs are clear."}
+
+
+def test_augmentation_moves_and_recolours_but_keeps_the_format():
+    y, x = np.mgrid[:80, :60]
+    image = Image.fromarray((128 + 100 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8))
+    results = [augment(image, np.random.default_rng(seed)) for seed in range(30)]
+    assert all(result.size == (60, 80) and result.mode == "L" for result in results)
+    assert len({result.tobytes() for result in results}) == 30
+    assert results[0].tobytes() == augment(image, np.random.default_rng(0)).tobytes()
+
+
+def test_augmentation_keeps_the_centre_within_the_shift_and_scale_it_promises():
+    array = np.zeros((101, 101), dtype=np.uint8)
+    array[48:53, 48:53] = 255
+    for seed in range(40):
+        result = np.asarray(augment(Image.fromarray(array), np.random.default_rng(seed))).astype(float)
+        y, x = np.argwhere(result == result.max()).mean(axis=0)
+        assert abs(y - 50) < 0.08 * 101 + 3 and abs(x - 50) < 0.08 * 101 + 3
+
+
+class Words:
+    """A tokenizer of one token per word."""
+
+    def __call__(self, texts, padding, truncation, return_tensors):
+        assert padding is True and truncation is True and return_tensors == "pt"
+        length = max(len(text.split()) for text in texts)
+        counts = torch.tensor([len(text.split()) for text in texts])
+        mask = (torch.arange(length) < counts[:, None]).long()
+        return {"input_ids": mask * 7, "attention_mask": mask}
+
+
+def test_a_batch_has_return_loss_last_and_no_key_that_the_trainer_takes_for_labels():
+    pairs = [{"image_id": str(i), "pixel_values": torch.full((1, 2, 2), i), "text": "a " * (i + 1)} for i in range(3)]
+    batch = PairCollator(Words())(pairs)
+    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", "return_loss"]
+    assert batch["pixel_values"].shape == (3, 1, 2, 2) and batch["return_loss"] is True
+    assert batch["attention_mask"].sum(1).tolist() == [1, 2, 3]
+
+
+def test_an_image_that_does_not_decode_leaves_the_batch_and_is_named():
+    pairs = [
+        {"image_id": "a", "pixel_values": torch.zeros(1, 2, 2), "text": "x"},
+        {"image_id": "b", "error": "cut short"},
+    ]
+    batch = PairCollator(Words())(pairs)
+    assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 1
+    assert batch["unreadable"] == {"b": "cut short"}
+    with pytest.raises(ValueError, match="^None of the 1 images of a batch decodes: repair or remove them. The last"):
+        PairCollator(Words())(pairs[1:])
+
+
+def test_a_truncated_file_is_an_error_of_its_pair_alone(records, image_processor):
+    image = records[0]["image"]
+    broken = records.select([0, 1]).map(
+        lambda row, i: {"image": {"bytes": image["bytes"][:200], "path": None}} if i == 0 else row,
+        with_indices=True,
+        features=records.features,
+    )
+    dataset = PairDataset(broken, image_processor)
+    assert "decode" in dataset[0]["error"] and "pixel_values" not in dataset[0]
+    assert "pixel_values" in dataset[1]

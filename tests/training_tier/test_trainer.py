@@ -1,0 +1,165 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import set_seed
+
+from modeling_tier import TierCLIPModel
+from processing_tier.phantom import make_phantom
+from training_tier.arguments import TierTrainingArguments
+from training_tier.collator import PairCollator
+from training_tier.dataset import PairDataset
+from training_tier.presets import preset_config
+from training_tier.trainer import TierTrainer
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return make_phantom(24, seed=0, image_size=64, split="validation")
+
+
+@pytest.fixture
+def make_trainer(tmp_path, phantom, evaluation, processor):
+    def make(records=phantom, folder="run", **options):
+        set_seed(0)
+        defaults = {
+            "output_dir": str(tmp_path / folder),
+            "use_cpu": True,
+            "report_to": "none",
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 2,
+            "logging_steps": 1,
+            "warmup_steps": 0,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        weights = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
+        return TierTrainer(
+            model=TierCLIPModel(preset_config("tiniest", processor.tokenizer, **weights)),
+            args=TierTrainingArguments(**{**defaults, **options}),
+            train_dataset=PairDataset(records, processor.image_processor, augment_images=True),
+            eval_dataset=PairDataset(evaluation, processor.image_processor),
+            data_collator=PairCollator(processor.tokenizer),
+            processing_class=processor,
+            eval_records=evaluation,
+            findings=["Consolidation", "Pneumothorax"],
+        )
+
+    return make
+
+
+def weights_of(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def test_the_log_has_the_three_terms_and_they_add_up(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(steps) == 12 and len(evaluations) == 2
+    for entries, prefix in ((steps, ""), (evaluations, "eval_")):
+        for entry in entries:
+            terms = [entry[prefix + name] for name in ("contrastive_loss", "token_entropy", "patch_entropy")]
+            assert entry[prefix + "loss"] == pytest.approx(terms[0] + 0.1 * terms[1] + 0.2 * terms[2], abs=2e-4)
+    assert all(entry["logit_scale"] == pytest.approx(1 / 0.07, rel=0.02) for entry in steps)
+
+
+def test_every_parameter_with_a_gradient_is_trained(make_trainer):
+    trainer = make_trainer()
+    before = weights_of(trainer)
+    trainer.train()
+    unchanged = [name for name, tensor in weights_of(trainer).items() if torch.equal(tensor, before[name])]
+    # patch_mean pooling reads the patches alone; the class token still feeds them through attention
+    assert [name for name in unchanged if "position_ids" not in name] == []
+
+
+def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(make_trainer):
+    trainer = make_trainer(save_strategy="epoch")
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_auroc" in entry]
+    for entry in evaluations:
+        both = [entry["eval_auroc_Consolidation"], entry["eval_auroc_Pneumothorax"]]
+        assert entry["eval_auroc"] == pytest.approx(sum(both) / 2)
+    assert trainer.state.best_metric == max(entry["eval_auroc"] for entry in evaluations)
+    assert trainer.zero_shot_auroc()["mean"] == trainer.state.best_metric  # the best weights are loaded
+
+
+def test_evaluation_counts_the_last_smaller_batch(make_trainer):
+    trainer = make_trainer(per_device_eval_batch_size=10)
+    assert [len(batch["input_ids"]) for batch in trainer.get_eval_dataloader()] == [10, 10, 4]
+    assert trainer.args.dataloader_drop_last
+
+
+def test_weight_decay_is_for_matrices_alone(make_trainer):
+    trainer = make_trainer()
+    decayed = trainer.get_decay_parameter_names(trainer.model)
+    assert "vision_model.embeddings.patch_embedding.weight" in decayed and "visual_projection.weight" in decayed
+    for name in decayed:
+        assert trainer.model.get_parameter(name).ndim >= 2 and not name.endswith(("position_embedding.weight", "bias"))
+    assert not {"logit_scale", "vision_model.embeddings.class_embedding"} & set(decayed)
+
+
+def test_logit_scale_stays_at_100_or_below(make_trainer):
+    trainer = make_trainer(max_steps=1, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    trainer.model.logit_scale.data.fill_(9.0)
+    trainer.train()
+    assert trainer.model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_a_seed_fixes_the_run(make_trainer):
+    runs = []
+    for folder in ("a", "b"):
+        trainer = make_trainer(folder=folder)
+        trainer.train()
+        runs.append(weights_of(trainer))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+@pytest.mark.parametrize("steps", [3, 6], ids=["within an epoch", "between epochs"])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, steps):
+    options = {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
+    whole = make_trainer(folder="whole", **options, save_total_limit=None)
+    whole.train()
+    resumed = make_trainer(folder="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{steps}")
+    assert resumed.state.global_step == whole.state.global_step == 12
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, resumed)]
+    assert losses[0] == losses[1]
+    expected, got = weights_of(whole), weights_of(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def break_images(records, indices):
+    image = records[0]["image"]["bytes"][:100]
+    return records.map(
+        lambda row, i: {"image": {"bytes": image, "path": None}} if i in indices else row,
+        with_indices=True,
+        features=records.features,
+    )
+
+
+def test_an_image_that_does_not_decode_is_skipped_and_listed(make_trainer):
+    records = make_phantom(104, seed=1, image_size=64)
+    trainer = make_trainer(break_images(records, {5}), num_train_epochs=1, dataloader_drop_last=False)
+    trainer.train()
+    assert list(trainer.unreadable) == [records[5]["image_id"]]
+    assert trainer.state.global_step == 13
+
+
+def test_more_than_one_percent_of_them_stops_the_run(make_trainer, phantom):
+    trainer = make_trainer(break_images(phantom, {5}))
+    with pytest.raises(ValueError, match="^At least 1 of 48 training images do not decode, more than 1 %: repair or"):
+        trainer.train()
+
+
+def test_checkpoints_hold_no_pickle_but_the_arguments_as_json(make_trainer):
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    folder = trainer.args.output_dir
+    with open(f"{folder}/training_args.json", encoding="utf-8") as file:
+        assert json.load(file)["learning_rate"] == 5e-4
+    assert not list(Path(folder).rglob("*.bin"))
