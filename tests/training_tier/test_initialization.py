@@ -1,0 +1,103 @@
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerBase
+
+from training_tier.arguments import ModelArguments
+from training_tier.initialization import make_model, set_sine_positions
+from training_tier.presets import preset_config
+
+
+@pytest.fixture
+def clip_folder(tmp_path, processor):
+    """A plain CLIP checkpoint, as its own library saves it."""
+    tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = CLIPConfig(
+        text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 16}, projection_dim=8
+    )
+    model = CLIPModel(config).half()
+    model.save_pretrained(tmp_path / "clip")
+    image_processor = CLIPImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    CLIPProcessor(image_processor, tokenizer).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip", model
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "vit-b-32", "vit-b-16"])
+def test_presets_fit_their_tokenizer(name, processor):
+    config = preset_config(name, processor.tokenizer)
+    assert config.image_pooling == "patch_mean"
+    assert config.text_config.vocab_size == len(processor.tokenizer)
+    assert config.text_config.eos_token_id == processor.tokenizer.eos_token_id != 2  # 2 means another pooling
+    assert config.text_config.max_position_embeddings == 77
+    for tower in (config.text_config, config.vision_config):
+        assert tower.hidden_size % tower.num_attention_heads == 0
+        assert tower.intermediate_size == 4 * tower.hidden_size
+
+
+def test_the_large_presets_are_clips_own_sizes(processor):
+    config = preset_config("vit-b-32", processor.tokenizer)
+    clip = CLIPConfig()
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        assert getattr(config.vision_config, key) == getattr(clip.vision_config, key)
+        assert getattr(config.text_config, key) == getattr(clip.text_config, key)
+    assert config.projection_dim == clip.projection_dim
+
+
+def test_an_image_size_that_patches_do_not_fill_is_refused(processor):
+    with pytest.raises(ValueError, match="^image_size=100 is no multiple of the 16-pixel patches of 'vit-b-16'; use"):
+        preset_config("vit-b-16", processor.tokenizer, image_size=100)
+
+
+def test_positions_start_as_waves_of_row_and_column(processor):
+    from modeling_tier import TierCLIPModel
+
+    model = TierCLIPModel(preset_config("tiniest", processor.tokenizer, image_size=64))
+    class_position = model.vision_model.embeddings.position_embedding.weight[0].clone()
+    set_sine_positions(model)
+    embedding = model.vision_model.embeddings.position_embedding.weight
+    assert torch.equal(embedding[0], class_position)
+    grid = embedding[1:].unflatten(0, (4, 4))
+    assert torch.allclose(grid.norm(dim=-1), grid.norm(dim=-1)[0, 0].expand(4, 4))  # sin^2 + cos^2
+    assert torch.equal(grid[0, :, :8], grid[0, :1, :8].expand(4, 8))  # a row shares its first half,
+    assert torch.equal(grid[:, 0, 8:], grid[:1, 0, 8:].expand(4, 8))  # a column its second
+    assert len(torch.unique(grid.flatten(0, 1), dim=0)) == 16
+
+
+def test_random_weights_train_a_tokenizer_on_the_reports():
+    model, processor = make_model(ModelArguments(model="tiniest"), ["The lungs are clear."] * 3)
+    assert processor.tokenizer.tokenize("lungs") == ["lungs</w>"]
+    assert model.config.text_config.vocab_size == len(processor.tokenizer)
+    assert processor.image_processor.size == {"height": 32, "width": 32}
+    assert processor.image_processor.image_mean == model.config.pixel_mean
+
+
+def test_a_clip_checkpoint_gives_the_same_embeddings_in_float32(clip_folder):
+    folder, clip = clip_folder
+    model, processor = make_model(ModelArguments(model=str(folder), token_entropy_weight=0.5), [])
+    assert model.dtype == torch.float32 and model.config.token_entropy_weight == 0.5
+    assert model.config.image_pooling == "cls"
+    assert model.config.pixel_mean == processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert processor.image_processor.geometry == "crop"  # what CLIP's own processor does
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = clip.float().eval().get_image_features(pixel_values=pixels).pooler_output
+    assert torch.allclose(model.eval().get_image_features(pixel_values=pixels).pooler_output, expected, atol=1e-6)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(clip_folder):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = clip_folder
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match="does not fit a CLIP model: 1 missing keys, for example visual_projection.we"
+    ):
+        make_model(ModelArguments(model=str(folder)), [])
+
+
+def test_options_without_effect_on_a_checkpoint_are_refused(clip_folder):
+    with pytest.raises(ValueError, match="^image_size has no effect on the checkpoint .*, which has its own.$"):
+        make_model(ModelArguments(model=str(clip_folder[0]), image_size=64), [])
