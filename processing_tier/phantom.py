@@ -34,7 +34,7 @@ VISIBLE = 4.0  # grey levels (of 255) by which a pixel must differ to belong to 
 AIR = 0.42  # density that aerated lung takes away from the chest
 HEART = 0.85  # share of that air which the mediastinum displaces
 THICKNESS = 0.5  # density of the heart per unit of its thickness
-VESSELS = 0.16  # density of the largest vessels
+VESSELS = 0.13  # density of the largest vessels
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def radius(self) -> float:
-        return 0.05 + 0.05 * self.amount
+        return 0.06 + 0.045 * self.amount
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
@@ -85,7 +85,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         tilt=rng.uniform(0.45, 0.75),
         aorta=rng.uniform(0.04, 0.10),
         rib_spacing=rng.uniform(0.155, 0.19),
-        rib_contrast=rng.uniform(0.06, 0.11),
+        rib_contrast=rng.uniform(0.03, 0.06),
         vessels=int(rng.integers(2**31)),
     )
 
@@ -184,8 +184,8 @@ class Chest:
     def __init__(self, patient: Patient, view: str, ratio: float | None, rng: np.random.Generator, size: int):
         self.patient, self.view, self.size = patient, view, size
         portable = view == "AP"
-        self.zoom, roll = rng.uniform(0.92, 1.06), rng.normal(0, 0.025)
-        self.shift = (rng.normal(0, 0.025), 0.02 + rng.normal(0, 0.025))
+        self.zoom, roll = rng.uniform(0.94, 1.05), rng.normal(0, 0.02)
+        self.shift = (rng.normal(0, 0.02), 0.02 + rng.normal(0, 0.02))
         self.cos, self.sin = math.cos(roll), math.sin(roll)
         axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
         u, v = (axis[None, :] - self.shift[0]) / self.zoom, (axis[:, None] - self.shift[1]) / self.zoom
@@ -328,7 +328,7 @@ def draw_cardiomegaly(chest: Chest, finding: Finding, rng: np.random.Generator) 
 def draw_effusion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """Fluid below a meniscus that climbs the chest wall."""
     lateral = chest.ax / chest.cage
-    level = chest.dome + 0.29 - (0.17 + 0.52 * finding.amount) * (0.5 + 0.5 * lateral**3)
+    level = chest.dome + 0.29 - (0.22 + 0.48 * finding.amount) * (0.5 + 0.5 * lateral**3)
     return (AIR + 0.04) * chest.aerated * smooth(chest.y - level, 0.04) * chest.half[finding.side]
 
 
@@ -353,10 +353,10 @@ def draw_pneumothorax(chest: Chest, finding: Finding, rng: np.random.Generator) 
     wall, roof = np.maximum(chest.wall, 0), np.maximum(chest.roof, 0)
     inset = wall * roof / np.sqrt(wall * wall + roof * roof + 1e-6)
     down = np.clip((chest.y - chest.patient.apex) / (chest.dome - chest.patient.apex), 0, 1)
-    gap = (0.08 + 0.20 * finding.amount) * (1.2 - 0.6 * down)
+    gap = (0.11 + 0.19 * finding.amount) * (1.2 - 0.6 * down)
     side = chest.lung * chest.half[finding.side]
     outside, line = smooth(gap - inset, 0.008), smooth(0.011 - np.abs(inset - gap), 0.008)
-    return side * (0.17 * line - 0.13 * outside) - VESSELS * chest.tree * outside * side
+    return side * (0.20 * line - 0.16 * outside) - VESSELS * chest.tree * outside * side
 
 
 def draw_nodule(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
@@ -365,7 +365,7 @@ def draw_nodule(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.
     across = rng.uniform(0.66 if lower and finding.side == "left" else 0.45, 0.82)
     centre = chest.place(finding.side, across, rng.uniform(0.58, 0.8) if lower else rng.uniform(0.2, 0.42))
     ball = chest.ellipse(centre, (radius, radius * rng.uniform(0.85, 1.0)), rng.uniform(0, 3))
-    return rng.uniform(0.30, 0.36) * smooth(ball, 0.5)
+    return rng.uniform(0.36, 0.42) * smooth(ball, 0.5)
 
 
 def draw_atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
@@ -374,10 +374,10 @@ def draw_atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -
     for _ in range(2 + finding.grade):
         x, y = chest.place(finding.side, rng.uniform(0.58, 0.70), rng.uniform(0.68, 0.92))
         half, slope = rng.uniform(0.13, 0.2), rng.normal(0, 0.15)
-        for part, width, ink in ((1.0, 0.018, 0.6), (0.8, 0.034, 1.0)):
+        for part, width, ink in ((1.0, 0.024, 0.6), (0.8, 0.045, 1.0)):
             ends = [(x + sign * part * half, y + sign * part * half * slope) for sign in (-1, 1)]
             bands.append((curve(ends[0], (x, y - 0.02), ends[1]), width, ink))
-    raised = chest.lung - chest.air(0.05 + 0.08 * finding.amount, finding.side)
+    raised = chest.lung - chest.air(0.08 + 0.08 * finding.amount, finding.side)
     return 0.32 * chest.strokes(bands, 0.006) * chest.lung * chest.half[finding.side] + 0.95 * AIR * raised * (
         1 - HEART * chest.drawn_heart[0]
     )
@@ -622,7 +622,7 @@ def make_record(index: int, seed: int, image_size: int, split: str) -> dict:
     chest = Chest(patient, view, heart_ratio, rng, image_size)
     added = {name: DRAW[name](chest, finding, rng) for name, finding in found.items()}
     total = sum(added.values(), start=draw_normal(chest, rng))
-    contrast, middle = rng.uniform(4.6, 5.6), rng.uniform(0.41, 0.54)
+    contrast, middle = rng.uniform(4.6, 5.6), rng.uniform(0.43, 0.52)
     clean = film(total, contrast, middle)
     noise = rng.uniform(2.0, 3.5) * rng.standard_normal(clean.shape, dtype=np.float32)
     image_id = f"synthetic-{split}-{index + 1:06d}"
