@@ -1,5 +1,6 @@
 """The model and the processor that a training starts from."""
 
+import math
 import os
 from collections.abc import Iterable
 
@@ -14,6 +15,8 @@ from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 from .arguments import ModelArguments
 from .presets import PRESETS, preset_config
+
+POSITION_SCALE = float(os.environ.get("PS", "0.5"))
 
 
 def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLIPModel, TierProcessor]:
@@ -39,12 +42,29 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLI
             image_mean=config.pixel_mean,
             image_std=config.pixel_std,
         )
-        return TierCLIPModel(config), TierProcessor(image_processor, tokenizer)
-
-    for name in ("tokenizer", "image_size"):
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"{name} has no effect on the checkpoint {arguments.model!r}, which has its own.")
+        model = TierCLIPModel(config)
+        set_sine_positions(model)
+        return model, TierProcessor(image_processor, tokenizer)
     return load_checkpoint(arguments)
+
+
+def set_sine_positions(model: TierCLIPModel) -> None:
+    """
+    Starts the position embeddings of the patches from sines and cosines of their row and column (Beyer et al. 2022,
+    "Better plain ViT baselines for ImageNet-1k"), scaled to the spread that the embeddings of the patches have.
+
+    CLIP's own start is noise so faint that at first the image tower hardly knows where a patch lies; with a few
+    thousand radiographs it takes much of the training to find out.
+    """
+    embedding = model.vision_model.embeddings.position_embedding.weight  # (1 + patches, hidden)
+    side = math.isqrt(embedding.shape[0] - 1)
+    frequencies = 1 / 10_000 ** torch.linspace(0, 1, embedding.shape[1] // 4)
+    angles = torch.arange(side)[:, None] * frequencies  # (side, hidden / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, hidden / 2)
+    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    grid = torch.cat([rows, columns], dim=2).flatten(0, 1)  # (patches, hidden)
+    with torch.no_grad():
+        embedding[1:] = POSITION_SCALE * grid
 
 
 def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProcessor]:
@@ -57,6 +77,9 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProce
             f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
             "wrote."
         )
+    for option in ("tokenizer", "image_size"):
+        if getattr(arguments, option) is not None:
+            raise ValueError(f"{option} has no effect on the checkpoint {name!r}, which has its own.")
     try:
         model, info = TierCLIPModel.from_pretrained(
             name,

@@ -1,0 +1,208 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_tier
+from processing_tier import TierProcessor, read_radiograph
+from processing_tier.phantom import make_phantom
+from training_tier.arguments import DataArguments
+
+REPOSITORY = Path(train_tier.__file__).parent
+QUICK = [
+    "--data",
+    "phantom:num_images=48,image_size=64",
+    *("--image_size", "32"),
+    *("--eval_split", "validation"),
+    *("--per_device_train_batch_size", "8"),
+    *("--num_train_epochs", "1"),
+    *("--min_positives", "2"),
+    *("--report_to", "none"),
+    *("--use_cpu", "true"),
+    *("--dataloader_pin_memory", "false"),
+    *("--disable_tqdm", "true"),
+]
+
+
+def run(*argv):
+    train_tier.main([str(word) for word in argv])
+
+
+def write_folder(folder: Path, num_images: int = 24, patients: dict | None = None) -> Path:
+    """An image folder of phantoms with the splits train and validation."""
+    for split in ("train", "validation"):
+        records = make_phantom(num_images, seed=0, image_size=64, split=split)
+        (folder / split).mkdir(parents=True)
+        rows = []
+        for record in records:
+            name = f"{record['image_id']}.png"
+            read_radiograph(record["image"]).save(folder / split / name)
+            rows.append(
+                {
+                    "file_name": name,
+                    "patient_id": (patients or {}).get(split, record["patient_id"]),
+                    "impression": record["impression"],
+                    "Consolidation": record["Consolidation"],
+                    "Fracture": 0,
+                }
+            )
+        pd.DataFrame(rows).to_csv(folder / split / "metadata.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("images") / "data")
+
+
+def refused(capsys, *argv) -> str:
+    """The one sentence on stderr of a run that ends with code 2 before any training."""
+    with pytest.raises(SystemExit) as stop:
+        run(*argv)
+    assert stop.value.code == 2
+    captured = capsys.readouterr().err.strip().splitlines()[-1]
+    assert captured.startswith("train_tier.py: error: ")
+    return captured.removeprefix("train_tier.py: error: ")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    run(*QUICK, "--output_dir", folder, "--token_entropy_weight", "0.1")
+    return folder
+
+
+def test_a_run_leaves_a_model_that_loads_with_its_processor_and_log(trained):
+    from evaluation_tier.zeroshot import load_model
+
+    model, processor = load_model(trained)
+    assert model.config.token_entropy_weight == 0.1 and model.config.image_pooling == "patch_mean"
+    assert isinstance(processor, TierProcessor) and processor.image_processor.size == {"height": 32, "width": 32}
+    history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_auroc" in entry and "eval_token_entropy" in entry for entry in history)
+
+
+def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_of_the_terms(trained, tmp_path):
+    run(*(word for word in QUICK if word not in ("--image_size", "32")), "--model", trained, "--output_dir",
+        tmp_path / "run", "--patch_entropy_weight", "0.3")  # fmt: skip
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["token_entropy_weight"], config["patch_entropy_weight"]) == (0.1, 0.3)
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+
+
+def test_an_image_folder_with_a_text_column_alone(folder, tmp_path):
+    run(*QUICK, "--data", folder, "--output_dir", tmp_path / "run", "--findings", "Consolidation")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_held_out_patients_are_never_trained_on():
+    records = make_phantom(60, seed=0, image_size=64)
+    train, evaluation = train_tier.hold_out(records, 0.2, seed=3)
+    assert not set(train["patient_id"]) & set(evaluation["patient_id"])
+    assert len(train) + len(evaluation) == 60
+    patients = len(set(records["patient_id"]))
+    assert len(set(evaluation["patient_id"])) == round(0.2 * patients)
+    again = train_tier.hold_out(records, 0.2, seed=3)[1]
+    assert again["image_id"][:] == evaluation["image_id"][:]
+    assert train_tier.hold_out(records, 0.2, seed=4)[1]["image_id"][:] != evaluation["image_id"][:]
+
+
+def test_records_without_text_are_left_out(folder, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    frame = pd.read_csv(copy / "train" / "metadata.csv")
+    frame.loc[:3, "impression"] = np.nan
+    frame.to_csv(copy / "train" / "metadata.csv", index=False)
+    train, _ = train_tier.load_splits(DataArguments(data=str(copy), eval_split="validation"), seed=0)
+    assert len(train) == 20 and all(train["impression"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--model", "gigantic"], "'gigantic'"),
+        (["--model", "./nowhere"], "There is no checkpoint folder './nowhere'; name one, or a preset (tiny, small"),
+        (["--token_entropy_weight", "-1"], "token_entropy_weight must be a finite number of at least 0"),
+        (
+            ["--image_size", "100"],
+            "image_size=100 is no multiple of the 16-pixel patches of 'tiny'; use for example 96.",
+        ),
+        (["--findings", "Consolidatoin"], "Consolidatoin"),
+        (["--prompts", "nonsense"], "prompts 'nonsense' are not known; choose one of"),
+        (["--min_positives", "1000"], "No finding has 1000 positives"),
+        (["--per_device_train_batch_size", "64"], "48 training pairs do not fill one batch of 64; lower --per_device"),
+        (["--lerning_rate", "1"], "Unknown option '--lerning_rate'; did you mean 'learning_rate'?"),
+        (["--text", "history"], "text='history' is not known"),
+        (["--resume_from_checkpoint", "last"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *QUICK, "--output_dir", "run", *argv)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_patient_in_two_splits_is_refused(capsys, tmp_path):
+    data = write_folder(tmp_path / "data", patients={"train": "p1", "validation": "p1"})
+    message = refused(capsys, *QUICK, "--data", data, "--output_dir", tmp_path / "run")
+    assert message.startswith("1 patient is in both 'train' and 'evaluation'")
+
+
+def test_a_finding_without_positives_is_refused_by_name(capsys, folder, tmp_path):
+    message = refused(capsys, *QUICK, "--data", folder, "--output_dir", tmp_path / "run", "--findings", "Fracture")
+    assert message.startswith("The finding 'Fracture' has no positive image among the 24")
+
+
+def test_a_missing_column_is_refused_by_name(capsys, folder, tmp_path):
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"path": ["a.png"], "who": ["p"], "split": ["train"]}).to_csv(table, index=False)
+    argv = ("--data", table, "--columns", "image=path", "patient_id=who", "impression=text")
+    assert "column 'text'" in refused(capsys, *QUICK, *argv, "--output_dir", tmp_path / "run")
+
+
+def test_images_that_do_not_decode_are_found_before_training(capsys, folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    for image in (data / "train").glob("*.png"):
+        image.write_bytes(image.read_bytes()[:60])
+    message = refused(capsys, *QUICK, "--data", data, "--output_dir", tmp_path / "run", "--min_positives", "1")
+    assert message.startswith("None of the first 8 images decodes. The first one: synthetic-train-")
+
+
+def test_a_checkpoint_folder_without_weights(capsys, trained, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("*.safetensors", "checkpoint-*"))
+    argv = [word for word in QUICK if word not in ("--image_size", "32")]
+    message = refused(capsys, *argv, "--model", folder, "--output_dir", tmp_path / "run")
+    assert message.startswith(f"The checkpoint folder '{folder}' holds no weights (*.safetensors)")
+
+
+def test_a_finished_run_is_not_overwritten(capsys, trained):
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+    assert "already holds a run" in refused(capsys, *QUICK, "--output_dir", trained)
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_accelerate_launch(processes, tmp_path):
+    """Two processes of 4 pairs each are one of 8: the same loss at the start, and weights that agree to rounding."""
+    for count in {1, processes}:
+        quick = [*QUICK, "--per_device_train_batch_size", str(8 // count), "--max_steps", "4"]
+        quick += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(count)]
+        command += [str(REPOSITORY / "train_tier.py"), *quick, "--output_dir", str(tmp_path / str(count))]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+    one, many = (load_file(tmp_path / str(count) / "model.safetensors") for count in (1, processes))
+    assert one.keys() == many.keys()
+    assert all(torch.isfinite(tensor).all() for tensor in many.values())
