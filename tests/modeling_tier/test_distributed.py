@@ -1,5 +1,6 @@
 """Two processes that share a batch compute the loss and the gradients of one process that has all of it."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ CASES = {
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(minutes=2))  # not 30
     for case, (rows, options) in CASES.items():
         result = train_one_step(DistributedDataParallel(make_model(options)), rows[rank])
         torch.save(result, Path(folder) / f"{case}-{rank}.pt")
