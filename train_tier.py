@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import datasets
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,6 +25,7 @@ from training_tier.arguments import DataArguments, ModelArguments, TierTrainingA
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
+from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import TierTrainer
 
 logger = logging.getLogger("train_tier")
@@ -152,6 +154,11 @@ def train(
         checkpoint = get_last_checkpoint(training_arguments.output_dir)
         if checkpoint is None:
             raise ValueError(f"output_dir {training_arguments.output_dir!r} holds no checkpoint to resume from.")
+    if model_arguments.text_warmup_epochs and checkpoint is None:
+        losses = warm_up_text(
+            model, processor.tokenizer, train_records, model_arguments.text_warmup_epochs, seed=training_arguments.seed
+        )
+        logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -172,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "train_tier.py",
             )
         )
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         print(f"train_tier.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

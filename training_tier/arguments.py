@@ -45,6 +45,12 @@ class ModelArguments:
         },
     )
     vocab_size: int = field(default=4000, metadata={"help": "Upper bound on the tokens of a tokenizer trained here."})
+    text_warmup_epochs: int = field(
+        default=0,
+        metadata={
+            "help": "Passes over the reports in which the text tower learns from text alone; random weights only."
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "Edge in pixels of the square the model sees; random weights only."}
     )
@@ -78,6 +84,11 @@ class ModelArguments:
 
     def __post_init__(self):
         check_choice("geometry", self.geometry, (None, *GEOMETRIES))
+        if self.text_warmup_epochs < 0 or self.text_warmup_epochs and self.model not in PRESETS:
+            raise ValueError(
+                f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}) "
+                "and at least 0; leave it out."
+            )
 
     def config_overrides(self) -> dict:
         """The fields of [`TierCLIPConfig`] that were given."""

@@ -16,7 +16,7 @@ from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from .arguments import ModelArguments
 from .presets import PRESETS, preset_config
 
-POSITION_SCALE = float(os.environ.get("PS", "0.5"))
+POSITION_SCALE = 0.5
 
 
 def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLIPModel, TierProcessor]:
