@@ -5,13 +5,13 @@ import math
 import numpy as np
 from PIL import Image
 
-MAX_ROTATION = 10.0  # degrees
-MAX_SHIFT = 0.08  # of width and height
-SCALE = (0.9, 1.2)  # below 1, the borders show black
-MAX_STRETCH = 0.08  # ln of the change of the aspect ratio
-MAX_GAMMA = 0.3  # ln of the exponent
-MAX_CONTRAST = 0.3  # ln of the factor
-MAX_BRIGHTNESS = 0.12  # of the range
+MAX_ROTATION = 7.0  # degrees
+MAX_SHIFT = 0.06  # of width and height
+SCALE = (0.92, 1.15)  # below 1, the borders show black
+MAX_STRETCH = 0.06  # ln of the change of the aspect ratio
+MAX_GAMMA = 0.15  # ln of the exponent
+MAX_CONTRAST = 0.15  # ln of the factor
+MAX_BRIGHTNESS = 0.06  # of the range
 
 
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
