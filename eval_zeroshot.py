@@ -67,7 +67,11 @@ def build_parser() -> Parser:
     run.add_argument(
         "--output_dir", default="runs/evaluation", metavar="FOLDER", help="where to write (default: %(default)s)"
     )
-    run.add_argument("--figures", action="store_true", help="also draw ROC curves and one similarity map per finding")
+    run.add_argument(
+        "--figures",
+        action="store_true",
+        help="also draw ROC curves, one similarity map per finding, and the model's training curves where it has them",
+    )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     return parser
 
@@ -168,6 +172,9 @@ def run(args: argparse.Namespace) -> None:
             written += plots.plot_similarity_maps(
                 model, processor, dataset, prompts, predictions, folder, metrics["dataset"]
             )
+        training_log = Path(args.models[0]) / "trainer_state.json"
+        if len(models) == 1 and training_log.is_file():
+            written.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
     written.append(report.write_predictions(folder / "predictions.parquet", predictions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
     if args.model_card:
@@ -183,6 +190,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\nLeft out: {reasons}")
     if protocol["images_skipped"]:
         print(f"\nSkipped, did not decode: {', '.join(protocol['images_skipped'])}")
+    print("\nModel:", *args.models, sep="\n  ")
     print("\nWritten:", *written, sep="\n  ")
 
 

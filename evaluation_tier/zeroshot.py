@@ -272,7 +272,7 @@ def select_findings(
     left_out = {}
     for finding in available:
         if num_positive[finding] < min_positives:
-            left_out[finding] = f"{num_positive[finding]} positives"
+            left_out[finding] = f"{num_positive[finding]} positive{'' if num_positive[finding] == 1 else 's'}"
         elif not num_negative[finding]:
             left_out[finding] = "no negatives"
     findings = [finding for finding in available if finding not in left_out]

@@ -71,14 +71,14 @@ class Finding:
 
     @property
     def radius(self) -> float:
-        return 0.06 + 0.045 * self.amount
+        return 0.062 + 0.023 * self.amount  # at most 3 cm across, or it would be called a mass
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
     return Patient(
         sex=str(rng.choice(["F", "M"])),
         age=int(rng.integers(22, 90)),
-        width=rng.uniform(0.66, 0.78),
+        width=rng.uniform(0.67, 0.76),
         apex=rng.uniform(-0.84, -0.76),
         body=rng.uniform(0, 1),
         heart=rng.uniform(0.40, 0.47),
@@ -184,7 +184,7 @@ class Chest:
     def __init__(self, patient: Patient, view: str, ratio: float | None, rng: np.random.Generator, size: int):
         self.patient, self.view, self.size = patient, view, size
         portable = view == "AP"
-        self.zoom, roll = rng.uniform(0.94, 1.05), rng.normal(0, 0.02)
+        self.zoom, roll = rng.uniform(0.95, 1.05), rng.normal(0, 0.02)
         self.shift = (rng.normal(0, 0.02), 0.02 + rng.normal(0, 0.02))
         self.cos, self.sin = math.cos(roll), math.sin(roll)
         axis = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
@@ -194,7 +194,7 @@ class Chest:
         self.half = {"right": (self.x < 0).astype(np.float32), "left": (self.x >= 0).astype(np.float32)}
         self.half["bilateral"] = np.ones_like(self.x)
         self.turn = rng.normal(0, 0.018)  # rotated patients: the mediastinum moves against the cage
-        self.dome = rng.uniform(0.48, 0.64) - 0.08 * portable  # y of the right dome of the diaphragm: inspiration
+        self.dome = rng.uniform(0.52, 0.62) - 0.05 * portable  # y of the right dome of the diaphragm: inspiration
         self.domes = {"right": self.dome, "left": self.dome + rng.uniform(0.02, 0.08)}
         self.hila = {"right": (-0.15 + self.turn, -0.06), "left": (0.16 + self.turn, -0.11)}
         # The cage is a superellipse above and straight below; each lung has its own rounded apex.
@@ -328,8 +328,8 @@ def draw_cardiomegaly(chest: Chest, finding: Finding, rng: np.random.Generator) 
 def draw_effusion(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
     """Fluid below a meniscus that climbs the chest wall."""
     lateral = chest.ax / chest.cage
-    level = chest.dome + 0.29 - (0.22 + 0.48 * finding.amount) * (0.5 + 0.5 * lateral**3)
-    return (AIR + 0.04) * chest.aerated * smooth(chest.y - level, 0.04) * chest.half[finding.side]
+    level = chest.dome + 0.29 - (0.30 + 0.45 * finding.amount) * (0.5 + 0.5 * lateral**3)
+    return (AIR + 0.06) * chest.aerated * smooth(chest.y - level, 0.04) * chest.half[finding.side]
 
 
 def draw_consolidation(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
@@ -365,7 +365,7 @@ def draw_nodule(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.
     across = rng.uniform(0.66 if lower and finding.side == "left" else 0.45, 0.82)
     centre = chest.place(finding.side, across, rng.uniform(0.58, 0.8) if lower else rng.uniform(0.2, 0.42))
     ball = chest.ellipse(centre, (radius, radius * rng.uniform(0.85, 1.0)), rng.uniform(0, 3))
-    return rng.uniform(0.36, 0.42) * smooth(ball, 0.5)
+    return rng.uniform(0.42, 0.50) * smooth(ball, 0.5)
 
 
 def draw_atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.ndarray:
@@ -378,7 +378,7 @@ def draw_atelectasis(chest: Chest, finding: Finding, rng: np.random.Generator) -
             ends = [(x + sign * part * half, y + sign * part * half * slope) for sign in (-1, 1)]
             bands.append((curve(ends[0], (x, y - 0.02), ends[1]), width, ink))
     raised = chest.lung - chest.air(0.08 + 0.08 * finding.amount, finding.side)
-    return 0.32 * chest.strokes(bands, 0.006) * chest.lung * chest.half[finding.side] + 0.95 * AIR * raised * (
+    return 0.38 * chest.strokes(bands, 0.006) * chest.lung * chest.half[finding.side] + 0.95 * AIR * raised * (
         1 - HEART * chest.drawn_heart[0]
     )
 
@@ -417,7 +417,7 @@ def draw_device(chest: Chest, finding: Finding, rng: np.random.Generator) -> np.
         line = np.concatenate([inflow, curve(atrium, (-0.13, 0.1), (-0.13, chest.dome), tip)])
         corner = np.maximum(np.abs(chest.x - pocket[0]) - 0.06, 0), np.maximum(np.abs(chest.y - pocket[1]) - 0.04, 0)
         solid = smooth(0.04 - np.hypot(*corner), 0.012)
-    return 0.45 * np.maximum(solid, chest.strokes([(line, 0.024, 1.0)]))
+    return 0.5 * np.maximum(solid, chest.strokes([(line, 0.028, 1.0)]))
 
 
 DRAW = {
@@ -462,7 +462,7 @@ NOUNS = {
         "focal consolidation of the {side} {lobe}",
     ),
     "Pneumothorax": ("{amount} {side} pneumothorax", "{side} pneumothorax", "{amount} {side}-sided pneumothorax"),
-    "Nodule": ("{size} cm {mass} in the {side} {zone} lung", "{side} {zone} lung {mass}", "{side} pulmonary {mass}"),
+    "Nodule": ("{size} cm nodule in the {side} {zone} lung", "{side} {zone} lung nodule", "{side} pulmonary nodule"),
     "Atelectasis": (
         "{side} basilar atelectasis",
         "{degree} {side} lower lung atelectasis",
@@ -489,7 +489,7 @@ SENTENCES = {
     "Pleural Effusion": ("The {side} costophrenic angle{s} {be} blunted by {article}{amount} pleural effusion{s}.",),
     "Consolidation": ("Airspace opacity in the {side} {lobe} is consistent with consolidation.",),
     "Pneumothorax": ("A visceral pleural line is seen on the {side}, with a {amount} pneumothorax.",),
-    "Nodule": ("A rounded {mass} projects over the {side} {zone} lung, measuring {size} cm.",),
+    "Nodule": ("A rounded nodule projects over the {side} {zone} lung, measuring {size} cm.",),
     "Atelectasis": ("Linear opacities at the {side} lung base with volume loss are compatible with atelectasis.",),
     "Edema": ("Bilateral perihilar haze and Kerley lines are consistent with {degree} edema.",),
     "pacemaker": ("A pacemaker projects over the {side} chest, its lead ending in the right ventricle.",),
@@ -545,15 +545,13 @@ def sentence(text: str) -> str:
 def word(name: str, finding: Finding, table: dict[str, tuple[str, ...]], rng: np.random.Generator) -> str:
     """One wording of a finding out of a table."""
     both = finding.side == "bilateral"
-    centimetres = 2 * finding.radius * CM_PER_UNIT
     return str(rng.choice(table[finding.kind or name])).format(
         degree=("mild", "moderate", "severe")[finding.grade],
         amount=("small", "moderate", "large")[finding.grade],
         side=finding.side,
         zone=finding.zone,
         lobe=finding.lobe,
-        size=f"{centimetres:.1f}",
-        mass="mass" if centimetres > 3 else "nodule",
+        size=f"{2 * finding.radius * CM_PER_UNIT:.1f}",
         ratio=f"{finding.heart_ratio:.2f}",
         s="s" if both else "",
         be="are" if both else "is",
