@@ -185,7 +185,7 @@ def test_numbers_of_a_known_case(brightness, make_grey_dataset):
     assert bright["auroc"] == 0.75  # of 4 pairs only (20, 30) is the wrong way round
     assert bright["auprc"] == pytest.approx((1 + 2 / 3) / 2)
     assert (bright["n_positive"], bright["n_negative"], bright["n_excluded"]) == (2, 2, 2)
-    # at 40 and above: TP 1, FP 0, FN 1, TN 2 -> MCC 2/sqrt(1*2*2*3); at 20: TP 2, FP 1, TN 1 -> the same; the higher wins
+    # at 40 and above: TP 1, FP 0, FN 1, TN 2 -> MCC 2 / sqrt(12); at 20: TP 2, FP 1, TN 1 -> the same; the higher wins
     assert bright["mcc"] == pytest.approx(2 / np.sqrt(12))
     assert bright["f1"] == pytest.approx(2 / 3)
     assert bright["threshold"] == predictions["score_Bright"][3]

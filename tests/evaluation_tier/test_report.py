@@ -1,0 +1,227 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from evaluation_tier.report import (
+    CARD_TEMPLATE,
+    TRAINING_FACTS,
+    format_table,
+    is_synthetic,
+    to_json,
+    write_beside,
+    write_metrics,
+    write_model_card,
+    write_predictions,
+)
+
+
+def result(auroc: float, n_positive: int = 25, **changes) -> dict:
+    numbers = {
+        "auroc": auroc,
+        "auroc_ci95": [auroc - 0.05, auroc + 0.05],
+        "auprc": 0.4,
+        "mcc": 0.3,
+        "f1": 0.5,
+        "threshold": 0.01,
+        "n_positive": n_positive,
+        "n_negative": 300,
+        "n_excluded": 2,
+    }
+    return numbers | changes
+
+
+@pytest.fixture
+def metrics() -> dict:
+    nan = float("nan")
+    return {
+        "dataset": "iu_cxr",
+        "protocol": {
+            "split": "validation",
+            "prompts": "report",
+            "scoring": "difference",
+            "thresholds": "highest MCC on the evaluated images (optimistic)",
+            "intervals": "95 % percentile bootstrap over patients",
+            "n_bootstrap": 1000,
+            "seed": 0,
+            "n_patients": 350,
+            "min_positives": 10,
+            "findings_left_out": {"Edema": "3 positives"},
+            "resamples_dropped": {"Cardiomegaly": 0, "Nodule|Mass": 0},
+            "images_skipped": ["a"],
+        },
+        "n_images": 355,
+        "models": ["runs/demo"],
+        "findings": {
+            "Cardiomegaly": result(np.float64(0.8512345)),
+            "Nodule|Mass": result(nan, 1, auroc_ci95=[nan, nan], mcc=nan),
+        },
+        "mean": {"auroc": 0.8512345, "auroc_ci95": [0.8, np.float32(0.9)], "auprc": 0.4, "mcc": 0.3, "f1": 0.5},
+        "versions": {"python": "3.11", "torch": "2.13.0", "transformers": "5.23.0", "numpy": "2", "tier-clip": "0.1"},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = {
+        "token_entropy_weight": 0.1,
+        "patch_entropy_weight": 0.0,
+        "entropy_temperature": 0.07,
+        "entropy_tokens": "words",
+        "image_pooling": "patch_mean",
+        "projection_dim": 128,
+        "vision_config": {"image_size": 224, "patch_size": 16},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def read_card(folder) -> tuple[dict, str]:
+    """The YAML head and the text."""
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+# metrics.json and predictions.parquet
+
+
+def test_metrics_json_keeps_numbers_and_writes_null_for_nan(tmp_path, metrics):
+    path = write_metrics(tmp_path / "new" / "metrics.json", metrics)
+    text = path.read_text()
+    assert "NaN" not in text
+    read = json.loads(text)
+    assert list(read) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions"]
+    assert read["findings"]["Cardiomegaly"]["auroc"] == 0.8512345
+    assert read["findings"]["Nodule|Mass"]["auroc"] is None
+    assert read["findings"]["Nodule|Mass"]["auroc_ci95"] == [None, None]
+
+
+def test_to_json_takes_numpy_apart():
+    value = {"a": np.int64(3), "b": [np.float32(0.5), np.nan, np.inf], "c": np.array([1.0, np.nan]), "d": (True, "x")}
+    assert to_json(value) == {"a": 3, "b": [0.5, None, None], "c": [1.0, None], "d": [True, "x"]}
+
+
+def test_predictions_round_trip(tmp_path):
+    predictions = pd.DataFrame(
+        {"image_id": ["a", "b"], "patient_id": ["p", "q"], "score_Edema": [0.1, -0.2], "label_Edema": [1.0, np.nan]},
+        index=[0, 5],
+    )
+    read = pd.read_parquet(write_predictions(tmp_path / "predictions.parquet", predictions))
+    pd.testing.assert_frame_equal(read, predictions.reset_index(drop=True), check_dtype=False)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+
+    def fail(partial):
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_beside(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# The table
+
+
+def test_table(metrics):
+    lines = format_table(metrics).splitlines()
+    assert lines == [
+        "Finding       Positives         AUROC  95 % CI",
+        "------------  ---------  ------------  -------------",
+        "Cardiomegaly         25         0.851  0.801 - 0.901",
+        "Nodule|Mass           1  not measured  not measured",
+        "------------  ---------  ------------  -------------",
+        "Mean of 2                       0.851  0.800 - 0.900",
+    ]
+
+
+def test_table_is_the_same_from_json(metrics):
+    assert format_table(to_json(metrics)) == format_table(metrics)
+
+
+# The card
+
+
+def test_card_head_holds_the_numbers_of_the_json(folder, metrics):
+    write_model_card(folder, metrics, model_name="someone/tier-small", license="cc-by-nc-4.0")
+    head, _ = read_card(folder)
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "zero-shot-image-classification"
+    assert head["license"] == "cc-by-nc-4.0"
+    assert head["model-index"][0]["name"] == "tier-small"
+    (results,) = head["model-index"][0]["results"]
+    assert results["dataset"] == {"name": "iu_cxr", "type": "iu-cxr", "split": "validation"}
+    values = {metric["name"]: metric["value"] for metric in results["metrics"]}
+    assert values == {"AUROC, Cardiomegaly": 0.8512345, "AUROC, mean": 0.8512345}  # what is not measured is left out
+
+
+def test_card_is_clean(folder, metrics):
+    text = write_model_card(folder, metrics, {"dataset": "iu_cxr", "epochs": np.int64(3)}).read_text()
+    for leftover in ("!!python", "{{", "}}", "{%", "%}", "None", "nan", "Undefined", "\n\n\n"):
+        assert leftover not in text
+    text.encode("ascii")
+
+
+def test_card_says_what_it_must(folder, metrics):
+    training = {"dataset": "iu_cxr", "n_images": 2654, "epochs": 30, "initialized_from": "random weights"}
+    write_model_card(folder, metrics, training, model_name="tier-small")
+    _, text = read_card(folder)
+    assert "# tier-small\n" in text
+    for heading in ("Not for clinical use", "Intended use", "How to load it", "Training", "Results", "Limits"):
+        assert f"\n## {heading}\n" in text
+    assert "| Weight of the token entropy | 0.1 |" in text
+    assert "| Weight of the patch entropy | 0.0 |" in text
+    assert "| Images | 2,654 |" in text
+    assert "| Patients | not measured |" in text
+    assert "| Cardiomegaly | 25 | 300 | 0.851 | 0.801 - 0.901 | 0.400 | 0.300 | 0.500 |" in text
+    assert "| Nodule\\|Mass | 1 | 300 | not measured | not measured | 0.400 | not measured | 0.500 |" in text
+    assert "| **Mean** | | | **0.851** | 0.800 - 0.900 |" in text
+    assert "Edema (3 positives)" in text
+    assert "synthetic" not in text.lower()
+
+
+def test_card_without_results(folder):
+    write_model_card(folder)
+    head, text = read_card(folder)
+    assert "model-index" not in head
+    assert "Zero-shot AUROC: not measured." in text
+    assert "| Data | not measured |" in text
+    assert f'from_pretrained("path/to/{folder.name}"' in text
+
+
+def test_card_of_the_phantom_says_synthetic(folder, metrics):
+    write_model_card(folder, metrics | {"dataset": "phantom:num_images=300"}, {"dataset": "phantom"})
+    _, text = read_card(folder)
+    assert "**Trained on synthetic radiographs.**" in text
+    assert "| Data | phantom (synthetic) |" in text
+    assert "Zero-shot on phantom:num_images=300 (synthetic radiographs, no patients)" in text
+    assert is_synthetic("phantom") and not is_synthetic("phantom_limbs") and not is_synthetic(None)
+
+
+def test_training_facts_stay_with_the_model(folder, metrics):
+    """Training writes them; an evaluation later renders them with its results."""
+    write_model_card(folder, training={"dataset": "iu_cxr", "seed": 7})
+    write_model_card(folder, metrics)
+    _, text = read_card(folder)
+    assert "| Seed | 7 |" in text and "| Cardiomegaly | 25 |" in text
+
+
+def test_card_errors(folder, tmp_path_factory):
+    with pytest.raises(ValueError, match="no training fact 'epoch': use dataset, "):
+        write_model_card(folder, training={"epoch": 3})
+    with pytest.raises(ValueError, match="holds no model"):
+        write_model_card(tmp_path_factory.mktemp("empty"))
+
+
+def test_every_name_in_the_template_is_given(folder, metrics):
+    """StrictUndefined: a misspelt name in the template is an error, not a blank."""
+    names = set(re.findall(r"\{\{ (\w+)", CARD_TEMPLATE.read_text()))
+    assert "card_data" in names
+    write_model_card(folder, metrics, dict.fromkeys(TRAINING_FACTS, 1))
