@@ -218,6 +218,7 @@ def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> 
                     task_name="Zero-shot classification of findings",
                     dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
                     dataset_name=metrics["dataset"] or "unnamed",
+                    dataset_split=metrics["protocol"].get("split"),
                     metric_type="roc_auc",
                     metric_name=f"AUROC, {finding}",
                     metric_value=float(result["auroc"]),  # a numpy scalar would become a !!python tag in the YAML

@@ -11,7 +11,7 @@ from .table import read_table
 
 PHANTOM = "phantom"
 PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
-PHANTOM_IMAGES = {"train": 1000}
+PHANTOM_IMAGES = {"train": 2000}
 PHANTOM_OTHER_IMAGES = 300
 
 
