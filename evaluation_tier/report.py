@@ -43,6 +43,7 @@ MODEL_FACTS = {  # key of config.json: what the card calls it
     "token_entropy_weight": "Weight of the token entropy",
     "patch_entropy_weight": "Weight of the patch entropy",
     "entropy_temperature": "Entropy temperature",
+    "entropy_normalization": "Entropies divided by ln K",
     "entropy_tokens": "Tokens in the entropies",
     "image_pooling": "Image embedding",
 }
@@ -171,7 +172,9 @@ def write_model_card(
     def state(value) -> str:
         return NOT_MEASURED if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
 
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters["cell"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")  # in a table
     environment.filters["number"] = format_number
     environment.filters["interval"] = format_interval
@@ -189,6 +192,7 @@ def write_model_card(
             *((label, state(config.get(key))) for key, label in MODEL_FACTS.items()),
         ],
         training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items()],
+        regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
         training_data=state(training_data),
         evaluation_data=state(evaluation_data),
         synthetic_training=is_synthetic(training_data),
@@ -204,6 +208,11 @@ def is_synthetic(dataset_name: str | None) -> bool:
     return bool(dataset_name) and dataset_name.partition(":")[0] == "phantom"
 
 
+def describe_dataset(dataset_name: str) -> str:
+    """The data's name for a reader; the phantom is always called synthetic."""
+    return f"{dataset_name} (synthetic)" if is_synthetic(dataset_name) else dataset_name
+
+
 def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> ModelCardData:
     """The card's YAML head, with one `EvalResult` per measured AUROC."""
     results = []
@@ -217,7 +226,7 @@ def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> 
                     task_type="zero-shot-image-classification",
                     task_name="Zero-shot classification of findings",
                     dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
-                    dataset_name=metrics["dataset"] or "unnamed",
+                    dataset_name=describe_dataset(metrics["dataset"]) or "unnamed",
                     dataset_split=metrics["protocol"].get("split"),
                     metric_type="roc_auc",
                     metric_name=f"AUROC, {finding}",

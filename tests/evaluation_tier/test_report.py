@@ -165,6 +165,7 @@ def test_card_is_clean(folder, metrics):
     text = write_model_card(folder, metrics, {"dataset": "iu_cxr", "epochs": np.int64(3)}).read_text()
     for leftover in ("!!python", "{{", "}}", "{%", "%}", "None", "nan", "Undefined", "\n\n\n"):
         assert leftover not in text
+    assert text.endswith(".\n")
     text.encode("ascii")
 
 
@@ -197,11 +198,21 @@ def test_card_without_results(folder):
 
 def test_card_of_the_phantom_says_synthetic(folder, metrics):
     write_model_card(folder, metrics | {"dataset": "phantom:num_images=300"}, {"dataset": "phantom"})
-    _, text = read_card(folder)
+    head, text = read_card(folder)
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == "phantom:num_images=300 (synthetic)"
     assert "**Trained on synthetic radiographs.**" in text
     assert "| Data | phantom (synthetic) |" in text
     assert "Zero-shot on phantom:num_images=300 (synthetic radiographs, no patients)" in text
     assert is_synthetic("phantom") and not is_synthetic("phantom_limbs") and not is_synthetic(None)
+
+
+def test_card_of_an_unregularized_model_does_not_claim_otherwise(folder, metrics):
+    write_model_card(folder, metrics)
+    assert "with text-image entropy regularization" in read_card(folder)[1]
+    (folder / "config.json").write_text('{"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0}')
+    write_model_card(folder, metrics)
+    assert "with the weights of TIER's entropy terms at 0" in read_card(folder)[1]
+    assert "text-image entropy regularization" not in read_card(folder)[1]
 
 
 def test_training_facts_stay_with_the_model(folder, metrics):
