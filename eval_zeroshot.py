@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
 
     # 4. What the user sees
     protocol = metrics["protocol"]
-    print(f"\nZero-shot on {plots.describe(metrics['dataset'])}, split {args.split!r}: ", end="")
+    print(f"\nZero-shot on {report.describe_dataset(metrics['dataset'])}, split {args.split!r}: ", end="")
     print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
     print(report.format_table(metrics))
     if protocol["findings_left_out"]:

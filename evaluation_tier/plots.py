@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.metrics import roc_curve
-from evaluation_tier.report import format_number, is_synthetic, write_beside
+from evaluation_tier.report import describe_dataset, format_number, write_beside
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph import read_radiograph
 
@@ -97,7 +97,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
             aspect="equal",
             xlabel="False positive rate (1 - specificity)",
             ylabel="True positive rate (sensitivity)",
-            title=f"Zero-shot ROC, {describe(metrics['dataset'])}, {metrics['n_images']:,} images",
+            title=f"Zero-shot ROC, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
         )
         mean = format_number(metrics["mean"]["auroc"])
         figure.legend(
@@ -109,11 +109,6 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
 def as_float(value: float | None) -> float:
     """NaN for None: metrics read back from JSON have None where they had NaN."""
     return float("nan") if value is None else float(value)
-
-
-def describe(dataset_name: str) -> str:
-    """The data's name for a title; the phantom is always called synthetic."""
-    return f"{dataset_name} (synthetic)" if is_synthetic(dataset_name) else dataset_name
 
 
 def similarity_maps(
@@ -182,7 +177,7 @@ def plot_similarity_maps(
         similarity = similarity_maps(model, processor, radiograph, prompt.positive, prompt.negative)
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
             figure = draw_similarity(matplotlib, radiograph, mask, similarity)
-            title = f"{finding}: {record['image_id']}, {describe(dataset_name)}".strip(", ")
+            title = f"{finding}: {record['image_id']}, {describe_dataset(dataset_name)}".strip(", ")
             figure.suptitle(title, fontsize=12, fontweight="bold")
             path = Path(folder) / f"similarity_{file_name(finding)}.png"
             paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))

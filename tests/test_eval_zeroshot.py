@@ -1,0 +1,242 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from eval_zeroshot import main
+from modeling_tier import TierCLIPConfig, TierCLIPModel
+from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+
+PHANTOM = "phantom:num_images=40,image_size=64"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[Path]:
+    """Two tiny models with random weights, saved."""
+    tokenizer = train_tokenizer(["Small left pleural effusion.", "No pneumothorax. The heart is enlarged."], 600)
+    processor = TierProcessor(TierImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = TierCLIPConfig(
+        text_config={**tower, **special, "vocab_size": len(tokenizer)},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+        image_pooling="patch_mean",
+    )
+    folders = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        folders.append(tmp_path_factory.mktemp("models") / f"model{seed}")
+        TierCLIPModel(config).save_pretrained(folders[-1])
+        processor.save_pretrained(folders[-1])
+    return folders
+
+
+def run(*arguments, capsys) -> tuple[str, str]:
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr()
+
+
+def fails(*arguments, capsys) -> str:
+    """The one line that the command fails with; exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("eval_zeroshot.py: error: "), output.err
+    return lines[0].removeprefix("eval_zeroshot.py: error: ")
+
+
+def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    model, output = shutil.copytree(models[0], tmp_path / "model"), tmp_path / "deep" / "output"
+    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 50, "--output_dir", output]
+    text = run(*arguments, "--figures", "--model_card", capsys=capsys).out
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions"]
+    assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [str(model)]
+    assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
+    assert all(result["n_positive"] >= 5 for result in metrics["findings"].values())
+    assert len(metrics["findings"]) + len(metrics["protocol"]["findings_left_out"]) == 8
+
+    predictions = pd.read_parquet(output / "predictions.parquet")
+    assert len(predictions) == 40
+    for finding in metrics["findings"]:
+        assert {f"score_{finding}", f"label_{finding}"} < set(predictions.columns)
+
+    names = {path.name for path in output.iterdir()}
+    assert {"metrics.json", "predictions.parquet", "roc.png"} < names
+    assert sum(name.startswith("similarity_") for name in names) == len(metrics["findings"])
+    assert not any("partial" in name for name in names)
+
+    mean = f"{metrics['mean']['auroc']:.3f}"
+    assert "(synthetic), split 'validation': 40 images of 30 patients" in text
+    assert f"Mean of {len(metrics['findings'])}" in text and mean in text
+    assert str(output / "metrics.json") in text and str(model / "README.md") in text
+    card = (model / "README.md").read_text()
+    assert f"**{mean}**" in card and "synthetic" in card
+
+
+def test_same_seed_same_files(models, tmp_path, capsys):
+    for name in "ab":
+        arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 20]
+        run(*arguments, "--output_dir", tmp_path / name, capsys=capsys)
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
+
+
+def test_ensemble_thresholds_and_softmax(models, tmp_path, capsys):
+    arguments = [*models, "--data", PHANTOM, "--findings", "Cardiomegaly", "Pleural Effusion", "--scoring", "softmax"]
+    arguments += ["--threshold_split", "train", "--prompts", "chexzero", "--n_bootstrap", 5, "--output_dir", tmp_path]
+    run(*arguments, capsys=capsys)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["models"] == [str(model) for model in models]
+    assert list(metrics["findings"]) == ["Cardiomegaly", "Pleural Effusion"]
+    assert metrics["protocol"]["scoring"] == "softmax" and metrics["protocol"]["prompts"] == "chexzero"
+    assert metrics["protocol"]["thresholds"] == "highest MCC on the split 'train'"
+    assert 0.3 < metrics["findings"]["Cardiomegaly"]["threshold"] < 0.7
+
+
+def test_options_may_come_first(models, tmp_path, capsys):
+    run(
+        "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path, models[0], capsys=capsys
+    )
+    assert (tmp_path / "metrics.json").is_file()
+
+
+def test_own_table_with_its_own_columns(models, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    table = pd.DataFrame({"Path": [f"{i}.png" for i in range(12)], "Who": range(12), "Mass": [1, 0, -1, None] * 3})
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    columns = ["--columns", "image=Path", "patient_id=Who", "--image_root", tmp_path / "images"]
+    options = ["--min_positives", 3, "--n_bootstrap", 5, "--output_dir", tmp_path / "out"]
+    run(models[0], "--data", tmp_path / "labels.csv", *columns, *options, capsys=capsys)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    mass = metrics["findings"]["Mass"]
+    assert (mass["n_positive"], mass["n_negative"], mass["n_excluded"]) == (3, 3, 6)
+    assert metrics["dataset"] == "labels.csv"
+
+
+def test_real_radiographs(models, shared_data, tmp_path, capsys):
+    arguments = [models[0], "--data", shared_data / "iu_cxr", "--max_images", 100, "--n_bootstrap", 20]
+    run(*arguments, "--min_positives", 5, "--output_dir", tmp_path, capsys=capsys)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["dataset"] == "iu_cxr" and metrics["n_images"] == 100
+    assert "Cardiomegaly" in metrics["findings"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["m", "--datta", "phantom"], "unknown option --datta: did you mean --data?"),
+        (["m", "--output-dir", "x"], "unknown option --output-dir: did you mean --output_dir?"),
+        (["m", "--data", "phantom", "--zzz=3"], "unknown option --zzz=3: see --help."),
+        (["m", "--data", "phantom", "--find", "Edema"], "unknown option --find: did you mean --findings?"),
+        (["--data", "phantom"], "no model is named: give the folder that train_tier.py wrote."),
+        (["m", "m", "--data", "phantom"], "a model is named twice: an ensemble needs models that differ."),
+        (["m"], 'no data are named: give --data "phantom", a folder, or a .csv or .parquet table.'),
+        (["m", "--data", "phantom", "--n_bootstrap", "0"], "--n_bootstrap must be at least 1, but is 0."),
+        (["m", "--data", "phantom", "--batch_size", "-2"], "--batch_size must be at least 1, but is -2."),
+        (["m", "--data", "phantom", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["m", "--data", "phantom", "--seed", "-1"], "--seed must not be negative, but is -1."),
+        (["m", "--data", "phantom", "--columns", "Path"], "--columns takes NAME=COLUMN, for example image=Path, but"),
+        (["a", "b", "--data", "phantom", "--model_card"], "--model_card describes one model"),
+        (["m", "--data", "phantom", "--threshold_split", "validation"], "--threshold_split is the evaluated split"),
+        (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
+        (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the output folder /dev/null/x cannot be written"),
+        (["nowhere", "--data", "phantom"], "There is no model folder nowhere"),
+        (["m", "--data", "phantom", "--device", "gpu"], "The device 'gpu' cannot be used here"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    assert message in fails(*arguments, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data", "nowhere"], "nowhere: there is no such folder"),
+        (["--data", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["--data", PHANTOM, "--split", "dev"], "split is 'dev'"),
+        (
+            ["--data", PHANTOM, "--findings", "Cardiomegalia"],
+            "no finding 'Cardiomegalia': did you mean 'Cardiomegaly'",
+        ),
+        (["--data", PHANTOM, "--min_positives", "41"], "No finding has 41 positives"),
+        (["--data", "phantom:num_images=2,image_size=64", "--findings", "Edema"], "'Edema' has no positive image"),
+        (["--data", PHANTOM, "--min_positives", "5", "--prompts", "poetry"], "prompts 'poetry' are not known"),
+        (["--data", PHANTOM, "--image_root", "."], "image_root have no effect"),
+    ],
+)
+def test_bad_data(models, options, message, tmp_path, capsys):
+    output = tmp_path / "output"
+    assert message in fails(models[0], *options, "--output_dir", output, capsys=capsys)
+    assert not output.exists()
+
+
+def test_bad_models(models, tmp_path, capsys):
+    copy = shutil.copytree(models[0], tmp_path / "copy")
+    arguments = ["--data", PHANTOM, "--min_positives", 5, "--output_dir", tmp_path / "output"]
+    assert "have identical weights" in fails(models[0], copy, *arguments, capsys=capsys)
+    (copy / "model.safetensors").unlink()
+    assert "holds no weights" in fails(copy, *arguments, capsys=capsys)
+    assert not (tmp_path / "output").exists()
+
+
+def test_unreadable_images_stop_the_command(models, tmp_path, capsys):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    table = {"image": [f"{i}.png" for i in range(4)], "patient_id": list("abcd"), "Mass": [1, 0, 1, 0]}
+    pd.DataFrame(table).to_csv(tmp_path / "labels.csv", index=False)
+    arguments = [
+        models[0],
+        "--data",
+        tmp_path / "labels.csv",
+        "--min_positives",
+        1,
+        "--output_dir",
+        tmp_path / "output",
+    ]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    assert "of 4 images do not decode, more than 1 %" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
+
+
+def test_figures_without_matplotlib_fail_before_any_work(models, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = fails("nowhere", "--data", "phantom", "--figures", capsys=capsys)
+    assert message == "Figures need matplotlib: install it with pip install 'tier-clip[plots]'."
+
+
+def test_as_a_command(models, tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, root / "eval_zeroshot.py"]
+    help_ = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert help_.returncode == 0 and "--threshold_split" in help_.stdout
+    bad = subprocess.run([*command, models[0], "--nope"], capture_output=True, text=True, cwd=tmp_path)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "eval_zeroshot.py: error: unknown option --nope: see --help.\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_dataset_smaller_than_max_images_is_taken_whole(models, tmp_path, capsys):
+    run(
+        *[models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--max_images", 1000],
+        *["--output_dir", tmp_path],
+        capsys=capsys,
+    )
+    assert json.loads((tmp_path / "metrics.json").read_text())["n_images"] == 40
