@@ -6,6 +6,17 @@ from modeling_tier import TierCLIPConfig
 
 # Own choices for small data and few cores; the last two are CLIP's (Radford et al. 2021, Table 20).
 PRESETS = {
+    "nano": {
+        "projection_dim": 128,
+        "text_config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "vision_config": {
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 112,
+            "patch_size": 16,
+        },
+    },
     "tiny": {
         "projection_dim": 128,
         "text_config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},

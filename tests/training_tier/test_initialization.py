@@ -24,7 +24,7 @@ def clip_folder(tmp_path, processor):
     return tmp_path / "clip", model
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "vit-b-32", "vit-b-16"])
+@pytest.mark.parametrize("name", ["nano", "tiny", "small", "vit-b-32", "vit-b-16"])
 def test_presets_fit_their_tokenizer(name, processor):
     config = preset_config(name, processor.tokenizer)
     assert config.image_pooling == "patch_mean"
