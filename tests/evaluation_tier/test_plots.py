@@ -1,0 +1,151 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation_tier.plots import (
+    file_name,
+    plot_roc,
+    plot_similarity_maps,
+    plot_training_curves,
+    similarity_maps,
+)
+from evaluation_tier.report import to_json
+from evaluation_tier.zeroshot import evaluate_zero_shot
+from processing_tier.prompts import load_prompts
+from processing_tier.radiograph import read_radiograph
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tier_model, phantom):
+    metrics, predictions = evaluate_zero_shot(
+        {"m": tier_model}, phantom, min_positives=5, n_bootstrap=5, dataset_name="phantom"
+    )
+    return metrics, predictions, load_prompts("report", list(metrics["findings"]))
+
+
+def read(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_roc_figure(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    path = plot_roc(metrics, predictions, tmp_path / "roc.png")
+    picture = read(path)
+    assert picture.shape[0] > 700 and picture.shape[1] > 900
+    blue = np.abs(picture - [0x00, 0x72, 0xB2]).max(axis=-1) < 12  # the colour of the first finding
+    assert blue.sum() > 200
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_figures_are_the_same_from_the_json_and_twice(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    first = plot_roc(metrics, predictions, tmp_path / "a.png").read_bytes()
+    assert first == plot_roc(json.loads(json.dumps(to_json(metrics))), predictions, tmp_path / "b.png").read_bytes()
+
+
+def test_a_finding_without_a_measured_auroc_is_not_drawn(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    undefined = {name: result | {"auroc": None} for name, result in metrics["findings"].items()}
+    plot_roc(metrics | {"findings": undefined}, predictions, tmp_path / "roc.png")
+    blue = np.abs(read(tmp_path / "roc.png") - [0x00, 0x72, 0xB2]).max(axis=-1) < 12
+    assert not blue.any()
+
+
+def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phantom, evaluated, tmp_path, monkeypatch):
+    _, predictions, prompts = evaluated
+    shown = []
+
+    def spy(model, processor, radiograph, positive, negative):
+        shown.append(radiograph)
+        return similarity_maps(model, processor, radiograph, positive, negative)
+
+    monkeypatch.setattr("evaluation_tier.plots.similarity_maps", spy)
+    paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
+    assert [path.name for path in paths] == [f"similarity_{file_name(finding)}.png" for finding in prompts]
+    for finding, path, radiograph in zip(prompts, paths, shown, strict=True):
+        picture = read(path)
+        assert picture.shape[1] > 1.8 * picture.shape[0]  # three panels
+        green = np.abs(picture - [0x39, 0xFF, 0x88]).max(axis=-1) < 40  # the outline of the mask
+        assert green.sum() > 50, finding
+        positives = predictions[predictions[f"label_{finding}"] == 1]
+        best = phantom[int(positives[f"score_{finding}"].idxmax())]
+        assert best[finding] == 1
+        np.testing.assert_array_equal(np.asarray(radiograph), np.asarray(read_radiograph(best["image"])))
+
+
+def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_path):
+    _, predictions, prompts = evaluated
+    finding = next(iter(prompts))
+    bare = phantom.remove_columns([name for name in phantom.column_names if name.startswith("mask_")])
+    (path,) = plot_similarity_maps(*tier_model, bare, {finding: prompts[finding]}, predictions, tmp_path)
+    picture = read(path)
+    assert picture.shape[1] < 1.95 * picture.shape[0]  # two panels
+
+
+def test_similarity_is_positive_minus_negative_in_the_radiographs_pixels(tier_model, phantom):
+    radiograph = read_radiograph(phantom[0]["image"])
+    wide = radiograph.resize((100, 50))
+    positive, negative = ["Small effusion.", "Cardiomegaly."], ["No effusion."]
+    similarity = similarity_maps(*tier_model, wide, positive, negative)
+    assert similarity.shape == (50, 100)
+    np.testing.assert_allclose(similarity_maps(*tier_model, wide, negative, positive), -similarity, atol=1e-6)
+    np.testing.assert_allclose(similarity_maps(*tier_model, wide, positive, positive), 0, atol=1e-6)
+    one = similarity_maps(*tier_model, wide, positive[:1], negative)
+    two = similarity_maps(*tier_model, wide, positive[1:], negative)
+    np.testing.assert_allclose(similarity, (one + two) / 2, atol=1e-6)
+
+
+def test_models_without_maps_are_refused(brightness):
+    with pytest.raises(ValueError, match="BrightnessModel with its processor gives no similarity maps"):
+        similarity_maps(*brightness, Image.new("L", (8, 8)), ["a"], ["b"])
+
+
+def trainer_state(folder, *keys):
+    entries = [
+        {"epoch": i / 10, "step": i, **{key: 5.0 - i / 10 for key in keys if not key.startswith("eval_")}}
+        for i in range(20)
+    ]
+    entries += [{"epoch": float(i), "step": 10 * i, **{k: 4.0 for k in keys if k[:5] == "eval_"}} for i in range(2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": entries + [{"train_loss": 3, "epoch": 2}]}))
+    return folder / "trainer_state.json"
+
+
+def test_training_curves(tmp_path):
+    keys = ["loss", "contrastive_loss", "token_entropy", "patch_entropy"]
+    state = trainer_state(tmp_path, *keys, *[f"eval_{key}" for key in keys], "eval_auroc")
+    five = read(plot_training_curves(state, tmp_path / "five.png"))
+    three = read(plot_training_curves(trainer_state(tmp_path, *keys[:3]), tmp_path / "three.png"))
+    assert five.shape[0] > 1.5 * three.shape[0]  # two rows of panels, and one
+    orange = np.array([0xD5, 0x5E, 0x00])
+    assert (np.abs(five - orange).max(axis=-1) < 12).sum() > 100
+    assert not (np.abs(three - orange).max(axis=-1) < 12).any()  # no validation, so no such colour
+
+
+def test_training_curves_of_what_is_no_training(tmp_path):
+    with pytest.raises(ValueError, match="nowhere.json is not the trainer_state.json"):
+        plot_training_curves(tmp_path / "nowhere.json", tmp_path / "x.png")
+    (tmp_path / "trainer_state.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not the trainer_state.json"):
+        plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
+    with pytest.raises(ValueError, match="logs no loss"):
+        plot_training_curves(trainer_state(tmp_path), tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_file_names_stay_in_their_folder():
+    assert file_name("Nodule/Mass") == "nodule_mass"
+    assert file_name("../../etc/passwd") == "etc_passwd"
+    assert file_name("///") == "finding"
+
+
+def test_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"pip install 'tier-clip\[plots\]'"):
+        plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
