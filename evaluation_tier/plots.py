@@ -85,7 +85,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
     measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
     columns = 1 + len(measured) // 25
     with matplotlib.rc_context(STYLE):
-        figure = matplotlib.figure.Figure(figsize=(5.4 + 3.0 * columns, 5.4), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(5.2 + 2.7 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         for finding in reversed(measured):
@@ -202,7 +202,8 @@ def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None
             if mask.any() and not mask.all():
                 axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     low, high = np.nanpercentile(similarity, [1, 99])  # one odd patch must not take all the colours
-    overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.55)
+    strength = np.nan_to_num((similarity - low) / max(high - low, 1e-12)).clip(0, 1)
+    overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.2 + 0.5 * strength)
     bar = figure.colorbar(overlay, ax=panels[-1], fraction=0.046, pad=0.02)
     bar.set_label("cosine, positive minus negative")
     bar.outline.set_visible(False)
@@ -239,13 +240,15 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
         for axes in panels[len(curves) :]:
             axes.set_axis_off()
         handles = {}
+        last = max(entry.get("epoch", 0) for entry in history) or 1
         for axes, (term, (train, evaluation)) in zip(panels, curves.items(), strict=False):
             if len(train):
                 handles["training"] = axes.plot(*train.T, color=COLOURS[0])[0]
             if len(evaluation):
                 handles["validation"] = axes.plot(*evaluation.T, color=COLOURS[1], marker="o", markersize=3.5)[0]
             axes.set(title=TERMS[term], xlabel="Epoch")
-            axes.margins(x=0.02, y=0.08)
+            axes.margins(y=0.08)
+            axes.set_xlim(-0.02 * last, 1.02 * last)
         if len(panels) > len(curves):
             panels[-1].legend(handles.values(), handles.keys(), loc="center", fontsize=11)
         else:

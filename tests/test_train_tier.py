@@ -129,7 +129,10 @@ def test_records_without_text_are_left_out(folder, tmp_path):
     [
         (["--data", "nowhere"], "nowhere"),
         (["--model", "gigantic"], "'gigantic'"),
-        (["--model", "./nowhere"], "There is no checkpoint folder './nowhere'; name one, or a preset (nano, tiny, small"),
+        (
+            ["--model", "./nowhere"],
+            "There is no checkpoint folder './nowhere'; name one, or a preset (nano, tiny, small",
+        ),
         (["--token_entropy_weight", "-1"], "token_entropy_weight must be a finite number of at least 0"),
         (
             ["--image_size", "100"],

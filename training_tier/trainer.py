@@ -59,14 +59,17 @@ class TierTrainer(Trainer):
             )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         terms = torch.stack([outputs[term].detach().float() for term in TERMS])
-        self._terms["train" if model.training else "eval"].append(terms)
+        pairs = len(inputs["input_ids"])
+        self._terms["train" if model.training else "eval"].append(
+            torch.cat([terms * pairs, terms.new_tensor([pairs])])
+        )
         return (loss, outputs) if return_outputs else loss
 
     def pop_terms(self, mode: str) -> dict[str, float]:
-        """Mean of each term over the steps since the last call and over the processes, which all have to call."""
-        terms = torch.stack(self._terms[mode]).mean(dim=0)
+        """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
+        sums = self.accelerator.reduce(torch.stack(self._terms[mode]).sum(dim=0), "sum")
         self._terms[mode].clear()
-        return dict(zip(TERMS, self.accelerator.reduce(terms, "mean").tolist(), strict=True))
+        return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._terms["train"]:
