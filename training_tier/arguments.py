@@ -189,7 +189,10 @@ class TierTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Pairs per process and step: each is contrasted with all others of the step."}
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per process in evaluation."})
+    per_device_eval_batch_size: int = field(
+        default=32,
+        metadata={"help": "Pairs per process in evaluation; as many as in training, or their losses do not compare."},
+    )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})

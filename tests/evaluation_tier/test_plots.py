@@ -6,15 +6,16 @@ import pytest
 from PIL import Image
 
 from evaluation_tier.plots import (
+    draw_similarity,
     file_name,
     plot_roc,
     plot_similarity_maps,
     plot_training_curves,
-    similarity_maps,
+    similarity_grids,
 )
 from evaluation_tier.report import to_json
 from evaluation_tier.zeroshot import evaluate_zero_shot
-from processing_tier.prompts import load_prompts
+from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.radiograph import read_radiograph
 
 pytest.importorskip("matplotlib")
@@ -62,22 +63,29 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
     _, predictions, prompts = evaluated
     shown = []
 
-    def spy(model, processor, radiograph, positive, negative):
-        shown.append(radiograph)
-        return similarity_maps(model, processor, radiograph, positive, negative)
+    def spy(matplotlib, radiograph, mask, similarity):
+        shown.append((radiograph, mask, similarity))
+        return draw_similarity(matplotlib, radiograph, mask, similarity)
 
-    monkeypatch.setattr("evaluation_tier.plots.similarity_maps", spy)
+    monkeypatch.setattr("evaluation_tier.plots.draw_similarity", spy)
     paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
     assert [path.name for path in paths] == [f"similarity_{file_name(finding)}.png" for finding in prompts]
-    for finding, path, radiograph in zip(prompts, paths, shown, strict=True):
+    everything = [read_radiograph(image) for image in phantom["image"]]
+    grids = similarity_grids(*tier_model, everything, prompts)
+    for i, (finding, path, (radiograph, mask, similarity)) in enumerate(zip(prompts, paths, shown, strict=True)):
         picture = read(path)
         assert picture.shape[1] > 1.8 * picture.shape[0]  # three panels
         green = np.abs(picture - [0x39, 0xFF, 0x88]).max(axis=-1) < 40  # the outline of the mask
         assert green.sum() > 50, finding
         positives = predictions[predictions[f"label_{finding}"] == 1]
-        best = phantom[int(positives[f"score_{finding}"].idxmax())]
-        assert best[finding] == 1
-        np.testing.assert_array_equal(np.asarray(radiograph), np.asarray(read_radiograph(best["image"])))
+        row = int(positives[f"score_{finding}"].idxmax())
+        assert phantom[row][finding] == 1
+        np.testing.assert_array_equal(np.asarray(radiograph), np.asarray(everything[row]))
+        assert mask.any() and mask.shape == similarity.shape == (64, 64)
+        # against the average of all 60 images, seen in the radiograph's pixels
+        grid = grids[row, i] - grids[:, i].mean(dim=0)
+        expected = tier_model[1].image_processor.post_process_similarity_map(grid[None], [(64, 64)])[0]
+        np.testing.assert_allclose(similarity, expected.numpy(), atol=1e-5)
 
 
 def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_path):
@@ -89,22 +97,24 @@ def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_pat
     assert picture.shape[1] < 1.95 * picture.shape[0]  # two panels
 
 
-def test_similarity_is_positive_minus_negative_in_the_radiographs_pixels(tier_model, phantom):
-    radiograph = read_radiograph(phantom[0]["image"])
-    wide = radiograph.resize((100, 50))
+def test_similarity_is_the_mean_positive_minus_the_mean_negative_cosine(tier_model, phantom):
+    model, processor = tier_model
+    radiographs = [read_radiograph(image) for image in phantom["image"][:5]]
     positive, negative = ["Small effusion.", "Cardiomegaly."], ["No effusion."]
-    similarity = similarity_maps(*tier_model, wide, positive, negative)
-    assert similarity.shape == (50, 100)
-    np.testing.assert_allclose(similarity_maps(*tier_model, wide, negative, positive), -similarity, atol=1e-6)
-    np.testing.assert_allclose(similarity_maps(*tier_model, wide, positive, positive), 0, atol=1e-6)
-    one = similarity_maps(*tier_model, wide, positive[:1], negative)
-    two = similarity_maps(*tier_model, wide, positive[1:], negative)
-    np.testing.assert_allclose(similarity, (one + two) / 2, atol=1e-6)
+    prompts = {"a": Prompts(positive, negative), "b": Prompts(negative, positive), "c": Prompts(negative, negative)}
+    grids = similarity_grids(model, processor, radiographs, prompts, batch_size=2)
+    assert grids.shape == (5, 3, 4, 4)
+    inputs = processor(text=positive + negative, images=radiographs, return_tensors="pt")
+    maps = model.get_similarity_map(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+    maps = maps.detach()
+    np.testing.assert_allclose(grids[:, 0], (maps[:, 0] + maps[:, 1]) / 2 - maps[:, 2], atol=1e-6)
+    np.testing.assert_allclose(grids[:, 1], -grids[:, 0], atol=1e-6)
+    np.testing.assert_allclose(grids[:, 2], 0, atol=1e-6)
 
 
 def test_models_without_maps_are_refused(brightness):
-    with pytest.raises(ValueError, match="BrightnessModel with its processor gives no similarity maps"):
-        similarity_maps(*brightness, Image.new("L", (8, 8)), ["a"], ["b"])
+    with pytest.raises(ValueError, match="A BrightnessModel gives no similarity maps"):
+        similarity_grids(*brightness, [Image.new("L", (8, 8))], {"a": Prompts(["a"], ["b"])})
 
 
 def trainer_state(folder, *keys):
