@@ -86,7 +86,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
     measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
     columns = 1 + len(measured) // 25
     with matplotlib.rc_context(STYLE):
-        figure = matplotlib.figure.Figure(figsize=(5.2 + 2.7 * columns, 5.2), layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(5.0 + 2.5 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
         for finding in reversed(measured):
