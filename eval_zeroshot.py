@@ -81,9 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        known = [
-            word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word[:2] == "--"
-        ]
+        known = [f"--{name}" for name in vars(args)]
         close = difflib.get_close_matches(
             unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
         )
