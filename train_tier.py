@@ -11,6 +11,7 @@ Ends with the best checkpoint, its processor and the log (trainer_state.json) in
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from evaluation_tier.report import is_synthetic, write_model_card
 from evaluation_tier.zeroshot import select_findings
 from processing_tier.readers import read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
@@ -25,6 +27,7 @@ from training_tier.arguments import DataArguments, ModelArguments, TierTrainingA
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
+from training_tier.presets import PRESETS
 from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import TierTrainer
 
@@ -91,6 +94,24 @@ def check_readable(dataset: PairDataset, count: int = 8) -> None:
     errors = [pair["error"] for pair in pairs if "error" in pair]
     if len(errors) == len(pairs):
         raise ValueError(f"None of the first {len(pairs)} images decodes. The first one: {errors[0]}")
+
+
+def training_facts(trainer: TierTrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> dict:
+    """What the model card says about the training; see `evaluation_tier.report.TRAINING_FACTS`."""
+    records, arguments = trainer.train_dataset.records, trainer.args
+    from_preset = model_arguments.model in PRESETS
+    return {
+        "dataset": data_arguments.data
+        if is_synthetic(data_arguments.data)
+        else Path(data_arguments.data).resolve().name,
+        "n_images": len(records),
+        "text": "sentences of impression and findings" if data_arguments.sample_sentences else data_arguments.text,
+        "initialized_from": f"random ({model_arguments.model})" if from_preset else Path(model_arguments.model).name,
+        "epochs": arguments.num_train_epochs,
+        "batch_size": arguments.train_batch_size * arguments.world_size,
+        "learning_rate": arguments.learning_rate,
+        "seed": arguments.seed,
+    }
 
 
 def train(
@@ -162,6 +183,10 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_model_card(
+            training_arguments.output_dir, training=training_facts(trainer, model_arguments, data_arguments)
+        )
     if trainer.unreadable:
         print(f"Skipped {len(trainer.unreadable)} training images that do not decode: {', '.join(trainer.unreadable)}")
     if training_arguments.push_to_hub:

@@ -87,6 +87,8 @@ def test_a_run_leaves_a_model_that_loads_with_its_processor_and_log(trained):
     assert isinstance(processor, TierProcessor) and processor.image_processor.size == {"height": 32, "width": 32}
     history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
     assert any("eval_auroc" in entry and "eval_token_entropy" in entry for entry in history)
+    card = (trained / "README.md").read_text()
+    assert "**Trained on synthetic radiographs.**" in card and "random (tiny)" in card
 
 
 def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_of_the_terms(trained, tmp_path):
