@@ -18,6 +18,7 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from evaluation_tier.report import is_synthetic, write_model_card
 from evaluation_tier.zeroshot import select_findings
@@ -195,7 +196,9 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    disable_progress_bar()  # those of writing weights
     try:
         train(
             *parse_arguments(
