@@ -4,7 +4,13 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_tier import TierCLIPConfig
 
-# Own choices for small data and few cores; the last two are CLIP's (Radford et al. 2021, Table 20).
+# CLIP's (Radford et al. 2021, Table 20)
+VIT_B = {
+    "projection_dim": 512,
+    "text_config": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8},
+    "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224},
+}
+# The first three are own choices for small data and few cores.
 PRESETS = {
     "nano": {
         "projection_dim": 128,
@@ -39,28 +45,8 @@ PRESETS = {
             "patch_size": 16,
         },
     },
-    "vit-b-32": {
-        "projection_dim": 512,
-        "text_config": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8},
-        "vision_config": {
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 32,
-        },
-    },
-    "vit-b-16": {
-        "projection_dim": 512,
-        "text_config": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8},
-        "vision_config": {
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 16,
-        },
-    },
+    "vit-b-32": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 32}},
+    "vit-b-16": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 16}},
 }
 
 
