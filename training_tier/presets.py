@@ -83,7 +83,6 @@ def preset_config(
     }
     for tower in (vision, text):
         tower["intermediate_size"] = 4 * tower["hidden_size"]
-        tower["initializer_factor"] = float(__import__("os").environ.get("IF", "1"))
     return TierCLIPConfig(
         projection_dim=preset["projection_dim"],
         text_config=text,
