@@ -41,7 +41,111 @@ class TierCLIPOutput(CLIPOutput):
     patch_embeds: torch.Tensor | None = None
 
 
-class TierCLIPModel(CLIPModel):
+class TierModelMixin:
+    """What both architectures share: how pixels come in, the loss, the similarity maps, and how they are saved."""
+
+    def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
+        if pixel_values.dtype != torch.uint8:
+            return pixel_values
+        if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
+            raise ValueError(
+                f"uint8 pixel_values must have the shape (batch, 1, height, width), not {tuple(pixel_values.shape)}."
+            )
+        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(3, 1, 1)
+        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(3, 1, 1)
+        return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
+
+    def compute_loss(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        token_embeds: torch.Tensor,
+        patch_embeds: torch.Tensor,
+        token_mask: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """
+        The loss of matched pairs, its three terms, and the local embeddings, L2-normalised: all that
+        [`TierCLIPOutput`] adds to CLIP's.
+
+        Args:
+            image_embeds, text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
+            token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected, not normalised.
+            patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Likewise.
+            token_mask (`torch.Tensor` of shape `(batch, tokens)`): bool; which tokens the entropies count.
+        """
+        config = self.config
+        clip_loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale)
+        with torch.autocast(token_embeds.device.type, enabled=False):
+            token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
+            patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+            token_entropy, patch_entropy = token_and_patch_entropy(
+                token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
+                token_mask,
+                normalize=config.entropy_normalization,
+                eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
+            )
+        loss = clip_loss
+        if config.token_entropy_weight:
+            loss = loss + config.token_entropy_weight * token_entropy
+        if config.patch_entropy_weight:
+            loss = loss + config.patch_entropy_weight * patch_entropy
+        return {
+            "loss": loss,
+            "contrastive_loss": clip_loss,
+            "token_entropy": token_entropy,
+            "patch_entropy": patch_entropy,
+            "token_embeds": token_embeds,
+            "patch_embeds": patch_embeds,
+        }
+
+    def get_similarity_map(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        per_token: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """
+        Cosine of each text with each patch of each image: where the model sees what the text says.
+
+        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
+            pixel_values (`torch.Tensor`): See the class; (images, ...).
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
+            per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
+            `per_token`: In [-1, 1]; rows from the top, columns from the left of the image as the model got it.
+        """
+        text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        if per_token:
+            text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
+        else:
+            text_embeds = text_outputs.pooler_output  # (texts, dim)
+        patch_embeds = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
+        text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
+        patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+        return torch.einsum("...d,ircd->i...rc", text_embeds, patch_embeds)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Saves weights, configuration and code so that the two auto classes this model is meant for find it."""
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        # register_for_auto_class keeps one name only, and the zero-shot pipeline asks for the second
+        self.config.auto_map = auto_map | {
+            "AutoModel": reference,
+            "AutoModelForZeroShotImageClassification": reference,
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class TierCLIPModel(TierModelMixin, CLIPModel):
     r"""
     [`CLIPModel`] with the two entropy terms of TIER in its loss. It has no parameter that `CLIPModel` lacks, and with
     both weights 0 and `image_pooling="cls"` its loss and its logits are equal to CLIP's bit by bit.
@@ -71,20 +175,18 @@ class TierCLIPModel(CLIPModel):
             `BaseModelOutputWithPooling`: `pooler_output` (batch, dim) is the global image embedding that
             `config.image_pooling` asks for, projected, not normalised.
         """
-        pixel_values = self.normalize_pixels(pixel_values)
-        if self.config.image_pooling == "cls":
-            return super().get_image_features(
-                pixel_values=pixel_values,
-                interpolate_pos_encoding=interpolate_pos_encoding,
-                return_dict=True,
-                **kwargs,
-            )
+        # without super(), so that the classifier, which has no text tower, uses this method too
         vision_outputs = self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+            pixel_values=self.normalize_pixels(pixel_values),
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
+            **kwargs,
         )
-        # The projection is linear and has no bias: that of the mean is the mean of those of the patches.
-        patches = self.vision_model.post_layernorm(vision_outputs.last_hidden_state[:, 1:])  # (batch, patches, hidden)
-        vision_outputs.pooler_output = self.visual_projection(patches.mean(dim=1))  # (batch, dim)
+        pooled = vision_outputs.pooler_output  # (batch, hidden), of the class token
+        if self.config.image_pooling == "patch_mean":
+            # The projection is linear and has no bias: that of the mean is the mean of those of the patches.
+            pooled = self.vision_model.post_layernorm(vision_outputs.last_hidden_state[:, 1:]).mean(dim=1)
+        vision_outputs.pooler_output = self.visual_projection(pooled)  # (batch, dim)
         return vision_outputs
 
     def get_patch_features(
@@ -111,18 +213,6 @@ class TierCLIPModel(CLIPModel):
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch, 1 + patches, hidden) to (batch, patches, dim), as CLIP norms and projects its class token."""
         return self.visual_projection(self.vision_model.post_layernorm(last_hidden_state[:, 1:]))
-
-    def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
-        if pixel_values.dtype != torch.uint8:
-            return pixel_values
-        if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
-            raise ValueError(
-                f"uint8 pixel_values must have the shape (batch, 1, height, width), not {tuple(pixel_values.shape)}."
-            )
-        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(3, 1, 1)
-        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(3, 1, 1)
-        return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
 
     @can_return_tuple
     def forward(
@@ -168,71 +258,22 @@ class TierCLIPModel(CLIPModel):
         if not return_loss:
             return TierCLIPOutput(**outputs)
 
-        clip_loss = contrastive_loss(outputs.image_embeds, outputs.text_embeds, self.logit_scale)
-        token_embeds = self.text_projection(outputs.text_model_output.last_hidden_state)  # (batch, tokens, dim)
-        patch_embeds = self.project_patches(outputs.vision_model_output.last_hidden_state)  # (batch, patches, dim)
-        with torch.autocast(token_embeds.device.type, enabled=False):
-            token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
-            patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
-            token_entropy, patch_entropy = token_and_patch_entropy(
-                token_patch_similarity(token_embeds, patch_embeds, self.config.entropy_temperature),
-                counted_tokens(
-                    input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
-                ),
-                normalize=self.config.entropy_normalization,
-                eps=REFERENCE_EPS if self.config.entropy_tokens == "all" else 0.0,
-            )
-        loss = clip_loss
-        if self.config.token_entropy_weight:
-            loss = loss + self.config.token_entropy_weight * token_entropy
-        if self.config.patch_entropy_weight:
-            loss = loss + self.config.patch_entropy_weight * patch_entropy
-        return TierCLIPOutput(
-            loss=loss,
-            contrastive_loss=clip_loss,
-            token_entropy=token_entropy,
-            patch_entropy=patch_entropy,
-            token_embeds=token_embeds,
-            patch_embeds=patch_embeds,
-            **outputs,
+        terms = self.compute_loss(
+            outputs.image_embeds,
+            outputs.text_embeds,
+            token_embeds=self.text_projection(outputs.text_model_output.last_hidden_state),  # (batch, tokens, dim)
+            patch_embeds=self.project_patches(outputs.vision_model_output.last_hidden_state),  # (batch, patches, dim)
+            token_mask=counted_tokens(
+                input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
+            ),
         )
+        return TierCLIPOutput(**terms, **outputs)
 
-    def get_similarity_map(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        per_token: bool = False,
-        interpolate_pos_encoding: bool = False,
-    ) -> torch.Tensor:
-        """
-        Cosine of each text with each patch of each image: where the model sees what the text says.
-
-        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
-            pixel_values (`torch.Tensor`): See the class; (images, ...).
-            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
-            per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
-
-        Returns:
-            `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
-            `per_token`: In [-1, 1]; rows from the top, columns from the left of the image as the model got it.
-        """
-        text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        if per_token:
-            text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
-        else:
-            text_embeds = text_outputs.pooler_output  # (texts, dim)
-        patch_embeds = self.get_patch_features(pixel_values, interpolate_pos_encoding)  # (images, patches, dim)
-        text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
-        patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
-        maps = torch.einsum("...d,ipd->i...p", text_embeds, patch_embeds)
+    def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """What `get_patch_features` returns, in the rows and columns of the image: (batch, rows, columns, dim)."""
         patch_size = self.config.vision_config.patch_size
         rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
-        return maps.unflatten(-1, (rows, columns))
+        return self.get_patch_features(pixel_values, interpolate_pos_encoding).unflatten(1, (rows, columns))
 
     def to_clip(self) -> CLIPModel:
         """
@@ -254,17 +295,6 @@ class TierCLIPModel(CLIPModel):
         model = CLIPModel._from_config(config, attn_implementation=self.config._attn_implementation)
         model.load_state_dict(self.state_dict())
         return model.to(device=self.device, dtype=self.dtype).train(self.training)
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, configuration and code so that the two auto classes this model is meant for find it."""
-        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        # register_for_auto_class keeps one name only, and the zero-shot pipeline asks for the second
-        self.config.auto_map = auto_map | {
-            "AutoModel": reference,
-            "AutoModelForZeroShotImageClassification": reference,
-        }
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 TierCLIPModel.register_for_auto_class("AutoModel")
