@@ -1,13 +1,18 @@
-"""Configuration of the TIER models: CLIP's, plus the weights and the definition of the two entropy terms."""
+"""Configurations of the TIER models: the towers, and the weights and the definition of the two entropy terms."""
 
 import difflib
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, PreTrainedConfig
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfig
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
 IMAGE_POOLINGS = ("cls", "patch_mean")
@@ -33,47 +38,10 @@ LIBRARY_KEYS = {
 }
 
 
-@strict
-class TierCLIPConfig(CLIPConfig):
-    r"""
-    Configuration of a [`TierCLIPModel`]. It has everything that [`CLIPConfig`] has and the fields below. Values are
-    checked when the configuration is built, loaded or saved, and a key that is not known is an error.
+@dataclass(kw_only=True)
+class TierOptions:
+    """The fields that the configurations of both architectures have, documented at [`TierCLIPConfig`]."""
 
-    The lambdas that the authors of TIER used are not recoverable from their code, which defaults to 0 for both; the
-    defaults here are 0 as well, so that a configuration without them is plain CLIP.
-
-    Args:
-        token_entropy_weight (`float`, *optional*, defaults to 0.0):
-            Weight, at least 0, of the mean entropy (nats) of each token's distribution over the image's patches.
-            It is `lam_words`, the first of the two lambdas in the authors' code.
-        patch_entropy_weight (`float`, *optional*, defaults to 0.0):
-            Weight, at least 0, of the mean entropy (nats) of each patch's distribution over the text's tokens.
-            It is `lam_patches`, the second of the two lambdas in the authors' code.
-        entropy_temperature (`float`, *optional*, defaults to 1.0):
-            Positive number that divides the cosines before the softmax. 1.0 is the paper's; there, with 49 patches,
-            the token entropy can only move between 3.748 and 3.892 nats. Smaller is sharper.
-        entropy_normalization (`bool`, *optional*, defaults to `False`):
-            Divide each entropy by ln K, K being the number of patches or of that text's counted tokens, so that it
-            lies in [0, 1] whatever the image size and the text length. An entropy over one element is 0.
-        entropy_tokens (`str`, *optional*, defaults to `"words"`):
-            The tokens that count. `"words"`: attended tokens except BOS and EOS. `"attended"`: these too. `"all"`:
-            what the authors' code did, padding and the 1e-7 added after the softmax included, to reproduce it.
-        image_pooling (`str`, *optional*, defaults to `"cls"`):
-            `"cls"`: the global image embedding comes from the class token, as in CLIP and CheXzero. `"patch_mean"`:
-            it is the mean of the projected patch embeddings, as in TIER.
-        pixel_mean (`list[float]`, *optional*, defaults to CLIP's):
-            Mean of each of the 3 channels on the 0..1 scale; only used for pixels that arrive as uint8.
-        pixel_std (`list[float]`, *optional*, defaults to CLIP's):
-            Standard deviation, above 0, of each of the 3 channels on the 0..1 scale; used like `pixel_mean`.
-        kwargs:
-            The fields of [`CLIPConfig`].
-
-    Raises:
-        ValueError: a value is out of range, or a key is unknown.
-        StrictDataclassFieldValidationError: a value has the wrong type.
-    """
-
-    model_type = "tier_clip"
     keys_to_ignore_at_inference = [
         "text_model_output",
         "vision_model_output",
@@ -127,6 +95,57 @@ class TierCLIPConfig(CLIPConfig):
             raise ValueError(f"pixel_std must have numbers above 0 only, not {self.pixel_std}.")
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Builds the configuration; keyword arguments for a model's own fields are checked like the file's."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        own -= {"text_config", "vision_config"}  # whose dicts are merged into the file's, field by field
+        overrides = {key: kwargs.pop(key) for key in own & kwargs.keys()}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+
+@strict
+class TierCLIPConfig(TierOptions, CLIPConfig):
+    r"""
+    Configuration of a [`TierCLIPModel`]. It has everything that [`CLIPConfig`] has and the fields below. Values are
+    checked when the configuration is built, loaded or saved, and a key that is not known is an error.
+
+    The lambdas that the authors of TIER used are not recoverable from their code, which defaults to 0 for both; the
+    defaults here are 0 as well, so that a configuration without them is plain CLIP.
+
+    Args:
+        token_entropy_weight (`float`, *optional*, defaults to 0.0):
+            Weight, at least 0, of the mean entropy (nats) of each token's distribution over the image's patches.
+            It is `lam_words`, the first of the two lambdas in the authors' code.
+        patch_entropy_weight (`float`, *optional*, defaults to 0.0):
+            Weight, at least 0, of the mean entropy (nats) of each patch's distribution over the text's tokens.
+            It is `lam_patches`, the second of the two lambdas in the authors' code.
+        entropy_temperature (`float`, *optional*, defaults to 1.0):
+            Positive number that divides the cosines before the softmax. 1.0 is the paper's; there, with 49 patches,
+            the token entropy can only move between 3.748 and 3.892 nats. Smaller is sharper.
+        entropy_normalization (`bool`, *optional*, defaults to `False`):
+            Divide each entropy by ln K, K being the number of patches or of that text's counted tokens, so that it
+            lies in [0, 1] whatever the image size and the text length. An entropy over one element is 0.
+        entropy_tokens (`str`, *optional*, defaults to `"words"`):
+            The tokens that count. `"words"`: attended tokens except BOS and EOS. `"attended"`: these too. `"all"`:
+            what the authors' code did, padding and the 1e-7 added after the softmax included, to reproduce it.
+        image_pooling (`str`, *optional*, defaults to `"cls"`):
+            `"cls"`: the global image embedding comes from the class token, as in CLIP and CheXzero. `"patch_mean"`:
+            it is the mean of the projected patch embeddings, as in TIER.
+        pixel_mean (`list[float]`, *optional*, defaults to CLIP's):
+            Mean of each of the 3 channels on the 0..1 scale; only used for pixels that arrive as uint8.
+        pixel_std (`list[float]`, *optional*, defaults to CLIP's):
+            Standard deviation, above 0, of each of the 3 channels on the 0..1 scale; used like `pixel_mean`.
+        kwargs:
+            The fields of [`CLIPConfig`].
+
+    Raises:
+        ValueError: a value is out of range, or a key is unknown.
+        StrictDataclassFieldValidationError: a value has the wrong type.
+    """
+
+    model_type = "tier_clip"
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads `config.json`. That of a plain CLIP checkpoint, less what CLIP does not know, is a TIER one's too."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -136,14 +155,102 @@ class TierCLIPConfig(CLIPConfig):
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Builds the configuration; keyword arguments for this class's own fields are checked like the file's."""
-        own = {field.name for field in fields(cls)} - {field.name for field in fields(CLIPConfig)}
-        overrides = {key: kwargs.pop(key) for key in own & kwargs.keys()}
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+@strict
+class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
+    r"""
+    Configuration of a [`TierDualEncoderModel`]: the paper's own architecture, from any image backbone and any text
+    encoder of transformers. Values are checked as those of [`TierCLIPConfig`] are.
+
+    Args:
+        text_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to BERT's):
+            Of the text encoder, which must be bidirectional; a `dict` names its kind by `model_type`.
+        vision_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to ResNet-50's):
+            Of the image backbone, likewise.
+        projection_dim (`int`, *optional*, defaults to 128):
+            Dimensions of the space that texts and images share.
+        logit_scale_init_value (`float`, *optional*, defaults to ln(1/0.07)):
+            Where the logarithm of the factor of the cosines starts.
+        image_size (`int`, *optional*):
+            Edge in pixels of the square that the model sees. That of the backbone where it has one, else 224.
+        frozen_text_layers (`int`, *optional*, defaults to 0):
+            The embeddings and so many of the first layers of the text encoder are never trained; 0 trains all. The
+            paper's model has 8 of BERT's 12 (authors' code, CLIP_Embedding.py:38-45 at ce1e171).
+        image_pooling (`str`, *optional*, defaults to `"patch_mean"`):
+            As in [`TierCLIPConfig`]; `"cls"` needs a backbone with a class token.
+        pixel_mean, pixel_std (`list[float]`, *optional*, default to ImageNet's):
+            As in [`TierCLIPConfig`]. A backbone with one channel needs three equal numbers in each.
+        kwargs:
+            The other fields of [`TierCLIPConfig`] that are its own.
+
+    Raises:
+        ValueError: a value is out of range, a key or a kind of tower is unknown.
+        StrictDataclassFieldValidationError: a value has the wrong type.
+    """
+
+    model_type = "tier_dual_encoder"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 128
+    logit_scale_init_value: float | int = math.log(1 / 0.07)
+    image_size: int | None = None
+    frozen_text_layers: int = 0
+    image_pooling: str = "patch_mean"
+    pixel_mean: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    pixel_std: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_STD)
+
+    def __post_init__(self, **kwargs):
+        self.text_config = tower_config(self.text_config, "bert")
+        self.vision_config = tower_config(self.vision_config, "resnet")
+        own_size = getattr(self.vision_config, "image_size", None)
+        if self.image_size is None:
+            self.image_size = 224 if own_size is None else own_size if isinstance(own_size, int) else max(own_size)
+        super().__post_init__(**kwargs)
+
+    def validate_tier(self):
+        super().validate_tier()
+        for name in ("projection_dim", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        own_size = getattr(self.vision_config, "image_size", None) or self.image_size
+        if self.image_size not in (own_size if isinstance(own_size, (list, tuple)) else [own_size]):
+            raise ValueError(
+                f"image_size={self.image_size} differs from the {own_size} of vision_config; leave it out, or change "
+                "it there."
+            )
+        layers = self.text_config.num_hidden_layers
+        if not 0 <= self.frozen_text_layers <= layers:
+            raise ValueError(
+                f"frozen_text_layers must lie between 0 (nothing frozen) and the {layers} layers of the text encoder, "
+                f"not {self.frozen_text_layers}."
+            )
+        channels = getattr(self.vision_config, "num_channels", 3)
+        if channels not in (1, 3):
+            raise ValueError(f"The image backbone must have 1 or 3 channels (num_channels), not {channels}.")
+        if channels == 1 and (len({*self.pixel_mean}) > 1 or len({*self.pixel_std}) > 1):
+            raise ValueError(
+                "A backbone with one channel needs three equal numbers in pixel_mean and in pixel_std, not "
+                f"{self.pixel_mean} and {self.pixel_std}."
+            )
+
+
+def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
+    """The configuration of a tower, which a `dict` describes by the fields of its `model_type`."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    config = dict(config or {})
+    model_type = config.pop("model_type", default_type)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"transformers has no model_type {model_type!r}; name one of its own for each tower, for example "
+            f"{default_type!r}."
+        )
+    return AutoConfig.for_model(model_type, **config)
 
 
 TierCLIPConfig.register_for_auto_class()
+TierDualEncoderConfig.register_for_auto_class()
 
-__all__ = ["TierCLIPConfig"]
+__all__ = ["TierCLIPConfig", "TierDualEncoderConfig"]

@@ -85,21 +85,44 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
     return (caption_loss + image_loss) / 2.0
 
 
+def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:
+    """
+    The attention mask of texts that came without one: everything but the padding. Where the padding is the EOS token
+    again, the first EOS belongs to the text.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        pad_token_id (`int`, *optional*): Without it there is no padding.
+        eos_token_id (`int`, *optional*): It matters only where it equals `pad_token_id`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, tokens)`: long, 1 for attended tokens.
+    """
+    if pad_token_id is None:
+        return torch.ones_like(input_ids)
+    is_pad = input_ids == pad_token_id
+    if pad_token_id != eos_token_id:
+        return (~is_pad).long()
+    return (is_pad.cumsum(-1) - is_pad.long() == 0).long()
+
+
 def counted_tokens(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int, entropy_tokens: str
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int | None, entropy_tokens: str
 ) -> torch.Tensor:
     """
     Which token positions the entropies count.
 
     CLIP's texts read BOS, words, EOS, padding, and the padding may be the EOS token again; so padding is told by the
-    attention mask, BOS by being the first attended token and EOS by being the one that `CLIPTextModel` pools.
+    attention mask, BOS by being the first attended token and EOS by being the one that `CLIPTextModel` pools. BERT's
+    read [CLS], words, [SEP], padding, and its configuration does not name [SEP]: it is the last attended token.
 
     Args:
         input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
         attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
             1 for attended tokens. Without it, everything up to and including the first EOS is attended.
-        eos_token_id (`int`):
-            As in the text configuration; 2 marks an old checkpoint, where EOS is the highest id of each text.
+        eos_token_id (`int`, *optional*):
+            As in CLIP's text configuration; 2 marks an old checkpoint, where EOS is the highest id of each text.
+            `None` for BERT and its kin, whose `attention_mask` has to be given.
         entropy_tokens (`str`): `"words"`, `"attended"` or `"all"`, see [`TierCLIPConfig`].
 
     Returns:
@@ -107,7 +130,10 @@ def counted_tokens(
     """
     if entropy_tokens == "all":
         return torch.ones_like(input_ids, dtype=torch.bool)
-    is_eos = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
+    if eos_token_id is None:
+        is_eos = attention_mask.flip(-1).cumsum(-1).flip(-1) == 1  # the last attended token and nothing after it
+    else:
+        is_eos = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
     if attention_mask is None:
         attended = is_eos.cumsum(-1) - is_eos.long() == 0
     else:

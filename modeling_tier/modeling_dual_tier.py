@@ -1,0 +1,435 @@
+"""The paper's own architecture: any image backbone and any text encoder, joined by projection heads (TIER)."""
+
+import inspect
+import math
+from dataclasses import fields
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_tier import TierDualEncoderConfig
+from .losses_tier import attended_tokens, counted_tokens
+from .modeling_tier import TierCLIPOutput, TierModelMixin
+
+
+class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
+    r"""
+    An image backbone (ResNet, ConvNeXt, ViT, DINOv2, Swin, ...) and a bidirectional text encoder (BERT, RoBERTa, ...),
+    each with a projection head into one space (authors' code at ce1e171: Modeling/modules.py:26-46 for images,
+    modeling_cxrbert.py:34-53 for texts). The head of the texts is applied to every token, the first of which, [CLS],
+    stands for the text; the head of the images to every patch, the mean of which stands for the image.
+
+    Everything that takes `pixel_values` takes them as float (batch, 3, height, width), already normalised, or as uint8
+    (batch, 1, height, width) with values 0..255, which are normalised here with `pixel_mean` and `pixel_std`. A
+    backbone with one channel sees the first of the three.
+
+    Args:
+        config ([`TierDualEncoderConfig`]): The configuration.
+        vision_model ([`PreTrainedModel`], *optional*): The image backbone; made from the configuration by default.
+        text_model ([`PreTrainedModel`], *optional*): The text encoder; likewise.
+
+    Raises:
+        ValueError: a tower that is no image backbone or no bidirectional text encoder, or a class token that
+            `image_pooling="cls"` asks for and the backbone has not.
+    """
+
+    config_class = TierDualEncoderConfig  # explicit: from an annotation alone it may come out as a string
+    base_model_prefix = "tier_dual_encoder"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False  # else a batch with "labels" multiplies the loss by gradient_accumulation_steps
+    supports_gradient_checkpointing = True
+    # As far as the towers have it: each checks for itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: TierDualEncoderConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_model = make_tower(config.vision_config) if vision_model is None else vision_model
+        self.text_model = make_tower(config.text_config) if text_model is None else text_model
+        # One object each: what is set in the one place (the implementation of attention) is then set in the other.
+        self.config.vision_config, self.config.text_config = self.vision_model.config, self.text_model.config
+        check_towers(self.vision_model, self.text_model, config.image_pooling)
+        # Backbones without the option take images of any size.
+        self.has_positions = "interpolate_pos_encoding" in inspect.signature(self.vision_model.forward).parameters
+
+        dim = config.projection_dim
+        self.visual_projection = nn.Sequential(
+            nn.Conv2d(hidden_size(config.vision_config), dim, kernel_size=1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
+            nn.Conv2d(dim, dim, kernel_size=1),
+        )
+        self.text_projection = nn.Sequential(
+            nn.Linear(hidden_size(config.text_config), dim),
+            nn.GELU(),
+            nn.LayerNorm(dim, eps=1e-12),
+            nn.Linear(dim, dim),
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.post_init()
+        self.freeze_text_layers()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):  # the heads; as torch does, which is what the authors have
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        elif module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+    def freeze_text_layers(self) -> None:
+        """Keeps the embeddings and the first `frozen_text_layers` layers of the text encoder as they are."""
+        count = self.config.frozen_text_layers
+        if not count:
+            return
+        layers = next(
+            (
+                module
+                for module in self.text_model.modules()
+                if isinstance(module, nn.ModuleList) and len(module) == self.config.text_config.num_hidden_layers
+            ),
+            None,
+        )
+        if layers is None:
+            raise ValueError(
+                f"frozen_text_layers={count} cannot be had: {type(self.text_model).__name__} has no list of its "
+                "layers; use 0."
+            )
+        embeddings = getattr(self.text_model, "embeddings", self.text_model.get_input_embeddings())
+        for module in (embeddings, *layers[:count]):
+            module.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Loads a saved model; see [`PreTrainedModel.from_pretrained`]. The frozen layers are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+        model.freeze_text_layers()
+        return loaded
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str, text: str, **config) -> "TierDualEncoderModel":
+        """
+        Joins two pretrained towers by projection heads of random weights, in float32.
+
+        Args:
+            vision (`str`): Folder or name of a checkpoint; of one with two towers (CLIP), the image tower.
+            text (`str`): Likewise, the text encoder. CXR-BERT's is read as the BERT that it is.
+            config: Fields of [`TierDualEncoderConfig`].
+
+        Raises:
+            ValueError: a checkpoint is not known to transformers, lacks weights, or is no such tower.
+        """
+        towers = {}
+        for name, folder in (("vision", vision), ("text", text)):
+            towers[f"{name}_model"] = load_tower(folder, name)
+        config = cls.config_class(
+            vision_config=towers["vision_model"].config, text_config=towers["text_model"].config, **config
+        )
+        return cls(config, **towers).eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Runs the text encoder.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`): [CLS], words, [SEP] and padding of each text.
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                0 for padding. Without it, the padding is told by `pad_token_id` and `eos_token_id` of the text
+                encoder's configuration.
+            position_ids, token_type_ids (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                As the text encoder takes them; one that knows no token types does without.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected [CLS], not normalised.
+        """
+        if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", 0):
+            kwargs["token_type_ids"] = token_type_ids
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        if attention_mask is None:
+            attention_mask = self.infer_attention_mask(input_ids)
+        outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.text_projection(outputs.last_hidden_state[:, 0]),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def infer_attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The attention mask of texts that came without one."""
+        text_config = self.config.text_config
+        return attended_tokens(input_ids, text_config.pad_token_id, text_config.eos_token_id)
+
+    def encode_images(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
+        """
+        One pass of the backbone and of its head.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `tuple`: what [`get_image_features`] returns, and the patches (batch, rows, columns, dim), not normalised.
+        """
+        pixel_values = self.normalize_pixels(pixel_values)
+        if getattr(self.config.vision_config, "num_channels", 3) == 1:
+            pixel_values = pixel_values[:, :1]
+        pixel_values = pixel_values.to(self.visual_projection[0].weight.dtype)
+        if interpolate_pos_encoding and self.has_positions:
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        features = outputs.last_hidden_state
+        if features.ndim == 4:  # (batch, hidden, rows, columns)
+            rows, columns = features.shape[-2:]
+            features = features.flatten(2)
+        else:  # (batch, class token and the like + patches, hidden)
+            patch_size = self.config.vision_config.patch_size
+            rows, columns = patch_grid(features.shape[1], *pixel_values.shape[-2:], patch_size)
+            features = features.transpose(1, 2)
+        prefix = features.shape[-1] - rows * columns
+        if self.config.image_pooling != "cls":
+            features, prefix = features[..., prefix:], 0
+        projected = self.visual_projection(features.unsqueeze(-1)).squeeze(-1)  # (batch, dim, prefix + patches)
+        patches = projected[..., prefix:]
+        pooled = projected[..., 0] if self.config.image_pooling == "cls" else patches.mean(dim=-1)  # (batch, dim)
+        outputs = BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=pooled,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+        return outputs, patches.transpose(1, 2).unflatten(1, (rows, columns))
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Runs the image backbone.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` is the backbone's own, `pooler_output` (batch, dim) the
+            global image embedding that `config.image_pooling` asks for, projected, not normalised.
+        """
+        return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[0]
+
+    def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """What `get_patch_features` returns, in the rows and columns of the image: (batch, rows, columns, dim)."""
+        return self.encode_images(pixel_values, interpolate_pos_encoding)[1]
+
+    def get_patch_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """
+        Embeds each patch in the space of the texts.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, patches, dim)`: Projected, not normalised; patches row by row.
+        """
+        return self.get_patch_map(pixel_values, interpolate_pos_encoding).flatten(1, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> tuple | TierCLIPOutput:
+        """
+        Compares every text with every image and, with `return_loss=True`, text i with image i for the loss.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, tokens)`): See `get_text_features`.
+            pixel_values (`torch.Tensor`): See the class.
+            attention_mask, position_ids, token_type_ids (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
+                See `get_text_features`.
+            return_loss (`bool`, *optional*):
+                Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
+                the processes have to do so together.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
+
+        Returns:
+            [`TierCLIPOutput`]
+
+        Raises:
+            ValueError: `return_loss=True` with different numbers of texts and images.
+        """
+        if attention_mask is None:
+            attention_mask = self.infer_attention_mask(input_ids)
+        text_outputs = self.get_text_features(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        vision_outputs, patches = self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)
+        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp()  # (texts, images)
+        outputs = TierCLIPOutput(
+            logits_per_image=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+        if not return_loss:
+            return outputs
+        terms = self.compute_loss(
+            image_embeds,
+            text_embeds,
+            token_embeds=self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
+            patch_embeds=patches.flatten(1, 2),  # (batch, patches, dim)
+            token_mask=counted_tokens(input_ids, attention_mask, None, self.config.entropy_tokens),
+        )
+        return TierCLIPOutput(**terms, **outputs)
+
+
+def hidden_size(config: PreTrainedConfig) -> int:
+    """Channels of a tower's last hidden state."""
+    size = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if size is None:
+        raise ValueError(
+            f"The configuration of {config.model_type!r} does not say how wide its last hidden state is (hidden_size "
+            "or hidden_sizes); choose another model."
+        )
+    return size
+
+
+def patch_grid(tokens: int, height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """
+    Rows and columns of the patches among `tokens`; what is left over comes before them (class token, registers).
+
+    Args:
+        tokens (`int`): Length of the sequence that the backbone returns.
+        height (`int`), width (`int`): Of the image, in pixels.
+        patch_size (`int`): Edge of the first patches in pixels; hierarchical backbones (Swin) merge them by twos.
+    """
+    rows, columns = height // patch_size, width // patch_size
+    while rows * columns > tokens:
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+    return rows, columns
+
+
+def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that transformers has for a tower's configuration."""
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(f"transformers has no plain model for {type(config).__name__}; choose another tower.")
+    found = MODEL_MAPPING[type(config)]
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """The option that leaves out a pooler, where there is one: nothing here would ever train it."""
+    return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+
+
+def make_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A tower of random weights."""
+    model_class = tower_class(config)
+    if not (model_class._supports_sdpa or model_class._supports_flash_attn):
+        config._attn_implementation = None  # a convolutional one has no choice, whatever was asked for the other
+    return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **without_pooler(model_class))
+
+
+def load_tower(name: str, kind: str) -> PreTrainedModel:
+    """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(name)
+        if config_dict.get("model_type") == "cxr-bert":  # a BERT with a projection head, by remote code
+            known = {field.name for field in fields(BertConfig)} - {"architectures"}
+            config = BertConfig(**{key: value for key, value in config_dict.items() if key in known})
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = getattr(config, f"{kind}_config", config)
+        options = without_pooler(tower_class(config))
+        tower, info = AutoModel.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+        )
+    except OSError as error:
+        raise ValueError(f"No {kind} model can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"The checkpoint {name!r} lacks {len(missing)} of the tensors of {type(tower).__name__}, for example "
+            f"{missing[0]}; it is incomplete or of another architecture."
+        )
+    return tower
+
+
+def check_towers(vision_model: PreTrainedModel, text_model: PreTrainedModel, image_pooling: str) -> None:
+    """Refuses towers that give nothing to compare, by what they take and how they read."""
+    if vision_model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"vision_config describes a {type(vision_model).__name__}, which takes no pixel_values; choose an image "
+            "backbone."
+        )
+    # [CLS] comes first, so that it knows the text only if reading goes both ways, as models of masked words do.
+    config = text_model.config
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
+        raise ValueError(
+            f"text_config describes a {type(text_model).__name__}, which is no bidirectional text encoder; choose one "
+            "like BERT or RoBERTa."
+        )
+    names = [name for name, _ in vision_model.named_parameters()]
+    if image_pooling == "cls" and not any(name.endswith(("cls_token", "class_embedding")) for name in names):
+        raise ValueError(
+            f'image_pooling="cls" needs a class token, which {type(vision_model).__name__} has not; use "patch_mean".'
+        )
+
+
+TierDualEncoderModel.register_for_auto_class("AutoModel")
+
+__all__ = ["TierDualEncoderModel"]
