@@ -144,6 +144,19 @@ class TierModelMixin:
         }
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+        """
+        Uploads as [`PreTrainedModel.push_to_hub`] does, but makes the repository private unless told otherwise: the
+        weights carry what they were trained on, and the terms of most collections of radiographs forbid passing that
+        on. A repository that exists keeps the visibility it has.
+
+        Args:
+            repo_id (`str`): Name on the Hub.
+            private (`bool`, *optional*, defaults to `True`): `False` for a public repository.
+            kwargs: What [`PreTrainedModel.push_to_hub`] takes.
+        """
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
 
 class TierCLIPModel(TierModelMixin, CLIPModel):
     r"""

@@ -29,5 +29,12 @@ class TierProcessor(CLIPProcessor):
     def __init__(self, image_processor: TierImageProcessor | None = None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+        """
+        Uploads as [`ProcessorMixin.push_to_hub`] does, but makes the repository private unless told otherwise: the
+        words of the tokenizer may come from reports that are, and the weights will follow into the same repository.
+        """
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
 
 TierProcessor.register_for_auto_class("AutoProcessor")
