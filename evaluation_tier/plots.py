@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.metrics import roc_curve
 from evaluation_tier.report import describe_dataset, format_number, write_beside
 from processing_tier.prompts import Prompts
-from processing_tier.radiograph import read_radiograph
+from processing_tier.radiograph_tier import read_radiograph
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")

@@ -24,7 +24,7 @@ import processing_tier  # noqa: F401 (registers the processor with AutoProcessor
 from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, mcc
 from evaluation_tier.report import installed_versions
 from processing_tier.prompts import Prompts, load_prompts
-from processing_tier.radiograph import read_radiograph
+from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records import finding_columns
 
 logger = logging.getLogger(__name__)

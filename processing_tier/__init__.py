@@ -6,7 +6,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 # name at the top level where torchvision is missing, though the class does not need it
 from .image_processing_tier import TierImageProcessor
 from .processing_tier import TierProcessor
-from .radiograph import read_radiograph
+from .radiograph_tier import read_radiograph
 from .tokenizer import train_tokenizer
 
 # The saved files name the class, and a class registered under any key is found by its name. Keyed by itself and not by

@@ -4,18 +4,19 @@ import os
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional as F
 from transformers import BatchFeature, CLIPImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
+from .radiograph_tier import fetch_radiograph, read_radiograph, to_grey
+
 logger = logging.get_logger(__name__)
 
 GEOMETRIES = ("pad", "crop", "squash")
 OUTPUT_DTYPES = ("float32", "uint8")
-WINDOW_PERCENTILES = (0.5, 99.5)
 UNUSED_OPTIONS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 SERVICE_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
 
@@ -37,62 +38,6 @@ class TierImagesKwargs(ImagesKwargs, total=False):
     geometry: str | None
     resize_edge: int | None
     output_dtype: str | None
-
-
-def window_to_uint8(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map `low`..`high` linearly to 0..255 and clip; all 0 where the window is empty (a constant image)."""
-    if not high > low:
-        return np.zeros(array.shape, dtype=np.uint8)
-    scaled = (array.astype(np.float32) - low) * (255.0 / (high - low))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
-
-
-def to_uint8(array: np.ndarray) -> np.ndarray:
-    """
-    Grey levels of any number type as 0..255.
-
-    Fractions within 0..1 (times 255) and numbers within 0..255 keep their values. Everything else (12- and 16-bit
-    files, floats of any other range) is windowed between the 0.5th and 99.5th percentile of the image itself: the
-    number of bits in use is seldom recorded, and a burnt-in marker must not set the scale.
-
-    Raises:
-        `ValueError`: an empty array, or one with NaN or infinity.
-    """
-    if array.dtype == np.uint8:
-        return array
-    if array.size == 0:
-        raise ValueError(f"an image of shape {array.shape} has no pixels; give one with at least 1x1.")
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError("an image holds NaN or infinite pixels; replace them with numbers.")
-    lowest, highest = array.min(), array.max()
-    if array.dtype.kind == "f" and lowest >= 0 and highest <= 1:
-        return window_to_uint8(array, 0, 1)
-    if lowest >= 0 and highest <= 255:
-        return np.rint(array).astype(np.uint8)
-    return window_to_uint8(array, *np.percentile(array, WINDOW_PERCENTILES))
-
-
-def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
-    """
-    A picture of any PIL mode, or a (height, width[, 1 | 3 | 4]) array, as an 8-bit grey image of mode "L".
-
-    EXIF orientation is applied, transparency lies on black, colour becomes ITU-R 601 luma (exact where R = G = B), and
-    more than 8 bits go through [`to_uint8`].
-    """
-    if not isinstance(image, Image.Image):
-        array = to_uint8(np.asarray(image))
-        return to_grey(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array))
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("L", "1"):
-        return image.convert("L")
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(to_uint8(np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return image.convert("RGB").convert("L")
 
 
 def place(height: int, width: int, geometry: str, edge: int, size: int) -> tuple[int, int, int, int]:
@@ -215,13 +160,27 @@ class TierImageProcessor(CLIPImageProcessorPil):
                     "normalisation; use output_dtype='float32'."
                 )
 
+    def read(self, source, timeout: float | None = 30.0) -> Image.Image:
+        """
+        What [`read_radiograph`] makes of any file, DICOM too, or of a picture in memory, as mode "L"; and of a URL.
+
+        Args:
+            source: what `read_radiograph` takes, or an `http://` or `https://` URL.
+            timeout (`float`, *optional*, defaults to 30.0):
+                Seconds that a server may be silent; `None` waits for ever.
+
+        Raises:
+            `ValueError`: the URL cannot be fetched, or as `read_radiograph` says.
+        """
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            return fetch_radiograph(source, timeout)
+        return read_radiograph(source)
+
     def fetch_images(self, image_url_or_urls):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image) for image in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, os.PathLike)) and os.path.isfile(image_url_or_urls):
-            with Image.open(image_url_or_urls) as image:  # not super's loader: its RGB conversion clips 16-bit files
-                image.load()
-                return image
+        if isinstance(image_url_or_urls, (str, os.PathLike, bytes)) or hasattr(image_url_or_urls, "read"):
+            return self.read(image_url_or_urls)  # not super's loader: its RGB conversion clips 16-bit files
         if getattr(image_url_or_urls, "ndim", None) == 2:
             return image_url_or_urls[None]  # (1, height, width): super knows no picture without channels
         return super().fetch_images(image_url_or_urls)

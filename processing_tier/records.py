@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from .radiograph import path_under
+from .radiograph_tier import path_under
 
 FRONTAL_VIEWS = ("AP", "PA")
 VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")

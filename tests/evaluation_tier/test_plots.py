@@ -16,7 +16,7 @@ from evaluation_tier.plots import (
 from evaluation_tier.report import to_json
 from evaluation_tier.zeroshot import evaluate_zero_shot
 from processing_tier.prompts import Prompts, load_prompts
-from processing_tier.radiograph import read_radiograph
+from processing_tier.radiograph_tier import read_radiograph
 
 pytest.importorskip("matplotlib")
 

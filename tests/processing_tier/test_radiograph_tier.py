@@ -1,4 +1,9 @@
+import http.server
 import io
+import struct
+import sys
+import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -6,8 +11,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-import processing_tier.radiograph as radiograph
-from processing_tier.radiograph import path_under, read_radiograph
+import processing_tier.radiograph_tier as radiograph
+from processing_tier import TierImageProcessor
+from processing_tier.radiograph_tier import fetch_radiograph, path_under, read_radiograph
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 UNREADABLE = (
@@ -20,6 +26,14 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The head of a PNG that claims this size and has no pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0), b"IDAT"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
 
 
 def make_dicom(array: np.ndarray, bits: int = 12, **elements) -> bytes:
@@ -134,6 +148,116 @@ def test_unreadable_files(tmp_path):
         read_radiograph({"bytes": None, "path": None})
 
 
+def test_sources_that_are_no_image(tmp_path):
+    page = tmp_path / "x.png"
+    page.write_text("<!DOCTYPE html><html><body>404</body></html>")
+    with pytest.raises(ValueError) as error:
+        read_radiograph(page)
+    assert str(error.value) == UNREADABLE
+    for source, kind in ((None, "NoneType"), (object(), "object"), ({1, 2}, "set")):
+        with pytest.raises(ValueError, match=f"^an image cannot be read from a {kind}; give a path, bytes, an open"):
+            read_radiograph(source)
+    for shape in ((), (5,), (3, 8, 9), (1, 8, 8, 3)):
+        with pytest.raises(ValueError) as error:
+            read_radiograph(np.zeros(shape))
+        assert str(error.value) == (
+            f"an array of shape {shape} is not an image; give (height, width) or (height, width, 1 | 3 | 4)."
+        )
+    with pytest.raises(ValueError, match="has no pixels; give one with at least 1x1.$"):
+        read_radiograph(np.zeros((0, 5), dtype=np.uint8))
+    noise = encode(Image.effect_noise((64, 64), 80))
+    with pytest.raises(ValueError, match="^an image in memory: the image cannot be decoded"):
+        read_radiograph(Image.open(io.BytesIO(noise[:2000])))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(png_header(20000, 20000))  # PIL itself refuses to open it
+    with pytest.raises(ValueError, match="^x.png: more than 80,000,000 pixels; export it at a smaller size.$"):
+        read_radiograph(path)
+    path.write_bytes(png_header(9000, 9000))
+    message = "9000x9000 pixels are more than 80,000,000; export it at a smaller size."
+    with Image.open(path) as image:
+        for source, name in ((path, "x.png"), (path.read_bytes(), "an image in memory"), (image, "x.png")):
+            with pytest.raises(ValueError, match=f"^{name}: {message}$"):
+                read_radiograph(source)
+    array = np.broadcast_to(np.uint8(0), (20000, 20000))  # takes one byte
+    with pytest.raises(ValueError, match="^an image in memory: 20000x20000 pixels are more than 80,000,000"):
+        read_radiograph(array)
+
+
+@pytest.fixture
+def server():
+    """URL of a loopback web server with an image, and with a page where an image is expected."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            self.send_response({"/x.png": 200, "/page.png": 200, "/moved.png": 302}.get(path, 404))
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+            self.wfile.write(encode(Image.fromarray(RAMP)) if path == "/x.png" else b"<html>no image</html>")
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_urls(server):
+    np.testing.assert_array_equal(np.asarray(fetch_radiograph(f"{server}/x.png?key=secret")), RAMP)
+    processor = TierImageProcessor(size=16)
+    np.testing.assert_array_equal(np.asarray(processor.read(f"{server}/x.png")), RAMP)
+    grey = processor(f"{server}/x.png", output_dtype="uint8", return_tensors="pt")["pixel_values"]
+    np.testing.assert_array_equal(grey[0, 0].numpy(), RAMP)
+    with pytest.raises(ValueError, match="^page.png: the image cannot be decoded"):
+        fetch_radiograph(f"{server}/page.png")
+    hint = "check it, or download the file and give its path.$"
+    with pytest.raises(ValueError, match=rf"^no.png: the URL cannot be fetched \(HTTP Error 404: Not Found\); {hint}"):
+        fetch_radiograph(f"{server}/no.png?key=secret")
+    with pytest.raises(ValueError, match="^moved.png: the URL cannot be fetched"):  # no way to the server's own files
+        fetch_radiograph(f"{server}/moved.png")
+    with pytest.raises(ValueError, match="^x.png: the URL cannot be fetched .*refused"):
+        fetch_radiograph("http://127.0.0.1:9/x.png")
+    with pytest.raises(ValueError, match="^127.0.0.1:port: the URL cannot be fetched"):
+        fetch_radiograph("http://127.0.0.1:port")
+    # What a data set calls a path is never fetched
+    for source in (f"{server}/x.png", {"path": f"{server}/x.png", "bytes": None}):
+        with pytest.raises(ValueError, match="^x.png: there is no such image file"):
+            read_radiograph(source)
+
+
+def test_the_image_processor_reads_what_the_reader_reads(tmp_path):
+    array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
+    path = tmp_path / "x.dcm"
+    path.write_bytes(make_dicom(array, WindowCenter=2048, WindowWidth=1024))
+    processor = TierImageProcessor(size=64, output_dtype="uint8")
+    expected = np.asarray(read_radiograph(path))
+    with open(path, "rb") as file:
+        for source in (path, str(path), path.read_bytes(), file):
+            np.testing.assert_array_equal(processor(source, return_tensors="pt")["pixel_values"][0, 0], expected)
+    both = processor([str(path), array.astype(np.float32)], return_tensors="pt")["pixel_values"]
+    np.testing.assert_array_equal(both[0, 0], expected)
+    with pytest.raises(ValueError, match="^y.dcm: there is no such image file"):
+        processor(str(tmp_path / "y.dcm"))
+
+
+def test_dicom_without_pydicom(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ValueError) as error:
+        read_radiograph(make_dicom(np.zeros((8, 8))))
+    assert str(error.value) == (
+        "an image in memory: pydicom, which reads DICOM, is not installed: pip install pydicom, or export the image "
+        "as PNG."
+    )
+
+
 def test_no_format_that_calls_another_program():
     eps = encode(Image.fromarray(RAMP).convert("RGB"), "EPS")
     with pytest.raises(ValueError, match="cannot be decoded"):
@@ -207,6 +331,7 @@ def test_dicom_voi_lut():
 @pytest.mark.parametrize(
     ("elements", "message"),
     [
+        ({"Modality": "CT"}, "a DICOM image of the modality CT is not a radiograph; leave it out."),
         ({"NumberOfFrames": 2}, "a DICOM file of 2 frames is not a radiograph; export the frame you need."),
         ({"PhotometricInterpretation": "RGB"}, "the DICOM image is not monochrome; export it as PNG."),
         (
