@@ -68,8 +68,6 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         # One object each: what is set in the one place (the implementation of attention) is then set in the other.
         self.config.vision_config, self.config.text_config = self.vision_model.config, self.text_model.config
         check_towers(self.vision_model, self.text_model, config.image_pooling)
-        # Backbones without the option take images of any size.
-        self.has_positions = "interpolate_pos_encoding" in inspect.signature(self.vision_model.forward).parameters
 
         dim = config.projection_dim
         self.visual_projection = nn.Sequential(
@@ -212,8 +210,10 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         if getattr(self.config.vision_config, "num_channels", 3) == 1:
             pixel_values = pixel_values[:, :1]
         pixel_values = pixel_values.to(self.visual_projection[0].weight.dtype)
-        if interpolate_pos_encoding and self.has_positions:
-            kwargs["interpolate_pos_encoding"] = True
+        if interpolate_pos_encoding:
+            # Backbones without the option take images of any size.
+            takes = inspect.signature(self.vision_model.forward).parameters
+            kwargs |= {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
         features = outputs.last_hidden_state
         if features.ndim == 4:  # (batch, hidden, rows, columns)

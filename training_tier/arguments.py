@@ -39,6 +39,24 @@ class ModelArguments:
             "a folder, or a name on the Hub."
         },
     )
+    vision_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --model: a pretrained image backbone (folder or name, such as microsoft/resnet-50) to "
+            "train with --text_model under new projection heads, as the paper does."
+        },
+    )
+    text_model: str | None = field(
+        default=None,
+        metadata={"help": "The pretrained text encoder that --vision_model is joined to, BERT or the like."},
+    )
+    frozen_text_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Dual encoders: keep the embeddings and so many of the first layers of the text encoder as they "
+            "are (the paper's 8 of 12); 0 for none."
+        },
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={
@@ -53,7 +71,8 @@ class ModelArguments:
         },
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Edge in pixels of the square the model sees; random weights only."}
+        default=None,
+        metadata={"help": "Edge in pixels of the square the model sees; not for a --model that has its own."},
     )
     geometry: str | None = field(
         default=None,
@@ -85,6 +104,12 @@ class ModelArguments:
 
     def __post_init__(self):
         check_choice("geometry", self.geometry, (None, *GEOMETRIES))
+        if (self.vision_model is None) != (self.text_model is None):
+            raise ValueError("vision_model and text_model go together; name both, or a --model.")
+        if self.vision_model is not None:
+            for name in ("model", "tokenizer", "text_warmup_epochs"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} has no effect with vision_model and text_model; leave it out.")
         if self.text_warmup_epochs < 0 or self.text_warmup_epochs and self.model not in PRESETS:
             raise ValueError(
                 f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}) "
@@ -92,7 +117,7 @@ class ModelArguments:
             )
 
     def config_overrides(self) -> dict:
-        """The fields of [`TierCLIPConfig`] that were given."""
+        """The fields of the model's configuration that were given."""
         names = (
             "image_pooling",
             "token_entropy_weight",
@@ -100,6 +125,7 @@ class ModelArguments:
             "entropy_temperature",
             "entropy_normalization",
             "entropy_tokens",
+            "frozen_text_layers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 

@@ -5,23 +5,27 @@ import os
 from collections.abc import Iterable
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,
 )  # the top level hides it without torchvision
 
-from modeling_tier import TierCLIPModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 from .arguments import ModelArguments
 from .presets import PRESETS, preset_config
 
 POSITION_SCALE = 0.5
+MAX_TOKENS = 128  # of a text under a pretrained encoder: the paper's (authors' code, CLIP_Embedding.py:79-82)
+
+TierModel = TierCLIPModel | TierDualEncoderModel
 
 
-def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLIPModel, TierProcessor]:
+def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierModel, TierProcessor]:
     """
-    A model and its processor as `arguments.model` asks: random weights of a preset, or those of a checkpoint.
+    A model and its processor as `arguments` asks: random weights of a preset, those of a checkpoint, or two pretrained
+    towers under new projection heads.
 
     Args:
         arguments ([`ModelArguments`]): what is asked for.
@@ -30,22 +34,48 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierCLI
     Raises:
         `ValueError`: no such preset or checkpoint, a checkpoint that does not fit, or an option without effect on it.
     """
-    if arguments.model in PRESETS:
-        if arguments.tokenizer is not None:
-            tokenizer = load_tokenizer(arguments.tokenizer)
-        else:
-            tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size)
-        config = preset_config(arguments.model, tokenizer, arguments.image_size, **arguments.config_overrides())
-        image_processor = TierImageProcessor(
-            geometry=arguments.geometry or "pad",
-            size={"height": config.vision_config.image_size, "width": config.vision_config.image_size},
-            image_mean=config.pixel_mean,
-            image_std=config.pixel_std,
-        )
+    if arguments.vision_model is not None:
+        return join_towers(arguments)
+    if arguments.model not in PRESETS:
+        return load_checkpoint(arguments)
+    if arguments.tokenizer is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+    else:
+        tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size)
+    config = preset_config(arguments.model, tokenizer, arguments.image_size, **arguments.config_overrides())
+    if isinstance(config, TierDualEncoderConfig):
+        model = TierDualEncoderModel(config)
+    else:
         model = TierCLIPModel(config)
         set_sine_positions(model)
-        return model, TierProcessor(image_processor, tokenizer)
-    return load_checkpoint(arguments)
+    return model, TierProcessor(make_image_processor(config, arguments.geometry or "pad"), tokenizer)
+
+
+def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometry: str) -> TierImageProcessor:
+    """The image processor of a model: its size, its mean and standard deviation."""
+    size = config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
+    return TierImageProcessor(
+        geometry=geometry,
+        size={"height": size, "width": size},
+        image_mean=config.pixel_mean,
+        image_std=config.pixel_std,
+    )
+
+
+def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
+    """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
+    overrides = arguments.config_overrides()
+    try:
+        stored = AutoImageProcessor.from_pretrained(arguments.vision_model, backend="pil", trust_remote_code=False)
+        overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
+    except (OSError, ValueError, AttributeError):
+        pass  # a bare backbone: ImageNet's, as the paper's
+    if arguments.image_size is not None:
+        overrides["image_size"] = arguments.image_size
+    model = TierDualEncoderModel.from_vision_text_pretrained(arguments.vision_model, arguments.text_model, **overrides)
+    tokenizer = load_tokenizer(arguments.text_model)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
+    return model, TierProcessor(make_image_processor(model.config, arguments.geometry or "pad"), tokenizer)
 
 
 def set_sine_positions(model: TierCLIPModel) -> None:
@@ -67,7 +97,7 @@ def set_sine_positions(model: TierCLIPModel) -> None:
         embedding[1:] = POSITION_SCALE * grid
 
 
-def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProcessor]:
+def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
     """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
     name = arguments.model
     if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or name.count("/") > 1):
@@ -81,7 +111,11 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProce
         if getattr(arguments, option) is not None:
             raise ValueError(f"{option} has no effect on the checkpoint {name!r}, which has its own.")
     try:
-        model, info = TierCLIPModel.from_pretrained(
+        stored_config, _ = PreTrainedConfig.get_config_dict(name)
+        is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
+        if arguments.frozen_text_layers is not None and not is_dual:
+            raise ValueError(f"frozen_text_layers has no effect on {name!r}, which is no dual encoder; leave it out.")
+        model, info = (TierDualEncoderModel if is_dual else TierCLIPModel).from_pretrained(
             name,
             dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
             use_safetensors=True,
@@ -97,8 +131,8 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProce
         keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
         if keys:
             raise ValueError(
-                f"The checkpoint {name!r} does not fit a CLIP model: {len(keys)} {problem.replace('_', ' ')}, for "
-                f"example {keys[0]}."
+                f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
+                f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
     tokenizer = load_tokenizer(name)
     stored = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
@@ -107,13 +141,9 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierCLIPModel, TierProce
         if arguments.geometry:
             image_processor.geometry = arguments.geometry
     else:
-        size = model.config.vision_config.image_size
-        image_processor = TierImageProcessor(
-            geometry=arguments.geometry or "crop",  # what CLIP's own processor does
-            size={"height": size, "width": size},
-            image_mean=stored.image_mean,
-            image_std=stored.image_std,
-        )
+        model.config.pixel_mean, model.config.pixel_std = list(stored.image_mean), list(stored.image_std)
+        geometry = arguments.geometry or "crop"  # what CLIP's own processor does
+        image_processor = make_image_processor(model.config, geometry)
     model.config.pixel_mean = list(image_processor.image_mean)
     model.config.pixel_std = list(image_processor.image_std)
     return model, TierProcessor(image_processor, tokenizer)

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from modeling_tier import TierCLIPModel
+from modeling_tier import TierCLIPModel, TierDualEncoderModel
 from processing_tier.reports import split_sentences
 
 LEARNING_RATE = 1e-3
@@ -35,7 +35,7 @@ def halve(impression: list[str], findings: list[str], rng: np.random.Generator) 
 
 
 def warm_up_text(
-    model: TierCLIPModel,
+    model: TierCLIPModel | TierDualEncoderModel,
     tokenizer: PreTrainedTokenizerBase,
     records: datasets.Dataset,
     epochs: int,
@@ -50,7 +50,7 @@ def warm_up_text(
     Every process of a distributed run computes the same.
 
     Args:
-        model ([`TierCLIPModel`]): its text tower and text projection are trained.
+        model ([`TierCLIPModel`] or [`TierDualEncoderModel`]): its text tower and text projection are trained.
         tokenizer ([`PreTrainedTokenizerBase`]): of the model.
         records (`datasets.Dataset`): with the columns `impression` and `findings`.
         epochs (`int`): passes over the reports.

@@ -117,7 +117,7 @@ class TierTrainer(Trainer):
         return [
             name
             for name in super().get_decay_parameter_names(model)
-            if "patch_embedding" in name or not ("embedding" in name or name == "logit_scale")
+            if model.get_parameter(name).ndim > 1 and ("patch_embedding" in name or "embedding" not in name)
         ]
 
     def _save(self, output_dir: str | None = None, state_dict=None):
