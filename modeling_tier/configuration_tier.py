@@ -16,6 +16,7 @@ from transformers.image_utils import (
 
 ENTROPY_TOKENS = ("words", "attended", "all")
 IMAGE_POOLINGS = ("cls", "patch_mean")
+FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias")
 
 # What transformers itself passes to a configuration or writes into config.json, beside the declared fields.
 LIBRARY_KEYS = {
@@ -60,6 +61,7 @@ class TierOptions:
     image_pooling: str = "cls"
     pixel_mean: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_MEAN)
     pixel_std: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_STD)
+    zero_shot_findings: dict | None = None
 
     def __post_init__(self, **kwargs):
         options = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
@@ -93,6 +95,7 @@ class TierOptions:
                 raise ValueError(f"{name} must have 3 numbers, one per channel, not {len(getattr(self, name))}.")
         if not all(0 < value < math.inf for value in self.pixel_std):
             raise ValueError(f"pixel_std must have numbers above 0 only, not {self.pixel_std}.")
+        check_findings(self.zero_shot_findings or {})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -135,6 +138,12 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             Mean of each of the 3 channels on the 0..1 scale; only used for pixels that arrive as uint8.
         pixel_std (`list[float]`, *optional*, defaults to CLIP's):
             Standard deviation, above 0, of each of the 3 channels on the 0..1 scale; used like `pixel_mean`.
+        zero_shot_findings (`dict[str, dict]`, *optional*):
+            What the pipeline `cxr-zero-shot-classification` knows of each finding, by name: the sentences `"positive"`
+            and `"negative"` (lists), and, measured with these sentences, the `"scale"` (above 0, 1.0 by default) and
+            the `"bias"` (0.0 by default) that make a probability of their difference in cosine, and the
+            `"threshold"` (0..1), from which on the finding is called present. `eval_zeroshot.py --save_thresholds`
+            writes it.
         kwargs:
             The fields of [`CLIPConfig`].
 
@@ -234,6 +243,29 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
                 "A backbone with one channel needs three equal numbers in pixel_mean and in pixel_std, not "
                 f"{self.pixel_mean} and {self.pixel_std}."
             )
+
+
+def check_findings(findings: dict) -> None:
+    """ValueError for what `zero_shot_findings` of a configuration cannot be."""
+    for name, entry in findings.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"The name of a finding must be text, not {name!r}.")
+        if not isinstance(entry, dict) or not entry.keys() <= set(FINDING_KEYS):
+            raise ValueError(f"The finding {name!r} must have the keys {', '.join(FINDING_KEYS)}, not {entry!r}.")
+        for side in ("positive", "negative"):
+            texts = entry.get(side)
+            if not isinstance(texts, list) or not texts:
+                raise ValueError(f"The finding {name!r} has no {side} prompts: give a list of at least one sentence.")
+            if not all(isinstance(text, str) and text.strip() for text in texts):
+                raise ValueError(f"The {side} prompts of the finding {name!r} must be sentences, not {texts!r}.")
+        for key, fits, wanted in (
+            ("threshold", lambda value: 0 <= value <= 1, "between 0 and 1"),
+            ("scale", lambda value: 0 < value < math.inf, "above 0"),
+            ("bias", math.isfinite, "that is finite"),
+        ):
+            value = entry.get(key, 0.5)
+            if type(value) not in (int, float) or not fits(value):
+                raise ValueError(f"The {key} of the finding {name!r} must be a number {wanted}, not {value!r}.")
 
 
 def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:

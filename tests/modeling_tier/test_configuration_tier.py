@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CLIPConfig, GenerationConfig
 
-from modeling_tier import TierCLIPConfig
+from modeling_tier import TierCLIPConfig, TierDualEncoderConfig
 
 
 def test_defaults_are_plain_clip():
@@ -91,6 +91,10 @@ def test_round_trip(tmp_path):
         image_pooling="patch_mean",
         pixel_mean=(0.5, 0.5, 0.5),
         pixel_std=[0.25, 0.25, 0.25],
+        zero_shot_findings={
+            "Pleural Effusion": {"positive": ["Effusion."], "negative": ["No effusion."], "threshold": 0.4},
+            "Edema": {"positive": ["Edema.", "Fluid."], "negative": ["Dry."], "scale": 9, "bias": -2.5},
+        },
     )
     config.save_pretrained(tmp_path)
     loaded = TierCLIPConfig.from_pretrained(tmp_path)
@@ -98,6 +102,62 @@ def test_round_trip(tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "config.json").read_text()
     assert TierCLIPConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+PROMPTS = {"positive": ["Edema."], "negative": ["No edema."]}
+
+
+@pytest.mark.parametrize(
+    ("findings", "message"),
+    [
+        ({"": PROMPTS}, "The name of a finding must be text, not ''."),
+        (
+            {"Edema": {**PROMPTS, "treshold": 1}},
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, not "
+            "{'positive': ['Edema.'], 'negative': ['No edema.'], 'treshold': 1}.",
+        ),
+        (
+            {"Edema": ["Edema."]},
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, not ['Edema.'].",
+        ),
+        (
+            {"Edema": {"positive": ["Edema."]}},
+            "The finding 'Edema' has no negative prompts: give a list of at least one sentence.",
+        ),
+        (
+            {"Edema": {**PROMPTS, "positive": []}},
+            "The finding 'Edema' has no positive prompts: give a list of at least one sentence.",
+        ),
+        (
+            {"Edema": {**PROMPTS, "positive": ["Edema.", " "]}},
+            "The positive prompts of the finding 'Edema' must be sentences, not ['Edema.', ' '].",
+        ),
+        (
+            {"Edema": {**PROMPTS, "threshold": 1.5}},
+            "The threshold of the finding 'Edema' must be a number between 0 and 1, not 1.5.",
+        ),
+        (
+            {"Edema": {**PROMPTS, "threshold": "0.5"}},
+            "The threshold of the finding 'Edema' must be a number between 0 and 1, not '0.5'.",
+        ),
+        ({"Edema": {**PROMPTS, "scale": 0}}, "The scale of the finding 'Edema' must be a number above 0, not 0."),
+        (
+            {"Edema": {**PROMPTS, "bias": None}},
+            "The bias of the finding 'Edema' must be a number that is finite, not None.",
+        ),
+    ],
+)
+def test_bad_zero_shot_findings_are_refused(tmp_path, findings, message):
+    for config_class in (TierCLIPConfig, TierDualEncoderConfig):
+        with pytest.raises(ValueError) as error:
+            config_class(zero_shot_findings=findings)
+        assert str(error.value) == message
+    TierCLIPConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"zero_shot_findings": findings}))
+    with pytest.raises(ValueError) as error:
+        TierCLIPConfig.from_pretrained(tmp_path)
+    assert str(error.value) == message
 
 
 def test_what_the_library_adds_is_accepted(tmp_path):
