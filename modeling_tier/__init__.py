@@ -1,11 +1,18 @@
-"""The networks and the losses. Importing this package makes the auto classes of transformers know its models."""
+"""The networks and the losses. Importing this package makes transformers know its models and pipeline."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForZeroShotImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_classification_tier import TierCLIPForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_tier import TierCLIPModel, TierCLIPOutput
+from .pipeline_tier import TASK, CxrZeroShotClassificationPipeline
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code may have registered its own copy.
 for config_class, model_class in ((TierCLIPConfig, TierCLIPModel), (TierDualEncoderConfig, TierDualEncoderModel)):
@@ -13,5 +20,14 @@ for config_class, model_class in ((TierCLIPConfig, TierCLIPModel), (TierDualEnco
     AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config_class, model_class, exist_ok=True)
 AutoModelForImageClassification.register(TierCLIPConfig, TierCLIPForImageClassification, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=CxrZeroShotClassificationPipeline, pt_model=AutoModel)
 
-__all__ = ["TierCLIPConfig", "TierCLIPForImageClassification", "TierCLIPModel", "TierCLIPOutput", "TierDualEncoderConfig", "TierDualEncoderModel"]
+__all__ = [
+    "CxrZeroShotClassificationPipeline",
+    "TierCLIPConfig",
+    "TierCLIPForImageClassification",
+    "TierCLIPModel",
+    "TierCLIPOutput",
+    "TierDualEncoderConfig",
+    "TierDualEncoderModel",
+]

@@ -17,6 +17,7 @@ from .losses_tier import (
     token_and_patch_entropy,
     token_patch_similarity,
 )
+from .pipeline_tier import custom_pipelines
 
 
 @dataclass
@@ -134,7 +135,7 @@ class TierModelMixin:
         return torch.einsum("...d,ircd->i...rc", text_embeds, patch_embeds)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, configuration and code so that the two auto classes this model is meant for find it."""
+        """Saves weights, configuration and code so that the auto classes and the pipelines for this model find it."""
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         auto_map = getattr(self.config, "auto_map", None) or {}
         # register_for_auto_class keeps one name only, and the zero-shot pipeline asks for the second
@@ -142,6 +143,7 @@ class TierModelMixin:
             "AutoModel": reference,
             "AutoModelForZeroShotImageClassification": reference,
         }
+        self.config.custom_pipelines = custom_pipelines()
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:

@@ -26,7 +26,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_tier.TierCLIPModel",
     "AutoModelForZeroShotImageClassification": "modeling_tier.TierCLIPModel",
 }
-SHIPPED = {"configuration_tier.py", "losses_tier.py", "modeling_tier.py"}
+SHIPPED = {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"}
 LABELS = ["edema", "effusion", "normal"]
 
 # Runs where `import modeling_tier` fails, as it does for somebody who has only transformers.
