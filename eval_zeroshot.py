@@ -2,6 +2,7 @@
 
     python eval_zeroshot.py runs/demo --data phantom --split validation --figures
     python eval_zeroshot.py runs/iu --data ../shared/data/iu_cxr --findings Cardiomegaly "Pleural Effusion"
+    python eval_zeroshot.py owner/name --data phantom --split test
     python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
 Prints a table and writes metrics.json and predictions.parquet (and figures, and the model card, when asked).
@@ -24,7 +25,10 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="model folder; several are one ensemble, their scores averaged"
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="model folder, or a name on the Hub (owner/name); several are one ensemble, their scores averaged",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -88,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         hint = f"did you mean {close[0]}?" if close else "see --help."
         raise ValueError(f"unknown option {unknown[0]}: {hint}")
     if not args.models:
-        raise ValueError("no model is named: give the folder that train_tier.py wrote.")
+        raise ValueError("no model is named: give the folder that train_tier.py wrote, or a name on the Hub.")
     if len(set(args.models)) < len(args.models):
         raise ValueError("a model is named twice: an ensemble needs models that differ.")
     if not args.data:
@@ -104,6 +108,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError(f"--columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
     if args.model_card and len(args.models) > 1:
         raise ValueError("--model_card describes one model: evaluate an ensemble without it.")
+    if args.model_card and not Path(args.models[0]).is_dir():
+        raise ValueError(
+            f"--model_card writes into a model folder, and there is none {args.models[0]}: make one of a model on the "
+            "Hub by `hf download NAME --local-dir FOLDER`."
+        )
     if args.threshold_split == args.split:
         raise ValueError(f"--threshold_split is the evaluated split {args.split!r}: name another or leave it out.")
     check_writable(Path(args.output_dir))

@@ -7,6 +7,7 @@ and every sentence is embedded once, and an image scores by how much nearer it l
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 SCORINGS = ("difference", "softmax")
 MAX_UNREADABLE = 0.01  # share of the images that may fail to decode before the evaluation stops
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -43,20 +45,59 @@ def choose_device(name: str | None = None) -> torch.device:
         raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
 
 
-def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model (float32, in evaluation mode, on `device`) and the processor of a folder that `save_pretrained` wrote.
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model (float32, in evaluation mode, on `device`) and its processor.
 
-    TIER models, and any other checkpoint of the CLIP family with its processor, are read. Pickled weights are not.
+    TIER models, and any other checkpoint of the CLIP family with its processor, are read. Code that lies beside the
+    weights is never run, and pickled weights are never opened.
+
+    Args:
+        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name").
 
     Raises:
-        ValueError: when the folder, its config, its weights or its processor are missing or do not fit each other.
+        ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = Path(name)
+    if folder.is_dir():
+        check_folder(folder)
+    elif not HUB_NAME.fullmatch(str(name)):
         raise ValueError(
-            f"There is no model folder {folder}: name one that train_tier.py or save_pretrained wrote "
-            "(a model of the Hub becomes a folder by `hf download NAME --local-dir FOLDER`)."
+            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
+            "the Hub (owner/name)."
         )
+    try:
+        model, info = AutoModel.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
+        reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        if folder.is_dir():
+            raise ValueError(f"The model in {folder} does not load {reason}.") from error
+        raise ValueError(
+            f"There is no model folder {name}, and from the Hub it does not load; a private model needs "
+            f"`hf auth login` {reason}."
+        ) from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights of {name} lack {len(info['missing_keys'])} of the model's tensors, "
+            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
+        )
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
+            "name a TIER or CLIP model."
+        )
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(
+            f"The model {name} has no complete processor (image processor and tokenizer): "
+            "save it beside the model with processor.save_pretrained."
+        )
+    return model.to(device).eval(), processor
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
@@ -66,30 +107,6 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[
             f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
             "save_pretrained; pickled weights (*.bin, *.pt) are never read."
         )
-    try:
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # libraries raise many kinds here; all mean that the folder is not a usable model
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The model in {folder} does not load ({type(error).__name__}: {reason[:300]}).") from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"The weights in {folder} lack {len(info['missing_keys'])} of the model's tensors, "
-            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
-        )
-    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise ValueError(
-            f"The model in {folder} is a {type(model).__name__}, which does not embed images and texts in one space: "
-            "name a TIER or CLIP model."
-        )
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise ValueError(
-            f"The folder {folder} holds no complete processor (image processor and tokenizer): "
-            "save it beside the model with processor.save_pretrained."
-        )
-    return model.to(device).eval(), processor
 
 
 def embed_images(
