@@ -9,6 +9,7 @@ Ends with the best checkpoint, its processor and the log (trainer_state.json) in
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from evaluation_tier.report import is_synthetic, write_model_card
+from evaluation_tier.report import is_synthetic
 from evaluation_tier.zeroshot import select_findings
 from processing_tier.readers import read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
@@ -97,17 +98,25 @@ def check_readable(dataset: PairDataset, count: int = 8) -> None:
         raise ValueError(f"None of the first {len(pairs)} images decodes. The first one: {errors[0]}")
 
 
-def training_facts(trainer: TierTrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> dict:
+def training_facts(
+    records: datasets.Dataset,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    arguments: TierTrainingArguments,
+) -> dict:
     """What the model card says about the training; see `evaluation_tier.report.TRAINING_FACTS`."""
-    records, arguments = trainer.train_dataset.records, trainer.args
-    from_preset = model_arguments.model in PRESETS
+    model = model_arguments.model
     return {
         "dataset": data_arguments.data
         if is_synthetic(data_arguments.data)
         else Path(data_arguments.data).resolve().name,
         "n_images": len(records),
         "text": "sentences of impression and findings" if data_arguments.sample_sentences else data_arguments.text,
-        "initialized_from": f"random ({model_arguments.model})" if from_preset else Path(model_arguments.model).name,
+        "initialized_from": f"random ({model})"
+        if model in PRESETS
+        else Path(model).resolve().name
+        if os.path.isdir(model)
+        else model,  # a name on the Hub
         "epochs": arguments.num_train_epochs,
         "batch_size": arguments.train_batch_size * arguments.world_size,
         "learning_rate": arguments.learning_rate,
@@ -168,6 +177,7 @@ def train(
         eval_records=eval_records,
         findings=findings,
         prompts=data_arguments.prompts,
+        training_facts=training_facts(train_records, model_arguments, data_arguments, training_arguments),
     )
 
     # 5. Train and save
@@ -185,9 +195,7 @@ def train(
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        write_model_card(
-            training_arguments.output_dir, training=training_facts(trainer, model_arguments, data_arguments)
-        )
+        trainer.write_card()
     if trainer.unreadable:
         print(f"Skipped {len(trainer.unreadable)} training images that do not decode: {', '.join(trainer.unreadable)}")
     if training_arguments.push_to_hub:

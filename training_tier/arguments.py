@@ -234,9 +234,13 @@ class TierTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay false: records are raw."})
     hub_private_repo: bool | None = field(
-        default=True, metadata={"help": "Push to a private repository: credentialed data must not leak by a model."}
+        default=True,
+        metadata={
+            "help": "With --push_to_hub, push to a private repository, and refuse one that is public already: a model "
+            "trained on credentialed data (MIMIC-CXR, CheXpert) must not leak them. False only where the terms of the "
+            "data allow a public model."
+        },
     )
-    hub_strategy: str = field(default="end", metadata={"help": "Push at the end; checkpoints on the way lack code."})
     report_to: None | str | list[str] = field(
         default=None, metadata={"help": "Loggers; TensorBoard where it is installed, unless another is named."}
     )

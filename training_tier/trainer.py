@@ -2,15 +2,20 @@
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import datasets
 import torch
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import model_info, upload_folder
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import logging
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress, logging
 
+from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
@@ -20,17 +25,20 @@ logger = logging.get_logger(__name__)
 
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
+RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
 
 
 class TierTrainer(Trainer):
     """
     [`Trainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in evaluation, adds
-    the zero-shot AUROC to each evaluation, clamps `logit_scale`, and goes on without images that do not decode.
+    the zero-shot AUROC to each evaluation, clamps `logit_scale`, and goes on without images that do not decode. On the
+    Hub, whatever it pushes and whenever, can be loaded and has this project's card.
 
     Args:
         eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
         findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
         prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        training_facts (`Mapping`, *optional*): what the card says of the training, see [`write_model_card`].
         kwargs: what [`Trainer`] takes; `processing_class` is the [`TierProcessor`].
     """
 
@@ -40,11 +48,13 @@ class TierTrainer(Trainer):
         eval_records: datasets.Dataset | None = None,
         findings: Sequence[str] = (),
         prompts: str = "report",
+        training_facts: Mapping | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.eval_records = eval_records
         self.prompts = load_prompts(prompts, findings)
+        self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
@@ -128,3 +138,86 @@ class TierTrainer(Trainer):
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             json.dump(self.args.to_dict(), file, indent=2, default=str)
             file.write("\n")
+
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
+        """
+        Makes the repository on the Hub, private unless told otherwise.
+
+        Args:
+            token (`str`, *optional*): instead of `hub_token`.
+            kwargs: `private` where [`Trainer`] takes it (from transformers 5.23 at the latest), instead of
+                `hub_private_repo`.
+
+        Raises:
+            `ValueError`: the Hub refuses or is out of reach, or a public repository of that name is there already,
+            which asking for a private one would not change.
+        """
+        if not self.is_world_process_zero():
+            return
+        try:
+            super().init_hf_repo(token=token, **kwargs)
+            is_public = not model_info(self.hub_model_id, token=token or self.args.hub_token).private
+        except Exception as error:  # huggingface_hub and its HTTP library raise many kinds
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            raise ValueError(
+                f"The Hub does not take the repository {name!r}; log in with `hf auth login` or choose another "
+                f"--hub_model_id ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            ) from error
+        private = kwargs.get("private")
+        if is_public and (self.args.hub_private_repo if private is None else private):
+            raise ValueError(
+                f"The repository {self.hub_model_id!r} exists and is public; choose another --hub_model_id, or, where "
+                "the training data allow a public model, --hub_private_repo false."
+            )
+
+    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
+        """Writes this project's card into `output_dir` unless one is there, which [`Trainer`] would replace."""
+        if kwargs:
+            logger.warning(f"{', '.join(kwargs)}: no effect on the model card, which write_model_card writes.")
+        if self.is_world_process_zero() and not os.path.isfile(os.path.join(self.args.output_dir, "README.md")):
+            self.write_card(model_name)
+
+    def write_card(self, model_name: str | None = None) -> None:
+        """Writes the card into `output_dir`, under the name of the repository on the Hub if there is one."""
+        write_model_card(
+            self.args.output_dir, training=self.training_facts, model_name=self.hub_model_id or model_name
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
+        # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
+        args = self.args
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if busy and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        for path in Path(checkpoint_folder).iterdir():
+            if path.is_file() and path.suffix not in RESUME_SUFFIXES:
+                shutil.copy(path, args.output_dir)
+        self.write_card()
+
+        message = f"Training in progress, step {self.state.global_step}"
+        target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
+        jobs = [
+            upload_folder(
+                folder_path=args.output_dir,
+                ignore_patterns=["_*", "*/*"],
+                commit_message=message,
+                run_as_future=True,
+                **target,
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            jobs.append(
+                upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+                    commit_message=f"{message}, checkpoint",
+                    run_as_future=True,
+                    **target,
+                )
+            )
+        self.push_in_progress = PushInProgress(jobs + (self.push_in_progress.jobs if busy else []))
