@@ -9,7 +9,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
-from .modeling_classification_tier import TierCLIPForImageClassification
+from .modeling_classification_tier import TierCLIPForImageClassification, TierDualEncoderForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_tier import TierCLIPModel, TierCLIPOutput
 from .pipeline_tier import TASK, CxrZeroShotClassificationPipeline
@@ -20,6 +20,7 @@ for config_class, model_class in ((TierCLIPConfig, TierCLIPModel), (TierDualEnco
     AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config_class, model_class, exist_ok=True)
 AutoModelForImageClassification.register(TierCLIPConfig, TierCLIPForImageClassification, exist_ok=True)
+AutoModelForImageClassification.register(TierDualEncoderConfig, TierDualEncoderForImageClassification, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=CxrZeroShotClassificationPipeline, pt_model=AutoModel)
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "TierCLIPModel",
     "TierCLIPOutput",
     "TierDualEncoderConfig",
+    "TierDualEncoderForImageClassification",
     "TierDualEncoderModel",
 ]

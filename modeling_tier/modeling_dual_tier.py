@@ -67,15 +67,11 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         self.text_model = make_tower(config.text_config) if text_model is None else text_model
         # One object each: what is set in the one place (the implementation of attention) is then set in the other.
         self.config.vision_config, self.config.text_config = self.vision_model.config, self.text_model.config
-        check_towers(self.vision_model, self.text_model, config.image_pooling)
+        check_image_tower(self.vision_model, config.image_pooling)
+        check_text_tower(self.text_model)
 
         dim = config.projection_dim
-        self.visual_projection = nn.Sequential(
-            nn.Conv2d(hidden_size(config.vision_config), dim, kernel_size=1, bias=False),
-            nn.BatchNorm2d(dim),
-            nn.ReLU(),
-            nn.Conv2d(dim, dim, kernel_size=1),
-        )
+        self.visual_projection = make_visual_projection(config)
         self.text_projection = nn.Sequential(
             nn.Linear(hidden_size(config.text_config), dim),
             nn.GELU(),
@@ -384,6 +380,17 @@ def make_tower(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **without_pooler(model_class))
 
 
+def make_visual_projection(config: TierDualEncoderConfig) -> nn.Sequential:
+    """The projection head of the patches, of random weights."""
+    dim = config.projection_dim
+    return nn.Sequential(
+        nn.Conv2d(hidden_size(config.vision_config), dim, kernel_size=1, bias=False),
+        nn.BatchNorm2d(dim),
+        nn.ReLU(),
+        nn.Conv2d(dim, dim, kernel_size=1),
+    )
+
+
 def load_tower(name: str, kind: str) -> PreTrainedModel:
     """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
     try:
@@ -409,24 +416,28 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
     return tower
 
 
-def check_towers(vision_model: PreTrainedModel, text_model: PreTrainedModel, image_pooling: str) -> None:
-    """Refuses towers that give nothing to compare, by what they take and how they read."""
+def check_image_tower(vision_model: PreTrainedModel, image_pooling: str) -> None:
+    """Refuses a tower that takes no images, or has no class token where `image_pooling` asks for it."""
     if vision_model.main_input_name != "pixel_values":
         raise ValueError(
             f"vision_config describes a {type(vision_model).__name__}, which takes no pixel_values; choose an image "
             "backbone."
         )
+    names = [name for name, _ in vision_model.named_parameters()]
+    if image_pooling == "cls" and not any(name.endswith(("cls_token", "class_embedding")) for name in names):
+        raise ValueError(
+            f'image_pooling="cls" needs a class token, which {type(vision_model).__name__} has not; use "patch_mean".'
+        )
+
+
+def check_text_tower(text_model: PreTrainedModel) -> None:
+    """Refuses a tower that does not read both ways."""
     # [CLS] comes first, so that it knows the text only if reading goes both ways, as models of masked words do.
     config = text_model.config
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise ValueError(
             f"text_config describes a {type(text_model).__name__}, which is no bidirectional text encoder; choose one "
             "like BERT or RoBERTa."
-        )
-    names = [name for name, _ in vision_model.named_parameters()]
-    if image_pooling == "cls" and not any(name.endswith(("cls_token", "class_embedding")) for name in names):
-        raise ValueError(
-            f'image_pooling="cls" needs a class token, which {type(vision_model).__name__} has not; use "patch_mean".'
         )
 
 

@@ -1,0 +1,278 @@
+"""Findings of a radiograph, learnt from labels: the image tower of a TIER model under a multi-label head."""
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import CLIPPreTrainedModel, CLIPVisionModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .modeling_dual_tier import TierDualEncoderModel, check_image_tower, make_tower, make_visual_projection
+from .modeling_tier import TierCLIPModel
+
+PROBLEM_TYPE = "multi_label_classification"
+
+
+def masked_bce(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """
+    Binary cross-entropy of the labels that are stated.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, findings)`): Any real numbers.
+        labels (`torch.Tensor` of shape `(batch, findings)`):
+            1 present, 0 absent (or a probability in between). -1 (uncertain), NaN (not stated) and -100 (the Trainer's
+            mark of what does not count) are left out.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            What the sum is divided by; by default the number of stated labels.
+
+    Returns:
+        `torch.Tensor`: Scalar, nats, float32; 0, with a gradient of 0, where no label is stated.
+    """
+    stated = labels >= 0  # False for NaN
+    # not by multiplication: a target of NaN would make the gradient NaN as well
+    targets = torch.where(stated, labels, 0).to(torch.float32)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    count = stated.sum() if num_items_in_batch is None else num_items_in_batch
+    return torch.where(stated, losses, 0).sum() / torch.as_tensor(count, device=logits.device).clamp(min=1)
+
+
+class ImageTowerClassifier:
+    """
+    What the classifiers below share. A subclass has `vision_model`, `visual_projection`, `classifier` and
+    `get_image_features`, whose `pooler_output` (batch, dim) is the global image embedding.
+
+    The head reads that embedding at length sqrt(dim), so that its entries are of the order of 1 whatever the model.
+    It lies in the space that images share with texts: a head whose weights are differences of text embeddings is the
+    zero-shot classifier.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = True  # see the loss in forward
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", "position_ids$"]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs
+    ) -> "PreTrainedModel | tuple[PreTrainedModel, dict]":
+        """
+        Loads a saved classifier, or the image tower of a saved model of images and texts under a new head.
+
+        Raises:
+            ValueError: the image tower in the checkpoint is incomplete, or another than its config says. (The library
+                would go on with random weights.)
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            keys = [key if isinstance(key, str) else key[0] for key in info[problem]]
+            keys = sorted(key for key in keys if not key.startswith("classifier."))
+            if keys:
+                raise ValueError(
+                    f"The checkpoint {str(pretrained_model_name_or_path)!r} does not hold the image tower of a "
+                    f"{cls.__name__}: {len(keys)} {problem.replace('_', ' ')}, for example {keys[0]}."
+                )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_image_tower(cls, model: PreTrainedModel, findings: Sequence[str]) -> PreTrainedModel:
+        """
+        A classifier with a copy of the image tower of a model in memory, and a head that starts at 0.
+
+        Args:
+            model ([`PreTrainedModel`]): With the same configuration class, such as a [`TierCLIPModel`].
+            findings (`Sequence[str]`): Names of the labels, in their order.
+
+        Returns:
+            [`PreTrainedModel`]: On the same device, in the same dtype and mode.
+        """
+        config = copy.deepcopy(model.config)
+        config.id2label = dict(enumerate(findings))
+        config.label2id = {finding: i for i, finding in enumerate(findings)}
+        config.zero_shot_findings = None
+        classifier = cls._from_config(config, attn_implementation=model.config._attn_implementation)
+        classifier.vision_model.load_state_dict(model.vision_model.state_dict())
+        classifier.visual_projection.load_state_dict(model.visual_projection.state_dict())
+        return classifier.to(device=model.device, dtype=model.dtype).train(model.training)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.zeros_(module.weight)  # a new head is a linear model by itself: no symmetry to break
+
+    @torch.no_grad()
+    def set_zero_shot_head(self, positive: torch.Tensor, negative: torch.Tensor, scale: float) -> None:
+        """
+        Makes the head the zero-shot classifier: each logit is `scale * (cos(image, positive) - cos(image, negative))`.
+        With the model's own logit scale, its sigmoid is CLIP's softmax over the two texts.
+
+        Args:
+            positive (`torch.Tensor` of shape `(findings, dim)`): Text embeddings with each finding, L2-normalised.
+            negative (`torch.Tensor` of shape `(findings, dim)`): Those without it, likewise.
+            scale (`float`): Such as `logit_scale.exp()` of the model that embedded the texts.
+        """
+        self.classifier.weight.copy_(scale * (positive - negative) / math.sqrt(positive.shape[-1]))
+        self.classifier.bias.zero_()
+
+    def freeze_image_tower(self) -> None:
+        """Leaves nothing but the head to train: a linear probe."""
+        self.vision_model.requires_grad_(False)
+        self.visual_projection.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in (self.vision_model, self.visual_projection):
+            # the statistics of batch norms are no parameters, and would move
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> tuple | ImageClassifierOutput:
+        """
+        Scores each finding by itself.
+
+        Args:
+            pixel_values (`torch.Tensor`): As [`TierCLIPModel`] takes them: float (batch, 3, height, width), or uint8
+                (batch, 1, height, width).
+            labels (`torch.Tensor` of shape `(batch, findings)`, *optional*): See [`masked_bce`].
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What the Trainer passes: how many labels other than -100 there are in all the batches that one step
+                accumulates, on all processes. With it the loss is the same however these labels are cut into batches.
+                Give unstated labels as -100 there; -1 and NaN would be counted, which makes the loss too small.
+            kwargs: What `get_image_features` takes, such as `interpolate_pos_encoding` or `output_hidden_states`.
+
+        Returns:
+            [`ImageClassifierOutput`]: `logits` (batch, findings), of which the sigmoid is the probability, and with
+            `labels` the `loss`: see [`masked_bce`].
+
+        Raises:
+            ValueError: labels of another shape than (batch, findings).
+        """
+        vision_outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)  # (batch, dim)
+        logits = self.classifier(math.sqrt(image_embeds.shape[-1]) * image_embeds)  # (batch, findings)
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f"labels must have one column per finding, {tuple(logits.shape)}, not the shape "
+                    f"{tuple(labels.shape)}; write 1, 0, -1 or NaN in each."
+                )
+            loss = masked_bce(logits, labels, num_items_in_batch)
+        return ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=vision_outputs.hidden_states,
+            attentions=vision_outputs.get("attentions"),
+        )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Saves weights, configuration and code, which name this class alone: there is no text tower to embed with."""
+        self.config.auto_map = {}
+        vars(self.config).pop("custom_pipelines", None)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+        """Uploads, as [`TierCLIPModel.push_to_hub`] does, to a repository that is private unless told otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
+
+def check_problem_type(config) -> None:
+    """Sets the problem type, from which the stock pipeline knows to take the sigmoid. ValueError for another one."""
+    if config.problem_type not in (None, PROBLEM_TYPE):
+        raise ValueError(
+            f"problem_type must be {PROBLEM_TYPE!r} (findings do not exclude one another), not "
+            f"{config.problem_type!r}."
+        )
+    config.problem_type = PROBLEM_TYPE
+
+
+class TierCLIPForImageClassification(ImageTowerClassifier, CLIPPreTrainedModel):
+    r"""
+    The image tower of a [`TierCLIPModel`] (or of a plain CLIP model), its projection, and a linear layer with one
+    logit per finding. `config.id2label` names the findings.
+
+    Args:
+        config ([`TierCLIPConfig`]): The configuration; what it says about texts is not used.
+    """
+
+    config_class = TierCLIPConfig  # explicit: from an annotation alone it may come out as a string
+    get_image_features = TierCLIPModel.get_image_features
+    normalize_pixels = TierCLIPModel.normalize_pixels
+
+    def __init__(self, config: TierCLIPConfig):
+        super().__init__(config)
+        check_problem_type(config)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self.visual_projection:  # as in CLIPModel
+            std = self.config.vision_config.hidden_size**-0.5 * self.config.initializer_factor
+            init.normal_(module.weight, std=std)
+
+
+class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedModel):
+    r"""
+    The image backbone of a [`TierDualEncoderModel`], its projection, and a linear layer with one logit per finding.
+    `config.id2label` names the findings.
+
+    Args:
+        config ([`TierDualEncoderConfig`]): The configuration; what it says about texts is not used.
+    """
+
+    config_class = TierDualEncoderConfig  # explicit, as above
+    base_model_prefix = TierDualEncoderModel.base_model_prefix
+    supports_gradient_checkpointing = True
+    # As far as the backbone has it: it checks for itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    get_image_features = TierDualEncoderModel.get_image_features
+    encode_images = TierDualEncoderModel.encode_images
+    normalize_pixels = TierDualEncoderModel.normalize_pixels
+
+    def __init__(self, config: TierDualEncoderConfig):
+        super().__init__(config)
+        check_problem_type(config)
+        self.vision_model = make_tower(config.vision_config)
+        self.config.vision_config = self.vision_model.config  # one object, as in TierDualEncoderModel
+        check_image_tower(self.vision_model, config.image_pooling)
+        self.has_positions = "interpolate_pos_encoding" in inspect.signature(self.vision_model.forward).parameters
+        self.visual_projection = make_visual_projection(config)
+        self.classifier = nn.Linear(config.projection_dim, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):  # the projection, as in TierDualEncoderModel
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+
+
+TierCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+TierDualEncoderForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["TierCLIPForImageClassification", "TierDualEncoderForImageClassification"]
