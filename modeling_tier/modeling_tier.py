@@ -47,15 +47,43 @@ class TierModelMixin:
 
     def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
-        if pixel_values.dtype != torch.uint8:
-            return pixel_values
-        if pixel_values.ndim != 4 or pixel_values.shape[1] not in (1, 3):
+        if pixel_values is None:
+            raise ValueError("pixel_values are missing: give the images as the image processor makes them.")
+        is_uint8 = pixel_values.dtype == torch.uint8
+        channels = (1, 3) if is_uint8 else (3, getattr(self.config.vision_config, "num_channels", 3))
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.shape[1] not in channels
+            or not (is_uint8 or pixel_values.is_floating_point())
+        ):
             raise ValueError(
-                f"uint8 pixel_values must have the shape (batch, 1, height, width), not {tuple(pixel_values.shape)}."
+                "pixel_values must be float of shape (batch, 3, height, width) or uint8 of shape (batch, 1, height, "
+                f"width), not {tuple(pixel_values.shape)} of {pixel_values.dtype}; the image processor makes them so."
             )
+        if not is_uint8:
+            return pixel_values
         mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(3, 1, 1)
         std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(3, 1, 1)
         return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
+
+    def check_text_length(self, input_ids: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: there are no texts, or they are longer than the positions that the text tower knows.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids are missing: give the texts as the tokenizer makes them.")
+        embeddings = getattr(self.text_model, "embeddings", None)
+        table = getattr(embeddings, "position_embedding", None)  # CLIP's
+        table = getattr(embeddings, "position_embeddings", None) if table is None else table  # BERT's and its kin's
+        if table is None:  # relative positions
+            return
+        limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)  # RoBERTa's
+        if input_ids.shape[-1] > limit:
+            raise ValueError(
+                f"Texts of {input_ids.shape[-1]} tokens are longer than the {limit} that this model reads; tokenize "
+                f"them with truncation=True, max_length={limit}."
+            )
 
     def compute_loss(
         self,
@@ -76,13 +104,14 @@ class TierModelMixin:
             token_mask (`torch.Tensor` of shape `(batch, tokens)`): bool; which tokens the entropies count.
         """
         config = self.config
-        clip_loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale)
-        with torch.autocast(token_embeds.device.type, enabled=False):
-            token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
-            patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+        device = text_embeds.device  # with device_map, each tower may have its own
+        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device))
+        with torch.autocast(device.type, enabled=False):
+            token_embeds = nn.functional.normalize(token_embeds.to(device).float(), dim=-1)
+            patch_embeds = nn.functional.normalize(patch_embeds.to(device).float(), dim=-1)
             token_entropy, patch_entropy = token_and_patch_entropy(
                 token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
-                token_mask,
+                token_mask.to(device),
                 normalize=config.entropy_normalization,
                 eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
             )
@@ -131,7 +160,7 @@ class TierModelMixin:
             text_embeds = text_outputs.pooler_output  # (texts, dim)
         patch_embeds = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
         text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
-        patch_embeds = nn.functional.normalize(patch_embeds.float(), dim=-1)
+        patch_embeds = nn.functional.normalize(patch_embeds.to(text_embeds.device).float(), dim=-1)
         return torch.einsum("...d,ircd->i...rc", text_embeds, patch_embeds)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -176,6 +205,35 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
     accepts_loss_kwargs = False  # else a batch with "labels" multiplies the loss by gradient_accumulation_steps
 
     @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Runs the text tower.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`): BOS, words, EOS and padding of each text.
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
+            position_ids (`torch.Tensor`, *optional*): As in CLIP.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the text embedding, projected, not
+            normalised.
+        """
+        self.check_text_length(input_ids)
+        return super().get_text_features(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            return_dict=True,
+            **kwargs,
+        )
+
+    @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
     ) -> tuple | BaseModelOutputWithPooling:
@@ -190,9 +248,11 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             `BaseModelOutputWithPooling`: `pooler_output` (batch, dim) is the global image embedding that
             `config.image_pooling` asks for, projected, not normalised.
         """
+        pixel_values = self.normalize_pixels(pixel_values)
+        check_image_size(pixel_values, self.vision_model.embeddings, interpolate_pos_encoding)
         # without super(), so that the classifier, which has no text tower, uses this method too
         vision_outputs = self.vision_model(
-            pixel_values=self.normalize_pixels(pixel_values),
+            pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             return_dict=True,
             **kwargs,
@@ -217,12 +277,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         Returns:
             `torch.Tensor` of shape `(batch, patches, dim)`: Projected, not normalised; patches row by row.
         """
-        vision_outputs = self.vision_model(
-            pixel_values=self.normalize_pixels(pixel_values),
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-            **kwargs,
-        )
+        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         return self.project_patches(vision_outputs.last_hidden_state)
 
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
@@ -259,7 +314,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             [`TierCLIPOutput`]
 
         Raises:
-            ValueError: `return_loss=True` with different numbers of texts and images.
+            ValueError: `return_loss=True` with different numbers of texts and images, a text of more tokens than the
+                text tower has positions, or `pixel_values` of another shape or size than the model takes.
         """
         outputs = super().forward(
             input_ids=input_ids,
@@ -290,6 +346,53 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
         return self.get_patch_features(pixel_values, interpolate_pos_encoding).unflatten(1, (rows, columns))
 
+    def resize_image_positions(self, image_size: int) -> None:
+        """
+        Makes this a model of images of another size: the position embeddings of the patches are interpolated once and
+        for all, just as `interpolate_pos_encoding=True` does for every batch (bicubic, CLIP's own function), and
+        `vision_config.image_size` changes. The names of the parameters stay the same.
+
+        Args:
+            image_size (`int`): Edge of the square in pixels; a multiple of the patch size.
+
+        Raises:
+            ValueError: the patches do not fill a square of that size.
+        """
+        embeddings = self.vision_model.embeddings
+        patch_size = embeddings.patch_size
+        if image_size < patch_size or image_size % patch_size:
+            raise ValueError(
+                f"image_size={image_size} is no multiple of the {patch_size}-pixel patches of this model; use for "
+                f"example {max(1, round(image_size / patch_size)) * patch_size}."
+            )
+        table = embeddings.position_embedding
+        num_patches = (image_size // patch_size) ** 2
+        with torch.no_grad():
+            tokens = table.weight.new_empty(1, num_patches + 1, table.embedding_dim)
+            positions = embeddings.interpolate_pos_encoding(tokens, image_size, image_size)
+        resized = nn.Embedding.from_pretrained(positions[0].clone(), freeze=not table.weight.requires_grad)
+        embeddings.position_embedding = resized
+        embeddings.position_ids = torch.arange(num_patches + 1, device=resized.weight.device).expand(1, -1)
+        embeddings.num_patches, embeddings.num_positions = num_patches, num_patches + 1
+        embeddings.image_size = image_size
+        for config in (self.config.vision_config, self.vision_model.config, embeddings.config):
+            config.image_size = image_size
+
+    @classmethod
+    def from_pretrained(cls, *args, image_size: int | None = None, **kwargs):
+        """
+        Loads a checkpoint of a TIER or a plain CLIP model; see [`PreTrainedModel.from_pretrained`].
+
+        Args:
+            image_size (`int`, *optional*): Edge in pixels of other images than the checkpoint's; see
+                [`resize_image_positions`].
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        if image_size is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+            model.resize_image_positions(image_size)
+        return loaded
+
     def to_clip(self) -> CLIPModel:
         """
         Makes a plain `CLIPModel` with a copy of the weights and identical logits.
@@ -310,6 +413,26 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         model = CLIPModel._from_config(config, attn_implementation=self.config._attn_implementation)
         model.load_state_dict(self.state_dict())
         return model.to(device=self.device, dtype=self.dtype).train(self.training)
+
+
+def check_image_size(pixel_values: torch.Tensor, embeddings: nn.Module, interpolate_pos_encoding: bool) -> None:
+    """
+    Raises:
+        ValueError: the images are of another size than CLIP's `embeddings` know positions for, or, with interpolation,
+            smaller than one patch.
+    """
+    height, width = pixel_values.shape[-2:]
+    size, patch_size = embeddings.image_size, embeddings.patch_size
+    if interpolate_pos_encoding and min(height, width) < patch_size:
+        raise ValueError(
+            f"pixel_values of {height}x{width} pixels are smaller than one {patch_size}x{patch_size} patch of this "
+            f"model; enlarge the images, best to {size}x{size}."
+        )
+    if not interpolate_pos_encoding and (height != size or width != size):
+        raise ValueError(
+            f"pixel_values of {height}x{width} pixels do not fit this model, which takes {size}x{size}; let its image "
+            "processor make them, or pass interpolate_pos_encoding=True."
+        )
 
 
 TierCLIPModel.register_for_auto_class("AutoModel")
