@@ -1,4 +1,4 @@
-"""The Trainer of TIER models: its terms in the log, zero-shot AUROC in each evaluation."""
+"""The Trainer of every task, and that of TIER models: its terms in the log, zero-shot AUROC in each evaluation."""
 
 import json
 import os
@@ -28,36 +28,20 @@ MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode be
 RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
 
 
-class TierTrainer(Trainer):
+class RadiographTrainer(Trainer):
     """
-    [`Trainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in evaluation, adds
-    the zero-shot AUROC to each evaluation, clamps `logit_scale`, and goes on without images that do not decode. On the
-    Hub, whatever it pushes and whenever, can be loaded and has this project's card.
+    [`Trainer`] that goes on without images that do not decode, and decays matrices alone. On the Hub, whatever it
+    pushes and whenever, can be loaded and has this project's card.
 
     Args:
-        eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
-        findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
-        prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
         training_facts (`Mapping`, *optional*): what the card says of the training, see [`write_model_card`].
-        kwargs: what [`Trainer`] takes; `processing_class` is the [`TierProcessor`].
+        kwargs: what [`Trainer`] takes; `processing_class` is what makes the pixels.
     """
 
-    def __init__(
-        self,
-        *,
-        eval_records: datasets.Dataset | None = None,
-        findings: Sequence[str] = (),
-        prompts: str = "report",
-        training_facts: Mapping | None = None,
-        **kwargs,
-    ):
+    def __init__(self, *, training_facts: Mapping | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.eval_records = eval_records
-        self.prompts = load_prompts(prompts, findings)
         self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
-        self._terms = {"train": [], "eval": []}
-        self.add_callback(LogitScaleClamp())
         self.add_callback(EpochSetter())
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -67,25 +51,7 @@ class TierTrainer(Trainer):
                 f"At least {len(self.unreadable)} of {len(self.train_dataset)} training images do not decode, more "
                 f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1]}"
             )
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
-        pairs = len(inputs["input_ids"])
-        self._terms["train" if model.training else "eval"].append(
-            torch.cat([terms * pairs, terms.new_tensor([pairs])])
-        )
-        return (loss, outputs) if return_outputs else loss
-
-    def pop_terms(self, mode: str) -> dict[str, float]:
-        """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
-        sums = self.accelerator.reduce(torch.stack(self._terms[mode]).sum(dim=0), "sum")
-        self._terms[mode].clear()
-        return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._terms["train"]:
-            logs |= self.pop_terms("train")
-            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
-        super().log(logs, start_time)
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         drop_last = self.args.dataloader_drop_last
@@ -94,33 +60,6 @@ class TierTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        # here and not in evaluate(), so that the log and every callback see these numbers too
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        added = self.pop_terms("eval") if self._terms["eval"] else {}
-        if self.prompts:
-            aurocs = self.zero_shot_auroc()
-            added["auroc"] = aurocs.pop("mean")
-            added |= {f"auroc_{finding}": value for finding, value in aurocs.items()}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in added.items()})
-        return output
-
-    def zero_shot_auroc(self) -> dict[str, float]:
-        """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""
-        result = [None]
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            with torch.autocast(model.device.type, enabled=False):
-                result[0] = zero_shot_auroc(
-                    model,
-                    self.processing_class,
-                    self.eval_records,
-                    list(self.prompts),
-                    self.prompts,
-                    batch_size=self.args.eval_batch_size,
-                )
-        return broadcast_object_list(result)[0]
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
@@ -221,3 +160,78 @@ class TierTrainer(Trainer):
                 )
             )
         self.push_in_progress = PushInProgress(jobs + (self.push_in_progress.jobs if busy else []))
+
+
+class TierTrainer(RadiographTrainer):
+    """
+    [`RadiographTrainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in
+    evaluation, adds the zero-shot AUROC to each evaluation, and clamps `logit_scale`.
+
+    Args:
+        eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
+        findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
+        prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
+    """
+
+    def __init__(
+        self,
+        *,
+        eval_records: datasets.Dataset | None = None,
+        findings: Sequence[str] = (),
+        prompts: str = "report",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.eval_records = eval_records
+        self.prompts = load_prompts(prompts, findings)
+        self._terms = {"train": [], "eval": []}
+        self.add_callback(LogitScaleClamp())
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
+        pairs = len(inputs["input_ids"])
+        self._terms["train" if model.training else "eval"].append(
+            torch.cat([terms * pairs, terms.new_tensor([pairs])])
+        )
+        return (loss, outputs) if return_outputs else loss
+
+    def pop_terms(self, mode: str) -> dict[str, float]:
+        """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
+        sums = self.accelerator.reduce(torch.stack(self._terms[mode]).sum(dim=0), "sum")
+        self._terms[mode].clear()
+        return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._terms["train"]:
+            logs |= self.pop_terms("train")
+            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        # here and not in evaluate(), so that the log and every callback see these numbers too
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        added = self.pop_terms("eval") if self._terms["eval"] else {}
+        if self.prompts:
+            aurocs = self.zero_shot_auroc()
+            added["auroc"] = aurocs.pop("mean")
+            added |= {f"auroc_{finding}": value for finding, value in aurocs.items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in added.items()})
+        return output
+
+    def zero_shot_auroc(self) -> dict[str, float]:
+        """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""
+        result = [None]
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            with torch.autocast(model.device.type, enabled=False):
+                result[0] = zero_shot_auroc(
+                    model,
+                    self.processing_class,
+                    self.eval_records,
+                    list(self.prompts),
+                    self.prompts,
+                    batch_size=self.args.eval_batch_size,
+                )
+        return broadcast_object_list(result)[0]
