@@ -170,6 +170,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected [CLS], not normalised.
         """
+        self.check_text_length(input_ids)
         if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", 0):
             kwargs["token_type_ids"] = token_type_ids
         if position_ids is not None:
@@ -299,8 +300,6 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         Raises:
             ValueError: `return_loss=True` with different numbers of texts and images.
         """
-        if attention_mask is None:
-            attention_mask = self.infer_attention_mask(input_ids)
         text_outputs = self.get_text_features(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -310,9 +309,12 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             **kwargs,
         )
         vision_outputs, patches = self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)
+        if attention_mask is None:
+            attention_mask = self.infer_attention_mask(input_ids)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
-        logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp()  # (texts, images)
+        device = text_embeds.device  # with device_map, each tower may have its own
+        logits_per_text = text_embeds @ image_embeds.to(device).t() * self.logit_scale.to(device).exp()
         outputs = TierCLIPOutput(
             logits_per_image=logits_per_text.t(),
             logits_per_text=logits_per_text,
