@@ -1,5 +1,6 @@
 """CLIP with text-image entropy regularization (TIER): the model, and what it returns."""
 
+import copy
 from dataclasses import dataclass, fields
 
 import torch
@@ -162,6 +163,68 @@ class TierModelMixin:
         text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
         patch_embeds = nn.functional.normalize(patch_embeds.to(text_embeds.device).float(), dim=-1)
         return torch.einsum("...d,ircd->i...rc", text_embeds, patch_embeds)
+
+    def resize_image_positions(self, image_size: int) -> None:
+        """
+        Makes this a model of images of another size: the position embeddings of the patches are interpolated once and
+        for all, just as `interpolate_pos_encoding=True` does for every batch, by the image tower's own function
+        (CLIP's is bicubic). Names of parameters stay the same. A convolutional tower has no positions and takes the
+        new size as it is.
+
+        Args:
+            image_size (`int`): Edge of the square in pixels; a multiple of the patch size.
+
+        Raises:
+            ValueError: the patches do not fill a square of that size, or the tower cannot interpolate what depends on
+                the size.
+        """
+        tower = self.vision_model
+        patch_size = getattr(tower.config, "patch_size", 1)
+        if image_size < patch_size or image_size % patch_size:
+            raise ValueError(
+                f"image_size={image_size} is no multiple of the {patch_size}-pixel patches of this model; use for "
+                f"example {max(1, round(image_size / patch_size)) * patch_size}."
+            )
+        config = copy.deepcopy(tower.config)
+        config.image_size = image_size
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in type(tower)._from_config(config).named_parameters()}
+        changed = [name for name, tensor in tower.named_parameters() if shapes[name] != tensor.shape]
+        if changed:
+            prefix, _, name = changed[0].partition(".")
+            if len(changed) > 1 or prefix != "embeddings" or not hasattr(tower.embeddings, "interpolate_pos_encoding"):
+                raise ValueError(
+                    f"image_size={image_size}: {type(tower).__name__} cannot interpolate its {changed[0]}; keep "
+                    f"{tower.config.image_size} pixels."
+                )
+            old = tower.embeddings
+            state, table = old.state_dict(), shapes[changed[0]]  # (..., class token and the like + patches, hidden)
+            with torch.no_grad():
+                tokens = state[name].new_empty(1, *table[-2:])
+                state[name] = old.interpolate_pos_encoding(tokens, image_size, image_size).reshape(table)
+            new = type(old)(config).to(device=state[name].device, dtype=state[name].dtype).train(old.training)
+            new.load_state_dict(state)
+            for parameter, before in zip(new.parameters(), old.parameters(), strict=True):
+                parameter.requires_grad_(before.requires_grad)
+            tower.embeddings = new
+        for config in (self.config, self.config.vision_config, tower.config):
+            if hasattr(config, "image_size"):
+                config.image_size = image_size
+
+    @classmethod
+    def from_pretrained(cls, *args, image_size: int | None = None, **kwargs):
+        """
+        Loads a checkpoint; see [`PreTrainedModel.from_pretrained`].
+
+        Args:
+            image_size (`int`, *optional*): Edge in pixels of other images than the checkpoint's; see
+                [`resize_image_positions`].
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        if image_size is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+            model.resize_image_positions(image_size)
+        return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves weights, configuration and code so that the auto classes and the pipelines for this model find it."""
@@ -345,53 +408,6 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         patch_size = self.config.vision_config.patch_size
         rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
         return self.get_patch_features(pixel_values, interpolate_pos_encoding).unflatten(1, (rows, columns))
-
-    def resize_image_positions(self, image_size: int) -> None:
-        """
-        Makes this a model of images of another size: the position embeddings of the patches are interpolated once and
-        for all, just as `interpolate_pos_encoding=True` does for every batch (bicubic, CLIP's own function), and
-        `vision_config.image_size` changes. The names of the parameters stay the same.
-
-        Args:
-            image_size (`int`): Edge of the square in pixels; a multiple of the patch size.
-
-        Raises:
-            ValueError: the patches do not fill a square of that size.
-        """
-        embeddings = self.vision_model.embeddings
-        patch_size = embeddings.patch_size
-        if image_size < patch_size or image_size % patch_size:
-            raise ValueError(
-                f"image_size={image_size} is no multiple of the {patch_size}-pixel patches of this model; use for "
-                f"example {max(1, round(image_size / patch_size)) * patch_size}."
-            )
-        table = embeddings.position_embedding
-        num_patches = (image_size // patch_size) ** 2
-        with torch.no_grad():
-            tokens = table.weight.new_empty(1, num_patches + 1, table.embedding_dim)
-            positions = embeddings.interpolate_pos_encoding(tokens, image_size, image_size)
-        resized = nn.Embedding.from_pretrained(positions[0].clone(), freeze=not table.weight.requires_grad)
-        embeddings.position_embedding = resized
-        embeddings.position_ids = torch.arange(num_patches + 1, device=resized.weight.device).expand(1, -1)
-        embeddings.num_patches, embeddings.num_positions = num_patches, num_patches + 1
-        embeddings.image_size = image_size
-        for config in (self.config.vision_config, self.vision_model.config, embeddings.config):
-            config.image_size = image_size
-
-    @classmethod
-    def from_pretrained(cls, *args, image_size: int | None = None, **kwargs):
-        """
-        Loads a checkpoint of a TIER or a plain CLIP model; see [`PreTrainedModel.from_pretrained`].
-
-        Args:
-            image_size (`int`, *optional*): Edge in pixels of other images than the checkpoint's; see
-                [`resize_image_positions`].
-        """
-        loaded = super().from_pretrained(*args, **kwargs)
-        if image_size is not None:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
-            model.resize_image_positions(image_size)
-        return loaded
 
     def to_clip(self) -> CLIPModel:
         """
