@@ -1,7 +1,6 @@
 """Findings of a radiograph, learnt from labels: the image tower of a TIER model under a multi-label head."""
 
 import copy
-import inspect
 import math
 from collections.abc import Sequence
 
@@ -260,7 +259,6 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
         self.vision_model = make_tower(config.vision_config)
         self.config.vision_config = self.vision_model.config  # one object, as in TierDualEncoderModel
         check_image_tower(self.vision_model, config.image_pooling)
-        self.has_positions = "interpolate_pos_encoding" in inspect.signature(self.vision_model.forward).parameters
         self.visual_projection = make_visual_projection(config)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
