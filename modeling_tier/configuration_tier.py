@@ -181,7 +181,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         logit_scale_init_value (`float`, *optional*, defaults to ln(1/0.07)):
             Where the logarithm of the factor of the cosines starts.
         image_size (`int`, *optional*):
-            Edge in pixels of the square that the model sees. That of the backbone where it has one, else 224.
+            Edge in pixels of the square that the model sees. That of the backbone where it has one, else 224. Where it
+            differs from the backbone's, the position embeddings are interpolated.
         frozen_text_layers (`int`, *optional*, defaults to 0):
             The embeddings and so many of the first layers of the text encoder are never trained; 0 trains all. The
             paper's model has 8 of BERT's 12 (authors' code, CLIP_Embedding.py:38-45 at ce1e171).
@@ -223,13 +224,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         for name in ("projection_dim", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        own_size = getattr(self.vision_config, "image_size", None) or self.image_size
-        if self.image_size not in (own_size if isinstance(own_size, (list, tuple)) else [own_size]):
-            raise ValueError(
-                f"image_size={self.image_size} differs from the {own_size} of vision_config; leave it out, or change "
-                "it there."
-            )
-        layers = self.text_config.num_hidden_layers
+        layers = getattr(self.text_config, "num_hidden_layers", 0)
         if not 0 <= self.frozen_text_layers <= layers:
             raise ValueError(
                 f"frozen_text_layers must lie between 0 (nothing frozen) and the {layers} layers of the text encoder, "

@@ -141,6 +141,12 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         )
         return cls(config, **towers).eval()
 
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As [`PreTrainedModel.set_attn_implementation`]; an image backbone without attention stays as it is."""
+        if isinstance(attn_implementation, str) and not has_attention(type(self.vision_model)):
+            attn_implementation = {"": attn_implementation, "text_config": attn_implementation}
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
@@ -207,7 +213,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         if getattr(self.config.vision_config, "num_channels", 3) == 1:
             pixel_values = pixel_values[:, :1]
         pixel_values = pixel_values.to(self.visual_projection[0].weight.dtype)
-        if interpolate_pos_encoding:
+        size, own_size = self.config.image_size, getattr(self.config.vision_config, "image_size", None)
+        if interpolate_pos_encoding or own_size not in (None, size, [size, size], (size, size)):
             # Backbones without the option take images of any size.
             takes = inspect.signature(self.vision_model.forward).parameters
             kwargs |= {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
@@ -374,11 +381,16 @@ def without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
+def has_attention(model_class: type[PreTrainedModel]) -> bool:
+    """Whether there is a choice of how attention is computed; convolutional backbones refuse to be asked."""
+    return model_class._supports_sdpa or model_class._supports_flash_attn
+
+
 def make_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A tower of random weights."""
     model_class = tower_class(config)
-    if not (model_class._supports_sdpa or model_class._supports_flash_attn):
-        config._attn_implementation = None  # a convolutional one has no choice, whatever was asked for the other
+    if not has_attention(model_class):
+        config._attn_implementation = None  # whatever was asked for the other tower
     return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **without_pooler(model_class))
 
 
@@ -419,11 +431,16 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
 
 
 def check_image_tower(vision_model: PreTrainedModel, image_pooling: str) -> None:
-    """Refuses a tower that takes no images, or has no class token where `image_pooling` asks for it."""
+    """Refuses a tower that does not see whole images, or has no class token where `image_pooling` asks for it."""
     if vision_model.main_input_name != "pixel_values":
         raise ValueError(
             f"vision_config describes a {type(vision_model).__name__}, which takes no pixel_values; choose an image "
             "backbone."
+        )
+    if hasattr(vision_model.config, "mask_ratio"):
+        raise ValueError(
+            f"vision_config describes a {type(vision_model).__name__}, which hides patches at random; choose a "
+            "backbone that shows them all (a ViT reads the same weights)."
         )
     names = [name for name, _ in vision_model.named_parameters()]
     if image_pooling == "cls" and not any(name.endswith(("cls_token", "class_embedding")) for name in names):

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterable
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,
 )  # the top level hides it without torchvision
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
@@ -151,6 +152,8 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
+        if get_tokenizer_config(name).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
+            return BertTokenizer.from_pretrained(name)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
