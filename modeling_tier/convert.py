@@ -1,9 +1,8 @@
 """
 Checkpoints of other code bases as models of this package, and CLIP models as OpenCLIP writes them.
 
-Nothing here runs what a file contains: tensors are read with safetensors or by the `weights_only` reader of torch, and
-the few other objects that old files hold become placeholders. Sizes are read from the tensors; then every tensor must
-be one that the model has, in its shape, and the other way round.
+Files are read by `tensor_files.py`, which runs nothing of what they hold. Sizes are read from the tensors; then every
+tensor must be one that the model has, in its shape, and the other way round.
 
 Layouts, read in the original code:
 
@@ -14,13 +13,9 @@ Layouts, read in the original code:
   under `transformer.`.
 """
 
-import io
-import json
 import math
 import pickle
-import pickletools
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,12 +23,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import BertConfig, CLIPModel, PreTrainedModel, ResNetConfig
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_tier import TierCLIPModel
+from .tensor_files import read_json, read_tensors
 
 CLIP_LAYOUT = ("openai", "chexzero", "openclip")
 KINDS = (*CLIP_LAYOUT, "clip", "tier", "biovil")
@@ -49,23 +44,10 @@ WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-JSON_LIMIT = 2**20  # bytes; such a file has a few kilobytes
 
 # The released files are called best_<batch>_<learning rate>_original_<step>_<score>.pt (notebooks/zero_shot.ipynb).
 CHEXZERO_NAME = re.compile(r"best_\d+_[\de.-]+_original_\d+_[\d.]+\.pt")
 CHEXZERO_SHAPE = {"patch": 16, "image": 320, "dim": 768}  # what `--random_init` makes (train.py:129-140)
-
-# What training scripts save beside the tensors: arguments, and numbers that are numpy's. Never needed here.
-BOOKKEEPING = (
-    "argparse.Namespace",
-    "_codecs.encode",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-)
 
 BLOCK = {  # of a transformer, beside the projections of queries, keys and values
     "ln_1": "layer_norm1",
@@ -118,147 +100,7 @@ class Source:
     settings: dict = field(default_factory=dict)
 
 
-# 1. Reading a file without running it
-
-
-class Placeholder:
-    """Stands for an object that is not needed: whatever it is built from is forgotten."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-class ScriptedModule(Placeholder):
-    """Stands for a module of a TorchScript archive: its attributes, and none of its code."""
-
-    attributes: Mapping = {}
-
-    def __setstate__(self, state):
-        self.attributes = state if isinstance(state, dict) else {}
-
-    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        found = {}
-        for name, value in self.attributes.items():
-            if isinstance(value, torch.Tensor):
-                found[f"{prefix}{name}"] = value
-            elif isinstance(value, ScriptedModule):
-                found.update(value.tensors(f"{prefix}{name}."))
-        return found
-
-
-def load_pickle(path: Path) -> Any:
-    """What `torch.save` or `torch.jit.save` wrote, as tensors in plain containers and placeholders."""
-    stand_ins = [(Placeholder, name) for name in BOOKKEEPING]
-    file: Any = path
-    try:
-        if is_torchscript(path):
-            file, names = without_code(path)
-            stand_ins += [(ScriptedModule if name.startswith("__torch__") else Placeholder, name) for name in names]
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can fail anywhere in the reader
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked and isinstance(error, pickle.UnpicklingError):
-            raise ValueError(
-                f"{path.name} asks to call {asked[1]} while it is read, which could run anything, so it was not read. "
-                "Where it was made, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')."
-            ) from None
-        raise ValueError(
-            f"{path.name} cannot be read: it is damaged, cut short, or no file of torch.save or safetensors "
-            f"({type(error).__name__})."
-        ) from None
-
-
-def is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def without_code(path: Path) -> tuple[io.BytesIO, list[str]]:
-    """
-    A TorchScript archive less its code, which the `weights_only` reader takes, and the classes of the code that its
-    data name. Reading it with `torch.jit.load` would be as good as running a program.
-    """
-    slim = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(slim, "w") as target:
-        pickled = b""
-        for entry in archive.infolist():
-            top, _, name = entry.filename.partition("/")
-            if not (name in ("data.pkl", "version", "byteorder") or name.startswith("data/")):
-                continue
-            if entry.compress_type != zipfile.ZIP_STORED:  # torch compresses no data; this could be a bomb
-                raise zipfile.BadZipFile("compressed data")
-            content = archive.read(entry)
-            target.writestr(f"archive/{name}", content)
-            if name == "data.pkl":
-                pickled = content
-    called = {argument.replace(" ", ".") for op, argument, _ in pickletools.genops(pickled) if op.name == "GLOBAL"}
-    slim.seek(0)
-    return slim, sorted(name for name in called if name.startswith(("__torch__.", "torch.jit._pickle.")))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """
-    The tensors of a file by their names, and in what they were: `"safetensors"`, `"torchscript"`, `"state_dict"` and
-    `"model_state_dict"` for a training checkpoint with them under that key, or `"bare"`.
-
-    Raises:
-        ValueError: not to be read, not to be read safely, or no tensors in it.
-    """
-    container = "bare"
-    if path.suffix == ".safetensors":
-        container = "safetensors"
-        try:
-            content: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path.name} cannot be read: it is damaged or cut short ({error}).") from None
-    else:
-        content = load_pickle(path)
-    if isinstance(content, ScriptedModule):
-        content, container = content.tensors(), "torchscript"
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content, container = content[key], key
-    tensors = content if isinstance(content, dict) else {}
-    if not tensors or not all(isinstance(name, str) and is_plain(value) for name, value in tensors.items()):
-        raise ValueError(f"{path.name} holds no state dict (tensors by their names), so there is nothing to convert.")
-    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
-    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
-        raise ValueError(f"{path.name} describes tensors larger than the file itself; it is no honest checkpoint.")
-    if all(name.startswith("module.") for name in tensors):  # of a model wrapped for distributed training
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors, container
-
-
-def is_plain(value: Any) -> bool:
-    """Whether it is a tensor with numbers of its own; copying from a meta tensor would silently do nothing."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.layout is torch.strided and not value.is_meta and not value.is_quantized
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object of moderate size."""
-    if path.stat().st_size > JSON_LIMIT:
-        raise ValueError(f"{path} has more than {JSON_LIMIT:,} bytes, which no such file needs.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object.")
-    return content
-
-
-# 2. What kind of checkpoint it is
+# 1. What kind of checkpoint it is
 
 
 def open_source(path: str | Path, kind: str | None = None) -> Source:
@@ -354,7 +196,7 @@ def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, 
     return None
 
 
-# 3. Names and shapes
+# 2. Names and shapes
 
 
 def clip_names(vision_layers: int, text_layers: int, text: str = "") -> dict[str, tuple[str, ...]]:
@@ -455,9 +297,7 @@ def check_tensors(
     """
     extra = [name for name in tensors if name not in expected and not unused.fullmatch(name)]
     for problem, names in (("lacks", [name for name in expected if name not in tensors]), ("has unknown", extra)):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(f"The checkpoint {problem} tensors: {', '.join(names[:5])}{more}.")
+        refuse_tensors(problem, names)
     for name, like in expected.items():
         tensor = tensors[name]
         if tensor.shape != like.shape:
@@ -469,9 +309,15 @@ def check_tensors(
             raise ValueError(f"The tensor {name} of the checkpoint holds {tensor.dtype}, not {like.dtype}.")
 
 
+def refuse_tensors(problem: str, names: list[str]) -> None:
+    """ValueError where there are any `names`."""
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise ValueError(f"The checkpoint {problem} tensors: {', '.join(names[:5])}{more}.")
+
+
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str, dims: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ValueError(f"The checkpoint lacks tensors: {name}.")
+    refuse_tensors("lacks", [] if name in tensors else [name])
     shape = tuple(tensors[name].shape)
     if len(shape) != dims or 0 in shape:
         raise ValueError(f"The tensor {name} of the checkpoint has the shape {shape}, not one of {dims} dimensions.")
@@ -483,7 +329,7 @@ def count_parts(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-# 4. Models
+# 3. Models
 
 
 def load_source(source: Source, activation: str | None = None, text_folder: str | Path | None = None):
@@ -642,9 +488,7 @@ def load_clip_folder(path: Path) -> TierCLIPModel:
     ):
         names = sorted(str(name[0]) if isinstance(name, tuple) else str(name) for name in info[key])
         names = [name for name in names if not name.endswith("position_ids")]  # saved by transformers before 4.31
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise ValueError(f"The checkpoint {problem} tensors: {', '.join(names[:5])}{more}.")
+        refuse_tensors(problem, names)
     return model.eval()
 
 
@@ -725,7 +569,7 @@ def bert_config(tensors: Mapping[str, torch.Tensor], prefix: str) -> BertConfig:
     )
 
 
-# 5. Back to OpenCLIP
+# 4. Back to OpenCLIP
 
 
 def to_openclip(model: CLIPModel) -> tuple[dict[str, torch.Tensor], dict]:
