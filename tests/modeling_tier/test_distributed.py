@@ -8,20 +8,25 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 
 BOS, EOS = 97, 98
 TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
 
 
-def make_model(options: dict) -> TierCLIPModel:
+def make_model(options: dict) -> torch.nn.Module:
     torch.manual_seed(0)
     text = {"vocab_size": 99, "max_position_embeddings": 20, "bos_token_id": BOS, "eos_token_id": EOS}
     size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {"image_size": 32, "patch_size": 8}
-    sizes = {"text_config": text | size, "vision_config": vision | size, "projection_dim": 24}
-    config = TierCLIPConfig(**sizes, **WEIGHTS, **options)
-    return TierCLIPModel(config).double()  # the entropies stay in float32
+    if "frozen_text_layers" in options:
+        sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
+        config = TierDualEncoderConfig(text_config=text | size, vision_config=sizes, **WEIGHTS, **options)
+        model = TierDualEncoderModel(config).eval()  # batch norms in training see the images of their process alone
+    else:
+        vision = {"image_size": 32, "patch_size": 8}
+        sizes = {"text_config": text | size, "vision_config": vision | size, "projection_dim": 24}
+        model = TierCLIPModel(TierCLIPConfig(**sizes, **WEIGHTS, **options))
+    return model.double()  # the entropies stay in float32
 
 
 def make_batch() -> dict[str, torch.Tensor]:
@@ -40,7 +45,8 @@ def make_batch() -> dict[str, torch.Tensor]:
 def train_one_step(model: torch.nn.Module, rows: slice) -> dict:
     output = model(**{key: value[rows] for key, value in make_batch().items()}, return_loss=True)
     output.loss.backward()
-    gradients = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    gradients = {name.removeprefix("module."): parameter.grad for name, parameter in trained}
     return {"terms": torch.stack([output[name].detach().double() for name in TERMS]), "gradients": gradients}
 
 
@@ -48,6 +54,7 @@ WEIGHTS = {"token_entropy_weight": 3.0, "patch_entropy_weight": 5.0}
 CASES = {
     "equal": ([slice(0, 3), slice(3, 6)], {"image_pooling": "patch_mean", "entropy_normalization": True}),
     "ragged": ([slice(0, 4), slice(4, 6)], {"entropy_temperature": 0.1}),  # batches of different sizes
+    "dual": ([slice(0, 4), slice(4, 6)], {"frozen_text_layers": 1}),
 }
 
 
