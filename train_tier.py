@@ -1,8 +1,10 @@
 """
-Trains a CLIP model with text-image entropy regularization (TIER) on chest radiographs and their reports.
+Trains a CLIP model with text-image entropy regularization (TIER) on chest radiographs and their reports, or a
+classifier of findings on the image tower of one.
 
     python train_tier.py                                        # the embedded synthetic data
     python train_tier.py configs/indiana.yaml --data FOLDER     # a recipe; options override the file
+    python train_tier.py configs/linear-probe.yaml --data FOLDER --model runs/indiana --label_fraction 0.1
     accelerate launch --cpu --num_processes 2 train_tier.py --data FOLDER
 
 Ends with the best checkpoint, its processor and the log (trainer_state.json) in --output_dir.
@@ -25,7 +27,15 @@ from evaluation_tier.report import is_synthetic
 from evaluation_tier.zeroshot import select_findings
 from processing_tier.readers import read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
-from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments, parse_arguments
+from training_tier.arguments import (
+    DataArguments,
+    ModelArguments,
+    TaskArguments,
+    TierTrainingArguments,
+    parse_arguments,
+    without_effect,
+)
+from training_tier.classification import make_classification_trainer, take_patients
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
@@ -49,9 +59,11 @@ def hold_out(records: datasets.Dataset, fraction: float, seed: int) -> tuple[dat
     return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
 
 
-def load_splits(arguments: DataArguments, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_splits(
+    arguments: DataArguments, seed: int, with_text: bool = True
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    The records to train on, all with text, and those whose zero-shot AUROC chooses the checkpoint.
+    The records to train on, by default those with text, and those whose AUROC chooses the checkpoint.
 
     Raises:
         `ValueError`: from the readers, no text, too few records, or a patient in both.
@@ -76,6 +88,8 @@ def load_splits(arguments: DataArguments, seed: int) -> tuple[datasets.Dataset, 
     else:
         train, evaluation = hold_out(train, arguments.eval_fraction, seed)
     check_disjoint_patients(train=train, evaluation=evaluation)
+    if not with_text:
+        return train.select(range(len(train))[: arguments.max_train_images]), evaluation
     texts = [
         select_text(record, "both" if arguments.sample_sentences else arguments.text)
         for record in train.select_columns(["impression", "findings"])
@@ -100,18 +114,27 @@ def check_readable(dataset: PairDataset, count: int = 8) -> None:
 
 def training_facts(
     records: datasets.Dataset,
+    task: TaskArguments,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     arguments: TierTrainingArguments,
 ) -> dict:
     """What the model card says about the training; see `evaluation_tier.report.TRAINING_FACTS`."""
     model = model_arguments.model
+    if task.task == "classification":
+        learnt_from = {
+            "label_fraction": task.label_fraction,
+            "trained_part": "head" if task.freeze_image_tower else "image tower and head",
+        }
+    else:
+        sentences = "sentences of impression and findings"
+        learnt_from = {"text": sentences if data_arguments.sample_sentences else data_arguments.text}
     return {
         "dataset": data_arguments.data
         if is_synthetic(data_arguments.data)
         else Path(data_arguments.data).resolve().name,
         "n_images": len(records),
-        "text": "sentences of impression and findings" if data_arguments.sample_sentences else data_arguments.text,
+        **learnt_from,
         "initialized_from": f"random ({model})"
         if model in PRESETS
         else Path(model).resolve().name
@@ -124,21 +147,15 @@ def training_facts(
     }
 
 
-def train(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: TierTrainingArguments
-) -> None:
-    """Everything that the command does; see the functions above and `training_tier`."""
-    training_arguments.check_output_dir()
-    set_seed(training_arguments.seed)
-
-    # 1. Data
-    train_records, eval_records = load_splits(data_arguments, training_arguments.seed)
-    batch_size = training_arguments.train_batch_size * training_arguments.world_size
-    if len(train_records) < batch_size:
-        raise ValueError(
-            f"{len(train_records)} training pairs do not fill one batch of {batch_size}; "
-            "lower --per_device_train_batch_size."
-        )
+def make_contrastive_trainer(
+    train_records: datasets.Dataset,
+    eval_records: datasets.Dataset,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: TierTrainingArguments,
+    facts: dict,
+) -> TierTrainer:
+    """The model with its processor, the pairs, and the Trainer over both."""
     findings = []
     if training_arguments.metric_for_best_model == "eval_auroc" or data_arguments.findings:
         findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
@@ -146,49 +163,81 @@ def train(
             "Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {', '.join(left_out)})" if left_out else ""
         )
 
-    # 2. Model and processor
     with training_arguments.main_process_first(desc="making the model"):
         sections = train_records.select_columns(["impression", "findings"])
         texts = (f"{record['impression']} {record['findings']}" for record in sections)
         model, processor = make_model(model_arguments, texts)
 
-    # 3. Pairs
     pairs = {
         "image_processor": processor.image_processor,
         "text": data_arguments.text,
         "seed": training_arguments.seed,
     }
-    train_pairs = PairDataset(
-        train_records,
-        augment_images=data_arguments.augment,
-        sample_sentences=data_arguments.sample_sentences,
-        **pairs,
-    )
-    check_readable(train_pairs)
-
-    # 4. Trainer
-    trainer = TierTrainer(
+    return TierTrainer(
         model=model,
         args=training_arguments,
-        train_dataset=train_pairs,
+        train_dataset=PairDataset(
+            train_records,
+            augment_images=data_arguments.augment,
+            sample_sentences=data_arguments.sample_sentences,
+            **pairs,
+        ),
         eval_dataset=PairDataset(eval_records, **pairs),
         data_collator=PairCollator(processor.tokenizer),
         processing_class=processor,
         eval_records=eval_records,
         findings=findings,
         prompts=data_arguments.prompts,
-        training_facts=training_facts(train_records, model_arguments, data_arguments, training_arguments),
+        training_facts=facts,
     )
 
-    # 5. Train and save
+
+def train(
+    task: TaskArguments,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: TierTrainingArguments,
+) -> None:
+    """Everything that the command does; see the functions above and `training_tier`."""
+    training_arguments.check_output_dir()
+    set_seed(training_arguments.seed)
+    classify = task.task == "classification"
+    if classify and (ignored := without_effect(model_arguments, data_arguments)):
+        logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
+
+    # 1. Data
+    train_records, eval_records = load_splits(data_arguments, training_arguments.seed, with_text=not classify)
+    if classify:
+        train_records = take_patients(train_records, task.label_fraction, training_arguments.seed)
+    batch_size = training_arguments.train_batch_size * training_arguments.world_size
+    if len(train_records) < batch_size and training_arguments.dataloader_drop_last:
+        raise ValueError(
+            f"{len(train_records)} training pairs do not fill one batch of {batch_size}; "
+            "lower --per_device_train_batch_size."
+        )
+
+    # 2. Model, pairs and trainer
+    facts = training_facts(train_records, task, model_arguments, data_arguments, training_arguments)
+    records_and_arguments = (train_records, eval_records, model_arguments, data_arguments, training_arguments, facts)
+    if classify:
+        trainer = make_classification_trainer(task, *records_and_arguments)
+    else:
+        trainer = make_contrastive_trainer(*records_and_arguments)
+    check_readable(trainer.train_dataset)
+
+    # 3. Train and save
     checkpoint = training_arguments.resume_from_checkpoint
     if checkpoint == "last":
         checkpoint = get_last_checkpoint(training_arguments.output_dir)
         if checkpoint is None:
             raise ValueError(f"output_dir {training_arguments.output_dir!r} holds no checkpoint to resume from.")
-    if model_arguments.text_warmup_epochs and checkpoint is None:
+    if model_arguments.text_warmup_epochs and checkpoint is None and not classify:
         losses = warm_up_text(
-            model, processor.tokenizer, train_records, model_arguments.text_warmup_epochs, seed=training_arguments.seed
+            trainer.model,
+            trainer.processing_class.tokenizer,
+            train_records,
+            model_arguments.text_warmup_epochs,
+            seed=training_arguments.seed,
         )
         logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -211,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(
             *parse_arguments(
                 sys.argv[1:] if argv is None else argv,
-                (ModelArguments, DataArguments, TierTrainingArguments),
+                (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments),
                 "train_tier.py",
             )
         )

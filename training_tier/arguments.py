@@ -17,12 +17,65 @@ from processing_tier.records import TEXT_SOURCES
 from .presets import PRESETS
 
 VIEWS = ("frontal", "all")
+TASKS = ("contrastive", "classification")
+
+
+# What says how images are contrasted with texts; of no use to a classifier.
+CONTRASTIVE_OPTIONS = (
+    "text_warmup_epochs",
+    "frozen_text_layers",
+    "token_entropy_weight",
+    "patch_entropy_weight",
+    "entropy_temperature",
+    "entropy_normalization",
+    "entropy_tokens",
+    "text",
+    "sample_sentences",
+)
 
 
 def check_choice(name: str, value, choices) -> None:
     if value not in choices:
         names = ", ".join(choice for choice in choices if choice is not None)
         raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
+
+
+@dataclass
+class TaskArguments:
+    """Parameters that say what is learnt, and those of `--task classification` alone."""
+
+    task: str = field(
+        default="contrastive",
+        metadata={
+            "help": '"contrastive": which report belongs to which image; "classification": the findings, from their '
+            "columns, with the image tower of --model."
+        },
+    )
+    freeze_image_tower: bool = field(
+        default=False, metadata={"help": "Classification: train the head alone (a linear probe)."}
+    )
+    head_from_prompts: bool = field(
+        default=False,
+        metadata={
+            "help": "Classification: start the head as the zero-shot classifier that --prompts make of --model."
+        },
+    )
+    label_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Classification: share of the training patients whose labels are used, for example 0.01. Drawn by "
+            "--seed; a larger share holds the smaller ones."
+        },
+    )
+
+    def __post_init__(self):
+        check_choice("task", self.task, TASKS)
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction={self.label_fraction} must be above 0 and at most 1, for example 0.1.")
+        if self.task != "classification":
+            for name in ("freeze_image_tower", "head_from_prompts", "label_fraction"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} has no effect on the task {self.task!r}; add --task classification.")
 
 
 @dataclass
@@ -150,8 +203,8 @@ class DataArguments:
     eval_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split whose zero-shot AUROC chooses the checkpoint. Without it, eval_fraction of the training "
-            "patients are held out for that, so that no other split is touched."
+            "help": "Split whose AUROC (zero-shot, or the classifier's) chooses the checkpoint. Without it, "
+            "eval_fraction of the training patients are held out for that, so that no other split is touched."
         },
     )
     eval_fraction: float = field(
@@ -174,11 +227,18 @@ class DataArguments:
     views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEWS)}."})
     max_train_images: int | None = field(default=None, metadata={"help": "Use only this many training images."})
     findings: list[str] | None = field(
-        default=None, metadata={"help": "Findings of the zero-shot AUROC; all finding columns with enough positives."}
+        default=None,
+        metadata={"help": "Findings to score and to classify; by default all finding columns with enough positives."},
     )
-    prompts: str = field(default="report", metadata={"help": "Prompts of the zero-shot AUROC: a name or YAML file."})
+    prompts: str = field(
+        default="report", metadata={"help": "Prompts of the zero-shot AUROC (or head): a name or YAML file."}
+    )
     min_positives: int = field(
-        default=5, metadata={"help": "Positives a finding needs in the evaluation images to enter the mean AUROC."}
+        default=5,
+        metadata={
+            "help": "Positives a finding needs in the evaluation images to enter the mean AUROC; for a classifier "
+            "also the positives and the negatives it needs in training."
+        },
     )
 
     def __post_init__(self):
@@ -265,6 +325,16 @@ class TierTrainingArguments(TrainingArguments):
                     f"output_dir {self.output_dir!r} already holds a run; choose another, or continue that run with "
                     "--resume_from_checkpoint last."
                 )
+
+
+def without_effect(*arguments) -> list[str]:
+    """The options that were given among those in `CONTRASTIVE_OPTIONS`."""
+    return [
+        name
+        for group in arguments
+        for name, described in group.__dataclass_fields__.items()
+        if name in CONTRASTIVE_OPTIONS and getattr(group, name) != described.default
+    ]
 
 
 def parse_arguments(argv: Sequence[str], types: Sequence[type], prog: str) -> tuple:

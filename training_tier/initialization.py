@@ -98,8 +98,8 @@ def set_sine_positions(model: TierCLIPModel) -> None:
         embedding[1:] = POSITION_SCALE * grid
 
 
-def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
-    """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
+def read_stored_config(arguments: ModelArguments) -> dict:
+    """What config.json of the checkpoint `arguments.model` says, once it is known to be there and to have weights."""
     name = arguments.model
     if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or name.count("/") > 1):
         raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}).")
@@ -112,7 +112,19 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
         if getattr(arguments, option) is not None:
             raise ValueError(f"{option} has no effect on the checkpoint {name!r}, which has its own.")
     try:
-        stored_config, _ = PreTrainedConfig.get_config_dict(name)
+        return PreTrainedConfig.get_config_dict(name)[0]
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
+    """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
+    name = arguments.model
+    stored_config = read_stored_config(arguments)
+    try:
         is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
         if arguments.frozen_text_layers is not None and not is_dual:
             raise ValueError(f"frozen_text_layers has no effect on {name!r}, which is no dual encoder; leave it out.")
@@ -136,18 +148,25 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
                 f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
     tokenizer = load_tokenizer(name)
-    stored = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
+
+
+def load_image_processor(
+    arguments: ModelArguments, config: TierCLIPConfig | TierDualEncoderConfig
+) -> TierImageProcessor:
+    """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
+    stored = AutoImageProcessor.from_pretrained(arguments.model, backend="pil", trust_remote_code=False)
     if isinstance(stored, TierImageProcessor):
         image_processor = stored
         if arguments.geometry:
             image_processor.geometry = arguments.geometry
     else:
-        model.config.pixel_mean, model.config.pixel_std = list(stored.image_mean), list(stored.image_std)
+        config.pixel_mean, config.pixel_std = list(stored.image_mean), list(stored.image_std)
         geometry = arguments.geometry or "crop"  # what CLIP's own processor does
-        image_processor = make_image_processor(model.config, geometry)
-    model.config.pixel_mean = list(image_processor.image_mean)
-    model.config.pixel_std = list(image_processor.image_std)
-    return model, TierProcessor(image_processor, tokenizer)
+        image_processor = make_image_processor(config, geometry)
+    config.pixel_mean = list(image_processor.image_mean)
+    config.pixel_std = list(image_processor.image_std)
+    return image_processor
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
