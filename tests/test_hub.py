@@ -9,6 +9,7 @@ of that by name, saves and pushes it in its turn, and tells what it saw.
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,20 +18,30 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from hub_server import HubServer
+from hub_server import Commit, HubServer, Repo
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
+import eval_zeroshot
 import train_tier
 from evaluation_tier.zeroshot import load_model
+from training_tier.arguments import TierTrainingArguments
 from training_tier.presets import PRESETS
+from training_tier.trainer import TierTrainer
 
 MODEL_FILES = {
     "clip": {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"},
-    "dual": {"configuration_tier.py", "losses_tier.py", "modeling_dual_tier.py", "modeling_tier.py", "pipeline_tier.py"},
+    "dual": {
+        "configuration_tier.py",
+        "losses_tier.py",
+        "modeling_dual_tier.py",
+        "modeling_tier.py",
+        "pipeline_tier.py",
+    },
 }
 PROCESSOR_FILES = {"image_processing_tier.py", "processing_tier.py", "radiograph_tier.py"}
 SENTENCES = ["There is a pleural effusion.", "No pleural effusion.", "Normal chest."]
+FINDINGS = ["Pleural Effusion", "Edema"]
 STEPS = (6, 12)  # where the two epochs of the trainings end
 TINIEST = {
     "clip": {
@@ -85,7 +96,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 folder = Path(sys.argv[1])
 jobs = json.loads((folder / "jobs.json").read_text())
-sentences = jobs.pop("sentences")
+sentences, findings = jobs.pop("sentences"), jobs.pop("findings")
 image = Image.open(folder / "image.png")
 result = {}
 
@@ -101,8 +112,10 @@ for name, (source, where) in jobs.items():
     if not where:
         classify = pipeline("zero-shot-image-classification", model=source, trust_remote_code=True)
         scores = classify(image, candidate_labels=sentences, hypothesis_template="{}")
-        result[name]["pipeline"] = {score["label"]: score["score"] for score in scores}
-    if name.endswith("-pipeline"):  # saves image processor and tokenizer apart, without their processor
+        result[name]["stock"] = {score["label"]: score["score"] for score in scores}
+        classify = pipeline(model=source, trust_remote_code=True)  # the task is in the configuration
+        result[name]["own"] = [classify.task, type(classify).__module__.split(".")[0], classify(image, findings)]
+    if name.endswith("-stock"):  # this pipeline saves image processor and tokenizer apart, without their processor
         continue
     model, processor, inputs, logits = score(AutoModel, source, where)
     config = AutoConfig.from_pretrained(source, trust_remote_code=True, **where)
@@ -168,19 +181,17 @@ def runs(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pushed(hub, runs):
-    """Name to the model, pushed by hand to `user/<name>-parts` and, in a stock pipeline, to `user/<name>-pipeline`."""
+    """Name to a model that was pushed by hand: to `user/<name>-parts`, and in pipelines to `-stock` and `-own`."""
     models = {}
     for name, folder in runs.items():
         models[name], processor = load_model(folder)
         models[name].push_to_hub(f"user/{name}-parts")
         processor.push_to_hub(f"user/{name}-parts")
-        classify = pipeline(
-            "zero-shot-image-classification",
-            model=models[name],
-            image_processor=processor.image_processor,
-            tokenizer=processor.tokenizer,
-        )
-        classify.push_to_hub(f"user/{name}-pipeline", private=True)
+        parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+        stock = pipeline("zero-shot-image-classification", model=models[name], **parts)
+        stock.push_to_hub(f"user/{name}-stock", private=True)
+        own = pipeline("cxr-zero-shot-classification", model=models[name], processor=processor)
+        own.push_to_hub(f"user/{name}-own")
     return models
 
 
@@ -197,15 +208,14 @@ def clean(hub, runs, pushed, tmp_path_factory):
     for name, run in runs.items():
         jobs[f"{name}-folder"] = [str(run), {}]
         jobs[f"{name}-trainer"] = [f"user/{name}", {}]
-        jobs[f"{name}-parts"] = [f"user/{name}-parts", {}]
-        jobs[f"{name}-pipeline"] = [f"user/{name}-pipeline", {}]
+        jobs |= {f"{name}-{kind}": [f"user/{name}-{kind}", {}] for kind in ("parts", "stock", "own")}
         for step in STEPS:
             commit = commit_at(hub.repos[f"user/{name}"], f"Training in progress, step {step}")
             jobs[f"{name}-step-{step}"] = [f"user/{name}", {"revision": commit.sha}]
     jobs["clip-last-checkpoint"] = ["user/clip", {"subfolder": "last-checkpoint"}]
     for step in STEPS:
         jobs[f"dual-checkpoint-{step}"] = ["user/dual", {"subfolder": f"checkpoint-{step}"}]
-    (folder / "jobs.json").write_text(json.dumps({"sentences": SENTENCES, **jobs}))
+    (folder / "jobs.json").write_text(json.dumps({"sentences": SENTENCES, "findings": FINDINGS, **jobs}))
     environment = os.environ | {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(folder / "home"),
@@ -236,11 +246,25 @@ def assert_same(logits: list, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-6, atol=1e-6)
 
 
+def essence(config):
+    """What is left of a configuration when transformers loads and saves it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: essence(value) for key, value in config.items() if key not in ("dtype", "use_cache")}
+
+
+def refused(main, arguments, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def code_in(files) -> set[str]:
     return {path for path in map(str, files) if path.endswith(".py")}
 
 
-@pytest.mark.parametrize("source", ["folder", "trainer", "parts"])
+@pytest.mark.parametrize("source", ["folder", "trainer", "parts", "own"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_remote_code_gives_the_same_numbers(clean, runs, name, source):
     result, folder = clean
@@ -257,17 +281,23 @@ def test_remote_code_gives_the_same_numbers(clean, runs, name, source):
     assert seen["modules"] == ["transformers_modules"] * 4
 
 
-@pytest.mark.parametrize("source", ["folder", "trainer", "parts", "pipeline"])
+@pytest.mark.parametrize("source", ["folder", "trainer", "parts", "stock", "own"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
-def test_the_stock_pipeline_gives_the_same_probabilities(clean, runs, name, source):
+def test_both_pipelines_give_the_same_numbers(clean, runs, name, source):
     result, folder = clean
+    seen = result[f"{name}-{source}"]
     expected = expected_logits(runs[name], folder)[0].softmax(-1).tolist()
-    assert result[f"{name}-{source}"]["pipeline"] == pytest.approx(
-        dict(zip(SENTENCES, expected, strict=True)), abs=1e-6
-    )
+    assert seen["stock"] == pytest.approx(dict(zip(SENTENCES, expected, strict=True)), abs=1e-6)
+
+    task, module, scores = seen["own"]
+    assert (task, module) == ("cxr-zero-shot-classification", "transformers_modules")
+    model, processor = load_model(runs[name])
+    here = pipeline(task, model=model, processor=processor)(Image.open(folder / "image.png"), findings=FINDINGS)
+    assert [score["label"] for score in scores] == FINDINGS
+    assert [score["score"] for score in scores] == pytest.approx([score["score"] for score in here], abs=1e-6)
 
 
-@pytest.mark.parametrize("source", ["folder", "trainer", "parts"])
+@pytest.mark.parametrize("source", ["folder", "trainer", "parts", "own"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_what_came_as_remote_code_can_be_saved_and_pushed_again(clean, hub, runs, name, source):
     result, folder = clean
@@ -280,7 +310,10 @@ def test_what_came_as_remote_code_can_be_saved_and_pushed_again(clean, hub, runs
     assert code_in(path.name for path in saved.iterdir()) == code_in(files) == MODEL_FILES[name] | PROCESSOR_FILES
     assert repo.private
     for path in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        assert b"--" not in (saved / path).read_bytes() + files[path]  # no class that lies in another repository
+        for text in ((saved / path).read_text(), files[path].decode()):
+            assert "--" not in text  # no class that lies in another repository
+            if path != "tokenizer_config.json":
+                assert essence(json.loads(text)) == essence(json.loads((runs[name] / path).read_text()))
 
 
 @pytest.mark.parametrize("name", ["clip", "dual"])
@@ -348,10 +381,45 @@ def test_the_last_push_is_the_folder_with_our_card(hub, runs, name):
 
 
 def test_everything_is_private_unless_told_otherwise(hub, runs, pushed, clean):
-    assert {name for name, repo in hub.repos.items() if not repo.private} <= {"user/public"}
-    assert len(hub.repos) >= 12
-    pushed["clip"].push_to_hub("user/public", private=False)
-    assert not hub.repos["user/public"].private
+    assert len(hub.repos) >= 16 and all(repo.private for repo in hub.repos.values())
+    pushed["clip"].push_to_hub("user/public-model", private=False)
+    assert not hub.repos["user/public-model"].private
+
+
+@pytest.fixture
+def make_trainer(runs, tmp_path):
+    def make(**options) -> TierTrainer:
+        model, processor = load_model(runs["clip"])
+        no = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"}
+        arguments = TierTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, **no, **options)
+        return TierTrainer(model=model, args=arguments, processing_class=processor)
+
+    return make
+
+
+def test_a_trainer_that_pushes_once_does_it_privately_and_with_our_card(hub, make_trainer):
+    make_trainer(hub_model_id="user/once").push_to_hub()
+    repo = hub.repos["user/once"]
+    assert repo.private and "## Not for clinical use" in repo.commits[-1].files["README.md"].decode()
+    make_trainer(hub_model_id="user/public-run", hub_private_repo=False, push_to_hub=True)
+    assert not hub.repos["user/public-run"].private
+
+
+def test_a_public_repository_is_refused_before_the_training(hub, make_trainer, capsys, tmp_path):
+    hub.repos["user/seen-by-all"] = Repo(private=False)
+    options = ["--push_to_hub", "true", "--hub_model_id", "user/seen-by-all", "--image_size", "32"]
+    message = refused(train_tier.main, [*TRAINING, *options, "--output_dir", tmp_path / "trained"], capsys)
+    assert "'user/seen-by-all' exists and is public; choose another --hub_model_id" in message
+    assert len(hub.repos["user/seen-by-all"].commits) == 1 and not list(tmp_path.rglob("*.safetensors"))
+    make_trainer(push_to_hub=True, hub_model_id="user/seen-by-all", hub_private_repo=False)
+
+
+def test_a_hub_that_does_not_know_us_is_one_sentence(hub, make_trainer, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="does not take the repository 'user/new'; log in with `hf auth login`"):
+        make_trainer(hub_model_id="user/new", push_to_hub=True)
+    with pytest.raises(ValueError, match="a private model needs `hf auth login`"):
+        load_model("user/clip")
 
 
 def test_help_says_what_becomes_of_credentialed_data(capsys):
@@ -364,3 +432,91 @@ def test_help_says_what_becomes_of_credentialed_data(capsys):
 
 def test_the_hub_was_asked_for_nothing_it_does_not_have(hub, clean):
     assert hub.unknown == []
+
+
+def evaluate(model, folder: Path) -> dict:
+    options = ["--data", "phantom:num_images=48,image_size=64", "--min_positives", "2", "--n_bootstrap", "10"]
+    eval_zeroshot.main([str(model), *options, "--output_dir", str(folder)])
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_evaluation_by_name_gives_what_the_folder_gives(runs, tmp_path):
+    by_name, by_folder = evaluate("user/clip", tmp_path / "name"), evaluate(runs["clip"], tmp_path / "folder")
+    assert by_name.pop("models") == ["user/clip"] and by_folder.pop("models") == [str(runs["clip"])]
+    assert by_name == by_folder
+    assert load_model("user/dual")[0].state_dict().keys() == load_model(runs["dual"])[0].state_dict().keys()
+
+
+def test_training_goes_on_from_a_name(runs, tmp_path):
+    options = ["--model", "user/clip", "--num_train_epochs", "1", "--max_train_images", "8", "--learning_rate", "1e-9"]
+    train_tier.main([*TRAINING, *options, "--output_dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (runs["clip"] / "tokenizer.json").read_bytes()
+    assert "| Initial weights | user/clip |" in (tmp_path / "run" / "README.md").read_text()
+    before, after = load_model(runs["clip"])[0].state_dict(), load_model(tmp_path / "run")[0].state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def upload(hub, runs):
+    """Function that makes a repository of the files of a run, changed."""
+
+    def make(name: str, change: dict[str, bytes | None]) -> None:
+        files = {path.name: path.read_bytes() for path in runs["clip"].iterdir() if path.is_file()} | change
+        files = {path: data for path, data in files.items() if data is not None}
+        hub.repos[name] = Repo(private=True, commits=[Commit("by somebody", files)])
+
+    return make
+
+
+def test_code_beside_the_weights_is_never_run(upload, runs, tmp_path, capsys):
+    code = f"open({str(tmp_path / 'run')!r}, 'w')".encode()
+    upload("user/tampered", {path.name: code for path in runs["clip"].glob("*.py")})
+    model, _ = load_model("user/tampered")
+    assert type(model).__module__ == "modeling_tier.modeling_tier"
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    upload("user/evil", {"config.json": json.dumps(config).encode(), "evil.py": code})
+    for main, arguments in (
+        (eval_zeroshot.main, ["user/evil", "--data", "phantom"]),
+        (train_tier.main, [*TRAINING, "--model", "user/evil"]),
+    ):
+        message = refused(main, [*arguments, "--output_dir", tmp_path / "output"], capsys)
+        assert "user/evil" in message
+    assert not (tmp_path / "run").exists()
+
+
+class Opened:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_never_opened(upload, tmp_path, capsys):
+    weights = pickle.dumps(Opened(tmp_path / "opened"))
+    upload("user/pickled", {"model.safetensors": None, "pytorch_model.bin": weights})
+    for main, arguments in (
+        (eval_zeroshot.main, ["user/pickled", "--data", "phantom"]),
+        (train_tier.main, [*TRAINING, "--model", "user/pickled"]),
+    ):
+        message = refused(main, [*arguments, "--output_dir", tmp_path / "output"], capsys)
+        assert "user/pickled" in message and "safetensors" in message
+    assert not (tmp_path / "opened").exists()
+    pickle.loads(weights)
+    assert (tmp_path / "opened").exists()  # it would have been
+
+
+@pytest.mark.parametrize("name", ["user/nothing", "runs/nothing"])
+def test_a_name_that_neither_disk_nor_hub_has(hub, name, capsys, tmp_path):
+    message = refused(eval_zeroshot.main, [name, "--data", "phantom", "--output_dir", tmp_path / "output"], capsys)
+    assert f"There is no model folder {name}, and from the Hub it does not load" in message
+    message = refused(train_tier.main, [*TRAINING, "--model", name, "--output_dir", tmp_path / "output"], capsys)
+    assert f"'{name}' is neither a preset" in message and "nor a checkpoint that can be loaded" in message
+
+
+def test_a_model_card_cannot_be_written_into_the_hub(capsys):
+    message = refused(eval_zeroshot.main, ["user/clip", "--data", "phantom", "--model_card"], capsys)
+    assert "--model_card writes into a model folder, and there is none user/clip" in message
