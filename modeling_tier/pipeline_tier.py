@@ -83,6 +83,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     _load_image_processor = None
     _load_tokenizer = None
     _load_feature_extractor = False
+    _load_video_processor = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -112,7 +113,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 where a side may be one sentence, and where `"threshold"`, `"scale"` and `"bias"` may stand as well. A
                 name alone is looked up, whatever its case, in `zero_shot_findings` of the model's configuration; for
                 one that is not there, and for a side left out, the sentences are `"{}."` and `"No {}."`. By default
-                all findings of the configuration.
+                all findings of the configuration, in the order of the alphabet.
             return_heatmaps (`bool`, *optional*, defaults to `False`):
                 Whether to add where the image resembles the positive sentences. It takes a second pass through the
                 image tower, and 4 bytes for each pixel of the original and each finding.
@@ -164,7 +165,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 raise ValueError(
                     "The model's configuration keeps no findings: name some, such as findings=['Pleural Effusion']."
                 )
-            resolved = stored
+            resolved = dict(sorted(stored.items()))  # as a file of the configuration keeps them
         elif isinstance(findings, Mapping):
             resolved = {
                 name: with_templates(name, entry) if isinstance(name, str) and isinstance(entry, Mapping) else entry
@@ -307,11 +308,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def text_tower_state(self) -> tuple:
         """
-        What cached embeddings depend on: the objects, and of each parameter of the text tower the counter of its
-        changes and 16 of its values, since a change through `.data` (merging of LoRA weights) is not counted.
+        What cached embeddings depend on: the objects, and of each parameter of the text tower its type, the counter of
+        its changes, and 16 of its values, since a change through `.data` (merging of LoRA weights) is not counted.
         """
         parameters = [*self.model.text_model.parameters(), *self.model.text_projection.parameters()]
-        versions = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
+        versions = [(p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
         samples = [p.detach().flatten()[:: max(1, p.numel() // 16)][:16].float() for p in parameters if not p.is_meta]
         values = torch.cat([sample.to(self.device) for sample in samples]).tolist()
         return self.model, self.tokenizer, self.device, versions, values
