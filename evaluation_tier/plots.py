@@ -141,7 +141,7 @@ def similarity_grids(
         sentences,
         padding=True,
         truncation=True,
-        max_length=model.config.text_config.max_position_embeddings,
+        max_length=min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings),
         return_tensors="pt",
     ).to(model.device)
     grids = []

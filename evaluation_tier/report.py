@@ -167,6 +167,17 @@ def write_model_card(
         write_beside(kept, lambda partial: partial.write_text(facts, encoding="utf-8"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     vision = config.get("vision_config") or {}
+    architecture = "a CLIP model"
+    facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}
+    if config.get("model_type") == "tier_dual_encoder":
+        text_type = (config.get("text_config") or {}).get("model_type")
+        architecture = f"a dual encoder of two towers, {vision.get('model_type')} for images and {text_type} for text,"
+        facts = {
+            "Image size (pixels)": config.get("image_size"),
+            "Frozen text layers": config.get("frozen_text_layers"),
+        }
+    facts |= {"Embedding width": config.get("projection_dim")}
+    facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
     model_name = model_name or folder.resolve().name
 
     def state(value) -> str:
@@ -185,12 +196,8 @@ def write_model_card(
         model_name=model_name,
         source=model_name if "/" in model_name else f"path/to/{model_name}",
         license=license,
-        facts=[
-            ("Image size (pixels)", state(vision.get("image_size"))),
-            ("Patch size (pixels)", state(vision.get("patch_size"))),
-            ("Embedding width", state(config.get("projection_dim"))),
-            *((label, state(config.get(key))) for key, label in MODEL_FACTS.items()),
-        ],
+        architecture=architecture,
+        facts=[(label, state(value)) for label, value in facts.items()],
         training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items()],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
         training_data=state(training_data),

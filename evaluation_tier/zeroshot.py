@@ -194,7 +194,7 @@ def embed_prompts(
                 sentences[start : start + batch_size],
                 padding=True,
                 truncation=True,
-                max_length=model.config.text_config.max_position_embeddings,
+                max_length=min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings),
                 return_tensors="pt",
             ).to(model.device)
             features = model.get_text_features(

@@ -84,6 +84,7 @@ def brightness():
         present = torch.tensor([[0 if text.startswith("No") else 1] for text in texts])
         return BatchEncoding({"input_ids": present, "attention_mask": torch.ones_like(present)})
 
+    tokenizer.model_max_length = 8
     return BrightnessModel(), SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
 
 

@@ -187,6 +187,18 @@ def test_card_says_what_it_must(folder, metrics):
     assert "synthetic" not in text.lower()
 
 
+def test_card_of_a_dual_encoder_names_its_towers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "tier_dual_encoder", "image_size": 320, "frozen_text_layers": 8}
+    config |= {"vision_config": {"model_type": "resnet"}, "text_config": {"model_type": "bert"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_model_card(folder)
+    _, text = read_card(folder)
+    assert "a dual encoder of two towers, resnet for images and bert for text, with text-image entropy" in text
+    assert "| Image size (pixels) | 320 |" in text and "| Frozen text layers | 8 |" in text
+    assert "CLIP model" not in text and "Patch size" not in text
+
+
 def test_card_without_results(folder):
     write_model_card(folder)
     head, text = read_card(folder)
