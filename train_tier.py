@@ -6,6 +6,7 @@ classifier of findings on the image tower of one.
     python train_tier.py configs/indiana.yaml --data FOLDER     # a recipe; options override the file
     python train_tier.py configs/linear-probe.yaml --data FOLDER --model runs/indiana --label_fraction 0.1
     accelerate launch --cpu --num_processes 2 train_tier.py --data FOLDER
+    python train_tier.py --vision_model microsoft/resnet-50 --text_model NAME --frozen_text_layers 8   # as the paper
 
 Ends with the best checkpoint, its processor and the log (trainer_state.json) in --output_dir.
 """
@@ -120,7 +121,13 @@ def training_facts(
     arguments: TierTrainingArguments,
 ) -> dict:
     """What the model card says about the training; see `evaluation_tier.report.TRAINING_FACTS`."""
-    model = model_arguments.model
+    model, towers = model_arguments.model, (model_arguments.vision_model, model_arguments.text_model)
+    # folders by their last name, names on the Hub whole
+    names = [Path(name).resolve().name if name and os.path.isdir(name) else name for name in (model, *towers)]
+    if towers[0] is not None:
+        initialized_from = f"{names[1]} and {names[2]}"
+    else:
+        initialized_from = f"random ({model})" if model in PRESETS else names[0]
     if task.task == "classification":
         learnt_from = {
             "label_fraction": task.label_fraction,
@@ -135,11 +142,7 @@ def training_facts(
         else Path(data_arguments.data).resolve().name,
         "n_images": len(records),
         **learnt_from,
-        "initialized_from": f"random ({model})"
-        if model in PRESETS
-        else Path(model).resolve().name
-        if os.path.isdir(model)
-        else model,  # a name on the Hub
+        "initialized_from": initialized_from,
         "epochs": arguments.num_train_epochs,
         "batch_size": arguments.train_batch_size * arguments.world_size,
         "learning_rate": arguments.learning_rate,

@@ -106,8 +106,8 @@ class ModelArguments:
     frozen_text_layers: int | None = field(
         default=None,
         metadata={
-            "help": "Dual encoders: keep the embeddings and so many of the first layers of the text encoder as they "
-            "are (the paper's 8 of 12); 0 for none."
+            "help": "With --vision_model or a dual encoder's checkpoint: keep the embeddings and so many of the first "
+            "layers of the text encoder as they are (the paper's 8 of 12); 0 for none."
         },
     )
     tokenizer: str | None = field(
@@ -125,7 +125,10 @@ class ModelArguments:
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Edge in pixels of the square the model sees; not for a --model that has its own."},
+        metadata={
+            "help": "Edge in pixels of the square the model sees. That of a checkpoint can be changed: its position "
+            "embeddings are interpolated."
+        },
     )
     geometry: str | None = field(
         default=None,
@@ -163,6 +166,11 @@ class ModelArguments:
             for name in ("model", "tokenizer", "text_warmup_epochs"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"{name} has no effect with vision_model and text_model; leave it out.")
+        if self.frozen_text_layers and self.vision_model is None and self.model in PRESETS:
+            raise ValueError(
+                f"frozen_text_layers={self.frozen_text_layers} would keep the random weights of {self.model!r} as "
+                "they are; it is for pretrained text encoders."
+            )
         if self.text_warmup_epochs < 0 or self.text_warmup_epochs and self.model not in PRESETS:
             raise ValueError(
                 f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}) "
