@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterable
 
 import torch
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, BertTokenizer, CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,
 )  # the top level hides it without torchvision
@@ -19,6 +21,8 @@ from .presets import PRESETS, preset_config
 
 POSITION_SCALE = 0.5
 MAX_TOKENS = 128  # of a text under a pretrained encoder: the paper's (authors' code, CLIP_Embedding.py:79-82)
+
+MODEL_TYPES = (CLIPConfig.model_type, TierCLIPConfig.model_type, TierDualEncoderConfig.model_type)
 
 TierModel = TierCLIPModel | TierDualEncoderModel
 
@@ -108,16 +112,21 @@ def read_stored_config(arguments: ModelArguments) -> dict:
             f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
             "wrote."
         )
-    for option in ("tokenizer", "image_size"):
-        if getattr(arguments, option) is not None:
-            raise ValueError(f"{option} has no effect on the checkpoint {name!r}, which has its own.")
+    if arguments.tokenizer is not None:
+        raise ValueError(f"tokenizer has no effect on the checkpoint {name!r}, which has its own.")
     try:
-        return PreTrainedConfig.get_config_dict(name)[0]
+        stored_config = PreTrainedConfig.get_config_dict(name)[0]
     except OSError as error:
         raise ValueError(
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    if stored_config.get("model_type") not in MODEL_TYPES:
+        raise ValueError(
+            f"The checkpoint {name!r} is of the kind {stored_config.get('model_type')!r}; name one of a CLIP or TIER "
+            "model."
+        )
+    return stored_config
 
 
 def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
@@ -132,10 +141,12 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
             name,
             dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
+            image_size=arguments.image_size,
             **arguments.config_overrides(),
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
             f"{str(error).splitlines()[0]}"
@@ -155,11 +166,20 @@ def load_image_processor(
     arguments: ModelArguments, config: TierCLIPConfig | TierDualEncoderConfig
 ) -> TierImageProcessor:
     """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
-    stored = AutoImageProcessor.from_pretrained(arguments.model, backend="pil", trust_remote_code=False)
+    try:
+        stored = AutoImageProcessor.from_pretrained(arguments.model, backend="pil", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
     if isinstance(stored, TierImageProcessor):
         image_processor = stored
         if arguments.geometry:
             image_processor.geometry = arguments.geometry
+        if arguments.image_size is not None:  # the same part of the picture in more or fewer pixels
+            if image_processor.resize_edge is not None:
+                scale = arguments.image_size / image_processor.size["height"]
+                image_processor.resize_edge = round(image_processor.resize_edge * scale)
+            image_processor.size = SizeDict(height=arguments.image_size, width=arguments.image_size)
     else:
         config.pixel_mean, config.pixel_std = list(stored.image_mean), list(stored.image_std)
         geometry = arguments.geometry or "crop"  # what CLIP's own processor does

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerBase
 
 from training_tier.arguments import ModelArguments
@@ -85,16 +88,44 @@ def test_a_clip_checkpoint_gives_the_same_embeddings_in_float32(clip_folder):
     assert torch.allclose(model.eval().get_image_features(pixel_values=pixels).pooler_output, expected, atol=1e-6)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(clip_folder):
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("visual_projection.weight"), "1 missing keys, for example visual_projection.we"),
+        (lambda tensors: tensors.update(surplus=torch.zeros(1)), "1 unexpected keys, for example surplus"),
+        (lambda tensors: tensors.update(logit_scale=torch.zeros(2)), "1 mismatched keys, for example .*logit_scale"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(change, message, clip_folder):
     folder, _ = clip_folder
     tensors = load_file(folder / "model.safetensors")
-    del tensors["visual_projection.weight"]
+    change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match="does not fit a CLIP model: 1 missing keys, for example visual_projection.we"
-    ):
+    with pytest.raises(ValueError, match=f"does not fit a TierCLIPModel: {message}"):
+        make_model(ModelArguments(model=str(folder)), [])
+
+
+def test_a_damaged_checkpoint_is_one_sentence(clip_folder):
+    folder, _ = clip_folder
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="nor a checkpoint that can be loaded: "):
+        make_model(ModelArguments(model=str(folder)), [])
+
+
+def test_a_checkpoint_of_another_kind_is_refused(clip_folder):
+    folder, _ = clip_folder
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "siglip"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is of the kind 'siglip'; name one of a CLIP or TIER model"):
+        make_model(ModelArguments(model=str(folder)), [])
+
+
+def test_a_checkpoint_without_an_image_processor_is_refused(clip_folder):
+    folder, _ = clip_folder
+    for path in folder.glob("*processor_config.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match="No image processor can be loaded from"):
         make_model(ModelArguments(model=str(folder)), [])
 
 
