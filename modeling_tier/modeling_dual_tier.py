@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     BertConfig,
+    CLIPTextModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -26,10 +27,11 @@ from .modeling_tier import TierCLIPOutput, TierModelMixin
 
 class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
     r"""
-    An image backbone (ResNet, ConvNeXt, ViT, DINOv2, Swin, ...) and a bidirectional text encoder (BERT, RoBERTa, ...),
-    each with a projection head into one space (authors' code at ce1e171: Modeling/modules.py:26-46 for images,
+    An image backbone (ResNet, ConvNeXt, ViT, DINOv2, Swin, ...) and a text encoder (BERT, RoBERTa, CLIP's, ...), each
+    with a projection head into one space (authors' code at ce1e171: Modeling/modules.py:26-46 for images,
     modeling_cxrbert.py:34-53 for texts). The head of the texts is applied to every token, the first of which, [CLS],
-    stands for the text; the head of the images to every patch, the mean of which stands for the image.
+    stands for the text (in CLIP's encoder, which reads forward only, the end token does); the head of the images to
+    every patch, the mean of which stands for the image.
 
     Everything that takes `pixel_values` takes them as float (batch, 3, height, width), already normalised, or as uint8
     (batch, 1, height, width) with values 0..255, which are normalised here with `pixel_mean` and `pixel_std`. A
@@ -41,7 +43,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         text_model ([`PreTrainedModel`], *optional*): The text encoder; likewise.
 
     Raises:
-        ValueError: a tower that is no image backbone or no bidirectional text encoder, or a class token that
+        ValueError: a tower that is no image backbone or no such text encoder, or a class token that
             `image_pooling="cls"` asks for and the backbone has not.
     """
 
@@ -121,13 +123,17 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return loaded
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str, **config) -> "TierDualEncoderModel":
+    def from_vision_text_pretrained(
+        cls, vision: str, text: str, image_size: int | None = None, **config
+    ) -> "TierDualEncoderModel":
         """
         Joins two pretrained towers by projection heads of random weights, in float32.
 
         Args:
             vision (`str`): Folder or name of a checkpoint; of one with two towers (CLIP), the image tower.
             text (`str`): Likewise, the text encoder. CXR-BERT's is read as the BERT that it is.
+            image_size (`int`, *optional*): Edge in pixels of other images than the image tower's; see
+                [`resize_image_positions`].
             config: Fields of [`TierDualEncoderConfig`].
 
         Raises:
@@ -139,7 +145,10 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         config = cls.config_class(
             vision_config=towers["vision_model"].config, text_config=towers["text_model"].config, **config
         )
-        return cls(config, **towers).eval()
+        model = cls(config, **towers).eval()
+        if image_size is not None:
+            model.resize_image_positions(image_size)
+        return model
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
         """As [`PreTrainedModel.set_attn_implementation`]; an image backbone without attention stays as it is."""
@@ -174,7 +183,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 As the text encoder takes them; one that knows no token types does without.
 
         Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected [CLS], not normalised.
+            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected [CLS], or the end token of a
+            CLIP text encoder, not normalised.
         """
         self.check_text_length(input_ids)
         if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", 0):
@@ -184,16 +194,22 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         if attention_mask is None:
             attention_mask = self.infer_attention_mask(input_ids)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        is_clip = self.config.text_config.model_type == "clip_text_model"
+        pooled = outputs.pooler_output if is_clip else outputs.last_hidden_state[:, 0]  # (texts, hidden)
+        reads_forward = isinstance(self.text_model, CLIPTextModel)  # there, the end token has seen the whole text
+        pooled = outputs.pooler_output if reads_forward else outputs.last_hidden_state[:, 0]  # (texts, hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.text_projection(outputs.last_hidden_state[:, 0]),
+            pooler_output=self.text_projection(pooled),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
 
-    def infer_attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The attention mask of texts that came without one."""
+    def infer_attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """The attention mask of texts that came without one; CLIP's encoder, which reads forwards, needs none."""
         text_config = self.config.text_config
+        if text_config.model_type == "clip_text_model":
+            return None
         return attended_tokens(input_ids, text_config.pad_token_id, text_config.eos_token_id)
 
     def encode_images(
@@ -332,12 +348,14 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         )
         if not return_loss:
             return outputs
+        text_config = self.config.text_config
+        eos_token_id = text_config.eos_token_id if text_config.model_type == "clip_text_model" else None
         terms = self.compute_loss(
             image_embeds,
             text_embeds,
             token_embeds=self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
             patch_embeds=patches.flatten(1, 2),  # (batch, patches, dim)
-            token_mask=counted_tokens(input_ids, attention_mask, None, self.config.entropy_tokens),
+            token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
         )
         return TierCLIPOutput(**terms, **outputs)
 
@@ -450,13 +468,15 @@ def check_image_tower(vision_model: PreTrainedModel, image_pooling: str) -> None
 
 
 def check_text_tower(text_model: PreTrainedModel) -> None:
-    """Refuses a tower that does not read both ways."""
+    """Refuses a tower that neither reads both ways nor is CLIP's."""
     # [CLS] comes first, so that it knows the text only if reading goes both ways, as models of masked words do.
     config = text_model.config
+    if isinstance(text_model, CLIPTextModel):
+        return
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder:
         raise ValueError(
             f"text_config describes a {type(text_model).__name__}, which is no bidirectional text encoder; choose one "
-            "like BERT or RoBERTa."
+            "like BERT or RoBERTa, or CLIP's."
         )
 
 

@@ -47,7 +47,8 @@ PRESETS = {
     },
     "vit-b-32": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 32}},
     "vit-b-16": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 16}},
-    # Towers with a model_type make a dual encoder; this one is the paper's, the next an own choice.
+    # Towers with a model_type make a dual encoder. This one is the paper's, the next an own choice: from few reports
+    # and random weights, CLIP's text encoder learns, and a BERT of the same size hardly does.
     "resnet-50-bert": {
         "projection_dim": 128,
         "image_size": 224,
@@ -62,7 +63,12 @@ PRESETS = {
     "resnet-tiny": {
         "projection_dim": 128,
         "image_size": 112,
-        "text_config": {"model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
         "vision_config": {
             "model_type": "resnet",
             "num_channels": 1,

@@ -38,6 +38,7 @@ ENCODERS = {
     "bert": {},
     "roberta": {"type_vocab_size": 1},
     "distilbert": {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 16},  # knows no token types
+    "clip_text_model": {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
     "modernbert": {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3},
 }
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
@@ -508,8 +509,8 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
             "vision_config describes a ViTMAEModel, which hides patches at random; choose a backbone that shows them",
         ),
         (
-            {"text": {"model_type": "clip_text_model", **TOWER, "bos_token_id": 0, "eos_token_id": 1}},
-            "text_config describes a CLIPTextModel, which is no bidirectional text encoder; choose one like BERT or R",
+            {"text": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50}},
+            "text_config describes a GPT2Model, which is no bidirectional text encoder; choose one like BERT or R",
         ),
         (
             {"text": text_config("albert", embedding_size=8), "frozen_text_layers": 1},
