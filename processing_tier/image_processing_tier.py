@@ -134,6 +134,10 @@ class TierImageProcessor(CLIPImageProcessorPil):
         }
         return cls(**{**preset, **kwargs})
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+        """Uploads, as [`TierProcessor.push_to_hub`] does, to a repository that is private unless told otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
     def _validate_preprocess_kwargs(self, **kwargs):
         super()._validate_preprocess_kwargs(**kwargs)
         geometry, output_dtype, size = kwargs["geometry"], kwargs["output_dtype"], kwargs["size"]
