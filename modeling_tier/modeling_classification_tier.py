@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_dual_tier import TierDualEncoderModel, check_image_tower, make_tower, make_visual_projection
-from .modeling_tier import TierCLIPModel
+from .modeling_tier import TierCLIPModel, TierModelMixin
 
 PROBLEM_TYPE = "multi_label_classification"
 
@@ -56,14 +56,21 @@ class ImageTowerClassifier:
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = True  # see the loss in forward
+    resize_image_positions = TierModelMixin.resize_image_positions
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", "position_ids$"]
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        output_loading_info: bool = False,
+        image_size: int | None = None,
+        **kwargs,
     ) -> "PreTrainedModel | tuple[PreTrainedModel, dict]":
         """
-        Loads a saved classifier, or the image tower of a saved model of images and texts under a new head.
+        Loads a saved classifier, or the image tower of a saved model of images and texts under a new head; for images
+        of `image_size` pixels where that is given, see [`resize_image_positions`].
 
         Raises:
             ValueError: the image tower in the checkpoint is incomplete, or another than its config says. (The library
@@ -78,6 +85,8 @@ class ImageTowerClassifier:
                     f"The checkpoint {str(pretrained_model_name_or_path)!r} does not hold the image tower of a "
                     f"{cls.__name__}: {len(keys)} {problem.replace('_', ' ')}, for example {keys[0]}."
                 )
+        if image_size is not None:
+            model.resize_image_positions(image_size)
         return (model, info) if output_loading_info else model
 
     @classmethod

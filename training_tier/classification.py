@@ -193,7 +193,11 @@ def load_classifier(
     """A saved classifier, under a new head where it knows other findings, and its image processor."""
     is_dual = read_stored_config(arguments).get("model_type") == TierDualEncoderConfig.model_type
     classifier = CLASSIFIERS[TierDualEncoderModel if is_dual else TierCLIPModel].from_pretrained(
-        arguments.model, dtype=torch.float32, use_safetensors=True, **arguments.config_overrides()
+        arguments.model,
+        dtype=torch.float32,
+        use_safetensors=True,
+        image_size=arguments.image_size,
+        **arguments.config_overrides(),
     )
     image_processor = load_image_processor(arguments, classifier.config)
     if list(classifier.config.id2label.values()) != list(findings):

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerBase
 
+from processing_tier import TierProcessor
 from training_tier.arguments import ModelArguments
 from training_tier.initialization import make_model, set_sine_positions
 from training_tier.presets import preset_config
@@ -130,5 +131,28 @@ def test_a_checkpoint_without_an_image_processor_is_refused(clip_folder):
 
 
 def test_options_without_effect_on_a_checkpoint_are_refused(clip_folder):
-    with pytest.raises(ValueError, match="^image_size has no effect on the checkpoint .*, which has its own.$"):
-        make_model(ModelArguments(model=str(clip_folder[0]), image_size=64), [])
+    with pytest.raises(ValueError, match="^tokenizer has no effect on the checkpoint .*, which has its own.$"):
+        make_model(ModelArguments(model=str(clip_folder[0]), tokenizer="elsewhere"), [])
+
+
+def test_image_size_on_a_checkpoint_interpolates_its_positions(clip_folder, tmp_path):
+    folder, clip = clip_folder
+    model, processor = make_model(ModelArguments(model=str(folder), image_size=64), [])
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = clip.float().eval().get_image_features(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
+    assert torch.allclose(model.eval().get_image_features(pixel_values=pixels).pooler_output, expected, atol=1e-6)
+    assert processor(images=torch.zeros(90, 70).numpy(), return_tensors="pt").pixel_values.shape == (1, 3, 64, 64)
+
+    processor.image_processor.resize_edge = 80  # a picture of 80 of which the model sees 64 in the middle
+    model.save_pretrained(tmp_path / "tier")
+    processor.save_pretrained(tmp_path / "tier")
+    model, processor = make_model(ModelArguments(model=str(tmp_path / "tier"), image_size=32), [])
+    assert model.config.vision_config.image_size == 32
+    assert dict(processor.image_processor.size) == {"height": 32, "width": 32}
+    assert processor.image_processor.resize_edge == 40
+    processor.save_pretrained(tmp_path / "again")
+    assert TierProcessor.from_pretrained(tmp_path / "again").image_processor.size["height"] == 32
+    assert processor(images=torch.zeros(90, 70).numpy(), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
+
+    with pytest.raises(ValueError, match="^image_size=100 is no multiple of the 16-pixel patches of this model; use"):
+        make_model(ModelArguments(model=str(folder), image_size=100), [])
