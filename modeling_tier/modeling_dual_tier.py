@@ -194,10 +194,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         if attention_mask is None:
             attention_mask = self.infer_attention_mask(input_ids)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        is_clip = self.config.text_config.model_type == "clip_text_model"
-        pooled = outputs.pooler_output if is_clip else outputs.last_hidden_state[:, 0]  # (texts, hidden)
-        reads_forward = isinstance(self.text_model, CLIPTextModel)  # there, the end token has seen the whole text
-        pooled = outputs.pooler_output if reads_forward else outputs.last_hidden_state[:, 0]  # (texts, hidden)
+        pooled = outputs.pooler_output if self.reads_forward else outputs.last_hidden_state[:, 0]  # (texts, hidden)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.text_projection(pooled),
@@ -205,10 +202,15 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             attentions=outputs.get("attentions"),
         )
 
+    @property
+    def reads_forward(self) -> bool:
+        """Whether the text encoder is CLIP's: there the end token, not the first one, has seen the whole text."""
+        return isinstance(self.text_model, CLIPTextModel)
+
     def infer_attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
-        """The attention mask of texts that came without one; CLIP's encoder, which reads forwards, needs none."""
+        """The attention mask of texts that came without one; an encoder that reads forward needs none."""
         text_config = self.config.text_config
-        if text_config.model_type == "clip_text_model":
+        if self.reads_forward:
             return None
         return attended_tokens(input_ids, text_config.pad_token_id, text_config.eos_token_id)
 
@@ -348,8 +350,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         )
         if not return_loss:
             return outputs
-        text_config = self.config.text_config
-        eos_token_id = text_config.eos_token_id if text_config.model_type == "clip_text_model" else None
+        eos_token_id = self.config.text_config.eos_token_id if self.reads_forward else None  # CLIP's is always right
         terms = self.compute_loss(
             image_embeds,
             text_embeds,

@@ -297,6 +297,19 @@ def test_padding_that_is_the_end_token_again(make_dual, batch):
         torch.testing.assert_close(computed[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask_given", [True, False])
+def test_the_end_token_stands_for_a_text_that_clip_reads(make_dual, batch, mask_given):
+    model = make_dual(text=text_config("clip_text_model", pad_token_id=SEP), entropy_tokens="words")
+    batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"].bool(), SEP)
+    mask = batch.pop("attention_mask")
+    output = model(**batch, **({"attention_mask": mask} if mask_given else {}), return_loss=True)
+    ends = mask.sum(-1) - 1
+    torch.testing.assert_close(output.text_embeds, output.token_embeds[range(4), ends], rtol=0, atol=1e-6)
+    similarity = token_patch_similarity(output.token_embeds, output.patch_embeds)
+    words = torch.tensor([[0] + [1] * n + [0] * (7 - n) for n in (5, 3, 1, 0)]).bool()
+    assert torch.equal(output.token_entropy, token_and_patch_entropy(similarity, words)[0])
+
+
 def test_token_types_of_zero_change_nothing(make_dual, batch):
     model = make_dual()
     expected = model(**batch).logits_per_image
