@@ -77,6 +77,13 @@ def build_parser() -> Parser:
         help="also draw ROC curves, one similarity map per finding, and the model's training curves where it has them",
     )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
+    run.add_argument(
+        "--save_thresholds",
+        action="store_true",
+        help="also keep prompts, thresholds and calibration of the findings in the model's config.json, where the "
+        "pipeline cxr-zero-shot-classification finds them; they are fitted on --threshold_split where it is given, "
+        "else on the evaluated split, which should then be one for validation",
+    )
     return parser
 
 
@@ -106,13 +113,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for pair in args.columns:
         if not all(pair.partition("=")):
             raise ValueError(f"--columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
-    if args.model_card and len(args.models) > 1:
-        raise ValueError("--model_card describes one model: evaluate an ensemble without it.")
-    if args.model_card and not Path(args.models[0]).is_dir():
-        raise ValueError(
-            f"--model_card writes into a model folder, and there is none {args.models[0]}: make one of a model on the "
-            "Hub by `hf download NAME --local-dir FOLDER`."
-        )
+    for name in ("model_card", "save_thresholds"):
+        if getattr(args, name) and len(args.models) > 1:
+            raise ValueError(f"--{name} is for one model: evaluate an ensemble without it.")
+        if getattr(args, name) and not Path(args.models[0]).is_dir():
+            raise ValueError(
+                f"--{name} writes into a model folder, and there is none {args.models[0]}: make one of a model on the "
+                "Hub by `hf download NAME --local-dir FOLDER`."
+            )
     if args.threshold_split == args.split:
         raise ValueError(f"--threshold_split is the evaluated split {args.split!r}: name another or leave it out.")
     check_writable(Path(args.output_dir))
@@ -141,6 +149,9 @@ def run(args: argparse.Namespace) -> None:
     # 1. Models and data
     device = zeroshot.choose_device(args.device)
     models = {name: zeroshot.load_model(name, device) for name in args.models}
+    for name, (model, _) in models.items():
+        if args.save_thresholds and not hasattr(model.config, "zero_shot_findings"):
+            raise ValueError(f"--save_thresholds needs a TIER model, and {name} holds a {type(model).__name__}.")
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
 
     def read(split: str):
@@ -186,6 +197,9 @@ def run(args: argparse.Namespace) -> None:
     written.append(report.write_metrics(folder / "metrics.json", metrics))
     if args.model_card:
         written.append(report.write_model_card(args.models[0], metrics))
+    if args.save_thresholds:
+        prompts = load_prompts(args.prompts, list(metrics["findings"]))
+        written.append(report.write_thresholds(args.models[0], metrics, prompts))
 
     # 4. What the user sees
     protocol = metrics["protocol"]

@@ -140,6 +140,40 @@ def f1(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
     return float(2 * (predicted & labels).sum() / (predicted.sum() + labels.sum()))
 
 
+def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The scale and the bias for which sigmoid(scale * score + bias) has the lowest negative log likelihood.
+
+    The labels count as (P + 1) / (P + 2) and 1 / (N + 2), P and N being the numbers of positives and negatives, so
+    that scale and bias stay finite for scores that separate the classes (Platt 1999, section 2.2).
+
+    Returns:
+        (scale, bias): NaN without both classes, and where a higher score does not mean that a finding is more likely.
+    """
+    labels, scores = select_known(labels, scores)
+    spread = scores.std() if len(scores) else 0.0
+    if labels.all() or not labels.any() or not spread:
+        return float("nan"), float("nan")
+    targets = np.where(labels, (labels.sum() + 1) / (labels.sum() + 2), 1 / ((~labels).sum() + 2))
+    design = np.stack([(scores - scores.mean()) / spread, np.ones(len(scores))])
+    weights = np.array([0.0, np.log(targets.mean() / (1 - targets.mean()))])
+
+    def loss(weights: np.ndarray) -> float:
+        logits = weights @ design
+        return float((np.logaddexp(0, logits) - targets * logits).sum())
+
+    for _ in range(100):  # Newton's method; the loss is convex
+        probabilities = 0.5 * (1 + np.tanh(weights @ design / 2))
+        hessian = (design * probabilities * (1 - probabilities)) @ design.T
+        step = np.linalg.solve(hessian, design @ (probabilities - targets))
+        while np.abs(step).max() > 1e-12 and loss(weights - step) > loss(weights):
+            step /= 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-9:
+            break
+    scale = weights[0] / spread
+    return (float(scale), float(weights[1] - scale * scores.mean())) if scale > 0 else (float("nan"), float("nan"))
+
+
 def bootstrap_auroc(
     labels: np.ndarray, scores: np.ndarray, patient_ids: np.ndarray, num_resamples: int = 1000, seed: int = 0
 ) -> BootstrapAUROC:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.metrics import roc_curve
 from evaluation_tier.report import describe_dataset, format_number, write_beside
+from modeling_tier.pipeline_tier import tokenize
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -137,13 +138,7 @@ def similarity_grids(
         middle, end = start + len(prompt.positive), start + len(prompt.positive) + len(prompt.negative)
         weights[start:middle, i], weights[middle:end, i] = 1 / len(prompt.positive), -1 / len(prompt.negative)
         start = end
-    text = processor.tokenizer(
-        sentences,
-        padding=True,
-        truncation=True,
-        max_length=min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings),
-        return_tensors="pt",
-    ).to(model.device)
+    text = tokenize(model, processor.tokenizer, sentences).to(model.device)
     grids = []
     with torch.inference_mode():
         for i in range(0, len(radiographs), batch_size):

@@ -2,8 +2,8 @@
 
 `metrics.json` is the one source of numbers: the table and the card are drawn from it. Its layout:
 `{"dataset", "protocol", "n_images", "models": [...], "findings": {name: {"auroc", "auroc_ci95": [lo, hi], "auprc",
-"mcc", "f1", "threshold", "n_positive", "n_negative", "n_excluded"}}, "mean": {"auroc", "auroc_ci95", "auprc", "mcc",
-"f1"}, "versions"}`; an undefined number is null.
+"mcc", "f1", "threshold", "scale", "bias", "n_positive", "n_negative", "n_excluded"}}, "mean": {"auroc", "auroc_ci95",
+"auprc", "mcc", "f1"}, "versions"}`; an undefined number is null.
 """
 
 import json
@@ -19,6 +19,8 @@ import jinja2
 import numpy as np
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
+
+from modeling_tier.configuration_tier import check_findings
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
@@ -93,6 +95,38 @@ def write_metrics(path: str | Path, metrics: Mapping) -> Path:
 def write_predictions(path: str | Path, predictions: pd.DataFrame) -> Path:
     """Write `predictions.parquet`: one row per evaluated image."""
     return write_beside(path, lambda partial: predictions.to_parquet(partial, index=False))
+
+
+def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> Path:
+    """Keep prompts, threshold and calibration of each finding in a model's config.json, where the pipeline looks.
+
+    The findings of earlier evaluations are kept, unless they are of the same names.
+
+    Args:
+        folder: the model's.
+        metrics: as `evaluate_zero_shot` returns it for this model alone.
+        prompts: those that it was evaluated with, of each finding (`processing_tier.prompts.Prompts`).
+    """
+    entries = {}
+    for finding, result in metrics["findings"].items():
+        entry = {"positive": list(prompts[finding].positive), "negative": list(prompts[finding].negative)}
+        if not math.isnan(result["scale"]):
+            entry |= {"scale": result["scale"], "bias": result["bias"]}
+        if not math.isnan(result["threshold"]):
+            threshold = result["threshold"]  # the score of an image
+            difference = (
+                threshold if metrics["protocol"]["scoring"] == "difference" else math.log(threshold / (1 - threshold))
+            )
+            # a little below it, since float32 rounds differently in a batch of another size
+            logit = entry.get("scale", 1.0) * (difference - 1e-6) + entry.get("bias", 0.0)
+            entry["threshold"] = 0.5 * (1 + math.tanh(logit / 2))
+        entries[finding] = entry
+    check_findings(entries)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["zero_shot_findings"] = {**(config.get("zero_shot_findings") or {}), **entries}
+    text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"  # as transformers writes it
+    return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

@@ -22,8 +22,9 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMix
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
-from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, mcc
+from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, fit_calibration, mcc
 from evaluation_tier.report import installed_versions
+from modeling_tier.pipeline_tier import embed_texts
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records import finding_columns
@@ -187,22 +188,10 @@ def embed_prompts(
     sentences = list(dict.fromkeys(text for prompt in prompts.values() for text in prompt.positive + prompt.negative))
     was_training = model.training
     model.eval()
-    embeddings = []
     with torch.inference_mode():
-        for start in range(0, len(sentences), batch_size):
-            inputs = processor.tokenizer(
-                sentences[start : start + batch_size],
-                padding=True,
-                truncation=True,
-                max_length=min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings),
-                return_tensors="pt",
-            ).to(model.device)
-            features = model.get_text_features(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).pooler_output
-            embeddings.append(normalize(features))
+        embeddings = normalize(embed_texts(model, processor.tokenizer, sentences, batch_size))
     model.train(was_training)
-    embedding_of = dict(zip(sentences, np.concatenate(embeddings), strict=True))
+    embedding_of = dict(zip(sentences, embeddings, strict=True))
 
     def average(texts: Sequence[str]) -> np.ndarray:
         mean = np.mean([embedding_of[text] for text in texts], axis=0)
@@ -361,8 +350,10 @@ def evaluate_zero_shot(
         prompts: name or path of a prompt file (see `processing_tier.prompts`), or the prompts themselves.
         scoring: see `zero_shot_scores`; an ensemble's score is the mean over its members.
         n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`.
-        threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC); by default the
-            evaluated images themselves, which flatters MCC and F1, and the protocol says so.
+        threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC) and `scale` and `bias`
+            are fitted; by default the evaluated images themselves, which flatters MCC and F1, and the protocol says
+            so. sigmoid(scale * difference + bias), of the difference of the cosines whatever the scoring, is a
+            probability on images like these (see `fit_calibration`).
         dataset_name: what the results call the data.
 
     Returns:
@@ -401,10 +392,15 @@ def evaluate_zero_shot(
         threshold_labels = read_labels(threshold_dataset, findings)[usable]
         threshold_source = "a split apart"
 
+    threshold_differences = threshold_scores
+    if scoring == "softmax":
+        threshold_differences = np.log(threshold_scores) - np.log1p(-threshold_scores)
+
     bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
     results = {}
     for i, finding in enumerate(findings):
         threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
+        scale, bias = fit_calibration(threshold_labels[:, i], threshold_differences[:, i])
         num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
         results[finding] = {
             "auroc": auroc(labels[:, i], scores[:, i]),
@@ -413,6 +409,8 @@ def evaluate_zero_shot(
             "mcc": mcc(labels[:, i], scores[:, i], threshold),
             "f1": f1(labels[:, i], scores[:, i], threshold),
             "threshold": threshold,
+            "scale": scale,
+            "bias": bias,
             "n_positive": num_positive,
             "n_negative": num_negative,
             "n_excluded": len(labels) - num_positive - num_negative,

@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from eval_zeroshot import main
-from modeling_tier import TierCLIPConfig, TierCLIPModel
+from modeling_tier import CxrZeroShotClassificationPipeline, TierCLIPConfig, TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+from processing_tier.readers import read_records
 
 PHANTOM = "phantom:num_images=40,image_size=64"
 
@@ -106,6 +108,37 @@ def test_ensemble_thresholds_and_softmax(models, tmp_path, capsys):
     assert 0.3 < metrics["findings"]["Cardiomegaly"]["threshold"] < 0.7
 
 
+@pytest.mark.parametrize("scoring", ["difference", "softmax"])
+def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, scoring):
+    model = shutil.copytree(models[0], tmp_path / "model")
+    before = (model / "model.safetensors").read_bytes()
+    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--scoring", scoring]
+    text = run(*arguments, "--output_dir", tmp_path, "--save_thresholds", capsys=capsys).out
+    assert str(model / "config.json") in text
+    assert (model / "model.safetensors").read_bytes() == before and not list(model.glob("*partial*"))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    predictions = pd.read_parquet(tmp_path / "predictions.parquet")
+    pipe = pipeline("cxr-zero-shot-classification", model=str(model), pipeline_class=CxrZeroShotClassificationPipeline)
+    assert pipe.model.config.zero_shot_findings.keys() == metrics["findings"].keys()
+    dataset = read_records(PHANTOM, "validation")
+    results = pipe(dataset["image"][:])
+    for i, finding in enumerate(sorted(metrics["findings"])):
+        result = metrics["findings"][finding]
+        present = [image[i]["present"] for image in results]
+        assert present == (predictions[f"score_{finding}"] >= result["threshold"]).tolist()
+        labels, probabilities = predictions[f"label_{finding}"], np.array([image[i]["score"] for image in results])
+        assert [image[i]["label"] for image in results] == [finding] * 40
+        if result["scale"] is None:  # random weights: ranked upside down
+            assert probabilities == pytest.approx(0.5, abs=0.4)
+            continue
+        likelihood = np.where(labels == 1, probabilities, 1 - probabilities)[labels >= 0]
+        prevalence = (labels == 1).sum() / (labels >= 0).sum()
+        entropy = -prevalence * np.log(prevalence) - (1 - prevalence) * np.log(1 - prevalence)
+        assert -np.log(likelihood).mean() < entropy + 0.01  # no worse than the prevalence alone
+        assert probabilities[labels >= 0].mean() == pytest.approx(prevalence, abs=0.02)
+    assert any(result["scale"] for result in metrics["findings"].values())
+
+
 def test_options_may_come_first(models, tmp_path, capsys):
     run(
         "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path, models[0], capsys=capsys
@@ -152,7 +185,12 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         (["m", "--data", "phantom", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["m", "--data", "phantom", "--seed", "-1"], "--seed must not be negative, but is -1."),
         (["m", "--data", "phantom", "--columns", "Path"], "--columns takes NAME=COLUMN, for example image=Path, but"),
-        (["a", "b", "--data", "phantom", "--model_card"], "--model_card describes one model"),
+        (["a", "b", "--data", "phantom", "--model_card"], "--model_card is for one model: evaluate an"),
+        (["a", "b", "--data", "phantom", "--save_thresholds"], "--save_thresholds is for one model: evaluate an"),
+        (
+            ["a", "--data", "phantom", "--save_thresholds"],
+            "--save_thresholds writes into a model folder, and there is",
+        ),
         (["m", "--data", "phantom", "--threshold_split", "validation"], "--threshold_split is the evaluated split"),
         (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
         (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the output folder /dev/null/x cannot be written"),

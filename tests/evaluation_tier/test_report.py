@@ -1,4 +1,5 @@
 import json
+import math
 
 import jinja2
 import numpy as np
@@ -15,7 +16,9 @@ from evaluation_tier.report import (
     write_metrics,
     write_model_card,
     write_predictions,
+    write_thresholds,
 )
+from processing_tier.prompts import Prompts
 
 
 def result(auroc: float, n_positive: int = 25, **changes) -> dict:
@@ -26,6 +29,8 @@ def result(auroc: float, n_positive: int = 25, **changes) -> dict:
         "mcc": 0.3,
         "f1": 0.5,
         "threshold": 0.01,
+        "scale": 30.0,
+        "bias": -2.0,
         "n_positive": n_positive,
         "n_negative": 300,
         "n_excluded": 2,
@@ -56,7 +61,7 @@ def metrics() -> dict:
         "models": ["runs/demo"],
         "findings": {
             "Cardiomegaly": result(np.float64(0.8512345)),
-            "Nodule|Mass": result(nan, 1, auroc_ci95=[nan, nan], mcc=nan),
+            "Nodule|Mass": result(nan, 1, auroc_ci95=[nan, nan], mcc=nan, threshold=nan, scale=nan, bias=nan),
         },
         "mean": {"auroc": 0.8512345, "auroc_ci95": [0.8, np.float32(0.9)], "auprc": 0.4, "mcc": 0.3, "f1": 0.5},
         "versions": {"python": "3.11", "torch": "2.13.0", "transformers": "5.23.0", "numpy": "2", "tier-clip": "0.1"},
@@ -249,3 +254,31 @@ def test_a_misspelt_name_in_the_template_is_an_error_not_a_blank(folder, tmp_pat
     with pytest.raises(jinja2.UndefinedError, match="licnse"):
         write_model_card(folder)
     assert not (folder / "README.md").exists()
+
+
+def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path):
+    kept = {"Edema": {"positive": ["Edema."], "negative": ["Dry."], "threshold": 0.25}}
+    before = {"model_type": "tier_clip", "zero_shot_findings": {**kept, "Cardiomegaly": {"positive": ["Old."]}}}
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    prompts = {name: Prompts([f"{name}.", f"There is {name}."], [f"No {name}."]) for name in metrics["findings"]}
+    assert write_thresholds(tmp_path, metrics, prompts) == tmp_path / "config.json"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.keys() == before.keys() and not list(tmp_path.glob("*partial*"))
+    findings = config["zero_shot_findings"]
+    assert findings["Edema"] == kept["Edema"]  # of an earlier evaluation
+    logit = 30 * (0.01 - 1e-6) - 2
+    assert findings["Cardiomegaly"] == {
+        "positive": ["Cardiomegaly.", "There is Cardiomegaly."],
+        "negative": ["No Cardiomegaly."],
+        "scale": 30.0,
+        "bias": -2.0,
+        "threshold": pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-12),
+    }
+    assert findings["Nodule|Mass"].keys() == {"positive", "negative"}  # nothing was measured
+
+    # CheXzero's scores are the sigmoid of the difference
+    metrics["protocol"]["scoring"] = "softmax"
+    metrics["findings"]["Cardiomegaly"]["threshold"] = 1 / (1 + math.exp(-0.01))
+    write_thresholds(tmp_path, metrics, prompts)
+    again = json.loads((tmp_path / "config.json").read_text())["zero_shot_findings"]
+    assert again["Cardiomegaly"]["threshold"] == pytest.approx(findings["Cardiomegaly"]["threshold"], abs=1e-12)
