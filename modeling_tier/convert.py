@@ -376,9 +376,8 @@ def fill(
     names = name_of(list(state))
     check_tensors(tensors, to_layout(state, names), unused)
     model = make()
-    # What the original layout does not have at all (BioViL's logit scale) stays as it was made.
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name == "logit_scale"}
-    model.load_state_dict({**kept, **from_layout(tensors, names)}, strict=True)
+    # BioViL has no logit scale: there it stays as it was made.
+    model.load_state_dict({"logit_scale": model.logit_scale, **from_layout(tensors, names)}, strict=True)
     return model.eval()
 
 
@@ -406,16 +405,15 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
     vocab_size, text_width = shape_of(tensors, f"{text}token_embedding.weight", 2)
     _, dim = shape_of(tensors, f"{text}text_projection", 2)
 
+    heads, text_heads = width // 64, text_width // 64
     vision_cfg, text_cfg, quick_gelu = {}, {}, True
-    if source.kind == "openclip":
+    if source.settings:
         vision_cfg, text_cfg, quick_gelu = openclip_settings(source.settings)
-        quick_gelu = activation == "quick_gelu" if activation else quick_gelu
-    head_width = vision_cfg.get("head_width", 64)
-    if source.kind == "openclip" and not source.settings:
-        head_width = HEAD_WIDTHS.get(width, 64)
+        heads, text_heads = width // vision_cfg.get("head_width", 64), text_cfg.get("heads", 8)
+    elif source.kind == "openclip":
+        heads, quick_gelu = width // HEAD_WIDTHS.get(width, 64), activation == "quick_gelu"
 
-    def tower(prefix: str, hidden: int, heads: int | None, cfg: dict) -> dict[str, Any]:
-        heads = heads or hidden // 64
+    def tower(prefix: str, hidden: int, heads: int, cfg: dict) -> dict[str, Any]:
         if not heads or hidden % heads:
             raise ValueError(f"A width of {hidden} cannot be divided among {heads} heads; this is no CLIP checkpoint.")
         return {
@@ -431,12 +429,12 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
     return TierCLIPConfig(
         projection_dim=dim,
         vision_config={
-            **tower("visual.transformer.resblocks.", width, width // head_width, vision_cfg),
+            **tower("visual.transformer.resblocks.", width, heads, vision_cfg),
             "patch_size": patch,
             "image_size": patch * grid,
         },
         text_config={
-            **tower(f"{text}transformer.resblocks.", text_width, text_cfg.get("heads"), text_cfg),
+            **tower(f"{text}transformer.resblocks.", text_width, text_heads, text_cfg),
             "vocab_size": vocab_size,
             "max_position_embeddings": shape_of(tensors, f"{text}positional_embedding", 2)[0],
             # The vocabulary ends with begin and end of text (simple_tokenizer.py), and the original pools the text at
@@ -450,13 +448,11 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
 
 def openclip_settings(settings: dict) -> tuple[dict, dict, bool]:
     """
-    `vision_cfg`, `text_cfg` and `quick_gelu` of `open_clip_config.json`; empty where there is none.
+    `vision_cfg`, `text_cfg` and `quick_gelu` of `open_clip_config.json`.
 
     Raises:
         ValueError: it asks for something that CLIP has not.
     """
-    if not settings:
-        return {}, {}, False
     model = settings.get("model_cfg")
     parts = [model.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else [None]
     if not all(isinstance(part, dict) for part in parts):

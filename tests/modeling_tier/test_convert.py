@@ -332,7 +332,16 @@ def test_openclip_rounds_the_mlp_ratio_to_the_same_width(hidden, inner):
     assert int(hidden * to_openclip(model)[1]["vision_cfg"]["mlp_ratio"]) == inner
 
 
-def test_a_clip_folder_in_half_precision_and_one_of_ours(tmp_path, clip, make_tier):
+def test_a_clip_folder_in_half_precision_a_pickled_one_and_one_of_ours(tmp_path, clip, make_tier):
+    clip.save_pretrained(tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    position_ids = {"text_model.embeddings.position_ids": torch.arange(20)[None]}  # of transformers before 4.31
+    torch.save(clip.state_dict() | position_ids, tmp_path / "old" / "pytorch_model.bin")
+    state = load(tmp_path / "old")[1].state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in clip.state_dict().items())
+    torch.save(argparse.Namespace(), tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded as a CLIP model: Weights only load failed"):
+        load(tmp_path / "old")
     clip.half().save_pretrained(tmp_path / "half")
     assert load(tmp_path / "half")[1].dtype == torch.float32
     ours = make_tier(image_pooling="patch_mean", token_entropy_weight=0.2)
@@ -771,6 +780,7 @@ def test_clip_folders_that_do_not_fit(tmp_path, clip, change, message):
         ({"text_cfg__norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs="),
         ({"text_cfg": None}, "no model_cfg with a vision_cfg and a text_cfg"),
         ({"text_cfg__heads": 5}, "64 cannot be divided among 5 heads"),
+        ({"vision_cfg__head_width": 256}, "128 cannot be divided among 0 heads"),
     ],
 )
 def test_settings_of_openclip_that_clip_has_not(tmp_path, changes, message):
