@@ -99,6 +99,41 @@ def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
+def test_a_dual_encoder_is_trained_continued_and_evaluated(tmp_path):
+    import eval_zeroshot
+
+    three_steps = [*QUICK, "--max_steps", "3"]
+    run(*three_steps, "--model", "resnet-tiny", "--output_dir", tmp_path / "first")
+    rest = [word for word in three_steps if word not in ("--image_size", "32")]
+    run(*rest, "--model", tmp_path / "first", "--frozen_text_layers", "1", "--output_dir", tmp_path / "second")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    frozen = ("text_model.embeddings.", "text_model.encoder.layers.0.")
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]) == name.startswith(frozen), name
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert (config["model_type"], config["frozen_text_layers"], config["image_size"]) == ("tier_dual_encoder", 1, 32)
+    assert "a dual encoder of two towers, resnet for images" in (tmp_path / "second" / "README.md").read_text()
+
+    argv = [tmp_path / "second", "--data", QUICK[1], "--split", "validation", "--min_positives", "2"]
+    argv += ["--n_bootstrap", "10", "--figures", "--output_dir", tmp_path / "evaluation"]
+    eval_zeroshot.main([str(word) for word in argv])
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    history = json.loads((tmp_path / "second" / "trainer_state.json").read_text())["log_history"]
+    trained = next(entry["eval_auroc"] for entry in history if "eval_auroc" in entry)
+    assert metrics["mean"]["auroc"] == pytest.approx(trained, abs=1e-9)
+
+
+def test_pretrained_towers_are_trained_under_new_heads(tower_folders, tmp_path):
+    vision, text = tower_folders
+    towers = ["--vision_model", vision, "--text_model", text, "--frozen_text_layers", "2"]
+    run(*QUICK, "--max_steps", "3", *towers, "--output_dir", tmp_path / "run")
+    tensors, before = load_file(tmp_path / "run" / "model.safetensors"), load_file(text / "model.safetensors")
+    kept = [torch.equal(tensors[f"text_model.encoder.layer.{i}.output.dense.weight"],
+                        before[f"bert.encoder.layer.{i}.output.dense.weight"]) for i in range(3)]  # fmt: skip
+    assert kept == [True, True, False]
+    assert "| Initial weights | resnet and bert |" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_an_image_folder_with_a_text_column_alone(folder, tmp_path):
     run(*QUICK, "--data", folder, "--output_dir", tmp_path / "run", "--findings", "Consolidation")
     assert (tmp_path / "run" / "model.safetensors").is_file()
@@ -136,6 +171,10 @@ def test_records_without_text_are_left_out(folder, tmp_path):
             "There is no checkpoint folder './nowhere'; name one, or a preset (nano, tiny, small",
         ),
         (["--token_entropy_weight", "-1"], "token_entropy_weight must be a finite number of at least 0"),
+        (
+            ["--vision_model", "./nowhere", "--text_model", "./nowhere"],
+            "No vision model can be loaded from './nowhere'",
+        ),
         (
             ["--image_size", "100"],
             "image_size=100 is no multiple of the 16-pixel patches of 'tiny'; use for example 96.",

@@ -15,12 +15,25 @@ TINIEST = {
         "patch_size": 16,
     },
 }
+DUAL = {
+    "projection_dim": 16,
+    "image_size": 32,
+    "text_config": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "vision_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    },
+}
 
 
 @pytest.fixture(autouse=True)
-def tiniest_preset(monkeypatch):
-    """A preset small enough for training in a test."""
+def tiniest_presets(monkeypatch):
+    """Presets small enough for training in a test."""
     monkeypatch.setitem(PRESETS, "tiniest", TINIEST)
+    monkeypatch.setitem(PRESETS, "tiniest-dual", DUAL)
 
 
 @pytest.fixture(scope="session")

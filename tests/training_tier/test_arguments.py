@@ -34,6 +34,19 @@ def test_defaults_that_differ_from_transformers(tmp_path):
         (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must lie between 0 and 1, for example 0.1.$"),
         (["--columns", "image"], "^columns takes NAME=COLUMN, for example image=Path, but got 'image'.$"),
         (["--max_train_images", "1"], "^max_train_images=1 is too few; use at least 2.$"),
+        (["--vision_model", "x"], "^vision_model and text_model go together; name both, or a --model.$"),
+        (
+            ["--vision_model", "x", "--text_model", "y", "--model", "small"],
+            "^model has no effect with vision_model and text_model; leave it out.$",
+        ),
+        (
+            ["--vision_model", "x", "--text_model", "y", "--text_warmup_epochs", "1"],
+            "^text_warmup_epochs has no effect with vision_model and text_model; leave it out.$",
+        ),
+        (
+            ["--model", "resnet-50-bert", "--frozen_text_layers", "8"],
+            "^frozen_text_layers=8 would keep the random weights of 'resnet-50-bert' as they are; it is for pretraine",
+        ),
         (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
     ],
 )

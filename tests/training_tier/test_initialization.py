@@ -1,10 +1,21 @@
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerBase,
+    ResNetConfig,
+)
 
+from modeling_tier import TierCLIPModel, TierDualEncoderModel
 from processing_tier import TierProcessor
 from training_tier.arguments import ModelArguments
 from training_tier.initialization import make_model, set_sine_positions
@@ -49,14 +60,30 @@ def test_the_large_presets_are_clips_own_sizes(processor):
     assert config.projection_dim == clip.projection_dim
 
 
+@pytest.mark.parametrize("name", ["resnet-50-bert", "resnet-tiny"])
+def test_presets_of_dual_encoders_fit_their_tokenizer(name, processor):
+    config = preset_config(name, processor.tokenizer, image_size=100, token_entropy_weight=0.1)
+    assert (config.image_pooling, config.image_size, config.token_entropy_weight) == ("patch_mean", 100, 0.1)
+    assert config.projection_dim == 128 and config.frozen_text_layers == 0
+    assert config.text_config.vocab_size == len(processor.tokenizer)
+    assert config.text_config.max_position_embeddings == 77
+    assert config.text_config.eos_token_id == config.text_config.pad_token_id == processor.tokenizer.eos_token_id
+    assert config.text_config.intermediate_size == 4 * config.text_config.hidden_size
+
+
+def test_the_papers_preset_has_its_sizes(processor):
+    config = preset_config("resnet-50-bert", processor.tokenizer)
+    assert config.vision_config.to_dict() == ResNetConfig().to_dict()
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        assert getattr(config.text_config, key) == getattr(BertConfig(), key)
+
+
 def test_an_image_size_that_patches_do_not_fill_is_refused(processor):
     with pytest.raises(ValueError, match="^image_size=100 is no multiple of the 16-pixel patches of 'vit-b-16'; use"):
         preset_config("vit-b-16", processor.tokenizer, image_size=100)
 
 
 def test_positions_start_as_waves_of_row_and_column(processor):
-    from modeling_tier import TierCLIPModel
-
     model = TierCLIPModel(preset_config("tiniest", processor.tokenizer, image_size=64))
     class_position = model.vision_model.embeddings.position_embedding.weight[0].clone()
     set_sine_positions(model)
@@ -156,3 +183,66 @@ def test_image_size_on_a_checkpoint_interpolates_its_positions(clip_folder, tmp_
 
     with pytest.raises(ValueError, match="^image_size=100 is no multiple of the 16-pixel patches of this model; use"):
         make_model(ModelArguments(model=str(folder), image_size=100), [])
+
+
+def test_pretrained_towers_are_joined_with_their_tokenizer_and_pixels(tower_folders):
+    vision, text = map(str, tower_folders)
+    options = {"vision_model": vision, "text_model": text, "frozen_text_layers": 2, "token_entropy_weight": 0.1}
+    model, processor = make_model(ModelArguments(**options, image_size=64), [])
+    assert isinstance(model, TierDualEncoderModel) and model.dtype == torch.float32
+    config = model.config
+    assert (config.image_size, config.frozen_text_layers, config.token_entropy_weight) == (64, 2, 0.1)
+    assert config.pixel_mean == list(processor.image_processor.image_mean) == [0.1, 0.2, 0.3]
+    assert config.pixel_std == list(processor.image_processor.image_std) == [0.4, 0.5, 0.6]
+    assert processor.image_processor.size == {"height": 64, "width": 64}
+    assert isinstance(processor.tokenizer, BertTokenizer) and processor.tokenizer.model_max_length == 128
+    long_text = processor(text=["effusion " * 100], images=torch.zeros(3, 64, 64), return_tensors="pt")
+    assert long_text["input_ids"].shape == (1, 128) and "token_type_ids" in long_text
+    assert model(**long_text).logits_per_image.isfinite().all()
+
+    # saved, it is a checkpoint like any other, and what is frozen may be changed
+    folder = tower_folders[0].parent / "joined"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again, _ = make_model(ModelArguments(model=str(folder), frozen_text_layers=1), [])
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert [layer.output.dense.weight.requires_grad for layer in again.text_model.encoder.layer] == [False, True, True]
+
+
+def test_towers_without_an_image_processor_get_imagenets_pixels(tower_folders, tmp_path):
+    shutil.copytree(tower_folders[0], tmp_path / "resnet", ignore=shutil.ignore_patterns("preprocessor_config.json"))
+    arguments = ModelArguments(vision_model=str(tmp_path / "resnet"), text_model=str(tower_folders[1]))
+    model, processor = make_model(arguments, [])
+    assert model.config.pixel_mean == list(processor.image_processor.image_mean) == [0.485, 0.456, 0.406]
+    assert processor.image_processor.size == {"height": 224, "width": 224}
+
+
+def test_cxr_bert_with_its_tokenizer_is_read_without_remote_code(tower_folders, tmp_path):
+    folder = tmp_path / "cxr-bert"
+    shutil.copytree(tower_folders[1], folder)
+    for file, changes in (
+        ("config.json", {"model_type": "cxr-bert", "auto_map": {"AutoModel": "modeling_cxrbert.CXRBertModel"}}),
+        (
+            "tokenizer_config.json",
+            {
+                "tokenizer_class": "CXRBertTokenizer",
+                "auto_map": {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]},
+            },
+        ),
+    ):
+        content = json.loads((folder / file).read_text()) | changes
+        (folder / file).write_text(json.dumps(content))
+    vision, text = map(str, tower_folders)
+    model, processor = make_model(ModelArguments(vision_model=vision, text_model=str(folder)), [])
+    expected, expected_processor = make_model(ModelArguments(vision_model=vision, text_model=text), [])
+    for name, tensor in model.text_model.state_dict().items():
+        assert torch.equal(tensor, expected.text_model.state_dict()[name]), name
+    texts = ["No pleural effusion."]
+    assert processor.tokenizer(texts)["input_ids"] == expected_processor.tokenizer(texts)["input_ids"]
+
+
+def test_freezing_is_refused_where_there_is_nothing_to_freeze(clip_folder):
+    with pytest.raises(
+        ValueError, match="^frozen_text_layers has no effect on .*, which is no dual encoder; leave it"
+    ):
+        make_model(ModelArguments(model=str(clip_folder[0]), frozen_text_layers=1), [])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_tier import TierCLIPModel
+from modeling_tier import TierCLIPModel, TierDualEncoderModel
 from training_tier.presets import preset_config
 from training_tier.text_warmup import halve, warm_up_text
 
@@ -30,6 +30,16 @@ def test_the_loss_falls_and_only_the_text_tower_changes(model, processor, phanto
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all(name.startswith("text_") for name in changed)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_dual_encoders_text_tower_learns_too(processor, phantom):
+    torch.manual_seed(0)
+    model = TierDualEncoderModel(preset_config("tiniest-dual", processor.tokenizer))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = warm_up_text(model, processor.tokenizer, phantom, epochs=6, batch_size=8)
+    assert losses[-1] < losses[0]
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith("text_") for name in changed)
 
 
 def test_a_seed_fixes_it(processor, phantom):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from modeling_tier import TierCLIPModel
+from modeling_tier import TierCLIPModel, TierDualEncoderModel
 from processing_tier.phantom import make_phantom
 from training_tier.arguments import TierTrainingArguments
 from training_tier.collator import PairCollator
@@ -22,7 +22,7 @@ def evaluation():
 
 @pytest.fixture
 def make_trainer(tmp_path, phantom, evaluation, processor):
-    def make(records=phantom, folder="run", **options):
+    def make(records=phantom, folder="run", preset="tiniest", frozen_text_layers=0, **options):
         set_seed(0)
         defaults = {
             "output_dir": str(tmp_path / folder),
@@ -36,8 +36,13 @@ def make_trainer(tmp_path, phantom, evaluation, processor):
             "dataloader_pin_memory": False,
         }
         weights = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
+        if preset == "tiniest":
+            model = TierCLIPModel(preset_config(preset, processor.tokenizer, **weights))
+        else:
+            weights["frozen_text_layers"] = frozen_text_layers
+            model = TierDualEncoderModel(preset_config(preset, processor.tokenizer, **weights))
         return TierTrainer(
-            model=TierCLIPModel(preset_config("tiniest", processor.tokenizer, **weights)),
+            model=model,
             args=TierTrainingArguments(**{**defaults, **options}),
             train_dataset=PairDataset(records, processor.image_processor, augment_images=True),
             eval_dataset=PairDataset(evaluation, processor.image_processor),
@@ -100,6 +105,31 @@ def test_weight_decay_is_for_matrices_alone(make_trainer):
     for name in decayed:
         assert trainer.model.get_parameter(name).ndim >= 2 and not name.endswith(("position_embedding.weight", "bias"))
     assert not {"logit_scale", "vision_model.embeddings.class_embedding"} & set(decayed)
+
+
+def test_weight_decay_of_a_dual_encoder_is_for_matrices_alone(make_trainer):
+    trainer = make_trainer(preset="tiniest-dual")
+    decayed = set(trainer.get_decay_parameter_names(trainer.model))
+    parameters = dict(trainer.model.named_parameters())
+    spared = set(parameters) - decayed
+    assert {name for name in spared if parameters[name].ndim > 1} == {
+        f"text_model.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")
+    }
+    assert all(parameters[name].ndim > 1 for name in decayed)  # no norm, neither of batches nor of layers, and no bias
+    assert {"visual_projection.0.weight", "text_projection.3.weight"} <= decayed
+    assert "vision_model.embedder.embedder.convolution.weight" in decayed and "logit_scale" in spared
+
+
+def test_a_dual_encoder_trains_all_but_its_frozen_layers(make_trainer):
+    trainer = make_trainer(preset="tiniest-dual", frozen_text_layers=1)
+    before = weights_of(trainer)
+    trainer.train()
+    unchanged = {name for name, tensor in weights_of(trainer).items() if torch.equal(tensor, before[name])}
+    frozen = ("text_model.embeddings.", "text_model.encoder.layer.0.")
+    assert unchanged == {name for name in before if name.startswith(frozen)}
+    evaluations = [entry for entry in trainer.state.log_history if "eval_auroc" in entry]
+    assert trainer.state.best_metric == max(entry["eval_auroc"] for entry in evaluations)
+    assert trainer.zero_shot_auroc()["mean"] == trainer.state.best_metric  # the best weights are loaded
 
 
 def test_logit_scale_stays_at_100_or_below(make_trainer):
