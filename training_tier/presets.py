@@ -73,8 +73,8 @@ PRESETS = {
             "model_type": "resnet",
             "num_channels": 1,
             "embedding_size": 32,
-            "hidden_sizes": [32, 64, 128, 256],
-            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [32, 64, 128],  # three stages: 7 x 7 patches of 112 pixels, as many as the paper's
+            "depths": [1, 1, 2],
             "layer_type": "basic",
         },
         "pixel_mean": [0.45] * 3,  # ImageNet's, over the channels
