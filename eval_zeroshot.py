@@ -1,4 +1,4 @@
-"""Evaluate a TIER or CLIP model zero-shot on chest radiographs.
+"""Evaluate a TIER or CLIP model zero-shot on chest radiographs, or a classifier of train_tier.py by its logits.
 
     python eval_zeroshot.py runs/demo --data phantom --split validation --figures
     python eval_zeroshot.py runs/iu --data ../shared/data/iu_cxr --findings Cardiomegaly "Pleural Effusion"
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
     device = zeroshot.choose_device(args.device)
     models = {name: zeroshot.load_model(name, device) for name in args.models}
     for name, (model, _) in models.items():
-        if args.save_thresholds and not hasattr(model.config, "zero_shot_findings"):
+        if args.save_thresholds and (zeroshot.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")):
             raise ValueError(f"--save_thresholds needs a TIER model, and {name} holds a {type(model).__name__}.")
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
 
@@ -203,7 +203,8 @@ def run(args: argparse.Namespace) -> None:
 
     # 4. What the user sees
     protocol = metrics["protocol"]
-    print(f"\nZero-shot on {report.describe_dataset(metrics['dataset'])}, split {args.split!r}: ", end="")
+    kind = "Classifier" if zeroshot.is_classifier(models[args.models[0]][0]) else "Zero-shot"
+    print(f"\n{kind} on {report.describe_dataset(metrics['dataset'])}, split {args.split!r}: ", end="")
     print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
     print(report.format_table(metrics))
     if protocol["findings_left_out"]:

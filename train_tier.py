@@ -141,6 +141,7 @@ def training_facts(
         if is_synthetic(data_arguments.data)
         else Path(data_arguments.data).resolve().name,
         "n_images": len(records),
+        "n_patients": len(set(records["patient_id"][:])),
         **learnt_from,
         "initialized_from": initialized_from,
         "epochs": arguments.num_train_epochs,

@@ -28,14 +28,18 @@ TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later eva
 NOT_MEASURED = "not measured"
 
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
+FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
+FACTS_OF_CONTRASTIVE_MODELS = ("text",)
 TRAINING_FACTS = {
     "dataset": "Data",
     "n_images": "Images",
     "n_patients": "Patients",
     "text": "Text",
+    "label_fraction": "Share of the training patients",
+    "trained_part": "Trained part",
     "initialized_from": "Initial weights",
     "epochs": "Epochs",
-    "batch_size": "Batch size (pairs)",
+    "batch_size": "Batch size",
     "learning_rate": "Peak learning rate",
     "seed": "Seed",
     "hardware": "Hardware",
@@ -211,7 +215,14 @@ def write_model_card(
             "Frozen text layers": config.get("frozen_text_layers"),
         }
     facts |= {"Embedding width": config.get("projection_dim")}
-    facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
+    classifier = str((config.get("architectures") or [""])[0]).endswith("ForImageClassification")
+    if classifier:
+        facts = {label: value for label, value in facts.items() if label != "Frozen text layers"}
+        facts["Findings"] = ", ".join((config.get("id2label") or {}).values())
+        facts[MODEL_FACTS["image_pooling"]] = config.get("image_pooling")
+    else:
+        facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
+    not_of_it = FACTS_OF_CONTRASTIVE_MODELS if classifier else FACTS_OF_CLASSIFIERS
     model_name = model_name or folder.resolve().name
 
     def state(value) -> str:
@@ -226,13 +237,14 @@ def write_model_card(
     data = to_json(metrics) if metrics else None
     training_data, evaluation_data = training.get("dataset"), (data or {}).get("dataset")
     text = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8")).render(
-        card_data=card_data(model_name, data, license).to_yaml(line_break="\n").strip(),
+        card_data=card_data(model_name, data, license, classifier).to_yaml(line_break="\n").strip(),
         model_name=model_name,
         source=model_name if "/" in model_name else f"path/to/{model_name}",
         license=license,
         architecture=architecture,
         facts=[(label, state(value)) for label, value in facts.items()],
-        training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items()],
+        classifier=classifier,
+        training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in not_of_it],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
         training_data=state(training_data),
         evaluation_data=state(evaluation_data),
@@ -254,8 +266,11 @@ def describe_dataset(dataset_name: str) -> str:
     return f"{dataset_name} (synthetic)" if is_synthetic(dataset_name) else dataset_name
 
 
-def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> ModelCardData:
+def card_data(
+    model_name: str, metrics: Mapping | None, license: str | None, classifier: bool = False
+) -> ModelCardData:
     """The card's YAML head, with one `EvalResult` per measured AUROC."""
+    task = "image-classification" if classifier else "zero-shot-image-classification"
     results = []
     if metrics:
         means = {"mean": metrics["mean"]}
@@ -264,8 +279,8 @@ def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> 
                 continue
             results.append(
                 EvalResult(
-                    task_type="zero-shot-image-classification",
-                    task_name="Zero-shot classification of findings",
+                    task_type=task,
+                    task_name="Classification of findings" if classifier else "Zero-shot classification of findings",
                     dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
                     dataset_name=describe_dataset(metrics["dataset"]) or "unnamed",
                     dataset_split=metrics["protocol"].get("split"),
@@ -278,7 +293,7 @@ def card_data(model_name: str, metrics: Mapping | None, license: str | None) -> 
         language="en",
         license=license,
         library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag=task,
         tags=["chest-x-ray", "radiology", "clip", "tier"],
         metrics=["roc_auc"] if results else None,
         model_name=model_name.split("/")[-1],

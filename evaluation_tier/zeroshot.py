@@ -8,7 +8,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,18 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # the top level hides it without torchvision
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
@@ -32,6 +43,7 @@ from processing_tier.records import finding_columns
 logger = logging.getLogger(__name__)
 
 SCORINGS = ("difference", "softmax")
+CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
 MAX_UNREADABLE = 0.01  # share of the images that may fail to decode before the evaluation stops
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -49,8 +61,9 @@ def choose_device(name: str | None = None) -> torch.device:
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model (float32, in evaluation mode, on `device`) and its processor.
 
-    TIER models, and any other checkpoint of the CLIP family with its processor, are read. Code that lies beside the
-    weights is never run, and pickled weights are never opened.
+    TIER models, and any other checkpoint of the CLIP family with its processor, are read; so are TIER's classifiers,
+    whose processor is an image processor. Code that lies beside the weights is never run, and pickled weights are
+    never opened.
 
     Args:
         name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name").
@@ -67,10 +80,15 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
             "the Hub (owner/name)."
         )
     try:
-        model, info = AutoModel.from_pretrained(
+        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [""]
+        auto_class = AutoModelForImageClassification if architectures[0] in CLASSIFIERS else AutoModel
+        model, info = auto_class.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        if is_classifier(model):
+            processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        else:
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
         reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         if folder.is_dir():
@@ -84,6 +102,8 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
             f"The weights of {name} lack {len(info['missing_keys'])} of the model's tensors, "
             f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
         )
+    if is_classifier(model):
+        return model.to(device).eval(), processor
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise ValueError(
             f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
@@ -110,22 +130,67 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a model scores findings by a trained head, and not by sentences."""
+    return type(model).__name__ in CLASSIFIERS
+
+
 def embed_images(
     model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32
 ) -> np.ndarray:
-    """L2-normalised image embeddings, (images, dim) float32, each image read and embedded once.
+    """L2-normalised image embeddings, (images, dim) float32; see `run_on_images`."""
+    return run_on_images(
+        lambda pixels: normalize(model.get_image_features(pixel_values=pixels).pooler_output),
+        model.config.projection_dim,
+        model,
+        processor,
+        dataset,
+        batch_size,
+    )
+
+
+def classify_images(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: datasets.Dataset,
+    findings: Sequence[str],
+    batch_size: int = 32,
+) -> np.ndarray:
+    """A classifier's logits, (images, findings) float32; see `run_on_images`."""
+    columns = [model.config.label2id[finding] for finding in findings]
+    return run_on_images(
+        lambda pixels: check_finite(model(pixels).logits[:, columns]).cpu().numpy(),
+        len(columns),
+        model,
+        processor,
+        dataset,
+        batch_size,
+    )
+
+
+def run_on_images(
+    compute: Callable[[torch.Tensor], np.ndarray],
+    width: int,
+    model: PreTrainedModel,
+    processor: ProcessorMixin | BaseImageProcessor,
+    dataset: datasets.Dataset,
+    batch_size: int,
+) -> np.ndarray:
+    """What `compute` makes of the pixels of each batch, one row per image, each image read once.
 
     An image that does not decode is logged and gets a row of NaN.
 
     Args:
+        compute: from pixels (batch, ...) on the model's device to (batch, width) float32.
         dataset: with the column `image` (undecoded: bytes or path).
 
     Raises:
         ValueError: for an empty data set, when more than 1 % of the images do not decode, or when the model's
-            embeddings are not finite.
+            results are not finite.
     """
     if not len(dataset):
         raise ValueError("The data set is empty: there is no image to evaluate.")
+    image_processor = getattr(processor, "image_processor", processor)
     options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
 
     def read_pixels(image) -> torch.Tensor | ValueError:
@@ -133,9 +198,9 @@ def embed_images(
             radiograph = read_radiograph(image)
         except ValueError as error:
             return error
-        return processor.image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]
+        return image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]
 
-    embeddings, num_unreadable = [], 0
+    results, num_unreadable = [], 0
     was_training = model.training
     model.eval()
     bar = tqdm(total=len(dataset), desc="embedding images", unit="image", delay=3, leave=False, disable=None)
@@ -152,20 +217,19 @@ def embed_images(
                     f"remove them. The last one: {failed[-1]}"
                 )
             readable = np.array([not isinstance(error, ValueError) for error in pixels])
-            rows = np.full((len(pixels), model.config.projection_dim), np.nan, dtype=np.float32)
+            rows = np.full((len(pixels), width), np.nan, dtype=np.float32)
             if readable.any():
                 inputs = torch.cat([tensor for tensor in pixels if not isinstance(tensor, ValueError)])
-                features = model.get_image_features(pixel_values=inputs.to(model.device)).pooler_output
-                rows[readable] = normalize(features)
-            embeddings.append(rows)
+                rows[readable] = compute(inputs.to(model.device))
+            results.append(rows)
             bar.update(len(pixels))
     model.train(was_training)
-    return np.concatenate(embeddings)
+    return np.concatenate(results)
 
 
-def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
+def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor) -> bool:
     """Whether the model normalises 8-bit pixels itself: the same numbers, a twelfth of the bytes to move."""
-    image_processor, config = processor.image_processor, model.config
+    image_processor, config = getattr(processor, "image_processor", processor), model.config
     if not hasattr(config, "pixel_mean") or not hasattr(image_processor, "output_dtype"):
         return False
     same = np.allclose(config.pixel_mean, image_processor.image_mean) and np.allclose(
@@ -204,10 +268,16 @@ def embed_prompts(
 
 def normalize(features: torch.Tensor) -> np.ndarray:
     """Features of length 1, as numpy float32. ValueError when some are not finite."""
+    features = check_finite(features)
+    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
+
+
+def check_finite(features: torch.Tensor) -> torch.Tensor:
+    """The features as float32. ValueError when some are not finite."""
     features = features.float()
     if not torch.isfinite(features).all():
         raise ValueError("The model's embeddings are not finite: its weights are damaged or the training diverged.")
-    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
+    return features
 
 
 def zero_shot_scores(
@@ -290,6 +360,33 @@ def select_findings(
     return findings, left_out
 
 
+def select_learnt_findings(
+    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+    dataset: datasets.Dataset,
+    asked: Sequence[str] | None,
+    min_positives: int,
+) -> tuple[list[str], dict[str, str]]:
+    """What `select_findings` gives, of the findings that all of these classifiers know.
+
+    Raises:
+        ValueError: as `select_findings`, and for a model that is no classifier or an asked finding that one lacks.
+    """
+    known = set(finding_columns(dataset))
+    for name, (model, _) in models.items():
+        if not is_classifier(model):
+            raise ValueError(f"{name} is no classifier, and has no score in common with one: evaluate it by itself.")
+        learnt = model.config.label2id
+        for finding in asked or []:
+            if finding not in learnt:
+                raise ValueError(f"The classifier {name} never learnt {finding!r}: it knows {', '.join(learnt)}.")
+        known &= set(learnt)
+    unknown = [finding for finding in finding_columns(dataset) if finding not in known]
+    if not known:
+        raise ValueError(f"The classifier knows none of the data set's findings, which are {', '.join(unknown)}.")
+    findings, left_out = select_findings(dataset.remove_columns(unknown), asked, min_positives)
+    return findings, left_out | dict.fromkeys(unknown, "never learnt")
+
+
 def check_members_differ(models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]]) -> None:
     """Refuse an ensemble in which two members have the same weights.
 
@@ -344,10 +441,12 @@ def evaluate_zero_shot(
     """Evaluate one model, or the averaged scores of several, on a data set in the schema of `records.py`.
 
     Args:
-        models: name to (model, processor), as `load_model` gives them.
+        models: name to (model, processor), as `load_model` gives them: models of images and texts, or classifiers,
+            whose scores are their logits.
         dataset: the images, their patients and one label column per finding.
-        findings: see `select_findings`.
-        prompts: name or path of a prompt file (see `processing_tier.prompts`), or the prompts themselves.
+        findings: see `select_findings`; of classifiers, those that all of them know.
+        prompts: name or path of a prompt file (see `processing_tier.prompts`), or the prompts themselves. Classifiers
+            need none.
         scoring: see `zero_shot_scores`; an ensemble's score is the mean over its members.
         n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`.
         threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC) and `scale` and `bias`
@@ -364,10 +463,16 @@ def evaluate_zero_shot(
     check_members_differ(models)
     if n_bootstrap < 1:
         raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
-    findings, left_out = select_findings(dataset, findings, min_positives)
-    prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
-    if not isinstance(prompts, Mapping):
-        prompts = load_prompts(prompts, findings)
+    if any(is_classifier(model) for model, _ in models.values()):
+        findings, left_out = select_learnt_findings(models, dataset, findings, min_positives)
+        if scoring != SCORINGS[0]:
+            logger.warning("The scoring %r has no effect on classifiers, which score by their logits.", scoring)
+        scoring, prompts_name, prompts = "logit", "none (trained heads)", dict.fromkeys(findings)
+    else:
+        findings, left_out = select_findings(dataset, findings, min_positives)
+        prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
+        if not isinstance(prompts, Mapping):
+            prompts = load_prompts(prompts, findings)
     lacking = [finding for finding in findings if finding not in prompts]
     if lacking:
         raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
@@ -454,7 +559,9 @@ def score_images(
 ) -> np.ndarray:
     """Scores averaged over the models, (images, findings); NaN rows for images that do not decode."""
     members = [
-        zero_shot_scores(
+        classify_images(model, processor, dataset, list(prompts), batch_size).astype(np.float64)
+        if is_classifier(model)
+        else zero_shot_scores(
             embed_images(model, processor, dataset, batch_size), *embed_prompts(model, processor, prompts), scoring
         )
         for model, processor in models.values()
