@@ -173,7 +173,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
 
     Args:
         text_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to BERT's):
-            Of the text encoder, which must be bidirectional; a `dict` names its kind by `model_type`.
+            Of the text encoder, which must be bidirectional or CLIP's; a `dict` names its kind by `model_type`.
         vision_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to ResNet-50's):
             Of the image backbone, likewise.
         projection_dim (`int`, *optional*, defaults to 128):

@@ -131,7 +131,7 @@ def counted_tokens(
     if entropy_tokens == "all":
         return torch.ones_like(input_ids, dtype=torch.bool)
     if eos_token_id is None:
-        is_eos = attention_mask.flip(-1).cumsum(-1).flip(-1) == 1  # the last attended token and nothing after it
+        is_eos = attention_mask.bool() & (attention_mask.flip(-1).cumsum(-1).flip(-1) == 1)  # none attended after it
     else:
         is_eos = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
     if attention_mask is None:

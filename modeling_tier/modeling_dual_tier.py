@@ -37,6 +37,9 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
     (batch, 1, height, width) with values 0..255, which are normalised here with `pixel_mean` and `pixel_std`. A
     backbone with one channel sees the first of the three.
 
+    The loss is over the global batch, but the batch norms of one process see its own images alone in training;
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` makes them see all, on GPUs.
+
     Args:
         config ([`TierDualEncoderConfig`]): The configuration.
         vision_model ([`PreTrainedModel`], *optional*): The image backbone; made from the configuration by default.

@@ -20,7 +20,7 @@ class TierProcessor(CLIPProcessor):
 
     Args:
         image_processor ([`TierImageProcessor`]): pixels.
-        tokenizer ([`CLIPTokenizer`]): text; bos, eos and pad are set, pad may equal eos (use `attention_mask`).
+        tokenizer ([`CLIPTokenizer`] or that of a BERT): text; pad is set, and may equal eos (use `attention_mask`).
     """
 
     valid_processor_kwargs = TierProcessorKwargs

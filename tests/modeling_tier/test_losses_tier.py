@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from modeling_tier.losses_tier import (
+    attended_tokens,
     contrastive_loss,
     counted_tokens,
     masked_entropy,
@@ -240,3 +241,27 @@ def test_contrastive_loss_against_its_definition():
 def test_contrastive_loss_needs_pairs():
     with pytest.raises(ValueError, match="one text per image, but there are 3 images and 2 texts"):
         contrastive_loss(unit(3, 8), unit(2, 8), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ([1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]),
+        ([0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]),  # padding on the left
+        ([1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]),
+        ([1, 1, 1, 0, 1, 0], [0, 1, 1, 0, 0, 0]),  # a gap
+    ],
+)
+def test_counted_tokens_without_a_known_end_token(mask, words):
+    """BERT's configuration does not name [SEP]: it is the last attended token, whatever its id (RoBERTa's is 2)."""
+    ids = torch.tensor([[2, 5, 6, 2, 0, 0]])
+    assert counted_tokens(ids, torch.tensor([mask]), None, "words").int().tolist() == [words]
+    assert counted_tokens(ids, torch.tensor([mask]), None, "attended").int().tolist() == [mask]
+    assert counted_tokens(ids, torch.tensor([mask]), None, "all").all()
+
+
+def test_attended_tokens_are_all_but_the_padding():
+    ids = torch.tensor([[2, 5, 3, 0, 0], [2, 3, 3, 3, 3]])
+    assert attended_tokens(ids, 0, None).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert attended_tokens(ids, 3, 3).tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]  # the first end token is attended
+    assert attended_tokens(ids, None, 3).tolist() == [[1] * 5] * 2
