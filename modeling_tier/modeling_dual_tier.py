@@ -95,6 +95,14 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
+    def train(self, mode: bool = True):
+        """As [`torch.nn.Module.train`], but a frozen batch norm (under LoRA, say) keeps its statistics as well."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     def freeze_text_layers(self) -> None:
         """Keeps the embeddings and the first `frozen_text_layers` layers of the text encoder as they are."""
         count = self.config.frozen_text_layers
