@@ -216,8 +216,8 @@ def train(
     batch_size = training_arguments.train_batch_size * training_arguments.world_size
     if len(train_records) < batch_size and training_arguments.dataloader_drop_last:
         raise ValueError(
-            f"{len(train_records)} training pairs do not fill one batch of {batch_size}; "
-            "lower --per_device_train_batch_size."
+            f"{len(train_records)} training {'images' if classify else 'pairs'} do not fill one batch of "
+            f"{batch_size}; lower --per_device_train_batch_size."
         )
 
     # 2. Model, pairs and trainer

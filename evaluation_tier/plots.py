@@ -51,7 +51,7 @@ TERMS = {  # key of the Trainer's log: title of its panel
     "contrastive_loss": "Contrastive loss",
     "token_entropy": "Token entropy (nats)",
     "patch_entropy": "Patch entropy (nats)",
-    "auroc": "Zero-shot AUROC, mean",
+    "auroc": "AUROC, mean",
 }
 
 
@@ -86,6 +86,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
     aurocs = {finding: result["auroc"] for finding, result in metrics["findings"].items()}
     measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
     columns = 1 + len(measured) // 25
+    kind = "ROC of the classifier" if metrics["protocol"]["scoring"] == "logit" else "Zero-shot ROC"
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(5.0 + 2.5 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
@@ -99,7 +100,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
             aspect="equal",
             xlabel="False positive rate (1 - specificity)",
             ylabel="True positive rate (sensitivity)",
-            title=f"Zero-shot ROC, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+            title=f"{kind}, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
         )
         mean = format_number(metrics["mean"]["auroc"])
         figure.legend(
@@ -231,7 +232,7 @@ def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None
 
 
 def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
-    """The loss, its three terms and the zero-shot AUROC over the epochs, from a Trainer's `trainer_state.json`.
+    """The loss, its terms where it has any, and the AUROC over the epochs, from a Trainer's `trainer_state.json`.
 
     Raises:
         ValueError: when the file is missing, is not JSON, or logs none of these.
