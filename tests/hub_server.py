@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for methods, pattern, handler in ROUTES:
                 match = re.fullmatch(pattern, path)
-                if match and self.command in methods:
+                if match and self.command in methods.split():
                     return handler(self, body, **match.groupdict())
             self.server.unknown.append(f"{self.command} {path}")
             raise Refused(404)
@@ -214,8 +214,8 @@ class Handler(BaseHTTPRequestHandler):
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[\w.-]+)"
-READ = ("GET", "HEAD")
-ROUTES = [
+READ = "GET HEAD"
+ROUTES = [  # methods, path, handler
     (READ, "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
