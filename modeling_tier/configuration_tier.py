@@ -22,13 +22,16 @@ FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias")
 LIBRARY_KEYS = {
     "attn_implementation",
     "auto_map",
+    "bos_token_id",  # these three from the Trainer, which up to 5.17 puts the tokenizer's here
     "custom_pipelines",
+    "eos_token_id",
     "experts_implementation",
     "fusion_config",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "pad_token_id",
     "per_layer_config",
     "quantization_config",
     "text_config_dict",

@@ -199,3 +199,11 @@ def test_a_plain_clip_configuration_becomes_a_tier_one(tmp_path, caplog):
 
 def test_no_option_hides_a_generation_parameter():
     assert not set(GenerationConfig().to_dict()) & {"entropy_temperature", "entropy_tokens", "image_pooling"}
+
+
+@pytest.mark.parametrize("config_class", [TierCLIPConfig, TierDualEncoderConfig])
+def test_special_tokens_that_an_older_trainer_noted_are_read(config_class, tmp_path):
+    config = config_class()
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 3  # align_special_tokens, transformers 5.17
+    config.save_pretrained(tmp_path)
+    assert config_class.from_pretrained(tmp_path).eos_token_id == 2
