@@ -51,8 +51,11 @@ def normalize_name(finding: str) -> str:
 def with_templates(finding: str, entry: Mapping) -> dict:
     """An entry of `zero_shot_findings` from one whose sides may be missing (templates) or single sentences."""
     label = finding.replace("_", " ")
-    sides = {side: entry.get(side, template.replace("{}", label)) for side, template in TEMPLATES.items()}
-    return {**entry, **{side: [texts] if isinstance(texts, str) else list(texts) for side, texts in sides.items()}}
+    entry = {**{side: template.replace("{}", label) for side, template in TEMPLATES.items()}, **entry}
+    for side in SIDES:
+        if isinstance(entry[side], (str, tuple)):
+            entry[side] = [entry[side]] if isinstance(entry[side], str) else list(entry[side])
+    return entry
 
 
 class CxrZeroShotClassificationPipeline(Pipeline):
@@ -87,7 +90,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.tokenizer is None or not hasattr(self.image_processor, "post_process_similarity_map"):
+        if self.tokenizer is None or not hasattr(self.image_processor, "read"):
             raise ValueError(
                 f"The pipeline {TASK} needs a tokenizer and a TierImageProcessor, not {type(self.tokenizer).__name__} "
                 f"and {type(self.image_processor).__name__}: save a TierProcessor with the model, or pass processor=."
@@ -148,8 +151,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                     f"The pipeline {TASK} has no option {name!r}; it has {', '.join(OPTIONS)}, batch_size, "
                     "num_workers."
                 )
-        if options.get("return_heatmaps") and not hasattr(self.model, "get_patch_map"):
-            raise ValueError(f"A {type(self.model).__name__} gives no heat-maps: use a TIER model.")
+        if options.get("return_heatmaps"):
+            self.check_gives_maps()
         preprocess_params = {name: options[name] for name in ("timeout",) if name in options}
         forward_params = {name: options[name] for name in ("return_heatmaps",) if name in options}
         postprocess_params = {}
@@ -188,6 +191,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             raise ValueError("The list of findings is empty: name at least one, or leave it out for the model's own.")
         check_findings(resolved)
         return resolved
+
+    def check_gives_maps(self) -> None:
+        if not hasattr(self.model, "get_patch_map"):
+            raise ValueError(f"A {type(self.model).__name__} gives no heat-maps: use a TIER model.")
 
     def preprocess(self, image, timeout: float | None = 30.0) -> dict[str, Any]:
         place = ""
@@ -261,8 +268,9 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             in a call.
 
         Raises:
-            ValueError: the image cannot be read, or the text holds no word.
+            ValueError: the image cannot be read, the text holds no word, or the model is no TIER model.
         """
+        self.check_gives_maps()
         tokens = tokenize(self.model, self.tokenizer, [text])
         positions: dict[int, list[int]] = {}  # of the tokens of each word
         for position, word in enumerate(tokens.word_ids(0)):

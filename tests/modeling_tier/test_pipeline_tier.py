@@ -421,6 +421,7 @@ BAD_FINDINGS = [
         {"A": {"positive": "Yes.", "negative": []}},
         "The finding 'A' has no negative prompts: give a list of at least one sentence.",
     ),
+    ({"A": {"positive": 3}}, "The finding 'A' has no positive prompts: give a list of at least one sentence."),
     ({"A": {"positive": [""]}}, "The positive prompts of the finding 'A' must be sentences, not ['']."),
     ([""], "The name of a finding must be text, not ''."),
     ([3], "The name of a finding must be text, not 3."),
@@ -535,6 +536,8 @@ def test_plain_clip_has_scores_but_no_heatmaps(clip_pipe, models, processor):
     assert scores(pipe(make_image(40, 50), FINDINGS)) == pytest.approx(scores(expected), abs=1e-6)
     with pytest.raises(ValueError, match="^A CLIPModel gives no heat-maps: use a TIER model.$"):
         pipe(make_image(40, 50), FINDINGS, return_heatmaps=True)
+    with pytest.raises(ValueError, match="^A CLIPModel gives no heat-maps: use a TIER model.$"):
+        pipe.word_maps(make_image(40, 50), "Edema.")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
