@@ -3,6 +3,9 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,6 +23,7 @@ from processing_tier.readers import read_records
 from training_tier.arguments import ModelArguments
 from training_tier.initialization import make_model
 
+REPOSITORY = Path(train_tier.__file__).parent
 DATA = "phantom:num_images=48,image_size=64"
 FINDINGS = ["Consolidation", "Nodule", "Support Devices"]
 QUICK = [
@@ -169,6 +173,31 @@ def test_a_share_of_the_labels_and_going_on_from_a_probe(vit, tmp_path, caplog):
     assert all(
         not torch.equal(first[name], second[name]) for name in ("visual_projection.weight", "classifier.weight")
     )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_whatever_is_stated_in_each(vit, tmp_path):
+    """Each process has other labels missing, and yet each stated label weighs the same."""
+    records = make_phantom(32, seed=0, image_size=64)
+    rows = []
+    for i, record in enumerate(records):
+        read_radiograph(record["image"]).save(tmp_path / f"{i}.png")
+        labels = {"Effusion": i % 2, "Mass": i % 3 == 0 if i % 5 else -1, "Edema": i // 4 % 2 if i % 4 == 0 else None}
+        rows.append({"image": f"{i}.png", "patient_id": i, "split": "train" if i < 24 else "validation", **labels})
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    for count in (1, 2):
+        argv = [*QUICK, "--data", tmp_path / "table.csv", "--findings", "Effusion", "Mass", "Edema", "--model", vit]
+        argv += ["--per_device_train_batch_size", 8 // count, "--max_steps", 3, "--eval_strategy", "no"]
+        argv += ["--save_strategy", "no", "--load_best_model_at_end", "false", "--min_positives", "1"]
+        # not accelerate launch: with --cpu it starts one process, whatever --num_processes says
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        command += [REPOSITORY / "train_tier.py", *argv, "--output_dir", tmp_path / str(count)]
+        command = [str(word) for word in command]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5)
 
 
 def test_labels_are_enough_no_report_is_needed(vit, tmp_path):

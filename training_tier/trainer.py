@@ -71,6 +71,8 @@ class RadiographTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # transformers 5.23 calls this in every process
+            return
         # The Trainer adds a pickle of the arguments, which nothing reads and nobody should open; JSON says the same.
         output_dir = output_dir or self.args.output_dir
         os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
