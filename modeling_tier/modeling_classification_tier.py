@@ -9,6 +9,8 @@ from torch import nn
 from transformers import CLIPPreTrainedModel, CLIPVisionModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
@@ -150,7 +152,7 @@ class ImageTowerClassifier:
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | ImageClassifierOutput:
         """
         Scores each finding by itself.

@@ -18,6 +18,8 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierDualEncoderConfig
@@ -180,7 +182,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the text encoder.
@@ -226,7 +228,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return attended_tokens(input_ids, text_config.pad_token_id, text_config.eos_token_id)
 
     def encode_images(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """
         One pass of the backbone and of its head.
@@ -272,7 +274,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the image backbone.
@@ -314,7 +316,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
         Compares every text with every image and, with `return_loss=True`, text i with image i for the loss.

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierCLIPConfig
@@ -273,7 +275,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the text tower.
@@ -298,7 +300,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the image tower.
@@ -328,7 +330,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return vision_outputs
 
     def get_patch_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
         """
         Embeds each patch in the space of the texts.
@@ -356,7 +358,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
         Compares every text with every image and, with `return_loss=True`, text i with image i for the loss.

@@ -29,6 +29,12 @@ class TierProcessor(CLIPProcessor):
     def __init__(self, image_processor: TierImageProcessor | None = None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
 
+    def save_pretrained(self, save_directory, **kwargs) -> list:
+        """As [`ProcessorMixin.save_pretrained`], after which this is still equal to what is loaded."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        vars(self).pop("auto_map", None)  # which is for the file, and what loads it drops
+        return saved
+
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
         """
         Uploads as [`ProcessorMixin.push_to_hub`] does, but makes the repository private unless told otherwise: the
