@@ -5,7 +5,8 @@ classifier of findings on the image tower of one.
     python train_tier.py                                        # the embedded synthetic data
     python train_tier.py configs/indiana.yaml --data FOLDER     # a recipe; options override the file
     python train_tier.py configs/linear-probe.yaml --data FOLDER --model runs/indiana --label_fraction 0.1
-    accelerate launch --cpu --num_processes 2 train_tier.py --data FOLDER
+    accelerate launch train_tier.py --data FOLDER               # on all GPUs
+    torchrun --nproc_per_node 2 train_tier.py --data FOLDER     # on CPUs, where accelerate launch starts one process
     python train_tier.py --vision_model microsoft/resnet-50 --text_model NAME --frozen_text_layers 8   # as the paper
 
 Ends with the best checkpoint, its processor and the log (trainer_state.json) in --output_dir.
