@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -60,6 +61,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}  # by sha256
         self.unknown: list[str] = []  # requests that no route took
+        self.pause = 0.0  # seconds in each upload, before its files are read
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -172,6 +174,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body, repo, revision):
         self.find_commit(repo, revision)
+        time.sleep(self.server.pause)
         modes = [
             {
                 "path": file["path"],

@@ -162,12 +162,15 @@ def hub(tmp_path_factory):
         patch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        home = tmp_path_factory.mktemp("home")
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))  # not the one of whoever runs the tests
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
         patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         patch.setenv("HF_TOKEN", "hf_anything")
         patch.setenv("DISABLE_SAFETENSORS_CONVERSION", "1")  # a service beyond loopback
         yield server
@@ -188,11 +191,13 @@ def runs(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier(hub, runs, tmp_path_factory):
-    """The folder of a classifier that was trained from the first of the two, and pushed to `user/classifier`."""
+    """The folder of a classifier trained from the first of the two, and pushed, slowly, to `user/classifier`."""
     folder = tmp_path_factory.mktemp("classifier") / "run"
     options = ["--task", "classification", "--model", "user/clip", "--output_dir", str(folder)]
     options += ["--push_to_hub", "true", "--hub_always_push", "true", "--hub_model_id", "user/classifier"]
+    hub.pause = 0.5  # an epoch is shorter: the next checkpoint is there before the last one is sent
     train_tier.main([word for word in TRAINING if word not in ("--vocab_size", "700")] + options)
+    hub.pause = 0.0
     return folder
 
 

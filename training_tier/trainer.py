@@ -70,11 +70,13 @@ class RadiographTrainer(Trainer):
         ]
 
     def _save(self, output_dir: str | None = None, state_dict=None):
+        output_dir = output_dir or self.args.output_dir
+        if output_dir == self.args.output_dir:
+            self._finish_current_push()  # which reads the files that are about to change
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # transformers 5.23 calls this in every process
             return
         # The Trainer adds a pickle of the arguments, which nothing reads and nobody should open; JSON says the same.
-        output_dir = output_dir or self.args.output_dir
         os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             json.dump(self.args.to_dict(), file, indent=2, default=str)
@@ -128,11 +130,11 @@ class RadiographTrainer(Trainer):
         # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
         # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
         args = self.args
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
-        if busy and not args.hub_always_push:
+        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
             return
+        self._finish_current_push()  # which reads the files that are about to change
         self.callback_handler.on_push_begin(args, self.state, self.control)
         for path in Path(checkpoint_folder).iterdir():
             if path.is_file() and path.suffix not in RESUME_SUFFIXES:
@@ -161,7 +163,7 @@ class RadiographTrainer(Trainer):
                     **target,
                 )
             )
-        self.push_in_progress = PushInProgress(jobs + (self.push_in_progress.jobs if busy else []))
+        self.push_in_progress = PushInProgress(jobs)
 
 
 class TierTrainer(RadiographTrainer):
