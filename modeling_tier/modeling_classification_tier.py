@@ -75,14 +75,15 @@ class ImageTowerClassifier:
         of `image_size` pixels where that is given, see [`resize_image_positions`].
 
         Raises:
-            ValueError: the image tower in the checkpoint is incomplete, or another than its config says. (The library
-                would go on with random weights.)
+            ValueError: the image tower in the checkpoint is incomplete, or another than its config says, and the
+                caller does not ask by `output_loading_info=True` to judge that alone. (The library would go on with
+                random weights.)
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             keys = [key if isinstance(key, str) else key[0] for key in info[problem]]
             keys = sorted(key for key in keys if not key.startswith("classifier."))
-            if keys:
+            if keys and not output_loading_info:
                 raise ValueError(
                     f"The checkpoint {str(pretrained_model_name_or_path)!r} does not hold the image tower of a "
                     f"{cls.__name__}: {len(keys)} {problem.replace('_', ' ')}, for example {keys[0]}."
