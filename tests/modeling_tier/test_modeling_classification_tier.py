@@ -173,7 +173,9 @@ def test_whole_training_changes_every_parameter(classifier, batch, labels):
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
     classifier.train()(batch["pixel_values"], labels=labels).loss.backward()
     optimizer.step()
-    assert [name for name, parameter in classifier.named_parameters() if torch.equal(parameter, before[name])] == []
+    unchanged = [name for name, parameter in classifier.named_parameters() if torch.equal(parameter, before[name])]
+    # the bias of the keys adds the same to every score, which the softmax takes away again
+    assert [name for name in unchanged if not name.endswith("k_proj.bias")] == []
 
 
 def test_a_saved_model_of_images_and_texts_lends_its_image_tower(kind, model, batch, tmp_path):
