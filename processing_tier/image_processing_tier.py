@@ -21,7 +21,7 @@ UNUSED_OPTIONS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 SERVICE_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
 
 
-class TierImagesKwargs(ImagesKwargs, total=False):
+class TierImageProcessorKwargs(ImagesKwargs, total=False):
     """
     geometry (`str`, *optional*, defaults to `"pad"`):
         How a picture of any shape becomes a square: `"pad"` scales the longest side to the square and centres it on
@@ -76,7 +76,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
             The square that the model sees, in pixels.
         geometry (`str`, *optional*, defaults to `"pad"`), resize_edge (`int`, *optional*),
         output_dtype (`str`, *optional*, defaults to `"float32"`):
-            See [`TierImagesKwargs`].
+            See [`TierImageProcessorKwargs`].
         image_mean, image_std (`list[float]`, *optional*, default to CLIP's):
             Three numbers each on the 0..1 scale; equal to `pixel_mean` and `pixel_std` of the model's config.
         resample (`PILImageResampling`, *optional*, defaults to `BICUBIC`):
@@ -87,7 +87,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         does not use.
     """
 
-    valid_kwargs = TierImagesKwargs
+    valid_kwargs = TierImageProcessorKwargs
     size = {"height": 224, "width": 224}
     default_to_square = True
     do_center_crop = None

@@ -3,11 +3,11 @@
 from transformers import CLIPProcessor
 from transformers.processing_utils import ProcessingKwargs
 
-from .image_processing_tier import TierImageProcessor, TierImagesKwargs
+from .image_processing_tier import TierImageProcessor, TierImageProcessorKwargs
 
 
 class TierProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: TierImagesKwargs
+    images_kwargs: TierImageProcessorKwargs
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
