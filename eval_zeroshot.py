@@ -1,7 +1,7 @@
 """Evaluate a TIER or CLIP model zero-shot on chest radiographs, or a classifier of train_tier.py by its logits.
 
     python eval_zeroshot.py runs/demo --data phantom --split validation --figures
-    python eval_zeroshot.py runs/iu --data ../shared/data/iu_cxr --findings Cardiomegaly "Pleural Effusion"
+    python eval_zeroshot.py runs/mine --data FOLDER --findings Cardiomegaly "Pleural Effusion"
     python eval_zeroshot.py owner/name --data phantom --split test
     python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
