@@ -29,7 +29,7 @@ def entropy_float64(logits: torch.Tensor) -> torch.Tensor:
 
 
 def authors_penalty(tokens: np.ndarray, patches: np.ndarray) -> tuple[float, float]:
-    """Both penalties as section 1.2 of the reference notes states them, pair by pair, in float64."""
+    """Both penalties as in the authors' code (Modeling/utils.py:87-141), pair by pair, in float64."""
     over_patches, over_tokens = [], []
     for w, v in zip(tokens.astype(np.float64), patches.astype(np.float64), strict=True):
         cosines = (w / np.linalg.norm(w, axis=1, keepdims=True)) @ (v / np.linalg.norm(v, axis=1, keepdims=True)).T
@@ -192,7 +192,7 @@ def test_eps_and_no_mask_are_what_the_authors_compute():
     similarity = token_patch_similarity(F.normalize(tokens, dim=-1), F.normalize(patches, dim=-1))
     computed = [entropy.item() for entropy in token_and_patch_entropy(similarity, eps=1e-7)]
     assert computed == pytest.approx(expected, abs=2e-6)
-    # the uniform case of the reference notes: ln 49 and the effect of the eps
+    # uniform: ln 49 and the effect of the eps
     uniform = token_and_patch_entropy(torch.zeros(1, 1, 49), eps=1e-7)[0].item()
     assert uniform - math.log(49) == pytest.approx(1.35e-5, abs=1e-6)
 

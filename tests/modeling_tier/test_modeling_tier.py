@@ -108,7 +108,7 @@ def test_entropies_against_an_independent_formula(make_tier, batch, entropy_toke
 
 
 def test_all_tokens_is_what_the_authors_compute(make_tier, batch):
-    """Section 1.2 of the reference notes: raw cosines, no mask, 1e-7 after the softmax, plain means."""
+    """Their Modeling/utils.py:87-141: raw cosines, no mask, 1e-7 after the softmax, plain means."""
     model = make_tier(entropy_tokens="all", **WEIGHTS)
     output = model(**batch, return_loss=True)
     hidden = output.text_model_output.last_hidden_state
