@@ -132,15 +132,17 @@ def fetch_radiograph(url: str, timeout: float | None = 30.0) -> Image.Image:
         `ValueError`: the URL cannot be fetched, or what it gives cannot be decoded or is too large. The message names
         the last part of the URL's path.
     """
-    parts = urlsplit(url)
-    name = Path(parts.path).name or parts.netloc
+    name = "an image of a web server"
     try:
+        parts = urlsplit(url)
+        name = Path(parts.path).name or parts.netloc.rpartition("@")[2]  # without the password
         with urlopen(url, timeout=timeout) as response:
             data = response.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
+        reason = error if isinstance(error, OSError) else type(error).__name__  # others quote the URL, key and all
         raise ValueError(
-            f"{name}: the URL cannot be fetched ({error}); check it, or download the file and give its path."
-        ) from error
+            f"{name}: the URL cannot be fetched ({reason}); check it, or download the file and give its path."
+        ) from None
     return decode(data, name)
 
 

@@ -226,7 +226,11 @@ def test_urls(server):
     with pytest.raises(ValueError, match="^x.png: the URL cannot be fetched .*refused"):
         fetch_radiograph("http://127.0.0.1:9/x.png")
     with pytest.raises(ValueError, match="^127.0.0.1:port: the URL cannot be fetched"):
-        fetch_radiograph("http://127.0.0.1:port")
+        fetch_radiograph("http://user:secret@127.0.0.1:port")
+    with pytest.raises(ValueError, match=rf"^x.png: the URL cannot be fetched \(InvalidURL\); {hint}"):
+        fetch_radiograph(f"{server}/x.png?key=secret and more")
+    with pytest.raises(ValueError, match="^an image of a web server: the URL cannot be fetched"):
+        fetch_radiograph("http://[secret")
     # What a data set calls a path is never fetched
     for source in (f"{server}/x.png", {"path": f"{server}/x.png", "bytes": None}):
         with pytest.raises(ValueError, match="^x.png: there is no such image file"):
