@@ -25,9 +25,11 @@ def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEn
     """Token ids and attention mask, padded to the longest text; one too long keeps its end token, with a warning."""
     limit = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
     inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    for text, encoding in zip(texts, inputs.encodings or (), strict=False):
-        if encoding.overflowing:
-            logger.warning_once(f"A text longer than the model's {limit} tokens is cut off: {text[:60]!r} ...")
+    if any(encoding.overflowing for encoding in inputs.encodings or ()):
+        # without the text, which may be that of a report
+        logger.warning_once(
+            f"A text longer than the model's {limit} tokens is cut off before its end token; shorten it."
+        )
     return inputs
 
 
@@ -277,7 +279,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             if word is not None:
                 positions.setdefault(word, []).append(position)
         if not positions:
-            raise ValueError(f"The text {text!r} holds no word: give a sentence.")
+            raise ValueError("The text holds no word: give a sentence.")
         inputs = self.preprocess(image, timeout)
         with torch.no_grad():
             maps = self.model.get_similarity_map(
