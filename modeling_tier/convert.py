@@ -17,7 +17,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from transformers import BertConfig, CLIPModel, PreTrainedModel, ResNetConfig
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
-from .modeling_dual_tier import TierDualEncoderModel
+from .modeling_dual_tier import TierDualEncoderModel, cxr_bert_config
 from .modeling_tier import TierCLIPModel
 from .tensor_files import read_json, read_tensors
 
@@ -409,7 +409,7 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
     vision_cfg, text_cfg, quick_gelu = {}, {}, True
     if source.settings:
         vision_cfg, text_cfg, quick_gelu = openclip_settings(source.settings)
-        heads, text_heads = width // vision_cfg.get("head_width", 64), text_cfg.get("heads", 8)
+        heads, text_heads = width // (vision_cfg.get("head_width") or 64), text_cfg.get("heads") or 8
     elif source.kind == "openclip":
         heads, quick_gelu = width // HEAD_WIDTHS.get(width, 64), activation == "quick_gelu"
 
@@ -521,10 +521,9 @@ def load_biovil(tensors: dict[str, torch.Tensor], text_folder: Path) -> TierDual
     settings = read_json(text_folder / "config.json")
     if settings.get("model_type") != "cxr-bert":
         raise ValueError(f"{text_folder} holds a model of type {settings.get('model_type')!r}, not 'cxr-bert'.")
-    known = {item.name for item in fields(BertConfig)} - {"architectures"}
     config = TierDualEncoderConfig(
         vision_config=resnet_config(tensors, "encoder.encoder."),
-        text_config=BertConfig(**{key: value for key, value in settings.items() if key in known}),
+        text_config=cxr_bert_config(settings),
         projection_dim=shape_of(tensors, "projector.model.0.weight", 4)[0],
         image_size=480,  # hi-ml, image/inference_engine
         pixel_mean=[0.0] * 3,

@@ -441,25 +441,40 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
     """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
     try:
         config_dict, _ = PreTrainedConfig.get_config_dict(name)
-        if config_dict.get("model_type") == "cxr-bert":  # a BERT with a projection head, by remote code
-            known = {field.name for field in fields(BertConfig)} - {"architectures"}
-            config = BertConfig(**{key: value for key, value in config_dict.items() if key in known})
+        if config_dict.get("model_type") == "cxr-bert":
+            config = cxr_bert_config(config_dict)
         else:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             config = getattr(config, f"{kind}_config", config)
         options = without_pooler(tower_class(config))
         tower, info = AutoModel.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are told below
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
-    except OSError as error:
-        raise ValueError(f"No {kind} model can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    except ValueError:
+        raise
+    except Exception as error:  # files that are not there, damaged or cut short fail in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"No {kind} model can be loaded from {name!r}: {reason}") from error
+    wrong = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    missing = sorted(info["missing_keys"]) + sorted(wrong)
     if missing:
         raise ValueError(
             f"The checkpoint {name!r} lacks {len(missing)} of the tensors of {type(tower).__name__}, for example "
             f"{missing[0]}; it is incomplete or of another architecture."
         )
     return tower
+
+
+def cxr_bert_config(settings: dict) -> BertConfig:
+    """The BERT in CXR-BERT, which is one with a projection head, by remote code; from its config.json."""
+    known = {field.name for field in fields(BertConfig)} - {"architectures"}
+    return BertConfig(**{key: value for key, value in settings.items() if key in known})
 
 
 def check_image_tower(vision_model: PreTrainedModel, image_pooling: str) -> None:

@@ -274,6 +274,9 @@ def test_a_folder_of_openclip_tells_the_activation_and_the_heads(tmp_path, batch
     assert config.vision_config.num_attention_heads == 4 and config.text_config.num_attention_heads == 2
     assert config.text_config.hidden_act == config.vision_config.hidden_act == "gelu"
     assert config.text_config.layer_norm_eps == 1e-6 and config.vision_config.layer_norm_eps == 1e-5
+    folder = openclip_folder(tmp_path / "c", original.flat_state(), vision_cfg__head_width=None, text_cfg__heads=None)
+    config = load(folder)[1].config  # null is the default
+    assert config.vision_config.num_attention_heads == 2 and config.text_config.num_attention_heads == 8
 
 
 @pytest.mark.parametrize("width, heads", [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16), (1792, 16)])

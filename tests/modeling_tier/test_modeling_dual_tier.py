@@ -98,7 +98,7 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("pooling", ["patch_mean", "cls"])
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])
 def test_heads_against_an_independent_formula(make_dual, batch, backbone, pooling):
-    """Section 1.4 of the reference notes, in plain torch on the outputs of the towers."""
+    """The heads of the authors' code (see the class), in plain torch on the outputs of the towers."""
     if (backbone, pooling) == ("resnet", "cls"):
         pytest.skip("a ResNet has no class token")
     model = make_dual(vision_config(backbone), image_pooling=pooling).double()
@@ -490,12 +490,16 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         join(text, text)
     with pytest.raises(ValueError, match="^text_config describes a ResNetModel, which is no bidirectional text encod"):
         join(vision, vision)
-    tensors = load_file(tower_folders[1] / "model.safetensors")
-    del tensors["bert.encoder.layer.1.output.dense.weight"]
-    save_file(tensors, tower_folders[1] / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match="lacks 1 of the tensors of BertModel, for example encoder.layer.1.output.dense.weight; it is"
-    ):
+    weights, name = tower_folders[1] / "model.safetensors", "bert.encoder.layer.1.output.dense.weight"
+    tensors = load_file(weights)
+    message = f"lacks 1 of the tensors of BertModel, for example {name.removeprefix('bert.')}; it is"
+    for wrong in ({name: torch.zeros(2, 2)}, {}):
+        others = {key: tensor for key, tensor in tensors.items() if key != name}
+        save_file(others | wrong, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            join(vision, text)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"^No text model can be loaded from '{text}': "):
         join(vision, text)
 
 
