@@ -21,7 +21,7 @@ from transformers import (
 
 import convert_tier
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
-from modeling_tier.convert import dual_names, to_layout, to_openclip
+from modeling_tier.convert import KINDS, dual_names, to_layout, to_openclip
 from processing_tier import TierProcessor, train_tokenizer
 
 CHEXZERO_FILE = "best_128_5e-05_original_22000_0.855.pt"
@@ -380,6 +380,7 @@ def test_a_model_that_clip_cannot_be(tmp_path, capsys, make_clip, tokenizer):
 
 
 def test_help(capsys):
+    assert tuple(convert_tier.KIND_NAMES) == KINDS  # written down twice, so that --help need not import torch
     with pytest.raises(SystemExit) as error:
         convert_tier.main(["--help"])
     text = capsys.readouterr().out
