@@ -178,7 +178,7 @@ def test_a_share_of_the_labels_and_going_on_from_a_probe(vit, tmp_path, caplog):
 @pytest.mark.slow
 def test_two_processes_equal_one_whatever_is_stated_in_each(vit, tmp_path):
     """Each process has other labels missing, and yet each stated label weighs the same."""
-    records = make_phantom(32, seed=0, image_size=64)
+    records = make_phantom(35, seed=0, image_size=64)
     rows = []
     for i, record in enumerate(records):
         read_radiograph(record["image"]).save(tmp_path / f"{i}.png")
@@ -189,12 +189,25 @@ def test_two_processes_equal_one_whatever_is_stated_in_each(vit, tmp_path):
         argv = [*QUICK, "--data", tmp_path / "table.csv", "--findings", "Effusion", "Mass", "Edema", "--model", vit]
         argv += ["--per_device_train_batch_size", 8 // count, "--max_steps", 3, "--eval_strategy", "no"]
         argv += ["--save_strategy", "no", "--load_best_model_at_end", "false", "--min_positives", "1"]
+        argv += [
+            "--head_from_prompts",
+            "--eval_on_start",
+            "true",
+            "--per_device_eval_batch_size",
+            "4",
+        ]  # 11 images: 4, 4 and 3
         # not accelerate launch: with --cpu it starts one process, whatever --num_processes says
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
         command += [REPOSITORY / "train_tier.py", *argv, "--output_dir", tmp_path / str(count)]
         command = [str(word) for word in command]
         result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr[-2000:]
+    starts = [
+        next(entry for entry in json.loads(path.read_text())["log_history"] if "eval_auroc" in entry)
+        for path in (tmp_path / "1" / "trainer_state.json", tmp_path / "2" / "trainer_state.json")
+    ]
+    aurocs = [{key: value for key, value in start.items() if "auroc" in key} for start in starts]
+    assert aurocs[0] == aurocs[1] and len(aurocs[0]) == 4
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-5)
