@@ -1,7 +1,7 @@
 """Figures of an evaluation and of a training, as PNG files.
 
-Matplotlib is an extra (`pip install 'tier-clip[plots]'`). Figures are drawn without pyplot: no display is needed and
-no global state is left behind.
+Matplotlib is an extra, `[plots]`. Figures are drawn without pyplot: no display is needed and no global state is left
+behind.
 """
 
 import io
@@ -61,7 +61,7 @@ def import_matplotlib():
         import matplotlib
         import matplotlib.figure
     except ImportError as error:
-        raise ValueError("Figures need matplotlib: install it with pip install 'tier-clip[plots]'.") from error
+        raise ValueError("Figures need matplotlib: install it with pip install matplotlib.") from error
     return matplotlib
 
 

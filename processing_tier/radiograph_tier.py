@@ -191,8 +191,8 @@ def decode_dicom(data: bytes, name: str) -> Image.Image:
                 low, high = np.percentile(array, WINDOW_PERCENTILES)
     except Exception:
         raise ValueError(
-            f"{name}: the DICOM pixels cannot be decoded; install the decoders with pip install 'tier-clip[dicom]', "
-            "or export the image as PNG."
+            f"{name}: the DICOM pixels cannot be decoded; install the decoders with pip install pylibjpeg "
+            "pylibjpeg-openjpeg pylibjpeg-libjpeg, or export the image as PNG."
         ) from None
     grey = window_to_uint8(array, low, high)
     return Image.fromarray(255 - grey if photometric == "MONOCHROME1" else grey)

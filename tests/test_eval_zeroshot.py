@@ -257,7 +257,7 @@ def test_unreadable_images_stop_the_command(models, tmp_path, capsys):
 def test_figures_without_matplotlib_fail_before_any_work(models, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = fails("nowhere", "--data", "phantom", "--figures", capsys=capsys)
-    assert message == "Figures need matplotlib: install it with pip install 'tier-clip[plots]'."
+    assert message == "Figures need matplotlib: install it with pip install matplotlib."
 
 
 def test_as_a_command(models, tmp_path):

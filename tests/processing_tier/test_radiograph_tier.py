@@ -344,8 +344,8 @@ def test_dicom_voi_lut():
         ),
         (
             {"Rows": 500},  # more pixels than there is data for
-            "the DICOM pixels cannot be decoded; install the decoders with pip install 'tier-clip[dicom]', or export "
-            "the image as PNG.",
+            "the DICOM pixels cannot be decoded; install the decoders with pip install pylibjpeg pylibjpeg-openjpeg "
+            "pylibjpeg-libjpeg, or export the image as PNG.",
         ),
     ],
 )
