@@ -324,8 +324,13 @@ class TierTrainingArguments(TrainingArguments):
     def check_output_dir(self) -> None:
         """
         Raises:
-            `ValueError`: the folder holds a model or checkpoints and the run is not a resumed one.
+            `ValueError`: the folder cannot be written, or holds a model or checkpoints and the run is not a resumed
+                one.
         """
+        folder = Path(self.output_dir).absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"output_dir {self.output_dir!r} cannot be written; choose another.")
         if self.resume_from_checkpoint is None and os.path.isdir(self.output_dir):
             content = os.listdir(self.output_dir)
             if "config.json" in content or any(name.startswith("checkpoint-") for name in content):

@@ -79,6 +79,13 @@ def test_columns_of_a_table():
     assert DataArguments().column_names() is None
 
 
+def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/run"):
+        with pytest.raises(ValueError, match=f"^output_dir '.*{name}' cannot be written; choose another.$"):
+            TierTrainingArguments(output_dir=str(tmp_path / name), use_cpu=True).check_output_dir()
+
+
 def test_a_finished_run_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="already holds a run; choose another, or continue that run with"):
