@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -30,7 +33,13 @@ class PairCollator:
             )
         batch = {"pixel_values": torch.stack([pair["pixel_values"] for pair in readable])}
         texts = [pair["text"] for pair in readable]
-        batch.update(self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        if any(text.overflowing for text in tokens.encodings or ()):
+            logger.warning_once(
+                f"A report has more than the {self.tokenizer.model_max_length} tokens that the model reads: it is cut "
+                "before its end token; --text chooses the sections."
+            )
+        batch.update(tokens)
         if unreadable:
             batch["unreadable"] = unreadable
         batch["return_loss"] = True  # last: accelerate takes the batch size from the first value

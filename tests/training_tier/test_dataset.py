@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import BatchEncoding
 
 from processing_tier import TierImageProcessor
 from processing_tier.phantom import make_phantom
@@ -89,7 +90,7 @@ class Words:
         length = max(len(text.split()) for text in texts)
         counts = torch.tensor([len(text.split()) for text in texts])
         mask = (torch.arange(length) < counts[:, None]).long()
-        return {"input_ids": mask * 7, "attention_mask": mask}
+        return BatchEncoding({"input_ids": mask * 7, "attention_mask": mask})
 
 
 def test_a_batch_has_return_loss_last_and_no_key_that_the_trainer_takes_for_labels():
