@@ -23,9 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
-	rm -rf $(OUT)
+	rm -rf $(OUT) $(OUT)-evaluation
 	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) --output_dir $(OUT)
-	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) --split $(SPLIT) --output_dir $(OUT)/evaluation \
+	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) --split $(SPLIT) --output_dir $(OUT)-evaluation \
 		--figures --model_card
 
 test: env lint  ## Check the code and run the fast tests
