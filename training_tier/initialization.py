@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, BertTokenizer, CLIPConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    CLIPConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,
@@ -151,6 +158,16 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    check_weights(name, model, info)
+    tokenizer = load_tokenizer(name)
+    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
+
+
+def check_weights(name: str, model: PreTrainedModel, info: dict) -> None:
+    """
+    Raises:
+        `ValueError`: a tensor of the checkpoint was not used, or one of the model was not there.
+    """
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
         if keys:
@@ -158,8 +175,6 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
                 f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
                 f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
-    tokenizer = load_tokenizer(name)
-    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
 
 
 def load_image_processor(

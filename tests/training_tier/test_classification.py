@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments, set_seed
 
 from evaluation_tier.zeroshot import read_labels, zero_shot_auroc
@@ -202,6 +203,34 @@ def test_a_saved_classifier_goes_on_and_new_findings_get_a_new_head(make_trainer
         ValueError, match="head_from_prompts needs a text tower, which the classifier .* does not have"
     ):
         make_classifier(arguments, FINDINGS, labels, (), prompts="report")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "^The weights of '.*' cannot be read: .*; save the"),
+        (
+            lambda file: save_file(
+                {
+                    name: tensor[:2] if name == "classifier.weight" else tensor
+                    for name, tensor in load_file(file).items()
+                },
+                file,
+                metadata={"format": "pt"},
+            ),
+            "does not fit a TierCLIPForImageClassification: 1 mismatched keys, for example .*classifier.weight",
+        ),
+    ],
+    ids=["cut short", "another shape"],
+)
+def test_a_damaged_classifier_is_one_sentence(tmp_path, phantom, base, damage, message):
+    labels = read_labels(phantom, FINDINGS)
+    classifier, image_processor = make_classifier(ModelArguments(model=base), FINDINGS, labels, ())
+    classifier.save_pretrained(tmp_path / "saved")
+    image_processor.save_pretrained(tmp_path / "saved")
+    damage(tmp_path / "saved" / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        make_classifier(ModelArguments(model=str(tmp_path / "saved")), FINDINGS, labels, ())
 
 
 def test_random_weights_start_a_classifier_too_but_no_prompts_do(phantom):
