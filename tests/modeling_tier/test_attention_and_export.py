@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel
 from transformers.utils import is_flash_attn_2_available
 
-from modeling_tier import TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
@@ -468,14 +468,14 @@ def test_onnx(model, batch, tower, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_in_docs(make_tier, tmp_path, monkeypatch, capsys):
+def test_the_recipe_in_docs(tiny_sizes, tmp_path, monkeypatch, capsys):
     """docs/export.md as it stands, on another folder; then its graphs on batches of other sizes."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    tokenizer = train_tokenizer(["Cardiomegaly.", "No cardiomegaly."], vocab_size=99)
+    tokenizer = train_tokenizer(["Cardiomegaly.", "No cardiomegaly."], vocab_size=600)
     tokenizer.model_max_length = 20
-    model = make_tier()
-    model.config.text_config.eos_token_id = model.text_model.eos_token_id = tokenizer.eos_token_id
+    text_config = {**tiny_sizes["text_config"], "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = TierCLIPModel(TierCLIPConfig(**{**tiny_sizes, "text_config": text_config})).eval()
     model.save_pretrained(tmp_path / "model")
     TierProcessor(TierImageProcessor(size=32), tokenizer).save_pretrained(tmp_path / "model")
     recipe = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
