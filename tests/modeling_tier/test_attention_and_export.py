@@ -1,6 +1,7 @@
 """What transformers expects of any model: kernels, precisions, compilation, devices, image sizes and exports."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,7 @@ def test_a_training_step_compiles(model, raw_batch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
 def test_a_training_step_compiles_with_inductor(make_model, raw_batch, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # whatever a killed process has left in the usual one
     check_compiled_training(make_model("patch_mean"), raw_batch, "inductor")
