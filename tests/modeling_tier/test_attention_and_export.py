@@ -12,7 +12,14 @@ from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel
 from transformers.utils import is_flash_attn_2_available
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import (
+    TierCLIPConfig,
+    TierCLIPForImageClassification,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderForImageClassification,
+    TierDualEncoderModel,
+)
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
@@ -314,6 +321,19 @@ def test_image_size_by_the_auto_class(clip, make_model, batch, tmp_path):
     loaded, info = AutoModel.from_pretrained(tmp_path, image_size=48, output_loading_info=True)
     assert type(loaded).__name__ == "TierCLIPModel" and not info["missing_keys"]
     assert loaded.vision_model.embeddings.position_embedding.weight.shape == (37, 32)
+
+
+@pytest.mark.parametrize("name", ["cls", "patch_mean", "vit"])
+def test_image_size_of_a_classifier(make_model, tmp_path, name):
+    model, pixels = make_model(name), torch.randn(2, 3, 48, 48)
+    kind = TierDualEncoderForImageClassification if name == "vit" else TierCLIPForImageClassification
+    classifier = kind.from_image_tower(model, ["Edema", "Nodule"])
+    nn.init.normal_(classifier.classifier.weight)
+    expected = classifier(pixels, interpolate_pos_encoding=True).logits
+    classifier.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, image_size=48)
+    assert loaded.config.vision_config.image_size == 48
+    assert torch.equal(loaded(pixels).logits, expected)
 
 
 def test_resizing_follows_clips_own_interpolation(clip, make_model):
