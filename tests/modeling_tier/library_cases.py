@@ -13,6 +13,10 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 from transformers_tests import test_modeling_common
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
@@ -56,6 +60,12 @@ def set_config_for_less_flaky_test(config):
             if hasattr(part, name):
                 setattr(part, name, 1.0)
 
+
+# Several tests pass over the classes whose names the library does not list.
+MODEL_MAPPING_NAMES.update(tier_clip="TierCLIPModel", tier_dual_encoder="TierDualEncoderModel")
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.update(
+    tier_clip="TierCLIPForImageClassification", tier_dual_encoder="TierDualEncoderForImageClassification"
+)
 
 test_modeling_common._config_zero_init = config_zero_init
 test_modeling_common.set_config_for_less_flaky_test = set_config_for_less_flaky_test
