@@ -196,7 +196,6 @@ def make_image_processor(source, image_size: int):
 
 def from_stored(folder: Path, size: dict[str, int]):
     """The image processor of a folder of transformers: ours as it is, CLIP's as ours; CLIP's pixels without one."""
-    from transformers import CLIPImageProcessorPil
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from processing_tier import TierImageProcessor
@@ -206,16 +205,10 @@ def from_stored(folder: Path, size: dict[str, int]):
     stored = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     if isinstance(stored, TierImageProcessor):
         return stored
-    if not isinstance(stored, CLIPImageProcessorPil):
-        raise ValueError(f"{folder} has a {type(stored).__name__}, not the image processor of CLIP.")
-    options = {"size": size, "resample": stored.resample}
-    options |= {"image_mean": stored.image_mean, "image_std": stored.image_std}
-    edge = stored.size["shortest_edge"]
-    if stored.do_center_crop and edge and edge >= size["height"]:
-        return TierImageProcessor(geometry="crop", resize_edge=edge if edge > size["height"] else None, **options)
-    if not stored.do_center_crop and stored.size["height"] == stored.size["width"] == size["height"]:
-        return TierImageProcessor(geometry="squash", **options)
-    raise ValueError(f"the image processor of {folder} does not make squares of {size['height']} pixels.")
+    image_processor = TierImageProcessor.from_clip(stored)
+    if dict(image_processor.size) != size:
+        raise ValueError(f"the image processor of {folder} does not make squares of {size['height']} pixels.")
+    return image_processor
 
 
 def to_stock(image_processor):

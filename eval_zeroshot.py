@@ -195,11 +195,11 @@ def run(args: argparse.Namespace) -> None:
             written.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
     written.append(report.write_predictions(folder / "predictions.parquet", predictions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
-    if args.model_card:
-        written.append(report.write_model_card(args.models[0], metrics))
     if args.save_thresholds:
         prompts = load_prompts(args.prompts, list(metrics["findings"]))
         written.append(report.write_thresholds(args.models[0], metrics, prompts))
+    if args.model_card:  # last: it says whether the model is calibrated
+        written.append(report.write_model_card(args.models[0], metrics))
 
     # 4. What the user sees
     protocol = metrics["protocol"]

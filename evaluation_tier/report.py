@@ -42,8 +42,6 @@ TRAINING_FACTS = {
     "batch_size": "Batch size",
     "learning_rate": "Peak learning rate",
     "seed": "Seed",
-    "hardware": "Hardware",
-    "duration": "Duration",
 }
 MODEL_FACTS = {  # key of config.json: what the card calls it
     "token_entropy_weight": "Weight of the token entropy",
@@ -244,6 +242,7 @@ def write_model_card(
         architecture=architecture,
         facts=[(label, state(value)) for label, value in facts.items()],
         classifier=classifier,
+        calibrated=bool(config.get("zero_shot_findings")),
         training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in not_of_it],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
         training_data=state(training_data),

@@ -134,6 +134,33 @@ class TierImageProcessor(CLIPImageProcessorPil):
         }
         return cls(**{**preset, **kwargs})
 
+    @classmethod
+    def from_clip(cls, image_processor: CLIPImageProcessorPil) -> "TierImageProcessor":
+        """
+        The same pixels, for any radiograph, as an image processor of CLIP makes.
+
+        Raises:
+            `ValueError`: it is not CLIP's, or does not make squares.
+        """
+        name = type(image_processor).__name__
+        if not isinstance(image_processor, CLIPImageProcessorPil):
+            raise ValueError(
+                f"A {name} is not the image processor of CLIP; save the one that the model was trained on."
+            )
+        crop = image_processor.crop_size
+        square = crop if image_processor.do_center_crop else image_processor.size
+        edge = image_processor.size.shortest_edge
+        if not square or not square.height or square.height != square.width or edge and edge < square.height:
+            raise ValueError(f"The {name} does not make squares (size={image_processor.size}, crop_size={crop}).")
+        return cls(
+            geometry="crop" if edge else "squash",
+            resize_edge=edge if edge and edge > square.height else None,
+            size={"height": square.height, "width": square.width},
+            resample=image_processor.resample,
+            image_mean=image_processor.image_mean,
+            image_std=image_processor.image_std,
+        )
+
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
         """Uploads, as [`TierProcessor.push_to_hub`] does, to a repository that is private unless told otherwise."""
         return super().push_to_hub(repo_id, private=private, **kwargs)

@@ -7,7 +7,6 @@ from itertools import chain
 import datasets
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import EvalPrediction
 
 from evaluation_tier.metrics import auroc
@@ -24,7 +23,7 @@ from processing_tier.prompts import load_prompts
 
 from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
 from .dataset import PairDataset
-from .initialization import check_weights, load_image_processor, make_model, read_stored_config
+from .initialization import load_image_processor, load_weights, make_model, read_stored_config
 from .presets import PRESETS
 from .trainer import RadiographTrainer
 
@@ -193,21 +192,7 @@ def load_classifier(
 ) -> tuple[Classifier, TierImageProcessor]:
     """A saved classifier, under a new head where it knows other findings, and its image processor."""
     is_dual = read_stored_config(arguments).get("model_type") == TierDualEncoderConfig.model_type
-    try:
-        classifier, info = CLASSIFIERS[TierDualEncoderModel if is_dual else TierCLIPModel].from_pretrained(
-            arguments.model,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below
-            output_loading_info=True,
-            image_size=arguments.image_size,
-            **arguments.config_overrides(),
-        )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"The weights of {arguments.model!r} cannot be read: {str(error).splitlines()[0]}; save the model again."
-        ) from error
-    check_weights(arguments.model, classifier, info)
+    classifier = load_weights(CLASSIFIERS[TierDualEncoderModel if is_dual else TierCLIPModel], arguments)
     image_processor = load_image_processor(arguments, classifier.config)
     if list(classifier.config.id2label.values()) != list(findings):
         logger.warning("The head of %s knows other findings: it starts anew.", arguments.model)

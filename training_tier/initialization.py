@@ -65,13 +65,17 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
 
 def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometry: str) -> TierImageProcessor:
     """The image processor of a model: its size, its mean and standard deviation."""
-    size = config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
     return TierImageProcessor(
         geometry=geometry,
-        size={"height": size, "width": size},
+        size={"height": model_size(config), "width": model_size(config)},
         image_mean=config.pixel_mean,
         image_std=config.pixel_std,
     )
+
+
+def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
+    """Edge in pixels of the square that a model sees."""
+    return config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
 
 
 def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
@@ -140,11 +144,24 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
     """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
     name = arguments.model
     stored_config = read_stored_config(arguments)
+    is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
+    if arguments.frozen_text_layers is not None and not is_dual:
+        raise ValueError(f"frozen_text_layers has no effect on {name!r}, which is no dual encoder; leave it out.")
+    model = load_weights(TierDualEncoderModel if is_dual else TierCLIPModel, arguments)
+    tokenizer = load_tokenizer(name)
+    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
+
+
+def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) -> PreTrainedModel:
+    """
+    The checkpoint `arguments.model` as a model of a class, in float32.
+
+    Raises:
+        `ValueError`: it cannot be read, a tensor of it was not used, or one of the model was not there.
+    """
+    name = arguments.model
     try:
-        is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
-        if arguments.frozen_text_layers is not None and not is_dual:
-            raise ValueError(f"frozen_text_layers has no effect on {name!r}, which is no dual encoder; leave it out.")
-        model, info = (TierDualEncoderModel if is_dual else TierCLIPModel).from_pretrained(
+        model, info = model_class.from_pretrained(
             name,
             dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
             use_safetensors=True,
@@ -158,16 +175,6 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    check_weights(name, model, info)
-    tokenizer = load_tokenizer(name)
-    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
-
-
-def check_weights(name: str, model: PreTrainedModel, info: dict) -> None:
-    """
-    Raises:
-        `ValueError`: a tensor of the checkpoint was not used, or one of the model was not there.
-    """
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
         if keys:
@@ -175,6 +182,7 @@ def check_weights(name: str, model: PreTrainedModel, info: dict) -> None:
                 f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
                 f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
+    return model
 
 
 def load_image_processor(
@@ -186,19 +194,14 @@ def load_image_processor(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
-    if isinstance(stored, TierImageProcessor):
-        image_processor = stored
-        if arguments.geometry:
-            image_processor.geometry = arguments.geometry
-        if arguments.image_size is not None:  # the same part of the picture in more or fewer pixels
-            if image_processor.resize_edge is not None:
-                scale = arguments.image_size / image_processor.size["height"]
-                image_processor.resize_edge = round(image_processor.resize_edge * scale)
-            image_processor.size = SizeDict(height=arguments.image_size, width=arguments.image_size)
-    else:
-        config.pixel_mean, config.pixel_std = list(stored.image_mean), list(stored.image_std)
-        geometry = arguments.geometry or "crop"  # what CLIP's own processor does
-        image_processor = make_image_processor(config, geometry)
+    image_processor = stored if isinstance(stored, TierImageProcessor) else TierImageProcessor.from_clip(stored)
+    if arguments.geometry not in (None, image_processor.geometry):
+        image_processor.geometry, image_processor.resize_edge = arguments.geometry, None
+    size, own_size = model_size(config), image_processor.size["height"]
+    if size != own_size:  # the same part of the picture in more or fewer pixels
+        if image_processor.resize_edge is not None:
+            image_processor.resize_edge = round(image_processor.resize_edge * size / own_size)
+        image_processor.size = SizeDict(height=size, width=size)
     config.pixel_mean = list(image_processor.image_mean)
     config.pixel_std = list(image_processor.image_std)
     return image_processor

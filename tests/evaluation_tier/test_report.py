@@ -232,6 +232,17 @@ def test_card_of_an_unregularized_model_does_not_claim_otherwise(folder, metrics
     assert "text-image entropy regularization" not in read_card(folder)[1]
 
 
+def test_card_of_a_calibrated_model_says_for_what_it_is(folder, metrics):
+    write_model_card(folder, metrics)
+    assert "are not calibrated" in read_card(folder)[1]
+    config = json.loads((folder / "config.json").read_text())
+    findings = {"Edema": {"positive": ["Edema."], "negative": ["Dry."], "scale": 30.0, "bias": -2.0}}
+    (folder / "config.json").write_text(json.dumps(config | {"zero_shot_findings": findings}))
+    write_model_card(folder, metrics)
+    assert "hold for images like those on which they were measured" in read_card(folder)[1]
+    assert "are not calibrated" not in read_card(folder)[1]
+
+
 def test_training_facts_stay_with_the_model(folder, metrics):
     """Training writes them; an evaluation later renders them with its results."""
     write_model_card(folder, training={"dataset": "iu_cxr", "seed": 7})

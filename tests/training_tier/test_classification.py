@@ -208,7 +208,7 @@ def test_a_saved_classifier_goes_on_and_new_findings_get_a_new_head(make_trainer
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "^The weights of '.*' cannot be read: .*; save the"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "nor a checkpoint that can be loaded: "),
         (
             lambda file: save_file(
                 {

@@ -1,8 +1,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -102,6 +104,37 @@ def test_random_weights_train_a_tokenizer_on_the_reports():
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
     assert processor.image_processor.size == {"height": 32, "width": 32}
     assert list(processor.image_processor.image_mean) == model.config.pixel_mean
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "resample": 2},
+        {"size": {"height": 32, "width": 32}, "do_center_crop": False},
+    ],
+    ids=["resize, then crop", "squash"],
+)
+def test_a_clip_checkpoint_keeps_its_own_pixels(clip_folder, options):
+    folder, _ = clip_folder
+    stock = CLIPImageProcessorPil(**options)
+    stock.save_pretrained(folder)
+    (folder / "processor_config.json").unlink()
+    _, processor = make_model(ModelArguments(model=str(folder)), [])
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50), dtype=np.uint8))
+    pixels = processor.image_processor(grey, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(
+        pixels, stock(grey.convert("RGB"), return_tensors="pt")["pixel_values"], rtol=0, atol=1e-5
+    )
+    _, processor = make_model(ModelArguments(model=str(folder), geometry="pad"), [])
+    assert (processor.image_processor.geometry, processor.image_processor.resize_edge) == ("pad", None)
+
+
+def test_an_image_processor_that_makes_no_squares_is_refused(clip_folder):
+    folder, _ = clip_folder
+    CLIPImageProcessorPil(do_center_crop=False).save_pretrained(folder)
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="^The CLIPImageProcessorPil does not make squares"):
+        make_model(ModelArguments(model=str(folder)), [])
 
 
 def test_a_clip_checkpoint_gives_the_same_embeddings_in_float32(clip_folder):
