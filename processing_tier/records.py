@@ -9,10 +9,15 @@ The record schema that every reader yields and every command accepts.
 | `findings`, `impression`, `report` | sections and whole text, `""` where there is none |
 | `split` | name of the split |
 | one float32 column per finding | 1 present, 0 absent, -1 uncertain, NaN not stated |
-| `boxes`, `sex`, `age` | optional; boxes in pixels of the stored image, age in years |
+| `boxes`, `masks`, `sex`, `age` | optional; boxes and masks in pixels of the stored image, age in years |
+
+A box is `finding`, `phrase` (the words of a report that it shows, `""` where there are none), `x`, `y` (its top left
+corner), `w`, `h`. A mask is `finding`, `height`, `width` and `counts`, see [`masks`].
 """
 
+import itertools
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,16 +28,26 @@ import pandas as pd
 
 from .radiograph_tier import path_under
 
+logger = logging.getLogger(__name__)
+
 FRONTAL_VIEWS = ("AP", "PA")
 VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")
 TEXT_COLUMNS = ("findings", "impression", "report")
 REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT_COLUMNS, "split")
-OPTIONAL_COLUMNS = ("boxes", "sex", "age")
+OPTIONAL_COLUMNS = ("boxes", "masks", "sex", "age")
 TEXT_SOURCES = ("impression", "findings", "both")
 FINDING_VALUES = (-1.0, 0.0, 1.0)  # or NaN
 TRUTH = {"true": 1, "false": 0}
 
-BOXES = [{name: datasets.Value("string" if name == "finding" else "float32") for name in ("finding", *"xywh")}]
+BOXES = [{name: datasets.Value("float32" if name in "xywh" else "string") for name in ("finding", "phrase", *"xywh")}]
+MASKS = [
+    {
+        "finding": datasets.Value("string"),
+        "height": datasets.Value("int32"),
+        "width": datasets.Value("int32"),
+        "counts": [datasets.Value("int32")],
+    }
+]
 VIEW_NAMES = {"FRONTAL": "PA", "LL": "LATERAL", "RL": "LATERAL", "L": "LATERAL", "LAT": "LATERAL"}
 
 
@@ -114,6 +129,7 @@ def make_records(
     image_root: str | os.PathLike,
     split: str,
     name: str,
+    skip_missing: bool = False,
 ) -> datasets.Dataset:
     """
     Bring a table of one row per image into the schema. No image is opened.
@@ -122,10 +138,13 @@ def make_records(
         frame (`pd.DataFrame`): the table, with only the rows of this split.
         columns (`Mapping[str, str]`):
             Schema name to column of the table. A name outside the schema is a finding; where none is given, the
-            findings are the other columns whose values are all -1, 0, 1 or blank.
+            findings are the other columns whose values are all -1, 0, 1 or blank. Values of `boxes` and `masks` are
+            lists of dicts as the schema has them; boxes may be JSON, see [`read_boxes`].
         image_root (`str` or `os.PathLike`): folder that image paths are relative to and must not leave.
         split (`str`): value of the `split` column.
         name (`str`): what the table is called in errors.
+        skip_missing (`bool`, *optional*, defaults to `False`):
+            Leave out rows whose image is not there, with a warning, as archives that were downloaded in part need.
 
     Returns:
         `datasets.Dataset`: in the order of the table.
@@ -171,8 +190,20 @@ def make_records(
             )
     paths = [str(path) for path in paths]
     resolved = [path_under(image_root, path) for path in paths]
-    missing = [path for path, file in zip(paths, resolved, strict=True) if not file.is_file()]
-    if missing:
+    there = [file.is_file() for file in resolved]
+    missing = [path for path, found in zip(paths, there, strict=True) if not found]
+    if skip_missing and 0 < len(missing) < len(paths):
+        logger.warning(
+            "%s, split %s: %d of %d images are not there, the first is %s: left out.",
+            name,
+            split,
+            len(missing),
+            len(paths),
+            Path(missing[0]).name,
+        )
+        frame = frame[there]
+        paths, resolved = list(itertools.compress(paths, there)), list(itertools.compress(resolved, there))
+    elif missing:
         raise ValueError(
             f"{name}: {len(missing)} of {len(paths)} images are not there, the first is {Path(missing[0]).name}; "
             "check the image folder."
@@ -206,6 +237,9 @@ def make_records(
     if "boxes" in columns:
         data["boxes"] = [read_boxes(value, name) for value in frame[columns["boxes"]]]
         features["boxes"] = BOXES
+    if "masks" in columns:
+        data["masks"] = list(frame[columns["masks"]])
+        features["masks"] = MASKS
     if "sex" in columns:
         data["sex"] = text("sex", blank)
         features["sex"] = datasets.Value("string")
@@ -229,11 +263,26 @@ def is_finding(values: pd.Series) -> bool:
 
 
 def read_boxes(value, name: str) -> list[dict]:
-    """Boxes of one image, from JSON such as `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`."""
+    """
+    Boxes of one image, as the schema has them.
+
+    Args:
+        value: a list of dicts with `finding`, `x`, `y`, `w`, `h` and perhaps `phrase`, or JSON such as
+            `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`; anything else is no box.
+        name (`str`): what the table is called in errors.
+
+    Raises:
+        `ValueError`: text that is not such JSON.
+    """
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [{"phrase": "", **box} for box in value]
     if not isinstance(value, str) or not value.strip():
         return []
     try:
-        return [dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"]) for box in json.loads(value)]
+        return [
+            dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"], phrase="")
+            for box in json.loads(value)
+        ]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."

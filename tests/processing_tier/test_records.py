@@ -84,9 +84,20 @@ def test_findings_are_detected_or_listed(folder):
 def test_optional_columns(folder):
     boxes = ['[{"label": "Edema", "bbox_xywh": [1, 2, 3.5, 4]}]', "[]", None]
     dataset = make_records(make_frame(boxes=boxes, sex=["F", None, "M"]), {}, folder, "train", "t.csv")
-    assert dataset["boxes"][:] == [[{"finding": "Edema", "x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0}], [], []]
+    assert dataset["boxes"][:] == [
+        [{"finding": "Edema", "phrase": "", "x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0}],
+        [],
+        [],
+    ]
     assert dataset["sex"][:] == ["F", "", "M"]
     assert finding_columns(dataset) == []
+
+    lists = [[{"finding": "Edema", "phrase": "mild edema", "x": 1.0, "y": 2.0, "w": 3.5, "h": 4.0}], [], []]
+    masks = [[{"finding": "Edema", "height": 2, "width": 3, "counts": [1, 2, 3]}], [], []]
+    dataset = make_records(make_frame(boxes=lists, masks=masks), {}, folder, "train", "t.csv")
+    assert dataset["boxes"][:] == lists and dataset["masks"][:] == masks
+    assert finding_columns(dataset) == []
+
     with pytest.raises(ValueError) as error:
         make_records(make_frame(boxes=["[1]", "", ""]), {}, folder, "train", "t.csv")
     assert str(error.value) == (
@@ -183,3 +194,16 @@ def test_check_columns():
     with pytest.raises(ValueError) as error:
         check_columns(dataset, ["image", "impression", "split"])
     assert str(error.value) == "column 'impression', 'split' is not in the data; it has image, report."
+
+
+def test_images_that_are_not_there_can_be_left_out(folder, caplog):
+    frame = pd.DataFrame({"image": ["a.png", "x.png", "c.png"], "patient_id": ["1", "2", "3"], "Edema": [1, 0, None]})
+    dataset = make_records(frame, {}, folder, "train", "archive", skip_missing=True)
+    assert dataset["patient_id"][:] == ["1", "3"]
+    assert dataset["Edema"][0] == 1 and math.isnan(dataset["Edema"][1])
+    assert caplog.messages == [
+        "archive, split train: 1 of 3 images are not there, the first is x.png: left out.",
+    ]
+    frame["image"] = ["x.png", "y.png", "z.png"]
+    with pytest.raises(ValueError, match="3 of 3 images are not there"):
+        make_records(frame, {}, folder, "train", "archive", skip_missing=True)
