@@ -1,7 +1,8 @@
 """A CSV or Parquet file of one row per image, with any column names."""
 
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets
@@ -10,8 +11,12 @@ import pandas as pd
 from ..records import make_records
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.DataFrame:
     """
+    Args:
+        path (`Path`): a Parquet file, or a CSV file, plain or compressed.
+        usecols (`Callable[[str], bool]`, *optional*): which columns of a CSV file to read.
+
     Raises:
         `ValueError`: no such file, or not a readable CSV or Parquet table.
     """
@@ -19,10 +24,12 @@ def read_frame(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path}: there is no such file; check the path.")
     try:
         # All text: "00061" stays a patient and does not become the number 61
-        return pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path, dtype=str)
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype=str, usecols=usecols)
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: a gzip file cut short, or damaged
         raise ValueError(f"{path}: the file is not a readable {path.suffix[1:]} table; export it again.") from error
 
 

@@ -1,0 +1,137 @@
+"""What the readers of archives share: finding the tables of an archive, reading them, and dropping repeated rows."""
+
+import itertools
+import logging
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from .table import read_frame
+
+logger = logging.getLogger(__name__)
+
+MAX_ENTRIES = 1000  # of a folder that is searched for a misplaced archive
+
+
+def check_split(split: str, splits: Sequence[str], name: str) -> None:
+    """
+    Raises:
+        `ValueError`: the data set has no such split.
+    """
+    if split not in splits:
+        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(splits)}.")
+
+
+def find_first(folder: Path, patterns: Iterable[str]) -> Path | None:
+    """
+    The file or folder that the first fitting pattern names: of several versions the newest, plain rather than gzipped.
+    """
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern), key=lambda path: (path.name.removesuffix(".gz"), path.suffix != ".gz"))
+        if found:
+            return found[-1]
+    return None
+
+
+def find_in_archive(root: str | os.PathLike, patterns: Sequence[str], name: str, source: str) -> Path:
+    """
+    A file (or folder) of an archive.
+
+    Args:
+        root (`str` or `os.PathLike`): folder of the archive.
+        patterns (`Sequence[str]`): its names below `root`, as for `Path.glob`; the first that is there counts.
+        name (`str`): what the data set is called in errors.
+        source (`str`): where to get the file.
+
+    Raises:
+        `ValueError`: there is no such folder, or the file is not in it; the message names the folder beside or below
+        that has it, where there is one.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: there is no such folder; name the folder that holds {name}.")
+    found = find_first(root, patterns)
+    if found is not None:
+        return found
+    children = [child for child in itertools.islice(root.iterdir(), MAX_ENTRIES) if child.is_dir()]
+    grandchildren = (
+        grandchild
+        for child in sorted(children)
+        for grandchild in itertools.islice(child.iterdir(), MAX_ENTRIES)
+        if grandchild.is_dir()
+    )
+    for folder in itertools.chain([root.resolve().parent], sorted(children), grandchildren):
+        if find_first(folder, patterns) is not None:
+            raise ValueError(f"{root}: this is not the folder of {name}, but {folder} is; name that one.")
+    raise ValueError(f"{root}: {patterns[0]} of {name} is not in this folder; get it from {source}.")
+
+
+def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """
+    Some columns of a CSV file (plain or gzipped), all as text.
+
+    Raises:
+        `ValueError`: no such file, not a readable table, or one of `columns` is not in it.
+    """
+    wanted = {*columns, *optional}
+    frame = read_frame(path, usecols=lambda column: column in wanted)
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"{path.name}: column {', '.join(map(repr, missing))} is not there; is this the file of the archive, "
+            "unchanged?"
+        )
+    return frame
+
+
+def drop_repeated(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
+    """The rows of a table without those that repeat a value of `column`; of each the first stays."""
+    repeated = frame[column].duplicated()
+    if repeated.any():
+        logger.warning("%s: %d of %d rows repeat a %r: dropped.", name, repeated.sum(), len(frame), column)
+        frame = frame[~repeated]
+    return frame
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """
+    Raises:
+        `ValueError`: not a zip archive, or a damaged one.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name}: the file is not a readable zip archive; download it again.") from error
+
+
+def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
+    """
+    The bytes of one member of a zip archive; nothing is extracted.
+
+    Raises:
+        `ValueError`: the member is damaged, encrypted, or larger than `max_bytes` whatever its header says.
+    """
+    name = Path(archive.filename or "zip").name
+    try:
+        with archive.open(member) as file:
+            data = file.read(max_bytes + 1)
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise ValueError(f"{name}: a member cannot be read ({type(error).__name__}); download it again.") from error
+    if len(data) > max_bytes:
+        raise ValueError(f"{name}: a member is larger than {max_bytes:,} bytes; it is not the archive as shipped.")
+    return data
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """
+    Raises:
+        `ValueError`: the file is larger than `max_bytes`.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{path.name}: the file is larger than {max_bytes:,} bytes; it is not the file as shipped.")
+    return data
