@@ -139,8 +139,8 @@ def run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from evaluation_tier import plots, report, zeroshot
+    from processing_tier import readers
     from processing_tier.prompts import load_prompts
-    from processing_tier.readers import read_records
 
     logging.disable_progress_bar()  # those of loading weights
     if args.figures:
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
 
     def read(split: str):
-        dataset = read_records(args.data, split, columns=columns, image_root=args.image_root)
+        dataset = readers.read_records(args.data, split, columns=columns, image_root=args.image_root)
         return dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
 
     dataset = read(args.split)
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         batch_size=args.batch_size,
         threshold_dataset=threshold_dataset,
-        dataset_name=args.data if report.is_synthetic(args.data) else Path(args.data).resolve().name,
+        dataset_name=readers.dataset_name(args.data),
     )
     metrics["protocol"] = {"split": args.split, **metrics["protocol"]}
     if args.threshold_split:

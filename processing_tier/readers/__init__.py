@@ -1,18 +1,24 @@
 """Readers: each brings one layout of data into the schema of `processing_tier.records`."""
 
+import difflib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets
 
-from .imagefolder import read_imagefolder
-from .table import read_table
+from .imagefolder import find_metadata, read_imagefolder, split_folders
+from .table import read_frame, read_table
 
 PHANTOM = "phantom"
 PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
 PHANTOM_IMAGES = {"train": 2000}
 PHANTOM_OTHER_IMAGES = 300
+PHANTOM_SPLITS = ("train", "validation", "test")
+
+# Archives as their owners ship them: name to the function that reads one split, and the splits it has
+READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {}
 
 
 def read_records(
@@ -26,37 +32,105 @@ def read_records(
 
     Args:
         data (`str` or `os.PathLike`):
-            `"phantom"` for the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`), an
-            image folder, or a `.csv` or `.parquet` table.
-        split (`str`): such as `"train"`.
+            `"phantom"` for the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`), the
+            name of a reader and the folder of its archive (`"padchest:/data/padchest"`, with the reader's options
+            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, or a `.csv` or `.parquet` table.
+        split (`str`): such as `"train"`, see [`list_splits`].
         columns (`Mapping[str, str]`, *optional*): schema name to column, see [`read_table`].
-        image_root (`str` or `os.PathLike`, *optional*): folder of the images of a table.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder of the images of a table, or of an archive that comes without its images.
 
     Raises:
         `ValueError`: data of no such kind, an option that has no effect there, or what the reader itself raises.
     """
-    data = os.fspath(data)
-    if data == PHANTOM or data.startswith(PHANTOM + ":"):
-        if columns or image_root:
-            raise ValueError(f"columns and image_root have no effect on {data!r}; leave them out.")
-        return read_phantom(data, split)
-    if Path(data).suffix.lower() in (".csv", ".parquet"):
+    reader, data, options = parse_data(data)
+    if reader is not None and columns or reader == PHANTOM and image_root:
+        raise ValueError(f"columns and image_root have no effect on {reader!r}; leave them out.")
+    if reader == PHANTOM:
+        return read_phantom(options, split)
+    if reader is not None:
+        function, splits = READERS[reader]
+        if split not in splits:
+            raise ValueError(f"{reader}: there is no split {split!r}; it has {', '.join(splits)}.")
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        if image_root and "image_root" not in known:
+            raise ValueError(f"image_root={str(image_root)!r} has no effect on {reader!r}; leave it out.")
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{reader} has no option {name!r}; it has {', '.join(known) or 'none'}.")
+        return function(data, split, **options, **({"image_root": image_root} if image_root else {}))
+    if is_table(data):
         return read_table(data, image_root=image_root, split=split, columns=columns)
     if image_root:
         raise ValueError(f"image_root={str(image_root)!r} has no effect on an image folder; leave it out.")
     return read_imagefolder(data, split, columns)
 
 
-def read_phantom(data: str, split: str) -> datasets.Dataset:
-    """The phantom described by `data`, such as `"phantom:num_images=200,seed=1"`."""
+def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None) -> list[str]:
+    """
+    Names of the splits that [`read_records`] can read.
+
+    Raises:
+        `ValueError`: data that are not there, or without a split.
+    """
+    reader, data, _ = parse_data(data)
+    if reader is not None:
+        return list(PHANTOM_SPLITS if reader == PHANTOM else READERS[reader][1])
+    if is_table(data):
+        table = Path(data)
+    elif os.path.isdir(data) and (folders := split_folders(Path(data))):
+        return folders
+    else:
+        table = find_metadata(Path(data))
+        if table is None:
+            read_imagefolder(data, "train")  # says what is missing
+    frame, column = read_frame(table), (columns or {}).get("split", "split")
+    return sorted(frame[column].dropna().astype(str).unique()) if column in frame.columns else ["train"]
+
+
+def dataset_name(data: str | os.PathLike) -> str:
+    """What data are called in results and on model cards: without the folders of this machine."""
+    reader, folder, _ = parse_data(data)
+    return os.fspath(data) if reader == PHANTOM else reader or Path(folder).resolve().name
+
+
+def is_table(data: str | os.PathLike) -> bool:
+    return Path(data).suffix.lower() in (".csv", ".parquet")
+
+
+def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str | int]]:
+    """
+    The reader that `data` names (`None` for a folder or table), its folder, and its options.
+
+    Raises:
+        `ValueError`: no such reader, or no folder for it.
+    """
+    data = os.fspath(data)
+    name, colon, rest = data.partition(":")
+    if name == PHANTOM:
+        parts = list(filter(None, rest.split(",")))
+        for part in parts:
+            option, _, value = part.partition("=")
+            if option not in PHANTOM_OPTIONS or not value.isdecimal():
+                raise ValueError(
+                    f"phantom option {part!r} is not known; use {', '.join(PHANTOM_OPTIONS)} with a whole number each."
+                )
+        folder = ""
+    elif name in READERS and (colon or not os.path.exists(data)):
+        folder, *parts = rest.split(",")
+        if not folder:
+            raise ValueError(f"{name!r} needs the folder of its archive: {name}:FOLDER.")
+    elif colon and not os.path.exists(data) and name.isidentifier() and len(name) > 1:  # C:\ is a drive
+        nearest = difflib.get_close_matches(name, [PHANTOM, *READERS], n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no reader {name!r}; did you mean {nearest!r}? There are {', '.join(READERS)}.")
+    else:
+        return None, data, {}
+    options = dict(part.partition("=")[::2] for part in parts)
+    return name, folder, {key: int(value) if value.isdecimal() else value for key, value in options.items()}
+
+
+def read_phantom(options: Mapping[str, int], split: str) -> datasets.Dataset:
+    """The phantom of these options, with its usual number of images for the split where none is given."""
     from ..phantom import make_phantom
 
-    options = {"num_images": PHANTOM_IMAGES.get(split, PHANTOM_OTHER_IMAGES)}
-    for part in filter(None, data.removeprefix(PHANTOM).removeprefix(":").split(",")):
-        name, _, value = part.partition("=")
-        if name not in PHANTOM_OPTIONS or not value.isdecimal():
-            raise ValueError(
-                f"phantom option {part!r} is not known; use {', '.join(PHANTOM_OPTIONS)} with a whole number each."
-            )
-        options[name] = int(value)
-    return make_phantom(**options, split=split)
+    return make_phantom(**{"num_images": PHANTOM_IMAGES.get(split, PHANTOM_OTHER_IMAGES), **options}, split=split)

@@ -17,6 +17,11 @@ def find_metadata(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
+def split_folders(folder: Path) -> list[str]:
+    """Names of the folders inside that have metadata of their own."""
+    return sorted(child.name for child in folder.iterdir() if child.is_dir() and find_metadata(child))
+
+
 def read_imagefolder(
     folder: str | os.PathLike, split: str, columns: Mapping[str, str] | None = None
 ) -> datasets.Dataset:
@@ -40,8 +45,7 @@ def read_imagefolder(
         raise ValueError(f"{folder}: there is no such folder; check the path of the data.")
     metadata = find_metadata(folder / split) or find_metadata(folder)
     if metadata is None:
-        there = sorted(child.name for child in folder.iterdir() if child.is_dir() and find_metadata(child))
-        if there:
+        if there := split_folders(folder):
             raise ValueError(f"{folder}: there is no split {split!r}; it has {', '.join(there)}.")
         raise ValueError(f"{folder}: no {METADATA[0]} is in it or in a folder for each split; add one.")
 

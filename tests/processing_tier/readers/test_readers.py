@@ -1,8 +1,58 @@
+import pandas as pd
 import pytest
 
+from processing_tier import readers
 from processing_tier.phantom import PHANTOM_FINDINGS, make_phantom
-from processing_tier.readers import read_records
+from processing_tier.readers import dataset_name, list_splits, read_records
 from processing_tier.records import check_columns, check_disjoint_patients, finding_columns
+
+
+@pytest.fixture
+def archive(monkeypatch):
+    """The calls of a reader named "archive", the only one."""
+    calls = []
+
+    def read_archive(root, split, *, labels="expert", minimum=0):
+        calls.append((root, split, labels, minimum))
+        return make_phantom(2, image_size=64, split=split)
+
+    monkeypatch.setattr(readers, "READERS", {"archive": (read_archive, ("train", "test"))})
+    return calls
+
+
+def test_archive(archive):
+    assert len(read_records("archive:/data/of it", "test")) == 2
+    read_records("archive:/data,labels=text,minimum=50", "train")
+    assert archive == [("/data/of it", "test", "expert", 0), ("/data", "train", "text", 50)]
+    assert list_splits("archive:/data") == ["train", "test"]
+
+
+def test_splits(tmp_path):
+    assert list_splits("phantom:seed=1") == ["train", "validation", "test"]
+    table = tmp_path / "table.csv"
+    pd.DataFrame({"file_name": ["a"], "patient_id": ["1"]}).to_csv(table)
+    assert list_splits(table) == ["train"]
+    pd.DataFrame({"file_name": list("abc"), "split": ["val", "train", None], "set": "x"}).to_csv(table)
+    assert list_splits(table) == ["train", "val"]
+    assert list_splits(table, {"split": "set"}) == ["x"]
+    table.rename(tmp_path / "metadata.csv")
+    assert list_splits(tmp_path) == ["train", "val"]
+    for split in ("test", "dev"):
+        (tmp_path / split).mkdir()
+        pd.DataFrame({"file_name": ["a"]}).to_csv(tmp_path / split / "metadata.csv")
+    assert list_splits(tmp_path) == ["dev", "test"]
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+        list_splits("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no metadata.csv is in it"):
+        list_splits(tmp_path / "empty")
+
+
+def test_dataset_name(tmp_path, archive):
+    assert dataset_name("phantom:seed=1") == "phantom:seed=1"
+    assert dataset_name("archive:/secret/place,labels=text") == "archive"
+    assert dataset_name(tmp_path / "cxr.csv") == "cxr.csv"
+    assert dataset_name(f"{tmp_path}/cxr/") == "cxr"
 
 
 def test_phantom():
@@ -33,10 +83,20 @@ def test_phantom():
             {"columns": {"image": "x"}},
             "columns and image_root have no effect on 'phantom'; leave them out.",
         ),
+        ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
+        ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? There are archive."),
+        ("archive:/x", {"split": "dev"}, "archive: there is no split 'dev'; it has train, test."),
+        ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum."),
+        (
+            "archive:/x",
+            {"columns": {"image": "x"}},
+            "columns and image_root have no effect on 'archive'; leave them out.",
+        ),
+        ("archive:/x", {"image_root": "y"}, "image_root='y' has no effect on 'archive'; leave it out."),
         ("nowhere", {}, "nowhere: there is no such folder; check the path of the data."),
     ],
 )
-def test_bad_data(data, options, message):
+def test_bad_data(data, options, message, archive):
     with pytest.raises(ValueError) as error:
-        read_records(data, "train", **options)
+        read_records(data, **{"split": "train", **options})
     assert str(error.value) == message
