@@ -25,9 +25,8 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from evaluation_tier.report import is_synthetic
 from evaluation_tier.zeroshot import select_findings
-from processing_tier.readers import read_records
+from processing_tier.readers import dataset_name, read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
 from training_tier.arguments import (
     DataArguments,
@@ -138,9 +137,7 @@ def training_facts(
         sentences = "sentences of impression and findings"
         learnt_from = {"text": sentences if data_arguments.sample_sentences else data_arguments.text}
     return {
-        "dataset": data_arguments.data
-        if is_synthetic(data_arguments.data)
-        else Path(data_arguments.data).resolve().name,
+        "dataset": dataset_name(data_arguments.data),
         "n_images": len(records),
         "n_patients": len(set(records["patient_id"][:])),
         **learnt_from,
@@ -183,7 +180,7 @@ def make_contrastive_trainer(
         args=training_arguments,
         train_dataset=PairDataset(
             train_records,
-            augment_images=data_arguments.augment,
+            augmentation=data_arguments.augmentation,
             sample_sentences=data_arguments.sample_sentences,
             **pairs,
         ),

@@ -14,6 +14,7 @@ from transformers.integrations import is_tensorboard_available
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records import TEXT_SOURCES
 
+from .augmentation import AUGMENTATIONS
 from .presets import PRESETS
 
 VIEWS = ("frontal", "all")
@@ -229,8 +230,12 @@ class DataArguments:
             "instead of the text that --text names."
         },
     )
-    augment: bool = field(
-        default=True, metadata={"help": "In training, vary position, size, rotation and exposure of each image."}
+    augmentation: str = field(
+        default="standard",
+        metadata={
+            "help": "In training, vary position, size, rotation and exposure of each image: standard, tier (the "
+            "paper's, with crops of at least 60 % of the area), or none (CheXzero's). Never a mirror image."
+        },
     )
     views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEWS)}."})
     max_train_images: int | None = field(default=None, metadata={"help": "Use only this many training images."})
@@ -251,6 +256,7 @@ class DataArguments:
 
     def __post_init__(self):
         check_choice("text", self.text, TEXT_SOURCES)
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("views", self.views, VIEWS)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")

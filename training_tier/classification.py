@@ -243,7 +243,7 @@ def make_classification_trainer(
     return RadiographTrainer(
         model=classifier,
         args=training_arguments,
-        train_dataset=LabelledDataset(train_records, augment_images=data_arguments.augment, **images),
+        train_dataset=LabelledDataset(train_records, augmentation=data_arguments.augmentation, **images),
         eval_dataset=LabelledDataset(eval_records, **images),
         data_collator=collate_labelled,
         compute_metrics=make_compute_metrics(findings, scored),

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.records import select_text
 from processing_tier.reports import split_sentences
 
-from .augmentation import augment
+from .augmentation import augment, augment_tier
 
 
 class PairDataset(torch.utils.data.Dataset):
@@ -24,7 +25,8 @@ class PairDataset(torch.utils.data.Dataset):
         records (`datasets.Dataset`): in the schema of `processing_tier.records`.
         image_processor ([`TierImageProcessor`]): makes the pixels.
         text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
-        augment_images (`bool`, *optional*, defaults to `False`): see [`augment`].
+        augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
+            [`augment_tier`].
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         seed (`int`, *optional*, defaults to 0): of the random choices.
     """
@@ -34,14 +36,14 @@ class PairDataset(torch.utils.data.Dataset):
         records: datasets.Dataset,
         image_processor: TierImageProcessor,
         text: str = "impression",
-        augment_images: bool = False,
+        augmentation: str = "none",
         sample_sentences: bool = False,
         seed: int = 0,
     ):
         self.records = records.select_columns(["image", "image_id", "impression", "findings"])
         self.image_processor = image_processor
         self.text = text
-        self.augment_images = augment_images
+        self.augmentation = augmentation
         self.sample_sentences = sample_sentences
         self.seed = seed
         self.epoch = 0
@@ -63,11 +65,17 @@ class PairDataset(torch.utils.data.Dataset):
             image = read_radiograph(record["image"])
         except ValueError as error:
             return {"image_id": record["image_id"], "error": str(error)}
-        if self.augment_images:
-            image = augment(image, rng)
-        pixels = self.image_processor([image], output_dtype=self.output_dtype, return_tensors="pt")["pixel_values"][0]
+        pixels = self.make_pixels(image, rng)
         text = sample_text(record, rng) if self.sample_sentences else select_text(record, self.text)
         return {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+
+    def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        """One channel of 8 bits wherever the image processor allows, (1, height, width): the device does the rest."""
+        if self.augmentation == "tier":
+            return torch.from_numpy(np.array(augment_tier(image, rng, self.image_processor)))[None]
+        if self.augmentation == "standard":
+            image = augment(image, rng)
+        return self.image_processor([image], output_dtype=self.output_dtype, return_tensors="pt")["pixel_values"][0]
 
 
 def sample_text(record: Mapping, rng: np.random.Generator) -> str:

@@ -44,7 +44,7 @@ def make_trainer(tmp_path, phantom, evaluation, processor):
         return TierTrainer(
             model=model,
             args=TierTrainingArguments(**{**defaults, **options}),
-            train_dataset=PairDataset(records, processor.image_processor, augment_images=True),
+            train_dataset=PairDataset(records, processor.image_processor, augmentation="standard"),
             eval_dataset=PairDataset(evaluation, processor.image_processor),
             data_collator=PairCollator(processor.tokenizer),
             processing_class=processor,
