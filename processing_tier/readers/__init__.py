@@ -3,14 +3,17 @@
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets
 
+from .hub import list_hub_splits, read_hub
 from .imagefolder import find_metadata, read_imagefolder, split_folders
 from .table import read_frame, read_table
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PHANTOM = "phantom"
 PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
 PHANTOM_IMAGES = {"train": 2000}
@@ -34,7 +37,8 @@ def read_records(
         data (`str` or `os.PathLike`):
             `"phantom"` for the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`), the
             name of a reader and the folder of its archive (`"padchest:/data/padchest"`, with the reader's options
-            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, or a `.csv` or `.parquet` table.
+            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, a `.csv` or `.parquet` table,
+            a folder that `tier-prepare` wrote, or a data set on the Hub (`"owner/name"`).
         split (`str`): such as `"train"`, see [`list_splits`].
         columns (`Mapping[str, str]`, *optional*): schema name to column, see [`read_table`].
         image_root (`str` or `os.PathLike`, *optional*):
@@ -62,8 +66,8 @@ def read_records(
     if is_table(data):
         return read_table(data, image_root=image_root, split=split, columns=columns)
     if image_root:
-        raise ValueError(f"image_root={str(image_root)!r} has no effect on an image folder; leave it out.")
-    return read_imagefolder(data, split, columns)
+        raise ValueError(f"image_root={str(image_root)!r} has no effect on {dataset_name(data)!r}; leave it out.")
+    return read_hub(data, split, columns) if is_hub(data) else read_imagefolder(data, split, columns)
 
 
 def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None) -> list[str]:
@@ -76,6 +80,8 @@ def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = Non
     reader, data, _ = parse_data(data)
     if reader is not None:
         return list(PHANTOM_SPLITS if reader == PHANTOM else READERS[reader][1])
+    if is_hub(data):
+        return list_hub_splits(data)
     if is_table(data):
         table = Path(data)
     elif os.path.isdir(data) and (folders := split_folders(Path(data))):
@@ -96,6 +102,13 @@ def dataset_name(data: str | os.PathLike) -> str:
 
 def is_table(data: str | os.PathLike) -> bool:
     return Path(data).suffix.lower() in (".csv", ".parquet")
+
+
+def is_hub(data: str | os.PathLike) -> bool:
+    """Whether data are Parquet files with embedded images, in a folder or on the Hub; see [`read_hub`]."""
+    if os.path.isdir(data):
+        return any(Path(data, "data").glob("*.parquet"))
+    return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data) and not os.path.exists(data)
 
 
 def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str | int]]:

@@ -60,7 +60,7 @@ def test_errors(folder, tmp_path):
         assert str(error.value) == message
     with pytest.raises(ValueError) as error:
         read_records(folder, "train", image_root="x")
-    assert str(error.value) == "image_root='x' has no effect on an image folder; leave it out."
+    assert str(error.value) == f"image_root='x' has no effect on {folder.name!r}; leave it out."
 
 
 def test_a_path_in_the_metadata_stays_in_the_folder(folder):

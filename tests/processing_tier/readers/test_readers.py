@@ -48,6 +48,21 @@ def test_splits(tmp_path):
         list_splits(tmp_path / "empty")
 
 
+def test_prepared_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    phantom = make_phantom(2, image_size=64, split="test")
+    phantom.to_parquet(tmp_path / "data/test-00000-of-00001.parquet")
+    assert list_splits(tmp_path) == ["test"]
+    assert read_records(tmp_path, "test")["report"][:] == phantom["report"][:]
+    with pytest.raises(ValueError, match="image_root='x' has no effect on"):
+        read_records(tmp_path, "test", image_root="x")
+
+
+def test_a_folder_that_is_not_there_may_be_a_name_on_the_hub():
+    with pytest.raises(ValueError, match="owner/name: the split 'train' cannot be read"):
+        read_records("owner/name", "train")
+
+
 def test_dataset_name(tmp_path, archive):
     assert dataset_name("phantom:seed=1") == "phantom:seed=1"
     assert dataset_name("archive:/secret/place,labels=text") == "archive"
