@@ -1,6 +1,7 @@
 """What the readers of archives share: finding the tables of an archive, reading them, and dropping repeated rows."""
 
 import itertools
+import json
 import logging
 import os
 import zipfile
@@ -14,6 +15,7 @@ from .table import read_frame
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 1000  # of a folder that is searched for a misplaced archive
+MAX_JSON_BYTES = 2**30
 
 
 def check_split(split: str, splits: Sequence[str], name: str) -> None:
@@ -135,3 +137,14 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ValueError(f"{path.name}: the file is larger than {max_bytes:,} bytes; it is not the file as shipped.")
     return data
+
+
+def read_json(path: Path):
+    """
+    Raises:
+        `ValueError`: not a JSON file, or one larger than annotations are.
+    """
+    try:
+        return json.loads(read_bounded(path, MAX_JSON_BYTES))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{path.name}: the file is empty, cut short or not JSON; download it again.") from None
