@@ -166,7 +166,7 @@ def plot_similarity_maps(
     `mask_<finding>`. The map is that of `similarity_grids` minus the average map of up to 100 images of the data set,
     whatever their labels: what the sentences always find at a place (the heart, the film's edge) goes, what is special
     to this image stays. On 300 phantoms the AUROC of the map's pixels against the true mask, averaged over 8 findings,
-    was 0.73 this way, 0.55 without the average, and 0.62 with the positive sentences alone.
+    was 0.85 this way, 0.83 without the average, and 0.58 with the positive sentences alone.
 
     Args:
         dataset: the evaluated one; `predictions` is indexed by its rows.
