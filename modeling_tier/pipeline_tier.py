@@ -121,7 +121,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 all findings of the configuration, in the order of the alphabet.
             return_heatmaps (`bool`, *optional*, defaults to `False`):
                 Whether to add where the image resembles the positive sentences more than the negative ones. It takes 4
-                bytes for each pixel of the original and each finding, and with `image_pooling="cls"` a second pass through the image tower.
+                bytes for each pixel of the original and each finding, and with `image_pooling="cls"` a second pass
+                through the image tower.
             timeout (`float`, *optional*, defaults to 30.0):
                 Seconds that a server may be silent; `None` waits for ever.
             batch_size, num_workers (`int`, *optional*): As in any pipeline.
