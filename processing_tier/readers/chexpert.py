@@ -1,0 +1,321 @@
+"""
+CheXpert, CheXpert Plus and the radiologists of CheXpert's test set: 224,316 radiographs of Stanford Hospital.
+
+Where and terms: https://aimi.stanford.edu/datasets/chexpert-chest-x-rays, .../datasets/chexpert-plus, and for the test
+set's labels https://github.com/rajpurkarlab/cheXpert-test-set-labels; Stanford University School of Medicine research
+use agreement: no commercial use, no copies, no attempt to identify anybody.
+
+The folders as shipped (`CheXpert-v1.0-small` has the first form, the full size either):
+
+    CheXpert-v1.0/                                   one folder of the downloaded batches
+        train.csv  valid.csv                             CheXpert-v1.0 batch 1 (validate & csv)/train.csv, valid.csv,
+        train/patient00001/study1/view1_frontal.jpg          valid/patient64541/study1/view1_frontal.jpg
+        valid/...                                        CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/...
+        test/...  test_labels.csv or test.csv            test/...  groundtruth.csv
+    chexpert-plus/
+        df_chexpert_plus_240401.csv
+        chexbert_labels.zip or chexbert_labels/impression_fixed.json
+        PNG/train/patient00001/study1/view1_frontal.png  (or the chunks png_chexpert_plus_chunk_0 to 4 as extracted,
+            or DICOM, or the JPEG files of CheXpert itself)
+    cheXpert-test-set-labels/
+        groundtruth.csv  radiologists/benchmark_radiologists/bc4.csv, bc6.csv, bc8.csv
+
+What is derived:
+
+- ids: from the path, `patient00001`, `patient00001_study1`, `patient00001_study1_view1_frontal` (as CheXlocalize).
+- split: train and valid (called `validation`); for CheXpert also the 500 studies of the test set. Train patients are
+  not in the other two.
+- findings: the 14 of the tables, -1 uncertain, blank not mentioned. Those of the validation and test sets are votes of
+  radiologists on the whole study, so every image of a study has the same. A record stays an image: take the first
+  view of each study with `views="first"` for the 500 images that CheXzero scores, or average scores by `study_id`.
+- view: AP or PA for frontals where the table says so, else from the name of the file.
+- age: 0 (unknown) is blank; 90 stands for 90 and above.
+
+Written from public code that reads them and from the files of the test set's labels; the layout of the batches, the
+columns of `test_labels.csv` and `test.csv` and of CheXpert Plus's archives could not be checked against a copy.
+"""
+
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import datasets
+import pandas as pd
+
+from ..records import make_records
+from ..reports import extract_sections
+from .archive import (
+    check_split,
+    drop_repeated,
+    find_first,
+    find_in_archive,
+    open_zip,
+    read_bounded,
+    read_columns,
+    read_member,
+)
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+PLUS_SPLITS = ("train", "validation")
+CHEXPERT_FINDINGS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+RADIOLOGISTS = ("bc4", "bc6", "bc8")
+DETAILS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+SEXES = {"Male": "M", "Female": "F"}
+VIEWS = ("all", "first")
+PLUS_LABELS = ("impression", "findings", "report")
+SOURCE = "https://aimi.stanford.edu/datasets/chexpert-chest-x-rays"
+PLUS_SOURCE = "https://aimi.stanford.edu/datasets/chexpert-plus"
+TEST_SOURCE = "https://github.com/rajpurkarlab/cheXpert-test-set-labels"
+IMAGE_PATH = r"(?:^|/)(patient\d+)/(study\d+)/(view(\d+)_(\w+))\.\w+$"
+MAX_LABEL_BYTES = 2**30  # of one of CheXpert Plus's label files; they have some 100 million
+
+
+def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") -> datasets.Dataset:
+    """
+    Read one split of CheXpert into the schema of [`records`]; no image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`): `CheXpert-v1.0`, `CheXpert-v1.0-small`, or the folder of the downloaded batches.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
+
+    Returns:
+        `datasets.Dataset`: one record per image that is there, in the order of the table; no texts.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a table or column that is not there.
+    """
+    check_split(split, SPLITS, "chexpert")
+    check_views(views, "chexpert")
+    if split == "test":
+        frame = read_test_table(Path(root))
+    else:
+        table = "train.csv" if split == "train" else "valid.csv"
+        path = find_in_archive(root, [table, f"*batch 1*/{table}"], "chexpert", SOURCE)
+        frame = read_columns(path, ("Path", *CHEXPERT_FINDINGS), DETAILS)
+    folder = {"validation": "valid"}.get(split, split)
+    patients = find_patients(Path(root), [folder, f"*batch 1*/{folder}", f"*({folder} *)"])
+    frame = add_ids(drop_repeated(frame, "Path", f"chexpert, split {split}"), "Path", "chexpert", views)
+    frame["Path"] = [
+        f"{patients.get(patient, folder)}/{patient}/{study}/{PurePosixPath(path).name}"
+        for patient, study, path in zip(frame["patient_id"], frame["study"], frame["Path"], strict=True)
+    ]
+    columns = {"image": "Path", **add_details(frame, *DETAILS), **{finding: finding for finding in CHEXPERT_FINDINGS}}
+    return make_records(frame, columns, root, split, "chexpert", skip_missing=True)
+
+
+def read_chexpert_plus(
+    root: str | os.PathLike, split: str, *, labels: str = "impression", views: str = "all"
+) -> datasets.Dataset:
+    """
+    Read one split of CheXpert Plus (CheXpert with reports) into the schema of [`records`]; no image is opened.
+
+    `findings` and `impression` are the table's own sections; a report without either goes through
+    [`extract_sections`].
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with `df_chexpert_plus_240401.csv`.
+        split (`str`): `"train"` or `"validation"`.
+        labels (`str`, *optional*, defaults to `"impression"`):
+            What CheXbert read its labels from: `"impression"`, `"findings"`, `"report"`, or `"none"`. Where
+            `chexbert_labels` is not there, there are no finding columns, with a warning.
+        views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
+
+    Returns:
+        `datasets.Dataset`: one record per image that is there, in the order of the table.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a table or column that is not there, labels that cannot be read.
+    """
+    name = "chexpert_plus"
+    check_split(split, PLUS_SPLITS, name)
+    check_views(views, name)
+    if labels not in (*PLUS_LABELS, "none"):
+        raise ValueError(f"{name}: labels are {labels!r}; choose {', '.join(PLUS_LABELS)} or none.")
+    path = find_in_archive(root, ["df_chexpert_plus_*.csv*"], name, PLUS_SOURCE)
+    texts = ("report", "section_findings", "section_impression")
+    frame = read_columns(path, ("path_to_image", "split", *texts), ("sex", "age", "frontal_lateral", "ap_pa"))
+    folder = "valid" if split == "validation" else split
+    frame = drop_repeated(frame[frame["split"] == folder], "path_to_image", f"{name}, split {split}")
+    frame = add_ids(frame, "path_to_image", name, views)
+    below = [f"{base}{folder}" for base in ("", "PNG/", "PNG/PNG/", "CheXpert-v1.0*/", "DICOM/", "DICOM/*/")]
+    below += [f"{base}png_chexpert_plus_chunk_*/{png}{folder}" for base in ("", "PNG/") for png in ("", "PNG/")]
+    patients = find_patients(Path(root), below)
+    suffixes = {base: find_suffix(Path(root) / base) for base in set(patients.values())}
+    frame["path"] = [
+        f"{(base := patients.get(patient, folder))}/{patient}/{study}/{view}{suffixes.get(base, '.png')}"
+        for patient, study, view in zip(frame["patient_id"], frame["study"], frame["view_name"], strict=True)
+    ]
+    findings = []
+    table = read_plus_labels(Path(root), labels) if labels != "none" else None
+    if table is not None:
+        findings = list(CHEXPERT_FINDINGS)
+        table = drop_repeated(table, "path_to_image", f"{name}, labels {labels}")
+        frame = frame.merge(table, how="left", on="path_to_image", validate="one_to_one")
+    frame["findings"], frame["impression"] = frame["section_findings"], frame["section_impression"]
+    whole = frame["findings"].isna() & frame["impression"].isna() & frame["report"].notna()
+    sections = [extract_sections(text) for text in frame.loc[whole, "report"]]
+    for column in ("findings", "impression"):
+        frame.loc[whole, column] = [found[column] for found in sections]
+        frame[column] = [" ".join(text.split()) if isinstance(text, str) else "" for text in frame[column]]
+    frame["report"] = [text.replace("\r\n", "\n").strip() if isinstance(text, str) else "" for text in frame["report"]]
+    columns = {"image": "path", **add_details(frame, "sex", "age", "frontal_lateral", "ap_pa")}
+    columns |= {finding: finding for finding in findings}
+    return make_records(frame, columns, root, split, name, skip_missing=True)
+
+
+def read_radiologists(root: str | os.PathLike) -> pd.DataFrame:
+    """
+    The labels of the three radiologists whom models are compared with on CheXpert's test set.
+
+    Args:
+        root (`str` or `os.PathLike`): `cheXpert-test-set-labels`, or a folder that holds it.
+
+    Returns:
+        `pd.DataFrame`: index `(reader, study_id)`, as in `frame.loc["bc4"]`, one column per finding with 0.0 or 1.0;
+        the columns in one order, which the files are not in.
+
+    Raises:
+        `ValueError`: a file or column that is not there, or other values.
+    """
+    frames = {}
+    for reader in RADIOLOGISTS:
+        names = [f"radiologists/benchmark_radiologists/{reader}.csv", f"radiologists/{reader}.csv"]
+        names += [f"*/{name}" for name in names]
+        frames[reader] = read_study_table(find_in_archive(root, names, "the radiologists' labels", TEST_SOURCE))
+    return pd.concat(frames, names=["reader"])
+
+
+def read_study_table(path: Path) -> pd.DataFrame:
+    """A table of labels by study, index `study_id`, findings in the usual order."""
+    frame = drop_repeated(read_columns(path, ("Study", *CHEXPERT_FINDINGS)), "Study", path.name)
+    ids = frame["Study"].str.extract(r"(?:^|/)(patient\d+)/(study\d+)$")
+    values = frame[list(CHEXPERT_FINDINGS)].apply(pd.to_numeric, errors="coerce")
+    if ids.isna().any(axis=None) or not values.isin((0, 1)).all(axis=None):
+        raise ValueError(f"{path.name}: studies or labels are not those of the archive; get it from {TEST_SOURCE}.")
+    return values.astype("float32").set_index((ids[0] + "_" + ids[1]).rename("study_id"))
+
+
+def read_test_table(root: Path) -> pd.DataFrame:
+    """Paths and labels of the test set: by image where there is such a table, else of the studies that have labels."""
+    by_image = find_first(root, ["test_labels.csv", "test.csv"])
+    by_study = find_first(root, ["groundtruth.csv", "*/groundtruth.csv"])
+    if by_image is None and by_study is None:
+        by_image = find_in_archive(
+            root, ["test_labels.csv"], "chexpert", f"{SOURCE} (or groundtruth.csv: {TEST_SOURCE})"
+        )
+    if by_study is None:
+        return read_columns(by_image, ("Path", *CHEXPERT_FINDINGS), DETAILS)
+    labels = read_study_table(by_study)
+    if by_image is not None:
+        frame = read_columns(by_image, ("Path",), DETAILS)
+    else:
+        find_in_archive(root, ["test"], "chexpert", SOURCE)
+        images = (root / "test").glob("patient*/study*/view*.jpg")
+        frame = pd.DataFrame({"Path": sorted(path.relative_to(root).as_posix() for path in images)}, dtype=str)
+    ids = frame["Path"].str.extract(IMAGE_PATH)
+    studies = ids[0] + "_" + ids[1]
+    found = labels.reindex(studies).set_index(frame.index)
+    return pd.concat([frame, found], axis=1)[studies.isin(labels.index)]
+
+
+def add_ids(frame: pd.DataFrame, column: str, name: str, views: str) -> pd.DataFrame:
+    """The table with what each path says: ids, name of the view, frontal or lateral; `views` as for the readers."""
+    ids = frame[column].str.extract(IMAGE_PATH)
+    if ids[0].isna().any():
+        raise ValueError(
+            f"{name}: {ids[0].isna().sum()} paths are not of the form train/patient00001/study1/view1_frontal.jpg; "
+            "is this the table of the archive, unchanged?"
+        )
+    study = ids[0] + "_" + ids[1]
+    frame = frame.assign(
+        patient_id=ids[0], study=ids[1], study_id=study, view_name=ids[2], image_id=study + "_" + ids[2], side=ids[4]
+    )
+    if views == "all":
+        return frame
+    number = ids[3].astype(int)
+    return frame[number == number.groupby(study).transform("min")]
+
+
+def add_details(frame: pd.DataFrame, sex: str, age: str, side: str, projection: str) -> dict[str, str]:
+    """Bring view, sex and age into the words of the schema; the schema's names of those that the table has."""
+    lateral = (frame[side] if side in frame.columns else frame["side"]).str.lower() == "lateral"
+    views = frame[projection] if projection in frame.columns else pd.Series(pd.NA, index=frame.index, dtype=object)
+    frame["view"] = views.fillna("FRONTAL").mask(lateral, "LATERAL")
+    columns = {"view": "view"}
+    if sex in frame.columns:
+        frame["sex"] = frame[sex].map(SEXES)
+        columns["sex"] = "sex"
+    if age in frame.columns:
+        years = pd.to_numeric(frame[age], errors="coerce")
+        frame["age"] = years.where(years > 0)
+        columns["age"] = "age"
+    return columns
+
+
+def find_patients(root: Path, folders: Iterable[str]) -> dict[str, str]:
+    """Patient to the folder below `root` that holds the patient's; the first of `folders` that has it counts."""
+    patients = {}
+    for pattern in folders:
+        for folder in sorted(filter(Path.is_dir, root.glob(pattern))):
+            for name in filter(re.compile(r"patient\d+").fullmatch, os.listdir(folder)):
+                patients.setdefault(name, folder.relative_to(root).as_posix())
+    return patients
+
+
+def find_suffix(folder: Path) -> str:
+    """Suffix of the images in a folder of patients."""
+    image = next(folder.glob("patient*/study*/view*"), None)
+    return image.suffix if image is not None else ".png"
+
+
+def read_plus_labels(root: Path, labels: str) -> pd.DataFrame | None:
+    """CheXbert's labels by image; `None`, with a warning, where they are not there."""
+    name = f"{labels}_fixed.json"
+    path = find_first(root, [f"chexbert_labels/{name}", name, "chexbert_labels/chexbert_labels/" + name])
+    archive = find_first(root, ["chexbert_labels.zip"])
+    if path is not None:
+        data = read_bounded(path, MAX_LABEL_BYTES)
+    elif archive is not None:
+        with open_zip(archive) as file:
+            members = [member for member in file.namelist() if PurePosixPath(member).name == name]
+            if not members:
+                raise ValueError(f"{archive.name}: {name} is not in it; get it from {PLUS_SOURCE}.")
+            data = read_member(file, members[0], MAX_LABEL_BYTES)
+    else:
+        logger.warning(
+            "chexpert_plus: chexbert_labels.zip is not there, so there are no findings; get it from %s.", PLUS_SOURCE
+        )
+        return None
+    try:
+        frame = pd.read_json(io.BytesIO(data), lines=True, dtype=False)[["path_to_image", *CHEXPERT_FINDINGS]]
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name}: these are not lines of path_to_image and the 14 findings; get it from {PLUS_SOURCE}."
+        ) from error
+    return frame
+
+
+def check_views(views: str, name: str) -> None:
+    if views not in VIEWS:
+        raise ValueError(f"{name}: views are {views!r}; choose {' or '.join(VIEWS)}.")

@@ -1,0 +1,216 @@
+"""
+MIMIC-CXR (DICOM) and MIMIC-CXR-JPG: 377,110 radiographs of 227,835 studies of Beth Israel Deaconess Medical Center.
+
+Where and terms: https://physionet.org/content/mimic-cxr/ and https://physionet.org/content/mimic-cxr-jpg/, versions
+2.0.0 and 2.1.0, PhysioNet Credentialed Health Data License 1.5.0 after training and a signed agreement: no copies, no
+attempt to identify anybody, and derived data (weights among them) stay under the same agreement.
+
+The folders as PhysioNet ships them (tables plain or gzipped; 2.1.0 keeps most names of 2.0.0):
+
+    mimic-cxr-jpg/2.1.0/                             mimic-cxr/2.1.0/
+        mimic-cxr-2.0.0-split.csv.gz                     mimic-cxr-reports.zip
+        mimic-cxr-2.0.0-metadata.csv.gz                  cxr-record-list.csv.gz   (not needed: the split table names
+        mimic-cxr-2.0.0-chexpert.csv.gz                  cxr-study-list.csv.gz     the same images and studies)
+        mimic-cxr-2.0.0-negbio.csv.gz                    files/p10/p10000032/s50414267.txt
+        mimic-cxr-2.1.0-test-set-labeled.csv             files/p10/p10000032/s50414267/<dicom_id>.dcm
+        files/p10/p10000032/s50414267/<dicom_id>.jpg
+
+What is derived:
+
+- split: the official one by patient (`validate` is called `validation`). It comes with MIMIC-CXR-JPG alone; the DICOM
+  reader takes the tables from there.
+- findings: CheXpert's or NegBio's labels of the study, for each of its images, or the radiologists' of the test set.
+- view: `ViewPosition`; `AP AXIAL` and the decubitus views (`AP LLD`) count as their projection, `XTABLE LATERAL` as
+  lateral, blanks (some 15,000) and the oblique views as `OTHER`.
+- text: [`extract_sections`] of the study's report; `report` is the whole of it, `___` marks and all.
+
+No sex and no age: they are in MIMIC-IV. Written from PhysioNet's documentation; not checked against a full copy (the
+columns of the radiologists' table are taken as those of CheXpert that it has).
+"""
+
+import logging
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+import datasets
+from tqdm.auto import tqdm
+
+from ..records import make_records
+from ..reports import extract_sections
+from .archive import (
+    check_split,
+    drop_repeated,
+    find_first,
+    find_in_archive,
+    open_zip,
+    read_bounded,
+    read_columns,
+    read_member,
+)
+from .chexpert import CHEXPERT_FINDINGS
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+LABELS = {"chexpert": "*-chexpert.csv*", "negbio": "*-negbio.csv*", "radiologist": "*-test-set-labeled.csv*"}
+REPORTS = ("mimic-cxr-reports.zip", "mimic-cxr-reports", "files")
+JPG_SOURCE = "https://physionet.org/content/mimic-cxr-jpg/"
+NO_REPORTS = (
+    "%s: there are no reports (mimic-cxr-reports.zip) in the folder: the texts are empty. Get them from "
+    "https://physionet.org/content/mimic-cxr/ and name them in the option reports."
+)
+MAX_REPORT_BYTES = 2**20  # the longest has some 15 thousand
+STUDY_FILE = re.compile(r"s(\d+)\.txt")
+
+
+def read_mimic_cxr_jpg(
+    root: str | os.PathLike,
+    split: str,
+    *,
+    labels: str = "chexpert",
+    reports: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """
+    Read one split of MIMIC-CXR-JPG into the schema of [`records`]; no image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with `mimic-cxr-2.0.0-split.csv.gz` and `files`.
+        split (`str`): `"train"`, `"validation"` or `"test"`, the official ones.
+        labels (`str`, *optional*, defaults to `"chexpert"`):
+            The labeller whose findings are read: `"chexpert"`, `"negbio"`, `"radiologist"` (the test set's manual
+            labels) or `"none"`.
+        reports (`str` or `os.PathLike`, *optional*):
+            `mimic-cxr-reports.zip`, or the folder that it was extracted to. By default it is looked for in `root`;
+            where it is not there either, the texts are empty, with a warning.
+
+    Returns:
+        `datasets.Dataset`: one record per image that is there, in the order of the split table; a study's findings
+        and texts are those of each of its images.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a table or column that is not there, unknown labels, reports that are
+        not there or cannot be read.
+    """
+    return read_mimic(root, split, "mimic_cxr_jpg", ".jpg", root, labels, reports)
+
+
+def read_mimic_cxr(
+    root: str | os.PathLike,
+    split: str,
+    *,
+    tables: str | os.PathLike | None = None,
+    labels: str = "chexpert",
+    reports: str | os.PathLike | None = None,
+) -> datasets.Dataset:
+    """
+    Read one split of MIMIC-CXR's DICOM files into the schema of [`records`]; no image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with `files`.
+        split (`str`): `"train"`, `"validation"` or `"test"`, the official ones.
+        tables (`str` or `os.PathLike`, *optional*):
+            Folder of MIMIC-CXR-JPG with the tables of split, metadata and labels (the images there are not needed).
+            By default `root`, or else `mimic-cxr-jpg` beside it as `wget` lays both out.
+        labels (`str`, *optional*, defaults to `"chexpert"`): as for [`read_mimic_cxr_jpg`].
+        reports (`str` or `os.PathLike`, *optional*): as for [`read_mimic_cxr_jpg`].
+
+    Returns:
+        `datasets.Dataset`: as [`read_mimic_cxr_jpg`].
+
+    Raises:
+        `ValueError`: as [`read_mimic_cxr_jpg`].
+    """
+    if tables is None:
+        beside = Path(root).resolve().parent.parent  # .../files/mimic-cxr/2.0.0 and .../files/mimic-cxr-jpg/2.0.0
+        table = find_first(Path(root), ["*-split.csv*"]) or find_first(beside, ["mimic-cxr-jpg/*/*-split.csv*"])
+        tables = root if table is None else table.parent
+    return read_mimic(root, split, "mimic_cxr", ".dcm", tables, labels, reports)
+
+
+def read_mimic(
+    root: str | os.PathLike,
+    split: str,
+    name: str,
+    suffix: str,
+    tables: str | os.PathLike,
+    labels: str,
+    reports: str | os.PathLike | None,
+) -> datasets.Dataset:
+    """Either form of the data set: `root` has the images, whose names end in `suffix`, `tables` the tables."""
+    check_split(split, SPLITS, name)
+    if labels != "none" and labels not in LABELS:
+        raise ValueError(f"{name}: labels are {labels!r}; choose {', '.join(LABELS)} or none.")
+    if labels == "radiologist" and split != "test":
+        raise ValueError(f"{name}: the radiologists labelled the test split only; leave labels out for {split!r}.")
+
+    def find(pattern: str) -> Path:
+        return find_in_archive(tables, [f"mimic-cxr-2.0.0-{pattern}", f"mimic-cxr-*-{pattern}"], name, JPG_SOURCE)
+
+    frame = read_columns(find("split.csv*"), ("dicom_id", "study_id", "subject_id", "split"))
+    find_in_archive(root, ["files"], name, JPG_SOURCE if suffix == ".jpg" else JPG_SOURCE.replace("-jpg", ""))
+    frame = frame[frame["split"] == ("validate" if split == "validation" else split)].drop(columns="split")
+    frame = drop_repeated(frame, "dicom_id", f"{name}, split {split}")
+    metadata = read_columns(find("metadata.csv*"), ("dicom_id", "ViewPosition")).drop_duplicates("dicom_id")
+    frame = frame.merge(metadata, how="left", on="dicom_id", validate="one_to_one")
+    frame["ViewPosition"] = frame["ViewPosition"].replace("XTABLE LATERAL", "LATERAL")
+    folder = "files/p" + frame["subject_id"].str[:2] + "/p" + frame["subject_id"] + "/s" + frame["study_id"]
+    frame["path"] = folder + "/" + frame["dicom_id"] + suffix
+
+    findings = []
+    if labels != "none":
+        pattern = LABELS[labels].removeprefix("*-")
+        optional = CHEXPERT_FINDINGS if labels == "radiologist" else ()
+        table = read_columns(find(pattern), ("study_id", *(() if optional else CHEXPERT_FINDINGS)), optional)
+        findings = [finding for finding in CHEXPERT_FINDINGS if finding in table.columns]
+        table = drop_repeated(table, "study_id", f"{name}, labels {labels}")
+        frame = frame.merge(table, how="left", on="study_id", validate="many_to_one")
+
+    source = find_first(Path(root), REPORTS) if reports is None else Path(reports)
+    if reports is not None and not source.exists():
+        raise ValueError(
+            f"{source}: there are no such reports; name mimic-cxr-reports.zip or the folder of its files."
+        )
+    studies = dict(zip(frame["study_id"], folder, strict=True))
+    texts = read_reports(source, studies) if source is not None else {}
+    if not texts and studies:
+        logger.warning(NO_REPORTS, name)
+    sections = {study: {**extract_sections(text), "report": text} for study, text in texts.items()}
+    none = {}
+    for column in ("findings", "impression", "report"):
+        frame[column] = [sections.get(study, none).get(column, "") for study in frame["study_id"]]
+
+    columns = {"image": "path", "image_id": "dicom_id", "patient_id": "subject_id", "view": "ViewPosition"}
+    columns |= {finding: finding for finding in findings}
+    return make_records(frame, columns, root, split, name, skip_missing=True)
+
+
+def read_reports(source: Path, studies: dict[str, str]) -> dict[str, str]:
+    """
+    The texts of the studies that are there.
+
+    Args:
+        source (`Path`): `mimic-cxr-reports.zip`, or the folder that it was extracted to.
+        studies (`dict[str, str]`): study to folder of its images, such as `"files/p10/p10000032/s50414267"`.
+    """
+    texts = {}
+    with tqdm(total=len(studies), desc="reports", unit="report", disable=None, leave=False) as bar:
+        if source.is_dir():
+            base = source.parent if source.name == "files" else source
+            for study, folder in studies.items():
+                path = base / f"{folder}.txt"
+                if path.is_file():
+                    texts[study] = to_text(read_bounded(path, MAX_REPORT_BYTES))
+                bar.update()
+            return texts
+        with open_zip(source) as archive:
+            for member in archive.namelist():
+                match = STUDY_FILE.fullmatch(PurePosixPath(member).name)
+                if match and match[1] in studies:
+                    texts[match[1]] = to_text(read_member(archive, member, MAX_REPORT_BYTES))
+                    bar.update()
+    return texts
+
+
+def to_text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace").replace("\r\n", "\n").strip()

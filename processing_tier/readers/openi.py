@@ -1,0 +1,243 @@
+"""
+Open-i, the Indiana University chest X-ray collection: 7,470 radiographs of 3,955 studies with reports and MeSH terms.
+
+Where and terms: https://openi.nlm.nih.gov/faq (`NLMCXR_reports.tgz`, `NLMCXR_png.tgz`, `NLMCXR_dcm.tgz`), Creative
+Commons BY-NC-ND 4.0; cite Demner-Fushman et al. 2016, doi:10.1093/jamia/ocv080.
+
+The folder: the reports as shipped or extracted, and the images extracted, in whichever of these forms is there (the
+first counts). Images need not be complete.
+
+    NLMCXR_reports.tgz  or  ecgen-radiology/1.xml  or  NLMCXR_reports/ecgen-radiology/1.xml
+    NLMCXR_png/CXR1_1_IM-0001-3001.png  or the files in the folder itself, as .png or .jpg
+    images/images_normalized/1_IM-0001-3001.dcm.png  (the mirror at kaggle.com/raddar/chest-xrays-indiana-university)
+    NLMCXR_dcm/1/1_IM-0001-3001.dcm
+    indiana_projections.csv  (optional, of that mirror: frontal or lateral)
+
+What is derived:
+
+- findings: from the major MeSH terms, by [`OPENI_FINDINGS`]; a term's qualifiers (`/lung/base/left`) are left out of
+  account. 0 where a study was indexed without the term, blank where it was not indexed ("No Indexing").
+- view: `indiana_projections.csv` where it is there (frontal becomes PA, the usual projection), else `OTHER`. The
+  captions ("PA and lateral") describe the examination, not the image; of the images that they call PA, one in seven
+  is AP by its DICOM header. Neither does the end of a name tell: `-1001` is frontal in 93 of 100.
+- text: the sections FINDINGS and IMPRESSION; `report` has all four, each after its heading. `XXXX` marks what
+  de-identification removed.
+- split: none is official, so all is `train`. patient: the collection names none, so each study counts as one.
+  No sex and no age.
+
+Checked against the whole archive of reports; the layout of `NLMCXR_dcm` is as its users describe it.
+"""
+
+import gzip
+import io
+import itertools
+import logging
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
+from xml.parsers import expat
+
+import datasets
+import pandas as pd
+
+from ..records import make_records
+from .archive import check_split, drop_repeated, find_first, find_in_archive, read_bounded, read_columns
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train",)
+OPENI_FINDINGS = {
+    "No Finding": ("normal",),
+    "Atelectasis": ("pulmonary atelectasis",),
+    "Cardiomegaly": ("cardiomegaly",),
+    "Consolidation": ("consolidation",),
+    "Edema": ("pulmonary edema",),
+    "Pleural Effusion": ("pleural effusion",),
+    "Pneumonia": ("pneumonia",),
+    "Pneumothorax": ("pneumothorax", "hydropneumothorax"),
+    "Fracture": ("fractures, bone",),
+    "Lung Opacity": ("opacity", "infiltrate", "airspace disease", "consolidation"),
+    "Nodule/Mass": ("nodule", "mass"),
+    "Granuloma": ("calcified granuloma", "granuloma", "granulomatous disease"),
+    "Emphysema": ("emphysema", "pulmonary emphysema", "bullous emphysema"),
+    "Fibrosis": ("pulmonary fibrosis",),
+    "Hernia": ("hernia, hiatal",),
+    "Support Devices": (
+        "catheters, indwelling",
+        "implanted medical device",
+        "medical device",
+        "tube, inserted",
+        "stents",
+    ),
+}
+NOT_INDEXED = "no indexing"
+SOURCE = "https://openi.nlm.nih.gov/faq"
+REPORTS = ("NLMCXR_reports.tgz", "ecgen-radiology", "NLMCXR_reports/ecgen-radiology", "NLMCXR_reports")
+IMAGE_FOLDERS = ("NLMCXR_png", ".", "images", "images/images_normalized", "images_normalized", "NLMCXR_dcm")
+# CXR1_1_IM-0001-3001.png (the National Library of Medicine) and 1_IM-0001-3001.dcm.png (Kaggle) are one image
+IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-[\d-]+?)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE)
+MAX_XML_BYTES = 2**20  # of one report; the largest has 9 thousand
+MAX_TAR_BYTES = 2**28  # of the archive, unpacked: 35 million as shipped
+
+
+def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Dataset:
+    """
+    Read Open-i into the schema of [`records`]; no image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with the reports and the images.
+        split (`str`, *optional*, defaults to `"train"`): the only one.
+
+    Returns:
+        `datasets.Dataset`: one record per image that is there, by number of the study. `image_id` is the
+        collection's (`CXR1_1_IM-0001-3001`) whatever the file is called. Studies without images are left out.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also reports that are not there, or cannot be read, or hold a document type
+        declaration, links or names that leave the archive.
+    """
+    check_split(split, SPLITS, "openi")
+    source = find_in_archive(root, REPORTS, "openi", SOURCE)
+    images, views = find_images(Path(root)), read_views(Path(root))
+    rows, empty, studies = [], 0, 0
+    for name, data in read_xml_files(source):
+        study = parse_report(data, name)
+        ids = study.pop("images")
+        studies, empty = studies + 1, empty + (not ids)
+        for image_id in ids:
+            key = image_key(image_id)
+            rows.append(
+                {**study, "image_id": image_id, "path": images.get(key, f"{image_id}.png"), "view": views.get(key)}
+            )
+    if not rows:
+        raise ValueError(f"{source.name}: there is no report with an image in it; get it from {SOURCE}.")
+    if empty:
+        logger.warning("openi: %d of %d reports have no image: left out.", empty, studies)
+    if not views:
+        logger.warning(
+            "openi: without indiana_projections.csv the view of every image is OTHER, and a filter on frontal views "
+            "leaves none."
+        )
+    frame = drop_repeated(pd.DataFrame(rows), "image_id", "openi")
+    columns = {finding: finding for finding in OPENI_FINDINGS}
+    return make_records(frame, {"image": "path", **columns}, root, split, "openi", skip_missing=True)
+
+
+def image_key(name: str) -> tuple[str, str] | None:
+    """Study number and image number: what the names of one image have in common; `None` for any other file."""
+    match = IMAGE_NAME.fullmatch(name)
+    return (match[1], match[2]) if match else None
+
+
+def find_images(root: Path) -> dict[tuple[str, str], str]:
+    """Path below `root` of each image that is there."""
+    images = {}
+    for folder in filter(Path.is_dir, (root / name for name in IMAGE_FOLDERS)):
+        below = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.name == "NLMCXR_dcm" else ()
+        for child in itertools.chain([folder], below):
+            for name in sorted(os.listdir(child)):
+                key = image_key(name)
+                if key is not None and "." in name:
+                    images.setdefault(key, (child / name).relative_to(root).as_posix())
+    return images
+
+
+def read_views(root: Path) -> dict[tuple[str, str], str]:
+    """Frontal or lateral by Kaggle's table; empty where it is not there."""
+    path = find_first(root, ["indiana_projections.csv"])
+    if path is None:
+        return {}
+    frame = read_columns(path, ("filename", "projection"))
+    return {image_key(str(name)): view for name, view in zip(frame["filename"], frame["projection"], strict=True)}
+
+
+def read_xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the report files of a folder or of the archive as shipped, by number."""
+
+    def number(name: str) -> tuple[int, str]:
+        stem = PurePosixPath(name).stem
+        return int(stem) if stem.isdecimal() else -1, name
+
+    if source.is_dir():
+        for path in sorted(source.glob("*.xml"), key=lambda path: number(path.name)):
+            yield path.name, read_bounded(path, MAX_XML_BYTES)
+        return
+    damaged = f"{source.name}: the file is not a readable archive of reports; get it from {SOURCE}."
+    try:
+        with gzip.open(source) as file:
+            content = file.read(MAX_TAR_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(damaged) from error
+    if len(content) > MAX_TAR_BYTES:
+        raise ValueError(
+            f"{source.name}: more than {MAX_TAR_BYTES >> 20} MiB unpacked; it is not the archive as shipped."
+        )
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            members = archive.getmembers()
+            for member in members:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
+                    raise ValueError(f"{source.name}: a member is a link or leaves the archive; get it from {SOURCE}.")
+            reports = [member for member in members if member.isfile() and member.name.endswith(".xml")]
+            for member in sorted(reports, key=lambda member: number(member.name)):
+                if member.size > MAX_XML_BYTES:
+                    raise ValueError(f"{source.name}: a member is larger than {MAX_XML_BYTES:,} bytes.")
+                yield PurePosixPath(member.name).name, archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(damaged) from error
+
+
+def parse_xml(data: bytes, name: str) -> Element:
+    """
+    The root element of a document without a document type declaration: what has none can define no entities, external
+    or expanding ones.
+
+    Raises:
+        `ValueError`: it has one, or is not well-formed.
+    """
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def refuse(*declaration) -> None:
+        raise ValueError(f"{name}: the XML has a document type declaration, which no report of the archive has.")
+
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
+    parser.buffer_text = True
+    try:
+        parser.Parse(data, True)
+        return builder.close()
+    except (expat.ExpatError, ParseError, AssertionError) as error:
+        raise ValueError(f"{name}: the report is not well-formed XML; get it from {SOURCE}.") from error
+
+
+def parse_report(data: bytes, name: str) -> dict:
+    """One report: `study_id`, `patient_id`, texts, findings, and `images`, the names of its images."""
+    root = parse_xml(data, name)
+    identifier = root.find("uId")
+    study = "" if identifier is None else identifier.get("id", "")
+    if not study:
+        raise ValueError(f"{name}: the XML is not a report of the archive: it has no uId.")
+    sections = {}
+    for element in root.iter("AbstractText"):
+        text = " ".join("".join(element.itertext()).split())
+        if text:
+            sections[element.get("Label", "").upper()] = text
+    major = {(element.text or "").split("/")[0].strip().lower() for element in root.iterfind("MeSH/major")}
+    indexed = bool(major) and NOT_INDEXED not in major
+    return {
+        "study_id": study,
+        "patient_id": study,
+        "findings": sections.get("FINDINGS", ""),
+        "impression": sections.get("IMPRESSION", ""),
+        "report": "\n".join(f"{label}: {text}" for label, text in sections.items()),
+        "images": [image.get("id", "") for image in root.iterfind("parentImage")],
+        **{
+            finding: float(not major.isdisjoint(terms)) if indexed else float("nan")
+            for finding, terms in OPENI_FINDINGS.items()
+        },
+    }
