@@ -12,6 +12,9 @@ from processing_tier.records import select_text
 from processing_tier.reports import split_sentences
 
 from .augmentation import augment, augment_tier
+from .streaming import ShardedImages
+
+SECTIONS = ("impression", "findings")
 
 
 class PairDataset(torch.utils.data.Dataset):
@@ -29,6 +32,7 @@ class PairDataset(torch.utils.data.Dataset):
             [`augment_tier`].
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         seed (`int`, *optional*, defaults to 0): of the random choices.
+        images ([`ShardedImages`], *optional*): of records that have none themselves, see [`read_shards`].
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class PairDataset(torch.utils.data.Dataset):
         augmentation: str = "none",
         sample_sentences: bool = False,
         seed: int = 0,
+        images: ShardedImages | None = None,
     ):
-        self.records = records.select_columns(["image", "image_id", "impression", "findings"])
+        self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
+        self.images = images
         self.image_processor = image_processor
         self.text = text
         self.augmentation = augmentation
@@ -53,6 +59,8 @@ class PairDataset(torch.utils.data.Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+        if self.images is not None:
+            self.images.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,7 +70,8 @@ class PairDataset(torch.utils.data.Dataset):
         record = self.records[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         try:
-            image = read_radiograph(record["image"])
+            source = record["image"] if self.images is None else self.images.read(index)
+            image = read_radiograph(source)
         except ValueError as error:
             return {"image_id": record["image_id"], "error": str(error)}
         pixels = self.make_pixels(image, rng)
@@ -87,7 +96,7 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
         record (`Mapping`): with the columns `impression` and `findings`, at least one of them not empty.
         rng (`np.random.Generator`): the source of all randomness.
     """
-    impression, findings = (split_sentences(record[section] or "") for section in ("impression", "findings"))
+    impression, findings = (split_sentences(record[section] or "") for section in SECTIONS)
     choice = rng.choice(3, p=(0.4, 0.3, 0.3))
     sentences = (impression, findings, impression + findings)[choice] or impression + findings
     if not sentences:  # nothing but marks and numbers

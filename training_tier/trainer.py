@@ -53,6 +53,13 @@ class RadiographTrainer(Trainer):
             )
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
+    def _get_train_sampler(self, train_dataset=None):
+        images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
+        if images is None:
+            return super()._get_train_sampler(train_dataset)
+        images.set_layout(self._train_batch_size, self.args.world_size, self.args.dataloader_num_workers)
+        return images
+
     def get_eval_dataloader(self, eval_dataset=None):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = False  # meant for training; in evaluation every pair counts

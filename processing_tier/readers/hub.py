@@ -155,15 +155,31 @@ def read_hub(
     return datasets.concatenate_datasets([images, datasets.Dataset.from_list(rows, features=others)], axis=1)
 
 
-def load(name: str, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset` of a folder's files or of a name, errors in one sentence."""
+def list_files(name: str, split: str) -> list[str]:
+    """
+    The Parquet files of a split of a folder, or of a data set on the Hub as URLs, in their order; none where the Hub
+    holds the data set in another form.
+
+    Raises:
+        `ValueError`: no such data set, or no such split of the folder.
+    """
     if os.path.isdir(name):
         shards = find_shards(Path(name))
         if split not in shards:
             raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(shards)}.")
-        source = {"path": "parquet", "data_files": {split: [str(path) for path in shards[split]]}}
-    else:
-        source = {"path": name}
+        return [str(path) for path in shards[split]]
+    try:
+        shards = datasets.load_dataset_builder(name).config.data_files or {}
+    except (ValueError, OSError, RuntimeError, DatasetsError) as error:
+        raise ValueError(f"{name}: the split {split!r} cannot be read ({first_line(error)}).") from None
+    files = [str(file) for file in shards.get(split, ())]
+    return files if all(file.endswith(".parquet") for file in files) else []
+
+
+def load(name: str, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """`datasets.load_dataset` of a split's files alone (of a name it would fetch all), errors in one sentence."""
+    files = list_files(name, split)
+    source = {"path": "parquet", "data_files": {split: files}} if files else {"path": name}
     try:
         return datasets.load_dataset(**source, split=split, streaming=streaming)
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
