@@ -1,0 +1,771 @@
+"""
+An archive to a prepared data set: Parquet shards with embedded images, which `datasets` and [`read_hub`] read.
+
+    <output>/prepare.json      the options, and a fingerprint of the records; what a later run is held to
+    <output>/data/train-00000-of-00012.parquet ...
+    <output>/quarantine.csv    images that cannot be read, and why
+    <output>/summary.json      counts
+    <output>/sheet.jpg         some of the images
+    <output>/README.md         the card; written last, so a folder that has one is whole
+
+A shard is made by one worker process and gets its name when all of it is written, so that a killed run goes on where
+it was. Its footer carries its part of the quarantine list: there is no state beside the shards. What is in which shard
+follows from the records, the seed and the number of images per shard alone.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from .masks import decode_mask, encode_mask
+from .radiograph_tier import read_radiograph
+from .readers import READERS, dataset_name, list_splits, parse_data, read_records
+from .readers.hub import SHARD
+from .records import (
+    FRONTAL_VIEWS,
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    TEXT_COLUMNS,
+    check_disjoint_patients,
+    finding_columns,
+    select_text,
+)
+from .reports import duplicate_groups, extract_sections
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {"jpeg": "jpg", "png": "png"}
+ROWS_PER_GROUP = 100  # what a streaming reader loads at once
+BYTES_PER_GROUP = 64 * 2**20  # fewer rows where the images are large
+SHEET_COLUMNS, SHEET_ROWS, SHEET_EDGE, CAPTION = 6, 4, 256, 16  # pictures and pixels
+QUARANTINE = "quarantine"  # key in a shard's footer
+QUARANTINE_COLUMNS = ("split", "image_id", "file", "reason")
+TEXTS = {"impression": "an impression", "findings": "findings", "both": "impression and findings"}
+EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # where only another split has the column
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """
+    What the output depends on.
+
+    Args:
+        data (`str`), columns (`dict[str, str]`, *optional*), image_root (`str`, *optional*): see [`read_records`].
+        splits (`tuple[str, ...]`, *optional*): by default all that the data have.
+        views (`str`, *optional*, defaults to `"frontal"`): `"frontal"` or `"all"`.
+        text (`str`, *optional*):
+            Leave out records without this text: `"impression"`, `"findings"` or `"both"` (either of them).
+        report_style (`str`, *optional*, defaults to `"standard"`):
+            `"standard"` keeps the sections as the reader gives them; `"chexzero"` and `"tier"` cut them out of the
+            whole report anew, as [`extract_sections`] does.
+        size (`int`, *optional*, defaults to 512):
+            Pixels of the shortest side of the stored images, so that every geometry of [`TierImageProcessor`] at up to
+            this size has pixels enough. Smaller images keep theirs. `None` stores all as they are.
+        format (`str`, *optional*, defaults to `"jpeg"`): or `"png"`.
+        quality (`int`, *optional*, defaults to 95): of JPEG.
+        shard_images (`int`, *optional*, defaults to 1000): most images in a shard.
+        seed (`int`, *optional*, defaults to 0): of the order of the records.
+    """
+
+    data: str
+    columns: dict[str, str] | None = None
+    image_root: str | None = None
+    splits: tuple[str, ...] | None = None
+    views: str = "frontal"
+    text: str | None = None
+    report_style: str = "standard"
+    size: int | None = 512
+    format: str = "jpeg"
+    quality: int = 95
+    shard_images: int = 1000
+    seed: int = 0
+
+    def recorded(self) -> dict:
+        """The options as `prepare.json` and the card have them: nothing of this machine's folders."""
+        options = {key: value for key, value in dataclasses.asdict(self).items() if key != "image_root"}
+        if self.format != "jpeg":
+            del options["quality"]
+        return options | {"data": dataset_name(self.data), "splits": list(self.splits) if self.splits else None}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the output, and which records it gets."""
+
+    split: str
+    index: int
+    count: int  # shards of this split
+    start: int  # among the shuffled records of this split
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}-of-{self.count:05d}.parquet"
+
+
+@dataclass
+class Plan:
+    """What is to be done, and what the card says about the records that are left out."""
+
+    features: datasets.Features
+    counts: dict[str, dict[str, int]]  # of each split: read, other_view, without_text, kept
+    shards: list[Shard]
+    todo: list[Shard]  # those of this machine that are not there yet
+
+    @cached_property
+    def total(self) -> int:
+        return sum(counts["kept"] for counts in self.counts.values())
+
+
+def prepare(
+    options: PrepareOptions,
+    output_dir: str | os.PathLike,
+    num_workers: int | None = None,
+    max_failed: float = 0.01,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> dict | None:
+    """
+    Make a prepared data set, or go on with one.
+
+    Args:
+        options ([`PrepareOptions`]): what is made.
+        output_dir (`str` or `os.PathLike`): a new or empty folder, or one that was begun with the same options.
+        num_workers (`int`, *optional*): worker processes; by default one for each core this process may use.
+        max_failed (`float`, *optional*, defaults to 0.01): share of the images that may fail to decode.
+        shard_index (`int`, *optional*, defaults to 0), shard_count (`int`, *optional*, defaults to 1):
+            Which part of the shards this machine makes; the machine that ends last writes the card.
+
+    Returns:
+        `dict` or `None`: the summary, or `None` while shards of other machines are missing.
+
+    Raises:
+        `ValueError`: what [`read_records`] raises, a patient in two splits, an output that is something else or was
+            begun with other options, no record left by the filters, more failures than `max_failed` allows, or a
+            worker process that died.
+        `OSError`: the output cannot be written. As after the last two, the finished shards stay.
+    """
+    output_dir = Path(os.path.abspath(output_dir))
+    context = start_method()
+    work_dir = output_dir / f".plan-{shard_index}-of-{shard_count}"
+    try:
+        # In a process of its own, whose memory (of all records) goes back to the machine before the images are read
+        with ProcessPoolExecutor(1, context, initialize_worker) as executor:
+            plan = executor.submit(make_plan, options, output_dir, work_dir, shard_index, shard_count).result()
+        failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
+        allowed = int(max_failed * plan.total)
+        failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, allowed - len(failures))
+        if len(failures) > allowed:
+            write_quarantine(output_dir, failures)
+            raise ValueError(
+                f"{len(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
+                f"max_failed={max_failed} allows; the first is {failures[0]['file']}: {failures[0]['reason']} "
+                f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
+            )
+    except BrokenProcessPool:
+        raise ValueError(
+            "a worker process died, most likely for want of memory; run again with fewer num_workers (the finished "
+            "shards are kept)."
+        ) from None
+    finally:
+        shutil.rmtree(work_dir, ignore_errors=True)
+    if not all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards):
+        return None
+    return write_summary(options, plan, output_dir)
+
+
+def start_method() -> multiprocessing.context.BaseContext:
+    """Workers fork from a server without threads that has the imports done, where there is one."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([__name__])
+    return context
+
+
+# --- The records, in a process of its own
+
+
+def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
+    """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
+    datasets.disable_progress_bars()
+    records, counts = {}, {}
+    for split in options.splits or list_splits(options.data, options.columns):
+        if not SHARD.fullmatch(f"{split}-00000-of-00001.parquet"):
+            raise ValueError(f"split {split!r} cannot be the name of a file; use letters, digits and _ alone.")
+        records[split], counts[split] = select_records(
+            read_records(options.data, split, options.columns, options.image_root), split, options
+        )
+    check_disjoint_patients(**records)
+    features = merge_features(records)
+    orders = {split: shuffle(len(dataset), split, options.seed) for split, dataset in records.items()}
+    shards = [shard for split, order in orders.items() for shard in cut(split, len(order), options.shard_images)]
+
+    fingerprint = hashlib.sha256()
+    words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
+    for dataset in records.values():
+        for batch in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
+            fingerprint.update(json.dumps(batch.to_pylist()).encode())
+    claim(output_dir, options.recorded() | {"records": fingerprint.hexdigest()})
+
+    (output_dir / "data").mkdir(exist_ok=True)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir()
+    todo = []
+    for shard in shards[shard_index::shard_count]:
+        target = output_dir / "data" / shard.name
+        order = orders[shard.split][shard.start : shard.stop]
+        if is_whole(target, shard) and not can_be_mended(target, records[shard.split], order):
+            continue
+        for partial in target.parent.glob(f".{shard.name}.*"):  # of a killed run
+            partial.unlink(missing_ok=True)
+        with pa.OSFile(str(work_dir / shard.name), "wb") as file, pa.ipc.new_file(file, features.arrow_schema) as plan:
+            for batch in read_batches(records[shard.split], order, features):
+                plan.write_table(batch)
+        todo.append(shard)
+    return Plan(features, counts, shards, todo)
+
+
+def select_records(
+    records: datasets.Dataset, split: str, options: PrepareOptions
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The records that the options ask for, with the sections they ask for, and how many were left out why."""
+    if options.report_style != "standard":
+        sections = [extract_sections(report, options.report_style) for report in records["report"]]
+        columns = records.column_names
+        for name in ("findings", "impression"):
+            texts = [section[name].strip() for section in sections]
+            records = records.remove_columns(name).add_column(name, texts)
+        records = records.select_columns(columns)
+    keep = np.ones(len(records), dtype=bool)
+    if options.views == "frontal":
+        keep = np.isin(np.array(records["view"][:]), FRONTAL_VIEWS)
+    counts = {"read": len(records), "other_view": int((~keep).sum()), "without_text": 0}
+    if options.text is not None:
+        sections = records.select_columns(["impression", "findings"])
+        has_text = np.fromiter((bool(select_text(record, options.text)) for record in sections), bool, len(records))
+        counts["without_text"] = int((keep & ~has_text).sum())
+        keep &= has_text
+    if not keep.any():
+        raise ValueError(
+            f"split {split!r}: none of {len(records)} records is left ({counts['other_view']} are not frontal, "
+            f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
+        )
+    return records.select(np.flatnonzero(keep)), counts | {"kept": int(keep.sum())}
+
+
+def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
+    """The columns of all splits: those of a data set on the Hub are the same in each."""
+    features = {name: feature for dataset in records.values() for name, feature in dataset.features.items()}
+    findings = [name for name in features if name not in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)]
+    order = [*REQUIRED_COLUMNS, *findings, *(name for name in OPTIONAL_COLUMNS if name in features)]
+    return datasets.Features({name: features[name] for name in order} | {"image": datasets.Image()})
+
+
+def shuffle(count: int, split: str, seed: int) -> np.ndarray:
+    """The order of the records of a split; independent of which other splits are prepared."""
+    return np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(count)
+
+
+def cut(split: str, total: int, shard_images: int) -> list[Shard]:
+    """Shards of a split, of equal size (but one) and at most `shard_images`."""
+    count = -(-total // shard_images)
+    return [Shard(split, k, count, k * total // count, (k + 1) * total // count) for k in range(count)]
+
+
+def read_batches(records: datasets.Dataset, order: np.ndarray, features: datasets.Features) -> Iterator[pa.Table]:
+    """Records in this order as tables of `features`; findings that the split does not have are blank."""
+    records = records.with_format("arrow")
+    for start in range(0, len(order), ROWS_PER_GROUP):
+        table = records[order[start : start + ROWS_PER_GROUP]]
+        for name in features:
+            if name not in table.column_names:
+                values = [EMPTY.get(name, float("nan"))] * len(table)
+                table = table.append_column(name, pa.array(values, features.arrow_schema.field(name).type))
+        yield table.select(list(features)).cast(features.arrow_schema)
+
+
+def claim(output_dir: Path, options: dict) -> None:
+    """
+    Makes `output_dir`, or makes sure that it was begun with these options.
+
+    Raises:
+        `ValueError`: it holds something else, or was begun with other options; the message names both values.
+        `OSError`: it cannot be written.
+    """
+    path = output_dir / "prepare.json"
+    if not path.exists():
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise ValueError(f"the output {output_dir} exists and is not an empty folder; name another one.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(options, indent=2) + "\n")
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is not readable; delete the output and begin anew.") from None
+    for name in options:
+        if begun.get(name) != options[name]:
+            if name == "records":
+                raise ValueError(
+                    f"the records of {options['data']} are not those that the output {output_dir} was begun with; "
+                    "name another output."
+                )
+            raise ValueError(
+                f"the output {output_dir} was begun with {name}={begun.get(name)!r}, not {options[name]!r}; name "
+                "another output, or give the same options."
+            )
+
+
+def is_whole(path: Path, shard: Shard) -> bool:
+    """Whether a shard is there with all its images, read or quarantined."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return metadata.num_rows + len(read_quarantine(metadata)) == shard.stop - shard.start
+
+
+def can_be_mended(path: Path, records: datasets.Dataset, order: np.ndarray) -> bool:
+    """Whether an image that was quarantined can be read by now, so that its shard is made again."""
+    for failure in read_quarantine(pq.read_metadata(path)):
+        try:
+            read_radiograph(records[int(order[failure["row"]])]["image"])
+            return True
+        except (ValueError, OSError):
+            pass
+    return False
+
+
+# --- The shards, in workers
+
+
+def initialize_worker(*counters) -> None:
+    """Called once in each worker: it ends with its parent, even a killed one, and leaves Ctrl-C to it."""
+    global done, failed, stop
+    if counters:
+        done, failed, stop = counters
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def make_shards(
+    plan: Plan,
+    output_dir: Path,
+    work_dir: Path,
+    options: PrepareOptions,
+    context: multiprocessing.context.BaseContext,
+    num_workers: int | None,
+    allowed: int,
+) -> list[dict]:
+    """Makes the shards to do; the failures, of which there are too many when the work was broken off."""
+    if not plan.todo:
+        return []
+    failures = []
+    counters = context.Value("q", 0), context.Value("q", 0), context.Event()
+    done, failed, stop = counters
+    workers = min(num_workers or count_cores(), len(plan.todo))
+    total = sum(shard.stop - shard.start for shard in plan.todo)
+    with (
+        tqdm(total=total, unit=" images", desc="Preparing", smoothing=0.1) as bar,
+        ProcessPoolExecutor(workers, context, initialize_worker, counters) as executor,
+    ):
+        pending = {executor.submit(write_shard, work_dir, output_dir, shard, options) for shard in plan.todo}
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(done.value - bar.n)
+                failures += [failure for future in finished for failure in future.result()]
+                if failed.value > allowed:
+                    stop.set()
+            bar.update(done.value - bar.n)
+        finally:
+            stop.set()  # after an error: the others stop at their next image
+            executor.shutdown(cancel_futures=True)
+    return failures
+
+
+def count_cores() -> int:
+    """Cores that this process may use: of a scheduler's job, those it was given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: PrepareOptions) -> list[dict]:
+    """Makes one shard; the images that cannot be read. Leaves nothing where it fails or is told to stop."""
+    target = output_dir / "data" / shard.name
+    partial = target.with_name(f".{shard.name}.{os.getpid()}")
+    failures, rows, size, row = [], [], 0, -1
+    try:
+        with pa.OSFile(str(work_dir / shard.name)) as file, pa.ipc.open_file(file) as records:
+            schema = records.schema
+            with open_writer(partial, schema) as writer:
+                for batch in (records.get_batch(index) for index in range(records.num_record_batches)):
+                    for record in (batch.slice(i, 1).to_pylist()[0] for i in range(len(batch))):
+                        if stop.is_set():
+                            return failures
+                        row += 1
+                        try:
+                            rows.append(make_row(record, options))
+                            size += len(rows[-1]["image"]["bytes"])
+                        except (ValueError, OSError) as error:
+                            failures.append(describe(record, error) | {"row": row})
+                            with failed.get_lock():
+                                failed.value += 1
+                        with done.get_lock():
+                            done.value += 1
+                        if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                            rows, size = [], 0
+                if rows:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                writer.add_key_value_metadata({QUARANTINE: json.dumps(failures)})
+        os.replace(partial, target)
+        (work_dir / shard.name).unlink()
+    finally:
+        partial.unlink(missing_ok=True)
+    return failures
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Fixed settings, so that the bytes depend on the records alone (and on the versions of pyarrow and Pillow)."""
+    others = [name for name in schema.names if name != "image"]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        version="2.6",
+        data_page_version="1.0",
+        compression={"image.bytes": "none"} | {name: "snappy" for name in leaves(schema) if name != "image.bytes"},
+        use_dictionary=[name for name in leaves(schema) if not name.startswith("image.")],
+        write_statistics=others,
+        write_page_index=False,
+    )
+
+
+def leaves(schema: pa.Schema) -> list[str]:
+    """Names of the columns as Parquet counts them, with those of structs and lists."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+    columns = pq.read_metadata(sink).schema
+    return [columns.column(i).path for i in range(len(columns))]
+
+
+def make_row(record: dict, options: PrepareOptions) -> dict:
+    """
+    The record with its image as it is stored; boxes and masks in the stored image's pixels.
+
+    Raises:
+        `ValueError`, `OSError`: the image cannot be read.
+    """
+    image = read_radiograph(record["image"])
+    width, height = image.size
+    shortest = min(image.size)
+    if options.size is not None and options.size < shortest:
+        new_size = tuple(max(round(side * options.size / shortest), 1) for side in image.size)
+        image = image.resize(new_size, Image.Resampling.BICUBIC)
+        for name in ("boxes", "masks"):
+            scale = {"boxes": scale_box, "masks": scale_mask}[name]
+            if record.get(name):
+                record[name] = [scale(item, *new_size, width, height) for item in record[name]]
+    buffer = io.BytesIO()
+    image.save(buffer, options.format, **({"quality": options.quality} if options.format == "jpeg" else {}))
+    # Without a name: `datasets` would take a file of that name in the working folder for the image
+    return record | {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+
+def scale_box(box: dict, new_width: int, new_height: int, width: int, height: int) -> dict:
+    x, y = new_width / width, new_height / height
+    return box | {"x": box["x"] * x, "w": box["w"] * x, "y": box["y"] * y, "h": box["h"] * y}
+
+
+def scale_mask(mask: dict, new_width: int, new_height: int, width: int, height: int) -> dict:
+    """A pixel is inside where at least half of what it stands for is."""
+    pixels = decode_mask(mask["counts"], mask["height"], mask["width"])
+    image = Image.fromarray(pixels.astype(np.uint8) * 255).resize((new_width, new_height), Image.Resampling.BOX)
+    counts = encode_mask(np.asarray(image) >= 128)
+    return mask | {"height": new_height, "width": new_width, "counts": counts}
+
+
+def describe(record: dict, error: Exception) -> dict:
+    """The entry of an image in the quarantine list; nothing of the folders of this machine."""
+    name = Path(record["image"]["path"] or "").name
+    reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+    reason = reason.removeprefix(f"{name}: ")
+    return {"split": record["split"], "image_id": record["image_id"], "file": name, "reason": reason}
+
+
+# --- What is written when all shards are there
+
+
+def read_quarantine(metadata: pq.FileMetaData) -> list[dict]:
+    return json.loads((metadata.metadata or {}).get(QUARANTINE.encode(), b"[]"))
+
+
+def list_quarantine(output_dir: Path, shards: Iterable[Shard]) -> Iterator[dict]:
+    for shard in shards:
+        path = output_dir / "data" / shard.name
+        if is_whole(path, shard):
+            yield from read_quarantine(pq.read_metadata(path))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes beside, then renames: a reader never sees half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_quarantine(output_dir: Path, failures: Iterable[dict]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(failures)
+    write(output_dir / "quarantine.csv", text.getvalue())
+
+
+def read_columns(output_dir: Path, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict]:
+    """The records of shards, in their order, one at a time."""
+    for shard in shards:
+        with pq.ParquetFile(output_dir / "data" / shard.name) as file:
+            for batch in file.iter_batches(ROWS_PER_GROUP, columns=columns):
+                yield from batch.to_pylist()
+
+
+def write_summary(options: PrepareOptions, plan: Plan, output_dir: Path) -> dict:
+    """Counts the output, and writes everything that is not a shard; the summary."""
+    failures = list(list_quarantine(output_dir, plan.shards))
+    if len(failures) == plan.total:
+        raise ValueError(f"none of {plan.total} images can be read; the first: {failures[0]['reason']}")
+    write_quarantine(output_dir, failures)
+    splits = {
+        split: {
+            **summarize(output_dir, [shard for shard in plan.shards if shard.split == split], plan.features),
+            "quarantined": sum(failure["split"] == split for failure in failures),
+            "left_out": {name: counts[name] for name in ("other_view", "without_text")},
+        }
+        for split, counts in plan.counts.items()
+    }
+    summary = {**options.recorded(), "splits": splits}
+    write(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write(output_dir / "sheet.jpg", draw_sheet(output_dir, plan.shards))
+    write(output_dir / "README.md", write_card(options, plan, output_dir, summary))
+    return summary
+
+
+def summarize(output_dir: Path, shards: list[Shard], features: datasets.Features) -> dict:
+    """Counts of one split. Memory: 60 bytes a record."""
+    findings = finding_columns(datasets.Dataset.from_dict({name: [] for name in features}, features=features))
+    columns = ["patient_id", "study_id", "view", *TEXT_COLUMNS, *findings]
+    views, values = Counter(), {finding: Counter() for finding in findings}
+    total = sum(shard.stop - shard.start for shard in shards)
+    patients, studies = np.zeros(total, np.uint64), np.zeros(total, np.uint64)
+    words = {column: np.zeros(total, np.int32) for column in TEXT_COLUMNS}
+
+    def reports() -> Iterator[str]:
+        nonlocal images
+        for record in read_columns(output_dir, shards, columns):
+            patients[images], studies[images] = hash_text(record["patient_id"]), hash_text(record["study_id"])
+            views[record["view"]] += 1
+            for column in TEXT_COLUMNS:
+                words[column][images] = len(record[column].split())
+            for finding in findings:
+                value = record[finding]
+                values[finding]["blank" if value is None or value != value else str(int(value))] += 1
+            images += 1
+            yield record["report"]
+
+    images = 0
+    groups = duplicate_groups(reports())
+    studies = studies[:images]
+    # A text counts once for each study that has it: two views of one study share theirs rightly
+    texts = np.unique(np.stack([groups, studies.view(np.int64)], axis=1)[groups >= 0], axis=0)[:, 0]
+    _, studies_per_text = np.unique(texts, return_counts=True)
+    return {
+        "images": images,
+        "patients": len(np.unique(patients[:images])),
+        "studies": len(np.unique(studies)),
+        "views": dict(sorted(views.items())),
+        "findings": {
+            finding: {key: values[finding][key] for key in ("1", "0", "-1", "blank")} for finding in findings
+        },
+        "words": {column: quartiles(counts[:images]) for column, counts in words.items()},
+        "empty": {column: int((counts[:images] == 0).sum()) for column, counts in words.items()},
+        "studies_with_the_report_of_another": int(studies_per_text[studies_per_text > 1].sum()),
+        "texts_of_several_studies": int((studies_per_text > 1).sum()),
+    }
+
+
+def hash_text(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def quartiles(counts: np.ndarray) -> list[float] | None:
+    """Of the texts that are not empty."""
+    counts = counts[counts > 0]
+    return [float(value) for value in np.percentile(counts, (25, 50, 75))] if len(counts) else None
+
+
+def draw_sheet(output_dir: Path, shards: list[Shard]) -> bytes:
+    """The first images of the shards (which are in random order), in turn, with their split, id and view; a JPEG."""
+    pictures, cells = [], SHEET_COLUMNS * SHEET_ROWS
+    per_shard = -(-cells // len(shards))
+    for shard in shards[:cells]:
+        with pq.ParquetFile(output_dir / "data" / shard.name) as file:
+            groups = (
+                file.read_row_group(i, ["image", "image_id", "view", "split"]) for i in range(file.num_row_groups)
+            )
+            rows = (row for group in groups for row in group.slice(0, per_shard).to_pylist())
+            pictures.append(list(islice(rows, per_shard)))
+    pictures = [column[i] for i in range(per_shard) for column in pictures if i < len(column)][:cells]
+    height = SHEET_EDGE + CAPTION
+    sheet = Image.new("L", (SHEET_COLUMNS * SHEET_EDGE, -(-len(pictures) // SHEET_COLUMNS) * height))
+    draw = ImageDraw.Draw(sheet)
+    for index, record in enumerate(pictures):
+        x, y = index % SHEET_COLUMNS * SHEET_EDGE, index // SHEET_COLUMNS * height
+        image = read_radiograph(record["image"])
+        image.thumbnail((SHEET_EDGE - 4, SHEET_EDGE - 4))
+        sheet.paste(image, (x + (SHEET_EDGE - image.width) // 2, y + (SHEET_EDGE - image.height) // 2))
+        caption = f"{record['view']} {record['split']} {record['image_id']}"
+        draw.text((x + 4, y + SHEET_EDGE), caption.encode("ascii", "replace")[:40], fill=255)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def describe_source(data: str) -> str:
+    """What the reader's module says of where the data come from, under which terms, and what is derived."""
+    reader = parse_data(data)[0]
+    module = inspect.getmodule(READERS[reader][0]) if reader in READERS else None
+    if module is None:
+        return (
+            f"{dataset_name(data)}, a table or folder of its owner's, read by tier-clip. The terms of its source "
+            "apply; state them here before you pass it on."
+        )
+    return inspect.cleandoc(module.__doc__)
+
+
+def write_card(options: PrepareOptions, plan: Plan, output_dir: Path, summary: dict) -> str:
+    """The README.md of the output: what `datasets` reads of it, and what a reader has to know."""
+    sizes, examples = Counter(), Counter()
+    for shard in plan.shards:
+        metadata = pq.read_metadata(output_dir / "data" / shard.name)
+        sizes[shard.split] += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        examples[shard.split] += metadata.num_rows
+    files = sum((output_dir / "data" / shard.name).stat().st_size for shard in plan.shards)
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for split in sizes:
+        lines += [f"  - split: {split}", f"    path: data/{split}-*"]
+    lines += ["dataset_info:", "  splits:"]
+    for split in sizes:
+        lines += [f"  - name: {split}", f"    num_bytes: {sizes[split]}", f"    num_examples: {examples[split]}"]
+    lines += [f"  download_size: {files}", f"  dataset_size: {sum(sizes.values())}"]
+    lines += ["license: other", "tags:", "- medical", "- radiology", "- chest-x-ray", "---", ""]
+
+    name = dataset_name(options.data)
+    pixels = (
+        "as large as in their files" if options.size is None else f"shortest side {options.size} px, none enlarged"
+    )
+    stored = f"JPEG of quality {options.quality}" if options.format == "jpeg" else "PNG"
+    sections = {
+        "standard": "as the reader takes them from the source",
+        "chexzero": "cut out of the whole report as CheXzero does",
+        "tier": "cut out of the whole report as TIER does",
+    }[options.report_style]
+    lines += [
+        f"# {name}, prepared",
+        "",
+        "Chest radiographs with reports, written by `tier-prepare` of tier-clip. The terms of the source (below)",
+        "apply to these derived data too; what came under a signed agreement must stay in a private repository.",
+        "",
+        "```python",
+        'datasets.load_dataset("<this folder or repository>", split="' + next(iter(sizes)) + '", streaming=True)',
+        "```",
+        "",
+        f"- Images: one channel of 8 bits, {pixels}, {stored}. Boxes and masks are in their pixels.",
+        f"- Sections: `findings` and `impression` {sections}; `report` is the whole text.",
+        f"- Views: {'frontal alone (AP, PA)' if options.views == 'frontal' else 'all'}.",
+        f"- Text: {'with or without' if options.text is None else 'records without ' + TEXTS[options.text]}"
+        f"{'' if options.text is None else ' are left out'}.",
+        f"- Order: shuffled within each split (seed {options.seed}). No patient is in two splits.",
+        "- Findings: 1 present, 0 absent, -1 uncertain, NaN not stated.",
+        "",
+        "## Counts",
+        "",
+        *format_summary(summary),
+        "",
+        "Images that could not be read are listed in `quarantine.csv`; `sheet.jpg` shows some of those that could.",
+        "",
+        "## Source",
+        "",
+        describe_source(options.data),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def format_summary(summary: dict) -> list[str]:
+    """The summary as the lines of Markdown tables: the splits, then the findings."""
+    splits = summary["splits"]
+    numbers = {name: [f"{split[name]:,}" for split in splits.values()] for name in ("images", "patients", "studies")}
+    for view in sorted({view for split in splits.values() for view in split["views"]}):
+        numbers[f"view {view}"] = [f"{split['views'].get(view, 0):,}" for split in splits.values()]
+    for column in TEXT_COLUMNS:
+        words = [split["words"][column] for split in splits.values()]
+        numbers[f"{column}: words (quartiles)"] = [" / ".join(f"{n:g}" for n in row) if row else "-" for row in words]
+        numbers[f"{column}: empty"] = [f"{split['empty'][column]:,}" for split in splits.values()]
+    numbers["studies with the report of another"] = [
+        f"{split['studies_with_the_report_of_another']:,}" for split in splits.values()
+    ]
+    numbers["left out: not frontal"] = [f"{split['left_out']['other_view']:,}" for split in splits.values()]
+    numbers["left out: without text"] = [f"{split['left_out']['without_text']:,}" for split in splits.values()]
+    numbers["quarantined"] = [f"{split['quarantined']:,}" for split in splits.values()]
+    lines = format_table(["", *splits], [[name, *row] for name, row in numbers.items()])
+    findings = next(iter(splits.values()))["findings"]
+    if findings:
+        rows = [
+            [
+                finding,
+                *(" / ".join(f"{n:,}" for n in split["findings"][finding].values()) for split in splits.values()),
+            ]
+            for finding in findings
+        ]
+        lines += ["", *format_table(["present / absent / uncertain / blank", *splits], rows)]
+    return lines
+
+
+def format_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    cells = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in [header, *rows]
+    ]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return [f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]]]
