@@ -115,7 +115,8 @@ def run(args: argparse.Namespace) -> None:
     """Everything that the command does."""
     check_arguments(args)
     # Imported here, so that --help and a mistyped option answer at once
-    from processing_tier.prepare import PrepareOptions, format_summary, prepare
+    from processing_tier.prepare import PrepareOptions, prepare
+    from processing_tier.prepare_summary import format_summary
 
     if args.quality is not None and args.format != "jpeg":
         print(f"Note: --quality has no effect on {args.format}.", file=sys.stderr)

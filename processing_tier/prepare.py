@@ -26,46 +26,40 @@ import shutil
 import signal
 import threading
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .masks import decode_mask, encode_mask
+from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
 from .radiograph_tier import read_radiograph
-from .readers import READERS, dataset_name, list_splits, parse_data, read_records
+from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from .readers.hub import SHARD
 from .records import (
     FRONTAL_VIEWS,
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
-    TEXT_COLUMNS,
     check_disjoint_patients,
-    finding_columns,
     select_text,
 )
-from .reports import duplicate_groups, extract_sections
+from .reports import extract_sections
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"jpeg": "jpg", "png": "png"}
 ROWS_PER_GROUP = 100  # what a streaming reader loads at once
 BYTES_PER_GROUP = 64 * 2**20  # fewer rows where the images are large
-SHEET_COLUMNS, SHEET_ROWS, SHEET_EDGE, CAPTION = 6, 4, 256, 16  # pictures and pixels
 QUARANTINE = "quarantine"  # key in a shard's footer
 QUARANTINE_COLUMNS = ("split", "image_id", "file", "reason")
-TEXTS = {"impression": "an impression", "findings": "findings", "both": "impression and findings"}
 EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # where only another split has the column
 
 
@@ -133,7 +127,7 @@ class Plan:
     """What is to be done, and what the card says about the records that are left out."""
 
     features: datasets.Features
-    counts: dict[str, dict[str, int]]  # of each split: read, other_view, without_text, kept
+    counts: dict[str, dict[str, int]]  # of each split: read, not_frontal, without_text, kept
     shards: list[Shard]
     todo: list[Shard]  # those of this machine that are not there yet
 
@@ -196,7 +190,7 @@ def prepare(
         shutil.rmtree(work_dir, ignore_errors=True)
     if not all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards):
         return None
-    return write_summary(options, plan, output_dir)
+    return write_rest(options, plan, output_dir)
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -229,8 +223,8 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     fingerprint = hashlib.sha256()
     words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
     for dataset in records.values():
-        for batch in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
-            fingerprint.update(json.dumps(batch.to_pylist()).encode())
+        for table in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
+            fingerprint.update(json.dumps(table.to_pylist()).encode())
     claim(output_dir, options.recorded() | {"records": fingerprint.hexdigest()})
 
     (output_dir / "data").mkdir(exist_ok=True)
@@ -245,8 +239,8 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
         for partial in target.parent.glob(f".{shard.name}.*"):  # of a killed run
             partial.unlink(missing_ok=True)
         with pa.OSFile(str(work_dir / shard.name), "wb") as file, pa.ipc.new_file(file, features.arrow_schema) as plan:
-            for batch in read_batches(records[shard.split], order, features):
-                plan.write_table(batch)
+            for table in read_batches(records[shard.split], order, features):
+                plan.write_table(table)
         todo.append(shard)
     return Plan(features, counts, shards, todo)
 
@@ -265,7 +259,7 @@ def select_records(
     keep = np.ones(len(records), dtype=bool)
     if options.views == "frontal":
         keep = np.isin(np.array(records["view"][:]), FRONTAL_VIEWS)
-    counts = {"read": len(records), "other_view": int((~keep).sum()), "without_text": 0}
+    counts = {"read": len(records), "not_frontal": int((~keep).sum()), "without_text": 0}
     if options.text is not None:
         sections = records.select_columns(["impression", "findings"])
         has_text = np.fromiter((bool(select_text(record, options.text)) for record in sections), bool, len(records))
@@ -273,7 +267,7 @@ def select_records(
         keep &= has_text
     if not keep.any():
         raise ValueError(
-            f"split {split!r}: none of {len(records)} records is left ({counts['other_view']} are not frontal, "
+            f"split {split!r}: none of {len(records)} records is left ({counts['not_frontal']} are not frontal, "
             f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
         )
     return records.select(np.flatnonzero(keep)), counts | {"kept": int(keep.sum())}
@@ -354,7 +348,7 @@ def can_be_mended(path: Path, records: datasets.Dataset, order: np.ndarray) -> b
     """Whether an image that was quarantined can be read by now, so that its shard is made again."""
     for failure in read_quarantine(pq.read_metadata(path)):
         try:
-            read_radiograph(records[int(order[failure["row"]])]["image"])
+            read_radiograph(records[int(order[failure["position"]])]["image"])
             return True
         except (ValueError, OSError):
             pass
@@ -419,60 +413,49 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
     """Makes one shard; the images that cannot be read. Leaves nothing where it fails or is told to stop."""
     target = output_dir / "data" / shard.name
     partial = target.with_name(f".{shard.name}.{os.getpid()}")
-    failures, rows, size, row = [], [], 0, -1
+    failures, rows, size = [], [], 0
     try:
         with pa.OSFile(str(work_dir / shard.name)) as file, pa.ipc.open_file(file) as records:
-            schema = records.schema
-            with open_writer(partial, schema) as writer:
-                for batch in (records.get_batch(index) for index in range(records.num_record_batches)):
-                    for record in (batch.slice(i, 1).to_pylist()[0] for i in range(len(batch))):
-                        if stop.is_set():
-                            return failures
-                        row += 1
-                        try:
-                            rows.append(make_row(record, options))
-                            size += len(rows[-1]["image"]["bytes"])
-                        except (ValueError, OSError) as error:
-                            failures.append(describe(record, error) | {"row": row})
-                            with failed.get_lock():
-                                failed.value += 1
-                        with done.get_lock():
-                            done.value += 1
-                        if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
-                            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-                            rows, size = [], 0
+            with open_writer(partial, records.schema) as writer:
+                for position, record in enumerate(iterate(records)):
+                    if stop.is_set():
+                        return failures
+                    try:
+                        rows.append(make_row(record, options))
+                        size += len(rows[-1]["image"]["bytes"])
+                    except (ValueError, OSError) as error:
+                        failures.append(describe(record, error) | {"position": position})
+                        add_one(failed)
+                    add_one(done)
+                    if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                        writer.write_batch(pa.RecordBatch.from_pylist(rows, records.schema))
+                        rows, size = [], 0
                 if rows:
-                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, records.schema))
                 writer.add_key_value_metadata({QUARANTINE: json.dumps(failures)})
         os.replace(partial, target)
-        (work_dir / shard.name).unlink()
     finally:
         partial.unlink(missing_ok=True)
     return failures
 
 
+def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
+    for index in range(records.num_record_batches):
+        batch = records.get_batch(index)
+        for row in range(len(batch)):
+            yield batch.slice(row, 1).to_pylist()[0]
+
+
+def add_one(counter) -> None:
+    with counter.get_lock():
+        counter.value += 1
+
+
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Fixed settings, so that the bytes depend on the records alone (and on the versions of pyarrow and Pillow)."""
-    others = [name for name in schema.names if name != "image"]
     return pq.ParquetWriter(
-        path,
-        schema,
-        version="2.6",
-        data_page_version="1.0",
-        compression={"image.bytes": "none"} | {name: "snappy" for name in leaves(schema) if name != "image.bytes"},
-        use_dictionary=[name for name in leaves(schema) if not name.startswith("image.")],
-        write_statistics=others,
-        write_page_index=False,
+        path, schema, version="2.6", compression="zstd", use_dictionary=False, write_statistics=False
     )
-
-
-def leaves(schema: pa.Schema) -> list[str]:
-    """Names of the columns as Parquet counts them, with those of structs and lists."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema))
-    columns = pq.read_metadata(sink).schema
-    return [columns.column(i).path for i in range(len(columns))]
 
 
 def make_row(record: dict, options: PrepareOptions) -> dict:
@@ -551,221 +534,47 @@ def write_quarantine(output_dir: Path, failures: Iterable[dict]) -> None:
     write(output_dir / "quarantine.csv", text.getvalue())
 
 
-def read_columns(output_dir: Path, shards: Iterable[Shard], columns: list[str]) -> Iterator[dict]:
-    """The records of shards, in their order, one at a time."""
-    for shard in shards:
-        with pq.ParquetFile(output_dir / "data" / shard.name) as file:
-            for batch in file.iter_batches(ROWS_PER_GROUP, columns=columns):
-                yield from batch.to_pylist()
-
-
-def write_summary(options: PrepareOptions, plan: Plan, output_dir: Path) -> dict:
+def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path) -> dict:
     """Counts the output, and writes everything that is not a shard; the summary."""
     failures = list(list_quarantine(output_dir, plan.shards))
     if len(failures) == plan.total:
-        raise ValueError(f"none of {plan.total} images can be read; the first: {failures[0]['reason']}")
-    write_quarantine(output_dir, failures)
+        raise ValueError(
+            f"none of {plan.total} images can be read; the first is {failures[0]['file']}: {failures[0]['reason']}"
+        )
+    files = {split: [] for split in plan.counts}
+    for shard in plan.shards:
+        files[shard.split].append(output_dir / "data" / shard.name)
     splits = {
         split: {
-            **summarize(output_dir, [shard for shard in plan.shards if shard.split == split], plan.features),
+            **summarize(files[split]),
             "quarantined": sum(failure["split"] == split for failure in failures),
-            "left_out": {name: counts[name] for name in ("other_view", "without_text")},
+            "not_frontal": counts["not_frontal"],
+            "without_text": counts["without_text"],
         }
         for split, counts in plan.counts.items()
     }
     summary = {**options.recorded(), "splits": splits}
+    write_quarantine(output_dir, failures)
     write(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write(output_dir / "sheet.jpg", draw_sheet(output_dir, plan.shards))
-    write(output_dir / "README.md", write_card(options, plan, output_dir, summary))
+    write(output_dir / "sheet.jpg", draw_sheet([file for split in files.values() for file in split]))
+    write(output_dir / "README.md", make_card(summary, files, describe_source(options.data)))
+    for path in output_dir.glob(".plan-*"):  # of killed runs, like the next
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (output_dir / "data").glob(".*"):
+        path.unlink(missing_ok=True)
     return summary
 
 
-def summarize(output_dir: Path, shards: list[Shard], features: datasets.Features) -> dict:
-    """Counts of one split. Memory: 60 bytes a record."""
-    findings = finding_columns(datasets.Dataset.from_dict({name: [] for name in features}, features=features))
-    columns = ["patient_id", "study_id", "view", *TEXT_COLUMNS, *findings]
-    views, values = Counter(), {finding: Counter() for finding in findings}
-    total = sum(shard.stop - shard.start for shard in shards)
-    patients, studies = np.zeros(total, np.uint64), np.zeros(total, np.uint64)
-    words = {column: np.zeros(total, np.int32) for column in TEXT_COLUMNS}
-
-    def reports() -> Iterator[str]:
-        nonlocal images
-        for record in read_columns(output_dir, shards, columns):
-            patients[images], studies[images] = hash_text(record["patient_id"]), hash_text(record["study_id"])
-            views[record["view"]] += 1
-            for column in TEXT_COLUMNS:
-                words[column][images] = len(record[column].split())
-            for finding in findings:
-                value = record[finding]
-                values[finding]["blank" if value is None or value != value else str(int(value))] += 1
-            images += 1
-            yield record["report"]
-
-    images = 0
-    groups = duplicate_groups(reports())
-    studies = studies[:images]
-    # A text counts once for each study that has it: two views of one study share theirs rightly
-    texts = np.unique(np.stack([groups, studies.view(np.int64)], axis=1)[groups >= 0], axis=0)[:, 0]
-    _, studies_per_text = np.unique(texts, return_counts=True)
-    return {
-        "images": images,
-        "patients": len(np.unique(patients[:images])),
-        "studies": len(np.unique(studies)),
-        "views": dict(sorted(views.items())),
-        "findings": {
-            finding: {key: values[finding][key] for key in ("1", "0", "-1", "blank")} for finding in findings
-        },
-        "words": {column: quartiles(counts[:images]) for column, counts in words.items()},
-        "empty": {column: int((counts[:images] == 0).sum()) for column, counts in words.items()},
-        "studies_with_the_report_of_another": int(studies_per_text[studies_per_text > 1].sum()),
-        "texts_of_several_studies": int((studies_per_text > 1).sum()),
-    }
-
-
-def hash_text(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def quartiles(counts: np.ndarray) -> list[float] | None:
-    """Of the texts that are not empty."""
-    counts = counts[counts > 0]
-    return [float(value) for value in np.percentile(counts, (25, 50, 75))] if len(counts) else None
-
-
-def draw_sheet(output_dir: Path, shards: list[Shard]) -> bytes:
-    """The first images of the shards (which are in random order), in turn, with their split, id and view; a JPEG."""
-    pictures, cells = [], SHEET_COLUMNS * SHEET_ROWS
-    per_shard = -(-cells // len(shards))
-    for shard in shards[:cells]:
-        with pq.ParquetFile(output_dir / "data" / shard.name) as file:
-            groups = (
-                file.read_row_group(i, ["image", "image_id", "view", "split"]) for i in range(file.num_row_groups)
-            )
-            rows = (row for group in groups for row in group.slice(0, per_shard).to_pylist())
-            pictures.append(list(islice(rows, per_shard)))
-    pictures = [column[i] for i in range(per_shard) for column in pictures if i < len(column)][:cells]
-    height = SHEET_EDGE + CAPTION
-    sheet = Image.new("L", (SHEET_COLUMNS * SHEET_EDGE, -(-len(pictures) // SHEET_COLUMNS) * height))
-    draw = ImageDraw.Draw(sheet)
-    for index, record in enumerate(pictures):
-        x, y = index % SHEET_COLUMNS * SHEET_EDGE, index // SHEET_COLUMNS * height
-        image = read_radiograph(record["image"])
-        image.thumbnail((SHEET_EDGE - 4, SHEET_EDGE - 4))
-        sheet.paste(image, (x + (SHEET_EDGE - image.width) // 2, y + (SHEET_EDGE - image.height) // 2))
-        caption = f"{record['view']} {record['split']} {record['image_id']}"
-        draw.text((x + 4, y + SHEET_EDGE), caption.encode("ascii", "replace")[:40], fill=255)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
 def describe_source(data: str) -> str:
-    """What the reader's module says of where the data come from, under which terms, and what is derived."""
-    reader = parse_data(data)[0]
-    module = inspect.getmodule(READERS[reader][0]) if reader in READERS else None
-    if module is None:
-        return (
-            f"{dataset_name(data)}, a table or folder of its owner's, read by tier-clip. The terms of its source "
-            "apply; state them here before you pass it on."
-        )
-    return inspect.cleandoc(module.__doc__)
-
-
-def write_card(options: PrepareOptions, plan: Plan, output_dir: Path, summary: dict) -> str:
-    """The README.md of the output: what `datasets` reads of it, and what a reader has to know."""
-    sizes, examples = Counter(), Counter()
-    for shard in plan.shards:
-        metadata = pq.read_metadata(output_dir / "data" / shard.name)
-        sizes[shard.split] += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        examples[shard.split] += metadata.num_rows
-    files = sum((output_dir / "data" / shard.name).stat().st_size for shard in plan.shards)
-    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
-    for split in sizes:
-        lines += [f"  - split: {split}", f"    path: data/{split}-*"]
-    lines += ["dataset_info:", "  splits:"]
-    for split in sizes:
-        lines += [f"  - name: {split}", f"    num_bytes: {sizes[split]}", f"    num_examples: {examples[split]}"]
-    lines += [f"  download_size: {files}", f"  dataset_size: {sum(sizes.values())}"]
-    lines += ["license: other", "tags:", "- medical", "- radiology", "- chest-x-ray", "---", ""]
-
-    name = dataset_name(options.data)
-    pixels = (
-        "as large as in their files" if options.size is None else f"shortest side {options.size} px, none enlarged"
+    """What is known of where the data come from, under which terms, and what is derived."""
+    reader, folder, _ = parse_data(data)
+    if reader == PHANTOM:
+        return "Synthetic radiographs that tier-clip draws; they show nobody."
+    if reader is not None:
+        return inspect.cleandoc(inspect.getmodule(READERS[reader][0]).__doc__)
+    card = Path(folder, "README.md")
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() and is_hub(folder) else ""
+    return text.partition(SOURCE_HEADING)[2].strip() or (
+        f"{dataset_name(data)}, as its owner has it. The terms of its source apply; state them here before you pass "
+        "it on."
     )
-    stored = f"JPEG of quality {options.quality}" if options.format == "jpeg" else "PNG"
-    sections = {
-        "standard": "as the reader takes them from the source",
-        "chexzero": "cut out of the whole report as CheXzero does",
-        "tier": "cut out of the whole report as TIER does",
-    }[options.report_style]
-    lines += [
-        f"# {name}, prepared",
-        "",
-        "Chest radiographs with reports, written by `tier-prepare` of tier-clip. The terms of the source (below)",
-        "apply to these derived data too; what came under a signed agreement must stay in a private repository.",
-        "",
-        "```python",
-        'datasets.load_dataset("<this folder or repository>", split="' + next(iter(sizes)) + '", streaming=True)',
-        "```",
-        "",
-        f"- Images: one channel of 8 bits, {pixels}, {stored}. Boxes and masks are in their pixels.",
-        f"- Sections: `findings` and `impression` {sections}; `report` is the whole text.",
-        f"- Views: {'frontal alone (AP, PA)' if options.views == 'frontal' else 'all'}.",
-        f"- Text: {'with or without' if options.text is None else 'records without ' + TEXTS[options.text]}"
-        f"{'' if options.text is None else ' are left out'}.",
-        f"- Order: shuffled within each split (seed {options.seed}). No patient is in two splits.",
-        "- Findings: 1 present, 0 absent, -1 uncertain, NaN not stated.",
-        "",
-        "## Counts",
-        "",
-        *format_summary(summary),
-        "",
-        "Images that could not be read are listed in `quarantine.csv`; `sheet.jpg` shows some of those that could.",
-        "",
-        "## Source",
-        "",
-        describe_source(options.data),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def format_summary(summary: dict) -> list[str]:
-    """The summary as the lines of Markdown tables: the splits, then the findings."""
-    splits = summary["splits"]
-    numbers = {name: [f"{split[name]:,}" for split in splits.values()] for name in ("images", "patients", "studies")}
-    for view in sorted({view for split in splits.values() for view in split["views"]}):
-        numbers[f"view {view}"] = [f"{split['views'].get(view, 0):,}" for split in splits.values()]
-    for column in TEXT_COLUMNS:
-        words = [split["words"][column] for split in splits.values()]
-        numbers[f"{column}: words (quartiles)"] = [" / ".join(f"{n:g}" for n in row) if row else "-" for row in words]
-        numbers[f"{column}: empty"] = [f"{split['empty'][column]:,}" for split in splits.values()]
-    numbers["studies with the report of another"] = [
-        f"{split['studies_with_the_report_of_another']:,}" for split in splits.values()
-    ]
-    numbers["left out: not frontal"] = [f"{split['left_out']['other_view']:,}" for split in splits.values()]
-    numbers["left out: without text"] = [f"{split['left_out']['without_text']:,}" for split in splits.values()]
-    numbers["quarantined"] = [f"{split['quarantined']:,}" for split in splits.values()]
-    lines = format_table(["", *splits], [[name, *row] for name, row in numbers.items()])
-    findings = next(iter(splits.values()))["findings"]
-    if findings:
-        rows = [
-            [
-                finding,
-                *(" / ".join(f"{n:,}" for n in split["findings"][finding].values()) for split in splits.values()),
-            ]
-            for finding in findings
-        ]
-        lines += ["", *format_table(["present / absent / uncertain / blank", *splits], rows)]
-    return lines
-
-
-def format_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    cells = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in [header, *rows]
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]]]
