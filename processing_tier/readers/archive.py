@@ -15,7 +15,7 @@ from .table import read_frame
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 1000  # of a folder that is searched for a misplaced archive
-MAX_JSON_BYTES = 2**30
+MAX_JSON_BYTES = 2**28
 
 
 def check_split(split: str, splits: Sequence[str], name: str) -> None:

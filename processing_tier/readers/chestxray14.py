@@ -1,0 +1,165 @@
+"""
+ChestX-ray14 (NIH): 112,120 frontal radiographs of 30,805 patients, 14 findings mined from reports, 984 boxes.
+
+Where: https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., CVPR 2017). Terms: no restriction on use; the NIH
+Clinical Center is to be named as the source, and the paper cited.
+
+The folder as the NIH ships it:
+
+    Data_Entry_2017_v2020.csv  (or Data_Entry_2017.csv)
+    BBox_List_2017.csv
+    train_val_list.txt  test_list.txt
+    images_001/images/00000001_000.png ... images_012/images/  (or all of them in images/)
+
+What is derived:
+
+- split: the official one by patient (Wang et al., 2017, version 5): `train` is train_val_list.txt (86,524 images),
+  `test` is test_list.txt (25,596). The other split in use, by patient at random into 70, 10 and 20 % (CheXNet and what
+  follows it), is shipped by its authors only as lists: the option `lists` reads those.
+- findings: the 14 names and `No Finding` as shipped (`Pleural_Thickening`), 1 where the labels name it, otherwise 0.
+- patient: the number with its leading zeros (`00000001`), as in the names of the files, so that patients can be
+  compared with those of the data sets made from this one (ChestX-Det10, RSNA with its mapping).
+- boxes: BBox_List_2017.csv, of 880 images; its `Infiltrate` is `Infiltration`. They are in pixels of the 1024 x 1024
+  images as shipped: for resized copies say their size in the option `image_size`.
+- sex, age (`058Y` of the first version is 58 years; ages above 120, such as 414, are typing errors and become NaN),
+  view. There are no reports.
+
+Checked against the NIH's own tables (version 2020) and boxes; the quirks of the 2017 table are those that public code
+works around.
+"""
+
+import os
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from ..records import make_records
+from .archive import check_split, drop_repeated, find_in_archive, read_columns
+from .boxes import group_boxes
+from .table import read_frame
+
+SPLITS = ("train", "test")
+LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+OTHER_LISTS = {"train": "train_list.txt", "validation": "val_list.txt", "test": "test_list.txt"}
+NAME = "chestxray14"
+SOURCE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
+SIDE = 1024  # pixels of the images as shipped
+MAX_AGE = 120
+NO_FINDING = "No Finding"
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+
+
+def read_chestxray14(
+    root: str | os.PathLike,
+    split: str,
+    *,
+    lists: str | os.PathLike | None = None,
+    image_size: int = SIDE,
+) -> datasets.Dataset:
+    """
+    Read one split of ChestX-ray14 into the schema of [`records`]; no image is opened.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with `Data_Entry_2017_v2020.csv`.
+        split (`str`): `"train"` or `"test"`; with `lists` also `"validation"`.
+        lists (`str` or `os.PathLike`, *optional*):
+            Folder of another split: `train_list.txt`, `val_list.txt` and `test_list.txt`, whose lines start with the
+            name of an image (what follows, as labels, is not read).
+        image_size (`int`, *optional*, defaults to 1024): width and height of the stored images in pixels.
+
+    Returns:
+        `datasets.Dataset`: one record per image that is there, in the order of the table.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a file or column that is not there, or a label of another name.
+    """
+    files = LISTS if lists is None else OTHER_LISTS
+    check_split(split, tuple(files), NAME)
+    table = find_in_archive(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], NAME, SOURCE)
+    needed = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
+    frame = read_columns(table, needed, ("Patient Gender", "Patient Sex"))
+    if lists is None:
+        names = find_in_archive(root, [files[split]], NAME, SOURCE)
+    else:
+        names = Path(lists) / files[split]
+        if not names.is_file():
+            raise ValueError(f"{lists}: {files[split]} is not in this folder of lists; name the folder that has it.")
+    frame = frame[frame["Image Index"].isin(read_list(names))]
+    frame = drop_repeated(frame, "Image Index", f"{NAME}, split {split}").reset_index(drop=True)
+
+    images = find_images(Path(root))
+    names = frame["Image Index"]
+    labels = frame["Finding Labels"].fillna("").str.split("|")
+    others = set().union(*labels) - {*FINDINGS, NO_FINDING}
+    if others:
+        raise ValueError(f"{table.name}: the label {min(others)!r} is none of the 14; is this the table as shipped?")
+    records = pd.DataFrame(
+        {
+            "image": [images.get(name, f"images/{name}") for name in names],
+            "patient_id": frame["Patient ID"].str.zfill(8),
+            "view": frame["View Position"],
+            "sex": frame["Patient Gender" if "Patient Gender" in frame else "Patient Sex"].str.strip(),
+            "age": to_years(frame["Patient Age"]),
+            "boxes": names.map(read_box_list(Path(root), set(names), image_size)),
+        }
+    )
+    for finding in (*FINDINGS, NO_FINDING):
+        records[finding] = [float(finding in present) for present in labels]
+    columns = {finding: finding for finding in (*FINDINGS, NO_FINDING)}
+    return make_records(records, columns, root, split, NAME, skip_missing=True)
+
+
+def read_list(path: Path) -> set[str]:
+    """The images that a list names: the last part of the first word of each line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {line.split()[0].rpartition("/")[2] for line in lines if line.strip()}
+
+
+def find_images(root: Path) -> dict[str, str]:
+    """Name of each image to its path below `root`."""
+    images: dict[str, str] = {}
+    for folder in (root / "images", *sorted(root.glob("images_*/images")), *sorted(root.glob("images_*"))):
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    images.setdefault(entry.name, f"{folder.relative_to(root)}/{entry.name}")
+    return images
+
+
+def to_years(ages: pd.Series) -> pd.Series:
+    """Ages such as `58`, `058Y`, `003M` or `012D` in years; NaN where they are blank or impossible."""
+    parts = ages.str.strip().str.upper().str.extract(r"^(\d+)([YMD]?)$")
+    years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
+    return years.where(years <= MAX_AGE)
+
+
+def read_box_list(root: Path, names: set[str], image_size: int) -> pd.Series:
+    """The boxes of each of the images, in pixels of images of that size."""
+    path = find_in_archive(root, ["BBox_List_2017.csv"], NAME, SOURCE)
+    frame = read_frame(path).iloc[:, :6]  # the header, "Bbox [x,y,w,h],,,", names three columns more than there are
+    if frame.shape[1] < 6 or not str(frame.columns[2]).startswith("Bbox"):
+        raise ValueError(
+            f"{path.name}: the columns are not image, finding, x, y, w and h; is this the list as shipped?"
+        )
+    frame.columns = ["image_id", "finding", "x", "y", "w", "h"]
+    frame = frame[frame["image_id"].isin(names)]
+    frame["finding"] = frame["finding"].replace("Infiltrate", "Infiltration")
+    for side in "xywh":
+        frame[side] = pd.to_numeric(frame[side], errors="coerce") * (image_size / SIDE)
+    return group_boxes(frame, path.name, image_size, image_size)
