@@ -44,14 +44,18 @@ class GatherWithGradient(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all the processes, in the order of their ranks, with gradient; the numbers of rows may differ."""
+def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    Rows of all the processes, in the order of their ranks, with gradient, and where those of this one begin; the
+    numbers of rows may differ.
+    """
     rows = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
     rows = torch.cat(rows).tolist()
     padded = nn.functional.pad(tensor, (0, 0, 0, max(rows) - len(tensor)))  # collectives need equal shapes
     chunks = GatherWithGradient.apply(padded).chunk(len(rows))
-    return torch.cat([chunk[:n] for chunk, n in zip(chunks, rows, strict=True)])
+    gathered = torch.cat([chunk[:n] for chunk, n in zip(chunks, rows, strict=True)])
+    return gathered, sum(rows[: dist.get_rank()])
 
 
 def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -59,6 +63,8 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
 
     On one process the operations are those of `CLIPModel` in the same order, so that the result is equal bit by bit.
+    With several, each compares its own rows with the rows of all, so that no process holds the whole matrix; the mean
+    over the processes is the loss of the global batch.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
@@ -76,13 +82,22 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
             f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts; "
             "leave return_loss out to compare every text with every image."
         )
-    if world_size() > 1:
-        image_embeds, text_embeds = gather_rows(image_embeds), gather_rows(text_embeds)
-    logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
-    target = torch.arange(len(logits_per_text), device=logits_per_text.device)
-    caption_loss = nn.functional.cross_entropy(logits_per_text, target)
-    image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
-    return (caption_loss + image_loss) / 2.0
+    target = torch.arange(len(text_embeds), device=text_embeds.device)
+    processes = world_size()
+    if processes == 1:
+        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
+        caption_loss = nn.functional.cross_entropy(logits_per_text, target)
+        image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
+        return (caption_loss + image_loss) / 2.0
+
+    all_images, first = gather_rows(image_embeds)
+    all_texts, _ = gather_rows(text_embeds)
+    target = target + first
+    scale = logit_scale.exp()
+    caption_loss = nn.functional.cross_entropy(text_embeds @ all_images.t() * scale, target, reduction="sum")
+    image_loss = nn.functional.cross_entropy(image_embeds @ all_texts.t() * scale, target, reduction="sum")
+    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
+    return (caption_loss + image_loss) * (processes / (2.0 * len(all_images)))
 
 
 def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:

@@ -1,5 +1,7 @@
-"""Two processes that share a batch compute the loss and the gradients of one process that has all of it."""
+"""Two and three processes that share a batch compute the loss and the gradients of one process that has all of it."""
 
+import functools
+import itertools
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel, losses_tier
 
 BOS, EOS = 97, 98
 TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
@@ -20,13 +22,19 @@ def make_model(options: dict) -> torch.nn.Module:
     size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     if "frozen_text_layers" in options:
         sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
-        config = TierDualEncoderConfig(text_config=text | size, vision_config=sizes, **WEIGHTS, **options)
-        model = TierDualEncoderModel(config).eval()  # batch norms in training see the images of their process alone
+        text |= size | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        text["initializer_range"] = 0.2  # else all texts are nearly the same, and rounding is all that differs
+        model = TierDualEncoderModel(
+            TierDualEncoderConfig(text_config=text, vision_config=sizes, **WEIGHTS, **options)
+        )
+        for module in model.modules():  # batch norms in training see the images of their process alone
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
     else:
         vision = {"image_size": 32, "patch_size": 8}
         sizes = {"text_config": text | size, "vision_config": vision | size, "projection_dim": 24}
         model = TierCLIPModel(TierCLIPConfig(**sizes, **WEIGHTS, **options))
-    return model.double()  # the entropies stay in float32
+    return model
 
 
 def make_batch() -> dict[str, torch.Tensor]:
@@ -38,54 +46,96 @@ def make_batch() -> dict[str, torch.Tensor]:
     input_ids[:, 0] = BOS
     input_ids[positions > lengths[:, None]] = EOS
     attention_mask = (positions <= lengths[:, None] + 1).long()
-    pixel_values = torch.randn(6, 3, 32, 32, generator=generator, dtype=torch.float64)
+    pixel_values = torch.randn(6, 3, 32, 32, generator=generator)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
 
 
-def train_one_step(model: torch.nn.Module, rows: slice) -> dict:
+def train_one_step(model: torch.nn.Module, rows: slice, checkpointing: bool = False) -> dict:
+    if checkpointing:
+        getattr(model, "module", model).gradient_checkpointing_enable({"use_reentrant": False})
     output = model(**{key: value[rows] for key, value in make_batch().items()}, return_loss=True)
     output.loss.backward()
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in trained}
-    return {"terms": torch.stack([output[name].detach().double() for name in TERMS]), "gradients": gradients}
+    return {"terms": torch.stack([output[name].detach() for name in TERMS]), "gradients": gradients}
 
 
 WEIGHTS = {"token_entropy_weight": 3.0, "patch_entropy_weight": 5.0}
-CASES = {
-    "equal": ([slice(0, 3), slice(3, 6)], {"image_pooling": "patch_mean", "entropy_normalization": True}),
-    "ragged": ([slice(0, 4), slice(4, 6)], {"entropy_temperature": 0.1}),  # batches of different sizes
-    "dual": ([slice(0, 4), slice(4, 6)], {"frozen_text_layers": 1}),
+MODELS = {
+    "clip": {"image_pooling": "patch_mean", "entropy_normalization": True},
+    "sharp": {"entropy_temperature": 0.1},
+    "dual": {"frozen_text_layers": 1},
 }
+ROWS = {  # of each process
+    2: {"equal": [slice(0, 3), slice(3, 6)], "ragged": [slice(0, 4), slice(4, 6)]},
+    3: {"equal": [slice(0, 2), slice(2, 4), slice(4, 6)], "ragged": [slice(0, 1), slice(1, 5), slice(5, 6)]},
+}
+CASES = list(itertools.product(MODELS, ("equal", "ragged"), (False, True)))
 
 
-def process(rank: int, folder: str) -> None:
+def process(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(minutes=2))  # not 30
-    for case, (rows, options) in CASES.items():
-        result = train_one_step(DistributedDataParallel(make_model(options)), rows[rank])
-        torch.save(result, Path(folder) / f"{case}-{rank}.pt")
+    timeout = timedelta(minutes=2)  # not 30
+    dist.init_process_group("gloo", store, rank=rank, world_size=processes, timeout=timeout)
+    for name, rows, checkpointing in CASES:
+        model = make_model(MODELS[name])
+        result = train_one_step(DistributedDataParallel(model), ROWS[processes][rows][rank], checkpointing)
+        torch.save(result, Path(folder) / f"{name}-{rows}-{checkpointing}-{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Path:
-    """The folder where both processes left what they computed in each case."""
-    folder = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(process, args=(str(folder),), nprocs=2)
-    return folder
+def run_processes(tmp_path_factory):
+    """Gives, for a number of processes, the folder where they left what they computed in each case."""
+
+    @functools.cache
+    def run(processes: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"processes{processes}")
+        torch.multiprocessing.spawn(process, args=(processes, str(folder)), nprocs=processes)
+        return folder
+
+    return run
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one_with_the_whole_batch(results, case):
-    first, second = (torch.load(results / f"{case}-{rank}.pt", weights_only=True) for rank in (0, 1))
-    expected = train_one_step(make_model(CASES[case][1]), slice(None))
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "rows", "checkpointing"), CASES)
+def test_processes_are_one_with_the_whole_batch(run_processes, name, rows, checkpointing, processes):
+    folder = run_processes(processes)
+    ranks = [
+        torch.load(folder / f"{name}-{rows}-{checkpointing}-{rank}.pt", weights_only=True) for rank in range(processes)
+    ]
+    expected = train_one_step(make_model(MODELS[name]), slice(None))
 
-    torch.testing.assert_close((first["terms"] + second["terms"]) / 2, expected["terms"], rtol=1e-6, atol=0)
-    assert first["terms"][1].item() == pytest.approx(expected["terms"][1].item(), rel=1e-9)  # all the pairs' contrast
+    terms = torch.stack([rank["terms"] for rank in ranks]).mean(dim=0)
+    torch.testing.assert_close(terms, expected["terms"], rtol=1e-5, atol=0)
     whole = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()])
-    for name, gradient in expected["gradients"].items():
-        assert torch.equal(first["gradients"][name], second["gradients"][name]), name
+    for parameter, gradient in expected["gradients"].items():
+        for rank in ranks[1:]:
+            assert torch.equal(rank["gradients"][parameter], ranks[0]["gradients"][parameter]), parameter
         # The keys' biases have a gradient of 0 up to rounding; so a part of the size of all the gradients is allowed.
-        error = (first["gradients"][name] - gradient).norm()
-        assert error <= 1e-5 * gradient.norm() + 1e-9 * whole.norm(), name
+        error = (ranks[0]["gradients"][parameter] - gradient).norm()
+        assert error <= 1e-5 * gradient.norm() + 1e-7 * whole.norm(), parameter
+
+
+def test_no_process_holds_all_the_logits(monkeypatch):
+    """Four processes of three pairs: each compares 3 with 12, twice, and the mean is the loss of the 12."""
+    torch.manual_seed(0)
+    images, texts = torch.nn.functional.normalize(torch.randn(2, 12, 8), dim=-1)
+    scale = torch.tensor(1.5)
+    expected = losses_tier.contrastive_loss(images, texts, scale)
+    shapes, losses = [], []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def spy(logits, *args, **kwargs):
+        shapes.append(tuple(logits.shape))
+        return cross_entropy(logits, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
+    monkeypatch.setattr(losses_tier, "world_size", lambda: 4)
+    for first in range(0, 12, 3):
+        whole = iter([(images, first), (texts, first)])
+        monkeypatch.setattr(losses_tier, "gather_rows", lambda rows, whole=whole: next(whole))
+        losses.append(losses_tier.contrastive_loss(images[first : first + 3], texts[first : first + 3], scale))
+    assert shapes == [(3, 12)] * 8
+    torch.testing.assert_close(torch.stack(losses).mean(), expected, rtol=1e-6, atol=0)
