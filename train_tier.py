@@ -5,6 +5,7 @@ classifier of findings on the image tower of one.
     python train_tier.py                                        # the embedded synthetic data
     python train_tier.py configs/indiana.yaml --data FOLDER     # a recipe; options override the file
     python train_tier.py configs/linear-probe.yaml --data FOLDER --model runs/indiana --label_fraction 0.1
+    python train_tier.py --data PREPARED --eval_split validation --streaming    # what tier-prepare wrote, in place
     accelerate launch train_tier.py --data FOLDER               # on all GPUs
     torchrun --nproc_per_node 2 train_tier.py --data FOLDER     # on CPUs, where accelerate launch starts one process
     python train_tier.py --vision_model microsoft/resnet-50 --text_model NAME --frozen_text_layers 8   # as the paper
@@ -19,15 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation_tier.zeroshot import select_findings
-from processing_tier.readers import dataset_name, read_records
-from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
+from processing_tier.readers import dataset_name
 from training_tier.arguments import (
     DataArguments,
     ModelArguments,
@@ -38,6 +37,7 @@ from training_tier.arguments import (
 )
 from training_tier.classification import make_classification_trainer, take_patients
 from training_tier.collator import PairCollator
+from training_tier.data import check_readable, load_splits, make_images
 from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
 from training_tier.presets import PRESETS
@@ -45,72 +45,6 @@ from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import TierTrainer
 
 logger = logging.getLogger("train_tier")
-
-
-def hold_out(records: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Splits off the images of a share of the patients, drawn by `seed`; both parts keep the order of the records."""
-    patient_ids = np.array(records["patient_id"])
-    patients = np.unique(patient_ids)
-    count = round(fraction * len(patients))
-    if not 0 < count < len(patients):
-        raise ValueError(
-            f"{len(patients)} patients are too few to hold out a share of {fraction}; name an --eval_split."
-        )
-    held = np.isin(patient_ids, np.random.default_rng(seed).permutation(patients)[:count])
-    return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
-
-
-def load_splits(
-    arguments: DataArguments, seed: int, with_text: bool = True
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """
-    The records to train on, by default those with text, and those whose AUROC chooses the checkpoint.
-
-    Raises:
-        `ValueError`: from the readers, no text, too few records, or a patient in both.
-    """
-
-    def read(split: str) -> datasets.Dataset:
-        records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
-        if arguments.views == "frontal":
-            kept = [i for i, view in enumerate(records["view"]) if view in FRONTAL_VIEWS]
-            if not kept:
-                raise ValueError(f"Split {split!r} has no frontal image; train on --views all, or check its views.")
-            if len(kept) < len(records):
-                logger.warning(
-                    "%s: %d of %d images are not frontal: left out.", split, len(records) - len(kept), len(records)
-                )
-                records = records.select(kept)
-        return records
-
-    train = read(arguments.train_split)
-    if arguments.eval_split is not None:
-        evaluation = read(arguments.eval_split)
-    else:
-        train, evaluation = hold_out(train, arguments.eval_fraction, seed)
-    check_disjoint_patients(train=train, evaluation=evaluation)
-    if not with_text:
-        return train.select(range(len(train))[: arguments.max_train_images]), evaluation
-    texts = [
-        select_text(record, "both" if arguments.sample_sentences else arguments.text)
-        for record in train.select_columns(["impression", "findings"])
-    ]
-    kept = [i for i, text in enumerate(texts) if text]
-    if not kept:
-        raise ValueError(
-            f"No training record has a text in {arguments.text!r}; choose another --text or name its column."
-        )
-    if len(kept) < len(train):
-        logger.warning("%d of %d training records have no text: left out.", len(train) - len(kept), len(train))
-    return train.select(kept[: arguments.max_train_images]), evaluation
-
-
-def check_readable(dataset: PairDataset, count: int = 8) -> None:
-    """Reads a few images before any training time is spent: a wrong folder or a missing decoder shows at once."""
-    pairs = [dataset[i] for i in range(min(count, len(dataset)))]
-    errors = [pair["error"] for pair in pairs if "error" in pair]
-    if len(errors) == len(pairs):
-        raise ValueError(f"None of the first {len(pairs)} images decodes. The first one: {errors[0]}")
 
 
 def training_facts(
@@ -182,6 +116,7 @@ def make_contrastive_trainer(
             train_records,
             augmentation=data_arguments.augmentation,
             sample_sentences=data_arguments.sample_sentences,
+            images=make_images(train_records, data_arguments, training_arguments.seed),
             **pairs,
         ),
         eval_dataset=PairDataset(eval_records, **pairs),

@@ -14,6 +14,7 @@ import train_tier
 from processing_tier import TierProcessor, read_radiograph
 from processing_tier.phantom import make_phantom
 from training_tier.arguments import DataArguments
+from training_tier.data import hold_out, load_splits
 
 REPOSITORY = Path(train_tier.__file__).parent
 QUICK = [
@@ -141,14 +142,14 @@ def test_an_image_folder_with_a_text_column_alone(folder, tmp_path):
 
 def test_held_out_patients_are_never_trained_on():
     records = make_phantom(60, seed=0, image_size=64)
-    train, evaluation = train_tier.hold_out(records, 0.2, seed=3)
+    train, evaluation = hold_out(records, 0.2, seed=3)
     assert not set(train["patient_id"]) & set(evaluation["patient_id"])
     assert len(train) + len(evaluation) == 60
     patients = len(set(records["patient_id"]))
     assert len(set(evaluation["patient_id"])) == round(0.2 * patients)
-    again = train_tier.hold_out(records, 0.2, seed=3)[1]
+    again = hold_out(records, 0.2, seed=3)[1]
     assert again["image_id"][:] == evaluation["image_id"][:]
-    assert train_tier.hold_out(records, 0.2, seed=4)[1]["image_id"][:] != evaluation["image_id"][:]
+    assert hold_out(records, 0.2, seed=4)[1]["image_id"][:] != evaluation["image_id"][:]
 
 
 def test_records_without_text_are_left_out(folder, tmp_path):
@@ -157,7 +158,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
     frame = pd.read_csv(copy / "train" / "metadata.csv")
     frame.loc[:3, "impression"] = np.nan
     frame.to_csv(copy / "train" / "metadata.csv", index=False)
-    train, _ = train_tier.load_splits(DataArguments(data=str(copy), eval_split="validation"), seed=0)
+    train, _ = load_splits(DataArguments(data=str(copy), eval_split="validation"), seed=0)
     assert len(train) == 20 and all(train["impression"])
 
 

@@ -16,6 +16,7 @@ from processing_tier.records import TEXT_SOURCES
 
 from .augmentation import AUGMENTATIONS
 from .presets import PRESETS
+from .streaming import SHUFFLE_BUFFER
 
 VIEWS = ("frontal", "all")
 TASKS = ("contrastive", "classification")
@@ -200,7 +201,8 @@ class DataArguments:
         default="phantom",
         metadata={
             "help": '"phantom" (synthetic radiographs made on the spot; "phantom:num_images=500,seed=1"), an image '
-            "folder with <split>/metadata.csv, or a .csv or .parquet table."
+            "folder with <split>/metadata.csv, a .csv or .parquet table, NAME:FOLDER for an archive as its owner "
+            "ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)."
         },
     )
     columns: list[str] | None = field(
@@ -237,6 +239,20 @@ class DataArguments:
             "paper's, with crops of at least 60 % of the area), or none (CheXzero's). Never a mirror image."
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training images as they come from the shards of --data (written by tier-prepare; a "
+            "folder or a name on the Hub), without a copy in a cache. The records are the same, in another order."
+        },
+    )
+    shuffle_buffer: int | None = field(
+        default=None,
+        metadata={
+            "help": f"With --streaming: encoded images that each data-loader worker holds to shuffle "
+            f"({SHUFFLE_BUFFER} where not given)."
+        },
+    )
     views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEWS)}."})
     max_train_images: int | None = field(default=None, metadata={"help": "Use only this many training images."})
     findings: list[str] | None = field(
@@ -262,6 +278,15 @@ class DataArguments:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")
         if self.max_train_images is not None and self.max_train_images < 2:
             raise ValueError(f"max_train_images={self.max_train_images} is too few; use at least 2.")
+        if self.streaming and self.eval_split is None:
+            raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")
+        for name in ("columns", "image_root"):
+            if self.streaming and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
+        if self.shuffle_buffer is not None and not self.streaming:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer} has no effect without --streaming; leave it out.")
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer} must be at least 1, which is no shuffling.")
         for pair in self.columns or []:
             if not all(pair.partition("=")):
                 raise ValueError(f"columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
@@ -324,6 +349,11 @@ class TierTrainingArguments(TrainingArguments):
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the images; leave it out.")
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers=True would repeat the random draws of the first epoch in all; leave it "
+                "out."
+            )
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
 

@@ -22,6 +22,7 @@ from processing_tier import TierImageProcessor
 from processing_tier.prompts import load_prompts
 
 from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
+from .data import make_images
 from .dataset import PairDataset
 from .initialization import load_image_processor, load_weights, make_model, read_stored_config
 from .presets import PRESETS
@@ -243,7 +244,12 @@ def make_classification_trainer(
     return RadiographTrainer(
         model=classifier,
         args=training_arguments,
-        train_dataset=LabelledDataset(train_records, augmentation=data_arguments.augmentation, **images),
+        train_dataset=LabelledDataset(
+            train_records,
+            augmentation=data_arguments.augmentation,
+            images=make_images(train_records, data_arguments, training_arguments.seed),
+            **images,
+        ),
         eval_dataset=LabelledDataset(eval_records, **images),
         data_collator=collate_labelled,
         compute_metrics=make_compute_metrics(findings, scored),

@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import set_seed
 
+import training_tier.dataset
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
 from processing_tier.phantom import make_phantom
 from training_tier.arguments import TierTrainingArguments
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
 from training_tier.presets import preset_config
+from training_tier.streaming import ShardedImages, read_shards
 from training_tier.trainer import TierTrainer
 
 
@@ -22,7 +24,7 @@ def evaluation():
 
 @pytest.fixture
 def make_trainer(tmp_path, phantom, evaluation, processor):
-    def make(records=phantom, folder="run", preset="tiniest", frozen_text_layers=0, **options):
+    def make(records=phantom, folder="run", preset="tiniest", frozen_text_layers=0, images=None, **options):
         set_seed(0)
         defaults = {
             "output_dir": str(tmp_path / folder),
@@ -44,7 +46,7 @@ def make_trainer(tmp_path, phantom, evaluation, processor):
         return TierTrainer(
             model=model,
             args=TierTrainingArguments(**{**defaults, **options}),
-            train_dataset=PairDataset(records, processor.image_processor, augmentation="standard"),
+            train_dataset=PairDataset(records, processor.image_processor, augmentation="standard", images=images),
             eval_dataset=PairDataset(evaluation, processor.image_processor),
             data_collator=PairCollator(processor.tokenizer),
             processing_class=processor,
@@ -148,16 +150,32 @@ def test_a_seed_fixes_the_run(make_trainer):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-@pytest.mark.parametrize("steps", [3, 6], ids=["within an epoch", "between epochs"])
-def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, steps):
+@pytest.mark.parametrize("workers", [None, 0, 2], ids=["map-style", "streamed", "streamed by 2 workers"])
+@pytest.mark.parametrize("steps", [3, 6, 8], ids=["within an epoch", "between epochs", "within the next"])
+def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, phantom, tmp_path, monkeypatch, steps, workers):
+    decoded = []
+    read = training_tier.dataset.read_radiograph
+    monkeypatch.setattr(training_tier.dataset, "read_radiograph", lambda source: decoded.append(1) or read(source))
     options = {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
-    whole = make_trainer(folder="whole", **options, save_total_limit=None)
+    if workers is not None:
+        (tmp_path / "data").mkdir()
+        phantom.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", batch_size=7)
+        options |= {"dataloader_num_workers": workers, "records": read_shards(tmp_path, "train")}
+
+    def make(folder):
+        images = None if workers is None else ShardedImages(options["records"], shuffle_buffer=10)
+        return make_trainer(folder=folder, images=images, **options, save_total_limit=None)
+
+    whole = make("whole")
     whole.train()
-    resumed = make_trainer(folder="resumed", **options)
+    decoded.clear()
+    resumed = make("resumed")
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{steps}")
+    if not workers:
+        assert len(decoded) == 8 * (12 - steps)  # none of the images that are skipped
     assert resumed.state.global_step == whole.state.global_step == 12
     losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (whole, resumed)]
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] and len(losses[0]) == 12
     expected, got = weights_of(whole), weights_of(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 

@@ -1,0 +1,92 @@
+"""Which records a training uses, and which choose its checkpoint."""
+
+import logging
+
+import datasets
+import numpy as np
+
+from processing_tier.readers import read_records
+from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
+
+from .arguments import DataArguments
+from .dataset import PairDataset
+from .streaming import SHUFFLE_BUFFER, ShardedImages, read_shards
+
+logger = logging.getLogger(__name__)
+
+
+def hold_out(records: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Splits off the images of a share of the patients, drawn by `seed`; both parts keep the order of the records."""
+    patient_ids = np.array(records["patient_id"])
+    patients = np.unique(patient_ids)
+    count = round(fraction * len(patients))
+    if not 0 < count < len(patients):
+        raise ValueError(
+            f"{len(patients)} patients are too few to hold out a share of {fraction}; name an --eval_split."
+        )
+    held = np.isin(patient_ids, np.random.default_rng(seed).permutation(patients)[:count])
+    return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
+
+
+def load_splits(
+    arguments: DataArguments, seed: int, with_text: bool = True
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """
+    The records to train on, by default those with text, and those whose AUROC chooses the checkpoint. With streaming,
+    the former come without their images, see [`read_shards`] and [`make_images`].
+
+    Raises:
+        `ValueError`: from the readers, no text, too few records, or a patient in both.
+    """
+
+    def read(split: str, streaming: bool = False) -> datasets.Dataset:
+        if streaming:
+            records = read_shards(arguments.data, split)
+        else:
+            records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
+        if arguments.views == "frontal":
+            kept = [i for i, view in enumerate(records["view"]) if view in FRONTAL_VIEWS]
+            if not kept:
+                raise ValueError(f"Split {split!r} has no frontal image; train on --views all, or check its views.")
+            if len(kept) < len(records):
+                logger.warning(
+                    "%s: %d of %d images are not frontal: left out.", split, len(records) - len(kept), len(records)
+                )
+                records = records.select(kept)
+        return records
+
+    train = read(arguments.train_split, arguments.streaming)
+    if arguments.eval_split is not None:
+        evaluation = read(arguments.eval_split)
+    else:
+        train, evaluation = hold_out(train, arguments.eval_fraction, seed)
+    check_disjoint_patients(train=train, evaluation=evaluation)
+    if not with_text:
+        return train.select(range(len(train))[: arguments.max_train_images]), evaluation
+    texts = [
+        select_text(record, "both" if arguments.sample_sentences else arguments.text)
+        for record in train.select_columns(["impression", "findings"])
+    ]
+    kept = [i for i, text in enumerate(texts) if text]
+    if not kept:
+        raise ValueError(
+            f"No training record has a text in {arguments.text!r}; choose another --text or name its column."
+        )
+    if len(kept) < len(train):
+        logger.warning("%d of %d training records have no text: left out.", len(train) - len(kept), len(train))
+    return train.select(kept[: arguments.max_train_images]), evaluation
+
+
+def make_images(records: datasets.Dataset, arguments: DataArguments, seed: int) -> ShardedImages | None:
+    """Where the images of training records come from, if not from the records: with streaming, from their shards."""
+    if not arguments.streaming:
+        return None
+    return ShardedImages(records, arguments.shuffle_buffer or SHUFFLE_BUFFER, seed)
+
+
+def check_readable(dataset: PairDataset, count: int = 8) -> None:
+    """Reads a few images before any training time is spent: a wrong folder or a missing decoder shows at once."""
+    pairs = [dataset[i] for i in range(min(count, len(dataset)))]
+    errors = [pair["error"] for pair in pairs if "error" in pair]
+    if len(errors) == len(pairs):
+        raise ValueError(f"None of the first {len(pairs)} images decodes. The first one: {errors[0]}")
