@@ -4,7 +4,6 @@ Matplotlib is an extra, `[plots]`. Figures are drawn without pyplot: no display 
 behind.
 """
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.metrics import roc_curve
 from evaluation_tier.report import describe_dataset, format_number, write_beside
 from modeling_tier.pipeline_tier import tokenize
+from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -162,11 +162,11 @@ def plot_similarity_maps(
 ) -> list[Path]:
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
-    Each shows the positive image with the highest score; the middle panel is left out where the data set has no
-    `mask_<finding>`. The map is that of `similarity_grids` minus the average map of up to 100 images of the data set,
-    whatever their labels: what the sentences always find at a place (the heart, the film's edge) goes, what is special
-    to this image stays. On 300 phantoms the AUROC of the map's pixels against the true mask, averaged over 8 findings,
-    was 0.85 this way, 0.83 without the average, and 0.58 with the positive sentences alone.
+    Each shows the positive image with the highest score; the middle panel is left out where it has no mask. The map is
+    that of `similarity_grids` minus the average map of up to 100 images of the data set, whatever their labels: what
+    the sentences always find at a place (the heart, the film's edge) goes, what is special to this image stays. On 300
+    phantoms the AUROC of the map's pixels against the true mask, averaged over 8 findings, was 0.85 this way, 0.83
+    without the average, and 0.58 with the positive sentences alone.
 
     Args:
         dataset: the evaluated one; `predictions` is indexed by its rows.
@@ -184,17 +184,18 @@ def plot_similarity_maps(
     dataset = dataset.with_format(None)
     spread = np.linspace(0, len(predictions) - 1, min(len(predictions), REFERENCE_IMAGES)).round().astype(int)
     images = dataset.select_columns("image")
-    reference = [read_radiograph(images[int(row)]["image"]) for row in predictions.index[spread]]
+    read = processor.image_processor.read  # at the size the model needs; what is drawn is read in full
+    reference = [read(images[int(row)]["image"]) for row in predictions.index[spread]]
     average = similarity_grids(model, processor, reference, prompts).mean(dim=0)  # (findings, rows, columns)
     paths = []
     for i, (finding, row) in enumerate(best.items()):
         record = dataset[row]
         radiograph = read_radiograph(record["image"])
-        grid = similarity_grids(model, processor, [radiograph], {finding: prompts[finding]})[:, 0] - average[i]
+        seen = [read(record["image"])]
+        grid = similarity_grids(model, processor, seen, {finding: prompts[finding]})[:, 0] - average[i]
         size = [(radiograph.height, radiograph.width)]
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
-        mask_bytes = (record.get(f"mask_{finding}") or {}).get("bytes")
-        mask = np.asarray(Image.open(io.BytesIO(mask_bytes)).convert("L")) > 127 if mask_bytes else None
+        mask = finding_mask(record.get("masks"), finding)
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
             figure = draw_similarity(matplotlib, radiograph, mask, similarity)
             title = f"{finding}: {record['image_id']}, {describe_dataset(dataset_name)}".removesuffix(", ")

@@ -6,7 +6,7 @@ by column, in turn outside and inside, starting outside (so with 0 where the fir
 uncompressed run-length form of COCO; data sets ship two others, which are read here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -49,6 +49,27 @@ def decode_mask(counts: Sequence[int], height: int, width: int) -> np.ndarray:
     counts = check_counts(np.asarray(counts, dtype=np.int64), height, width)
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts).reshape((height, width), order="F")
+
+
+def finding_mask(masks: Sequence[Mapping] | None, finding: str) -> np.ndarray | None:
+    """
+    All that the masks of a record mark as one finding.
+
+    Args:
+        masks (`Sequence[Mapping]`, *optional*): the column `masks` of a record.
+        finding (`str`): its name.
+
+    Returns:
+        `np.ndarray`, *optional*: bool (height, width); `None` where no mask is of this finding.
+
+    Raises:
+        `ValueError`: masks of different sizes, or run lengths that do not fill them.
+    """
+    found = [mask for mask in masks or () if mask["finding"] == finding]
+    if len({(mask["height"], mask["width"]) for mask in found}) > 1:
+        raise ValueError(f"the masks of {finding!r} have different sizes; mend the record.")
+    decoded = [decode_mask(mask["counts"], mask["height"], mask["width"]) for mask in found]
+    return np.any(decoded, axis=0) if decoded else None
 
 
 def counts_from_coco_string(text: str, height: int, width: int) -> list[int]:

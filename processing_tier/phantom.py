@@ -16,6 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from .masks import encode_mask
+from .records import MASKS
+
 PHANTOM_FINDINGS: tuple[str, ...] = (
     "Cardiomegaly",
     "Pleural Effusion",
@@ -637,12 +640,15 @@ def make_record(index: int, seed: int, image_size: int, split: str) -> dict:
         "sex": patient.sex,
         "age": patient.age,
         "source": "synthetic",
+        "masks": [],
     }
     for name in PHANTOM_FINDINGS:
-        record[name], record[f"mask_{name}"] = float(name in found), None
+        record[name] = float(name in found)
         if name in found:
             changed = np.abs(clean - film(total - added[name], contrast, middle)) > VISIBLE
-            record[f"mask_{name}"] = encode(changed.astype(np.uint8) * 255)
+            height, width = changed.shape
+            mask = {"finding": name, "height": height, "width": width, "counts": encode_mask(changed)}
+            record["masks"].append(mask)
     return record
 
 
@@ -661,9 +667,8 @@ def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: s
 
     Returns:
         `datasets.Dataset`: the columns of the record schema. `image` is an 8-bit grey PNG, not decoded; there is one
-        float column per finding of `PHANTOM_FINDINGS` (1 present, 0 absent) and one column `mask_<finding>` (an
-        undecoded PNG, 255 where the finding changed the image by more than 4 grey levels, else 0; `None` where the
-        finding is absent).
+        float column per finding of `PHANTOM_FINDINGS` (1 present, 0 absent), and `masks` has one mask for each finding
+        that is present: where it changed the image by more than 4 grey levels.
 
     Raises:
         ValueError: for a number of images, a seed, a size or a split out of range.
@@ -676,14 +681,13 @@ def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: s
         raise ValueError(f"image_size is {image_size}; give at least {MINIMUM_SIZE}, or the findings cannot be seen.")
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; a phantom has only {', '.join(SPLITS)}.")
-    text, png = datasets.Value("string"), datasets.Image(decode=False)
+    text = datasets.Value("string")
     texts = ("image_id", "patient_id", "study_id", "view", "findings", "impression", "report", "split")
     features = datasets.Features(
-        {"image": png}
+        {"image": datasets.Image(decode=False)}
         | {name: text for name in texts}
         | {name: datasets.Value("float32") for name in PHANTOM_FINDINGS}
-        | {"sex": text, "age": datasets.Value("int32"), "source": text}
-        | {f"mask_{name}": png for name in PHANTOM_FINDINGS}
+        | {"sex": text, "age": datasets.Value("float32"), "source": text, "masks": MASKS}
     )
     indices = tqdm(range(num_images), desc="Drawing synthetic radiographs", unit="image", disable=num_images < 300)
     records = [make_record(index, seed, image_size, split) for index in indices]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 
+from . import chestxray14, chexpert, mimic_cxr, openi, padchest
 from .hub import list_hub_splits, read_hub
 from .imagefolder import find_metadata, read_imagefolder, split_folders
 from .table import read_frame, read_table
@@ -21,7 +22,15 @@ PHANTOM_OTHER_IMAGES = 300
 PHANTOM_SPLITS = ("train", "validation", "test")
 
 # Archives as their owners ship them: name to the function that reads one split, and the splits it has
-READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {}
+READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
+    "mimic_cxr": (mimic_cxr.read_mimic_cxr, mimic_cxr.SPLITS),
+    "mimic_cxr_jpg": (mimic_cxr.read_mimic_cxr_jpg, mimic_cxr.SPLITS),
+    "chexpert": (chexpert.read_chexpert, chexpert.SPLITS),
+    "chexpert_plus": (chexpert.read_chexpert_plus, chexpert.SPLITS),
+    "padchest": (padchest.read_padchest, padchest.SPLITS),
+    "openi": (openi.read_openi, openi.SPLITS),
+    "chestxray14": (chestxray14.read_chestxray14, chestxray14.SPLITS),
+}
 
 
 def read_records(

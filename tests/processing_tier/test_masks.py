@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processing_tier.masks import counts_from_coco_string, counts_from_siim, decode_mask, encode_mask
+from processing_tier.masks import counts_from_coco_string, counts_from_siim, decode_mask, encode_mask, finding_mask
 
 BAD_COUNTS = "the run lengths of a mask do not fill its 2x3 pixels (height x width); download its file again."
 CUT_STRING = "a compressed mask is cut short or is no string of run lengths; download its file again."
@@ -126,3 +126,17 @@ def test_errors(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_the_masks_of_one_finding_are_one():
+    masks = [
+        {"finding": "Nodule", "height": 2, "width": 2, "counts": [0, 1, 3]},
+        {"finding": "Edema", "height": 2, "width": 2, "counts": [4]},
+        {"finding": "Nodule", "height": 2, "width": 2, "counts": [3, 1]},
+    ]
+    assert finding_mask(masks, "Nodule").tolist() == [[True, False], [False, True]]
+    assert finding_mask(masks, "Edema").tolist() == [[False, False], [False, False]]
+    assert finding_mask(masks, "Mass") is finding_mask(None, "Mass") is None
+    masks[2] = {"finding": "Nodule", "height": 1, "width": 2, "counts": [2]}
+    with pytest.raises(ValueError, match="the masks of 'Nodule' have different sizes; mend the record."):
+        finding_mask(masks, "Nodule")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from processing_tier.masks import finding_mask
 from processing_tier.phantom import (
     CM_PER_UNIT,
     DRAW,
@@ -23,6 +24,7 @@ from processing_tier.phantom import (
     write_findings,
     write_impression,
 )
+from processing_tier.records import MASKS
 
 SIZE = 64
 MENTIONS = {
@@ -94,11 +96,10 @@ def test_schema(phantom):
         "sex",
         "source",
     ]
-    assert phantom.features == (
-        {"image": png, "age": datasets.Value("int32")}
+    assert phantom.features == datasets.Features(
+        {"image": png, "age": datasets.Value("float32"), "masks": MASKS}
         | {name: text for name in texts}
         | {name: datasets.Value("float32") for name in PHANTOM_FINDINGS}
-        | {f"mask_{name}": png for name in PHANTOM_FINDINGS}
     )
     assert phantom[0]["image_id"] == "synthetic-train-000001" and phantom[0]["image"]["path"].startswith("synthetic-")
     assert len(set(phantom["image_id"])) == len(set(phantom["study_id"])) == len(phantom)
@@ -116,13 +117,12 @@ def test_images_are_grey_and_of_the_size_asked_for(size):
 
 
 def test_a_mask_exists_exactly_where_its_finding_does(phantom):
-    for name in PHANTOM_FINDINGS:
-        for present, mask in zip(phantom[name], phantom[f"mask_{name}"], strict=True):
-            assert (mask is not None) == (present == 1.0)
+    for row in phantom:
+        assert [mask["finding"] for mask in row["masks"]] == [name for name in PHANTOM_FINDINGS if row[name]]
+        for name in PHANTOM_FINDINGS:
+            mask = finding_mask(row["masks"], name)
             if mask is not None:
-                values = pixels(mask)
-                assert values.shape == (SIZE, SIZE) and set(np.unique(values)) == {0, 255}
-                assert 1.5e-3 < (values > 0).mean() < 0.6, name
+                assert mask.shape == (SIZE, SIZE) and 1.5e-3 < mask.mean() < 0.6, name
 
 
 def test_patients_have_one_or_two_images_and_never_cross_splits(phantom):
@@ -205,7 +205,7 @@ def test_the_mask_lies_on_the_side_that_the_report_names(phantom):
         text = " ".join(affirmative(row["findings"])).lower()
         sides = set(re.findall(r"\b(right|left)\b", text))
         if len(names) == 1 and len(sides) == 1 and names[0] not in ("Cardiomegaly", "Support Devices"):
-            columns = np.nonzero(pixels(row[f"mask_{names[0]}"]))[1].mean() / SIZE
+            columns = np.nonzero(finding_mask(row["masks"], names[0]))[1].mean() / SIZE
             assert (columns < 0.5) == (sides == {"right"}), text  # the patient's right is on the image's left
             checked += 1
     assert checked > 25
