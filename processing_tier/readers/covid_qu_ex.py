@@ -1,0 +1,107 @@
+"""
+COVID-QU-Ex: 33,920 radiographs of COVID-19, other pneumonia and normal chests with masks of the lungs, and 5,826 that
+also have masks of the COVID-19 infection.
+
+Where: https://www.kaggle.com/datasets/anasmohammedtahir/covidqu (Tahir et al., Comput Biol Med 2021).
+Terms: CC BY-SA 4.0 as Kaggle states it; the images come from other public collections, with their own terms.
+
+The folder as Kaggle ships it (each part once more in a folder of its own name):
+
+    Infection Segmentation Data/Infection Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/
+        images/covid_1.png ...  lung masks/covid_1.png ...  infection masks/covid_1.png ...
+    Lung Segmentation Data/Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/
+        images/...  lung masks/...
+
+What is derived:
+
+- split: the official one of each part (`Val` is `validation`). The parts were split separately: do not train on one
+  and test on the other.
+- findings: `COVID-19`, `Non-COVID` (other infections) and `Normal`, one of them 1, by folder.
+- masks: `Lung` and, where the file is not black, `COVID-19`, in pixels of the 256 x 256 image; a pixel above 127 is
+  inside. Unlike in the other archives they are pictures, whose reading takes time (see the option `masks`).
+- patient: `sub-S03044` of names as in `sub-S03044_ses-E06150_run-1.png` (of BIMCV-COVID19+); other names say nothing
+  of patients and count as their own. Whether the official splits are by patient is not known; the check of patients
+  in two splits tells.
+- images are taken as frontal; no sex and no age.
+
+Written from Kaggle's description and from public code that reads it; not checked against a copy.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..masks import encode_mask
+from ..radiograph_tier import read_radiograph
+from ..records import make_records
+from .archive import check_split, find_in_archive
+
+SPLITS = ("train", "validation", "test")
+NAME = "covid_qu_ex"
+SOURCE = "https://www.kaggle.com/datasets/anasmohammedtahir/covidqu"
+FOLDERS = {"train": "Train", "validation": "Val", "test": "Test"}
+PARTS = {"infection": "Infection Segmentation Data", "lung": "Lung Segmentation Data"}
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+MASK_FOLDERS = {"Lung": "lung masks", "COVID-19": "infection masks"}
+BIMCV_NAME = re.compile(r"(sub-S\d+)_.*")
+
+
+def read_covid_qu_ex(
+    root: str | os.PathLike, split: str, *, part: str = "infection", masks: bool = True
+) -> datasets.Dataset:
+    """
+    Read one split of COVID-QU-Ex into the schema of [`records`]; masks are opened, images are not.
+
+    Args:
+        root (`str` or `os.PathLike`): the folder with `Infection Segmentation Data` and `Lung Segmentation Data`.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        part (`str`, *optional*, defaults to `"infection"`): `"infection"` (5,826 images) or `"lung"` (33,920).
+        masks (`bool`, *optional*, defaults to `True`): read the masks.
+
+    Returns:
+        `datasets.Dataset`: one record per image, in the order of classes and names.
+
+    Raises:
+        `ValueError`: see [`make_records`]; also a folder that is not there, a part of another name, or a mask that
+        cannot be decoded.
+    """
+    check_split(split, SPLITS, NAME)
+    if part not in PARTS:
+        raise ValueError(f"{NAME}: there is no part {part!r}; choose {' or '.join(PARTS)}.")
+    patterns = [f"{PARTS[part]}/{PARTS[part]}/{FOLDERS[split]}", f"{PARTS[part]}/{FOLDERS[split]}"]
+    folder = find_in_archive(root, patterns, NAME, SOURCE)
+    rows = []
+    for name in CLASSES:
+        images = find_in_archive(folder, [f"{name}/images"], f"{NAME}'s {FOLDERS[split]}", SOURCE)
+        rows += [(name, path) for path in sorted(images.iterdir()) if path.suffix == ".png"]
+    frame = pd.DataFrame(
+        {
+            "image": [str(path.relative_to(root)) for _, path in rows],
+            "image_id": [path.stem for _, path in rows],
+            "patient_id": [match[1] if (match := BIMCV_NAME.fullmatch(p.stem)) else p.stem for _, p in rows],
+            **{finding: [float(name == finding) for name, _ in rows] for finding in CLASSES},
+        }
+    )
+    if masks:
+        bar = tqdm(rows, desc="masks", unit="image", disable=None, leave=False)
+        frame["masks"] = [read_masks(path, Path(root)) for _, path in bar]
+    columns = {finding: finding for finding in CLASSES}
+    return make_records(frame, columns, root, split, NAME, skip_missing=True)
+
+
+def read_masks(image: Path, root: Path) -> list[dict]:
+    """The masks beside an image that are there and not black."""
+    masks = []
+    for finding, folder in MASK_FOLDERS.items():
+        path = image.parent.parent / folder / image.name
+        if path.is_file():
+            mask = np.asarray(read_radiograph(path.relative_to(root), root)) > 127
+            if mask.any():
+                height, width = mask.shape
+                masks.append({"finding": finding, "height": height, "width": width, "counts": encode_mask(mask)})
+    return masks
