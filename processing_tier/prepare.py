@@ -162,9 +162,10 @@ def prepare(
         `ValueError`: what [`read_records`] raises, a patient in two splits, an output that is something else or was
             begun with other options, no record left by the filters, more failures than `max_failed` allows, or a
             worker process that died.
-        `OSError`: the output cannot be written. As after the last two, the finished shards stay.
+        `OSError`: the disk is full or fails. Then, as after the last two of the above, finished shards are kept.
     """
     output_dir = Path(os.path.abspath(output_dir))
+    check_output(output_dir)
     context = start_method()
     work_dir = output_dir / f".plan-{shard_index}-of-{shard_count}"
     try:
@@ -304,35 +305,45 @@ def read_batches(records: datasets.Dataset, order: np.ndarray, features: dataset
         yield table.select(list(features)).cast(features.arrow_schema)
 
 
+def check_output(output_dir: Path) -> None:
+    """
+    Raises:
+        `ValueError`: the folder cannot be written, or holds something that was not begun here.
+    """
+    existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"the output folder {output_dir} cannot be written; name another one.")
+    if existing == output_dir and any(output_dir.iterdir()) and not (output_dir / "prepare.json").is_file():
+        raise ValueError(f"the output {output_dir} is not empty and holds no prepared data; name another folder.")
+
+
 def claim(output_dir: Path, options: dict) -> None:
     """
-    Makes `output_dir`, or makes sure that it was begun with these options.
+    Writes `prepare.json`, or makes sure that it says the same.
 
     Raises:
-        `ValueError`: it holds something else, or was begun with other options; the message names both values.
-        `OSError`: it cannot be written.
+        `ValueError`: the output was begun with other options; the message names both values.
     """
     path = output_dir / "prepare.json"
+    output_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise ValueError(f"the output {output_dir} exists and is not an empty folder; name another one.")
-        output_dir.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps(options, indent=2) + "\n")
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"{path} is not readable; delete the output and begin anew.") from None
-    for name in options:
-        if begun.get(name) != options[name]:
-            if name == "records":
-                raise ValueError(
-                    f"the records of {options['data']} are not those that the output {output_dir} was begun with; "
-                    "name another output."
-                )
+    for name, value in options.items():
+        if begun.get(name) == value:
+            continue
+        if name == "records":
             raise ValueError(
-                f"the output {output_dir} was begun with {name}={begun.get(name)!r}, not {options[name]!r}; name "
-                "another output, or give the same options."
+                f"the records of {options['data']} are not those that the output {output_dir} was begun with; name "
+                "another output."
             )
+        raise ValueError(
+            f"the output {output_dir} was begun with {name}={begun.get(name)!r}, not {value!r}; name another output, "
+            "or give the same options."
+        )
 
 
 def is_whole(path: Path, shard: Shard) -> bool:

@@ -1,0 +1,309 @@
+"""tier-prepare's functions: the records again, image for image, whatever made the shards and whenever."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from processing_tier import read_radiograph
+from processing_tier.masks import decode_mask, encode_mask
+from processing_tier.prepare import PrepareOptions, prepare, scale_mask
+from processing_tier.prepare_summary import SOURCE_HEADING
+from processing_tier.readers import read_records
+from processing_tier.readers.hub import read_hub
+from processing_tier.records import REQUIRED_COLUMNS
+
+SIZES = [(40, 60), (64, 40), (40, 40), (16, 30), (90, 80)]  # width, height
+REPORT = "FINDINGS:\nThe heart is large.\n\nIMPRESSION:\nCardiomegaly."
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """Twenty images in two splits, with boxes; patient 3 of train has a lateral image and no text."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    rows = []
+    for i in range(20):
+        width, height = SIZES[i % len(SIZES)]
+        Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        rows.append(
+            {
+                "image": f"{i:02d}.png",
+                "patient_id": f"p{i // 2}",
+                "study_id": f"s{i // 2}",
+                "view": "LATERAL" if i == 6 else "PA",
+                "findings": "" if i in (6, 7) else f"The heart {i // 2} is large.",
+                "impression": "" if i in (6, 7) else ("No change." if i < 4 else f"Cardiomegaly {i // 2}."),
+                "report": "" if i in (6, 7) else ("Same report." if i < 4 else REPORT + str(i)),
+                "split": "train" if i < 14 else "validation",
+                "Edema": ["1", "0", "-1", ""][i % 4],
+                "boxes": json.dumps([{"label": "Edema", "bbox_xywh": [10, 5, 20, 10]}]) if i == 0 else "",
+            }
+        )
+    path = folder / "reports.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def options(table: Path, **others) -> PrepareOptions:
+    return PrepareOptions(str(table), **{"size": 32, "format": "png", "views": "all", "shard_images": 4, **others})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file of a folder, hidden ones too, and the hash of its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_records_come_back(table, tmp_path):
+    out = tmp_path / "out"
+    summary = prepare(options(table), out, num_workers=2)
+    assert sorted(path.name for path in (out / "data").iterdir()) == [
+        *(f"train-{i:05d}-of-00004.parquet" for i in range(4)),
+        *(f"validation-{i:05d}-of-00002.parquet" for i in range(2)),
+    ]
+    assert [path.name for path in out.glob(".*")] == []
+    for split, count in (("train", 14), ("validation", 6)):
+        source = {record["image_id"]: record for record in read_records(table, split)}
+        prepared, streamed = read_hub(out, split), list(read_hub(out, split, streaming=True))
+        loaded = datasets.load_dataset(str(out), split=split)
+        assert (
+            len(prepared) == len(streamed) == len(loaded) == len(source) == count == summary["splits"][split]["images"]
+        )
+        assert prepared.column_names == [*REQUIRED_COLUMNS, "Edema", "boxes"]
+        assert prepared.features["image"] == datasets.Image(decode=False)
+        assert loaded.features["image"] == datasets.Image()
+        assert [record["image_id"] for record in prepared] != sorted(source)  # shuffled
+        for record, same, picture in zip(prepared, streamed, loaded, strict=True):
+            original = source[record["image_id"]]
+            image = read_radiograph(original["image"])
+            scale = min(1, 32 / min(image.size))
+            size = tuple(round(side * scale) for side in image.size)
+            expected = image.resize(size, Image.Resampling.BICUBIC)
+            assert np.array_equal(read_radiograph(record["image"]), expected)
+            assert picture["image"].mode == "L" and picture["image"].size == size
+            assert record["image"]["path"] is None and same["image"] == record["image"]
+            for name in set(record) - {"image", "boxes"}:
+                np.testing.assert_equal(record[name], original[name])
+                np.testing.assert_equal(same[name], original[name])
+            for box, first in zip(record["boxes"], original["boxes"], strict=True):
+                assert (box["finding"], box["phrase"]) == ("Edema", "")
+                assert [box[side] for side in "xywh"] == pytest.approx([first[side] * 0.8 for side in "xywh"])
+    assert next(iter(datasets.load_dataset(str(out), split="train", streaming=True)))["image"].mode == "L"
+
+
+def test_same_bytes_however_the_work_is_shared(table, tmp_path):
+    prepare(options(table), tmp_path / "one", num_workers=1)
+    expected = contents(tmp_path / "one")
+    prepare(options(table), tmp_path / "three", num_workers=3)
+    assert contents(tmp_path / "three") == expected
+    jobs = [prepare(options(table), tmp_path / "jobs", 1, shard_index=i, shard_count=3) for i in (2, 0, 1)]
+    assert jobs[:2] == [None, None] and jobs[2]["splits"]["train"]["images"] == 14
+    assert contents(tmp_path / "jobs") == expected
+    assert prepare(options(table), tmp_path / "one", num_workers=1) == jobs[2]  # nothing to do
+    assert contents(tmp_path / "one") == expected
+    # What killed runs leave: half a shard, a lost shard, plans
+    shards = sorted((tmp_path / "one" / "data").iterdir())
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    shards[2].with_name(f".{shards[2].name}.123").write_bytes(b"half")
+    (tmp_path / "one" / ".plan-0-of-7").mkdir()
+    untouched = shards[2].stat().st_mtime_ns
+    prepare(options(table), tmp_path / "one", num_workers=2)
+    assert contents(tmp_path / "one") == expected
+    assert shards[2].stat().st_mtime_ns == untouched
+    # Another seed is another order of the same images
+    prepare(options(table, seed=1), tmp_path / "other")
+    first, second = (read_hub(tmp_path / name, "train") for name in ("one", "other"))
+    assert first["image_id"][:] != second["image_id"][:] and set(first["image_id"]) == set(second["image_id"])
+
+
+def test_output_is_held_to_its_options(table, tmp_path):
+    out = tmp_path / "out"
+    prepare(options(table), out)
+    expected = contents(out)
+    for changed, message in (
+        (
+            {"size": 16},
+            f"the output {out} was begun with size=32, not 16; name another output, or give the same options.",
+        ),
+        ({"size": None}, f"the output {out} was begun with size=32, not None; name"),
+        ({"splits": ("train",)}, f"the output {out} was begun with splits=None, not ['train']; name"),
+        ({"format": "jpeg"}, f"the output {out} was begun with format='png', not 'jpeg'; name"),
+    ):
+        with pytest.raises(ValueError) as error:
+            prepare(options(table, **changed), out)
+        assert str(error.value).startswith(message)
+    table.write_text(table.read_text().replace("Cardiomegaly 5", "Cardiomegaly 6"))
+    with pytest.raises(ValueError, match="the records of reports.csv are not those that the output"):
+        prepare(options(table), out)
+    assert contents(out) == expected
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no prepared data"):
+        prepare(options(table), other)
+    with pytest.raises(ValueError, match="cannot be written"):
+        prepare(options(table), other / "mine.txt" / "below")
+    assert contents(other).keys() == {"mine.txt"}
+
+
+def test_broken_images_are_quarantined(table, tmp_path):
+    out, folder = tmp_path / "out", table.parent
+    whole = (folder / "03.png").read_bytes()
+    (folder / "03.png").write_bytes(whole[:100])
+    (folder / "15.png").write_text("<html>")
+    with pytest.raises(ValueError) as error:
+        prepare(options(table), out, num_workers=1, max_failed=0.05)
+    assert str(error.value).startswith("2 images cannot be read, more than the 1 of 20 that max_failed=0.05 allows; ")
+    assert not (out / "README.md").exists()
+    assert not list(out.rglob(".*"))
+    summary = prepare(options(table), out, num_workers=2, max_failed=0.1)
+    rows = list(csv.DictReader(io.StringIO((out / "quarantine.csv").read_text())))
+    assert [(row["split"], row["image_id"], row["file"]) for row in rows] == [
+        ("train", "03", "03.png"),
+        ("validation", "15", "15.png"),
+    ]
+    assert all(row["reason"] and str(folder) not in row["reason"] for row in rows)
+    assert [summary["splits"][split]["quarantined"] for split in ("train", "validation")] == [1, 1]
+    assert "03" not in read_hub(out, "train")["image_id"] and len(read_hub(out, "train")) == 13
+    # The same bytes in one go
+    prepare(options(table), tmp_path / "again", num_workers=1, max_failed=1)
+    assert contents(tmp_path / "again") == contents(out)
+    # A file that was mended is taken by the next run, and its shard alone is made anew
+    (folder / "03.png").write_bytes(whole)
+    before = contents(out / "data")
+    prepare(options(table), out, max_failed=0.1)
+    after = contents(out / "data")
+    assert sum(before[name] != after[name] for name in before) == 1
+    assert "03" in read_hub(out, "train")["image_id"] and len((out / "quarantine.csv").read_text().splitlines()) == 2
+
+
+def test_nothing_but_broken_images(table, tmp_path):
+    for path in table.parent.glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="images cannot be read, more than the 0 of 20 that max_failed=0.01 allows"):
+        prepare(options(table), tmp_path / "out")
+    with pytest.raises(ValueError, match="^none of 20 images can be read; the first is "):
+        prepare(options(table), tmp_path / "out", max_failed=1)
+
+
+def test_patient_in_two_splits(table, tmp_path):
+    frame = pd.read_csv(table, dtype=str)
+    frame.loc[14, "patient_id"] = "p0"
+    frame.to_csv(table, index=False)
+    with pytest.raises(ValueError, match="1 patient is in both 'train' and 'validation'"):
+        prepare(options(table), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert prepare(options(table, splits=("train",)), tmp_path / "out")["splits"].keys() == {"train"}
+
+
+def test_filters_and_sections(table, tmp_path):
+    summary = prepare(options(table, views="frontal", text="both"), tmp_path / "filtered")
+    split = summary["splits"]["train"]
+    assert (split["images"], split["not_frontal"], split["without_text"]) == (12, 1, 1)
+    prepare(options(table, report_style="tier"), tmp_path / "tier")
+    record = next(r for r in read_hub(tmp_path / "tier", "validation") if r["image_id"] == "15")
+    assert (record["findings"], record["impression"]) == ("the heart is large.", "cardiomegaly.15")
+    chexzero = prepare(options(table, report_style="chexzero"), tmp_path / "chexzero")
+    assert chexzero["splits"]["validation"]["empty"]["findings"] == 6
+    record = next(r for r in read_hub(tmp_path / "chexzero", "validation") if r["image_id"] == "15")
+    assert record["impression"] == "Cardiomegaly.15" and record["report"] == REPORT + "15"
+    with pytest.raises(ValueError, match="split 'train': none of 14 records is left"):
+        frame = pd.read_csv(table, dtype=str).assign(view="LATERAL")
+        frame.to_csv(table, index=False)
+        prepare(options(table, views="frontal"), tmp_path / "none")
+
+
+def test_summary(table, tmp_path):
+    out = tmp_path / "out"
+    summary = prepare(options(table), out)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    split = summary["splits"]["train"]
+    assert (split["images"], split["patients"], split["studies"]) == (14, 7, 7)
+    assert split["views"] == {"LATERAL": 1, "PA": 13}
+    assert split["findings"] == {"Edema": {"1": 4, "0": 4, "-1": 3, "blank": 3}}
+    assert split["empty"] == {"findings": 2, "impression": 2, "report": 2}
+    assert split["words"]["impression"] == [2.0, 2.0, 2.0] and split["words"]["findings"] == [5.0, 5.0, 5.0]
+    # "Same report." of the studies s0 and s1; two images of one study with one text do not count
+    assert split["studies_with_the_report_of_another"] == 2
+    card = (out / "README.md").read_text()
+    assert "| images " in card and "num_examples: 14" in card and SOURCE_HEADING in card
+    assert str(tmp_path) not in "".join(path.read_text() for path in out.glob("*.[!p]*") if path.suffix != ".jpg")
+    assert datasets.load_dataset_builder(str(out)).info.splits["train"].num_examples == 14
+    sheet = Image.open(out / "sheet.jpg")
+    assert sheet.size == (6 * 256, 4 * 272) and np.asarray(sheet)[:256].std() > 10
+    # A prepared data set prepared once more keeps what its card says of the source
+    (out / "README.md").write_text(card.partition(SOURCE_HEADING)[0] + SOURCE_HEADING + "\nFrom a hospital.\n")
+    prepare(options(out, size=16), tmp_path / "smaller")
+    assert (tmp_path / "smaller" / "README.md").read_text().endswith(SOURCE_HEADING + "\nFrom a hospital.\n")
+    assert min(read_radiograph(read_hub(tmp_path / "smaller", "train")[0]["image"]).size) == 16
+
+
+def test_splits_with_other_findings(tmp_path):
+    for split, finding in (("train", "Edema"), ("test", "Nodule")):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        Image.new("L", (8, 8), 7).save(tmp_path / "data" / split / "a.png")
+        frame = pd.DataFrame({"file_name": ["a.png"], "patient_id": [split], finding: [1]})
+        frame.to_csv(tmp_path / "data" / split / "metadata.csv", index=False)
+    prepare(PrepareOptions(str(tmp_path / "data")), tmp_path / "out")
+    record = read_hub(tmp_path / "out", "test")[0]
+    assert record["Nodule"] == 1 and np.isnan(record["Edema"])
+    assert set(datasets.load_dataset(str(tmp_path / "out"))) == {"train", "test"}  # one schema for all splits
+
+
+def test_split_that_is_a_path(table, tmp_path):
+    table.write_text(table.read_text().replace("validation", "../../validation"))
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        prepare(options(table), tmp_path / "out")
+
+
+def test_scale_mask():
+    mask = np.zeros((40, 60), bool)
+    mask[10:30, 20:40] = True
+    scaled = scale_mask({"finding": "x", "height": 40, "width": 60, "counts": encode_mask(mask)}, 30, 20, 60, 40)
+    assert (scaled["finding"], scaled["height"], scaled["width"]) == ("x", 20, 30)
+    assert np.array_equal(decode_mask(scaled["counts"], 20, 30), mask[::2, ::2])
+
+
+def test_worker_that_dies(tmp_path):
+    """As when the kernel takes a worker for want of memory: one sentence, and the run can go on."""
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "a.png", compress_level=0)
+    frame = pd.DataFrame({"file_name": ["a.png"] * 200, "image_id": range(200), "patient_id": range(200)})
+    frame.to_csv(folder / "metadata.csv", index=False)
+    out = tmp_path / "out"
+
+    def kill() -> None:
+        while not (partial := list(out.glob("data/.train*"))):
+            time.sleep(0.01)
+        os.kill(int(partial[0].suffix[1:]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with pytest.raises(ValueError, match="^a worker process died, most likely for want of memory; run again with"):
+        prepare(PrepareOptions(str(tmp_path / "data"), size=64), out, num_workers=1)
+    killer.join(10)
+    assert list(out.glob(".plan*")) == []
