@@ -259,3 +259,90 @@ def test_two_processes_of_4_pairs_are_one_of_8(tmp_path):
     one, two = weights
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared data set of two splits, the first in two files of several row groups."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "data").mkdir()
+    train, validation = (make_phantom(n, 0, 64, split) for n, split in ((52, "train"), (24, "validation")))
+    for number, part in enumerate((range(30), range(30, 52))):
+        train.select(part).to_parquet(folder / f"data/train-{number:05d}-of-00002.parquet", batch_size=7)
+    validation.to_parquet(folder / "data/validation-00000-of-00001.parquet", batch_size=7)
+    return folder
+
+
+def test_streaming_trains_on_the_records_of_the_shards(prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, "--text_warmup_epochs", "0", "--max_train_images", "50"]
+    run(
+        *argv, "--streaming", "--shuffle_buffer", "10", "--dataloader_num_workers", "2", "--output_dir", tmp_path / "a"
+    )
+    run(*argv, "--output_dir", tmp_path / "b")  # the same folder without streaming
+    cards = [(tmp_path / name / "README.md").read_text() for name in "ab"]
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in "ab"]
+    assert [state["global_step"] for state in states] == [6, 6]  # 50 // 8
+    for card, state in zip(cards, states, strict=True):
+        assert "| Images | 50 |" in card
+        assert any("eval_auroc" in entry for entry in state["log_history"])
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+
+
+def test_streaming_trains_a_classifier(prepared, tmp_path):
+    argv = ["--data", prepared, "--streaming", "--task", "classification", "--label_fraction", "0.8"]
+    argv += ["--model", "resnet-tiny", "--findings", "Consolidation", "--dataloader_drop_last", "false"]
+    run(*QUICK, *argv, "--output_dir", tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_auroc_Consolidation" in entry for entry in history)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data", "phantom"], "--streaming reads the Parquet files that tier-prepare writes, in a folder or on the"),
+        (["--train_split", "training"], "there is no split 'training'; it has train, validation."),
+        (["--columns", "image=img"], "columns has no effect with streaming, which reads prepared data; leave it out."),
+        (["--shuffle_buffer", "0"], "shuffle_buffer=0 must be at least 1, which is no shuffling."),
+        (["--per_device_train_batch_size", "64"], "52 training pairs do not fill one batch of 64; lower"),
+        (
+            ["--dataloader_persistent_workers", "true"],
+            "dataloader_persistent_workers=True would repeat the random dra",
+        ),
+    ],
+)
+def test_what_streaming_cannot_do_is_refused(argv, message, capsys, prepared, tmp_path):
+    assert message in refused(
+        capsys, *QUICK, "--data", prepared, "--streaming", *argv, "--output_dir", tmp_path / "run"
+    )
+
+
+def test_streaming_needs_a_split_for_evaluation(capsys, prepared, tmp_path):
+    argv = [word for word in QUICK if word not in ("--eval_split", "validation")]
+    message = refused(capsys, *argv, "--data", prepared, "--streaming", "--output_dir", tmp_path / "run")
+    assert message == "streaming holds no patients out of the training split; name an --eval_split."
+    message = refused(capsys, *QUICK, "--shuffle_buffer", "5", "--output_dir", tmp_path / "run")
+    assert message == "shuffle_buffer=5 has no effect without --streaming; leave it out."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--streaming", "--shuffle_buffer", "10", "--dataloader_num_workers", "2"]],
+    ids=["map-style", "streamed by 2 workers"],
+)
+def test_two_resumed_processes_equal_two_uninterrupted_ones(prepared, tmp_path, options):
+    """From the second of three steps of the second epoch; each step has 8 images of each process."""
+    quick = [*QUICK, "--data", str(prepared), *options, "--num_train_epochs", "3", "--logging_steps", "1"]
+    quick += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_strategy", "steps"]
+    quick += ["--save_steps", "4", "--save_total_limit", "5"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    folder, losses, weights = tmp_path / "run", [], []
+    for resume in ([], ["--resume_from_checkpoint", str(folder / "checkpoint-4")]):
+        command = [*launcher, str(REPOSITORY / "train_tier.py"), *quick, *resume, "--output_dir", str(folder)]
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+        weights.append(load_file(folder / "model.safetensors"))
+    assert len(losses[0]) == 9 and losses[0] == losses[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
