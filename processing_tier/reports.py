@@ -19,7 +19,7 @@ DEIDENTIFIED_MODES = ("keep", "remove", "replace")
 # CheXpert-Plus, PadChest (Spanish) and other archives, with the typing errors that MIMIC-CXR is known for.
 SPELLINGS = {
     "findings": """
-        findings, finding, report, body of report, description, radiographic findings, chest findings,
+        findings, finding, report, body of report, description, radiographic findings,
         findins, findindgs, findgings, findngs, findnings, finidngs, fidnings, fndings, finding s, reference findings,
         hallazgos, hallazgo, descripcion, informe, informe radiologico""",
     "impression": """
@@ -43,13 +43,13 @@ SPELLINGS = {
         prior comparison, prior comparisons, comparision, comparsion, comparrison, comparisions, comparions,
         comparacion, estudio previo, estudios previos""",
     "technique": """
-        technique, techniques, procedure, procedures, procedure comments, protocol, view, views, number of views,
+        technique, techniques, procedure, procedures, procedure comments, protocol,
         techinique, technqiue, tecnica, proyeccion, proyecciones""",
     "history": """
         history, clinical history, patient history, medical history, clinical information, clinical data,
         clinical background, clinical details, relevant history, relevant clinical information, clinical statement,
         pertinent history, brief history, history of present illness, clinical diagnosis, clinical hx, hx,
-        histroy, hisotry, admit comments,
+        histroy, hisotry,
         antecedentes, historia clinica, datos clinicos, informacion clinica""",
     "recommendation": """
         recommendation, recommendations, recommendation s, recommended follow up, follow up recommendations,
@@ -70,29 +70,41 @@ SPELLINGS = {
         preliminary impression, prelim""",
     # The end of a section without the beginning of one that is used.
     "": """
-        final report, end of impression, end of impression summary, end of report, accession number, accession,
-        radiologist, dictated by, electronically signed by, signed by, signed, attending radiologist, attending,
-        resident, transcribed by, transcriptionist, approved by, date, date of exam, date of service, dictated, by,
-        addendum ends, end of addendum, note, disclaimer, reference, references""",
+        end of impression, end of impression summary, end of report, accession number, accession,
+        dictated by, electronically signed by, signed by, attending radiologist, transcribed by, approved by,
+        date of exam, date of service, addendum ends, end of addendum, disclaimer""",
 }
 HEADINGS = {" ".join(heading.split()): name for name, headings in SPELLINGS.items() for heading in headings.split(",")}
 LONGEST_HEADING = max(len(heading.split()) for heading in HEADINGS)
-SECTIONS = tuple(name for name in SPELLINGS if name)
-READ_TEXT = ("findings", "impression", "recommendation", "notification", "addendum")  # written by who read the image
+# Everyday words: headings at the start of a line alone.
+LINE_ONLY = frozenset(
+    "report description summary opinion interpretation diagnosis assessment imp reason procedure procedures protocol "
+    "prior priors study exam exams informe descripcion resumen diagnostico motivo tecnica estudio prueba accession "
+    "disclaimer pression communication communications hx".split()
+)
+READ_TEXT = (
+    "findings",
+    "impression",
+    "recommendation",
+    "notification",
+    "addendum",
+    "provisional",
+)  # written by who read the image
 
 WORD = re.compile(r"[^\W\d_]+")
-COLON = re.compile(r"[ \t*)_]{0,4}[:\uff1a][ \t*.:\-]{0,4}")
+COLON = re.compile(r"[ \t*)_]{0,4}[:\uff1a][.:*-]{0,3}")
 # Between a heading and its text where there is no colon. Two blanks are enough after capitals alone.
-NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}(?:\n|$)|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
+NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")
 JOINT = re.compile(r"[ \t/&,()-]{1,4}")
 RULE = re.compile(r"^[ \t]*[_=*~-]{5,}[ \t]*$", re.MULTILINE)
+CLAUSE_END = re.compile(r"[.!?:;](?=\s)|\n")
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
 VIEW_TITLE = re.compile(r"\b(?:CHEST|VIEWS?|PORTABLE|RADIOGRAPHS?|LATERAL|X-?RAYS?|CXR)\b")
 SIGNATURE = re.compile(
     r"\b(?:I have personally reviewed|I, the attending|The study and the report were reviewed"
     r"|Electronically signed|This report has been anonymized|Physician to Physician Radiology"
-    r"|END OF IMPRESSION|SUMMARY ?:? ?\d|FINAL REPORT\b)",
+    r"|END OF IMPRESSION|SUMMARY ?:? ?\d|FINAL REPORT)\b"
 )
 # Words that make "NO COMPARISON:" or "OTHER FINDINGS:" something else than a heading.
 QUALIFIERS = frozenset(
@@ -102,20 +114,20 @@ QUALIFIERS = frozenset(
 )
 
 ABBREVIATIONS = frozenset(  # never the end of a sentence
-    "approx ca cf dept dr drs e.g fig hosp i.e mr mrs ms nos pgs prof resp st viz vs".split()
+    "approx ca cf dept dr drs e.g fig hosp i.e mr mrs ms nos pgs prev prof pt resp st viz vs".split()
 )
 UNITS = frozenset("a.m cm etc ft hr hrs in lb lbs m.d min mm p.m sec yr yrs".split())  # the end before a capital
-SENTENCE_STOP = re.compile(r"(?P<stop>[.!?]+)(?P<close>[\"')\]\u201d\u2019]*)(?P<gap>\s*)(?P<next>\S?)")
+SENTENCE_STOP = re.compile(r"(?P<stop>[.!?]+)(?P<close>[\"')\]\u201d\u2019]*)(?P<gap>\s*)(?=(?P<next>\S?))")
 LIST_NUMBER = re.compile(r"(?<!\S)(?:\(?(\d{1,2})\)|(\d{1,2})\.)(?:\s+|(?=[^\W\d_]))")
-BREAK = re.compile(r"\s*\n[ \t]*\n\s*")
+INITIAL = re.compile(r"[A-Za-z]\.")
 
 # Open-i writes XXXX, MIMIC-CXR ___, MIMIC-III [**Hospital 12**], CheXpert-Plus surrogates and now and then a class.
 LONG_MARK = re.compile(
-    r"\[\*\*[^\]\n]{0,120}\]|<(?:unk|hcw|[A-Z]{4,20})>"
+    r"\[\*\*[^\[\]]*\]|<(?:unk|hcw|[A-Z]{2,20})>"
     r"|\[(?:REDACTED|REMOVED|NAME|PERSONALNAME|PATIENT|DATE|TIME|AGE|ID|PHONE|LOCATION|HOSPITAL|HCW"
     r"|ALPHANUMERICID|UNK)\]"
 )
-MARK = re.compile(r"X{3,}|x{3,}|_{2,}")
+MARK = re.compile(r"(?:X{3,}|x{3,}|_{2,})+")
 RUN = re.compile(r"[^\s/,;:.()\[\]<>!?\"]+")
 STOPS = frozenset(".,;:!?")
 MARK_HINT = re.compile(r"XXX|xxx|__|\[|<")
@@ -148,8 +160,7 @@ def split_sections(report: str) -> dict[str, str]:
     sections: dict[str, str] = {}
     for name, text in _segments(_plain(report)):
         text = " ".join(text.split())
-        if not text:
-            continue
+        name = "" if name in ("body", "signature") else name
         sections[name] = text if name == "impression" or name not in sections else f"{sections[name]} {text}"
     return sections
 
@@ -203,7 +214,7 @@ def split_sentences(text: str) -> list[str]:
         what has no word of at least two letters is left out.
     """
     sentences = []
-    for paragraph in BREAK.split(text):
+    for paragraph in PARAGRAPH.split(_plain(text)):
         for item in _list_items(paragraph):
             start = 0
             for end in _sentence_ends(item):
@@ -231,8 +242,8 @@ def clean_text(text: str, deidentified: str = "keep") -> str:
         raise ValueError(f"deidentified={deidentified!r} is not known; choose one of {', '.join(DEIDENTIFIED_MODES)}.")
     if deidentified == "remove":
         text = _without_marks(text)
-    elif deidentified == "replace" and MARK_HINT.search(text):
-        text = MARK.sub("___", LONG_MARK.sub("___", text))
+    elif deidentified == "replace":
+        text = MARK.sub("___", LONG_MARK.sub("___", " ".join(text.split())))
     return " ".join(_balanced(text).split())
 
 
@@ -267,8 +278,11 @@ def _plain(text: str) -> str:
 
 
 def _phrase(words: list[re.Match]) -> str:
-    letters = unicodedata.normalize("NFKD", " ".join(word.group() for word in words).lower())
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+    """As in [`HEADINGS`]: lower case, without accents."""
+    phrase = " ".join(word.group() for word in words).lower()
+    if phrase.isascii():
+        return phrase
+    return "".join(c for c in unicodedata.normalize("NFKD", phrase) if not unicodedata.combining(c))
 
 
 def _heading_before(text: str, start: int, end: int) -> tuple[int, str] | None:
@@ -289,6 +303,29 @@ def _heading_before(text: str, start: int, end: int) -> tuple[int, str] | None:
     return None
 
 
+def _heading_of_line(line: str) -> tuple[int, int, str] | None:
+    """Start and end of the heading without a colon with which a line begins, and its section."""
+    first = WORD.search(line, 0, 10)
+    if not first or not first.group()[0].isupper():
+        return None
+    words = []
+    for word in WORD.finditer(line, first.start(), 100):
+        if words and (len(words) == LONGEST_HEADING or not JOINT.fullmatch(line, words[-1].end(), word.start())):
+            break
+        words.append(word)
+    while words:
+        name = HEADINGS.get(_phrase(words))
+        if name is not None:
+            start, end = words[0].start(), words[-1].end()
+            gap = NO_COLON.match(line, end + 3 if line.startswith("(S)", end) else end)
+            if not gap and line[start:end].isupper():
+                gap = BLANKS.match(line, end)
+            if gap:
+                return start, gap.end(), name
+        words.pop()
+    return None
+
+
 def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
     """Start, end, section, and whether there is a colon, of all that may be a heading, in order of their start."""
     found = []
@@ -305,68 +342,47 @@ def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
         previous = colon.end()
     start = 0
     for line in text.split("\n"):
-        words = []
-        for word in WORD.finditer(line[:100]):
-            if len(words) == LONGEST_HEADING or (
-                words and not JOINT.fullmatch(line, words[-1].end(), word.start()) and word.start() > words[-1].end()
-            ):
-                break
-            words.append(word)
-        if words and words[0].start() <= 8 and words[0].group()[0].isupper():
-            for count in range(len(words), 0, -1):
-                name = HEADINGS.get(_phrase(words[:count]))
-                if name is None:
-                    continue
-                end = words[count - 1].end()
-                if text[start + end : start + end + 3] == "(S)":
-                    end += 3
-                gap = NO_COLON.match(text, start + end)
-                if not gap and line[words[0].start() : end].isupper():
-                    gap = BLANKS.match(text, start + end)
-                if gap:
-                    found.append((start + words[0].start(), gap.end(), name, False))
-                break
+        if heading := _heading_of_line(line):
+            found.append((start + heading[0], start + heading[1], heading[2], False))
         start += len(line) + 1
-    found += [
-        (m.start(), m.end() if m.group().isupper() else m.start(), "signature", True) for m in SIGNATURE.finditer(text)
-    ]
-    return sorted(found)
+    for match in SIGNATURE.finditer(text):
+        name = "body" if match.group() == "FINAL REPORT" else "signature"
+        found.append((match.start(), match.end() if match.group().isupper() else match.start(), name, True))
+    return sorted(found, key=lambda candidate: (candidate[0], -candidate[1]))
 
 
-def _is_heading(text: str, start: int, end: int, name: str, colon: bool, previous: int) -> bool:
-    """Whether a candidate is a heading; `previous` is where the text after the last heading begins."""
-    floor = max(previous, start - 120)
-    before = text[floor:start]
-    blank = before.rstrip(" \t#*>_-\u2022")
-    if not blank.strip():
+def _is_heading(text: str, start: int, end: int, colon: bool, previous: int, read: bool) -> bool:
+    """
+    Whether a candidate is a heading. `previous` is where the text of the last heading begins, `read` whether that text
+    is of somebody who read the image.
+    """
+    before = text[max(previous, start - 120) : start].rstrip(" \t#*>_-\u2022")
+    words = before.rstrip()
+    if not words:
         return True  # first of all, or right after a heading
-    line_start = blank.endswith("\n")
-    paragraph = PARAGRAPH.search(before, max(0, len(blank.rstrip()))) is not None
-    clause_end = blank.rstrip()
-    sentence_end = paragraph or _ends_sentence(clause_end)
-    heading = text[start:end]
-    upper = heading.rstrip(" \t*.:-)(s").isupper()
-    if not colon:
-        return line_start and sentence_end
-    if sentence_end:
-        return True
-    last = re.search(r"(\S+)$", clause_end[-40:])
-    last_word = last.group(1).strip("()[]\"'") if last else ""
-    if last_word.lower() in QUALIFIERS:
+    line_start = before.endswith("\n")
+    ended = before.count("\n", len(words)) > 1 or _ends_sentence(words)
+    heading = list(WORD.finditer(text, start, end))
+    if not line_start and (not colon or _phrase(heading) in LINE_ONLY):
         return False
-    if line_start:
-        return heading[:1].isupper()
-    if not upper:
-        return False
-    if not last_word.isupper() or MARK.search(last_word) or not last_word.isalpha():
+    if ended:
         return True
-    # Capitals before capitals: the end of what a heading was followed by, or a longer title of its own.
-    clause = re.split(r"[.!?:;\n]", before)[-1].split()
-    return len(clause) > 3 or (floor == previous and previous > 0 and not re.search(r"[.!?:;\n]", before))
+    if not heading[0].group()[0].isupper():
+        return False
+    last = words[-40:].split()[-1].strip("()[]\"'")
+    capitals = heading[0].group().isupper()
+    if last.lower() in QUALIFIERS and (last.isupper() if capitals else not line_start):
+        return False
+    if not colon and capitals and last.isupper():
+        return False
+    if line_start or not read or not last.isalpha() or MARK.search(last):
+        return True
+    # Among findings, "there is no effusion IMPRESSION:" begins a section, "PULMONARY FINDINGS:" is a longer title.
+    return not (last.isupper() if capitals else last[0].isupper()) or len(CLAUSE_END.split(words)[-1].split()) > 3
 
 
 def _ends_sentence(text: str) -> bool:
-    if not text or text[-1] not in '.!?:;)]"':
+    if not text or text[-1] not in ".!?":
         return False
     if text[-1] != ".":
         return True
@@ -375,40 +391,36 @@ def _ends_sentence(text: str) -> bool:
 
 
 def _segments(text: str) -> list[tuple[str, str]]:
-    """Section name and text, in their order; the text of a signature is of no section."""
+    """Name and text of each section in their order; `body` follows "FINAL REPORT", `signature` is of no section."""
     pieces = []
-    name, begin = "", 0
-    read = False  # whether the report has come to what was seen
+    name, begin, read = "", 0, False
     for start, end, candidate, colon in _candidates(text):
-        if start < begin or not (candidate == "signature" or _is_heading(text, start, end, candidate, colon, begin)):
+        if start < begin or (candidate == "view" and read):
             continue
-        if candidate == "view" and read:
+        if candidate not in ("body", "signature") and not _is_heading(text, start, end, colon, begin, read):
             continue
         pieces.append((name, text[begin:start]))
         name, begin = candidate, end
-        read = read or candidate in READ_TEXT
+        read = candidate in READ_TEXT or (read and candidate not in ("examination", "body"))
     pieces.append((name, text[begin:]))
+    pieces = [(name, piece.strip(" \t\n*#")) for name, piece in pieces]
+    pieces = [(name, piece) for name, piece in pieces if piece]
     # "CHEST, TWO VIEWS: Heart size is normal." has its findings under the title of the examination.
-    described = any(name == "findings" and text.strip() for name, text in pieces)
-    result = []
-    for name, text in pieces:
-        text = text.strip(" \t\n*#")
+    described = any(name == "findings" for name, _ in pieces)
+    for i, (name, piece) in enumerate(pieces):
         if name == "view":
-            name = "examination" if described or len(WORD.findall(text)) < 5 else "findings"
-        result.append(("" if name == "signature" else name, text))
-    return result
+            pieces[i] = ("examination" if described or len(WORD.findall(piece)) < 5 else "findings", piece)
+    return pieces
 
 
 def _last_paragraphs(text: str) -> str:
-    segments = [(name, piece) for name, piece in _segments(text) if piece.strip()]
-    if not segments:
+    pieces = [(name, piece) for name, piece in _segments(text) if name != "signature"]
+    name, piece = pieces[-1] if pieces else ("", "")
+    if name in READ_TEXT:
         return ""
-    name, piece = segments[-1]
-    if name in ("recommendation", "notification", "addendum", "provisional"):
-        return ""
-    first, *rest = PARAGRAPH.split(piece.strip())
-    if not name and (len(segments) == 1) and not (rest and (first.isupper() or not re.search(r"[.!?]", first))):
-        rest = [first, *rest]
+    first, *rest = PARAGRAPH.split(piece)
+    if name in ("", "body") and not (rest and (first.isupper() or not re.search(r"[.!?]", first))):
+        rest.insert(0, first)  # no title
     return " ".join(" ".join(rest).split())
 
 
@@ -441,14 +453,19 @@ def _tier_sections(report: str) -> dict[str, str]:
 
 
 def _list_items(text: str) -> list[str]:
-    """The items of numbered lists without their numbers; a number that ends a sentence is none."""
-    items, start, last = [], 0, 0
-    for match in LIST_NUMBER.finditer(text):
+    """The items of numbered lists without their numbers. A number that ends a sentence is none."""
+    items, start, last = [], 0, None
+    numbers = list(LIST_NUMBER.finditer(text))
+    if any(int(match.group(1) or match.group(2)) == 2 for match in numbers):
+        last = 0  # "radiograph 1. No effusion 2. Normal heart"
+    for match in numbers:
         number = int(match.group(1) or match.group(2))
-        before = text[max(0, match.start() - 40) : match.start()].rstrip()
+        before = text[max(start, match.start() - 40) : match.start()]
         following = text[match.end() : match.end() + 1]
-        opens = not before or "\n" in text[len(before) + max(0, match.start() - 40) : match.start()]
-        if opens or _ends_sentence(before) or (number == last + 1 and last and following.isupper()):
+        words = before.rstrip()
+        begins = not words or "\n" in before[len(words) :] or _ends_sentence(words)
+        follows = last is not None and number == last + 1
+        if (begins and not words.endswith(("No.", "Nos."))) or (follows and (following.isupper() or following == "_")):
             items.append(text[start : match.start()])
             start, last = match.end(), number
     items.append(text[start:])
@@ -470,7 +487,9 @@ def _sentence_ends(text: str) -> Iterable[int]:
         if match["stop"][0] in "!?" and not word:  # "? pneumonia"
             continue
         if match["stop"] == "." and not match["close"]:
-            initial = len(word) == 1 and word.isalpha() and re.search(r"(?:\b[A-Za-z]\.|\bDr\.?)\s*\S$", before)
+            initial = len(word) == 1 and word.isalpha()  # "S. O. B.", "Dr. J. Smith", but "hepatitis C. The"
+            if initial and not re.search(r"(?:\b[A-Za-z]|\b[Dd]r)\.\s*\S$", before):
+                initial = INITIAL.match(text, match.end())
             if word in ABBREVIATIONS or initial or (word == "no" and following.isdigit()):
                 continue
             if word in UNITS and not following.isupper():
@@ -481,16 +500,20 @@ def _sentence_ends(text: str) -> Iterable[int]:
 
 
 def _without_marks(text: str) -> str:
-    if MARK_HINT.search(text):
-        words: list[str] = []
-        for word in LONG_MARK.sub("___", text).split():
-            rest = RUN.sub(lambda run: "" if MARK.search(run.group()) else run.group(), word)
-            if rest == word or WORD.search(rest) or any(c.isdigit() for c in rest):
-                words.append(rest)
-            elif words and words[-1][-1] not in STOPS:  # the stop of a sentence outlives its last word
-                words[-1] += "".join(c for c in rest if c in STOPS)[:1]
-        return " ".join(words)
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    if not MARK_HINT.search(text):
+        return text
+    words: list[str] = []
+    for word in LONG_MARK.sub("___", text).split():
+        if not MARK.search(word):
+            words.append(word)
+            continue
+        rest = RUN.sub(lambda run: "" if MARK.search(run.group()) else run.group(), word)
+        if any(character.isalnum() for character in rest):
+            words.append(rest)
+        elif words and words[-1][-1] not in STOPS:  # the stop of a sentence outlives its last word
+            words[-1] += "".join(character for character in rest if character in STOPS)[:1]
+    return " ".join(words)
 
 
 def _balanced(text: str) -> str:
