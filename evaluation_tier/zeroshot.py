@@ -192,10 +192,11 @@ def run_on_images(
         raise ValueError("The data set is empty: there is no image to evaluate.")
     image_processor = getattr(processor, "image_processor", processor)
     options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
+    read = getattr(image_processor, "read", read_radiograph)  # an image processor of CLIP itself has none
 
     def read_pixels(image) -> torch.Tensor | ValueError:
         try:
-            radiograph = read_radiograph(image)
+            radiograph = read(image)
         except ValueError as error:
             return error
         return image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]

@@ -205,17 +205,17 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             image, place = image["image"], f"{image['place']}: "
         try:
             picture = self.image_processor.read(image, timeout)
-            if min(picture.size) < MIN_SIDE:
+            width, height = picture.info["original_size"]
+            if min(width, height) < MIN_SIDE:
                 raise ValueError(
-                    f"{picture.width}x{picture.height} pixels are too few for a radiograph; give at least "
-                    f"{MIN_SIDE}x{MIN_SIDE}."
+                    f"{width}x{height} pixels are too few for a radiograph; give at least {MIN_SIDE}x{MIN_SIDE}."
                 )
         except ValueError as error:
             if not place:
                 raise
             raise ValueError(f"{place}{error}") from error
         inputs = self.image_processor(images=[picture], output_dtype="float32", return_tensors="pt").to(self.dtype)
-        return {"pixel_values": inputs["pixel_values"], "size": (picture.height, picture.width)}
+        return {"pixel_values": inputs["pixel_values"], "size": (height, width)}
 
     def _forward(
         self, model_inputs: dict[str, Any], findings: dict[str, dict] | None = None, return_heatmaps: bool = False

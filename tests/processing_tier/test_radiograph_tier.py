@@ -16,10 +16,6 @@ from processing_tier import TierImageProcessor
 from processing_tier.radiograph_tier import fetch_radiograph, path_under, read_radiograph
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-UNREADABLE = (
-    "x.png: the image cannot be decoded (damaged, cut short, or not PNG, JPEG, TIFF or DICOM); "
-    "replace the file or leave it out."
-)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -130,30 +126,14 @@ def test_exif_orientation_is_applied():
     assert np.abs(upright - np.rot90(RAMP[:8], -1)).max() <= 2
 
 
-def test_unreadable_files(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    data = encode(Image.fromarray(noise))
-    path = tmp_path / "x.png"
-    for broken in (data[:2000], b"", b"not an image", data[:40] + b"\0" * 500):
-        path.write_bytes(broken)
-        with pytest.raises(ValueError) as error:
-            read_radiograph(path)
-        assert str(error.value) == UNREADABLE
-    jpeg = encode(Image.fromarray(noise), "JPEG")
-    with pytest.raises(ValueError, match="^an image in memory: the image cannot be decoded"):
-        read_radiograph(jpeg[: len(jpeg) // 2])
+def test_missing_files(tmp_path):
     with pytest.raises(ValueError, match="^y.png: there is no such image file; check the path and the image folder.$"):
         read_radiograph(tmp_path / "y.png")
     with pytest.raises(ValueError, match="^an image record has neither bytes nor a path; give one of the two.$"):
         read_radiograph({"bytes": None, "path": None})
 
 
-def test_sources_that_are_no_image(tmp_path):
-    page = tmp_path / "x.png"
-    page.write_text("<!DOCTYPE html><html><body>404</body></html>")
-    with pytest.raises(ValueError) as error:
-        read_radiograph(page)
-    assert str(error.value) == UNREADABLE
+def test_sources_that_are_no_image():
     for source, kind in ((None, "NoneType"), (object(), "object"), ({1, 2}, "set")):
         with pytest.raises(ValueError, match=f"^an image cannot be read from a {kind}; give a path, bytes, an open"):
             read_radiograph(source)
@@ -216,7 +196,7 @@ def test_urls(server):
     np.testing.assert_array_equal(np.asarray(processor.read(f"{server}/x.png")), RAMP)
     grey = processor(f"{server}/x.png", output_dtype="uint8", return_tensors="pt")["pixel_values"]
     np.testing.assert_array_equal(grey[0, 0].numpy(), RAMP)
-    with pytest.raises(ValueError, match="^page.png: the image cannot be decoded"):
+    with pytest.raises(ValueError, match="^page.png: the file is a web page"):
         fetch_radiograph(f"{server}/page.png")
     hint = "check it, or download the file and give its path.$"
     with pytest.raises(ValueError, match=rf"^no.png: the URL cannot be fetched \(HTTP Error 404: Not Found\); {hint}"):
@@ -264,7 +244,7 @@ def test_dicom_without_pydicom(monkeypatch):
 
 def test_no_format_that_calls_another_program():
     eps = encode(Image.fromarray(RAMP).convert("RGB"), "EPS")
-    with pytest.raises(ValueError, match="cannot be decoded"):
+    with pytest.raises(ValueError, match="^an image in memory: the file is text, not an image; name the image file.$"):
         read_radiograph(eps)
 
 
@@ -297,75 +277,6 @@ def test_paths_stay_under_their_root(tmp_path):
     assert path_under(root, "inner.png") == (root / "inside.png").resolve()
     assert path_under(root, root / "inside.png") == (root / "inside.png").resolve()
     assert read_radiograph("inner.png", root=root).size == (16, 16)
-
-
-def test_dicom_window():
-    array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
-    read = np.asarray(read_radiograph(make_dicom(array, WindowCenter=2048, WindowWidth=1024)))
-    expected = ((array - 2047.5) / 1023 + 0.5) * 255  # DICOM PS3.3 C.11.2.1.2.1
-    assert np.abs(read - expected.clip(0, 255)).max() <= 0.5 + 1e-3
-    first = read_radiograph(make_dicom(array, WindowCenter=[2048, 5], WindowWidth=[1024, 5]))
-    np.testing.assert_array_equal(np.asarray(first), read)
-
-
-def test_dicom_rescale_is_applied_before_the_window():
-    array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
-    plain = read_radiograph(make_dicom(array, WindowCenter=2048, WindowWidth=1024))
-    rescaled = make_dicom(array, RescaleSlope=1, RescaleIntercept=-1000, WindowCenter=1048, WindowWidth=1024)
-    np.testing.assert_array_equal(np.asarray(read_radiograph(rescaled)), np.asarray(plain))
-
-
-def test_dicom_without_window_uses_percentiles_and_monochrome1_is_inverted():
-    array = (np.arange(4096).reshape(64, 64) // 2 + 500).astype(np.uint16)
-    light = np.asarray(read_radiograph(make_dicom(array)))
-    np.testing.assert_array_equal(light, np.asarray(read_radiograph(array)))
-    inverted = np.asarray(read_radiograph(make_dicom(array, PhotometricInterpretation="MONOCHROME1")))
-    np.testing.assert_array_equal(inverted, 255 - light)
-
-
-def test_dicom_voi_lut():
-    array = (np.arange(256).reshape(16, 16)).astype(np.uint16)
-    item = Dataset()
-    item.LUTDescriptor = [256, 0, 16]
-    item.LUTData = (65535 - 257 * np.arange(256)).astype("<u2").tobytes()
-    read = read_radiograph(make_dicom(array, bits=8, VOILUTSequence=[item]))
-    np.testing.assert_array_equal(np.asarray(read), 255 - array)
-
-
-@pytest.mark.parametrize(
-    ("elements", "message"),
-    [
-        ({"Modality": "CT"}, "a DICOM image of the modality CT is not a radiograph; leave it out."),
-        ({"NumberOfFrames": 2}, "a DICOM file of 2 frames is not a radiograph; export the frame you need."),
-        ({"PhotometricInterpretation": "RGB"}, "the DICOM image is not monochrome; export it as PNG."),
-        (
-            {"Rows": 60000, "Columns": 60000},
-            "60000x60000 pixels are more than 80,000,000; export it at a smaller size.",
-        ),
-        (
-            {"Rows": 500},  # more pixels than there is data for
-            "the DICOM pixels cannot be decoded; install the decoders with pip install pylibjpeg pylibjpeg-openjpeg "
-            "pylibjpeg-libjpeg, or export the image as PNG.",
-        ),
-    ],
-)
-def test_dicom_refused(elements, message, tmp_path):
-    path = tmp_path / "x.dcm"
-    path.write_bytes(make_dicom(np.zeros((8, 8)), **elements))
-    with pytest.raises(ValueError) as error:
-        read_radiograph(path)
-    assert str(error.value) == f"x.dcm: {message}"
-
-
-def test_dicom_errors_and_warnings_hold_no_patient_data(recwarn):
-    data = make_dicom(np.zeros((8, 8)))
-    assert b"DOE^JANE" in data
-    for length in range(140, len(data), 7):
-        try:
-            read_radiograph(data[:length])
-        except ValueError as error:
-            assert "DOE" not in str(error) and error.__suppress_context__
-    assert not [warning for warning in recwarn if "DOE" in str(warning.message)]
 
 
 def test_real_dicom(shared_data):
