@@ -9,7 +9,20 @@ from pathlib import Path
 
 import datasets
 
-from . import chestxray14, chexpert, mimic_cxr, openi, padchest
+from . import (
+    chestx_det10,
+    chestxray14,
+    chexlocalize,
+    chexpert,
+    covid_qu_ex,
+    mimic_cxr,
+    ms_cxr,
+    openi,
+    padchest,
+    rsna,
+    siim,
+    vindr_cxr,
+)
 from .hub import list_hub_splits, read_hub
 from .imagefolder import find_metadata, read_imagefolder, split_folders
 from .table import read_frame, read_table
@@ -30,6 +43,13 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "padchest": (padchest.read_padchest, padchest.SPLITS),
     "openi": (openi.read_openi, openi.SPLITS),
     "chestxray14": (chestxray14.read_chestxray14, chestxray14.SPLITS),
+    "vindr_cxr": (vindr_cxr.read_vindr_cxr, vindr_cxr.SPLITS),
+    "rsna": (rsna.read_rsna, rsna.SPLITS),
+    "siim": (siim.read_siim, siim.SPLITS),
+    "ms_cxr": (ms_cxr.read_ms_cxr, ms_cxr.SPLITS),
+    "chexlocalize": (chexlocalize.read_chexlocalize, chexlocalize.SPLITS),
+    "chestx_det10": (chestx_det10.read_chestx_det10, chestx_det10.SPLITS),
+    "covid_qu_ex": (covid_qu_ex.read_covid_qu_ex, covid_qu_ex.SPLITS),
 }
 
 
