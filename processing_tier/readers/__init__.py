@@ -140,7 +140,7 @@ def is_hub(data: str | os.PathLike) -> bool:
     return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data) and not os.path.exists(data)
 
 
-def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str | int]]:
+def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str | int | bool]]:
     """
     The reader that `data` names (`None` for a folder or table), its folder, and its options.
 
@@ -168,7 +168,11 @@ def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str 
     else:
         return None, data, {}
     options = dict(part.partition("=")[::2] for part in parts)
-    return name, folder, {key: int(value) if value.isdecimal() else value for key, value in options.items()}
+    return name, folder, {key: parse_value(value) for key, value in options.items()}
+
+
+def parse_value(value: str) -> str | int | bool:
+    return int(value) if value.isdecimal() else {"true": True, "false": False}.get(value.lower(), value)
 
 
 def read_phantom(options: Mapping[str, int], split: str) -> datasets.Dataset:

@@ -23,7 +23,12 @@ def archive(monkeypatch):
 def test_archive(archive):
     assert len(read_records("archive:/data/of it", "test")) == 2
     read_records("archive:/data,labels=text,minimum=50", "train")
-    assert archive == [("/data/of it", "test", "expert", 0), ("/data", "train", "text", 50)]
+    read_records("archive:/data,labels=False", "train")
+    assert archive == [
+        ("/data/of it", "test", "expert", 0),
+        ("/data", "train", "text", 50),
+        ("/data", "train", False, 0),
+    ]
     assert list_splits("archive:/data") == ["train", "test"]
 
 
