@@ -82,14 +82,8 @@ LINE_ONLY = frozenset(
     "prior priors study exam exams informe descripcion resumen diagnostico motivo tecnica estudio prueba accession "
     "disclaimer pression communication communications hx".split()
 )
-READ_TEXT = (
-    "findings",
-    "impression",
-    "recommendation",
-    "notification",
-    "addendum",
-    "provisional",
-)  # written by who read the image
+# Written by somebody who read the image.
+READ_TEXT = frozenset("findings impression recommendation notification addendum provisional".split())
 
 WORD = re.compile(r"[^\W\d_]+")
 COLON = re.compile(r"[ \t*)_]{0,4}[:\uff1a][.:*-]{0,3}")
@@ -97,6 +91,7 @@ COLON = re.compile(r"[ \t*)_]{0,4}[:\uff1a][.:*-]{0,3}")
 NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")
 JOINT = re.compile(r"[ \t/&,()-]{1,4}")
+OTHER_SPACE = re.compile(r"[^\S\n\t]")
 RULE = re.compile(r"^[ \t]*[_=*~-]{5,}[ \t]*$", re.MULTILINE)
 CLAUSE_END = re.compile(r"[.!?:;](?=\s)|\n")
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -240,10 +235,11 @@ def clean_text(text: str, deidentified: str = "keep") -> str:
     """
     if deidentified not in DEIDENTIFIED_MODES:
         raise ValueError(f"deidentified={deidentified!r} is not known; choose one of {', '.join(DEIDENTIFIED_MODES)}.")
+    text = " ".join(text.split())
     if deidentified == "remove":
         text = _without_marks(text)
     elif deidentified == "replace":
-        text = MARK.sub("___", LONG_MARK.sub("___", " ".join(text.split())))
+        text = MARK.sub("___", LONG_MARK.sub("___", text))
     return " ".join(_balanced(text).split())
 
 
@@ -273,8 +269,8 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
 
 def _plain(text: str) -> str:
     """Line ends are \\n, blanks and tabs are the only other white space, and lines that only draw a rule are empty."""
-    text = "\n".join(text.removeprefix("\ufeff").splitlines()).replace("\xa0", " ")
-    return RULE.sub("", text)
+    text = "\n".join(text.removeprefix("\ufeff").splitlines())
+    return RULE.sub("", OTHER_SPACE.sub(" ", text))
 
 
 def _phrase(words: list[re.Match]) -> str:
@@ -455,10 +451,9 @@ def _tier_sections(report: str) -> dict[str, str]:
 def _list_items(text: str) -> list[str]:
     """The items of numbered lists without their numbers. A number that ends a sentence is none."""
     items, start, last = [], 0, None
-    numbers = list(LIST_NUMBER.finditer(text))
-    if any(int(match.group(1) or match.group(2)) == 2 for match in numbers):
+    if any((match.group(1) or match.group(2)) == "2" for match in LIST_NUMBER.finditer(text)):
         last = 0  # "radiograph 1. No effusion 2. Normal heart"
-    for match in numbers:
+    for match in LIST_NUMBER.finditer(text):
         number = int(match.group(1) or match.group(2))
         before = text[max(start, match.start() - 40) : match.start()]
         following = text[match.end() : match.end() + 1]
