@@ -115,8 +115,10 @@ def counts_from_siim(text: str, height: int = 1024, width: int = 1024) -> list[i
         raise ValueError("a mask is not -1 or pairs of an offset and a length; download its file again.")
     counts = np.array(words, dtype=np.int64)
     rest = height * width - counts.sum()
-    counts = check_counts(np.append(counts, rest), height, width)
-    return encode_mask(decode_mask(counts, height, width))  # runs that touch become one
+    counts = check_counts(np.append(counts, rest) if rest else counts, height, width)
+    if (counts[1:] == 0).any():  # runs that touch become one
+        return encode_mask(decode_mask(counts, height, width))
+    return counts.tolist()
 
 
 def check_size(height: int, width: int) -> None:

@@ -136,9 +136,9 @@ def find_images(root: Path) -> dict[str, str]:
     images: dict[str, str] = {}
     for folder in (root / "images", *sorted(root.glob("images_*/images")), *sorted(root.glob("images_*"))):
         if folder.is_dir():
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    images.setdefault(entry.name, f"{folder.relative_to(root)}/{entry.name}")
+            below = folder.relative_to(root)
+            for name in os.listdir(folder):
+                images.setdefault(name, f"{below}/{name}")
     return images
 
 

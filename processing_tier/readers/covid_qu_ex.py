@@ -18,7 +18,7 @@ What is derived:
   and test on the other.
 - findings: `COVID-19`, `Non-COVID` (other infections) and `Normal`, one of them 1, by folder.
 - masks: `Lung` and, where the file is not black, `COVID-19`, in pixels of the 256 x 256 image; a pixel above 127 is
-  inside. Unlike in the other archives they are pictures, whose reading takes time (see the option `masks`).
+  inside. Unlike in the other archives they are pictures, about a millisecond each to read (see the option `masks`).
 - patient: `sub-S03044` of names as in `sub-S03044_ses-E06150_run-1.png` (of BIMCV-COVID19+); other names say nothing
   of patients and count as their own. Whether the official splits are by patient is not known; the check of patients
   in two splits tells.
