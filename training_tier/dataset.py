@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from processing_tier import TierImageProcessor, read_radiograph
+from processing_tier import TierImageProcessor
 from processing_tier.records import select_text
 from processing_tier.reports import split_sentences
 
@@ -71,7 +71,7 @@ class PairDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         try:
             source = record["image"] if self.images is None else self.images.read(index)
-            image = read_radiograph(source)
+            image = self.image_processor.read(source)
         except ValueError as error:
             return {"image_id": record["image_id"], "error": str(error)}
         pixels = self.make_pixels(image, rng)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from processing_tier import TierImageProcessor
+from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.phantom import make_phantom
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset, sample_text
@@ -34,12 +34,32 @@ def test_a_pair_depends_on_seed_epoch_and_index_alone(records, image_processor, 
 
 
 def test_without_augmentation_the_pixels_are_those_of_the_image_processor(records, image_processor):
-    from processing_tier import read_radiograph
-
     pair = PairDataset(records, image_processor)[2]
     expected = image_processor([read_radiograph(records[2]["image"])], output_dtype="uint8", return_tensors="pt")
     assert torch.equal(pair["pixel_values"], expected["pixel_values"][0])
     assert pair["text"] == records[2]["impression"]
+
+
+@pytest.mark.parametrize("geometry", ["pad", "crop", "squash"])
+def test_a_large_jpeg_is_decoded_at_reduced_size_as_everywhere(records, geometry, tmp_path):
+    picture = read_radiograph(records[1]["image"]).resize((610, 523))
+    picture.save(tmp_path / "large.jpg", quality=95)
+    large = records.select([1]).map(
+        lambda row: {"image": {"bytes": None, "path": str(tmp_path / "large.jpg")}}, features=records.features
+    )
+    image_processor = TierImageProcessor(size=32, geometry=geometry)
+    assert max(image_processor.read(large[0]["image"]).size) < 100
+    pixels = PairDataset(large, image_processor)[0]["pixel_values"]
+    expected = image_processor([str(tmp_path / "large.jpg")], output_dtype="uint8", return_tensors="pt")
+    assert torch.equal(pixels, expected["pixel_values"][0])
+    for augmentation in ("standard", "tier"):  # are in shares of the picture, and not in pixels
+        results = []
+        for reduced, seed in ((True, 0), (False, 0), (False, 1)):
+            image_processor = TierImageProcessor(size=32, geometry=geometry, reduced_decoding=reduced)
+            dataset = PairDataset(large, image_processor, augmentation=augmentation, seed=seed)
+            results.append(dataset[0]["pixel_values"].float())
+        same, other = ((results[0] - result).abs().mean() for result in results[1:])
+        assert same < 5 and same < other / 3
 
 
 def test_chexzero_pixels_stay_float(records):
@@ -109,5 +129,5 @@ def test_a_truncated_file_is_an_error_of_its_pair_alone(records, image_processor
         features=records.features,
     )
     dataset = PairDataset(broken, image_processor)
-    assert "decode" in dataset[0]["error"] and "pixel_values" not in dataset[0]
+    assert "the file is cut short" in dataset[0]["error"] and "pixel_values" not in dataset[0]
     assert "pixel_values" in dataset[1]

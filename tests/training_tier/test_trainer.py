@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import set_seed
 
-import training_tier.dataset
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
+from processing_tier import TierImageProcessor
 from processing_tier.phantom import make_phantom
 from training_tier.arguments import TierTrainingArguments
 from training_tier.collator import PairCollator
@@ -154,8 +154,8 @@ def test_a_seed_fixes_the_run(make_trainer):
 @pytest.mark.parametrize("steps", [3, 6, 8], ids=["within an epoch", "between epochs", "within the next"])
 def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, phantom, tmp_path, monkeypatch, steps, workers):
     decoded = []
-    read = training_tier.dataset.read_radiograph
-    monkeypatch.setattr(training_tier.dataset, "read_radiograph", lambda source: decoded.append(1) or read(source))
+    read = TierImageProcessor.read
+    monkeypatch.setattr(TierImageProcessor, "read", lambda self, source: decoded.append(1) or read(self, source))
     options = {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "no", "load_best_model_at_end": False}
     if workers is not None:
         (tmp_path / "data").mkdir()
