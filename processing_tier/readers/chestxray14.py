@@ -87,10 +87,13 @@ def read_chestxray14(
         `datasets.Dataset`: one record per image that is there, in the order of the table.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, or a label of another name.
+        `ValueError`: see [`make_records`]; also a file or column that is not there, a label of another name, or an
+        impossible size.
     """
     files = LISTS if lists is None else OTHER_LISTS
     check_split(split, tuple(files), NAME)
+    if not isinstance(image_size, int) or image_size < 1:
+        raise ValueError(f"{NAME}: image_size is {image_size!r}; give the width of the stored images in pixels.")
     table = find_in_archive(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], NAME, SOURCE)
     needed = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
     frame = read_columns(table, needed, ("Patient Gender", "Patient Sex"))

@@ -56,6 +56,8 @@ def test_test(root):
     dataset = read_chestx_det10(root, "test")
     assert dataset["Nodule"][:] == [1] and dataset["view"][:] == ["PA"]
     assert [dataset["boxes"][0][0][side] for side in "xywh"] == [339, 575, 47, 50]
+    (root / "test.json").write_text(json.dumps([{**TEST[0], "syms": [], "boxes": []}]))
+    assert read_chestx_det10(root, "test")["boxes"][:] == [[]]
 
 
 def test_errors(root):

@@ -101,6 +101,9 @@ def test_errors(root, tmp_path_factory):
         return str(error.value)
 
     assert message(root, "validation") == "chestxray14: there is no split 'validation'; it has train, test."
+    assert message(root, image_size="small") == (
+        "chestxray14: image_size is 'small'; give the width of the stored images in pixels."
+    )
     above, empty = root.parent, tmp_path_factory.mktemp("empty")
     assert message(root / "images_001") == (
         f"{root}/images_001: this is not the folder of chestxray14, but {root.resolve()} is; name that one."

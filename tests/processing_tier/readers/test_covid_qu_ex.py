@@ -87,6 +87,7 @@ def test_errors(root):
     assert (
         message(root.parent) == f"{root.parent}: this is not the folder of covid_qu_ex, but {root} is; name that one."
     )
+    assert message(root, masks="no") == "covid_qu_ex: masks is 'no'; give 1 to read them or 0 to leave them out."
     folder = root / PART / PART / "Train"
     mask = folder / "Normal" / "lung masks" / "Normal (7).png"
     mask.write_bytes(mask.read_bytes()[:40])
