@@ -476,11 +476,12 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
     Raises:
         `ValueError`, `OSError`: the image cannot be read.
     """
-    image = read_radiograph(record["image"])
-    width, height = image.size
-    shortest = min(image.size)
+    least_size = None if options.size is None else {"shortest_edge": options.size}
+    image = read_radiograph(record["image"], least_size=least_size)
+    width, height = image.info["original_size"]
+    shortest = min(width, height)
     if options.size is not None and options.size < shortest:
-        new_size = tuple(max(round(side * options.size / shortest), 1) for side in image.size)
+        new_size = round(width * options.size / shortest), round(height * options.size / shortest)
         image = image.resize(new_size, Image.Resampling.BICUBIC)
         for name in ("boxes", "masks"):
             scale = {"boxes": scale_box, "masks": scale_mask}[name]

@@ -132,8 +132,8 @@ def start(*arguments, **options) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_run_goes_on(tmp_path):
-    make_large(tmp_path / "data", 400)
-    command = ["--data", tmp_path / "data", "--size", 400, "--shard_images", 40, "--format", "png"]
+    make_large(tmp_path / "data", 200)
+    command = ["--data", tmp_path / "data", "--size", 400, "--shard_images", 20, "--format", "png"]
     process = start(*command, "--output_dir", tmp_path / "out", "--num_workers", 2)
     while len(list((tmp_path / "out" / "data").glob("*.parquet"))) < 2:
         assert process.poll() is None
@@ -170,8 +170,8 @@ def list_links(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_interrupted_run(tmp_path):
-    make_large(tmp_path / "data", 400)
-    process = start("--data", tmp_path / "data", "--output_dir", tmp_path / "out", "--shard_images", 40)
+    make_large(tmp_path / "data", 200)
+    process = start("--data", tmp_path / "data", "--output_dir", tmp_path / "out", "--shard_images", 20)
     while not list((tmp_path / "out" / "data").glob("*.parquet")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -189,7 +189,7 @@ def test_full_disk(tmp_path):
 
     make_large(tmp_path / "data", 30)
     command = ["--data", tmp_path / "data", "--output_dir", tmp_path / "out", "--format", "png", "--shard_images", 10]
-    limit = (2 * 2**20, resource.RLIM_INFINITY)
+    limit = (100_000, resource.RLIM_INFINITY)
     process = start(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     _, errors = process.communicate()
     assert process.returncode == 2 and "Traceback" not in errors
