@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from processing_tier import TierImageProcessor
+from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.image_processing_tier import place
 from processing_tier.radiograph_tier import to_uint8, window_to_uint8
 
@@ -136,6 +136,42 @@ def test_inputs_of_every_kind_give_the_same_pixels(tmp_path):
     torch.testing.assert_close(pixels(processor, batch), expected.expand(3, -1, -1, -1), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "processor",
+    [
+        TierImageProcessor(size=64),
+        TierImageProcessor(size=64, geometry="crop"),
+        TierImageProcessor(size=64, geometry="squash"),
+        TierImageProcessor(size=64, resize_edge=80, geometry="crop"),
+        TierImageProcessor.chexzero(size=64, resize_edge=90, reduced_decoding=True),
+    ],
+    ids=["pad", "crop", "squash", "crop of a larger one", "chexzero"],
+)
+@pytest.mark.parametrize("shape", [(1100, 870), (703, 1101), (811, 811)])
+def test_reduced_decoding_gives_the_pixels_of_the_whole_picture(processor, shape, tmp_path):
+    width, height = shape
+    y, x = np.mgrid[0:height, 0:width] / 1000
+    noise = np.random.default_rng(0).normal(0, 3, (height, width))
+    array = (120 + 80 * np.sin(8 * x) * np.cos(9 * y) + 30 * (x % 0.1 < 0.01) + noise).clip(0, 255)
+    path = tmp_path / "x.jpg"
+    Image.fromarray(array.astype(np.uint8)).save(path, quality=95)
+    reduced, full = processor.read(path), read_radiograph(path)
+    edge = processor.resize_edge or 64
+    used = max(reduced.size) if processor.geometry == "pad" else min(reduced.size)
+    assert reduced.info["original_size"] == full.size and reduced.info["reduction"] > 1
+    assert 1.5 * edge <= used and (reduced.info["reduction"] == 8 or used < 3 * edge)
+    options = {"do_rescale": False, "do_normalize": False}
+    difference = (pixels(processor, reduced, **options) - pixels(processor, full, **options)).abs()
+    assert difference.mean() < 0.5
+    # A call with the path reads the same way, also where it asks for another size
+    torch.testing.assert_close(pixels(processor, str(path)), pixels(processor, reduced), rtol=0, atol=0)
+    whole = pixels(processor, str(path), reduced_decoding=False)
+    torch.testing.assert_close(whole, pixels(processor, full), rtol=0, atol=0)
+    larger = {**options, "size": 200, "resize_edge": None}
+    difference = (pixels(processor, str(path), **larger) - pixels(processor, full, **larger)).abs()
+    assert difference.mean() < 0.5
+
+
 def test_a_sixteen_bit_file_is_not_clipped(tmp_path):
     array = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(array).save(tmp_path / "x.png")
@@ -167,7 +203,7 @@ def test_rescale_and_normalise_can_be_left_out():
 @pytest.mark.parametrize(
     "options",
     [
-        {"geometry": "crop", "size": {"height": 48, "width": 48}, "output_dtype": "uint8"},
+        {"geometry": "crop", "size": {"height": 48, "width": 48}, "output_dtype": "uint8", "reduced_decoding": False},
         {"geometry": "squash", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]},
         {"preset": "chexzero"},
         {"preset": "tier"},
@@ -185,6 +221,8 @@ def test_save_and_load(options, tmp_path):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_tier.TierImageProcessor"}
     assert saved["size"] == dict(processor.size) and "crop_size" not in saved
+    assert loaded.reduced_decoding == saved["reduced_decoding"] == processor.reduced_decoding
+    assert processor.reduced_decoding == (preset is None and options.get("reduced_decoding", True))
     assert (tmp_path / "image_processing_tier.py").exists()
 
 
@@ -298,6 +336,17 @@ def test_place():
     assert place(200, 400, "crop", 100, 100) == (100, 200, 0, -50)
     assert place(200, 400, "squash", 100, 100) == (100, 100, 0, 0)
     assert place(1, 5000, "pad", 100, 100) == (1, 100, 49, 0)  # never an empty picture
+
+
+def test_similarity_maps_have_the_pixels_of_the_file(tmp_path):
+    Image.fromarray(np.zeros((903, 701), dtype=np.uint8)).save(tmp_path / "x.jpg")
+    picture = TierImageProcessor(size=32).read(tmp_path / "x.jpg", root=tmp_path)
+    assert picture.size == (88, 113)
+    width, height = picture.info["original_size"]
+    (result,) = TierImageProcessor(size=32).post_process_similarity_map(torch.ones(1, 2, 4, 4), [(height, width)])
+    assert result.shape == (2, 903, 701)
+    with pytest.raises(ValueError, match="^x.jpg: the path leaves the image folder"):
+        TierImageProcessor().read("../x.jpg", root=tmp_path / "inner")
 
 
 @pytest.mark.slow

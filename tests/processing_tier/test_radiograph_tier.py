@@ -8,12 +8,11 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from PIL.PngImagePlugin import PngInfo
 
 import processing_tier.radiograph_tier as radiograph
 from processing_tier import TierImageProcessor
-from processing_tier.radiograph_tier import fetch_radiograph, path_under, read_radiograph
+from processing_tier.radiograph_tier import fetch_radiograph, original_size, path_under, read_radiograph
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -30,24 +29,6 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
     )
-
-
-def make_dicom(array: np.ndarray, bits: int = 12, **elements) -> bytes:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["tier"])
-    dataset.PatientName = "DOE^JANE"
-    dataset.Rows, dataset.Columns = array.shape[-2:]
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.PixelData = array.astype("<u2").tobytes()
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "PA", "I", "I;16", "F", "CMYK"])
@@ -217,7 +198,7 @@ def test_urls(server):
             read_radiograph(source)
 
 
-def test_the_image_processor_reads_what_the_reader_reads(tmp_path):
+def test_the_image_processor_reads_what_the_reader_reads(make_dicom, tmp_path):
     array = (np.arange(4096).reshape(64, 64)).astype(np.uint16)
     path = tmp_path / "x.dcm"
     path.write_bytes(make_dicom(array, WindowCenter=2048, WindowWidth=1024))
@@ -232,10 +213,10 @@ def test_the_image_processor_reads_what_the_reader_reads(tmp_path):
         processor(str(tmp_path / "y.dcm"))
 
 
-def test_dicom_without_pydicom(monkeypatch):
+def test_dicom_without_pydicom(make_dicom, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ValueError) as error:
-        read_radiograph(make_dicom(np.zeros((8, 8))))
+        read_radiograph(make_dicom(np.zeros((8, 8), dtype=np.uint16)))
     assert str(error.value) == (
         "an image in memory: pydicom, which reads DICOM, is not installed: pip install pydicom, or export the image "
         "as PNG."
@@ -277,6 +258,100 @@ def test_paths_stay_under_their_root(tmp_path):
     assert path_under(root, "inner.png") == (root / "inside.png").resolve()
     assert path_under(root, root / "inside.png") == (root / "inside.png").resolve()
     assert read_radiograph("inner.png", root=root).size == (16, 16)
+
+
+def make_chest(width: int, height: int) -> Image.Image:
+    """Smooth shapes, edges and the noise of a film."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    shapes = 110 + 60 * np.sin(9 * x) * np.cos(7 * y) + 50 * ((x * 40).astype(int) % 7 == 0)
+    noise = np.random.default_rng(0).normal(0, 3, (height, width))
+    return Image.fromarray((shapes + noise).clip(0, 255).astype(np.uint8))
+
+
+def test_a_jpeg_is_decoded_at_the_least_size_that_is_asked_for():
+    data = encode(make_chest(1003, 805), "JPEG", quality=90)
+    full = read_radiograph(data)
+    assert full.size == (1003, 805) and full.info == {"original_size": (1003, 805), "reduction": 1}
+    cases = [
+        ({"longest_edge": 83}, 8),
+        ({"longest_edge": 84}, 4),
+        ({"longest_edge": 167}, 4),
+        ({"longest_edge": 334}, 2),
+        ({"longest_edge": 335}, 1),
+        ({"shortest_edge": 67}, 8),
+        ({"shortest_edge": 68}, 4),
+        ({"shortest_edge": 1}, 8),
+        ({"shortest_edge": 5000}, 1),
+    ]
+    for least_size, reduction in cases:
+        image = read_radiograph(data, least_size=least_size)
+        assert image.info == {"original_size": (1003, 805), "reduction": reduction}
+        assert image.size == (-(-1003 // reduction), -(-805 // reduction)) and image.mode == "L"
+        assert original_size(image) == (1003, 805)
+        # Seen through the image processor's box it is the picture itself
+        box = (0, 0, 1003 / reduction, 805 / reduction)
+        size = (60, 48)
+        difference = np.asarray(full.resize(size)).astype(int) - np.asarray(image.resize(size, box=box))
+        assert np.abs(difference).mean() < 0.5
+    assert original_size(image.crop((0, 0, 50, 40))) == (50, 40)  # a part stands for itself
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_reduced_jpegs_of_every_mode(mode):
+    grey = make_chest(800, 640)
+    image = grey.convert(mode) if mode != "RGB" else Image.merge("RGB", [grey, grey.rotate(180), grey.rotate(90)])
+    data = encode(image, "JPEG", quality=95, **({"subsampling": 0} if mode == "RGB" else {}))
+    full, reduced = read_radiograph(data), read_radiograph(data, least_size={"longest_edge": 60})
+    assert reduced.size == (100, 80)
+    difference = np.asarray(full.resize((60, 48))).astype(int) - np.asarray(reduced.resize((60, 48)))
+    assert np.abs(difference).mean() < 0.6
+    luma = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").convert("L")).astype(int)
+    assert np.abs(np.asarray(full) - luma).mean() < 0.6  # the luma of the file, not that of its clipped colours
+
+
+def test_a_turned_jpeg_is_decoded_in_full():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(make_chest(800, 640), "JPEG", quality=95, exif=exif)
+    image = read_radiograph(data, least_size={"longest_edge": 60})
+    assert image.size == (640, 800) and image.info == {"original_size": (640, 800), "reduction": 1}
+    damaged = bytearray(encode(make_chest(80, 64), "JPEG", exif=exif))
+    at = damaged.index(b"Exif\0\0") + 6
+    damaged[at : at + 12] = b"\xff" * 12
+    assert read_radiograph(bytes(damaged)).size == (80, 64)  # no camera, but pixels
+
+
+@pytest.mark.parametrize("irreversible", [False, True])
+def test_a_jpeg_2000_is_decoded_at_half_its_size(irreversible):
+    full = make_chest(501, 403)
+    data = encode(full, "JPEG2000", irreversible=irreversible)
+    for least_size, reduction in (({"longest_edge": 125}, 2), ({"longest_edge": 126}, 1), ({"longest_edge": 9}, 2)):
+        image = read_radiograph(data, least_size=least_size)
+        assert image.info == {"original_size": (501, 403), "reduction": reduction}
+    reduced = read_radiograph(data, least_size={"longest_edge": 60})
+    assert reduced.size == (251, 202)
+    box = (0, 0, 501 / 2, 403 / 2)
+    difference = np.asarray(full.resize((60, 48))).astype(int) - np.asarray(reduced.resize((60, 48), box=box))
+    assert np.abs(difference).mean() < 1  # its half size lies a quarter of a pixel aside
+    single = encode(full, "JPEG2000", num_resolutions=1)  # no half size in it
+    np.testing.assert_array_equal(
+        np.asarray(read_radiograph(single, least_size={"longest_edge": 60})), np.asarray(full)
+    )
+
+
+def test_nothing_of_the_header_stays_but_what_is_said(tmp_path):
+    comment = encode(Image.fromarray(RAMP), "JPEG", comment=b"DOE^JANE", dpi=(300, 300))
+    assert read_radiograph(comment).info == {"original_size": (16, 16), "reduction": 1}
+    text = PngInfo()
+    for key in ("original_size", "reduction", "pixel_spacing", "Patient"):
+        text.add_text(key, "DOE^JANE")
+    data = encode(Image.fromarray(RAMP), pnginfo=text)
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    for source in (data, opened):
+        assert read_radiograph(source).info == {"original_size": (16, 16), "reduction": 1}
+    assert original_size(opened) == (16, 16)
+    assert opened.info["Patient"] == "DOE^JANE"  # the caller's own stays as it is
 
 
 def test_real_dicom(shared_data):
