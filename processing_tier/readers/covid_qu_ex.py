@@ -3,7 +3,7 @@ COVID-QU-Ex: 33,920 radiographs of COVID-19, other pneumonia and normal chests w
 also have masks of the COVID-19 infection.
 
 Where: https://www.kaggle.com/datasets/anasmohammedtahir/covidqu (Tahir et al., Comput Biol Med 2021).
-Terms: CC BY-SA 4.0 as Kaggle states it; the images come from other public collections, with their own terms.
+Terms: the licence on that page; the images come from other public collections, with their own terms.
 
 The folder as Kaggle ships it (each part once more in a folder of its own name):
 

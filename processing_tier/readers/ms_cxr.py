@@ -15,11 +15,11 @@ Version 0.1 calls them v1.0.0, and has no `split`.
 What is derived:
 
 - one record for each image; boxes carry their sentence in `phrase`, and are in pixels of MIMIC's own images.
-- split: that of version 1.1.0 (`val` is called `validation`). Version 0.1 is `test` as a whole. The images are from
-  MIMIC-CXR's own splits, its training split above all: leave them out of a training that this is to judge.
+- split: that of version 1.1.0 (`val` is called `validation`). Version 0.1 is `test` as a whole. MIMIC-CXR's own splits
+  are others: its training split may hold these images, to be left out of a training that they are to judge.
 - findings: 1 for the categories of the image's boxes, otherwise NaN: what has no box was not asked.
 - the text is empty: a sentence of a report is not the report (take that from `mimic_cxr` by `study_id`).
-- patient and study from the path, as in `mimic_cxr`; taken as frontal, as the paper says of all.
+- patient and study from the path, as in `mimic_cxr`; images are taken as frontal.
 
 Written from PhysioNet's description, its script that turns one form into the other, and public code; not checked
 against a copy.

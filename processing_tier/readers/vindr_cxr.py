@@ -21,8 +21,8 @@ What is derived:
 - boxes: of the findings that are present, of every radiologist who drew one, in pixels of the DICOM image; two
   radiologists' boxes of one lesion overlap. The tables do not say how large the images are, so that a box may reach
   beyond one.
-- patient: no table names patients (the files were chosen one to a study): each image counts as its own.
-- view: PA, as the paper says of all. Sex and age are in the DICOM headers alone, which are not opened.
+- patient: no table names patients: each image counts as its own.
+- view: PA, as the owners say of all. Sex and age are in the DICOM headers alone, which are not opened.
 
 Written from PhysioNet's description and from public code that reads it; not checked against a copy.
 """
