@@ -39,7 +39,7 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "mimic_cxr": (mimic_cxr.read_mimic_cxr, mimic_cxr.SPLITS),
     "mimic_cxr_jpg": (mimic_cxr.read_mimic_cxr_jpg, mimic_cxr.SPLITS),
     "chexpert": (chexpert.read_chexpert, chexpert.SPLITS),
-    "chexpert_plus": (chexpert.read_chexpert_plus, chexpert.SPLITS),
+    "chexpert_plus": (chexpert.read_chexpert_plus, chexpert.PLUS_SPLITS),
     "padchest": (padchest.read_padchest, padchest.SPLITS),
     "openi": (openi.read_openi, openi.SPLITS),
     "chestxray14": (chestxray14.read_chestxray14, chestxray14.SPLITS),
