@@ -82,9 +82,7 @@ def read_records(
     if reader == PHANTOM:
         return read_phantom(options, split)
     if reader is not None:
-        function, splits = READERS[reader]
-        if split not in splits:
-            raise ValueError(f"{reader}: there is no split {split!r}; it has {', '.join(splits)}.")
+        function = READERS[reader][0]  # which knows its splits, and some options of it add others
         known = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
         if image_root and "image_root" not in known:
             raise ValueError(f"image_root={str(image_root)!r} has no effect on {reader!r}; leave it out.")

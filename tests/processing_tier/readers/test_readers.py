@@ -105,7 +105,6 @@ def test_phantom():
         ),
         ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
         ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? There are archive."),
-        ("archive:/x", {"split": "dev"}, "archive: there is no split 'dev'; it has train, test."),
         ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum."),
         (
             "archive:/x",
