@@ -1,5 +1,6 @@
 """
-A stand-in for the Hub on loopback: the few endpoints that uploads and downloads of huggingface_hub use.
+A stand-in for the Hub on loopback: the few endpoints that uploads and downloads of huggingface_hub use, of models and
+of data sets.
 
     with HubServer() as hub:
         # run something where HF_ENDPOINT=hub.endpoint, HF_TOKEN=<anything> and HF_HUB_DISABLE_XET=1
@@ -17,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 USER = "user"
 LARGE = (".safetensors", ".bin", ".pt", ".pth")  # go through LFS, as on the Hub
@@ -60,6 +61,7 @@ class HubServer(ThreadingHTTPServer):
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}  # by sha256
+        self.sent: dict[str, int] = {}  # bytes by path
         self.unknown: list[str] = []  # requests that no route took
         self.pause = 0.0  # seconds in each upload, before its files are read
 
@@ -151,15 +153,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, body, repo, revision, folder):
         files = self.find_commit(repo, revision).files
+        recursive = "recursive=true" in self.path.lower()
+        start = len(folder) + 1 if folder else 0
         inside = {path: data for path, data in files.items() if path.startswith(f"{folder}/" if folder else "")}
         if folder and not inside:
             raise Refused(404, "EntryNotFound")
+        folders = {path[: path.find("/", start)] for path in inside if "/" in path[start:]}
         self.send_json(
-            [
-                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for path, data in inside.items()
-            ]
+            [describe(path, files) for path in inside if recursive or "/" not in path[start:]]
+            + [describe(path, files) for path in sorted(folders)]
         )
+
+    def paths_info(self, body, repo, revision):
+        files = self.find_commit(repo, revision).files
+        asked = parse_qs(body.decode())["paths"]
+        folders = {path.rpartition("/")[0] for path in files}
+        self.send_json([describe(path, files) for path in asked if path in files or path in folders])
 
     def resolve(self, body, repo, revision, path):
         commit = self.find_commit(repo, revision)
@@ -167,7 +176,11 @@ class Handler(BaseHTTPRequestHandler):
         if path not in commit.files:
             return self.send_bytes(b"", 404, {"X-Error-Code": "EntryNotFound", **headers})
         data = commit.files[path]
-        self.send_bytes(data, headers={"ETag": f'"{hashlib.sha256(data).hexdigest()}"', **headers})
+        headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        part = data[int(asked[1]) : int(asked[2]) + 1] if asked else data
+        self.server.sent[path] = self.server.sent.get(path, 0) + len(part)
+        self.send_bytes(part, 206 if asked else 200, headers)
 
     def validate_yaml(self, body):
         self.send_json({"errors": [], "warnings": []})
@@ -215,6 +228,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"commitUrl": f"{self.server.endpoint}/{repo}/commit/{commit.sha}", "commitOid": commit.sha})
 
 
+def describe(path: str, files: dict[str, bytes]) -> dict:
+    """A file, or otherwise a folder, of a repository."""
+    if path not in files:
+        return {"type": "directory", "path": path, "oid": "0" * 40}
+    return {"type": "file", "path": path, "size": len(files[path]), "oid": hashlib.sha1(files[path]).hexdigest()}
+
+
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 REVISION = r"(?P<revision>[\w.-]+)"
 READ = "GET HEAD"
@@ -222,12 +242,13 @@ ROUTES = [  # methods, path, handler
     (READ, "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate_yaml),
-    (READ, f"/api/models/{REPO}", Handler.info),
-    (READ, f"/api/models/{REPO}/revision/{REVISION}", Handler.info),
-    (READ, f"/api/models/{REPO}/tree/{REVISION}/?(?P<folder>.*)", Handler.tree),
+    (READ, f"/api/(?:models|datasets)/{REPO}", Handler.info),
+    (READ, f"/api/(?:models|datasets)/{REPO}/revision/{REVISION}", Handler.info),
+    (READ, f"/api/(?:models|datasets)/{REPO}/tree/{REVISION}/?(?P<folder>.*)", Handler.tree),
+    ("POST", f"/api/datasets/{REPO}/paths-info/{REVISION}", Handler.paths_info),
     ("POST", f"/api/models/{REPO}/preupload/{REVISION}", Handler.preupload),
     ("POST", f"/api/models/{REPO}/commit/{REVISION}", Handler.commit),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs_upload),
-    (READ, f"/{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
+    (READ, f"/(?:datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
 ]

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -6,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hub_server import Commit, HubServer, Repo
 from safetensors.torch import load_file
 
 import train_tier
@@ -322,6 +325,31 @@ def test_streaming_needs_a_split_for_evaluation(capsys, prepared, tmp_path):
     assert message == "streaming holds no patients out of the training split; name an --eval_split."
     message = refused(capsys, *QUICK, "--shuffle_buffer", "5", "--output_dir", tmp_path / "run")
     assert message == "shuffle_buffer=5 has no effect without --streaming; leave it out."
+
+
+def test_streaming_from_the_hub_fetches_ranges_and_keeps_no_copy(prepared, tmp_path):
+    files = {f"data/{path.name}": path.read_bytes() for path in (prepared / "data").iterdir()}
+    argv = [*QUICK, "--data", "user/prepared", "--streaming", "--views", "all", "--eval_strategy", "no"]
+    argv += ["--save_strategy", "no", "--load_best_model_at_end", "false", "--output_dir", str(tmp_path / "run")]
+    with HubServer() as hub:
+        hub.repos["user/prepared"] = Repo(private=True, commits=[Commit("data", files)])
+        hub_env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "token", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        result = subprocess.run(
+            [sys.executable, str(REPOSITORY / "train_tier.py"), *argv],
+            env={**os.environ, **hub_env, "HF_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        sent = hub.sent
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    shards = [name for name in files if "train" in name]
+    assert not any("train" in path.name for path in (tmp_path / "cache").rglob("*"))
+    images = [pq.read_table(prepared / name, columns=["image"]).nbytes for name in shards]
+    for name, size in zip(shards, images, strict=True):
+        # the first images are read once more by the check before the training, the footers (50 KiB here) too
+        assert size < sent[name] < 2 * size + 2**18
 
 
 @pytest.mark.slow

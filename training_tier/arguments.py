@@ -236,7 +236,7 @@ class DataArguments:
         default="standard",
         metadata={
             "help": "In training, vary position, size, rotation and exposure of each image: standard, tier (the "
-            "paper's, with crops of at least 60 % of the area), or none (CheXzero's). Never a mirror image."
+            "paper's, with crops of at least 0.6 of the area), or none (CheXzero's). Never a mirror image."
         },
     )
     streaming: bool = field(
