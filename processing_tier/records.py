@@ -189,8 +189,8 @@ def make_records(
                 f"{name}: {blanks} rows have no {columns[schema_name]!r} (for {schema_name!r}); fill or remove them."
             )
     paths = [str(path) for path in paths]
-    resolved = [path_under(image_root, path) for path in paths]
-    there = [file.is_file() for file in resolved]
+    resolved = resolve_paths(image_root, paths)
+    there = [os.path.isfile(file) for file in resolved]
     missing = [path for path, found in zip(paths, there, strict=True) if not found]
     if skip_missing and 0 < len(missing) < len(paths):
         logger.warning(
@@ -212,19 +212,21 @@ def make_records(
     def text(schema_name: str, default) -> list[str]:
         if schema_name not in columns:
             return list(default)
-        return ["" if pd.isna(value) else str(value) for value in frame[columns[schema_name]]]
+        values = frame[columns[schema_name]]
+        return ["" if blank else str(value) for value, blank in zip(values, values.isna(), strict=True)]
 
     blank = [""] * len(frame)
     image_ids = text("image_id", [Path(path).stem for path in paths])
     findings_text, impressions = text("findings", blank), text("impression", blank)
-    joined = [" ".join(filter(None, pair)) for pair in zip(findings_text, impressions, strict=True)]
-    views = frame[columns["view"]] if "view" in columns else ["FRONTAL"] * len(frame)
+    joined = (" ".join(filter(None, pair)) for pair in zip(findings_text, impressions, strict=True))
+    views = frame[columns["view"]] if "view" in columns else pd.Series("FRONTAL", index=frame.index)
+    known_views = {value: normalize_view(value) for value in views.dropna().unique()}
     data = {
-        "image": [{"path": str(path), "bytes": None} for path in resolved],
+        "image": [{"path": path, "bytes": None} for path in resolved],
         "image_id": image_ids,
         "patient_id": text("patient_id", blank),
         "study_id": text("study_id", image_ids),
-        "view": [normalize_view(value) for value in views],
+        "view": [known_views.get(value, "OTHER") for value in views],
         "findings": findings_text,
         "impression": impressions,
         "report": text("report", joined),
@@ -249,13 +251,46 @@ def make_records(
     return datasets.Dataset.from_dict(data, features=datasets.Features(features))
 
 
+def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:
+    """
+    What [`path_under`] gives for each of many paths; folders that they share are resolved once.
+
+    Raises:
+        `ValueError`: a path does not lie under `root`.
+    """
+    root = os.path.realpath(root)
+    folders, below = {root: root}, os.path.join(root, "")
+    resolved = []
+    for path in paths:
+        whole = os.path.normpath(os.path.join(root, path))
+        if ".." in path or not whole.startswith(below):  # seldom: nothing is taken for granted
+            resolved.append(str(path_under(root, path)))
+            continue
+        missing, folder = [], os.path.dirname(whole)
+        while folder not in folders:
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for folder in reversed(missing):
+            real = os.path.join(folders[os.path.dirname(folder)], os.path.basename(folder))
+            folders[folder] = os.path.realpath(real) if os.path.islink(real) else real
+        real = os.path.join(folders[os.path.dirname(whole)], os.path.basename(whole))
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if not real.startswith(below):
+            path_under(root, path)  # says so
+        resolved.append(real)
+    return resolved
+
+
 def to_numbers(values: pd.Series) -> pd.Series:
     """A column as numbers, true and false as 1 and 0; NaN where it is blank or anything else."""
     if pd.api.types.is_bool_dtype(values):
         return values.astype(float)
-    if not pd.api.types.is_numeric_dtype(values):
-        values = values.map(lambda value: TRUTH.get(str(value).strip().lower(), value))
-    return pd.to_numeric(values, errors="coerce")
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    words = numbers.isna() & values.notna()
+    if words.any():
+        numbers[words] = values[words].map(lambda value: TRUTH.get(str(value).strip().lower(), float("nan")))
+    return numbers
 
 
 def is_finding(values: pd.Series) -> bool:

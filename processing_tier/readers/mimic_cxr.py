@@ -34,6 +34,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 import datasets
+import pandas as pd
 from tqdm.auto import tqdm
 
 from ..records import make_records
@@ -176,9 +177,10 @@ def read_mimic(
     if not texts and studies:
         logger.warning(NO_REPORTS, name)
     sections = {study: {**extract_sections(text), "report": text} for study, text in texts.items()}
-    none = {}
-    for column in ("findings", "impression", "report"):
-        frame[column] = [sections.get(study, none).get(column, "") for study in frame["study_id"]]
+    none = {"findings": "", "impression": "", "report": ""}
+    found = [sections.get(study, none) for study in frame["study_id"]]
+    for column in none:  # of type object, the images of a study share its texts in memory
+        frame[column] = pd.Series([texts[column] for texts in found], index=frame.index, dtype=object)
 
     columns = {"image": "path", "image_id": "dicom_id", "patient_id": "subject_id", "view": "ViewPosition"}
     columns |= {finding: finding for finding in findings}
