@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
@@ -68,15 +67,6 @@ def list_hub_splits(name_or_folder: str | os.PathLike) -> list[str]:
         return list(datasets.get_dataset_split_names(name))
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{name}: the data set cannot be read ({first_line(error)}).") from None
-
-
-def count_hub_records(name_or_folder: str | os.PathLike, split: str) -> int | None:
-    """Number of records of a split without reading it; `None` where the card of a data set on the Hub does not say."""
-    name = os.fspath(name_or_folder)
-    if os.path.isdir(name):
-        return sum(pq.read_metadata(path).num_rows for path in find_shards(Path(name)).get(split, ()))
-    splits = datasets.load_dataset_builder(name).info.splits or {}
-    return splits[split].num_examples if split in splits else None
 
 
 def read_hub(
@@ -173,6 +163,8 @@ def list_files(name: str, split: str) -> list[str]:
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{name}: the split {split!r} cannot be read ({first_line(error)}).") from None
     files = [str(file) for file in shards.get(split, ())]
+    if not all(file.startswith("hf://datasets/") for file in files):  # older versions of datasets take them
+        raise ValueError(f"{name}: its card names files that are not on the Hub; do not use this data set.")
     return files if all(file.endswith(".parquet") for file in files) else []
 
 
