@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from ..records import make_records, normalize_view
-from .table import read_frame, select_split
+from .table import add_sections, read_frame, select_split
 
 METADATA = ("metadata.csv", "metadata.parquet")
 VIEW_COLUMNS = ("dicom_view", "view_position", "view")  # the first one that says more than OTHER counts
@@ -29,8 +29,9 @@ def read_imagefolder(
     Read one split of an image folder into the schema of [`records`].
 
     The metadata lies in `<folder>/<split>/`, or in `<folder>/` with a `split` column. The whole report may be called
-    `text`. The view is taken from `dicom_view` or `view_position` where they name a projection, otherwise from `view`;
-    a frontal image of unknown projection counts as `PA`.
+    `text`; where it stands alone, findings and impression are cut out of it by [`extract_sections`]. The view is taken
+    from `dicom_view` or `view_position` where they name a projection, otherwise from `view`; a frontal image of
+    unknown projection counts as `PA`.
 
     Args:
         folder (`str` or `os.PathLike`): the data set.
@@ -63,4 +64,5 @@ def read_imagefolder(
             best = views[column].where(views[column] != "OTHER", best)
         frame["view"] = best
     frame = frame.drop(columns="split", errors="ignore")
+    frame = add_sections(frame, columns)
     return make_records(frame, columns, metadata.parent, split, str(metadata))

@@ -9,6 +9,7 @@ import datasets
 import pandas as pd
 
 from ..records import make_records
+from ..reports import extract_sections
 
 
 def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.DataFrame:
@@ -48,6 +49,18 @@ def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str)
     return rows, split
 
 
+def add_sections(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with findings and impression by [`extract_sections`], where it has whole reports alone."""
+    sources = {name: columns.get(name, name) for name in ("report", "findings", "impression")}
+    there = [name for name, column in sources.items() if column in frame.columns]
+    if there != ["report"]:
+        return frame
+    reports = frame[sources["report"]]
+    sections = {text: extract_sections(text) for text in reports.dropna().unique() if isinstance(text, str)}
+    none = {"findings": "", "impression": ""}
+    return frame.assign(**{name: [sections.get(text, none)[name] for text in reports] for name in none})
+
+
 def read_table(
     path: str | os.PathLike,
     image_root: str | os.PathLike | None = None,
@@ -65,7 +78,8 @@ def read_table(
         columns (`Mapping[str, str]`, *optional*):
             Schema name to the table's column, such as `{"image": "path", "impression": "report_text"}`. `image` and
             `patient_id` are needed (each image its own patient: map both to the path). Other names are findings; where
-            none is named, every other column of -1, 0, 1 and blank is one. A table without a view is taken as frontal.
+            none is named, every other column of -1, 0, 1 and blank is one. A table without a view is taken as frontal;
+            of one with whole reports alone, findings and impression are cut out by [`extract_sections`].
 
     Returns:
         `datasets.Dataset`: in the order of the table; no image is opened.
@@ -82,4 +96,5 @@ def read_table(
         )
     rows, split = select_split(frame, split, split_column, str(path))
     rows = rows.drop(columns=[column for column in [split_column] if column in rows.columns])
+    rows = add_sections(rows, columns)
     return make_records(rows, columns, image_root if image_root is not None else path.parent, split, str(path))

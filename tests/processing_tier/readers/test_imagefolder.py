@@ -42,6 +42,15 @@ def test_one_metadata_file_with_a_split_column(folder):
     assert str(error.value) == f"{folder}: there is no split 'test'; it has train, validation."
 
 
+def test_sections_of_whole_reports(folder):
+    rows = ROWS.replace("Heart big. Edema.,Edema.", "FINDINGS: Heart big. IMPRESSION: Edema.").replace(
+        "Normal.,", "Normal."
+    )
+    (folder / "train" / "metadata.csv").write_text(HEADER.replace("impression,", "") + rows)
+    dataset = read_records(folder, "train")
+    assert dataset["findings"][:] == ["Heart big.", "Normal."] and dataset["impression"][:] == ["Edema.", ""]
+
+
 def test_errors(folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -107,3 +107,16 @@ def test_a_table_with_a_header_alone(tmp_path):
     with pytest.raises(ValueError) as error:
         read_table(path)
     assert str(error.value) == f"{path}: the split 'train' is empty; check the file and the split."
+
+
+def test_sections_of_whole_reports(frame, tmp_path):
+    report = "FINDINGS: Clear.\n\nIMPRESSION: Normal."
+    reports = frame.assign(report_text=[report, None, report])
+    columns = {"image": "path", "patient_id": "subject", "report": "report_text"}
+    reports.to_csv(tmp_path / "reports.csv", index=False)
+    dataset = read_table(tmp_path / "reports.csv", columns=columns)
+    assert dataset["findings"][:] == ["Clear.", "", "Clear."] and dataset["impression"][0] == "Normal."
+    assert dataset["report"][:] == [report, "", report]
+    reports.assign(conclusion="Own.").to_csv(tmp_path / "own.csv", index=False)
+    dataset = read_table(tmp_path / "own.csv", columns={**columns, "impression": "conclusion"})
+    assert set(dataset["findings"]) == {""} and set(dataset["impression"]) == {"Own."}  # the table's own are kept
