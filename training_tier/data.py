@@ -9,7 +9,7 @@ from processing_tier.readers import read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
 
 from .arguments import DataArguments
-from .dataset import PairDataset
+from .dataset import SECTIONS, PairDataset
 from .streaming import SHUFFLE_BUFFER, ShardedImages, read_shards
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def load_splits(
         else:
             records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
         if arguments.views == "frontal":
-            kept = [i for i, view in enumerate(records["view"]) if view in FRONTAL_VIEWS]
+            kept = [i for i, view in enumerate(records["view"][:]) if view in FRONTAL_VIEWS]
             if not kept:
                 raise ValueError(f"Split {split!r} has no frontal image; train on --views all, or check its views.")
             if len(kept) < len(records):
@@ -63,10 +63,9 @@ def load_splits(
     check_disjoint_patients(train=train, evaluation=evaluation)
     if not with_text:
         return train.select(range(len(train))[: arguments.max_train_images]), evaluation
-    texts = [
-        select_text(record, "both" if arguments.sample_sentences else arguments.text)
-        for record in train.select_columns(["impression", "findings"])
-    ]
+    sections = zip(*(train[section][:] for section in SECTIONS), strict=True)
+    source = "both" if arguments.sample_sentences else arguments.text
+    texts = [select_text(dict(zip(SECTIONS, texts, strict=True)), source) for texts in sections]
     kept = [i for i, text in enumerate(texts) if text]
     if not kept:
         raise ValueError(
