@@ -175,13 +175,6 @@ def prepare(
         failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
         allowed = int(max_failed * plan.total)
         failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, allowed - len(failures))
-        if len(failures) > allowed:
-            write_quarantine(output_dir, failures)
-            raise ValueError(
-                f"{len(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
-                f"max_failed={max_failed} allows; the first is {failures[0]['file']}: {failures[0]['reason']} "
-                f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
-            )
     except BrokenProcessPool:
         raise ValueError(
             "a worker process died, most likely for want of memory; run again with fewer num_workers (the finished "
@@ -189,9 +182,17 @@ def prepare(
         ) from None
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
-    if not all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards):
-        return None
-    return write_rest(options, plan, output_dir)
+    is_done = all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards)
+    if is_done:  # with what other machines did meanwhile
+        failures = list(list_quarantine(output_dir, plan.shards))
+    if len(failures) > allowed:
+        write_quarantine(output_dir, failures)
+        raise ValueError(
+            f"{len(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
+            f"max_failed={max_failed} allows; the first is {failures[0]['file']}: {failures[0]['reason']} "
+            f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
+        )
+    return write_rest(options, plan, output_dir, failures) if is_done else None
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -546,9 +547,8 @@ def write_quarantine(output_dir: Path, failures: Iterable[dict]) -> None:
     write(output_dir / "quarantine.csv", text.getvalue())
 
 
-def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path) -> dict:
+def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, failures: list[dict]) -> dict:
     """Counts the output, and writes everything that is not a shard; the summary."""
-    failures = list(list_quarantine(output_dir, plan.shards))
     if len(failures) == plan.total:
         raise ValueError(
             f"none of {plan.total} images can be read; the first is {failures[0]['file']}: {failures[0]['reason']}"

@@ -56,11 +56,11 @@ def summarize(files: Sequence[Path]) -> dict:
             patients[index], studies[index] = hash_text(record["patient_id"]), hash_text(record["study_id"])
             views[record["view"]] += 1
             for column in TEXT_COLUMNS:
-                words[column][index] = len(record[column].split())
+                words[column][index] = len((record[column] or "").split())
             for finding in findings:
                 value = record[finding]
                 values[finding]["blank" if value is None or value != value else f"{value:.0f}"] += 1
-            yield record["report"]
+            yield record["report"] or ""
 
     groups = duplicate_groups(count())
     # Each study once: two views of one share their report rightly
@@ -85,8 +85,8 @@ def read_records_of(files: Sequence[Path], columns: list[str]) -> Iterator[dict]
                 yield from batch.to_pylist()
 
 
-def hash_text(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+def hash_text(text: str | None) -> int:
+    return int.from_bytes(hashlib.blake2b(str(text).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def quartiles(counts: np.ndarray) -> list[float] | None:

@@ -25,7 +25,7 @@ from huggingface_hub.file_download import repo_folder_name
 from ..radiograph_tier import path_under
 from ..records import FINDING_VALUES, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TEXT_COLUMNS, normalize_view
 
-SHARD = re.compile(r"(?P<split>\w[\w.]*)-(?P<index>\d{5})-of-(?P<count>\d{5})(-\w+)?\.parquet")
+SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})(-\w+)?\.parquet")
 IMAGE = datasets.Image(decode=False)
 
 
@@ -104,7 +104,9 @@ def read_hub(
         raise ValueError(f"{name}: its columns are not known before all of it is read; read it without streaming.")
     there = dataset.column_names
     known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    is_prepared = not columns and all(column in there for column in REQUIRED_COLUMNS)
+    is_prepared = not columns and all(
+        column == "image" or dataset.features.get(column) == datasets.Value("string") for column in REQUIRED_COLUMNS
+    )
     columns = {**{column: column for column in known if column in there and column != "split"}, **(columns or {})}
     for schema_name, column in columns.items():
         if column not in there:
