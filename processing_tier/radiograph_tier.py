@@ -30,7 +30,7 @@ JPEG_OVERSAMPLING, JPEG2000_OVERSAMPLING = 1.5, 2
 IN_MEMORY = "an image in memory"
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "WEBP", "PPM")  # never formats that call other programs
 NOT_RADIOGRAPHS = (  # DICOM modalities; radiographs come as CR, DX, RG, RF, OT or without one
-    "AU BI BMD CT DG DOC ECG ES GM HC IO IVUS KO LS MG MR NM OCT OP OPT OT3D PR PT PX RTDOSE RTIMAGE RTPLAN RTSTRUCT "
+    "AU BI BMD CT DG DOC ECG ES GM HC IO IVUS KO LS MG MR NM OCT OP OPT PR PT PX RTDOSE RTIMAGE RTPLAN RTSTRUCT "
     "SEG SM SR US VL XA XC"
 ).split()
 PHOTOMETRIC = {  # by samples per pixel
@@ -271,6 +271,8 @@ def reduce_decoding(image: Image.Image, least_size: Mapping[str, int] | None) ->
     reduction = 1
     if least_size and (jpeg or image.format == "JPEG2000") and orientation(image) == 1:
         ((edge, pixels),) = least_size.items()
+        if edge not in ("shortest_edge", "longest_edge"):
+            raise ValueError(f"least_size={dict(least_size)} has no shortest_edge or longest_edge; give one of them.")
         present = {"shortest_edge": min, "longest_edge": max}[edge](image.size)
         factors, oversampling = ((8, 4, 2), JPEG_OVERSAMPLING) if jpeg else ((2,), JPEG2000_OVERSAMPLING)
         reduction = next((factor for factor in factors if present >= factor * oversampling * pixels), 1)
@@ -328,27 +330,26 @@ def decode_dicom(source: bytes | Any, name: str) -> Image.Image:
         raise ValueError(
             f"{name}: pydicom, which reads DICOM, is not installed: pip install pydicom, or export the image as PNG."
         ) from None
-    with quiet():
-        problem = "the DICOM header cannot be read or describes no image; replace the file or leave it out."
-        try:
+    problem = "the DICOM header cannot be read or describes no image; replace the file or leave it out."
+    try:
+        with quiet():
             dataset = source
             if isinstance(source, bytes):
                 dataset = pydicom.dcmread(CountedReads(inflate(source, name)), force=True)
             header = read_header(pydicom, dataset, name)
-            problem = (
-                "the DICOM pixels cannot be decoded: the file is damaged; replace it, or export the image as PNG."
-            )
-            array = stored_pixels(pydicom, dataset, header, name)
-            problem = "a lookup table of the DICOM file is damaged; export the image as PNG or leave it out."
+        problem = "the DICOM pixels cannot be decoded: the file is damaged; replace it, or export the image as PNG."
+        array = stored_pixels(pydicom, dataset, header, name)
+        problem = "a lookup table of the DICOM file is damaged; export the image as PNG or leave it out."
+        with quiet():
             if header.photometric == "PALETTE COLOR":
                 array, table = pydicom.pixels.apply_color_lut(array, dataset), None
                 header.bits = value(dataset, "RedPaletteColorLookupTableDescriptor")[2]
             else:
                 table = grey_table(array, dataset, header) if header.samples == 1 else None
-        except Refusal:
-            raise
-        except Exception:
-            raise ValueError(f"{name}: {problem}") from None
+    except Refusal:
+        raise
+    except Exception:
+        raise ValueError(f"{name}: {problem}") from None
     if table is None:
         grey = to_grey((array >> max(header.bits - 8, 0)).astype(np.uint8))
     else:
@@ -358,7 +359,10 @@ def decode_dicom(source: bytes | Any, name: str) -> Image.Image:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom's warnings and log lines quote header values. Both belong to the process, so one thread at a time."""
+    """
+    While a header is read: pydicom's warnings and log lines quote its values. Both belong to the process, so one
+    thread at a time.
+    """
     log = logging.getLogger("pydicom")
     with PYDICOM_LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

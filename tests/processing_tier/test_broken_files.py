@@ -84,7 +84,7 @@ def peak_bytes(data: bytes) -> int:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", POINTER),
         (b"Access denied", TEXT),
         (b'{"error": "quota exceeded"}', TEXT),
-        ("Radiografía de tórax\r\n".encode(), TEXT),
+        ("Radiograf\u00eda de t\u00f3rax\r\n".encode(), TEXT),
         (b"image_id,label\n1,0\n", TEXT),
         (b"%PDF-1.7\n%\xe2\xe3", "the file is a PDF document, not an image; export its image as PNG."),
         (gzip.compress(b"x"), "the file is a gzip archive, not an image; unpack it."),
