@@ -327,6 +327,7 @@ def test_streaming_needs_a_split_for_evaluation(capsys, prepared, tmp_path):
     assert message == "shuffle_buffer=5 has no effect without --streaming; leave it out."
 
 
+@pytest.mark.slow
 def test_streaming_from_the_hub_fetches_ranges_and_keeps_no_copy(prepared, tmp_path):
     files = {f"data/{path.name}": path.read_bytes() for path in (prepared / "data").iterdir()}
     argv = [*QUICK, "--data", "user/prepared", "--streaming", "--views", "all", "--eval_strategy", "no"]

@@ -20,6 +20,7 @@ from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
 from .callbacks import EpochSetter, LogitScaleClamp
+from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +56,7 @@ class RadiographTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
-        if images is None:
+        if not isinstance(images, ShardedImages):
             return super()._get_train_sampler(train_dataset)
         images.set_layout(self._train_batch_size, self.args.world_size, self.args.dataloader_num_workers)
         return images
