@@ -11,7 +11,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .radiograph_tier import fetch_radiograph, original_size, read_radiograph, to_grey
+from .radiograph_tier import fetch_radiograph, original_size, read_radiograph, resize, to_grey
 
 logger = logging.get_logger(__name__)
 
@@ -338,9 +338,7 @@ def fit(image: Image.Image, geometry: str, edge: int, canvas: int, resample: int
     width, height = original_size(image)
     new_height, new_width, top, left = place(height, width, geometry, edge, canvas)
     if (new_width, new_height) != image.size:
-        # The last row and column of a picture decoded at reduced size may stand for less than a whole pixel
-        reduction = image.info["reduction"] if (width, height) != image.size else 1
-        image = image.resize((new_width, new_height), resample, box=(0, 0, width / reduction, height / reduction))
+        image = resize(image, (new_width, new_height), resample)
     if (new_width, new_height) == (canvas, canvas):
         return image
     square = Image.new("L", (canvas, canvas))

@@ -265,6 +265,13 @@ def original_size(image: Image.Image) -> tuple[int, int]:
     return image.info["original_size"] if is_reduced(image) else image.size
 
 
+def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    """Resize (width, height) as if from the original: of a reduced picture, the last pixels may stand for a part."""
+    width, height = original_size(image)
+    reduction = image.info["reduction"] if is_reduced(image) else 1
+    return image.resize(size, resample, box=(0, 0, width / reduction, height / reduction))
+
+
 def reduce_decoding(image: Image.Image, least_size: Mapping[str, int] | None) -> int:
     """Have an opened JPEG decode straight to grey, and a JPEG or JPEG 2000 at reduced size; by which factor."""
     jpeg = image.format in ("JPEG", "MPO")
