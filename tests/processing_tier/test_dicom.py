@@ -2,9 +2,11 @@
 
 import copy
 import io
+import logging
 import math
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pydicom
@@ -540,3 +542,17 @@ def test_errors_and_warnings_hold_no_patient_data(make_dicom, recwarn, caplog):
         read_radiograph(data)
     assert not [warning for warning in recwarn if "JANE" in str(warning.message)]
     assert "JANE" not in caplog.text
+
+
+def test_threads_read_at_once(make_dicom):
+    """Python's warning filters and pydicom's logger belong to the process: they are as before."""
+    files = [
+        make_dicom(np.roll(RAMP, i), syntax=syntax) for i in range(6) for syntax in (RLELossless, JPEG2000Lossless)
+    ]
+    expected = [read(data) for data in files]
+    filters, propagate = list(warnings.filters), logging.getLogger("pydicom").propagate
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(read, files * 4))
+    for picture, wanted in zip(pictures, expected * 4, strict=True):
+        np.testing.assert_array_equal(picture, wanted)
+    assert warnings.filters == filters and logging.getLogger("pydicom").propagate == propagate
