@@ -53,7 +53,8 @@ def peak_of(pid: int) -> int:
 def measure(command: list[str]) -> tuple[float, float, dict[str, int]]:
     """Seconds of the command, seconds of its workers, and MiB by role."""
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log = tempfile.TemporaryFile("w+")  # a pipe would fill up, and block the command
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
     peaks, first_worker, last_worker = {process.pid: 0}, None, None
     forked = []  # by the fork server, in order: the reader, then the workers
     while process.poll() is None:
@@ -67,9 +68,9 @@ def measure(command: list[str]) -> tuple[float, float, dict[str, int]]:
         if len(forked) > 1 and any(peak_of(pid) for pid in forked[1:]):
             last_worker = time.monotonic()
         time.sleep(0.05)
-    errors = process.communicate()[1]
     if process.returncode:
-        raise SystemExit(f"tier-prepare failed: {errors.splitlines()[-1]}")
+        log.seek(0)
+        raise SystemExit(f"the command failed: {log.read().splitlines()[-1]}")
     reader, *workers = (peaks[pid] for pid in forked)
     memory = {"command": peaks[process.pid], "reader": reader, "largest worker": max(workers)}
     return time.monotonic() - started, last_worker - first_worker, memory

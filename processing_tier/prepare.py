@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +43,7 @@ from tqdm.auto import tqdm
 
 from .masks import decode_mask, encode_mask
 from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
-from .radiograph_tier import read_radiograph
+from .radiograph_tier import read_radiograph, resize
 from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from .readers.hub import SHARD
 from .records import (
@@ -398,7 +399,8 @@ def make_shards(
     workers = min(num_workers or count_cores(), len(plan.todo))
     total = sum(shard.stop - shard.start for shard in plan.todo)
     with (
-        tqdm(total=total, unit=" images", desc="Preparing", smoothing=0.1) as bar,
+        # A log gets a line now and then
+        tqdm(total=total, unit=" images", desc="Preparing", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
         ProcessPoolExecutor(workers, context, initialize_worker, counters) as executor,
     ):
         pending = {executor.submit(write_shard, work_dir, output_dir, shard, options) for shard in plan.todo}
@@ -452,10 +454,12 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
 
 
 def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
+    """Records one at a time, since images that are embedded already may be large."""
     for index in range(records.num_record_batches):
-        batch = records.get_batch(index)
-        for row in range(len(batch)):
-            yield batch.slice(row, 1).to_pylist()[0]
+        table = pa.Table.from_batches([records.get_batch(index)])
+        images = table.column("image")
+        for row, record in enumerate(table.drop_columns("image").to_pylist()):
+            yield {"image": images[row].as_py(), **record}
 
 
 def add_one(counter) -> None:
@@ -483,7 +487,7 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
     shortest = min(width, height)
     if options.size is not None and options.size < shortest:
         new_size = round(width * options.size / shortest), round(height * options.size / shortest)
-        image = image.resize(new_size, Image.Resampling.BICUBIC)
+        image = resize(image, new_size, Image.Resampling.BICUBIC)
         for name in ("boxes", "masks"):
             scale = {"boxes": scale_box, "masks": scale_mask}[name]
             if record.get(name):
