@@ -107,6 +107,7 @@ def make_contrastive_trainer(
     pairs = {
         "image_processor": processor.image_processor,
         "text": data_arguments.text,
+        "deidentified": data_arguments.deidentified,
         "seed": training_arguments.seed,
     }
     return TierTrainer(

@@ -160,9 +160,12 @@ def test_records_without_text_are_left_out(folder, tmp_path):
     shutil.copytree(folder, copy)
     frame = pd.read_csv(copy / "train" / "metadata.csv")
     frame.loc[:3, "impression"] = np.nan
+    frame.loc[4, "impression"] = "XXXX ___."
     frame.to_csv(copy / "train" / "metadata.csv", index=False)
-    train, _ = load_splits(DataArguments(data=str(copy), eval_split="validation"), seed=0)
-    assert len(train) == 20 and all(train["impression"])
+    for deidentified, count in (("keep", 20), ("remove", 19)):
+        arguments = DataArguments(data=str(copy), eval_split="validation", deidentified=deidentified)
+        train, _ = load_splits(arguments, seed=0)
+        assert len(train) == count and all(train["impression"])
 
 
 @pytest.mark.parametrize(

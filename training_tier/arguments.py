@@ -13,6 +13,7 @@ from transformers.integrations import is_tensorboard_available
 
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records import TEXT_SOURCES
+from processing_tier.reports import DEIDENTIFIED_MODES
 
 from .augmentation import AUGMENTATIONS
 from .presets import PRESETS
@@ -32,6 +33,7 @@ CONTRASTIVE_OPTIONS = (
     "entropy_normalization",
     "entropy_tokens",
     "text",
+    "deidentified",
     "sample_sentences",
 )
 
@@ -225,6 +227,13 @@ class DataArguments:
         default="impression",
         metadata={"help": f"Text of a report: {', '.join(TEXT_SOURCES)} (impression, or findings where it is empty)."},
     )
+    deidentified: str = field(
+        default="keep",
+        metadata={
+            "help": "Marks of de-identification (___, XXXX, [**...**]) in the text: keep, remove, or replace (___ for "
+            "each). --sample_sentences always removes them."
+        },
+    )
     sample_sentences: bool = field(
         default=False,
         metadata={
@@ -272,12 +281,18 @@ class DataArguments:
 
     def __post_init__(self):
         check_choice("text", self.text, TEXT_SOURCES)
+        check_choice("deidentified", self.deidentified, DEIDENTIFIED_MODES)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("views", self.views, VIEWS)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")
         if self.max_train_images is not None and self.max_train_images < 2:
             raise ValueError(f"max_train_images={self.max_train_images} is too few; use at least 2.")
+        if self.sample_sentences and self.deidentified not in ("keep", "remove"):
+            raise ValueError(
+                f"deidentified={self.deidentified!r} has no effect with sample_sentences, which removes the marks; "
+                "leave it out."
+            )
         if self.streaming and self.eval_split is None:
             raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")
         for name in ("columns", "image_root"):

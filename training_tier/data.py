@@ -7,6 +7,7 @@ import numpy as np
 
 from processing_tier.readers import read_records
 from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
+from processing_tier.reports import clean_text
 
 from .arguments import DataArguments
 from .dataset import SECTIONS, PairDataset
@@ -65,8 +66,8 @@ def load_splits(
         return train.select(range(len(train))[: arguments.max_train_images]), evaluation
     sections = zip(*(train[section][:] for section in SECTIONS), strict=True)
     source = "both" if arguments.sample_sentences else arguments.text
-    texts = [select_text(dict(zip(SECTIONS, texts, strict=True)), source) for texts in sections]
-    kept = [i for i, text in enumerate(texts) if text]
+    texts = (select_text(dict(zip(SECTIONS, texts, strict=True)), source) for texts in sections)
+    kept = [i for i, text in enumerate(texts) if clean_text(text, arguments.deidentified)]
     if not kept:
         raise ValueError(
             f"No training record has a text in {arguments.text!r}; choose another --text or name its column."

@@ -9,7 +9,7 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records import select_text
-from processing_tier.reports import split_sentences
+from processing_tier.reports import clean_text, split_sentences
 
 from .augmentation import augment, augment_tier
 from .streaming import ShardedImages
@@ -28,6 +28,7 @@ class PairDataset(torch.utils.data.Dataset):
         records (`datasets.Dataset`): in the schema of `processing_tier.records`.
         image_processor ([`TierImageProcessor`]): makes the pixels.
         text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
+        deidentified (`str`, *optional*, defaults to `"keep"`): marks in that text, see [`clean_text`].
         augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
             [`augment_tier`].
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
@@ -40,6 +41,7 @@ class PairDataset(torch.utils.data.Dataset):
         records: datasets.Dataset,
         image_processor: TierImageProcessor,
         text: str = "impression",
+        deidentified: str = "keep",
         augmentation: str = "none",
         sample_sentences: bool = False,
         seed: int = 0,
@@ -49,6 +51,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.images = images
         self.image_processor = image_processor
         self.text = text
+        self.deidentified = deidentified
         self.augmentation = augmentation
         self.sample_sentences = sample_sentences
         self.seed = seed
@@ -75,7 +78,10 @@ class PairDataset(torch.utils.data.Dataset):
         except ValueError as error:
             return {"image_id": record["image_id"], "error": str(error)}
         pixels = self.make_pixels(image, rng)
-        text = sample_text(record, rng) if self.sample_sentences else select_text(record, self.text)
+        if self.sample_sentences:
+            text = sample_text(record, rng)
+        else:
+            text = clean_text(select_text(record, self.text), self.deidentified)
         return {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:

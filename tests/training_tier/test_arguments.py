@@ -27,6 +27,11 @@ def test_defaults_that_differ_from_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--deidentified", "drop"], "deidentified='drop' is not known; choose one of keep, remove, replace."),
+        (
+            ["--sample_sentences", "--deidentified", "replace"],
+            "deidentified='replace' has no effect with sample_sentences, which removes the marks; leave it out.",
+        ),
         (["--lerning_rate", "1"], "^Unknown option '--lerning_rate'; did you mean 'learning_rate'\\?$"),
         (["none.yaml"], "^There is no recipe none.yaml; see configs/"),
         (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),

@@ -40,6 +40,19 @@ def test_without_augmentation_the_pixels_are_those_of_the_image_processor(record
     assert pair["text"] == records[2]["impression"]
 
 
+@pytest.mark.parametrize(
+    ("deidentified", "expected"),
+    [
+        ("keep", "Stable XXXX edema. ___ seen."),
+        ("remove", "Stable edema. seen."),
+        ("replace", "Stable ___ edema. ___ seen."),
+    ],
+)
+def test_marks_of_deidentification_are_an_option(records, image_processor, deidentified, expected):
+    marked = records.select([0]).map(lambda row: {"impression": "Stable XXXX  edema. ___ seen."})
+    assert PairDataset(marked, image_processor, deidentified=deidentified)[0]["text"] == expected
+
+
 @pytest.mark.parametrize("geometry", ["pad", "crop", "squash"])
 def test_a_large_jpeg_is_decoded_at_reduced_size_as_everywhere(records, geometry, tmp_path):
     picture = read_radiograph(records[1]["image"]).resize((610, 523))
