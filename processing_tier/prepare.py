@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 
 from .masks import decode_mask, encode_mask
 from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
-from .radiograph_tier import read_radiograph, resize
+from .radiograph_tier import original_size, read_radiograph, resize
 from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from .readers.hub import SHARD
 from .records import (
@@ -483,7 +483,7 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
     """
     least_size = None if options.size is None else {"shortest_edge": options.size}
     image = read_radiograph(record["image"], least_size=least_size)
-    width, height = image.info["original_size"]
+    width, height = original_size(image)
     shortest = min(width, height)
     if options.size is not None and options.size < shortest:
         new_size = round(width * options.size / shortest), round(height * options.size / shortest)

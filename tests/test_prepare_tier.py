@@ -94,7 +94,7 @@ def test_job_of_several(folder, tmp_path, capsys):
         ({"--image_root": "images"}, "image_root='images' has no effect on 'my data'; leave it out."),
         ({"--data": "mimic:folder"}, "there is no reader 'mimic'"),
         ({"--data": "nowhere"}, "nowhere: there is no such folder; check the path of the data."),
-        ({"--text": "findings"}, "none of 4 records is left"),
+        ({"--text": "impression"}, "none of 4 records is left"),
         ({"--formt": "png"}, "unrecognized arguments: --formt png"),
         ({"--format": "gif"}, "invalid choice: 'gif'"),
     ],

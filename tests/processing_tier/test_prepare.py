@@ -18,7 +18,7 @@ from PIL import Image
 
 from processing_tier import read_radiograph
 from processing_tier.masks import decode_mask, encode_mask
-from processing_tier.prepare import PrepareOptions, prepare, scale_mask
+from processing_tier.prepare import PrepareOptions, describe_source, prepare, scale_mask
 from processing_tier.prepare_summary import SOURCE_HEADING
 from processing_tier.readers import read_records
 from processing_tier.readers.hub import read_hub
@@ -278,6 +278,24 @@ def test_split_that_is_a_path(table, tmp_path):
         prepare(options(table), tmp_path / "out")
 
 
+def test_large_jpeg(tmp_path):
+    """It is decoded at a quarter of its size, and boxes still count from the whole picture."""
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    image = Image.radial_gradient("L").resize((1030, 810))
+    image.save(folder / "a.jpg", quality=95)
+    box = json.dumps([{"label": "Edema", "bbox_xywh": [103, 81, 515, 405]}])
+    frame = pd.DataFrame({"file_name": ["a.jpg"], "patient_id": ["p"], "boxes": [box]})
+    frame.to_csv(folder / "metadata.csv", index=False)
+    prepare(PrepareOptions(str(tmp_path / "data"), size=81, format="png"), tmp_path / "out")
+    (record,) = read_hub(tmp_path / "out", "train")
+    stored = read_radiograph(record["image"])
+    assert stored.size == (103, 81)
+    expected = np.asarray(image.resize((103, 81), Image.Resampling.BICUBIC), np.float32)
+    assert np.abs(np.asarray(stored) - expected).mean() < 1
+    assert [record["boxes"][0][side] for side in "xywh"] == pytest.approx([10.3, 8.1, 51.5, 40.5])
+
+
 def test_scale_mask():
     mask = np.zeros((40, 60), bool)
     mask[10:30, 20:40] = True
@@ -307,3 +325,9 @@ def test_worker_that_dies(tmp_path):
         prepare(PrepareOptions(str(tmp_path / "data"), size=64), out, num_workers=1)
     killer.join(10)
     assert list(out.glob(".plan*")) == []
+
+
+def test_card_repeats_the_terms():
+    assert "PhysioNet Credentialed Health Data License" in describe_source("mimic_cxr_jpg:/archives/mimic")
+    assert "show nobody" in describe_source("phantom:num_images=2")
+    assert describe_source("/archives/reports.csv").startswith("reports.csv, as its owner has it. The terms of its")
