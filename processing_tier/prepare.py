@@ -37,6 +37,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
@@ -105,7 +106,15 @@ class PrepareOptions:
         options = {key: value for key, value in dataclasses.asdict(self).items() if key != "image_root"}
         if self.format != "jpeg":
             del options["quality"]
-        return options | {"data": dataset_name(self.data), "splits": list(self.splits) if self.splits else None}
+        return options | {
+            "data": dataset_name(self.data),
+            "reader_options": {
+                name: Path(value).name if isinstance(value, str) else value
+                for name, value in parse_data(self.data)[2].items()
+                if name != "image_root"
+            },
+            "splits": list(self.splits) if self.splits else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -213,9 +222,9 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     datasets.disable_progress_bars()
     splits = options.splits or list_splits(options.data, options.columns)
     check_splits(splits)
-    records, counts = {}, {}
+    records, images, counts = {}, {}, {}
     for split in splits:
-        records[split], counts[split] = select_records(
+        records[split], images[split], counts[split] = select_records(
             read_records(options.data, split, options.columns, options.image_root), split, options
         )
     check_disjoint_patients(**records)
@@ -225,7 +234,8 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
 
     fingerprint = hashlib.sha256()
     words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
-    for dataset in records.values():
+    for split, dataset in records.items():
+        fingerprint.update(json.dumps(images[split].tolist()).encode())
         for table in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
             fingerprint.update(json.dumps(table.to_pylist()).encode())
     claim(output_dir, options.recorded() | {"records": fingerprint.hexdigest()})
@@ -237,7 +247,7 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     for shard in shards[shard_index::shard_count]:
         target = output_dir / "data" / shard.name
         order = orders[shard.split][shard.start : shard.stop]
-        if is_whole(target, shard) and not can_be_mended(target, records[shard.split], order):
+        if is_whole(target, shard) and not read_quarantine(pq.read_metadata(target)):
             continue
         for partial in target.parent.glob(f".{shard.name}.*"):  # of a killed run
             partial.unlink(missing_ok=True)
@@ -264,8 +274,12 @@ def check_splits(splits: Sequence[str]) -> None:
 
 def select_records(
     records: datasets.Dataset, split: str, options: PrepareOptions
-) -> tuple[datasets.Dataset, dict[str, int]]:
-    """The records that the options ask for, with the sections they ask for, and how many were left out why."""
+) -> tuple[datasets.Dataset, np.ndarray, dict[str, int]]:
+    """
+    The records that the options ask for, with the sections they ask for; what [`list_images`] says of them; and how
+    many were left out why.
+    """
+    images = list_images(records)
     if options.report_style != "standard":
         sections = [extract_sections(report, options.report_style) for report in records["report"]]
         columns = records.column_names
@@ -287,7 +301,20 @@ def select_records(
             f"split {split!r}: none of {len(records)} records is left ({counts['not_frontal']} are not frontal, "
             f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
         )
-    return records.select(np.flatnonzero(keep)), counts | {"kept": int(keep.sum())}
+    return records.select(np.flatnonzero(keep)), images[keep], counts | {"kept": int(keep.sum())}
+
+
+def list_images(records: datasets.Dataset) -> np.ndarray:
+    """The name of each image's file, or how many bytes of it are embedded; neither opens nor copies one."""
+    images = []
+    for table in records.select_columns("image").with_format("arrow").iter(1000):
+        for chunk in table["image"].chunks:
+            sizes = pc.binary_length(pc.struct_field(chunk, "bytes")).to_pylist()
+            paths = pc.struct_field(chunk, "path").to_pylist()
+            images += [
+                os.path.basename(path or "") if size is None else size for size, path in zip(sizes, paths, strict=True)
+            ]
+    return np.array(images, dtype=object)
 
 
 def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
@@ -371,17 +398,6 @@ def is_whole(path: Path, shard: Shard) -> bool:
     return metadata.num_rows + len(read_quarantine(metadata)) == shard.stop - shard.start
 
 
-def can_be_mended(path: Path, records: datasets.Dataset, order: np.ndarray) -> bool:
-    """Whether an image that was quarantined can be read by now, so that its shard is made again."""
-    for failure in read_quarantine(pq.read_metadata(path)):
-        try:
-            read_radiograph(records[int(order[failure["position"]])]["image"])
-            return True
-        except (ValueError, OSError):
-            pass
-    return False
-
-
 # --- The shards, in workers
 
 
@@ -438,12 +454,22 @@ def count_cores() -> int:
 
 
 def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: PrepareOptions) -> list[dict]:
-    """Makes one shard; the images that cannot be read. Leaves nothing where it fails or is told to stop."""
+    """
+    Makes one shard, but one that is there and whose quarantined images still cannot be read; the images that cannot be
+    read. Leaves nothing where it fails or is told to stop.
+    """
     target = output_dir / "data" / shard.name
     partial = target.with_name(f".{shard.name}.{os.getpid()}")
     failures, rows, size = [], [], 0
     try:
         with pa.OSFile(str(work_dir / shard.name)) as file, pa.ipc.open_file(file) as records:
+            if is_whole(target, shard):
+                failures = read_quarantine(pq.read_metadata(target))
+                if not failures or not can_be_mended(records, {failure["position"] for failure in failures}):
+                    add(failed, len(failures))
+                    add(done, shard.stop - shard.start)
+                    return failures
+                failures = []
             with open_writer(partial, records.schema) as writer:
                 for position, record in enumerate(iterate(records)):
                     if stop.is_set():
@@ -453,8 +479,8 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
                         size += len(rows[-1]["image"]["bytes"])
                     except (ValueError, OSError) as error:
                         failures.append(describe(record, error) | {"position": position})
-                        add_one(failed)
-                    add_one(done)
+                        add(failed, 1)
+                    add(done, 1)
                     if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
                         writer.write_batch(pa.RecordBatch.from_pylist(rows, records.schema))
                         rows, size = [], 0
@@ -476,9 +502,24 @@ def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
             yield {"image": images[row].as_py(), **record}
 
 
-def add_one(counter) -> None:
+def can_be_mended(records: pa.ipc.RecordBatchFileReader, positions: set[int]) -> bool:
+    """Whether an image that was quarantined can be read by now."""
+    for position, record in enumerate(iterate(records)):
+        if stop.is_set():
+            return False
+        if position not in positions:
+            continue
+        try:
+            read_radiograph(record["image"])
+            return True
+        except (ValueError, OSError):
+            pass
+    return False
+
+
+def add(counter, value: int) -> None:
     with counter.get_lock():
-        counter.value += 1
+        counter.value += value
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
