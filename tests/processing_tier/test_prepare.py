@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import json
+import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -16,9 +18,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import processing_tier.prepare
 from processing_tier import read_radiograph
 from processing_tier.masks import decode_mask, encode_mask
-from processing_tier.prepare import PrepareOptions, describe_source, list_images, prepare, scale_mask
+from processing_tier.prepare import (
+    PrepareOptions,
+    claim,
+    describe_source,
+    list_images,
+    prepare,
+    remove_left_behind,
+    scale_mask,
+)
 from processing_tier.prepare_summary import SOURCE_HEADING
 from processing_tier.readers import read_records
 from processing_tier.readers.hub import read_hub
@@ -126,16 +137,74 @@ def test_same_bytes_however_the_work_is_shared(table, tmp_path):
     shards = sorted((tmp_path / "one" / "data").iterdir())
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-100])
-    shards[2].with_name(f".{shards[2].name}.123").write_bytes(b"half")
-    (tmp_path / "one" / ".plan-0-of-7").mkdir()
+    work = tmp_path / "one" / ".tier-prepare-0-of-1-abc"
+    work.mkdir()
+    (work / f"{shards[2].name}.partial").write_bytes(b"half")
     untouched = shards[2].stat().st_mtime_ns
     prepare(options(table), tmp_path / "one", num_workers=2)
     assert contents(tmp_path / "one") == expected
+    assert not work.exists()
     assert shards[2].stat().st_mtime_ns == untouched
     # Another seed is another order of the same images
     prepare(options(table, seed=1), tmp_path / "other")
     first, second = (read_hub(tmp_path / name, "train") for name in ("one", "other"))
     assert first["image_id"][:] != second["image_id"][:] and set(first["image_id"]) == set(second["image_id"])
+
+
+def test_two_runs_at_once(table, tmp_path, monkeypatch, caplog):
+    """A job begun again while it still runs, and another job of its array: nobody takes another's work away."""
+    once, out = tmp_path / "once", tmp_path / "out"
+    prepare(options(table), once, num_workers=1)
+    make = processing_tier.prepare.make_shards
+
+    def others_first(*arguments) -> list[dict]:
+        """What happens between the plan of a run and its shards."""
+        monkeypatch.setattr(processing_tier.prepare, "make_shards", make)
+        (mine,) = out.glob(".tier-prepare-*")
+        assert prepare(options(table), out, 1, shard_index=1, shard_count=2) is None
+        assert list(out.glob(".tier-prepare-*")) == [mine]  # of another part
+        assert prepare(options(table), out, 1, shard_index=0, shard_count=2)["splits"]["train"]["images"] == 14
+        return make(*arguments)
+
+    monkeypatch.setattr(processing_tier.prepare, "make_shards", others_first)
+    with caplog.at_level(logging.WARNING):
+        summary = prepare(options(table), out, 1, shard_index=0, shard_count=2)
+    assert summary == json.loads((once / "summary.json").read_text())
+    assert caplog.messages == [f"Another run has made the same part of {out} meanwhile."]
+    assert contents(out) == contents(once)
+
+
+def test_left_behind(tmp_path):
+    now = tmp_path / ".tier-prepare-0-of-1-now"
+    old, young = tmp_path / ".tier-prepare-3-of-4-old", tmp_path / ".tier-prepare-2-of-4-young"
+    for folder, hours in ((now, 0), (young, 23), (old, 25)):
+        folder.mkdir()
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    remove_left_behind(tmp_path, now)
+    assert set(tmp_path.iterdir()) == {now, young}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_of_two_claims_wins(tmp_path, monkeypatch, links):
+    """Also where the file comes between the look and the write."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: os.stat(tmp_path / "no links"))
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    claim(tmp_path, tmp_path / "a", {"data": "x", "size": 1})
+    claim(tmp_path, tmp_path / "b", {"data": "x", "size": 1})
+    with pytest.raises(ValueError, match="was begun with size=1, not 2; name another output"):
+        claim(tmp_path, tmp_path / "b", {"data": "x", "size": 2})
+    assert json.loads((tmp_path / "prepare.json").read_text()) == {"data": "x", "size": 1}
+
+
+def test_killed_before_its_first_file(table, tmp_path):
+    """What it leaves does not count as something else in the output."""
+    work = tmp_path / "out" / ".tier-prepare-0-of-1-abc"
+    work.mkdir(parents=True)
+    (work / "prepare.json").write_text("{")
+    prepare(options(table), tmp_path / "out", num_workers=1)
+    assert not work.exists()
 
 
 def test_output_is_held_to_its_options(table, tmp_path):
@@ -163,8 +232,15 @@ def test_output_is_held_to_its_options(table, tmp_path):
     (other / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no prepared data"):
         prepare(options(table), other)
-    with pytest.raises(ValueError, match="cannot be written"):
-        prepare(options(table), other / "mine.txt" / "below")
+    below = other / "mine.txt" / "below"
+    with pytest.raises(ValueError) as error:
+        prepare(options(table), below)
+    assert str(error.value) == f"the output folder {below} cannot be written (Not a directory); name another one."
+    if Path("/proc/self").exists():
+        with pytest.raises(
+            ValueError, match=r"^the output folder /proc/out cannot be written \(.*\); name another one.$"
+        ):
+            prepare(options(table), "/proc/out")
     assert contents(other).keys() == {"mine.txt"}
 
 
@@ -178,7 +254,9 @@ def test_broken_images_are_quarantined(table, tmp_path):
     assert str(error.value).startswith("2 images cannot be read, more than the 1 of 20 that max_failed=0.05 allows; ")
     assert not (out / "README.md").exists()
     assert not list(out.rglob(".*"))
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
     summary = prepare(options(table), out, num_workers=2, max_failed=0.1)
+    assert times.items() <= {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}.items()
     rows = list(csv.DictReader(io.StringIO((out / "quarantine.csv").read_text())))
     assert [(row["split"], row["image_id"], row["file"]) for row in rows] == [
         ("train", "03", "03.png"),
@@ -386,16 +464,17 @@ def test_worker_that_dies(tmp_path):
     out = tmp_path / "out"
 
     def kill() -> None:
-        while not (partial := list(out.glob("data/.train*"))):
+        while not list(out.glob(".tier-prepare-*/*.partial")):
             time.sleep(0.01)
-        os.kill(int(partial[0].suffix[1:]), signal.SIGKILL)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with pytest.raises(ValueError, match="^a worker process died, most likely for want of memory; run again with"):
         prepare(PrepareOptions(str(tmp_path / "data"), size=64), out, num_workers=1)
     killer.join(10)
-    assert list(out.glob(".plan*")) == []
+    assert list(out.glob(".*")) == []
 
 
 def test_card_repeats_the_terms():
