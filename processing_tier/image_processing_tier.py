@@ -35,8 +35,8 @@ class TierImageProcessorKwargs(ImagesKwargs, total=False):
         `"float32"` for (batch, 3, height, width) normalised pixels, `"uint8"` for (batch, 1, height, width) raw ones,
         which the model normalises: the same numbers in a twelfth of the bytes.
     reduced_decoding (`bool`, *optional*, defaults to `True`):
-        Whether files are read at the least size that the geometry needs, where JPEG and JPEG 2000 allow it: several
-        times as fast, and on average less than one grey level of 255 away.
+        Whether JPEG files are decoded at the least size that the geometry needs: several times as fast, and on average
+        less than one grey level of 255 away.
     """
 
     geometry: str | None

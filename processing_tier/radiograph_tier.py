@@ -25,8 +25,10 @@ MAX_HEADER_READS = 200_000  # pydicom reads a DICOM header in steps: two or thre
 MAX_VALUE_BYTES, MAX_SEQUENCE_BYTES = 2**16, 4 * 2**20  # of a DICOM element that is looked into
 MAX_RLE_BYTES = 8 * 2**20  # of what is decoded unmeasured: run lengths make 64 bytes of one
 WINDOW_PERCENTILES = (0.5, 99.5)
-# How many times larger than asked for a picture decoded at reduced size is: docs/radiographs.md has the differences.
-JPEG_OVERSAMPLING, JPEG2000_OVERSAMPLING = 1.5, 2
+MAX_SCANS = 100  # of a JPEG, which need not be large to have any number of them; common ones have up to 12
+OVERSAMPLING = (
+    1.5  # how many times larger than asked for a picture decoded at reduced size is, see docs/radiographs.md
+)
 IN_MEMORY = "an image in memory"
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "WEBP", "PPM")  # never formats that call other programs
 NOT_RADIOGRAPHS = (  # DICOM modalities; radiographs come as CR, DX, RG, RF, OT or without one
@@ -83,8 +85,7 @@ def read_radiograph(
         least_size (`Mapping[str, int]`, *optional*):
             `{"shortest_edge": pixels}` or `{"longest_edge": pixels}` that the picture will be resized to. A JPEG is
             then decoded at a half, a quarter or an eighth of its size, as long as that edge keeps 1.5 times as many
-            pixels; a JPEG 2000 file at half its size, as long as it keeps twice as many. Anything else, and by default
-            everything, is decoded in full.
+            pixels. Anything else, and by default everything, is decoded in full.
 
     Returns:
         `PIL.Image.Image`: mode "L", bones white, upright. Its `info` holds `"original_size"`, (width, height) of the
@@ -198,6 +199,13 @@ def check_pixels(width: int, height: int, name: str, samples: int = 1) -> None:
         raise Refusal(f"{name}: {width}x{height} pixels are more than {limit:,}; export it at a smaller size.")
 
 
+def check_scans(codestream: bytes, name: str) -> None:
+    if codestream.count(b"\xff\xda") > MAX_SCANS:  # in pixels, ff is never followed by da
+        raise Refusal(
+            f"{name}: a JPEG of more than {MAX_SCANS} scans would take too long to decode; replace the file."
+        )
+
+
 def decode(data: bytes, name: str, least_size: Mapping[str, int] | None = None) -> Image.Image:
     """Decode the bytes of one file; `name` stands for it in errors."""
     check_bytes(len(data), name)
@@ -212,13 +220,13 @@ def decode(data: bytes, name: str, least_size: Mapping[str, int] | None = None) 
     check_pixels(*image.size, name)
     size, reduction = image.size, reduce_decoding(image, least_size)
     try:
-        try:
-            image.load()
-        except OSError:
-            if reduction == 1 or image.format != "JPEG2000":
-                raise
-            image, reduction = Image.open(io.BytesIO(data), formats=FORMATS), 1  # it may hold its full size alone
-            image.load()
+        if image.format == "PNG":
+            Image.open(io.BytesIO(data), formats=FORMATS).verify()  # the checksums, which load() does not look at
+        elif image.format in ("JPEG", "MPO"):
+            check_scans(data, name)
+        image.load()
+    except Refusal:
+        raise
     except Exception as error:  # what a decoder raises on a damaged file is not documented
         raise ValueError(reason(data, name, error)) from error
     return convert(image, name, size if reduction > 1 else None, reduction)
@@ -273,20 +281,17 @@ def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Im
 
 
 def reduce_decoding(image: Image.Image, least_size: Mapping[str, int] | None) -> int:
-    """Have an opened JPEG decode straight to grey, and a JPEG or JPEG 2000 at reduced size; by which factor."""
-    jpeg = image.format in ("JPEG", "MPO")
+    """Have an opened JPEG decode straight to grey and at reduced size; by which factor."""
     reduction = 1
-    if least_size and (jpeg or image.format == "JPEG2000") and orientation(image) == 1:
+    if image.format not in ("JPEG", "MPO"):
+        return reduction
+    if least_size and orientation(image) == 1:
         ((edge, pixels),) = least_size.items()
         if edge not in ("shortest_edge", "longest_edge"):
             raise ValueError(f"least_size={dict(least_size)} has no shortest_edge or longest_edge; give one of them.")
         present = {"shortest_edge": min, "longest_edge": max}[edge](image.size)
-        factors, oversampling = ((8, 4, 2), JPEG_OVERSAMPLING) if jpeg else ((2,), JPEG2000_OVERSAMPLING)
-        reduction = next((factor for factor in factors if present >= factor * oversampling * pixels), 1)
-    if jpeg:
-        image.draft("L", (max(image.width // reduction, 1), max(image.height // reduction, 1)))
-    elif reduction > 1:
-        image.reduce = 1  # halvings
+        reduction = next((factor for factor in (8, 4, 2) if present >= factor * OVERSAMPLING * pixels), 1)
+    image.draft("L", (max(image.width // reduction, 1), max(image.height // reduction, 1)))
     return reduction
 
 
@@ -536,6 +541,7 @@ def check_frame(frame: bytes, header: SimpleNamespace, name: str) -> None:
             f"{name}: the compressed pixels are {found[0]}x{found[1]}x{found[2]} where the DICOM header says "
             f"{wanted[0]}x{wanted[1]}x{wanted[2]}; replace the file."
         )
+    check_scans(frame, name)
     if not has_end(frame):
         raise Refusal(f"{name}: the DICOM pixels are cut short; copy or download the file again.")
 
@@ -734,5 +740,5 @@ def to_grey(image: Image.Image | np.ndarray) -> Image.Image:
         return Image.fromarray(to_uint8(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        return Image.composite(image.convert("L"), Image.new("L", image.size), image.getchannel("A"))
     return image.convert("RGB").convert("L")

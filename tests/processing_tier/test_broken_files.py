@@ -133,6 +133,9 @@ def test_damaged_files(tmp_path):
     data = bytearray(encode(Image.fromarray(NOISE), "PNG"))
     data[60:400] = bytes(340)
     assert refusal(bytes(data), tmp_path) == DAMAGED
+    data = bytearray(encode(Image.fromarray(np.tile(NOISE, (8, 8))), "PNG"))
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)  # a download that never got further
+    assert refusal(bytes(data), tmp_path) in (DAMAGED, CUT_SHORT)
     jpeg2000 = bytearray(encode(Image.fromarray(NOISE), "JPEG2000"))
     jpeg2000[200:-10] = b"\xff" * (len(jpeg2000) - 210)
     assert refusal(bytes(jpeg2000), tmp_path) == DAMAGED
@@ -225,6 +228,16 @@ def test_bombs_in_image_files(tmp_path):
     data = png_of(8, 8, zlib.compress(bytes(72)))
     chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     assert peak_bytes(data[:33] + chunk + data[33:]) < 8 * 2**20
+
+
+def test_scans_without_end(make_dicom, tmp_path):
+    data = encode(Image.fromarray(NOISE), "JPEG", progressive=True)
+    assert 2 < data.count(b"\xff\xda") < 20 and read_radiograph(data).size == (64, 48)
+    last = data.rindex(b"\xff\xda")
+    data = data[:-2] + data[last:-2] * 100 + data[-2:]
+    message = "a JPEG of more than 100 scans would take too long to decode; replace the file."
+    assert refusal(data, tmp_path) == message
+    assert refusal(make_dicom(NOISE, 8, syntax=JPEGBaseline8Bit, frame=data), tmp_path) == message
 
 
 def test_bombs_in_deflated_dicom(make_dicom, monkeypatch, tmp_path):
