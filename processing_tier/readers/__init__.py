@@ -80,15 +80,19 @@ def read_records(
     if reader is not None and columns or reader == PHANTOM and image_root:
         raise ValueError(f"columns and image_root have no effect on {reader!r}; leave them out.")
     if reader == PHANTOM:
-        return read_phantom(options, split)
+        return read_phantom({name: int(value) for name, value in options.items()}, split)
     if reader is not None:
         function = READERS[reader][0]  # which knows its splits, and some options of it add others
-        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        parameters = inspect.signature(function).parameters.values()
+        known = {
+            parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY
+        }
         if image_root and "image_root" not in known:
             raise ValueError(f"image_root={str(image_root)!r} has no effect on {reader!r}; leave it out.")
         for name in options:
             if name not in known:
                 raise ValueError(f"{reader} has no option {name!r}; it has {', '.join(known) or 'none'}.")
+        options = {name: parse_option(reader, name, value, known[name]) for name, value in options.items()}
         return function(data, split, **options, **({"image_root": image_root} if image_root else {}))
     if is_table(data):
         return read_table(data, image_root=image_root, split=split, columns=columns)
@@ -138,7 +142,7 @@ def is_hub(data: str | os.PathLike) -> bool:
     return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data) and not os.path.exists(data)
 
 
-def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str | int | bool]]:
+def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]]:
     """
     The reader that `data` names (`None` for a folder or table), its folder, and its options.
 
@@ -160,17 +164,27 @@ def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str 
         folder, *parts = rest.split(",")
         if not folder:
             raise ValueError(f"{name!r} needs the folder of its archive: {name}:FOLDER.")
-    elif colon and not os.path.exists(data) and name.isidentifier() and len(name) > 1:  # C:\ is a drive
-        nearest = difflib.get_close_matches(name, [PHANTOM, *READERS], n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no reader {name!r}; did you mean {nearest!r}? There are {', '.join(READERS)}.")
+    elif colon and not os.path.exists(data) and re.fullmatch(r"\w[\w-]+", name):  # C:\ is a drive
+        plain = {re.sub("[^a-z0-9]", "", reader.lower()): reader for reader in (PHANTOM, *READERS)}
+        nearest = difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, n=1)
+        hint = f"did you mean {plain[nearest[0]]!r}? There" if nearest else "there"
+        raise ValueError(f"there is no reader {name!r}; {hint} are {', '.join(READERS)}.")
     else:
         return None, data, {}
-    options = dict(part.partition("=")[::2] for part in parts)
-    return name, folder, {key: parse_value(value) for key, value in options.items()}
+    return name, folder, dict(part.partition("=")[::2] for part in parts)
 
 
-def parse_value(value: str) -> str | int | bool:
-    return int(value) if value.isdecimal() else {"true": True, "false": False}.get(value.lower(), value)
+def parse_option(reader: str, name: str, value: str, default: str | int | bool | None) -> str | int | bool:
+    """An option behind the folder, as what its default is."""
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false", "0", "1"):
+            raise ValueError(f"{reader}: {name}={value} is not true or false.")
+        return value.lower() in ("true", "1")
+    if isinstance(default, int):
+        if not value.isdecimal():
+            raise ValueError(f"{reader}: {name}={value} is not a whole number.")
+        return int(value)
+    return value
 
 
 def read_phantom(options: Mapping[str, int], split: str) -> datasets.Dataset:

@@ -42,6 +42,13 @@ def test_one_metadata_file_with_a_split_column(folder, caplog):
         read_imagefolder(folder, "test")
     assert str(error.value) == f"{folder}: there is no split 'test'; it has train, validation."
 
+    text = (folder / "metadata.csv").read_text().replace("split,", "fold,", 1)
+    (folder / "metadata.csv").write_text(text)
+    dataset = read_records(folder, "validation", columns={"split": "fold"})
+    assert dataset["image_id"][:] == ["b"]
+    with pytest.raises(ValueError, match="metadata.csv: column 'set' \\(for 'split'\\) is not there; it has fold, "):
+        read_imagefolder(folder, "validation", columns={"split": "set"})
+
 
 def test_sections_of_whole_reports(folder):
     rows = ROWS.replace("Heart big. Edema.,Edema.", "FINDINGS: Heart big. IMPRESSION: Edema.").replace(

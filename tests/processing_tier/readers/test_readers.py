@@ -12,8 +12,8 @@ def archive(monkeypatch):
     """The calls of a reader named "archive", the only one."""
     calls = []
 
-    def read_archive(root, split, *, labels="expert", minimum=0):
-        calls.append((root, split, labels, minimum))
+    def read_archive(root, split, *, labels="expert", minimum=0, masks=True):
+        calls.append((root, split, labels, minimum, masks))
         return make_phantom(2, image_size=64, split=split)
 
     monkeypatch.setattr(readers, "READERS", {"archive": (read_archive, ("train", "test"))})
@@ -23,11 +23,11 @@ def archive(monkeypatch):
 def test_archive(archive):
     assert len(read_records("archive:/data/of it", "test")) == 2
     read_records("archive:/data,labels=text,minimum=50", "train")
-    read_records("archive:/data,labels=False", "train")
+    read_records("archive:/data,labels=70,masks=False", "train")
     assert archive == [
-        ("/data/of it", "test", "expert", 0),
-        ("/data", "train", "text", 50),
-        ("/data", "train", False, 0),
+        ("/data/of it", "test", "expert", 0, True),
+        ("/data", "train", "text", 50, True),
+        ("/data", "train", "70", 0, False),
     ]
     assert list_splits("archive:/data") == ["train", "test"]
 
@@ -105,7 +105,11 @@ def test_phantom():
         ),
         ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
         ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? There are archive."),
-        ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum."),
+        ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum, masks."),
+        ("archive:/x,minimum=few", {}, "archive: minimum=few is not a whole number."),
+        ("archive:/x,masks=no", {}, "archive: masks=no is not true or false."),
+        ("ARCH-IVE:/x", {}, "there is no reader 'ARCH-IVE'; did you mean 'archive'? There are archive."),
+        ("xyz:/x", {}, "there is no reader 'xyz'; there are archive."),
         (
             "archive:/x",
             {"columns": {"image": "x"}},
