@@ -86,7 +86,8 @@ LINE_ONLY = frozenset(
 READ_TEXT = frozenset("findings impression recommendation notification addendum provisional".split())
 
 WORD = re.compile(r"[^\W\d_]+")
-COLON = re.compile(r"[ \t*)_]{0,4}[:\uff1a][.:*-]{0,3}")
+# Not that of a time, 10:54.
+COLON = re.compile(r"[ \t*)_]{0,4}(?:(?<!\d):|:(?!\d)|\uff1a)[.:*-]{0,3}")
 # Between a heading and its text where there is no colon. Two blanks are enough after capitals alone.
 NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")

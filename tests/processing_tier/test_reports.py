@@ -134,6 +134,8 @@ def test_a_chexpert_plus_report_without_its_signature():
         # Titles of the examination.
         ("CHEST, TWO VIEWS: The heart size is normal today.", {"findings": "The heart size is normal today."}),
         ("CHEST, TWO VIEWS: 3/4/2010\nFINDINGS: Clear.", {"examination": "3/4/2010", "findings": "Clear."}),
+        ("PORTABLE CHEST, ___, AT 10:54 A.M. COMPARED WITH ___ AT 5 A.M.\n\n IMPRESSION:  No change.",
+         {"": "PORTABLE CHEST, ___, AT 10:54 A.M. COMPARED WITH ___ AT 5 A.M.", "impression": "No change."}),
         # Read before the radiologist had read it.
         ("WET READ: ___ 8:50 PM\n Clear.\n ________\n    FINAL REPORT\n IMPRESSION: Edema.",
          {"provisional": "___ 8:50 PM Clear.", "impression": "Edema."}),
@@ -152,6 +154,8 @@ def test_sections(report, sections):
     [
         ("HISTORY: Cough.\n \n Two views. Clear.\n\n Normal heart.", "Two views. Clear. Normal heart."),
         ("COMPARISON:  ___.\n\n Clear lungs.\n\n The study and the report were reviewed by", "Clear lungs."),
+        ("FINAL REPORT\n PORTABLE CHEST ___ AT 10:54 HOURS USING ONE AP VIEW\n\n HISTORY:  Fever\n\n"
+         " COMPARISON:  ___\n\n The lungs are clear.  Heart is normal.", "The lungs are clear. Heart is normal."),
         ("CHEST RADIOGRAPH\n\nClear lungs.\n\nNormal heart.", "Clear lungs. Normal heart."),
         ("Clear lungs.\n\nNormal heart.", "Clear lungs. Normal heart."),
         ("Clear lungs.", "Clear lungs."),
