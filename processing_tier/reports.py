@@ -21,14 +21,21 @@ SPELLINGS = {
     "findings": """
         findings, finding, report, body of report, description, radiographic findings,
         findins, findindgs, findgings, findngs, findnings, finidngs, fidnings, fndings, finding s, reference findings,
-        hallazgos, hallazgo, descripcion, informe, informe radiologico""",
+        hallazgos, hallazgo, descripcion, informe, informe radiologico,
+        findings and recommendation, findings and recommendations, findings recommendation,
+        findings recommendations""",
     "impression": """
         impression, impressions, conclusion, conclusions, final impression, opinion, summary, interpretation,
         diagnosis, assessment, findings and impression, findings impression, impression and findings,
         findings and impressions, findings conclusion, findings and conclusion, imp, impression s, conclusion s,
         imprssion, impresson, imprression, imoression, impressoin, impresion, imperssion, mpression, pression,
         impession, impresssion, impressio, impressin, imppression, inpression, conclsion, concusion,
-        impresion diagnostica, conclusiones, juicio diagnostico, diagnostico, juicio clinico, resumen""",
+        impresion diagnostica, conclusiones, juicio diagnostico, diagnostico, juicio clinico, resumen,
+        impression and recommendation, impression and recommendations, impression and recommendation s,
+        impression recommendation, impression recommendations, impression recommendation s,
+        conclusion and recommendation, conclusion and recommendations, conclusion recommendation,
+        conclusion recommendations, conclusions and recommendations, impression and plan, impression plan,
+        overall impression, revised impression""",
     "indication": """
         indication, indications, clinical indication, clinical indications, reason for exam, reason for examination,
         reason for study, reason for this exam, reason for this examination, reason, reason for procedure,

@@ -116,6 +116,12 @@ def test_a_chexpert_plus_report_without_its_signature():
         ("**Findings:** clear. **Impression:** normal", {"findings": "clear.", "impression": "normal"}),
         ("## Findings\n\nclear\n\n## Impression\n\nnormal", {"findings": "clear", "impression": "normal"}),
         ("HALLAZGOS: Nada.\nIMPRESI\u00d3N DIAGN\u00d3STICA: Normal.", {"findings": "Nada.", "impression": "Normal."}),
+        # The first of two names the section.
+        *((f"FINDINGS: Clear.\n{heading}: Normal.", {"findings": "Clear.", "impression": "Normal."}) for heading in (
+            "IMPRESSION AND RECOMMENDATION", "IMPRESSION/RECOMMENDATIONS", "IMPRESSION & RECOMMENDATION(S)",
+            "CONCLUSION AND RECOMMENDATION", "IMPRESSION AND PLAN", "OVERALL IMPRESSION", "REVISED IMPRESSION",
+            "FINAL IMPRESSION")),
+        ("FINDINGS AND RECOMMENDATIONS: Nodule. CT.", {"findings": "Nodule. CT."}),
         # One line.
         ("History: Dyspnea FINDINGS: Clear. Impression: Normal.",
          {"history": "Dyspnea", "findings": "Clear.", "impression": "Normal."}),
