@@ -99,6 +99,9 @@ COLON = re.compile(r"[ \t*)_]{0,4}(?:(?<!\d):|:(?!\d)|\uff1a)[.:*-]{0,3}")
 NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")
 JOINT = re.compile(r"[ \t/&,()-]{1,4}")
+# "FINDINGS, TWO VIEWS:" or "IMPRESSION (PRELIM):" up to its colon; only in brackets may there be another heading.
+QUALIFIED = re.compile(r"[ \t*#]*(findings?|impressions?)[ \t]*[,(\[](?:[^.!?]|[.!?](?!\s))*$", re.IGNORECASE)
+IN_BRACKETS = re.compile(r"[^,(\[]*[(\[][^)\]]*\]?$")
 OTHER_SPACE = re.compile(r"[^\S\n\t]")
 RULE = re.compile(r"^[ \t]*[_=*~-]{5,}[ \t]*$", re.MULTILINE)
 CLAUSE_END = re.compile(r"[.!?:;](?=\s)|\n")
@@ -337,10 +340,15 @@ def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
     for colon in COLON.finditer(text):
         heading = _heading_before(text, previous, colon.start())
         line = max(text.rfind("\n", previous, colon.start()) + 1, previous)
-        if heading:
+        title = text[line : colon.start()] if colon.start() - line <= 100 else ""
+        qualified = QUALIFIED.match(title) if line == 0 or text[line - 1] == "\n" else None
+        if qualified and heading and (heading[0] <= line + qualified.start(1) or not IN_BRACKETS.match(title)):
+            qualified = None
+        if qualified:
+            found.append((line + qualified.start(1), colon.end(), HEADINGS[qualified[1].lower()], True))
+        elif heading:
             found.append((heading[0], colon.end(), heading[1], True))
-        elif colon.start() - line <= 100:
-            title = text[line : colon.start()]
+        elif title:
             if title.isupper() and VIEW_TITLE.search(title) and len(title.split()) <= 14:
                 found.append((line, colon.end(), "view", True))
         previous = colon.end()

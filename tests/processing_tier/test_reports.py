@@ -142,6 +142,13 @@ def test_a_chexpert_plus_report_without_its_signature():
         ("CHEST, TWO VIEWS: 3/4/2010\nFINDINGS: Clear.", {"examination": "3/4/2010", "findings": "Clear."}),
         ("PORTABLE CHEST, ___, AT 10:54 A.M. COMPARED WITH ___ AT 5 A.M.\n\n IMPRESSION:  No change.",
          {"": "PORTABLE CHEST, ___, AT 10:54 A.M. COMPARED WITH ___ AT 5 A.M.", "impression": "No change."}),
+        # With a qualifier.
+        ("FINDINGS, TWO VIEWS OF THE CHEST: Nodule.\nIMPRESSION: Normal.",
+         {"findings": "Nodule.", "impression": "Normal."}),
+        ("FINDINGS (CHEST X-RAY): Nodule.\nIMPRESSION: Normal.", {"findings": "Nodule.", "impression": "Normal."}),
+        ("TECHNIQUE: AP.\nFINDINGS (CHEST): Nodule.\nIMPRESSION (PRELIM): Normal.",
+         {"technique": "AP.", "findings": "Nodule.", "impression": "Normal."}),
+        ("FINDINGS (AND IMPRESSION): Normal.", {"impression": "Normal."}),
         # Read before the radiologist had read it.
         ("WET READ: ___ 8:50 PM\n Clear.\n ________\n    FINAL REPORT\n IMPRESSION: Edema.",
          {"provisional": "___ 8:50 PM Clear.", "impression": "Edema."}),
