@@ -312,11 +312,12 @@ def _heading_before(text: str, start: int, end: int) -> tuple[int, str] | None:
 
 def _heading_of_line(line: str) -> tuple[int, int, str] | None:
     """Start and end of the heading without a colon with which a line begins, and its section."""
-    first = WORD.search(line, 0, 10)
+    indent = len(line) - len(line.lstrip())
+    first = WORD.search(line, indent, indent + 10)
     if not first or not first.group()[0].isupper():
         return None
     words = []
-    for word in WORD.finditer(line, first.start(), 100):
+    for word in WORD.finditer(line, first.start(), indent + 100):
         if words and (len(words) == LONGEST_HEADING or not JOINT.fullmatch(line, words[-1].end(), word.start())):
             break
         words.append(word)

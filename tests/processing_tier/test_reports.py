@@ -112,6 +112,8 @@ def test_a_chexpert_plus_report_without_its_signature():
         ("REASON FOR EXAM: Cough.\nCOMPARISONS: None.", {"indication": "Cough.", "comparison": "None."}),
         ("FINDINGS:. Clear.", {"findings": "Clear."}),
         ("Impression - Normal\nRECOMMENDATIONS\nNone", {"impression": "Normal", "recommendation": "None"}),
+        (f"{' ' * 11}FINDINGS\n{' ' * 11}Clear.\n\n{' ' * 120}IMPRESSION\n{' ' * 11}Normal.",
+         {"findings": "Clear.", "impression": "Normal."}),
         ("IMPRESSION  1. Normal.", {"impression": "1. Normal."}),
         ("**Findings:** clear. **Impression:** normal", {"findings": "clear.", "impression": "normal"}),
         ("## Findings\n\nclear\n\n## Impression\n\nnormal", {"findings": "clear", "impression": "normal"}),
