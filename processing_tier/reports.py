@@ -110,7 +110,8 @@ VIEW_TITLE = re.compile(r"\b(?:CHEST|VIEWS?|PORTABLE|RADIOGRAPHS?|LATERAL|X-?RAY
 SIGNATURE = re.compile(
     r"\b(?:I have personally reviewed|I, the attending|The study and the report were reviewed"
     r"|Electronically signed|This report has been anonymized|Physician to Physician Radiology"
-    r"|END OF IMPRESSION|SUMMARY ?:? ?\d|FINAL REPORT)\b"
+    r"|END OF IMPRESSION|SUMMARY ?:? ?\d)\b|^[ \t*#_-]*FINAL REPORT\b",
+    re.MULTILINE,
 )
 # Words that make "NO COMPARISON:" or "OTHER FINDINGS:" something else than a heading.
 QUALIFIERS = frozenset(
@@ -359,7 +360,7 @@ def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
             found.append((start + heading[0], start + heading[1], heading[2], False))
         start += len(line) + 1
     for match in SIGNATURE.finditer(text):
-        name = "body" if match.group() == "FINAL REPORT" else "signature"
+        name = "body" if match.group().endswith("FINAL REPORT") else "signature"
         found.append((match.start(), match.end() if match.group().isupper() else match.start(), name, True))
     return sorted(found, key=lambda candidate: (candidate[0], -candidate[1]))
 

@@ -151,6 +151,8 @@ def test_a_chexpert_plus_report_without_its_signature():
         ("TECHNIQUE: AP.\nFINDINGS (CHEST): Nodule.\nIMPRESSION (PRELIM): Normal.",
          {"technique": "AP.", "findings": "Nodule.", "impression": "Normal."}),
         ("FINDINGS (AND IMPRESSION): Normal.", {"impression": "Normal."}),
+        ("FINDINGS: Please see FINAL REPORT for CT. Lungs clear. IMPRESSION: ok",
+         {"findings": "Please see FINAL REPORT for CT. Lungs clear.", "impression": "ok"}),
         # Read before the radiologist had read it.
         ("WET READ: ___ 8:50 PM\n Clear.\n ________\n    FINAL REPORT\n IMPRESSION: Edema.",
          {"provisional": "___ 8:50 PM Clear.", "impression": "Edema."}),
