@@ -126,6 +126,7 @@ ABBREVIATIONS = frozenset(  # never the end of a sentence
 UNITS = frozenset("a.m cm etc ft hr hrs in lb lbs m.d min mm p.m sec yr yrs".split())  # the end before a capital
 SENTENCE_STOP = re.compile(r"(?P<stop>[.!?]+)(?P<close>[\"')\]\u201d\u2019]*)(?P<gap>\s*)(?=(?P<next>\S?))")
 LIST_NUMBER = re.compile(r"(?<!\S)(?:\(?(\d{1,2})\)|(\d{1,2})\.)(?:\s+|(?=[^\W\d_]))")
+NUMBER_OF = re.compile(r"\bnos?\.$", re.IGNORECASE)  # "image no. 5."
 INITIAL = re.compile(r"[A-Za-z]\.")
 
 # Open-i writes XXXX, MIMIC-CXR ___, MIMIC-III [**Hospital 12**], CheXpert-Plus surrogates and now and then a class.
@@ -478,7 +479,7 @@ def _list_items(text: str) -> list[str]:
         words = before.rstrip()
         begins = not words or "\n" in before[len(words) :] or _ends_sentence(words)
         follows = last is not None and number == last + 1
-        if (begins and not words.endswith(("No.", "Nos."))) or (follows and (following.isupper() or following == "_")):
+        if (begins and not NUMBER_OF.search(words)) or (follows and (following.isupper() or following == "_")):
             items.append(text[start : match.start()])
             start, last = match.end(), number
     items.append(text[start:])

@@ -261,6 +261,8 @@ def test_unknown_options_are_refused():
         ("At 3 p.m. on Monday. At 5 p.m. The tube is approx. 2 cm. No change.",
          ["At 3 p.m. on Monday.", "At 5 p.m.", "The tube is approx. 2 cm.", "No change."]),
         ("See lead No. 2. Stable. Effusion: no. Clear.", ["See lead No. 2.", "Stable.", "Effusion: no.", "Clear."]),
+        ("Seen on image no. 5. Lungs clear.", ["Seen on image no. 5.", "Lungs clear."]),
+        ("1. Effusion: no. 2. Clear lungs.", ["Effusion: no.", "Clear lungs."]),
         ('Hepatitis C. Old (see above). "Stable." Clear', ["Hepatitis C.", "Old (see above).", '"Stable."', "Clear"]),
         ("? pneumonia. Is it? Yes... Normal. lungs clear. heart normal.",
          ["? pneumonia.", "Is it?", "Yes...", "Normal.", "lungs clear.", "heart normal."]),
