@@ -9,6 +9,9 @@ OUT ?= runs/$(NAME)
 RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.yaml)
 SPLIT ?= $(if $(filter phantom,$(DATA)),test,validation)
 
+# Two processes of one thread each: made for 2 cores, and no more memory on machines with many
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: help env demo test slow lint bench clean
 
 help:  ## Show this list
@@ -29,10 +32,10 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 		--figures --model_card
 
 test: env lint  ## Check the code and run the fast tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: env  ## Run the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: env  ## Check format and style
 	$(BIN)/ruff format --check .
