@@ -352,7 +352,7 @@ def test_options_of_a_reader_are_recorded(tmp_path):
     assert recorded["data"] == "mimic_cxr"
     assert recorded["reader_options"] == {"labels": "negbio", "reports": "reports.zip"}
     prepare(PrepareOptions("phantom:num_images=2", splits=("train",)), tmp_path / "out", num_workers=1)
-    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["reader_options"] == {"num_images": 2}
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["reader_options"] == {"num_images": "2"}
     assert "\n- Options of the reader: num_images=2.\n" in (tmp_path / "out" / "README.md").read_text()
 
 
