@@ -309,18 +309,25 @@ def read_boxes(value, name: str) -> list[dict]:
         name (`str`): what the table is called in errors.
 
     Raises:
-        `ValueError`: text that is not such JSON.
+        `ValueError`: text that is not such JSON, other keys, or a coordinate that is no number.
     """
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [{"phrase": "", **box} for box in value]
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, (list, tuple, np.ndarray, str)) or isinstance(value, str) and not value.strip():
         return []
     try:
-        return [
-            dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"], phrase="")
-            for box in json.loads(value)
+        if isinstance(value, str):
+            value = [
+                dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"]) for box in json.loads(value)
+            ]
+        boxes = [
+            {**{side: float(box[side]) for side in "xywh"}, "finding": box["finding"], "phrase": box.get("phrase", "")}
+            for box in value
         ]
-    except (ValueError, KeyError, TypeError):
+        if not all(isinstance(box[key], str) for box in boxes for key in ("finding", "phrase")):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise ValueError(
             f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
         ) from None
+    if not np.isfinite([[box[side] for side in "xywh"] for box in boxes]).all():
+        raise ValueError(f"{name}: a box has a coordinate that is no number; mend or drop the column.")
+    return boxes

@@ -30,9 +30,12 @@ def check_split(split: str, splits: Sequence[str], name: str) -> None:
 def find_first(folder: Path, patterns: Iterable[str]) -> Path | None:
     """
     The file or folder that the first fitting pattern names: of several versions the newest, plain rather than gzipped.
+    `.csv*` stands for these two alone, and not for what editors and downloads leave beside a table.
     """
     for pattern in patterns:
         found = sorted(folder.glob(pattern), key=lambda path: (path.name.removesuffix(".gz"), path.suffix != ".gz"))
+        if pattern.endswith(".csv*"):
+            found = [path for path in found if path.name.endswith((".csv", ".csv.gz"))]
         if found:
             return found[-1]
     return None
@@ -130,10 +133,13 @@ def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """
     Raises:
-        `ValueError`: the file is larger than `max_bytes`.
+        `ValueError`: the file cannot be read, or is larger than `max_bytes`.
     """
-    with open(path, "rb") as file:
-        data = file.read(max_bytes + 1)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise ValueError(f"{path.name}: the file cannot be read ({error.strerror}); check it.") from error
     if len(data) > max_bytes:
         raise ValueError(f"{path.name}: the file is larger than {max_bytes:,} bytes; it is not the file as shipped.")
     return data

@@ -71,17 +71,19 @@ def read_chestx_det10(root: str | os.PathLike, split: str) -> datasets.Dataset:
     try:
         frame = pd.DataFrame([(entry["file_name"], entry["syms"]) for entry in data], columns=["file_name", "syms"])
         corners = [
-            (Path(entry["file_name"]).stem, finding, *box)
+            (Path(entry["file_name"]).stem, finding, *map(float, box))
             for entry in data
             for finding, box in zip(entry["syms"], entry["boxes"], strict=True)
         ]
         boxes = pd.DataFrame(corners, columns=["image_id", "finding", "x", "y", "x2", "y2"])
         boxes["w"], boxes["h"] = boxes["x2"] - boxes["x"], boxes["y2"] - boxes["y"]
-    except (TypeError, KeyError, ValueError):
+        others = set(boxes["finding"]) - set(FINDINGS)
+        if not all(isinstance(name, str) for name in frame["file_name"]):
+            raise TypeError
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise ValueError(
             f"{path.name}: the annotations are not file_name, syms and boxes; download it again."
         ) from None
-    others = set(boxes["finding"]) - set(FINDINGS)
     if others:
         raise ValueError(f"{path.name}: {min(map(str, others))!r} is none of the ten findings; is this ChestX-Det10?")
     frame = drop_repeated(frame, "file_name", f"{NAME}, split {split}")

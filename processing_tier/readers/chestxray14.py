@@ -35,7 +35,7 @@ import datasets
 import pandas as pd
 
 from ..records import make_records
-from .archive import check_split, drop_repeated, find_in_archive, read_columns
+from .archive import check_split, drop_repeated, find_in_archive, read_bounded, read_columns
 from .boxes import group_boxes
 from .table import read_frame
 
@@ -46,6 +46,8 @@ NAME = "chestxray14"
 SOURCE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 SIDE = 1024  # pixels of the images as shipped
 MAX_AGE = 120
+MAX_LIST_BYTES = 64 * 2**20
+SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # of the first and the second edition
 NO_FINDING = "No Finding"
 FINDINGS = (
     "Atelectasis",
@@ -96,14 +98,19 @@ def read_chestxray14(
         raise ValueError(f"{NAME}: image_size is {image_size!r}; give the width of the stored images in pixels.")
     table = find_in_archive(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], NAME, SOURCE)
     needed = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
-    frame = read_columns(table, needed, ("Patient Gender", "Patient Sex"))
+    frame = read_columns(table, needed, SEX_COLUMNS)
     if lists is None:
         names = find_in_archive(root, [files[split]], NAME, SOURCE)
     else:
         names = Path(lists) / files[split]
         if not names.is_file():
             raise ValueError(f"{lists}: {files[split]} is not in this folder of lists; name the folder that has it.")
+    sex = next((column for column in SEX_COLUMNS if column in frame), None)
+    if sex is None:
+        raise ValueError(f"{table.name}: column {SEX_COLUMNS[0]!r} is not there; is this the table as shipped?")
     frame = frame[frame["Image Index"].isin(read_list(names))]
+    if frame.empty:
+        raise ValueError(f"{names.name}: the list names no image of {table.name}; is it the right list?")
     frame = drop_repeated(frame, "Image Index", f"{NAME}, split {split}").reset_index(drop=True)
 
     images = find_images(Path(root))
@@ -117,7 +124,7 @@ def read_chestxray14(
             "image": [images.get(name, f"images/{name}") for name in names],
             "patient_id": frame["Patient ID"].str.zfill(8),
             "view": frame["View Position"],
-            "sex": frame["Patient Gender" if "Patient Gender" in frame else "Patient Sex"].str.strip(),
+            "sex": frame[sex].str.strip(),
             "age": to_years(frame["Patient Age"]),
             "boxes": names.map(read_box_list(Path(root), set(names), image_size)),
         }
@@ -130,7 +137,7 @@ def read_chestxray14(
 
 def read_list(path: Path) -> set[str]:
     """The images that a list names: the last part of the first word of each line."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bounded(path, MAX_LIST_BYTES).decode("utf-8", errors="replace").splitlines()
     return {line.split()[0].rpartition("/")[2] for line in lines if line.strip()}
 
 

@@ -152,7 +152,7 @@ def read_chexpert_plus(
     check_views(views, name)
     if labels not in (*PLUS_LABELS, "none"):
         raise ValueError(f"{name}: labels are {labels!r}; choose {', '.join(PLUS_LABELS)} or none.")
-    path = find_in_archive(root, ["df_chexpert_plus_*.csv*"], name, PLUS_SOURCE)
+    path = find_in_archive(root, ["df_chexpert_plus_[0-9]*.csv*"], name, PLUS_SOURCE)
     texts = ("report", "section_findings", "section_impression")
     frame = read_columns(path, ("path_to_image", "split", *texts), ("sex", "age", "frontal_lateral", "ap_pa"))
     folder = "valid" if split == "validation" else split

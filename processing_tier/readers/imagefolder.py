@@ -52,10 +52,6 @@ def read_imagefolder(
 
     frame, columns = read_frame(metadata), dict(columns or {})
     split_column = columns.pop("split", "split")
-    if split_column != "split" and split_column not in frame.columns:
-        raise ValueError(
-            f"{metadata}: column {split_column!r} (for 'split') is not there; it has {', '.join(frame.columns)}."
-        )
     if metadata.parent == folder:
         frame, split = select_split(frame, split, split_column, str(folder))
     defaults = {"image": "file_name", "report": "text"}
@@ -67,6 +63,6 @@ def read_imagefolder(
         for column in reversed(view_columns):
             best = views[column].where(views[column] != "OTHER", best)
         frame["view"] = best
-    frame = frame.drop(columns=split_column, errors="ignore")
+    frame = frame.drop(columns="split", errors="ignore")
     frame = add_sections(frame, columns)
     return make_records(frame, columns, metadata.parent, split, str(metadata))

@@ -37,7 +37,7 @@ import datasets
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..records import make_records
+from ..records import make_records, resolve_paths
 from ..reports import extract_sections
 from .archive import (
     check_split,
@@ -61,6 +61,7 @@ NO_REPORTS = (
     "%s: there are no reports (mimic-cxr-reports.zip) in the folder: the texts are empty. Get them from "
     "https://physionet.org/content/mimic-cxr/ and name them in the option reports."
 )
+AIRSPACE_OPACITY = "Airspace Opacity"  # what the radiologists' table calls Lung Opacity
 MAX_REPORT_BYTES = 2**20  # the longest has some 15 thousand
 STUDY_FILE = re.compile(r"s(\d+)\.txt")
 
@@ -161,20 +162,26 @@ def read_mimic(
     findings = []
     if labels != "none":
         pattern = LABELS[labels].removeprefix("*-")
-        optional = CHEXPERT_FINDINGS if labels == "radiologist" else ()
+        optional = (*CHEXPERT_FINDINGS, AIRSPACE_OPACITY) if labels == "radiologist" else ()
         table = read_columns(find(pattern), ("study_id", *(() if optional else CHEXPERT_FINDINGS)), optional)
+        if "Lung Opacity" not in table.columns:
+            table = table.rename(columns={AIRSPACE_OPACITY: "Lung Opacity"})
         findings = [finding for finding in CHEXPERT_FINDINGS if finding in table.columns]
+        if not findings:
+            raise ValueError(f"{name}: the table of labels={labels} has no finding; is it the file of the archive?")
         table = drop_repeated(table, "study_id", f"{name}, labels {labels}")
         frame = frame.merge(table, how="left", on="study_id", validate="many_to_one")
 
-    source = find_first(Path(root), REPORTS) if reports is None else Path(reports)
-    if reports is not None and not source.exists():
-        raise ValueError(
-            f"{source}: there are no such reports; name mimic-cxr-reports.zip or the folder of its files."
-        )
+    source = (
+        find_first(Path(root), REPORTS) if reports is None else find_first(Path(reports), REPORTS) or Path(reports)
+    )
     studies = dict(zip(frame["study_id"], folder, strict=True))
-    texts = read_reports(source, studies) if source is not None else {}
+    texts = read_reports(source, studies) if source is not None and source.exists() else {}
     if not texts and studies:
+        if reports is not None:
+            raise ValueError(
+                f"{reports}: there are no such reports; name mimic-cxr-reports.zip or the folder of its files."
+            )
         logger.warning(NO_REPORTS, name)
     sections = {study: {**extract_sections(text), "report": text} for study, text in texts.items()}
     none = {"findings": "", "impression": "", "report": ""}
@@ -199,8 +206,8 @@ def read_reports(source: Path, studies: dict[str, str]) -> dict[str, str]:
     with tqdm(total=len(studies), desc="reports", unit="report", disable=None, leave=False) as bar:
         if source.is_dir():
             base = source.parent if source.name == "files" else source
-            for study, folder in studies.items():
-                path = base / f"{folder}.txt"
+            paths = resolve_paths(base, (f"{folder}.txt" for folder in studies.values()))
+            for study, path in zip(studies, map(Path, paths), strict=True):
                 if path.is_file():
                     texts[study] = to_text(read_bounded(path, MAX_REPORT_BYTES))
                 bar.update()

@@ -139,6 +139,8 @@ def read_coco(path: Path) -> pd.DataFrame:
             for annotation in data["annotations"]
             for image in [images[annotation["image_id"]]]
         ]
+        if not all(isinstance(row[key], str) for row in rows for key in ("category_name", "label_text", "path")):
+            raise TypeError
     except (TypeError, KeyError, ValueError):
         raise ValueError(
             f"{path.name}: images, annotations and categories are not as shipped; download it again."

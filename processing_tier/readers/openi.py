@@ -44,6 +44,7 @@ from xml.parsers import expat
 import datasets
 import pandas as pd
 
+from ..radiograph_tier import path_under
 from ..records import make_records
 from .archive import check_split, drop_repeated, find_first, find_in_archive, read_bounded, read_columns
 
@@ -163,8 +164,8 @@ def read_xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
         return int(stem) if stem.isdecimal() else -1, name
 
     if source.is_dir():
-        for path in sorted(source.glob("*.xml"), key=lambda path: number(path.name)):
-            yield path.name, read_bounded(path, MAX_XML_BYTES)
+        for path in sorted(filter(Path.is_file, source.glob("*.xml")), key=lambda path: number(path.name)):
+            yield path.name, read_bounded(path_under(source, path.name), MAX_XML_BYTES)
         return
     damaged = f"{source.name}: the file is not a readable archive of reports; get it from {SOURCE}."
     try:
@@ -192,6 +193,10 @@ def read_xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(damaged) from error
 
 
+class DocumentType(Exception):
+    """Stops a parser where a document declares its type."""
+
+
 def parse_xml(data: bytes, name: str) -> Element:
     """
     The root element of a document without a document type declaration: what has none can define no entities, external
@@ -203,7 +208,7 @@ def parse_xml(data: bytes, name: str) -> Element:
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*declaration) -> None:
-        raise ValueError(f"{name}: the XML has a document type declaration, which no report of the archive has.")
+        raise DocumentType
 
     parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
@@ -211,7 +216,11 @@ def parse_xml(data: bytes, name: str) -> Element:
     try:
         parser.Parse(data, True)
         return builder.close()
-    except (expat.ExpatError, ParseError, AssertionError) as error:
+    except DocumentType:
+        raise ValueError(
+            f"{name}: the XML has a document type declaration, which no report of the archive has."
+        ) from None
+    except (expat.ExpatError, ParseError, AssertionError, LookupError, ValueError) as error:  # the last two: encodings
         raise ValueError(f"{name}: the report is not well-formed XML; get it from {SOURCE}.") from error
 
 

@@ -145,9 +145,7 @@ def read_padchest(
 
     base = "images/" if (root / "images").is_dir() else ""
     folders = {name: f"{base}{name}/" for name in frame["ImageDir"].dropna().unique() if is_folder(root / base, name)}
-    frame["path"] = [
-        folders.get(folder, base) + name for folder, name in zip(frame["ImageDir"], frame["ImageID"], strict=True)
-    ]
+    frame["path"] = [folders.get(folder, base) for folder in frame["ImageDir"]] + frame["ImageID"]
     frame["image_id"] = frame["ImageID"].str.removesuffix(".png")
     frame["view"] = frame["Projection"].map(VIEWS)
     frame["sex"] = frame["PatientSex_DICOM"].where(frame["PatientSex_DICOM"].isin(["F", "M"]))

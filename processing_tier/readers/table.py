@@ -1,6 +1,7 @@
 """A CSV or Parquet file of one row per image, with any column names."""
 
 import functools
+import gzip
 import logging
 import os
 import zlib
@@ -14,6 +15,13 @@ from ..records import make_records
 from ..reports import extract_sections
 
 logger = logging.getLogger(__name__)
+
+MAX_TABLE_BYTES = 2 * 2**30  # the reports of CheXpert Plus are the largest
+MAX_SPLITS = 20
+
+
+class TableTooLarge(ValueError):
+    """A reason of its own, which is not that the file cannot be read."""
 
 
 def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.DataFrame:
@@ -31,30 +39,55 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.D
         # All text: "00061" stays a patient and does not become the number 61
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=str, usecols=usecols)
+        check_size(path)
+        frame = pd.read_csv(path, dtype=str, usecols=usecols)
+    except TableTooLarge:
+        raise
     except pd.errors.EmptyDataError:
         raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
     except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: a gzip file cut short, or damaged
         raise ValueError(f"{path}: the file is not a readable {path.suffix[1:]} table; export it again.") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas moves all columns by one, under another's name
+        raise ValueError(f"{path}: the rows have more fields than the header; remove the comma at their ends.")
+    return frame
+
+
+def check_size(path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a CSV file, with what is gzipped in it inflated, is larger than any table of radiographs.
+    """
+    size = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as file:
+            size = file.seek(MAX_TABLE_BYTES + 1)  # or where it ends
+    if size > MAX_TABLE_BYTES:
+        raise TableTooLarge(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
 
 
 def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str) -> tuple[pd.DataFrame, str]:
     """
-    The rows of one split, and its name; a table without the split column is one split, of whatever name. Rows whose
-    split is blank are in none, which is said once.
+    The rows of one split without its column, and its name; a table without a column called split is one split, of
+    whatever name. Rows whose split is blank are in none, which is said once.
     """
     if column not in frame.columns:
+        if column != "split":
+            there = ", ".join(frame.columns)
+            raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
         return frame, split or "train"
     in_a_split = frame[frame[column].notna()]
     if len(in_a_split) < len(frame):
         warn_of_blank_splits(name, len(frame) - len(in_a_split), len(frame))
-    there = ", ".join(map(str, in_a_split[column].unique()))
+    there = list(map(str, in_a_split[column].unique()))
+    if len(there) > MAX_SPLITS:  # patients, perhaps
+        raise ValueError(f"{name}: column {column!r} has {len(there)} values; is it the one of the split?")
+    there = ", ".join(there)
     if split is None:
         raise ValueError(f"{name}: which split? It has {there}; name one.")
     rows = in_a_split[in_a_split[column].astype(str) == split]
     if rows.empty and not frame.empty:
         raise ValueError(f"{name}: there is no split {split!r}; it has {there or 'none'}.")
-    return rows, split
+    return rows.drop(columns=column), split
 
 
 @functools.lru_cache  # each split is read by a call of its own
@@ -101,13 +134,6 @@ def read_table(
         `ValueError`: see [`make_records`]; also a missing file or split.
     """
     path, columns = Path(path), dict(columns or {})
-    frame = read_frame(path)
-    split_column = columns.pop("split", "split")
-    if split_column != "split" and split_column not in frame.columns:
-        raise ValueError(
-            f"{path}: column {split_column!r} (for 'split') is not there; it has {', '.join(frame.columns)}."
-        )
-    rows, split = select_split(frame, split, split_column, str(path))
-    rows = rows.drop(columns=[column for column in [split_column] if column in rows.columns])
+    rows, split = select_split(read_frame(path), split, columns.pop("split", "split"), str(path))
     rows = add_sections(rows, columns)
     return make_records(rows, columns, image_root if image_root is not None else path.parent, split, str(path))

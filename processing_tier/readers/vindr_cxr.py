@@ -71,7 +71,8 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
     pattern = f"annotations/annotations_{split}.csv"
     kaggle = None if find_first(root, [pattern]) or split != "train" else find_first(root, ["train.csv"])
     table = kaggle or find_in_archive(root, [pattern], NAME, SOURCE)
-    marks = read_columns(table, ("image_id", "class_name", *CORNERS), ("rad_id",)).drop_duplicates()
+    needed = ("image_id", "class_name", *CORNERS, *(("rad_id",) if kaggle else ()))
+    marks = read_columns(table, needed).drop_duplicates()
     if kaggle:
         drawn = pd.get_dummies(marks["class_name"], dtype=float)
         labels = pd.concat([marks[["image_id", "rad_id"]], drawn], axis=1)
@@ -85,6 +86,9 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
             )
     labels = labels.rename(columns={"Other disease": "Other diseases"})
     present = count_votes(labels, min_votes, (kaggle or path).name)
+    if NO_FINDING in present:  # few votes may be enough for both
+        others = present.drop(columns=NO_FINDING).eq(1).any(axis=1)
+        present[NO_FINDING] = present[NO_FINDING].mask(others & present[NO_FINDING].notna(), 0.0)
 
     marks = marks[marks["class_name"] != NO_FINDING]
     agreed = present.stack()

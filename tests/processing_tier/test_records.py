@@ -100,11 +100,24 @@ def test_optional_columns(folder):
     assert dataset["boxes"][:] == lists and dataset["masks"][:] == masks
     assert finding_columns(dataset) == []
 
-    with pytest.raises(ValueError) as error:
-        make_records(make_frame(boxes=["[1]", "", ""]), {}, folder, "train", "t.csv")
-    assert str(error.value) == (
-        "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
-    )
+    box = {"finding": "Edema", "x": 1, "y": 2, "w": 3, "h": 4}
+    for value in (
+        "[1]",
+        "null",
+        '[{"label": 5, "bbox_xywh": [1, 2, 3, 4]}]',
+        [{"label": "Edema", "bbox": [1, 2, 3, 4]}],
+        [1, 2],
+        [{**box, "x": "left"}],
+    ):
+        with pytest.raises(ValueError) as error:
+            make_records(make_frame(boxes=[value, "", ""]), {}, folder, "train", "t.csv")
+        assert str(error.value) == (
+            "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
+        )
+    with pytest.raises(
+        ValueError, match="^t.csv: a box has a coordinate that is no number; mend or drop the column.$"
+    ):
+        make_records(make_frame(boxes=[[{**box, "x": math.nan}], [], []]), {}, folder, "train", "t.csv")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def test_errors(root):
         ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": []}]', form),
         ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3]]}]', form),
         ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [["a", "b", "c", "d"]]}]', form),
+        ('[{"file_name": 5, "syms": [], "boxes": []}]', form),
+        ('[{"file_name": null, "syms": [], "boxes": []}]', form),
+        ('[{"file_name": "a.png", "syms": [["Mass"]], "boxes": [[1, 2, 3, 4]]}]', form),
+        ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3, 1' + "0" * 400 + "]]}]", form),
         (
             '[{"file_name": "a.png", "syms": ["Cardiomegaly"], "boxes": [[1, 2, 3, 4]]}]',
             "'Cardiomegaly' is none of the ten findings; is this ChestX-Det10?",

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from processing_tier.readers import chestxray14
 from processing_tier.readers.chestxray14 import FINDINGS, SPLITS, read_chestxray14
 from processing_tier.records import check_disjoint_patients, finding_columns
 
@@ -172,3 +173,19 @@ def test_real_tables_and_images(shared_data, tmp_path):
     assert found == len(boxes) == 45
     with Image.open(read["train"][0]["image"]["path"]) as image:
         assert min(image.size) == 320
+
+
+def test_a_table_without_sex_and_lists_of_other_images(root, monkeypatch):
+    (root / "test_list.txt").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(ValueError) as error:
+        read_chestxray14(root, "test")
+    assert str(error.value) == "test_list.txt: the list names no image of Data_Entry_2017.csv; is it the right list?"
+    monkeypatch.setattr(chestxray14, "MAX_LIST_BYTES", 2)
+    with pytest.raises(ValueError, match="^test_list.txt: the file is larger than 2 bytes"):
+        read_chestxray14(root, "test")
+    write(root / "Data_Entry_2017.csv", [HEADER.replace("Patient Gender", "Patient"), *ROWS])
+    with pytest.raises(ValueError) as error:
+        read_chestxray14(root, "train")
+    assert str(error.value) == (
+        "Data_Entry_2017.csv: column 'Patient Gender' is not there; is this the table as shipped?"
+    )

@@ -66,7 +66,7 @@ def write_tables(root, ending: str) -> None:
     rows = "".join(f"{SUBJECTS[study]},{study},{values}\n" for study, values in LABELS.items())
     write(root / f"mimic-cxr-2.0.0-chexpert.csv{ending}", HEADER + rows)
     write(root / f"mimic-cxr-2.0.0-negbio.csv{ending}", HEADER + rows.replace("-1.0", "0.0"))
-    test = "study_id,Atelectasis,Support Devices\n58000002,0.0,1.0\n"
+    test = "study_id,Atelectasis,Airspace Opacity,Support Devices\n58000002,0.0,1.0,1.0\n"
     write(root / "mimic-cxr-2.1.0-test-set-labeled.csv", test)
 
 
@@ -121,7 +121,11 @@ def test_jpg(root, caplog):
 def test_labels(root):
     assert read_mimic_cxr_jpg(root, "train", labels="negbio")["Edema"][2] == 0
     test = read_mimic_cxr_jpg(root, "test", labels="radiologist")
-    assert finding_columns(test) == ["Atelectasis", "Support Devices"] and test["Atelectasis"][:] == [0]
+    assert sorted(finding_columns(test)) == ["Atelectasis", "Lung Opacity", "Support Devices"]
+    assert test["Atelectasis"][:] == [0] and test["Lung Opacity"][:] == [1]
+    (root / "mimic-cxr-2.1.0-test-set-labeled.csv").write_text("study_id,Nodule\n58000002,1.0\n")
+    with pytest.raises(ValueError, match="mimic_cxr_jpg: the table of labels=radiologist has no finding; is it the"):
+        read_mimic_cxr_jpg(root, "test", labels="radiologist")
     assert finding_columns(read_mimic_cxr_jpg(root, "test", labels="none")) == []
     for labels, message in [
         ("chexbert", "mimic_cxr_jpg: labels are 'chexbert'; choose chexpert, negbio, radiologist or none."),
@@ -150,7 +154,12 @@ def test_reports_as_zip_as_tree_and_elsewhere(root, tmp_path, caplog):
     ]
     write_reports(root)
     beside = read_mimic_cxr_jpg(root, "train")
-    assert all(dataset.to_pandas().equals(expected) for dataset in (elsewhere, extracted, beside))
+    (tmp_path / "r.zip").rename(tmp_path / "mimic-cxr-reports.zip")
+    in_folder = read_mimic_cxr_jpg(root, "train", reports=tmp_path)
+    assert all(dataset.to_pandas().equals(expected) for dataset in (elsewhere, extracted, beside, in_folder))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none: there are no such reports; name mimic-cxr-reports.zip or the folder"):
+        read_mimic_cxr_jpg(root, "train", reports=tmp_path / "none")
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "train", reports=tmp_path / "none.zip")
     assert str(error.value) == (
@@ -257,3 +266,21 @@ def test_truncated_gzip(root):
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "train")
     assert str(error.value) == f"{path}: the file is not a readable gz table; export it again."
+
+
+def test_reports_that_are_links_out_of_the_archive(root, tmp_path):
+    (root / "mimic-cxr-reports.zip").unlink()
+    write_reports(root)
+    (tmp_path / "secret.txt").write_text("IMPRESSION: of somebody else")
+    report = root / f"{folder_of('50414267')}.txt"
+    report.unlink()
+    report.symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match="^s50414267.txt: the path leaves the image folder; name the folder that"):
+        read_mimic_cxr_jpg(root, "train")
+
+
+def test_what_lies_beside_a_table_is_not_taken_for_it(root):
+    expected = read_mimic_cxr_jpg(root, "train")["image_id"][:]
+    for name in ("split.csv.bak", "split.csv~", "split.csv.gz.1", "split.csv.old"):
+        (root / f"mimic-cxr-2.0.0-{name}").write_text("dicom_id,study_id,subject_id,split\n")
+    assert read_mimic_cxr_jpg(root, "train")["image_id"][:] == expected

@@ -236,3 +236,20 @@ def test_the_real_reports_give_the_findings_and_texts_of_the_indiana_set(shared_
     assert counts == [
         int(table[name].sum()) for name in ("No Finding", "Cardiomegaly", "Pneumothorax", "Support Devices")
     ]
+
+
+@pytest.mark.parametrize("encoding", ["foo-8", "utf-7", "utf-16"])
+def test_encodings_that_nothing_reads(encoding):
+    with pytest.raises(ValueError) as error:
+        parse_report(make_report(1).replace(b"utf-8", encoding.encode()), "1.xml")
+    assert str(error.value).startswith("1.xml: the report is not well-formed XML; get it from ")
+
+
+def test_reports_that_are_folders_or_links(root, tmp_path_factory):
+    (root / "ecgen-radiology" / "4.xml").mkdir()
+    assert len(read_openi(root)) == 4
+    outside = tmp_path_factory.mktemp("outside") / "5.xml"
+    outside.write_bytes(make_report(5, ["CXR5_IM-0001-1001"]))
+    (root / "ecgen-radiology" / "5.xml").symlink_to(outside)
+    with pytest.raises(ValueError, match="^5.xml: the path leaves the image folder; name the folder that"):
+        read_openi(root)

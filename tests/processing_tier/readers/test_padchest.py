@@ -129,3 +129,10 @@ def test_labels_are_data_not_code():
         assert str(error.value) == (
             "padchest: a value of Labels is not a list of texts; is this the file of the archive, unchanged?"
         )
+
+
+def test_a_row_without_an_image(root):
+    write_table(root, [*ROWS[:2], ("", *ROWS[2][1:])])
+    with pytest.raises(ValueError) as error:
+        read_padchest(root)
+    assert str(error.value) == "padchest: 1 rows have no 'path' (for 'image'); fill or remove them."

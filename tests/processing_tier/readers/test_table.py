@@ -1,3 +1,4 @@
+import gzip
 import math
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from processing_tier.readers import read_records, read_table
+from processing_tier.readers import table as table_module
 from processing_tier.records import finding_columns
 
 COLUMNS = {"image": "path", "patient_id": "subject", "impression": "report_text", "view": "Frontal/Lateral"}
@@ -133,3 +135,30 @@ def test_sections_of_whole_reports(frame, tmp_path):
     reports.assign(conclusion="Own.").to_csv(tmp_path / "own.csv", index=False)
     dataset = read_table(tmp_path / "own.csv", columns={**columns, "impression": "conclusion"})
     assert set(dataset["findings"]) == {""} and set(dataset["impression"]) == {"Own."}  # the table's own are kept
+
+
+def test_what_a_table_may_hold_is_bounded(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr(table_module, "MAX_TABLE_BYTES", 10_000)
+    for name, data in (("large.csv", b"path\n" + b"a" * 10_000), ("large.csv.gz", gzip.compress(b"a" * 10_001))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError) as error:
+            table_module.read_frame(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name}: the table is larger than 10,000 bytes; is it the right file?"
+    (tmp_path / "small.csv.gz").write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+    assert list(table_module.read_frame(tmp_path / "small.csv.gz")["subject"]) == ["007", "008", "008"]
+
+
+def test_rows_longer_than_the_header_show_nobody(tmp_path):
+    (tmp_path / "t.csv").write_text("file_name,patient_id,impression\na.png,Jane Roe,ok,\nb.png,John Doe,ok,\n")
+    with pytest.raises(ValueError) as error:
+        read_table(tmp_path / "t.csv", split="train", columns={"image": "file_name"})
+    assert str(error.value) == (
+        f"{tmp_path / 't.csv'}: the rows have more fields than the header; remove the comma at their ends."
+    )
+
+
+def test_a_column_of_patients_is_not_one_of_splits(tmp_path):
+    pd.DataFrame({"image": "a.png", "pid": [f"Doe {i}" for i in range(50)]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ValueError) as error:
+        read_table(tmp_path / "t.csv", split="train", columns={"split": "pid"})
+    assert str(error.value) == f"{tmp_path / 't.csv'}: column 'pid' has 50 values; is it the one of the split?"

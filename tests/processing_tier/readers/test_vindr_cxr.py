@@ -137,3 +137,20 @@ def test_errors(root):
     assert message(root) == (
         "annotations_train.csv: column 'x_min' is not there; is this the file of the archive, unchanged?"
     )
+
+
+def test_no_finding_gives_way_to_a_finding(root):
+    labels = [line.replace("a1,R2,1,0,1,0,0", "a1,R2,0,0,0,0,1") for line in LABELS]
+    write(root / "annotations" / "image_labels_train.csv", labels)
+    for votes, expected in ((1, [1, 1, 1, 0, 0]), (2, [0, 0, 0, 0, 0])):
+        dataset = read_vindr_cxr(root, "train", min_votes=votes)
+        findings = finding_columns(dataset)
+        assert [dataset[0][finding] for finding in findings] == expected
+        assert dataset[1]["No finding"] == 1
+
+
+def test_kaggle_table_without_radiologists(root):
+    (root / "annotations" / "annotations_train.csv").unlink()
+    write(root / "train.csv", ["image_id,class_name,x_min,y_min,x_max,y_max", "a1,Cardiomegaly,1,2,3,4"])
+    with pytest.raises(ValueError, match="^train.csv: column 'rad_id' is not there; is this the file of the archive"):
+        read_vindr_cxr(root, "train")
