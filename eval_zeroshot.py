@@ -32,12 +32,20 @@ def build_parser() -> Parser:
     )
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", help='"phantom" (synthetic), a folder with a sub-folder per split, or a .csv or .parquet table'
+        "--data",
+        help='"phantom" (synthetic), an image folder, a .csv or .parquet table, NAME:FOLDER for an archive as its '
+        "owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)",
     )
     data.add_argument("--split", default="validation", help="split to evaluate (default: %(default)s)")
     data.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
     data.add_argument(
         "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="a table's own column names: image=Path ..."
+    )
+    data.add_argument(
+        "--views",
+        default="frontal",
+        choices=("frontal", "all"),
+        help="images to evaluate by their view (default: %(default)s)",
     )
     data.add_argument("--max_images", type=int, metavar="N", help="evaluate the first N images only")
     protocol = parser.add_argument_group("protocol")
@@ -141,6 +149,7 @@ def run(args: argparse.Namespace) -> None:
     from evaluation_tier import plots, report, zeroshot
     from processing_tier import readers
     from processing_tier.prompts import load_prompts
+    from processing_tier.records import select_views
 
     logging.disable_progress_bar()  # those of loading weights
     if args.figures:
@@ -156,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
 
     def read(split: str):
         dataset = readers.read_records(args.data, split, columns=columns, image_root=args.image_root)
+        dataset = select_views(dataset, args.views, split)
         return dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
 
     dataset = read(args.split)
@@ -175,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
         threshold_dataset=threshold_dataset,
         dataset_name=readers.dataset_name(args.data),
     )
-    metrics["protocol"] = {"split": args.split, **metrics["protocol"]}
+    metrics["protocol"] = {"split": args.split, "views": args.views, **metrics["protocol"]}
     if args.threshold_split:
         metrics["protocol"]["thresholds"] = f"highest MCC on the split {args.threshold_split!r}"
 

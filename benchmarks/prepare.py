@@ -1,7 +1,7 @@
 """
 Speed and memory of tier-prepare, by the number of images and of workers.
 
-    python benchmarks/prepare.py --data FOLDER --images 1000 10000 --num_workers 1 2
+    python benchmarks/prepare.py --images 1000 10000 --num_workers 1 2
 
 The images of an image folder (its train split) are repeated under new ids, patients and studies, with the reports and
 labels that belong to them. Each run is the command as users start it. Memory is the largest resident set (VmHWM) that
@@ -20,7 +20,22 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the packages, when they are not installed
+
+from processing_tier.phantom import make_phantom  # noqa: E402
+
 IDS = ("image_id", "patient_id", "study_id")
+
+
+def write_phantoms(folder: Path, count: int = 100) -> None:
+    """An image folder's split of synthetic radiographs."""
+    folder.mkdir()
+    phantom = make_phantom(count)
+    for record in phantom.select_columns("image"):
+        (folder / record["image"]["path"]).write_bytes(record["image"]["bytes"])
+    frame = phantom.remove_columns(["image", "masks"]).to_pandas().rename(columns={"report": "text"})
+    frame["file_name"] = [image["path"] for image in phantom["image"]]
+    frame.to_csv(folder / "metadata.csv", index=False)
 
 
 def write_table(folder: Path, images: int, path: Path) -> None:
@@ -78,13 +93,17 @@ def measure(command: list[str]) -> tuple[float, float, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="an image folder with train/metadata.csv")
+    parser.add_argument("--data", type=Path, help="an image folder with train/metadata.csv (default: 100 phantoms)")
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000], help="(default: 1000 10000)")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
     parser.add_argument("--size", default="512", help="of the stored images (default: %(default)s)")
     parser.add_argument("--format", default="jpeg", help="of the stored images (default: %(default)s)")
     args = parser.parse_args()
 
+    phantoms = tempfile.TemporaryDirectory()
+    if args.data is None:
+        args.data = Path(phantoms.name)
+        write_phantoms(args.data / "train")
     print("  images  workers  seconds  images/s  peak MiB: command  reader  largest worker", flush=True)
     for images in args.images:
         for workers in args.num_workers:

@@ -2,8 +2,8 @@
 What it takes to read training images from the shards of a prepared data set (--streaming), against a copy of it in the
 cache of `datasets` (map-style).
 
-    tier-prepare --data FOLDER --output_dir prepared --size 256
-    python benchmarks/streaming.py --data prepared
+    python benchmarks/streaming.py
+    tier-prepare --data FOLDER --output_dir prepared --size 256 && python benchmarks/streaming.py --data prepared
 
 Both give the same pairs in batches of 32, without augmentation, in one process without workers, an epoch of each in
 turn. Figures are images per second of processor time, and the median over the repetitions of the ratio of the two.
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
 from processing_tier import TierImageProcessor  # noqa: E402
+from processing_tier.prepare import PrepareOptions, prepare  # noqa: E402
 from processing_tier.readers import read_records  # noqa: E402
 from training_tier.dataset import PairDataset  # noqa: E402
 from training_tier.streaming import SHUFFLE_BUFFER, ShardedImages, read_shards  # noqa: E402
@@ -30,7 +31,7 @@ from training_tier.streaming import SHUFFLE_BUFFER, ShardedImages, read_shards  
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder of tier-prepare")
+    parser.add_argument("--data", help="a folder of tier-prepare (default: 500 phantoms, prepared on the spot)")
     parser.add_argument("--split", default="train", help="split to read (default: train)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels that the model sees (default: 224)")
     parser.add_argument("--shuffle-buffer", type=int, default=SHUFFLE_BUFFER, help="as of train_tier.py")
@@ -39,6 +40,9 @@ def main() -> None:
 
     image_processor = TierImageProcessor(size=args.image_size)
     with tempfile.TemporaryDirectory() as cache:
+        if args.data is None:
+            args.data = f"{cache}/prepared"
+            prepare(PrepareOptions("phantom:num_images=500", splits=(args.split,)), args.data)
         start = time.perf_counter()
         streamed = read_shards(args.data, args.split)
         print(f"start of streaming: {time.perf_counter() - start:.2f} s for {len(streamed)} records")

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FRONTAL_VIEWS = ("AP", "PA")
 VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")
+VIEW_CHOICES = ("frontal", "all")
 TEXT_COLUMNS = ("findings", "impression", "report")
 REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT_COLUMNS, "split")
 OPTIONAL_COLUMNS = ("boxes", "masks", "sex", "age")
@@ -79,6 +80,29 @@ def select_text(record: Mapping, source: str = "impression") -> str:
     columns = ("impression", "findings") if source == "both" else (source,)
     texts = (" ".join((record[column] or "").split()) for column in columns)
     return next((text for text in texts if text), "")
+
+
+def select_views(records: datasets.Dataset, views: str, split: str) -> datasets.Dataset:
+    """
+    The records of frontal views (AP and PA), or all of them; what is left out is said in a warning.
+
+    Args:
+        records (`datasets.Dataset`): of one split, in this schema.
+        views (`str`): `"frontal"` or `"all"`.
+        split (`str`): what to call them.
+
+    Raises:
+        `ValueError`: no view is frontal.
+    """
+    if views == "all":
+        return records
+    kept = [i for i, view in enumerate(records["view"][:]) if view in FRONTAL_VIEWS]
+    if not kept:
+        raise ValueError(f"Split {split!r} has no frontal image; use --views all, or check its views.")
+    if len(kept) == len(records):
+        return records
+    logger.warning("%s: %d of %d images are not frontal: left out.", split, len(records) - len(kept), len(records))
+    return records.select(kept)
 
 
 def check_columns(dataset: datasets.Dataset, columns: Iterable[str] = REQUIRED_COLUMNS) -> None:

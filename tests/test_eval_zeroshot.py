@@ -162,6 +162,26 @@ def test_own_table_with_its_own_columns(models, tmp_path, capsys):
     assert metrics["dataset"] == "labels.csv"
 
 
+def test_laterals_are_evaluated_only_when_asked_for(models, tmp_path, capsys):
+    records = read_records(PHANTOM, "validation")
+    for record in records:
+        (tmp_path / f"{record['image_id']}.png").write_bytes(record["image"]["bytes"])
+    frame = records.remove_columns(["image", "masks"]).to_pandas()
+    frame["image"] = frame["image_id"] + ".png"
+    frame.loc[:9, "view"] = "LATERAL"
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    arguments = [models[0], "--data", tmp_path / "table.csv", "--min_positives", 1, "--n_bootstrap", 5]
+    for views, count in (("frontal", 30), ("all", 40)):
+        run(*arguments, "--views", views, "--output_dir", tmp_path / views, capsys=capsys)
+        metrics = json.loads((tmp_path / views / "metrics.json").read_text())
+        assert metrics["n_images"] == count and metrics["protocol"]["views"] == views
+    frame["view"] = "OTHER"
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    assert fails(*arguments, "--output_dir", tmp_path / "none", capsys=capsys) == (
+        "Split 'validation' has no frontal image; use --views all, or check its views."
+    )
+
+
 def test_real_radiographs(models, shared_data, tmp_path, capsys):
     arguments = [models[0], "--data", shared_data / "iu_cxr", "--max_images", 100, "--n_bootstrap", 20]
     run(*arguments, "--min_positives", 5, "--output_dir", tmp_path, capsys=capsys)

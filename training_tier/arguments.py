@@ -12,14 +12,13 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from processing_tier.image_processing_tier import GEOMETRIES
-from processing_tier.records import TEXT_SOURCES
+from processing_tier.records import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports import DEIDENTIFIED_MODES
 
 from .augmentation import AUGMENTATIONS
 from .presets import PRESETS
 from .streaming import SHUFFLE_BUFFER
 
-VIEWS = ("frontal", "all")
 TASKS = ("contrastive", "classification")
 
 
@@ -262,7 +261,7 @@ class DataArguments:
             f"({SHUFFLE_BUFFER} where not given)."
         },
     )
-    views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEWS)}."})
+    views: str = field(default="frontal", metadata={"help": f"Views to use: {', '.join(VIEW_CHOICES)}."})
     max_train_images: int | None = field(default=None, metadata={"help": "Use only this many training images."})
     findings: list[str] | None = field(
         default=None,
@@ -283,7 +282,7 @@ class DataArguments:
         check_choice("text", self.text, TEXT_SOURCES)
         check_choice("deidentified", self.deidentified, DEIDENTIFIED_MODES)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check_choice("views", self.views, VIEWS)
+        check_choice("views", self.views, VIEW_CHOICES)
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")
         if self.max_train_images is not None and self.max_train_images < 2:

@@ -7,6 +7,7 @@ from PIL import Image, ImageEnhance
 
 from processing_tier import TierImageProcessor
 from processing_tier.image_processing_tier import fit, place
+from processing_tier.radiograph_tier import original_size, resize
 
 AUGMENTATIONS = ("standard", "tier", "none")
 
@@ -77,8 +78,9 @@ def augment_tier(image: Image.Image, rng: np.random.Generator, image_processor: 
     if geometry == "pad":
         image = fit(image, geometry, edge, edge, Image.Resampling.BILINEAR)
     else:
-        height, width, *_ = place(image.height, image.width, geometry, edge, edge)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        width, height = original_size(image)
+        height, width, *_ = place(height, width, geometry, edge, edge)
+        image = resize(image, (width, height), Image.Resampling.BILINEAR)
 
     area = rng.uniform(TIER_MIN_AREA, 1) * image.width * image.height
     ratio = math.exp(rng.uniform(math.log(TIER_RATIO[0]), math.log(TIER_RATIO[1])))

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from processing_tier.readers import read_records
-from processing_tier.records import FRONTAL_VIEWS, check_disjoint_patients, select_text
+from processing_tier.records import check_disjoint_patients, select_text, select_views
 from processing_tier.reports import clean_text
 
 from .arguments import DataArguments
@@ -45,16 +45,7 @@ def load_splits(
             records = read_shards(arguments.data, split)
         else:
             records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
-        if arguments.views == "frontal":
-            kept = [i for i, view in enumerate(records["view"][:]) if view in FRONTAL_VIEWS]
-            if not kept:
-                raise ValueError(f"Split {split!r} has no frontal image; train on --views all, or check its views.")
-            if len(kept) < len(records):
-                logger.warning(
-                    "%s: %d of %d images are not frontal: left out.", split, len(records) - len(kept), len(records)
-                )
-                records = records.select(kept)
-        return records
+        return select_views(records, arguments.views, split)
 
     train = read(arguments.train_split, arguments.streaming)
     if arguments.eval_split is not None:
@@ -67,7 +58,9 @@ def load_splits(
     sections = zip(*(train[section][:] for section in SECTIONS), strict=True)
     source = "both" if arguments.sample_sentences else arguments.text
     texts = (select_text(dict(zip(SECTIONS, texts, strict=True)), source) for texts in sections)
-    kept = [i for i, text in enumerate(texts) if clean_text(text, arguments.deidentified)]
+    if arguments.deidentified == "remove":
+        texts = (clean_text(text, "remove") for text in texts)
+    kept = [i for i, text in enumerate(texts) if text]
     if not kept:
         raise ValueError(
             f"No training record has a text in {arguments.text!r}; choose another --text or name its column."
