@@ -26,6 +26,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from datasets.fingerprint import generate_random_fingerprint
 
 from .radiograph_tier import path_under
 
@@ -38,6 +39,7 @@ TEXT_COLUMNS = ("findings", "impression", "report")
 REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT_COLUMNS, "split")
 OPTIONAL_COLUMNS = ("boxes", "masks", "sex", "age")
 TEXT_SOURCES = ("impression", "findings", "both")
+PART = 10_000  # rows
 FINDING_VALUES = (-1.0, 0.0, 1.0)  # or NaN
 TRUTH = {"true": 1, "false": 0}
 
@@ -234,6 +236,26 @@ def make_records(
             "check the image folder."
         )
 
+    # A part at a time, because strings of Python take several times the memory of Arrow's
+    parts = [slice(start, start + PART) for start in range(0, len(frame), PART)]
+    table = pa.concat_tables(
+        to_table(frame.iloc[part], columns, findings, paths[part], resolved[part], split, name) for part in parts
+    )
+    # Without a fingerprint, `datasets` pickles all of the table to make one
+    return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
+
+
+def to_table(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    findings: Mapping[str, str],
+    paths: list[str],
+    resolved: list[str],
+    split: str,
+    name: str,
+) -> pa.Table:
+    """The rows of a table that [`make_records`] has checked, as records; `resolved` are the paths of the images."""
+
     def text(schema_name: str, default) -> list[str]:
         if schema_name not in columns:
             return list(default)
@@ -274,7 +296,7 @@ def make_records(
         data["age"] = to_numbers(frame[columns["age"]]).to_numpy(dtype=np.float32)
         features["age"] = datasets.Value("float32")
     # `Dataset.from_dict` would encode each value of each column in Python, which is most of the time of large tables
-    return datasets.Dataset(pa.Table.from_pydict(data, schema=datasets.Features(features).arrow_schema))
+    return pa.Table.from_pydict(data, schema=datasets.Features(features).arrow_schema)
 
 
 def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:

@@ -75,19 +75,20 @@ def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str)
             there = ", ".join(frame.columns)
             raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
         return frame, split or "train"
-    in_a_split = frame[frame[column].notna()]
-    if len(in_a_split) < len(frame):
-        warn_of_blank_splits(name, len(frame) - len(in_a_split), len(frame))
-    there = list(map(str, in_a_split[column].unique()))
+    splits = frame[column]
+    blank = splits.isna()
+    if blank.any():
+        warn_of_blank_splits(name, blank.sum(), len(frame))
+    there = list(map(str, splits.dropna().unique()))
     if len(there) > MAX_SPLITS:  # patients, perhaps
         raise ValueError(f"{name}: column {column!r} has {len(there)} values; is it the one of the split?")
-    there = ", ".join(there)
     if split is None:
-        raise ValueError(f"{name}: which split? It has {there}; name one.")
-    rows = in_a_split[in_a_split[column].astype(str) == split]
-    if rows.empty and not frame.empty:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {there or 'none'}.")
-    return rows.drop(columns=column), split
+        raise ValueError(f"{name}: which split? It has {', '.join(there)}; name one.")
+    chosen = ~blank & (splits.astype(str) == split)
+    if not chosen.any() and not frame.empty:
+        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(there) or 'none'}.")
+    frame = frame.drop(columns=column)
+    return frame if chosen.all() else frame[chosen], split  # a large table is copied no more often than it must
 
 
 @functools.lru_cache  # each split is read by a call of its own
