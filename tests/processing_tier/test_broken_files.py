@@ -87,7 +87,7 @@ def peak_bytes(data: bytes) -> int:
         ("Radiograf\u00eda de t\u00f3rax\r\n".encode(), TEXT),
         (b"image_id,label\n1,0\n", TEXT),
         (b"%PDF-1.7\n%\xe2\xe3", "the file is a PDF document, not an image; export its image as PNG."),
-        (gzip.compress(b"x"), "the file is a gzip archive, not an image; unpack it."),
+        (gzip.compress(b"x", mtime=0), "the file is a gzip archive, not an image; unpack it."),
         (b"\x93NUMPY\x01\0", "the file is a NumPy array, not an image file; load it and pass the array."),
         (b"\x89HDF\r\n\x1a\n", "the file is an HDF5 file, not an image; pass the array that it holds."),
         (bytes(range(256)) * 10, UNKNOWN),
