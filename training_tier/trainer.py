@@ -19,7 +19,7 @@ from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EpochSetter, LogitScaleClamp
+from .callbacks import EpochSetter, LogitScaleClamp, Throughput
 from .gradient_caching import backward_in_chunks
 from .streaming import ShardedImages
 
@@ -45,6 +45,20 @@ class RadiographTrainer(Trainer):
         self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
         self.add_callback(EpochSetter())
+        self.throughput = Throughput()
+        self.add_callback(self.throughput)
+
+    def get_batch_samples(self, *args, **kwargs):
+        self.throughput.on_batch_wait()
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.throughput.on_batches(batches)
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            half_precision = self.args.bf16 or self.args.fp16
+            logs |= self.throughput.pop(self.model, self.args.world_size, half_precision)
+        super().log(logs, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         self.pop_unreadable(inputs)

@@ -195,6 +195,16 @@ def test_accumulation_without_chunks_is_warned_of(make_trainer, caplog):
     assert "raise --per_device_train_batch_size and add --contrastive_chunk_size 8." in caplog.text
 
 
+def test_throughput_of_a_run_is_logged(make_trainer):
+    trainer = make_trainer(max_steps=2, **NOTHING_BUT_TRAINING)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["images_per_second"] > 0 and 0 < entry["data_wait"] < 1 and entry["tflops"] > 0
+        assert "mfu" not in entry
+
+
 def test_a_seed_fixes_the_run(make_trainer):
     runs = []
     for folder in ("a", "b"):
