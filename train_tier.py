@@ -140,7 +140,7 @@ def train(
     training_arguments.check_output_dir()
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
-    if classify and (ignored := without_effect(model_arguments, data_arguments)):
+    if classify and (ignored := without_effect(model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
 
     # 1. Data

@@ -82,9 +82,9 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
             f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts; "
             "leave return_loss out to compare every text with every image."
         )
-    target = torch.arange(len(text_embeds), device=text_embeds.device)
     processes = world_size()
     if processes == 1:
+        target = torch.arange(len(text_embeds), device=text_embeds.device)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
         caption_loss = nn.functional.cross_entropy(logits_per_text, target)
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
@@ -92,12 +92,37 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
 
     all_images, first = gather_rows(image_embeds)
     all_texts, _ = gather_rows(text_embeds)
-    target = target + first
+    total = summed_cross_entropy(image_embeds, text_embeds, all_images, all_texts, first, logit_scale)
+    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
+    return total * (processes / (2.0 * len(all_images)))
+
+
+def summed_cross_entropy(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    all_images: torch.Tensor,
+    all_texts: torch.Tensor,
+    first: int,
+    logit_scale: torch.Tensor,
+) -> torch.Tensor:
+    """
+    The cross-entropies of some pairs with all pairs, in both directions, summed: the mean over all the pairs and both
+    directions is [`contrastive_loss`].
+
+    Args:
+        image_embeds, text_embeds (`torch.Tensor` of shape `(rows, dim)`): Of these pairs.
+        all_images, all_texts (`torch.Tensor` of shape `(batch, dim)`): Of all pairs, these among them.
+        first (`int`): Where these begin among all.
+        logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
+
+    Returns:
+        `torch.Tensor`: Scalar, nats.
+    """
+    target = torch.arange(first, first + len(text_embeds), device=text_embeds.device)
     scale = logit_scale.exp()
     caption_loss = nn.functional.cross_entropy(text_embeds @ all_images.t() * scale, target, reduction="sum")
     image_loss = nn.functional.cross_entropy(image_embeds @ all_texts.t() * scale, target, reduction="sum")
-    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
-    return (caption_loss + image_loss) * (processes / (2.0 * len(all_images)))
+    return caption_loss + image_loss
 
 
 def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:
@@ -204,6 +229,43 @@ def masked_entropy(
     return -(log_probs.exp() * log_probs).sum(dim)
 
 
+def entropy_sums(
+    similarity: torch.Tensor, token_mask: torch.Tensor | None = None, normalize: bool = False, eps: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The sums and the counts of which [`token_and_patch_entropy`] makes its two means; the arguments are its own.
+
+    Returns:
+        `tuple` of two tensors of shape `(2,)`: the sums (nats) over the tokens and over the patches of this process,
+        and the numbers of those tokens and patches.
+    """
+    batch, tokens, patches = similarity.shape
+    if token_mask is None:
+        token_mask = torch.ones(batch, tokens, dtype=torch.bool, device=similarity.device)
+    per_token = masked_entropy(similarity, dim=2, eps=eps)  # (batch, tokens)
+    per_patch = masked_entropy(similarity, token_mask.unsqueeze(2), dim=1, eps=eps)  # (batch, patches)
+    if normalize:
+        per_token = per_token / math.log(max(patches, 2))
+        per_patch = per_patch / token_mask.sum(1, keepdim=True).clamp(min=2).log()
+    text_mask = token_mask.any(1, keepdim=True)  # (batch, 1)
+    sums = torch.stack([(per_token * token_mask).sum(), (per_patch * text_mask).sum()])
+    counts = torch.stack([token_mask.sum(), text_mask.sum() * patches])
+    return sums, counts
+
+
+def mean_over_processes(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """
+    Sums divided by the counts of all the processes, or by 1 where those are 0; the mean over the processes is the mean
+    of the global batch.
+    """
+    processes = world_size()
+    if processes > 1:
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
+    return sums * processes / counts.clamp(min=1)
+
+
 def token_and_patch_entropy(
     similarity: torch.Tensor, token_mask: torch.Tensor | None = None, normalize: bool = False, eps: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,20 +284,5 @@ def token_and_patch_entropy(
         `tuple` of two scalars in nats (in [0, 1] with `normalize`): the mean over tokens of the entropy over patches,
         and the mean over patches of the entropy over tokens.
     """
-    batch, tokens, patches = similarity.shape
-    if token_mask is None:
-        token_mask = torch.ones(batch, tokens, dtype=torch.bool, device=similarity.device)
-    per_token = masked_entropy(similarity, dim=2, eps=eps)  # (batch, tokens)
-    per_patch = masked_entropy(similarity, token_mask.unsqueeze(2), dim=1, eps=eps)  # (batch, patches)
-    if normalize:
-        per_token = per_token / math.log(max(patches, 2))
-        per_patch = per_patch / token_mask.sum(1, keepdim=True).clamp(min=2).log()
-    text_mask = token_mask.any(1, keepdim=True)  # (batch, 1)
-    sums = torch.stack([(per_token * token_mask).sum(), (per_patch * text_mask).sum()])
-    counts = torch.stack([token_mask.sum(), text_mask.sum() * patches])
-    processes = world_size()
-    if processes > 1:
-        dist.all_reduce(counts)
-    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
-    token_entropy, patch_entropy = (sums * processes / counts.clamp(min=1)).unbind()
+    token_entropy, patch_entropy = mean_over_processes(*entropy_sums(similarity, token_mask, normalize, eps)).unbind()
     return token_entropy, patch_entropy

@@ -316,6 +316,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_entropy_sums: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -330,6 +331,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
                 the processes have to do so together.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            return_entropy_sums (`bool`, *optional*, defaults to `False`):
+                Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -361,17 +364,17 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
-        if not return_loss:
+        if not return_loss and not return_entropy_sums:
             return outputs
         eos_token_id = self.config.text_config.eos_token_id if self.reads_forward else None  # CLIP's is always right
-        terms = self.compute_loss(
-            image_embeds,
-            text_embeds,
-            token_embeds=self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
-            patch_embeds=patches.flatten(1, 2),  # (batch, patches, dim)
-            token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
-        )
-        return TierCLIPOutput(**terms, **outputs)
+        local = {
+            "token_embeds": self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
+            "patch_embeds": patches.flatten(1, 2),  # (batch, patches, dim)
+            "token_mask": counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
+        }
+        if return_entropy_sums:
+            return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
+        return TierCLIPOutput(**self.compute_loss(image_embeds, text_embeds, **local), **outputs)
 
 
 def hidden_size(config: PreTrainedConfig) -> int:

@@ -17,7 +17,8 @@ from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
     counted_tokens,
-    token_and_patch_entropy,
+    entropy_sums,
+    mean_over_processes,
     token_patch_similarity,
 )
 from .pipeline_tier import custom_pipelines
@@ -36,6 +37,10 @@ class TierCLIPOutput(CLIPOutput):
         patch_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a patch's distribution over tokens.
         token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected tokens, L2-normalised, float32.
         patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Projected patches, L2-normalised, float32.
+        entropy_sums (`torch.Tensor` of shape `(2,)`):
+            Only with `return_entropy_sums=True`, nats: the entropies of the tokens and of the patches of these pairs,
+            each summed; `token_entropy` and `patch_entropy` are the sums of all pairs divided by the counts of all.
+        entropy_counts (`torch.Tensor` of shape `(2,)`): Likewise; the numbers of those tokens and patches.
     """
 
     contrastive_loss: torch.Tensor | None = None
@@ -43,6 +48,8 @@ class TierCLIPOutput(CLIPOutput):
     patch_entropy: torch.Tensor | None = None
     token_embeds: torch.Tensor | None = None
     patch_embeds: torch.Tensor | None = None
+    entropy_sums: torch.Tensor | None = None
+    entropy_counts: torch.Tensor | None = None
 
 
 class TierModelMixin:
@@ -109,15 +116,10 @@ class TierModelMixin:
         config = self.config
         device = text_embeds.device  # with device_map, each tower may have its own
         clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device))
-        with torch.autocast(device.type, enabled=False):
-            token_embeds = nn.functional.normalize(token_embeds.to(device).float(), dim=-1)
-            patch_embeds = nn.functional.normalize(patch_embeds.to(device).float(), dim=-1)
-            token_entropy, patch_entropy = token_and_patch_entropy(
-                token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
-                token_mask.to(device),
-                normalize=config.entropy_normalization,
-                eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
-            )
+        local = self.compute_entropy_sums(token_embeds.to(device), patch_embeds.to(device), token_mask.to(device))
+        token_entropy, patch_entropy = mean_over_processes(
+            local.pop("entropy_sums"), local.pop("entropy_counts")
+        ).unbind()
         loss = clip_loss
         if config.token_entropy_weight:
             loss = loss + config.token_entropy_weight * token_entropy
@@ -128,6 +130,30 @@ class TierModelMixin:
             "contrastive_loss": clip_loss,
             "token_entropy": token_entropy,
             "patch_entropy": patch_entropy,
+            **local,
+        }
+
+    def compute_entropy_sums(
+        self, token_embeds: torch.Tensor, patch_embeds: torch.Tensor, token_mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """
+        What [`TierCLIPOutput`] calls so, and the local embeddings, L2-normalised; the arguments are those of
+        [`compute_loss`].
+        """
+        config = self.config
+        device = token_embeds.device
+        with torch.autocast(device.type, enabled=False):
+            token_embeds = nn.functional.normalize(token_embeds.float(), dim=-1)
+            patch_embeds = nn.functional.normalize(patch_embeds.to(device).float(), dim=-1)
+            sums, counts = entropy_sums(
+                token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
+                token_mask.to(device),
+                normalize=config.entropy_normalization,
+                eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
+            )
+        return {
+            "entropy_sums": sums,
+            "entropy_counts": counts,
             "token_embeds": token_embeds,
             "patch_embeds": patch_embeds,
         }
@@ -358,6 +384,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_entropy_sums: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -373,6 +400,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
                 the processes have to do so together.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            return_entropy_sums (`bool`, *optional*, defaults to `False`):
+                Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -391,18 +420,21 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             return_dict=True,
             **kwargs,
         )
-        if not return_loss:
+        if not return_loss and not return_entropy_sums:
             return TierCLIPOutput(**outputs)
 
-        terms = self.compute_loss(
-            outputs.image_embeds,
-            outputs.text_embeds,
-            token_embeds=self.text_projection(outputs.text_model_output.last_hidden_state),  # (batch, tokens, dim)
-            patch_embeds=self.project_patches(outputs.vision_model_output.last_hidden_state),  # (batch, patches, dim)
-            token_mask=counted_tokens(
+        local = {
+            "token_embeds": self.text_projection(outputs.text_model_output.last_hidden_state),  # (batch, tokens, dim)
+            "patch_embeds": self.project_patches(
+                outputs.vision_model_output.last_hidden_state
+            ),  # (batch, patches, dim)
+            "token_mask": counted_tokens(
                 input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
             ),
-        )
+        }
+        if return_entropy_sums:
+            return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
+        terms = self.compute_loss(outputs.image_embeds, outputs.text_embeds, **local)
         return TierCLIPOutput(**terms, **outputs)
 
     def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:

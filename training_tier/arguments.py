@@ -34,6 +34,7 @@ CONTRASTIVE_OPTIONS = (
     "text",
     "deidentified",
     "sample_sentences",
+    "contrastive_chunk_size",
 )
 
 
@@ -329,6 +330,14 @@ class TierTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Pairs per process and step: each is contrasted with all others of the step."}
     )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train with batches far beyond memory: the towers see so many pairs at a time, and yet each is "
+            "contrasted with all others of the step (gradient caching). The gradients are the same; it costs one more "
+            "forward pass."
+        },
+    )
     per_device_eval_batch_size: int = field(
         default=32,
         metadata={"help": "Pairs per process in evaluation; as many as in training, or their losses do not compare."},
@@ -363,6 +372,10 @@ class TierTrainingArguments(TrainingArguments):
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the images; leave it out.")
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError(
+                f"contrastive_chunk_size={self.contrastive_chunk_size} must be at least 1 pair, for example 64."
+            )
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers=True would repeat the random draws of the first epoch in all; leave it "

@@ -1,7 +1,11 @@
 """What happens at fixed points of a training."""
 
 import math
+import time
+from collections.abc import Sequence
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
@@ -20,3 +24,89 @@ class EpochSetter(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         # the tolerance: in a resumed run the epoch is a sum of fractions
         train_dataloader.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+# Dense 16-bit matrix products, floating-point operations per second; from the makers' data sheets.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Operations per second of a GPU by its name (the longest that fits); `None` for one that is not known."""
+    words = f" {device_name.replace('-', ' ')} "
+    names = [name for name in PEAK_FLOPS if f" {name} " in words]
+    return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def training_flops(model: torch.nn.Module, inputs: dict) -> float:
+    """
+    Floating-point operations of one pair in training: three times those of a forward pass, as is usual, whatever is
+    frozen or computed twice.
+
+    Args:
+        model (`torch.nn.Module`): in any mode; nothing random is drawn and no statistics change.
+        inputs (`dict`): one pair.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    model.train(was_training)
+    return 3.0 * counter.get_total_flops()
+
+
+class Throughput(TrainerCallback):
+    """
+    What the log says of speed, of training alone, without evaluation and saving: `images_per_second` of all processes,
+    `data_wait` (share of the time in which a step waits for its batch), `tflops` (10^12 operations of the model per
+    second and process, for texts as long as those of the first batch) and, in 16 bits on a GPU of `PEAK_FLOPS`,
+    `mfu`, their share of what it can do.
+    """
+
+    def __init__(self):
+        self.example: dict | None = None  # one pair
+        self.flops: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+
+    def on_batch_wait(self) -> None:
+        self.started = time.perf_counter()
+
+    def on_batches(self, batches: Sequence[dict]) -> None:
+        self.waited += time.perf_counter() - self.started
+        self.images += sum(len(batch["pixel_values"]) for batch in batches)
+        if self.example is None and batches:
+            self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.started
+
+    def pop(self, model: torch.nn.Module, processes: int, half_precision: bool) -> dict[str, float]:
+        """The entries of the log since the last call."""
+        if not self.seconds:
+            return {}
+        if self.flops is None:
+            inputs = {name: value.to(model.device) for name, value in self.example.items()}
+            self.flops = training_flops(model, inputs)
+        speed = self.images / self.seconds
+        logs = {
+            "images_per_second": speed * processes,
+            "data_wait": self.waited / self.seconds,
+            "tflops": speed * self.flops / 1e12,
+        }
+        if half_precision and model.device.type == "cuda":
+            peak = peak_flops(torch.cuda.get_device_name(model.device))
+            if peak is not None:
+                logs["mfu"] = speed * self.flops / peak
+        self.clear()
+        return logs

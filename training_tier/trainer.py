@@ -19,7 +19,8 @@ from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EpochSetter, LogitScaleClamp
+from .callbacks import EpochSetter, LogitScaleClamp, Throughput
+from .gradient_caching import backward_in_chunks
 from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
@@ -44,15 +45,38 @@ class RadiographTrainer(Trainer):
         self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
         self.add_callback(EpochSetter())
+        self.throughput = Throughput()
+        self.add_callback(self.throughput)
+
+    def get_batch_samples(self, *args, **kwargs):
+        self.throughput.on_batch_wait()
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.throughput.on_batches(batches)
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            half_precision = self.args.bf16 or self.args.fp16
+            logs |= self.throughput.pop(self.model, self.args.world_size, half_precision)
+        super().log(logs, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        self.pop_unreadable(inputs)
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+    def pop_unreadable(self, inputs: dict) -> None:
+        """
+        Takes what the collator reports of images that do not decode out of a batch, and remembers it.
+
+        Raises:
+            `ValueError`: they are too many.
+        """
         self.unreadable.update(inputs.pop("unreadable", {}))
         if len(self.unreadable) > MAX_UNREADABLE * len(self.train_dataset):
             raise ValueError(
                 f"At least {len(self.unreadable)} of {len(self.train_dataset)} training images do not decode, more "
                 f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1]}"
             )
-        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
         images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
@@ -199,15 +223,60 @@ class TierTrainer(RadiographTrainer):
         self.prompts = load_prompts(prompts, findings)
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
+        self.check_batch_size()
+
+    def check_batch_size(self) -> None:
+        """
+        Raises:
+            `ValueError`: a batch of one pair, a chunk larger than the batch, or chunks where the processes share the
+                parameters, which each backward pass would change.
+        """
+        pairs, chunk_size = self.args.train_batch_size, self.args.contrastive_chunk_size
+        all_pairs = pairs * self.args.world_size
+        if all_pairs < 2:
+            raise ValueError(
+                "A batch of 1 pair has nothing to contrast it with; raise --per_device_train_batch_size to 2 or more."
+            )
+        if chunk_size is None:
+            if self.args.gradient_accumulation_steps > 1:
+                logger.warning(
+                    f"gradient_accumulation_steps={self.args.gradient_accumulation_steps} adds no negatives: a pair "
+                    f"is contrasted with the {all_pairs} of its own step of accumulation. For more, raise "
+                    f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
+                )
+            return
+        if chunk_size > pairs:
+            raise ValueError(
+                f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
+                "chunk; lower it, or raise --per_device_train_batch_size."
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "contrastive_chunk_size works on one process and with DistributedDataParallel, not with DeepSpeed or "
+                "FSDP; leave it out."
+            )
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.args.contrastive_chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        self.pop_unreadable(inputs)
+        steps = self.current_gradient_accumulation_steps
+        outputs = backward_in_chunks(
+            model, inputs, self.args.contrastive_chunk_size, lambda loss: self.accelerator.backward(loss / steps)
+        )
+        self.add_terms("train", outputs, len(inputs["input_ids"]))
+        return outputs["loss"] / steps
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
-        pairs = len(inputs["input_ids"])
-        self._terms["train" if model.training else "eval"].append(
-            torch.cat([terms * pairs, terms.new_tensor([pairs])])
-        )
+        self.add_terms("train" if model.training else "eval", outputs, len(inputs["input_ids"]))
         return (loss, outputs) if return_outputs else loss
+
+    def add_terms(self, mode: str, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
+        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
+        self._terms[mode].append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
 
     def pop_terms(self, mode: str) -> dict[str, float]:
         """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""

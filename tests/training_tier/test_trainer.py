@@ -141,6 +141,70 @@ def test_logit_scale_stays_at_100_or_below(make_trainer):
     assert trainer.model.logit_scale.item() == pytest.approx(math.log(100))
 
 
+NOTHING_BUT_TRAINING = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_in_chunks_is_the_same_run(make_trainer, accumulation):
+    """In its log: batches of 8, and chunks of 3, 3 and 2 pairs."""
+    logs = []
+    for size in (None, 3):
+        options = {"gradient_accumulation_steps": accumulation, "contrastive_chunk_size": size, "max_steps": 3}
+        trainer = make_trainer(**options, **NOTHING_BUT_TRAINING)
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert len(logs[0]) == len(logs[1]) == 3
+    for expected, entry in zip(*logs, strict=True):
+        assert entry.keys() == expected.keys()
+        for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "logit_scale", "grad_norm"):
+            assert entry[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_images_that_do_not_decode_are_left_out_of_the_chunks(make_trainer, phantom, monkeypatch):
+    monkeypatch.setattr("training_tier.trainer.MAX_UNREADABLE", 0.1)
+    options = {"num_train_epochs": 1, "contrastive_chunk_size": 4, **NOTHING_BUT_TRAINING}
+    trainer = make_trainer(break_images(phantom, {5}), **options)
+    trainer.train()
+    assert list(trainer.unreadable) == [phantom[5]["image_id"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"contrastive_chunk_size": 9},
+            "^contrastive_chunk_size=9 is more than the 8 pairs of a batch, which would be one chunk; lower it, or",
+        ),
+        ({"contrastive_chunk_size": 0}, "^contrastive_chunk_size=0 must be at least 1 pair, for example 64.$"),
+        (
+            {"per_device_train_batch_size": 1},
+            "^A batch of 1 pair has nothing to contrast it with; raise --per_device_train_batch_size to 2 or more.$",
+        ),
+    ],
+)
+def test_bad_sizes_of_chunks_and_batches_are_refused(make_trainer, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
+
+
+def test_accumulation_without_chunks_is_warned_of(make_trainer, caplog):
+    make_trainer(gradient_accumulation_steps=4, contrastive_chunk_size=2)
+    assert "negatives" not in caplog.text
+    make_trainer(gradient_accumulation_steps=4)
+    assert "gradient_accumulation_steps=4 adds no negatives: a pair is contrasted with the 8 of its own" in caplog.text
+    assert "raise --per_device_train_batch_size and add --contrastive_chunk_size 8." in caplog.text
+
+
+def test_throughput_of_a_run_is_logged(make_trainer):
+    trainer = make_trainer(max_steps=2, **NOTHING_BUT_TRAINING)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["images_per_second"] > 0 and 0 < entry["data_wait"] < 1 and entry["tflops"] > 0
+        assert "mfu" not in entry
+
+
 def test_a_seed_fixes_the_run(make_trainer):
     runs = []
     for folder in ("a", "b"):
