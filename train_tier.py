@@ -126,6 +126,7 @@ def make_contrastive_trainer(
         eval_records=eval_records,
         findings=findings,
         prompts=data_arguments.prompts,
+        avoid_duplicates=data_arguments.avoid_duplicates,
         training_facts=facts,
     )
 

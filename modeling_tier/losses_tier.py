@@ -22,6 +22,9 @@ MASKED_LOGIT = torch.finfo(torch.float32).min / 2
 # Added after the softmax by the authors' code (Modeling/utils.py:90-98 at ce1e171).
 REFERENCE_EPS = 1e-7
 
+# Those of SplitMix64 (Steele et al. 2014), as signed numbers: they spread 1, 2, 3, ... over 64 bits.
+HASH_FACTORS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
 
 def world_size() -> int:
     """Number of processes that share a batch; 1 outside `torch.distributed`."""
@@ -58,7 +61,31 @@ def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return gathered, sum(rows[: dist.get_rank()])
 
 
-def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def group_texts(input_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """
+    A number for each text, the same for texts of the same tokens, whatever the padding and in every process: a
+    64-bit hash, the sum of the token ids times a fixed factor of their positions. (Two different texts among 4,096
+    share it with a chance below 1e-6.)
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        attended (`torch.Tensor` of shape `(batch, tokens)`): bool, `False` for padding, which comes last.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`: int64.
+    """
+    factors = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device) * HASH_FACTORS[0]
+    for shift, factor in ((30, HASH_FACTORS[1]), (27, HASH_FACTORS[2])):  # int64 wraps around
+        factors = (factors ^ (factors >> shift)) * factor
+    return ((input_ids.long() + 1) * factors * attended).sum(-1)  # + 1, since the token of id 0 counts too
+
+
+def contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    text_groups: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
 
@@ -70,6 +97,10 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
+        text_groups (`torch.Tensor` of shape `(batch,)`, *optional*):
+            int64, equal for equal texts. Pairs of equal texts are then no negatives of one another: the target of a
+            text is spread evenly over the images of all pairs with this text, and that of an image over their texts.
+            The least loss is then above 0 where texts are equal: the mean of ln (number of pairs with that text).
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -85,6 +116,8 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
     target = torch.arange(len(text_embeds), device=text_embeds.device)
     processes = world_size()
     if processes == 1:
+        if text_groups is not None:
+            target = soft_target(text_groups, text_groups)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
         caption_loss = nn.functional.cross_entropy(logits_per_text, target)
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
@@ -93,11 +126,19 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
     all_images, first = gather_rows(image_embeds)
     all_texts, _ = gather_rows(text_embeds)
     target = target + first
+    if text_groups is not None:
+        target = soft_target(text_groups, gather_rows(text_groups.unsqueeze(1))[0].squeeze(1))
     scale = logit_scale.exp()
     caption_loss = nn.functional.cross_entropy(text_embeds @ all_images.t() * scale, target, reduction="sum")
     image_loss = nn.functional.cross_entropy(image_embeds @ all_texts.t() * scale, target, reduction="sum")
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return (caption_loss + image_loss) * (processes / (2.0 * len(all_images)))
+
+
+def soft_target(groups: torch.Tensor, all_groups: torch.Tensor) -> torch.Tensor:
+    """Float32 (len(groups), len(all_groups)): each row spread evenly over where its group stands."""
+    same = (groups.unsqueeze(1) == all_groups).float()
+    return same / same.sum(1, keepdim=True)
 
 
 def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:

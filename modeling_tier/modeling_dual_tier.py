@@ -370,6 +370,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             token_embeds=self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
             patch_embeds=patches.flatten(1, 2),  # (batch, patches, dim)
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
+            text_groups=self.soft_target_groups(input_ids, attention_mask, eos_token_id),
         )
         return TierCLIPOutput(**terms, **outputs)
 

@@ -17,6 +17,7 @@ from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
     counted_tokens,
+    group_texts,
     token_and_patch_entropy,
     token_patch_similarity,
 )
@@ -88,6 +89,14 @@ class TierModelMixin:
                 f"them with truncation=True, max_length={limit}."
             )
 
+    def soft_target_groups(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int | None
+    ) -> torch.Tensor | None:
+        """What `soft_targets` needs to know of the texts, see [`group_texts`]; `None` without it."""
+        if not self.config.soft_targets:
+            return None
+        return group_texts(input_ids, counted_tokens(input_ids, attention_mask, eos_token_id, "attended"))
+
     def compute_loss(
         self,
         image_embeds: torch.Tensor,
@@ -95,6 +104,7 @@ class TierModelMixin:
         token_embeds: torch.Tensor,
         patch_embeds: torch.Tensor,
         token_mask: torch.Tensor,
+        text_groups: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         The loss of matched pairs, its three terms, and the local embeddings, L2-normalised: all that
@@ -105,10 +115,13 @@ class TierModelMixin:
             token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected, not normalised.
             patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Likewise.
             token_mask (`torch.Tensor` of shape `(batch, tokens)`): bool; which tokens the entropies count.
+            text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): See [`contrastive_loss`].
         """
         config = self.config
         device = text_embeds.device  # with device_map, each tower may have its own
-        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device))
+        if text_groups is not None:
+            text_groups = text_groups.to(device)
+        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device), text_groups)
         with torch.autocast(device.type, enabled=False):
             token_embeds = nn.functional.normalize(token_embeds.to(device).float(), dim=-1)
             patch_embeds = nn.functional.normalize(patch_embeds.to(device).float(), dim=-1)
@@ -402,6 +415,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             token_mask=counted_tokens(
                 input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
             ),
+            text_groups=self.soft_target_groups(input_ids, attention_mask, self.config.text_config.eos_token_id),
         )
         return TierCLIPOutput(**terms, **outputs)
 

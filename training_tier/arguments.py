@@ -27,6 +27,8 @@ TASKS = ("contrastive", "classification")
 CONTRASTIVE_OPTIONS = (
     "text_warmup_epochs",
     "frozen_text_layers",
+    "soft_targets",
+    "avoid_duplicates",
     "token_entropy_weight",
     "patch_entropy_weight",
     "entropy_temperature",
@@ -161,6 +163,13 @@ class ModelArguments:
     entropy_tokens: str | None = field(
         default=None, metadata={"help": "Tokens the entropies count: words, attended or all (the authors' code)."}
     )
+    soft_targets: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of a batch whose texts are equal, word for word, are no negatives of one another: each is "
+            "to be matched with all of them alike."
+        },
+    )
 
     def __post_init__(self):
         check_choice("geometry", self.geometry, (None, *GEOMETRIES))
@@ -190,6 +199,7 @@ class ModelArguments:
             "entropy_temperature",
             "entropy_normalization",
             "entropy_tokens",
+            "soft_targets",
             "frozen_text_layers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -239,6 +249,14 @@ class DataArguments:
         metadata={
             "help": "In training, draw in each epoch the impression, the findings or both, in shuffled sentences, "
             "instead of the text that --text names."
+        },
+    )
+    avoid_duplicates: bool = field(
+        default=False,
+        metadata={
+            "help": "Make the training batches so that no two of their reports say the same, as far as that can be: "
+            "they would be negatives of one another. With --sample_sentences the whole reports are compared. Not with "
+            "--streaming."
         },
     )
     augmentation: str = field(
@@ -292,6 +310,11 @@ class DataArguments:
             raise ValueError(
                 f"deidentified={self.deidentified!r} has no effect with sample_sentences, which removes the marks; "
                 "leave it out."
+            )
+        if self.streaming and self.avoid_duplicates:
+            raise ValueError(
+                "avoid_duplicates orders the images by their texts, and streaming by where they lie; leave one of "
+                "them out (--soft_targets goes with both)."
             )
         if self.streaming and self.eval_split is None:
             raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")

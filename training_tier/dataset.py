@@ -1,6 +1,6 @@
 """Records to pairs of pixels and text, each drawn anew in every epoch and yet reproducible."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import datasets
 import numpy as np
@@ -67,6 +67,14 @@ class PairDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def texts(self) -> Iterator[str]:
+        """The text of each record; with `sample_sentences`, all of the report that its texts are drawn from."""
+        for record in self.records.select_columns(list(SECTIONS)):
+            if self.sample_sentences:
+                yield "\n".join(record[section] or "" for section in SECTIONS)
+            else:
+                yield clean_text(select_text(record, self.text), self.deidentified)
 
     def __getitem__(self, index: int) -> dict:
         """`image_id`, and either `pixel_values` (1, height, width) with `text`, or the `error` of the image."""

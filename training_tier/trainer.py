@@ -20,6 +20,7 @@ from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
 from .callbacks import EpochSetter, LogitScaleClamp
+from .samplers import DistinctTextSampler
 from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
@@ -183,6 +184,7 @@ class TierTrainer(RadiographTrainer):
         eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
         findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
         prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        avoid_duplicates (`bool`, *optional*, defaults to `False`): see [`DistinctTextSampler`].
         kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
     """
 
@@ -192,11 +194,13 @@ class TierTrainer(RadiographTrainer):
         eval_records: datasets.Dataset | None = None,
         findings: Sequence[str] = (),
         prompts: str = "report",
+        avoid_duplicates: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.eval_records = eval_records
         self.prompts = load_prompts(prompts, findings)
+        self.avoid_duplicates = avoid_duplicates
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
 
@@ -208,6 +212,15 @@ class TierTrainer(RadiographTrainer):
             torch.cat([terms * pairs, terms.new_tensor([pairs])])
         )
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.avoid_duplicates:
+            return super()._get_train_sampler(train_dataset)
+        return DistinctTextSampler(
+            self.train_dataset if train_dataset is None else train_dataset,
+            self._train_batch_size * self.args.world_size,
+            self.args.seed,
+        )
 
     def pop_terms(self, mode: str) -> dict[str, float]:
         """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
