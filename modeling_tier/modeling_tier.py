@@ -49,6 +49,8 @@ class TierCLIPOutput(CLIPOutput):
 class TierModelMixin:
     """What both architectures share: how pixels come in, the loss, the similarity maps, and how they are saved."""
 
+    entropy_scale = 1.0  # in training; set below 1 by a warm-up, and never saved
+
     def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
         if pixel_values is None:
@@ -97,6 +99,12 @@ class TierModelMixin:
             return None
         return group_texts(input_ids, counted_tokens(input_ids, attention_mask, eos_token_id, "attended"))
 
+    @property
+    def entropy_weights(self) -> tuple[float, float]:
+        """Weights of the token and of the patch entropy: the configuration's, in training times `entropy_scale`."""
+        scale = self.entropy_scale if self.training else 1.0
+        return scale * self.config.token_entropy_weight, scale * self.config.patch_entropy_weight
+
     def compute_loss(
         self,
         image_embeds: torch.Tensor,
@@ -132,10 +140,9 @@ class TierModelMixin:
                 eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
             )
         loss = clip_loss
-        if config.token_entropy_weight:
-            loss = loss + config.token_entropy_weight * token_entropy
-        if config.patch_entropy_weight:
-            loss = loss + config.patch_entropy_weight * patch_entropy
+        for weight, entropy in zip(self.entropy_weights, (token_entropy, patch_entropy), strict=True):
+            if weight:
+                loss = loss + weight * entropy
         return {
             "loss": loss,
             "contrastive_loss": clip_loss,

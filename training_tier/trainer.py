@@ -10,7 +10,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import model_info, upload_folder
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
@@ -19,12 +19,14 @@ from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EpochSetter, LogitScaleClamp
+from .callbacks import EntropyWarmup, EpochSetter, LogitScaleClamp, TopCheckpoints
+from .optimization import learning_rate_scales, scale_learning_rates
 from .samplers import DistinctTextSampler
 from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
 
+LEARNING_RATE_OPTIONS = ("vision_lr_scale", "text_lr_scale", "layer_decay")
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
 RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
@@ -32,8 +34,8 @@ RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and
 
 class RadiographTrainer(Trainer):
     """
-    [`Trainer`] that goes on without images that do not decode, and decays matrices alone. On the Hub, whatever it
-    pushes and whenever, can be loaded and has this project's card.
+    [`Trainer`] that goes on without images that do not decode, decays matrices alone, and trains each tower and layer
+    at its own learning rate. On the Hub, whatever it pushes and whenever, can be loaded and has this project's card.
 
     Args:
         training_facts (`Mapping`, *optional*): what the card says of the training, see [`write_model_card`].
@@ -45,6 +47,10 @@ class RadiographTrainer(Trainer):
         self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
         self.add_callback(EpochSetter())
+        if self.args.save_top_k is not None:
+            self.add_callback(TopCheckpoints(self.args.save_top_k))
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         self.unreadable.update(inputs.pop("unreadable", {}))
@@ -77,6 +83,14 @@ class RadiographTrainer(Trainer):
             for name in super().get_decay_parameter_names(model)
             if model.get_parameter(name).ndim > 1 and ("patch_embedding" in name or "embedding" not in name)
         ]
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        options = {name: getattr(self.args, name) for name in LEARNING_RATE_OPTIONS}
+        if is_new and any(value != 1.0 for value in options.values()):
+            scale_learning_rates(optimizer, learning_rate_scales(self.model, **options))
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         output_dir = output_dir or self.args.output_dir
@@ -203,6 +217,8 @@ class TierTrainer(RadiographTrainer):
         self.avoid_duplicates = avoid_duplicates
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
+        if self.args.entropy_warmup_steps:
+            self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

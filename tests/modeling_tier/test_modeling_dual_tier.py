@@ -531,7 +531,7 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         ),
         (
             {"text": text_config("albert", embedding_size=8), "frozen_text_layers": 1},
-            "frozen_text_layers=1 cannot be had: AlbertModel has no list of its layers; use 0.",
+            "AlbertModel has no list of its layers, by which they could be told apart.",
         ),
         ({"image_pooling": "cls"}, 'image_pooling="cls" needs a class token, which ResNetModel has not; use "patch_m'),
         ({"image_pooling": "mean"}, "image_pooling must be one of cls, patch_mean, not 'mean'."),
