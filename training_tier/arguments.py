@@ -272,8 +272,8 @@ class DataArguments:
         default=False,
         metadata={
             "help": "Make the training batches so that no two of their reports say the same, as far as that can be: "
-            "they would be negatives of one another. With --sample_sentences the whole reports are compared. Not with "
-            "--streaming."
+            "they would be negatives of one another. With --sample_sentences the impressions are compared (or the "
+            "findings where there is none). Not with --streaming."
         },
     )
     augmentation: str = field(

@@ -69,12 +69,11 @@ class PairDataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def texts(self) -> Iterator[str]:
-        """The text of each record; with `sample_sentences`, all of the report that its texts are drawn from."""
+        """The text of each record; with `sample_sentences`, the impression, or the findings where there is none."""
+        # Not the whole report: few of those are equal, but what is drawn from them is, the impression above all.
+        source = "both" if self.sample_sentences else self.text
         for record in self.records.select_columns(list(SECTIONS)):
-            if self.sample_sentences:
-                yield "\n".join(record[section] or "" for section in SECTIONS)
-            else:
-                yield clean_text(select_text(record, self.text), self.deidentified)
+            yield clean_text(select_text(record, source), self.deidentified)
 
     def __getitem__(self, index: int) -> dict:
         """`image_id`, and either `pixel_values` (1, height, width) with `text`, or the `error` of the image."""
