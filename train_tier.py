@@ -120,6 +120,7 @@ def make_contrastive_trainer(
             augmentation=data_arguments.augmentation,
             sample_sentences=data_arguments.sample_sentences,
             images=make_images(train_records, data_arguments, training_arguments.seed),
+            soft_targets=data_arguments.soft_targets,
             **pairs,
         ),
         eval_dataset=PairDataset(eval_records, **pairs),

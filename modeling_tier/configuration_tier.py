@@ -61,7 +61,6 @@ class TierOptions:
     entropy_temperature: float | int = 1.0
     entropy_normalization: bool = False
     entropy_tokens: str = "words"
-    soft_targets: bool = False
     image_pooling: str = "cls"
     pixel_mean: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_MEAN)
     pixel_std: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_STD)
@@ -135,9 +134,6 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
         entropy_tokens (`str`, *optional*, defaults to `"words"`):
             The tokens that count. `"words"`: attended tokens except BOS and EOS. `"attended"`: these too. `"all"`:
             what the authors' code did, padding and the 1e-7 added after the softmax included, to reproduce it.
-        soft_targets (`bool`, *optional*, defaults to `False`):
-            In the contrastive term, pairs whose texts have the same tokens are no negatives of one another: the target
-            of each is spread evenly over all of them. Only the loss changes.
         image_pooling (`str`, *optional*, defaults to `"cls"`):
             `"cls"`: the global image embedding comes from the class token, as in CLIP and CheXzero. `"patch_mean"`:
             it is the mean of the projected patch embeddings, as in TIER.

@@ -22,9 +22,6 @@ MASKED_LOGIT = torch.finfo(torch.float32).min / 2
 # Added after the softmax by the authors' code (Modeling/utils.py:90-98 at ce1e171).
 REFERENCE_EPS = 1e-7
 
-# Those of SplitMix64 (Steele et al. 2014), as signed numbers: they spread 1, 2, 3, ... over 64 bits.
-HASH_FACTORS = (0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
-
 
 def world_size() -> int:
     """Number of processes that share a batch; 1 outside `torch.distributed`."""
@@ -61,25 +58,6 @@ def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return gathered, sum(rows[: dist.get_rank()])
 
 
-def group_texts(input_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """
-    A number for each text, the same for texts of the same tokens, whatever the padding and in every process: a
-    64-bit hash, the sum of the token ids times a fixed factor of their positions. (Two different texts among 4,096
-    share it with a chance below 1e-6.)
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
-        attended (`torch.Tensor` of shape `(batch, tokens)`): bool, `False` for padding, which comes last.
-
-    Returns:
-        `torch.Tensor` of shape `(batch,)`: int64.
-    """
-    factors = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device) * HASH_FACTORS[0]
-    for shift, factor in ((30, HASH_FACTORS[1]), (27, HASH_FACTORS[2])):  # int64 wraps around
-        factors = (factors ^ (factors >> shift)) * factor
-    return ((input_ids.long() + 1) * factors * attended).sum(-1)  # + 1, since the token of id 0 counts too
-
-
 def contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -98,9 +76,10 @@ def contrastive_loss(
         text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
         text_groups (`torch.Tensor` of shape `(batch,)`, *optional*):
-            int64, equal for equal texts. Pairs of equal texts are then no negatives of one another: the target of a
-            text is spread evenly over the images of all pairs with this text, and that of an image over their texts.
-            The least loss is then above 0 where texts are equal: the mean of ln (number of pairs with that text).
+            int64, equal for pairs whose reports say the same. They are then no negatives of one another: the target
+            of each is spread evenly over the images, and over the texts, of all of them. Where their embeddings are
+            equal to the last bit, as those of the same tokens are without dropout, this is the plain loss: it spreads
+            the same pull over them.
 
     Returns:
         `torch.Tensor`: Scalar, nats.

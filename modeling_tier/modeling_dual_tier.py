@@ -299,6 +299,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        text_groups: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -313,6 +314,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
                 the processes have to do so together.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
+                Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -353,7 +356,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             token_embeds=self.text_projection(text_outputs.last_hidden_state),  # (batch, tokens, dim)
             patch_embeds=patches.flatten(1, 2),  # (batch, patches, dim)
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
-            text_groups=self.soft_target_groups(input_ids, attention_mask, eos_token_id),
+            text_groups=text_groups,
         )
         return TierCLIPOutput(**terms, **outputs)
 

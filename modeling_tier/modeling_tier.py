@@ -17,7 +17,6 @@ from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
     counted_tokens,
-    group_texts,
     token_and_patch_entropy,
     token_patch_similarity,
 )
@@ -90,14 +89,6 @@ class TierModelMixin:
                 f"Texts of {input_ids.shape[-1]} tokens are longer than the {limit} that this model reads; tokenize "
                 f"them with truncation=True, max_length={limit}."
             )
-
-    def soft_target_groups(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int | None
-    ) -> torch.Tensor | None:
-        """What `soft_targets` needs to know of the texts, see [`group_texts`]; `None` without it."""
-        if not self.config.soft_targets:
-            return None
-        return group_texts(input_ids, counted_tokens(input_ids, attention_mask, eos_token_id, "attended"))
 
     @property
     def entropy_weights(self) -> tuple[float, float]:
@@ -378,6 +369,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        text_groups: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -393,6 +385,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
                 the processes have to do so together.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
+                Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -422,7 +416,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             token_mask=counted_tokens(
                 input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
             ),
-            text_groups=self.soft_target_groups(input_ids, attention_mask, self.config.text_config.eos_token_id),
+            text_groups=text_groups,
         )
         return TierCLIPOutput(**terms, **outputs)
 

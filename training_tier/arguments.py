@@ -179,13 +179,6 @@ class ModelArguments:
     entropy_tokens: str | None = field(
         default=None, metadata={"help": "Tokens the entropies count: words, attended or all (the authors' code)."}
     )
-    soft_targets: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs of a batch whose texts are equal, word for word, are no negatives of one another: each is "
-            "to be matched with all of them alike."
-        },
-    )
 
     def __post_init__(self):
         check_choice("geometry", self.geometry, (None, *GEOMETRIES))
@@ -216,7 +209,6 @@ class ModelArguments:
             "entropy_temperature",
             "entropy_normalization",
             "entropy_tokens",
-            "soft_targets",
             "frozen_text_layers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -274,6 +266,13 @@ class DataArguments:
             "help": "Make the training batches so that no two of their reports say the same, as far as that can be: "
             "they would be negatives of one another. With --sample_sentences the impressions are compared (or the "
             "findings where there is none). Not with --streaming."
+        },
+    )
+    soft_targets: bool = field(
+        default=False,
+        metadata={
+            "help": "Pairs of a batch whose reports say the same (compared as by --avoid_duplicates) are no negatives "
+            "of one another: each is to be matched with all of them alike."
         },
     )
     augmentation: str = field(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records import select_text
-from processing_tier.reports import clean_text, split_sentences
+from processing_tier.reports import clean_text, duplicate_groups, split_sentences
 
 from .augmentation import augment, augment_tier
 from .streaming import ShardedImages
@@ -34,6 +34,8 @@ class PairDataset(torch.utils.data.Dataset):
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         seed (`int`, *optional*, defaults to 0): of the random choices.
         images ([`ShardedImages`], *optional*): of records that have none themselves, see [`read_shards`].
+        soft_targets (`bool`, *optional*, defaults to `False`):
+            each pair has a `group` as well, the same for texts that say the same, see [`duplicate_groups`].
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PairDataset(torch.utils.data.Dataset):
         sample_sentences: bool = False,
         seed: int = 0,
         images: ShardedImages | None = None,
+        soft_targets: bool = False,
     ):
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
@@ -56,6 +59,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.sample_sentences = sample_sentences
         self.seed = seed
         self.epoch = 0
+        self.groups = duplicate_groups(self.texts()) if soft_targets else None
         # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
         float_pixels = image_processor.geometry == "pad" and image_processor.resize_edge is not None
         self.output_dtype = "float32" if float_pixels else "uint8"
@@ -89,7 +93,8 @@ class PairDataset(torch.utils.data.Dataset):
             text = sample_text(record, rng)
         else:
             text = clean_text(select_text(record, self.text), self.deidentified)
-        return {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+        pair = {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+        return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """One channel of 8 bits wherever the image processor allows, (1, height, width): the device does the rest."""
