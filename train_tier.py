@@ -21,7 +21,7 @@ from pathlib import Path
 
 import datasets
 from huggingface_hub.errors import StrictDataclassError
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
@@ -35,14 +35,16 @@ from training_tier.arguments import (
     parse_arguments,
     without_effect,
 )
+from training_tier.checkpoints import average_weights, list_checkpoints, rank_checkpoints
 from training_tier.classification import make_classification_trainer, take_patients
 from training_tier.collator import PairCollator
 from training_tier.data import check_readable, load_splits, make_images
 from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
+from training_tier.optimization import freeze_towers
 from training_tier.presets import PRESETS
 from training_tier.text_warmup import warm_up_text
-from training_tier.trainer import TierTrainer
+from training_tier.trainer import RadiographTrainer, TierTrainer
 
 logger = logging.getLogger("train_tier")
 
@@ -118,6 +120,7 @@ def make_contrastive_trainer(
             augmentation=data_arguments.augmentation,
             sample_sentences=data_arguments.sample_sentences,
             images=make_images(train_records, data_arguments, training_arguments.seed),
+            soft_targets=data_arguments.soft_targets,
             **pairs,
         ),
         eval_dataset=PairDataset(eval_records, **pairs),
@@ -126,8 +129,31 @@ def make_contrastive_trainer(
         eval_records=eval_records,
         findings=findings,
         prompts=data_arguments.prompts,
+        avoid_duplicates=data_arguments.avoid_duplicates,
         training_facts=facts,
     )
+
+
+def use_top_checkpoints(trainer: RadiographTrainer) -> None:
+    """Tells which checkpoints are the best and, where `average_top_k` asks for it, makes the model their mean."""
+    arguments = trainer.args
+    checkpoints = list_checkpoints(arguments.output_dir)
+    ranked = rank_checkpoints(
+        checkpoints,
+        trainer.state.log_history,
+        arguments.metric_for_best_model,
+        arguments.greater_is_better,
+    )[: arguments.save_top_k]
+    folders = [str(checkpoints[step]) for step, _ in ranked]
+    for folder, (_, value) in zip(folders, ranked, strict=True):
+        logger.info("%s: %s %.4f", folder, arguments.metric_for_best_model, value)
+    logger.info("Their ensemble: python eval_zeroshot.py %s --data ...", " ".join(folders))
+    if not arguments.average_top_k:
+        return
+    average_weights(trainer.accelerator.unwrap_model(trainer.model), folders)
+    trainer.remove_callback(EarlyStoppingCallback)  # which would look for the metric of a checkpoint
+    metric = "average_" + arguments.metric_for_best_model.removeprefix("eval_")
+    logger.info("The mean of their weights: %s %.4f", metric, trainer.evaluate(metric_key_prefix="average")[metric])
 
 
 def train(
@@ -140,7 +166,7 @@ def train(
     training_arguments.check_output_dir()
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
-    if classify and (ignored := without_effect(model_arguments, data_arguments, training_arguments)):
+    if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
 
     # 1. Data
@@ -161,6 +187,7 @@ def train(
         trainer = make_classification_trainer(task, *records_and_arguments)
     else:
         trainer = make_contrastive_trainer(*records_and_arguments)
+        freeze_towers(trainer.model, task, model_arguments)
     check_readable(trainer.train_dataset)
 
     # 3. Train and save
@@ -179,6 +206,8 @@ def train(
         )
         logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
     trainer.train(resume_from_checkpoint=checkpoint)
+    if training_arguments.save_top_k is not None:
+        use_top_checkpoints(trainer)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

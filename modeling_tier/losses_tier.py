@@ -58,7 +58,12 @@ def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return gathered, sum(rows[: dist.get_rank()])
 
 
-def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    text_groups: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
 
@@ -70,6 +75,11 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
+        text_groups (`torch.Tensor` of shape `(batch,)`, *optional*):
+            int64, equal for pairs whose reports say the same. They are then no negatives of one another: the target
+            of each is spread evenly over the images, and over the texts, of all of them. Where their embeddings are
+            equal to the last bit, as those of the same tokens are without dropout, this is the plain loss: it spreads
+            the same pull over them.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -85,6 +95,8 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
     processes = world_size()
     if processes == 1:
         target = torch.arange(len(text_embeds), device=text_embeds.device)
+        if text_groups is not None:
+            target = soft_target(text_groups, text_groups)
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
         caption_loss = nn.functional.cross_entropy(logits_per_text, target)
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
@@ -92,7 +104,10 @@ def contrastive_loss(image_embeds: torch.Tensor, text_embeds: torch.Tensor, logi
 
     all_images, first = gather_rows(image_embeds)
     all_texts, _ = gather_rows(text_embeds)
-    total = summed_cross_entropy(image_embeds, text_embeds, all_images, all_texts, first, logit_scale)
+    all_groups = None if text_groups is None else gather_rows(text_groups.unsqueeze(1))[0].squeeze(1)
+    total = summed_cross_entropy(
+        image_embeds, text_embeds, all_images, all_texts, first, logit_scale, text_groups, all_groups
+    )
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return total * (processes / (2.0 * len(all_images)))
 
@@ -104,6 +119,8 @@ def summed_cross_entropy(
     all_texts: torch.Tensor,
     first: int,
     logit_scale: torch.Tensor,
+    text_groups: torch.Tensor | None = None,
+    all_groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     The cross-entropies of some pairs with all pairs, in both directions, summed: the mean over all the pairs and both
@@ -114,15 +131,26 @@ def summed_cross_entropy(
         all_images, all_texts (`torch.Tensor` of shape `(batch, dim)`): Of all pairs, these among them.
         first (`int`): Where these begin among all.
         logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
+        text_groups (`torch.Tensor` of shape `(rows,)`, *optional*): As in [`contrastive_loss`], of these pairs.
+        all_groups (`torch.Tensor` of shape `(batch,)`, *optional*): Of all pairs.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
     """
-    target = torch.arange(first, first + len(text_embeds), device=text_embeds.device)
+    if text_groups is None:
+        target = torch.arange(first, first + len(text_embeds), device=text_embeds.device)
+    else:
+        target = soft_target(text_groups, all_groups)
     scale = logit_scale.exp()
     caption_loss = nn.functional.cross_entropy(text_embeds @ all_images.t() * scale, target, reduction="sum")
     image_loss = nn.functional.cross_entropy(image_embeds @ all_texts.t() * scale, target, reduction="sum")
     return caption_loss + image_loss
+
+
+def soft_target(groups: torch.Tensor, all_groups: torch.Tensor) -> torch.Tensor:
+    """Float32 (len(groups), len(all_groups)): each row spread evenly over where its group stands."""
+    same = (groups.unsqueeze(1) == all_groups).float()
+    return same / same.sum(1, keepdim=True)
 
 
 def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:

@@ -107,25 +107,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
 
     def freeze_text_layers(self) -> None:
         """Keeps the embeddings and the first `frozen_text_layers` layers of the text encoder as they are."""
-        count = self.config.frozen_text_layers
-        if not count:
-            return
-        layers = next(
-            (
-                module
-                for module in self.text_model.modules()
-                if isinstance(module, nn.ModuleList) and len(module) == self.config.text_config.num_hidden_layers
-            ),
-            None,
-        )
-        if layers is None:
-            raise ValueError(
-                f"frozen_text_layers={count} cannot be had: {type(self.text_model).__name__} has no list of its "
-                "layers; use 0."
-            )
-        embeddings = getattr(self.text_model, "embeddings", self.text_model.get_input_embeddings())
-        for module in (embeddings, *layers[:count]):
-            module.requires_grad_(False)
+        if self.config.frozen_text_layers:
+            freeze_layers(self.text_model, self.config.frozen_text_layers)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -317,6 +300,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
+        text_groups: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -333,6 +317,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             return_entropy_sums (`bool`, *optional*, defaults to `False`):
                 Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
+            text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
+                Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -374,7 +360,44 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         }
         if return_entropy_sums:
             return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
-        return TierCLIPOutput(**self.compute_loss(image_embeds, text_embeds, **local), **outputs)
+        terms = self.compute_loss(image_embeds, text_embeds, **local, text_groups=text_groups)
+        return TierCLIPOutput(**terms, **outputs)
+
+
+def layer_depths(tower: PreTrainedModel) -> dict[nn.Parameter, float]:
+    """
+    How deep in a tower each of its parameters lies: 0 before the first layer (embeddings), 1 in the first layer, and
+    so on; infinity after the last one. The layers of a hierarchical backbone are its stages.
+
+    Raises:
+        ValueError: the tower has no list of its layers.
+    """
+    config = tower.config
+    count = getattr(config, "num_hidden_layers", None) or len(getattr(config, "depths", ()))
+    lists = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
+    layers = next((module for module in lists if len(module) == count), None)
+    if layers is None:
+        raise ValueError(f"{type(tower).__name__} has no list of its layers, by which they could be told apart.")
+    depths = {parameter: number for number, layer in enumerate(layers, 1) for parameter in layer.parameters()}
+    parameters = list(tower.parameters())
+    first = next(i for i, parameter in enumerate(parameters) if parameter in depths)
+    return {p: depths.get(p, 0 if i < first else math.inf) for i, p in enumerate(parameters)}
+
+
+def freeze_layers(tower: PreTrainedModel, count: int) -> None:
+    """
+    Keeps the first layers of a tower, and what comes before them (embeddings), from being trained.
+
+    Raises:
+        ValueError: there are not so many, or no list of them.
+    """
+    depths = layer_depths(tower)
+    layers = int(max(depth for depth in depths.values() if depth < math.inf))
+    if not 0 <= count <= layers:
+        raise ValueError(f"{count} layers of {type(tower).__name__} cannot be frozen: it has {layers}.")
+    for parameter, depth in depths.items():
+        if depth <= count:
+            parameter.requires_grad_(False)
 
 
 def hidden_size(config: PreTrainedConfig) -> int:

@@ -55,6 +55,8 @@ class TierCLIPOutput(CLIPOutput):
 class TierModelMixin:
     """What both architectures share: how pixels come in, the loss, the similarity maps, and how they are saved."""
 
+    entropy_scale = 1.0  # in training; set below 1 by a warm-up, and never saved
+
     def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, 1, height, width) to what the image processor would have made of it; float passes through."""
         if pixel_values is None:
@@ -95,6 +97,12 @@ class TierModelMixin:
                 f"them with truncation=True, max_length={limit}."
             )
 
+    @property
+    def entropy_weights(self) -> tuple[float, float]:
+        """Weights of the token and of the patch entropy: the configuration's, in training times `entropy_scale`."""
+        scale = self.entropy_scale if self.training else 1.0
+        return scale * self.config.token_entropy_weight, scale * self.config.patch_entropy_weight
+
     def compute_loss(
         self,
         image_embeds: torch.Tensor,
@@ -102,6 +110,7 @@ class TierModelMixin:
         token_embeds: torch.Tensor,
         patch_embeds: torch.Tensor,
         token_mask: torch.Tensor,
+        text_groups: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         The loss of matched pairs, its three terms, and the local embeddings, L2-normalised: all that
@@ -112,19 +121,20 @@ class TierModelMixin:
             token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected, not normalised.
             patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Likewise.
             token_mask (`torch.Tensor` of shape `(batch, tokens)`): bool; which tokens the entropies count.
+            text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): See [`contrastive_loss`].
         """
-        config = self.config
         device = text_embeds.device  # with device_map, each tower may have its own
-        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device))
+        if text_groups is not None:
+            text_groups = text_groups.to(device)
+        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device), text_groups)
         local = self.compute_entropy_sums(token_embeds.to(device), patch_embeds.to(device), token_mask.to(device))
         token_entropy, patch_entropy = mean_over_processes(
             local.pop("entropy_sums"), local.pop("entropy_counts")
         ).unbind()
         loss = clip_loss
-        if config.token_entropy_weight:
-            loss = loss + config.token_entropy_weight * token_entropy
-        if config.patch_entropy_weight:
-            loss = loss + config.patch_entropy_weight * patch_entropy
+        for weight, entropy in zip(self.entropy_weights, (token_entropy, patch_entropy), strict=True):
+            if weight:
+                loss = loss + weight * entropy
         return {
             "loss": loss,
             "contrastive_loss": clip_loss,
@@ -385,6 +395,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
+        text_groups: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -402,6 +413,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             return_entropy_sums (`bool`, *optional*, defaults to `False`):
                 Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
+            text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
+                Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -434,7 +447,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         }
         if return_entropy_sums:
             return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
-        terms = self.compute_loss(outputs.image_embeds, outputs.text_embeds, **local)
+        terms = self.compute_loss(outputs.image_embeds, outputs.text_embeds, **local, text_groups=text_groups)
         return TierCLIPOutput(**terms, **outputs)
 
     def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:

@@ -237,7 +237,7 @@ def test_labels_are_enough_no_report_is_needed(vit, tmp_path):
         (["--findings", "Edma"], "The data set has no finding 'Edma': did you mean 'Edema'?"),
         (["--eval_split", "nowhere"], "nowhere"),
         (["--head_from_prompts", "--model", "nano"], "start from a trained --model."),
-        (["--task", "contrastive", "--freeze_image_tower"], "freeze_image_tower has no effect on the task 'contrast"),
+        (["--task", "contrastive", "--label_fraction", "0.5"], "label_fraction has no effect on the task 'contrast"),
         (["--head_from_prompts", "--prompts", "nonsense"], "prompts 'nonsense' are not known; choose one of"),
     ],
 )

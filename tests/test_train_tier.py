@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,21 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hub_server import Commit, HubServer, Repo
 from safetensors.torch import load_file
 
+import eval_zeroshot
 import train_tier
 from processing_tier import TierProcessor, read_radiograph
 from processing_tier.phantom import make_phantom
-from training_tier.arguments import DataArguments
+from training_tier.arguments import (
+    DataArguments,
+    ModelArguments,
+    TaskArguments,
+    TierTrainingArguments,
+    parse_arguments,
+)
 from training_tier.data import hold_out, load_splits
 
 REPOSITORY = Path(train_tier.__file__).parent
@@ -104,7 +113,6 @@ def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_
 
 
 def test_a_dual_encoder_is_trained_continued_and_evaluated(tmp_path):
-    import eval_zeroshot
 
     three_steps = [*QUICK, "--max_steps", "3"]
     run(*three_steps, "--model", "resnet-tiny", "--output_dir", tmp_path / "first")
@@ -378,3 +386,87 @@ def test_two_resumed_processes_equal_two_uninterrupted_ones(prepared, tmp_path, 
         weights.append(load_file(folder / "model.safetensors"))
     assert len(losses[0]) == 9 and losses[0] == losses[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys, caplog):
+    folder = tmp_path / "run"
+    options = ["--save_top_k", "2", "--average_top_k", "--num_train_epochs", "4", "--learning_rate", "1e-2"]
+    options += ["--early_stopping_patience", "4"]
+    with caplog.at_level("INFO", logger="train_tier"):
+        run(*QUICK, *options, "--output_dir", folder)
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    aurocs = {entry["step"]: entry["eval_auroc"] for entry in history if "eval_auroc" in entry}
+    best = sorted(aurocs, key=lambda step: (-aurocs[step], step))[:2]
+    kept = {path.name for path in folder.glob("checkpoint-*")}
+    assert len(aurocs) == 4 and kept == {f"checkpoint-{step}" for step in {*best, max(aurocs)}}
+    members = [folder / f"checkpoint-{step}" for step in best]
+    first, second, mean = (load_file(path / "model.safetensors") for path in (*members, folder))
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, rtol=1e-5, atol=1e-6)
+    averaged = next(entry["average_auroc"] for entry in history if "average_auroc" in entry)
+    assert f"{members[0]}: eval_auroc {aurocs[best[0]]:.4f}" in caplog.text
+    assert f"The mean of their weights: average_auroc {averaged:.4f}" in caplog.text
+    command = f"python eval_zeroshot.py {members[0]} {members[1]} --data ..."
+    assert command in caplog.text
+
+    data = ["--data", QUICK[1], "--min_positives", "2", "--n_bootstrap", "5", "--output_dir", tmp_path / "evaluation"]
+    eval_zeroshot.main([str(word) for word in (*members, *data)])
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["models"] == [str(path) for path in members]
+    shutil.copytree(members[0], tmp_path / "copy")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        eval_zeroshot.main([str(word) for word in (*members, tmp_path / "copy", *data)])
+    assert exit_.value.code == 2
+    assert f"{members[0]} and {tmp_path / 'copy'} have identical weights" in capsys.readouterr().err
+
+
+RECIPES = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_accepted(name, tmp_path):
+    recipe = REPOSITORY / "configs" / name
+    types = (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments)
+    words = [str(recipe), "--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none"]
+    parsed = parse_arguments(words, types, "train_tier.py")
+    values = yaml.safe_load(recipe.read_text())
+    given = {name: getattr(group, name) for group in parsed for name in group.__dataclass_fields__ if name in values}
+    assert given.keys() == values.keys()
+    for name, value in values.items():
+        read = given[name].value if isinstance(given[name], Enum) else given[name]
+        assert read == type(read)(value), name  # YAML 1.1 reads 5e-5 as text
+
+
+@pytest.mark.parametrize("name", ["chexzero.yaml", "tier.yaml", "tier-vit.yaml"])
+def test_every_line_of_a_references_recipe_says_where_it_comes_from(name):
+    lines = (REPOSITORY / "configs" / name).read_text().splitlines()
+    options = [line for line in lines if not line.startswith("#")]
+    marks = ("[field]", "[paper]", "[guess]") if name == "tier-vit.yaml" else ("[code]", "[runs]", "[ours]")
+    assert len(options) > 20
+    for line in options:
+        assert any(mark in line.partition("#")[2] for mark in marks), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chexzero.yaml", "tier.yaml", "tier-vit.yaml"])
+def test_the_references_recipes_train_a_small_stand_in(name, tmp_path):
+    base = tmp_path / "base"
+    few = ["--max_steps", "2", "--logging_steps", "1", "--num_train_epochs", "1"]
+    few += ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    preset = "resnet-tiny" if name == "tier.yaml" else "tiny"
+    run(*QUICK, *few, "--model", preset, "--output_dir", base, "--learning_rate", "1e-3")
+    options = [word for word in QUICK if word not in ("--num_train_epochs", "1")] + few
+    options += ["--model", base, "--findings", "Consolidation", "Pleural Effusion", "--bf16", "false"]
+    if name == "tier.yaml":
+        options += ["--frozen_text_layers", "1"]  # of 2
+    run(REPOSITORY / "configs" / name, *options, "--output_dir", tmp_path / "run")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "run"))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    frozen = {key for key in before if key.startswith(("text_model.embeddings.", "text_model.encoder.layers.0."))}
+    assert "visual_projection.weight" in moved or "visual_projection.0.weight" in moved
+    assert (not moved & frozen) == (name == "tier.yaml")
+    settings = json.loads((tmp_path / "run" / "training_args.json").read_text())
+    assert settings["optim"] == {"chexzero.yaml": "sgd"}.get(name, settings["optim"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["image_pooling"] == ("cls" if name == "chexzero.yaml" else "patch_mean")

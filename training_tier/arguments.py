@@ -1,6 +1,7 @@
 """Options of `train_tier.py`, on the command line or in a YAML file, checked before anything is read."""
 
 import difflib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,12 @@ TASKS = ("contrastive", "classification")
 CONTRASTIVE_OPTIONS = (
     "text_warmup_epochs",
     "frozen_text_layers",
+    "soft_targets",
+    "avoid_duplicates",
+    "freeze_text_tower",
+    "frozen_vision_layers",
+    "text_lr_scale",
+    "entropy_warmup_steps",
     "token_entropy_weight",
     "patch_entropy_weight",
     "entropy_temperature",
@@ -56,7 +63,14 @@ class TaskArguments:
         },
     )
     freeze_image_tower: bool = field(
-        default=False, metadata={"help": "Classification: train the head alone (a linear probe)."}
+        default=False,
+        metadata={
+            "help": "Keep the image tower as it is. Classification: train the head alone (a linear probe); "
+            "contrastive: the projection heads and the text tower (locked-image tuning)."
+        },
+    )
+    freeze_text_tower: bool = field(
+        default=False, metadata={"help": "Keep the text tower as it is, but for its projection head."}
     )
     head_from_prompts: bool = field(
         default=False,
@@ -77,7 +91,7 @@ class TaskArguments:
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"label_fraction={self.label_fraction} must be above 0 and at most 1, for example 0.1.")
         if self.task != "classification":
-            for name in ("freeze_image_tower", "head_from_prompts", "label_fraction"):
+            for name in ("head_from_prompts", "label_fraction"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"{name} has no effect on the task {self.task!r}; add --task classification.")
 
@@ -110,9 +124,13 @@ class ModelArguments:
     frozen_text_layers: int | None = field(
         default=None,
         metadata={
-            "help": "With --vision_model or a dual encoder's checkpoint: keep the embeddings and so many of the first "
-            "layers of the text encoder as they are (the paper's 8 of 12); 0 for none."
+            "help": "Keep the embeddings and so many of the first layers of a pretrained text encoder as they are "
+            "(the paper's 8 of 12); 0 for none."
         },
+    )
+    frozen_vision_layers: int | None = field(
+        default=None,
+        metadata={"help": "The same of a pretrained image tower; of a convolutional one, so many of its stages."},
     )
     tokenizer: str | None = field(
         default=None,
@@ -170,11 +188,12 @@ class ModelArguments:
             for name in ("model", "tokenizer", "text_warmup_epochs"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"{name} has no effect with vision_model and text_model; leave it out.")
-        if self.frozen_text_layers and self.vision_model is None and self.model in PRESETS:
-            raise ValueError(
-                f"frozen_text_layers={self.frozen_text_layers} would keep the random weights of {self.model!r} as "
-                "they are; it is for pretrained text encoders."
-            )
+        for name in ("frozen_text_layers", "frozen_vision_layers"):
+            if getattr(self, name) and self.vision_model is None and self.model in PRESETS:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} would keep the random weights of {self.model!r} as they are; it is "
+                    "for pretrained ones."
+                )
         if self.text_warmup_epochs < 0 or self.text_warmup_epochs and self.model not in PRESETS:
             raise ValueError(
                 f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}) "
@@ -241,6 +260,21 @@ class DataArguments:
             "instead of the text that --text names."
         },
     )
+    avoid_duplicates: bool = field(
+        default=False,
+        metadata={
+            "help": "Make the training batches so that no two of their reports say the same, as far as that can be: "
+            "they would be negatives of one another. With --sample_sentences the impressions are compared (or the "
+            "findings where there is none). Not with --streaming."
+        },
+    )
+    soft_targets: bool = field(
+        default=False,
+        metadata={
+            "help": "Pairs of a batch whose reports say the same (compared as by --avoid_duplicates) are no negatives "
+            "of one another: each is to be matched with all of them alike."
+        },
+    )
     augmentation: str = field(
         default="standard",
         metadata={
@@ -293,6 +327,11 @@ class DataArguments:
                 f"deidentified={self.deidentified!r} has no effect with sample_sentences, which removes the marks; "
                 "leave it out."
             )
+        if self.streaming and self.avoid_duplicates:
+            raise ValueError(
+                "avoid_duplicates orders the images by their texts, and streaming by where they lie; leave one of "
+                "them out (--soft_targets goes with both)."
+            )
         if self.streaming and self.eval_split is None:
             raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")
         for name in ("columns", "image_root"):
@@ -322,6 +361,26 @@ class TierTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="runs/tier", metadata={"help": "New folder for the model, checkpoints and logs."})
     learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    vision_lr_scale: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate of the image tower (not of its projection head)."}
+    )
+    text_lr_scale: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate of the text tower (not of its projection head)."}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor of the learning rate from each layer of a tower to the one below, for fine-tuning; for "
+            "example 0.75."
+        },
+    )
+    entropy_warmup_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Let the weights of the two entropies grow linearly from 0 over so many steps, or over a share of "
+            "all steps below 1."
+        },
+    )
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices (nothing else)."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
@@ -346,6 +405,24 @@ class TierTrainingArguments(TrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one always."})
+    save_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many checkpoints, those that are best by --metric_for_best_model, and the latest, "
+            "instead of the --save_total_limit latest ones: for an ensemble, or for --average_top_k."
+        },
+    )
+    average_top_k: bool = field(
+        default=False,
+        metadata={
+            "help": "End with the mean of the weights (and of the statistics of batch norms) of the --save_top_k best "
+            "checkpoints, not with the best one."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations in a row without a better --metric_for_best_model."},
+    )
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "End with the best checkpoint, not the last."}
     )
@@ -382,7 +459,37 @@ class TierTrainingArguments(TrainingArguments):
                 "out."
             )
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        for name in ("vision_lr_scale", "text_lr_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0; to keep a tower as it is, freeze it.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1, for example 0.75.")
+        if not 0 <= self.entropy_warmup_steps < math.inf:
+            raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps} must be at least 0.")
         super().__post_init__()
+        self._check_choosing()
+
+    def _check_choosing(self) -> None:
+        for name in ("save_top_k", "early_stopping_patience"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1; leave it out for none.")
+            if not self.load_best_model_at_end:
+                raise ValueError(f"{name} needs load_best_model_at_end, which has every checkpoint evaluated.")
+        if self.average_top_k and (self.save_top_k or 0) < 2:
+            raise ValueError(f"average_top_k has no effect with save_top_k={self.save_top_k}; use for example 3.")
+        if self.average_top_k and (self.fsdp or self.deepspeed):
+            raise ValueError("average_top_k works on whole weights, not on those that FSDP or DeepSpeed part.")
+        if self.save_top_k is not None:
+            if self.save_total_limit not in (None, type(self).__dataclass_fields__["save_total_limit"].default):
+                raise ValueError(
+                    f"save_total_limit={self.save_total_limit} has no effect with save_top_k; leave it out."
+                )
+            self.save_total_limit = None
+        if self.early_stopping_patience is not None:
+            self.restore_callback_states_from_checkpoint = True  # else a resumed run counts from 0
 
     def check_output_dir(self) -> None:
         """

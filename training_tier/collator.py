@@ -40,6 +40,8 @@ class PairCollator:
                 "before its end token; --text chooses the sections."
             )
         batch.update(tokens)
+        if "group" in readable[0]:
+            batch["text_groups"] = torch.tensor([pair["group"] for pair in readable])
         if unreadable:
             batch["unreadable"] = unreadable
         batch["return_loss"] = True  # last: accelerate takes the batch size from the first value

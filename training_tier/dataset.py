@@ -1,6 +1,6 @@
 """Records to pairs of pixels and text, each drawn anew in every epoch and yet reproducible."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import datasets
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records import select_text
-from processing_tier.reports import clean_text, split_sentences
+from processing_tier.reports import clean_text, duplicate_groups, split_sentences
 
 from .augmentation import augment, augment_tier
 from .streaming import ShardedImages
@@ -34,6 +34,8 @@ class PairDataset(torch.utils.data.Dataset):
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         seed (`int`, *optional*, defaults to 0): of the random choices.
         images ([`ShardedImages`], *optional*): of records that have none themselves, see [`read_shards`].
+        soft_targets (`bool`, *optional*, defaults to `False`):
+            each pair has a `group` as well, the same for texts that say the same, see [`duplicate_groups`].
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PairDataset(torch.utils.data.Dataset):
         sample_sentences: bool = False,
         seed: int = 0,
         images: ShardedImages | None = None,
+        soft_targets: bool = False,
     ):
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
@@ -56,6 +59,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.sample_sentences = sample_sentences
         self.seed = seed
         self.epoch = 0
+        self.groups = duplicate_groups(self.texts()) if soft_targets else None
         # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
         float_pixels = image_processor.geometry == "pad" and image_processor.resize_edge is not None
         self.output_dtype = "float32" if float_pixels else "uint8"
@@ -67,6 +71,13 @@ class PairDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def texts(self) -> Iterator[str]:
+        """The text of each record; with `sample_sentences`, the impression, or the findings where there is none."""
+        # Not the whole report: few of those are equal, but what is drawn from them is, the impression above all.
+        source = "both" if self.sample_sentences else self.text
+        for record in self.records.select_columns(list(SECTIONS)):
+            yield clean_text(select_text(record, source), self.deidentified)
 
     def __getitem__(self, index: int) -> dict:
         """`image_id`, and either `pixel_values` (1, height, width) with `text`, or the `error` of the image."""
@@ -82,7 +93,8 @@ class PairDataset(torch.utils.data.Dataset):
             text = sample_text(record, rng)
         else:
             text = clean_text(select_text(record, self.text), self.deidentified)
-        return {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+        pair = {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+        return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """One channel of 8 bits wherever the image processor allows, (1, height, width): the device does the rest."""

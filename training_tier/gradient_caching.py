@@ -60,8 +60,10 @@ def backward_in_chunks(
     """
     # The first pass needs nothing of what DistributedDataParallel does, which would wait for the other processes.
     plain = model.module if isinstance(model, DistributedDataParallel) else model
-    config, logit_scale = plain.config, plain.logit_scale
-    chunks = split_batch({name: value for name, value in inputs.items() if name != "return_loss"}, chunk_size)
+    logit_scale = plain.logit_scale
+    inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+    text_groups = inputs.pop("text_groups", None)
+    chunks = split_batch(inputs, chunk_size)
 
     # 1. The embeddings, without graph
     buffers = [(buffer, buffer.clone()) for buffer in plain.buffers()]
@@ -84,11 +86,11 @@ def backward_in_chunks(
     # 2. The loss of all pairs, and the gradients of the embeddings
     sizes = [len(chunk) for chunk in images]
     contrastive_loss, image_gradients, text_gradients, scale_gradient = contrastive_gradients(
-        torch.cat(images).float(), torch.cat(texts).float(), logit_scale.detach(), chunk_size
+        torch.cat(images).float(), torch.cat(texts).float(), logit_scale.detach(), chunk_size, text_groups
     )
 
     # 3. Each chunk once more, with its graph
-    weights = (config.token_entropy_weight, config.patch_entropy_weight)
+    weights = plain.entropy_weights
     entropy_gradients = factors * torch.tensor(weights, device=factors.device)
     gradients = zip(image_gradients.split(sizes), text_gradients.split(sizes), strict=True)
 
@@ -119,7 +121,11 @@ def backward_in_chunks(
 
 
 def contrastive_gradients(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor, rows: int
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    rows: int,
+    text_groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     [`contrastive_loss`] of all processes, and its gradients. The logits, a square of the batch, are made in float32
@@ -129,21 +135,25 @@ def contrastive_gradients(
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch, dim)`): of this process, L2-normalised.
         logit_scale (`torch.Tensor`): scalar.
         rows (`int`): of the logits at a time.
+        text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): see [`contrastive_loss`].
 
     Returns:
         `tuple`: the loss, and the gradients of the images, of the texts and of `logit_scale`.
     """
     processes = world_size()
-    all_images, first, all_texts = image_embeds, 0, text_embeds
+    all_images, first, all_texts, all_groups = image_embeds, 0, text_embeds, text_groups
     if processes > 1:
         (all_images, first), (all_texts, _) = gather_rows(image_embeds), gather_rows(text_embeds)
+        if text_groups is not None:
+            all_groups = gather_rows(text_groups.unsqueeze(1))[0].squeeze(1)
     leaves = [tensor.detach().requires_grad_() for tensor in (image_embeds, text_embeds, all_images, all_texts)]
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
         for start in range(0, len(image_embeds), rows):
             images, texts = (leaf[start : start + rows] for leaf in leaves[:2])
-            loss = summed_cross_entropy(images, texts, *leaves[2:], first + start, scale)
+            groups = None if text_groups is None else text_groups[start : start + rows]
+            loss = summed_cross_entropy(images, texts, *leaves[2:], first + start, scale, groups, all_groups)
             loss = loss * (processes / (2.0 * len(all_images)))  # as in contrastive_loss
             loss.backward()
             total += loss.detach()

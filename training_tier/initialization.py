@@ -145,8 +145,6 @@ def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor
     name = arguments.model
     stored_config = read_stored_config(arguments)
     is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
-    if arguments.frozen_text_layers is not None and not is_dual:
-        raise ValueError(f"frozen_text_layers has no effect on {name!r}, which is no dual encoder; leave it out.")
     model = load_weights(TierDualEncoderModel if is_dual else TierCLIPModel, arguments)
     tokenizer = load_tokenizer(name)
     return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
@@ -160,6 +158,9 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
         `ValueError`: it cannot be read, a tensor of it was not used, or one of the model was not there.
     """
     name = arguments.model
+    overrides = arguments.config_overrides()
+    if not hasattr(model_class.config_class, "frozen_text_layers"):
+        overrides.pop("frozen_text_layers", None)  # see freeze_towers
     try:
         model, info = model_class.from_pretrained(
             name,
@@ -168,7 +169,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
             ignore_mismatched_sizes=True,  # they are told below
             output_loading_info=True,
             image_size=arguments.image_size,
-            **arguments.config_overrides(),
+            **overrides,
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(

@@ -10,7 +10,7 @@ import datasets
 import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import model_info, upload_folder
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, logging
@@ -19,12 +19,15 @@ from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EpochSetter, LogitScaleClamp, Throughput
+from .callbacks import EntropyWarmup, EpochSetter, LogitScaleClamp, Throughput, TopCheckpoints
 from .gradient_caching import backward_in_chunks
+from .optimization import learning_rate_scales, scale_learning_rates
+from .samplers import DistinctTextSampler
 from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
 
+LEARNING_RATE_OPTIONS = ("vision_lr_scale", "text_lr_scale", "layer_decay")
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
 RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
@@ -32,8 +35,8 @@ RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and
 
 class RadiographTrainer(Trainer):
     """
-    [`Trainer`] that goes on without images that do not decode, and decays matrices alone. On the Hub, whatever it
-    pushes and whenever, can be loaded and has this project's card.
+    [`Trainer`] that goes on without images that do not decode, decays matrices alone, and trains each tower and layer
+    at its own learning rate. On the Hub, whatever it pushes and whenever, can be loaded and has this project's card.
 
     Args:
         training_facts (`Mapping`, *optional*): what the card says of the training, see [`write_model_card`].
@@ -45,6 +48,10 @@ class RadiographTrainer(Trainer):
         self.training_facts = training_facts
         self.unreadable: dict[str, str] = {}
         self.add_callback(EpochSetter())
+        if self.args.save_top_k is not None:
+            self.add_callback(TopCheckpoints(self.args.save_top_k))
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.throughput = Throughput()
         self.add_callback(self.throughput)
 
@@ -100,6 +107,14 @@ class RadiographTrainer(Trainer):
             for name in super().get_decay_parameter_names(model)
             if model.get_parameter(name).ndim > 1 and ("patch_embedding" in name or "embedding" not in name)
         ]
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        options = {name: getattr(self.args, name) for name in LEARNING_RATE_OPTIONS}
+        if is_new and any(value != 1.0 for value in options.values()):
+            scale_learning_rates(optimizer, learning_rate_scales(self.model, **options))
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         output_dir = output_dir or self.args.output_dir
@@ -207,6 +222,7 @@ class TierTrainer(RadiographTrainer):
         eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
         findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
         prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        avoid_duplicates (`bool`, *optional*, defaults to `False`): see [`DistinctTextSampler`].
         kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
     """
 
@@ -216,13 +232,17 @@ class TierTrainer(RadiographTrainer):
         eval_records: datasets.Dataset | None = None,
         findings: Sequence[str] = (),
         prompts: str = "report",
+        avoid_duplicates: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.eval_records = eval_records
         self.prompts = load_prompts(prompts, findings)
+        self.avoid_duplicates = avoid_duplicates
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
+        if self.args.entropy_warmup_steps:
+            self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
         self.check_batch_size()
 
     def check_batch_size(self) -> None:
@@ -277,6 +297,15 @@ class TierTrainer(RadiographTrainer):
     def add_terms(self, mode: str, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
         terms = torch.stack([outputs[term].detach().float() for term in TERMS])
         self._terms[mode].append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.avoid_duplicates:
+            return super()._get_train_sampler(train_dataset)
+        return DistinctTextSampler(
+            self.train_dataset if train_dataset is None else train_dataset,
+            self._train_batch_size * self.args.world_size,
+            self.args.seed,
+        )
 
     def pop_terms(self, mode: str) -> dict[str, float]:
         """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""

@@ -264,6 +264,15 @@ def test_loss_is_that_of_the_loss_functions(make_dual, batch, entropy_tokens):
     torch.testing.assert_close(output.contrastive_loss, by_hand, rtol=1e-6, atol=0)
 
 
+def test_soft_targets(make_dual, batch):
+    output = make_dual()(**batch, return_loss=True, text_groups=torch.tensor([3, -1, 4, -1]))
+    target = torch.eye(4)
+    target[1] = target[3] = torch.tensor([0, 0.5, 0, 0.5])
+    logits = output.logits_per_text
+    by_hand = -((target * logits.log_softmax(1)).sum() + (target * logits.log_softmax(0)).sum()) / 8
+    torch.testing.assert_close(output.contrastive_loss, by_hand, rtol=1e-6, atol=0)
+
+
 def test_without_return_loss_any_numbers_of_texts_and_images(make_dual, batch):
     texts = {key: batch[key][:3] for key in ("input_ids", "attention_mask", "token_type_ids")}
     output = make_dual()(**texts, pixel_values=batch["pixel_values"])
@@ -531,7 +540,7 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         ),
         (
             {"text": text_config("albert", embedding_size=8), "frozen_text_layers": 1},
-            "frozen_text_layers=1 cannot be had: AlbertModel has no list of its layers; use 0.",
+            "AlbertModel has no list of its layers, by which they could be told apart.",
         ),
         ({"image_pooling": "cls"}, 'image_pooling="cls" needs a class token, which ResNetModel has not; use "patch_m'),
         ({"image_pooling": "mean"}, "image_pooling must be one of cls, patch_mean, not 'mean'."),

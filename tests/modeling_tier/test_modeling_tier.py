@@ -94,6 +94,33 @@ def test_output_of_a_training_step(make_tier, batch):
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_a_warmup_scales_the_entropies_in_training_alone(make_tier, batch):
+    model = make_tier(**WEIGHTS)
+    whole = model(**batch, return_loss=True)
+    entropies = whole.loss - whole.contrastive_loss
+    model.entropy_scale = 0.25
+    assert torch.equal(model(**batch, return_loss=True).loss, whole.loss)
+    output = model.train()(**batch, return_loss=True)  # CLIP has no dropout
+    torch.testing.assert_close(output.loss, whole.contrastive_loss + 0.25 * entropies, rtol=1e-6, atol=0)
+    model.entropy_scale = 0.0
+    assert torch.equal(model(**batch, return_loss=True).loss, whole.contrastive_loss)
+    assert model.config.token_entropy_weight == 0.3 and "entropy_scale" not in model.config.to_dict()
+
+
+@pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
+def test_soft_targets(make_tier, batch, image_pooling):
+    model = make_tier(image_pooling=image_pooling)
+    plain = model(**batch, return_loss=True)
+    soft = model(**batch, return_loss=True, text_groups=torch.tensor([3, -1, 4, -1]))
+    assert torch.equal(plain.logits_per_text, soft.logits_per_text)
+    target = torch.eye(4)
+    target[1] = target[3] = torch.tensor([0, 0.5, 0, 0.5])
+    logits = soft.logits_per_text
+    by_hand = -((target * logits.log_softmax(1)).sum() + (target * logits.log_softmax(0)).sum()) / 8
+    torch.testing.assert_close(soft.contrastive_loss, by_hand, rtol=1e-6, atol=0)
+    assert abs(plain.loss - soft.loss) > 1e-3
+
+
 @pytest.mark.parametrize("entropy_tokens", ["words", "attended"])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_entropies_against_an_independent_formula(make_tier, batch, entropy_tokens, temperature):

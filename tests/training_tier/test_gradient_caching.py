@@ -61,6 +61,11 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
+def with_groups(batch: dict) -> dict:
+    """The same pairs, three of which say the same, and two others."""
+    return {**batch, "text_groups": torch.tensor([3, 1, 4, 3, 3, 4, 0])}
+
+
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name.removeprefix("module."): parameter.grad.clone() for name, parameter in trained}
@@ -150,6 +155,21 @@ def test_a_frozen_tower(tower):
     assert all(parameter.grad is None for parameter in getattr(model, tower).parameters())
 
 
+def test_soft_targets_and_weights_that_still_grow():
+    model, batch = make_model("patch mean"), with_groups(make_batch())
+    model.entropy_scale = 0.5
+    output = model(**batch)
+    output.loss.backward()
+    expected = gradients_of(model)
+    hard = model(**make_batch())
+    assert abs(hard.contrastive_loss - output.contrastive_loss) > 1e-3
+    model.zero_grad()
+    terms = backward_in_chunks(model, batch, 3)
+    assert_equal(gradients_of(model), expected)
+    for term in TERMS:
+        torch.testing.assert_close(terms[term], output[term].detach(), rtol=1e-5, atol=0)
+
+
 def test_autocast():
     """bf16: the logits alone are made in float32 here, so that the gradients agree as well as bf16 allows."""
     model, batch = make_model("patch mean"), make_batch()
@@ -199,9 +219,8 @@ def process(rank: int, folder: str) -> None:
         if not find_unused:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
-        batch = {
-            key: value if key == "return_loss" else value[ROWS[rows][rank]] for key, value in make_batch().items()
-        }
+        batch = with_groups(make_batch()) if name == "patch mean" else make_batch()
+        batch = {key: value if key == "return_loss" else value[ROWS[rows][rank]] for key, value in batch.items()}
         waits = []  # whether a chunk with a graph is to wait for the other process
         model.register_forward_pre_hook(
             lambda *_, waits=waits, wrapped=wrapped: (
@@ -227,7 +246,8 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path):
             torch.load(tmp_path / f"{name}-{rows}-{find_unused}-{rank}.pt", weights_only=True) for rank in range(2)
         ]
         model = make_model(name)
-        output = model(**{key: value if key == "return_loss" else value[:6] for key, value in make_batch().items()})
+        batch = with_groups(make_batch()) if name == "patch mean" else make_batch()
+        output = model(**{key: value if key == "return_loss" else value[:6] for key, value in batch.items()})
         (2 * output.loss).backward()  # two steps of accumulation
         expected = torch.stack([output[term].detach() for term in TERMS])
         torch.testing.assert_close((ranks[0]["terms"] + ranks[1]["terms"]) / 2, expected, rtol=1e-5, atol=0)

@@ -272,10 +272,3 @@ def test_cxr_bert_with_its_tokenizer_is_read_without_remote_code(tower_folders, 
         assert torch.equal(tensor, expected.text_model.state_dict()[name]), name
     texts = ["No pleural effusion."]
     assert processor.tokenizer(texts)["input_ids"] == expected_processor.tokenizer(texts)["input_ids"]
-
-
-def test_freezing_is_refused_where_there_is_nothing_to_freeze(clip_folder):
-    with pytest.raises(
-        ValueError, match="^frozen_text_layers has no effect on .*, which is no dual encoder; leave it"
-    ):
-        make_model(ModelArguments(model=str(clip_folder[0]), frozen_text_layers=1), [])

@@ -297,3 +297,68 @@ def test_a_card_is_written_where_there_is_none_and_kept_where_there_is(make_trai
     trainer.create_model_card(model_name="another", tags=["tag"])
     assert card.read_text() == "with results"
     assert "tags: no effect on the model card" in caplog.text
+
+
+def test_the_entropy_weights_grow_from_0_over_the_first_steps(make_trainer):
+    options = {"entropy_warmup_steps": 5, "max_steps": 8, "save_total_limit": None}
+    options |= {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(**options)
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for number, entry in enumerate(steps):
+        scale = min(1, number / 5)
+        entropies = 0.1 * entry["token_entropy"] + 0.2 * entry["patch_entropy"]
+        assert entry["loss"] == pytest.approx(entry["contrastive_loss"] + scale * entropies, abs=2e-4), number
+    assert len(steps) == 8
+    for entry in (entry for entry in trainer.state.log_history if "eval_loss" in entry):  # the final weights
+        entropies = 0.1 * entry["eval_token_entropy"] + 0.2 * entry["eval_patch_entropy"]
+        assert entry["eval_loss"] == pytest.approx(entry["eval_contrastive_loss"] + entropies, abs=2e-4)
+    config = json.loads((Path(trainer.args.output_dir) / "checkpoint-2" / "config.json").read_text())
+    assert (config["token_entropy_weight"], config["patch_entropy_weight"]) == (0.1, 0.2)
+    resumed = make_trainer(folder="resumed", **options)
+    whole = [entry["loss"] for entry in steps]
+    resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == whole
+
+
+def test_a_share_of_the_steps_for_the_warmup(make_trainer):
+    trainer = make_trainer(
+        entropy_warmup_steps=0.5, max_steps=8, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    added = [entry["loss"] - entry["contrastive_loss"] for entry in steps]
+    entropies = [0.1 * entry["token_entropy"] + 0.2 * entry["patch_entropy"] for entry in steps]
+    shares = [one / all_ for one, all_ in zip(added, entropies, strict=True)]
+    assert shares == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-3)
+
+
+def test_early_stopping_counts_on_in_a_resumed_run(make_trainer, monkeypatch):
+    aurocs = [0.5, 0.7, 0.6, 0.7, 0.65, 0.9, 0.9, 0.9]
+    options = {"early_stopping_patience": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1}
+    options |= {"eval_steps": 1, "max_steps": 8, "save_total_limit": None}
+
+    def run(folder, checkpoint=None):
+        trainer = make_trainer(folder=folder, **options)
+        monkeypatch.setattr(trainer, "zero_shot_auroc", lambda: {"mean": aurocs[trainer.state.global_step - 1]})
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    whole = run("whole")
+    assert whole.state.global_step == 5 and whole.state.best_metric == 0.7  # three evaluations after the second
+    assert run("resumed", f"{whole.args.output_dir}/checkpoint-3").state.global_step == 5
+
+
+def test_equal_texts_do_not_share_a_batch(make_trainer, phantom):
+    texts = ["No acute disease.", "NO ACUTE DISEASE", "Effusion."] * 2 + phantom["impression"][6:]
+    records = phantom.remove_columns("impression").add_column("impression", texts)
+    trainer = make_trainer(records)
+    trainer.avoid_duplicates = True
+    for epoch in range(3):
+        trainer.train_dataset.set_epoch(epoch)
+        sampler = trainer._get_train_sampler()
+        order = list(sampler)
+        per_batch = [[sampler.groups[i] for i in order[start : start + 8]] for start in range(0, 48, 8)]
+        assert all(groups.count(0) <= 1 and groups.count(1) <= 1 for groups in per_batch)
+    trainer.train()
+    assert trainer.state.global_step == 12
