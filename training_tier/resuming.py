@@ -46,8 +46,16 @@ FREE_OPTIONS = {
     "trackio_static_space_id",
 }
 FREE_DATA_OPTIONS = {"columns", "data", "image_root"}  # where the data lie; what they are is told by the digest
-# Of a configuration: what says nothing about the network.
-FREE_FIELDS = {"_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+# Of a configuration: what says nothing about the network, or is set by a training itself.
+FREE_FIELDS = {
+    "_name_or_path",
+    "auto_map",
+    "dtype",
+    "problem_type",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
 
 
 def find_fault(checkpoint: str | os.PathLike) -> str | None:
@@ -196,7 +204,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
     """The fields of a configuration and of those in it, `"vision_config.hidden_size"` and the like."""
     fields = {}
     for name, value in config.items():
-        if name in FREE_FIELDS:
+        if name in FREE_FIELDS or name.endswith("_token_id"):  # the tokenizers are compared
             continue
         if isinstance(value, Mapping):
             fields |= flatten(value, f"{prefix}{name}.")
@@ -223,19 +231,17 @@ def check_model(checkpoint: str, model: PreTrainedModel, processing_class, allow
         raise ValueError(
             f"{checkpoint} belongs to another model: it is a {other_kind!r} and that of this run a {kind!r}."
         )
-    before = flatten(type(model.config).from_pretrained(checkpoint).to_dict())
-    now = flatten(model.config.to_dict()) | {"architectures": [type(model).__name__]}
-    before, now = (json.loads(json.dumps(fields, default=str)) for fields in (before, now))
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    configs = type(model.config).from_pretrained(checkpoint), model.config
+    before, now = (flatten(json.loads(json.dumps(config.to_dict(), default=str))) for config in configs)
+    now["architectures"] = [type(model).__name__]
+    differing = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
     for name in differing:
         if name == "image_size" or name not in ModelArguments.__dataclass_fields__:
             raise ValueError(
-                f"{checkpoint} belongs to another model: its {name} is {before.get(name)!r}, and that of this run "
-                f"{now.get(name)!r}."
+                f"{checkpoint} belongs to another model: its {name} is {before[name]!r}, and that of this run "
+                f"{now[name]!r}."
             )
-    refuse_changes(
-        checkpoint, [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing], allow
-    )
+    refuse_changes(checkpoint, [f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing], allow)
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         words, other_words = tokenizer.get_vocab(), type(tokenizer).from_pretrained(checkpoint).get_vocab()
