@@ -605,7 +605,7 @@ def test_one_process_that_dies_brings_down_the_other_within_a_minute(breakable, 
     saved = (tmp_path / "run" / "checkpoint-4").stat().st_mtime
     assert time.time() - saved < 60
     assert stopped.returncode == 1
-    sentence = "train_tier.py: Process 0 cannot go on after step 5: another one has ended ("
-    assert sentence in stopped.stderr
+    sentence = r"train_tier\.py: Process 0 cannot go on after step [56]: another one has ended \("
+    assert re.search(sentence, stopped.stderr), stopped.stderr[-3000:]
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-4'}." in stopped.stderr
     assert "Signal 9 (SIGKILL)" in stopped.stderr

@@ -43,10 +43,28 @@ class EpochSetter(TrainerCallback):
         train_dataloader.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
+class SaveAfterEvaluation(TrainerCallback):
+    """
+    Puts what is saved in the last step of an epoch off until its evaluation is done, which a run that is resumed from
+    there would leave out.
+    """
+
+    def __init__(self):
+        self.postponed = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.postponed = control.should_save and (not state.epoch % 1 or state.global_step >= state.max_steps)
+        control.should_save = control.should_save and not self.postponed
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or self.postponed
+        self.postponed = False
+
+
 class Preemption(TrainerCallback):
     """
-    Saves and stops at the end of the step in which SIGTERM comes, of an epoch after its evaluation; later calls to
-    stop, and those in the very last step, change nothing.
+    Saves and stops at the end of the step in which SIGTERM comes; later calls to stop, and those in the very last
+    step, change nothing.
 
     Not `enable_jit_checkpoint` of transformers 5.23: that waits for 3 s, lets each process decide for itself, may save
     within a step, evaluates before it ends, and ends as if the training were complete.
@@ -77,10 +95,6 @@ class Preemption(TrainerCallback):
         return self.agreed and state.global_step < state.max_steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.due(state) and state.epoch % 1:
-            control.should_save = True
-
-    def on_epoch_end(self, args, state, control, **kwargs):
         if self.due(state):
             control.should_save = True
 

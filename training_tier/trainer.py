@@ -25,7 +25,7 @@ from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EpochSetter, LogitScaleClamp, Preemption, TrainingStopped
+from .callbacks import EpochSetter, LogitScaleClamp, Preemption, SaveAfterEvaluation, TrainingStopped
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .streaming import ShardedImages
 
@@ -97,6 +97,7 @@ class RadiographTrainer(Trainer):
         self._saving = False
         self.add_callback(EpochSetter())
         self.add_callback(self.preemption)
+        self.add_callback(SaveAfterEvaluation())
 
     def train(self, *args, **kwargs):
         """
