@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -161,8 +161,8 @@ def prepare(
 
     Raises:
         `ValueError`: what [`read_records`] raises, a patient in two splits, an output that is something else or was
-            begun with other options, no record left by the filters, more failures than `max_failed` allows, or a
-            worker process that died.
+            begun with other options, a split that `datasets` could not load, no record left by the filters, more
+            failures than `max_failed` allows, or a worker process that died.
         `OSError`: the disk is full or fails. Then, as after the last two of the above, finished shards are kept.
     """
     output_dir = Path(os.path.abspath(output_dir))
@@ -211,10 +211,10 @@ def start_method() -> multiprocessing.context.BaseContext:
 def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
     """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
     datasets.disable_progress_bars()
+    splits = options.splits or list_splits(options.data, options.columns)
+    check_splits(splits)
     records, counts = {}, {}
-    for split in options.splits or list_splits(options.data, options.columns):
-        if not SHARD.fullmatch(f"{split}-00000-of-00001.parquet"):
-            raise ValueError(f"split {split!r} cannot be the name of a file; use letters, digits and _ alone.")
+    for split in splits:
         records[split], counts[split] = select_records(
             read_records(options.data, split, options.columns, options.image_root), split, options
         )
@@ -246,6 +246,20 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
                 plan.write_table(table)
         todo.append(shard)
     return Plan(features, counts, shards, todo)
+
+
+def check_splits(splits: Sequence[str]) -> None:
+    """
+    Raises:
+        `ValueError`: no split, or a name that files or `datasets` cannot have.
+    """
+    if not splits:
+        raise ValueError("no row of the data has a split; fill the column, or name another one in columns.")
+    for split in splits:
+        if not SHARD.fullmatch(f"{split}-00000-of-00001.parquet"):
+            raise ValueError(f"split {split!r} cannot be the name of a file; use letters, digits and _ alone.")
+        if split.lower() == "all":
+            raise ValueError(f"split {split!r} cannot be loaded, for `datasets` means all splits by it; rename it.")
 
 
 def select_records(
@@ -552,11 +566,21 @@ def write_quarantine(output_dir: Path, failures: Iterable[dict]) -> None:
 
 
 def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, failures: list[dict]) -> dict:
-    """Counts the output, and writes everything that is not a shard; the summary."""
-    if len(failures) == plan.total:
-        raise ValueError(
-            f"none of {plan.total} images can be read; the first is {failures[0]['file']}: {failures[0]['reason']}"
-        )
+    """
+    Counts the output, and writes everything that is not a shard; the summary.
+
+    Raises:
+        `ValueError`: no image of a split can be read.
+    """
+    write_quarantine(output_dir, failures)
+    for split, counts in plan.counts.items():
+        failed = [failure for failure in failures if failure["split"] == split]
+        if len(failed) == counts["kept"]:  # `datasets` cannot open a set with an empty split
+            raise ValueError(
+                f"split {split!r}: none of {len(failed)} images can be read; the first is {failed[0]['file']}: "
+                f"{failed[0]['reason']} quarantine.csv in {output_dir} lists them; mend the files and run again, or "
+                "prepare the other splits alone in another folder."
+            )
     files = {split: [] for split in plan.counts}
     for shard in plan.shards:
         files[shard.split].append(output_dir / "data" / shard.name)
@@ -570,7 +594,6 @@ def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, failures: 
         for split, counts in plan.counts.items()
     }
     summary = {**options.recorded(), "splits": splits}
-    write_quarantine(output_dir, failures)
     write(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     write(output_dir / "sheet.jpg", draw_sheet([file for split in files.values() for file in split]))
     write(output_dir / "README.md", make_card(summary, files, describe_source(options.data)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -135,14 +136,15 @@ def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str
     """
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in files:
-        lines += [f"  - split: {split}", f"    path: data/{split}-*"]
+        # In quotes: 0, no and null are no texts in YAML
+        lines += [f"  - split: {quote(split)}", f"    path: {quote(f'data/{split}-*')}"]
     lines += ["dataset_info:", "  splits:"]
     total = 0
     for split, paths in files.items():
         metadata = [pq.read_metadata(path) for path in paths]
         size = sum(shard.row_group(i).total_byte_size for shard in metadata for i in range(shard.num_row_groups))
         examples = summary["splits"][split]["images"]
-        lines += [f"  - name: {split}", f"    num_bytes: {size}", f"    num_examples: {examples}"]
+        lines += [f"  - name: {quote(split)}", f"    num_bytes: {size}", f"    num_examples: {examples}"]
         total += size
     lines += [f"  download_size: {sum(path.stat().st_size for paths in files.values() for path in paths)}"]
     lines += [f"  dataset_size: {total}", "license: other"]
@@ -173,6 +175,10 @@ datasets.load_dataset("FOLDER_OR_REPOSITORY", split="{next(iter(files))}", strea
     lines += [text, *format_summary(summary), ""]
     lines += ["`quarantine.csv` lists the images that cannot be read; `sheet.jpg` shows some of those that can."]
     return "\n".join(lines) + f"\n{SOURCE_HEADING}\n{source}\n"
+
+
+def quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def format_summary(summary: Mapping) -> list[str]:

@@ -147,10 +147,9 @@ def test_killed_run_goes_on(tmp_path):
     done = list((tmp_path / "out" / "data").glob("*.parquet"))
     times = [path.stat().st_mtime_ns for path in done]
     assert 2 <= len(done) < 10
-    for output, options in (("out", ["--num_workers", 1]), ("whole", ["--num_workers", 2])):
-        process = start(*command, "--output_dir", tmp_path / output, *options)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+    for output, workers_then in (("out", 1), ("whole", 2)):
+        arguments = [*command, "--output_dir", tmp_path / output, "--num_workers", workers_then]
+        prepare_tier.main([str(argument) for argument in arguments])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert [path.stat().st_mtime_ns for path in done] == times
 
@@ -195,9 +194,7 @@ def test_full_disk(tmp_path):
     assert process.returncode == 2 and "Traceback" not in errors
     assert "tier-prepare: error: " in errors and "File too large" in errors
     assert sorted(contents(tmp_path / "out")) == ["prepare.json"]
-    process = start(*command)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    prepare_tier.main([str(argument) for argument in command])
     assert len(list((tmp_path / "out" / "data").glob("*.parquet"))) == 3
 
 

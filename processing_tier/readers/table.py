@@ -1,5 +1,7 @@
 """A CSV or Parquet file of one row per image, with any column names."""
 
+import functools
+import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -10,6 +12,8 @@ import pandas as pd
 
 from ..records import make_records
 from ..reports import extract_sections
+
+logger = logging.getLogger(__name__)
 
 
 def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.DataFrame:
@@ -35,18 +39,27 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.D
 
 
 def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str) -> tuple[pd.DataFrame, str]:
-    """The rows of one split, and its name; a table without the split column is one split, of whatever name."""
+    """
+    The rows of one split, and its name; a table without the split column is one split, of whatever name. Rows whose
+    split is blank are in none, which is said once.
+    """
     if column not in frame.columns:
         return frame, split or "train"
+    in_a_split = frame[frame[column].notna()]
+    if len(in_a_split) < len(frame):
+        warn_of_blank_splits(name, len(frame) - len(in_a_split), len(frame))
+    there = ", ".join(map(str, in_a_split[column].unique()))
     if split is None:
-        raise ValueError(
-            f"{name}: which split? It has {', '.join(map(str, frame[column].dropna().unique()))}; name one."
-        )
-    rows = frame[frame[column].astype(str) == split]
+        raise ValueError(f"{name}: which split? It has {there}; name one.")
+    rows = in_a_split[in_a_split[column].astype(str) == split]
     if rows.empty and not frame.empty:
-        there = ", ".join(map(str, frame[column].dropna().unique()))
-        raise ValueError(f"{name}: there is no split {split!r}; it has {there}.")
+        raise ValueError(f"{name}: there is no split {split!r}; it has {there or 'none'}.")
     return rows, split
+
+
+@functools.lru_cache  # each split is read by a call of its own
+def warn_of_blank_splits(name: str, blank: int, total: int) -> None:
+    logger.warning("%s: %d of %d rows have no split: left out.", name, blank, total)
 
 
 def add_sections(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

@@ -199,13 +199,30 @@ def test_broken_images_are_quarantined(table, tmp_path):
     assert "03" in read_hub(out, "train")["image_id"] and len((out / "quarantine.csv").read_text().splitlines()) == 2
 
 
+def test_split_of_broken_images(table, tmp_path):
+    """A shard without a record is fine, a split without one is not."""
+    for i in range(14, 18):  # of 20; one of the two shards of validation
+        (table.parent / f"{i}.png").write_bytes(b"")
+    prepare(options(table, splits=("validation",), shard_images=1), tmp_path / "shards", max_failed=1)
+    for streaming in (False, True):
+        loaded = datasets.load_dataset(str(tmp_path / "shards"), split="validation", streaming=streaming)
+        assert {record["image_id"] for record in loaded} == {"18", "19"}
+    for i in (18, 19):
+        (table.parent / f"{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="^split 'validation': none of 6 images can be read; the first is 1..png: "):
+        prepare(options(table), tmp_path / "out", max_failed=1)
+    assert len((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == 7
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
 def test_nothing_but_broken_images(table, tmp_path):
     for path in table.parent.glob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="images cannot be read, more than the 0 of 20 that max_failed=0.01 allows"):
         prepare(options(table), tmp_path / "out")
-    with pytest.raises(ValueError, match="^none of 20 images can be read; the first is "):
+    with pytest.raises(ValueError, match="^split 'train': none of 14 images can be read; the first is "):
         prepare(options(table), tmp_path / "out", max_failed=1)
+    assert len((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == 21
 
 
 def test_patient_in_two_splits(table, tmp_path):
@@ -272,10 +289,44 @@ def test_splits_with_other_findings(tmp_path):
     assert set(datasets.load_dataset(str(tmp_path / "out"))) == {"train", "test"}  # one schema for all splits
 
 
-def test_split_that_is_a_path(table, tmp_path):
-    table.write_text(table.read_text().replace("validation", "../../validation"))
-    with pytest.raises(ValueError, match="cannot be the name of a file"):
+@pytest.mark.parametrize(
+    "names", [("0", "1"), ("true", "no"), ("null_", "1e3"), ("gr\u00f6\u00dfe", "x.y"), ("~", "train")]
+)
+def test_names_of_splits(table, tmp_path, names):
+    """Whatever YAML takes a bare word for."""
+    frame = pd.read_csv(table, dtype=str)
+    frame["split"] = frame["split"].map(dict(zip(("train", "validation"), names, strict=True)))
+    frame.to_csv(table, index=False)
+    if names[0] == "~":
+        with pytest.raises(ValueError, match="split '~' cannot be the name of a file"):
+            prepare(options(table), tmp_path / "out")
+        return
+    prepare(options(table, shard_images=20), tmp_path / "out")
+    for streaming in (False, True):
+        loaded = datasets.load_dataset(str(tmp_path / "out"), streaming=streaming)
+        assert {split: len(list(loaded[split])) for split in loaded} == dict(zip(names, (14, 6), strict=True))
+        assert len(list(read_hub(tmp_path / "out", names[1], streaming=streaming))) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "../../validation",
+            "split '../../validation' cannot be the name of a file; use letters, digits and _ alone.",
+        ),
+        ("All", "split 'All' cannot be loaded, for `datasets` means all splits by it; rename it."),
+        ("", "no row of the data has a split; fill the column, or name another one in columns."),
+    ],
+)
+def test_splits_that_cannot_be(table, tmp_path, name, message):
+    frame = pd.read_csv(table, dtype=str)
+    frame["split"] = frame["split"].replace({"train": name if name else None, "validation": name or None})
+    frame.to_csv(table, index=False)
+    with pytest.raises(ValueError) as error:
         prepare(options(table), tmp_path / "out")
+    assert str(error.value) == message
+    assert not (tmp_path / "out").exists()
 
 
 def test_large_jpeg(tmp_path):

@@ -30,12 +30,13 @@ def test_layout(folder):
     assert dataset["image"][0]["path"] == str((folder / "validation" / "a.png").resolve())
 
 
-def test_one_metadata_file_with_a_split_column(folder):
+def test_one_metadata_file_with_a_split_column(folder, caplog):
     text = "split," + HEADER + "train,train/" + ROWS.replace("\n", "\nvalidation,validation/", 1)
     for split in ("train", "validation"):
         (folder / split / "metadata.csv").unlink()
-    (folder / "metadata.csv").write_text(text)
+    (folder / "metadata.csv").write_text(text + ",train/" + ROWS.splitlines()[0])
     dataset = read_imagefolder(folder, "validation")
+    assert caplog.messages == [f"{folder}: 1 of 3 rows have no split: left out."]
     assert dataset["image_id"][:] == ["b"] and dataset["split"][:] == ["validation"]
     with pytest.raises(ValueError) as error:
         read_imagefolder(folder, "test")

@@ -85,6 +85,19 @@ def test_errors(table, tmp_path):
         assert str(error.value) == f"{table}: {message}"
 
 
+def test_rows_without_a_split(frame, tmp_path, caplog):
+    """They are left out, with one warning for all splits; "NA", "null" and nothing are blank alike."""
+    path, columns = tmp_path / "folds.csv", {**COLUMNS, "split": "fold"}
+    rows = pd.concat([frame, frame.assign(fold=["NA", None, "null"])])
+    rows.to_csv(path, index=False)
+    assert [len(read_records(path, split, columns=columns)) for split in ("train", "test")] == [2, 1]
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: 3 of 6 rows have no split: left out."]
+    rows.assign(fold=None).to_parquet(path.with_suffix(".parquet"))
+    with pytest.raises(ValueError) as error:  # not the split "None"
+        read_table(path.with_suffix(".parquet"), split="None", columns=columns)
+    assert str(error.value) == f"{path.with_suffix('.parquet')}: there is no split 'None'; it has none."
+
+
 def test_unreadable_tables(tmp_path):
     for name, content, message in [
         ("none.csv", None, "there is no such file; check the path."),
