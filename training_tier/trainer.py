@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -69,8 +70,20 @@ def is_peer_error(error: Exception) -> bool:
 
 
 def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) -> None:
-    """What a data-loader worker does first: where SIGTERM goes to a whole job, the main process still needs it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """
+    What a data-loader worker does first: where SIGTERM goes to a whole job, the main process still needs it. Only from
+    that process does it take one, which is how that ends a worker that does not end by itself.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = os.getppid()
+
+        def wait():
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+                pass
+            os._exit(0)
+
+        threading.Thread(target=wait, daemon=True).start()
     if then is not None:
         then(worker_id)
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,14 +105,14 @@ def whole(make_trainer, shared_whole):
 )
 def test_sigterm_saves_and_resuming_equals_the_run_that_was_not_stopped(make_trainer, whole, step, workers):
     def terminate():
-        # as a scheduler does, to all processes of the job
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        # as a scheduler does, to all processes of the job, and from outside
+        workers = [child.pid for child in multiprocessing.active_children()]
+        subprocess.run(["kill", "-TERM", *map(str, [*workers, os.getpid()])], check=True)
 
     before = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer(dataloader_num_workers=workers)
     trainer.add_callback(At(step, terminate))
+    others = set(multiprocessing.active_children())
     with pytest.raises(TrainingStopped) as stop:
         trainer.train()
     folder = trainer.args.output_dir
@@ -122,6 +123,13 @@ def test_sigterm_saves_and_resuming_equals_the_run_that_was_not_stopped(make_tra
     assert stop.value.exit_code == 143 and stop.value.in_all_processes
     assert signal.getsignal(signal.SIGTERM) is before
     assert trainer.state.global_step == step and last_checkpoint(folder) == f"{folder}/checkpoint-{step}"
+
+    left = set(multiprocessing.active_children()) - others
+    assert len(left) == workers  # held by the traceback, and outlived the signal
+    for child in left:
+        child.terminate()  # as multiprocessing does when the program ends
+        child.join(10)
+        assert child.exitcode == 0
 
     resumed = make_trainer(dataloader_num_workers=workers)
     resumed.train(resume_from_checkpoint=last_checkpoint(folder))
