@@ -464,6 +464,8 @@ class Event(TrainerCallback):
             return
         if EVENT == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif EVENT == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
         elif EVENT == "terminate the launcher":
             os.kill(os.getppid(), signal.SIGTERM)
 
@@ -560,6 +562,18 @@ def test_a_kill_within_a_save_leaves_the_checkpoint_before(breakable, prepared, 
     run(*argv, "--resume_from_checkpoint", "last")
     assert not (tmp_path / "run" / "_saving").exists()
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 18
+
+
+@pytest.mark.slow
+def test_a_terminated_run_ends_at_once_with_its_own_exit_code(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, *STREAMED, "--output_dir", tmp_path / "run"]
+    stopped = breakable(argv, event="terminate", step=4)  # too late for that step
+    assert time.time() - (tmp_path / "run" / "checkpoint-5").stat().st_mtime < 10  # the worker ends too
+    assert stopped.returncode == 143
+    assert stopped.stderr.splitlines()[-1] == (
+        f"train_tier.py: Stopped by SIGTERM at step 5 of 18, saved as {tmp_path}/run/checkpoint-5; go on with "
+        "--resume_from_checkpoint last."
+    )
 
 
 @pytest.mark.slow
