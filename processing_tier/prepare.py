@@ -11,10 +11,14 @@ An archive to a prepared data set: Parquet shards with embedded images, which `d
 A shard is made by one worker process and gets its name when all of it is written, so that a killed run goes on where
 it was. Its footer carries its part of the quarantine list: there is no state beside the shards. What is in which shard
 follows from the records, the seed and the number of images per shard alone.
+
+Until they are whole, files lie in a folder of the run, `.tier-prepare-<part>-<random>`, since a scheduler may begin a
+job again while it still runs. Who has made a part removes what other runs of that part have there.
 """
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import inspect
 import io
@@ -22,9 +26,11 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +43,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
@@ -59,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP = 100  # what a streaming reader loads at once
 BYTES_PER_GROUP = 64 * 2**20  # fewer rows where the images are large
+WORK_PREFIX = ".tier-prepare-"
+LEFT_BEHIND = 24 * 3600  # seconds since a run began or ended a shard after which it counts as killed
 QUARANTINE = "quarantine"  # key in a shard's footer
 QUARANTINE_COLUMNS = ("split", "image_id", "file", "reason")
 EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # where only another split has the column
@@ -105,7 +114,15 @@ class PrepareOptions:
         options = {key: value for key, value in dataclasses.asdict(self).items() if key != "image_root"}
         if self.format != "jpeg":
             del options["quality"]
-        return options | {"data": dataset_name(self.data), "splits": list(self.splits) if self.splits else None}
+        return options | {
+            "data": dataset_name(self.data),
+            "reader_options": {
+                name: Path(value).name if isinstance(value, str) else value
+                for name, value in parse_data(self.data)[2].items()
+                if name != "image_root"
+            },
+            "splits": list(self.splits) if self.splits else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -167,33 +184,57 @@ def prepare(
     """
     output_dir = Path(os.path.abspath(output_dir))
     check_output(output_dir)
-    context = start_method()
-    work_dir = output_dir / f".plan-{shard_index}-of-{shard_count}"
+    work_dir = output_dir / f"{WORK_PREFIX}{shard_index}-of-{shard_count}-{secrets.token_hex(8)}"
     try:
-        # In a process of its own, whose memory (of all records) goes back to the machine before the images are read
-        with ProcessPoolExecutor(1, context, initialize_worker) as executor:
-            plan = executor.submit(make_plan, options, output_dir, work_dir, shard_index, shard_count).result()
-        failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
-        allowed = int(max_failed * plan.total)
-        failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, allowed - len(failures))
+        return run(options, output_dir, work_dir, num_workers, max_failed, shard_index, shard_count)
     except BrokenProcessPool:
         raise ValueError(
             "a worker process died, most likely for want of memory; run again with fewer num_workers (the finished "
             "shards are kept)."
         ) from None
+    except OSError as error:
+        is_gone = work_dir.name in str(error) and not work_dir.exists() or error.errno == errno.ESTALE  # of NFS
+        if not is_gone:
+            raise
+        logger.warning("Another run has made the same part of %s meanwhile.", output_dir)
+        path = output_dir / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def run(
+    options: PrepareOptions,
+    output_dir: Path,
+    work_dir: Path,
+    num_workers: int | None,
+    max_failed: float,
+    shard_index: int,
+    shard_count: int,
+) -> dict | None:
+    context = start_method()
+    # In a process of its own, whose memory (of all records) goes back to the machine before the images are read
+    with ProcessPoolExecutor(1, context, initialize_worker) as executor:
+        plan = executor.submit(make_plan, options, output_dir, work_dir, shard_index, shard_count).result()
+    failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
+    allowed = int(max_failed * plan.total)
+    failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, allowed - len(failures))
     is_done = all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards)
     if is_done:  # with what other machines did meanwhile
         failures = list(list_quarantine(output_dir, plan.shards))
     if len(failures) > allowed:
-        write_quarantine(output_dir, failures)
+        write_quarantine(output_dir, work_dir, failures)
         raise ValueError(
             f"{len(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
             f"max_failed={max_failed} allows; the first is {failures[0]['file']}: {failures[0]['reason']} "
             f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
         )
-    return write_rest(options, plan, output_dir, failures) if is_done else None
+    summary = write_rest(options, plan, output_dir, work_dir, failures) if is_done else None
+    # Of killed runs. One that still runs has nothing left to do; this comes last, so that it need not write the card
+    part = "*" if shard_count == 1 else f"{shard_index}-of-{shard_count}-*"
+    for path in output_dir.glob(WORK_PREFIX + part):
+        shutil.rmtree(path, ignore_errors=True)
+    return summary
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -213,9 +254,9 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     datasets.disable_progress_bars()
     splits = options.splits or list_splits(options.data, options.columns)
     check_splits(splits)
-    records, counts = {}, {}
+    records, images, counts = {}, {}, {}
     for split in splits:
-        records[split], counts[split] = select_records(
+        records[split], images[split], counts[split] = select_records(
             read_records(options.data, split, options.columns, options.image_root), split, options
         )
     check_disjoint_patients(**records)
@@ -225,22 +266,21 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
 
     fingerprint = hashlib.sha256()
     words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
-    for dataset in records.values():
+    for split, dataset in records.items():
+        fingerprint.update(json.dumps(images[split].tolist()).encode())
         for table in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
             fingerprint.update(json.dumps(table.to_pylist()).encode())
-    claim(output_dir, options.recorded() | {"records": fingerprint.hexdigest()})
-
-    (output_dir / "data").mkdir(exist_ok=True)
-    shutil.rmtree(work_dir, ignore_errors=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir()
+    claim(output_dir, work_dir, options.recorded() | {"records": fingerprint.hexdigest()})
+    remove_left_behind(output_dir, work_dir)
+    (output_dir / "data").mkdir(exist_ok=True)
     todo = []
     for shard in shards[shard_index::shard_count]:
         target = output_dir / "data" / shard.name
         order = orders[shard.split][shard.start : shard.stop]
-        if is_whole(target, shard) and not can_be_mended(target, records[shard.split], order):
+        if is_whole(target, shard) and not read_quarantine(pq.read_metadata(target)):
             continue
-        for partial in target.parent.glob(f".{shard.name}.*"):  # of a killed run
-            partial.unlink(missing_ok=True)
         with pa.OSFile(str(work_dir / shard.name), "wb") as file, pa.ipc.new_file(file, features.arrow_schema) as plan:
             for table in read_batches(records[shard.split], order, features):
                 plan.write_table(table)
@@ -264,8 +304,12 @@ def check_splits(splits: Sequence[str]) -> None:
 
 def select_records(
     records: datasets.Dataset, split: str, options: PrepareOptions
-) -> tuple[datasets.Dataset, dict[str, int]]:
-    """The records that the options ask for, with the sections they ask for, and how many were left out why."""
+) -> tuple[datasets.Dataset, np.ndarray, dict[str, int]]:
+    """
+    The records that the options ask for, with the sections they ask for; what [`list_images`] says of them; and how
+    many were left out why.
+    """
+    images = list_images(records)
     if options.report_style != "standard":
         sections = [extract_sections(report, options.report_style) for report in records["report"]]
         columns = records.column_names
@@ -287,7 +331,20 @@ def select_records(
             f"split {split!r}: none of {len(records)} records is left ({counts['not_frontal']} are not frontal, "
             f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
         )
-    return records.select(np.flatnonzero(keep)), counts | {"kept": int(keep.sum())}
+    return records.select(np.flatnonzero(keep)), images[keep], counts | {"kept": int(keep.sum())}
+
+
+def list_images(records: datasets.Dataset) -> np.ndarray:
+    """The name of each image's file, or how many bytes of it are embedded; neither opens nor copies one."""
+    images = []
+    for table in records.select_columns("image").with_format("arrow").iter(1000):
+        for chunk in table["image"].chunks:
+            sizes = pc.binary_length(pc.struct_field(chunk, "bytes")).to_pylist()
+            paths = pc.struct_field(chunk, "path").to_pylist()
+            images += [
+                os.path.basename(path or "") if size is None else size for size, path in zip(sizes, paths, strict=True)
+            ]
+    return np.array(images, dtype=object)
 
 
 def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
@@ -327,23 +384,35 @@ def check_output(output_dir: Path) -> None:
         `ValueError`: the folder cannot be written, or holds something that was not begun here.
     """
     existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"the output folder {output_dir} cannot be written; name another one.")
-    if existing == output_dir and any(output_dir.iterdir()) and not (output_dir / "prepare.json").is_file():
+    try:  # os.access says yes to root on a disk that is read-only, and in /proc
+        tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=existing).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"the output folder {output_dir} cannot be written ({error.strerror}); name another one."
+        ) from None
+    if existing != output_dir or (output_dir / "prepare.json").is_file():
+        return
+    if any(not path.name.startswith(".") for path in output_dir.iterdir()):  # what a killed run leaves is hidden
         raise ValueError(f"the output {output_dir} is not empty and holds no prepared data; name another folder.")
 
 
-def claim(output_dir: Path, options: dict) -> None:
+def claim(output_dir: Path, work_dir: Path, options: dict) -> None:
     """
-    Writes `prepare.json`, or makes sure that it says the same.
+    Writes `prepare.json`, or makes sure that it says the same. Of several runs that begin at once, one writes it.
 
     Raises:
         `ValueError`: the output was begun with other options; the message names both values.
     """
     path = output_dir / "prepare.json"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write(path, json.dumps(options, indent=2) + "\n")
+    partial = work_dir / path.name
+    partial.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    try:
+        os.link(partial, path)  # unlike a rename, it does not replace
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            os.replace(partial, path)
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -362,6 +431,17 @@ def claim(output_dir: Path, options: dict) -> None:
         )
 
 
+def remove_left_behind(output_dir: Path, work_dir: Path) -> None:
+    """Folders of killed runs of any part, which may be large; by the clock of the file system, which all share."""
+    now = work_dir.stat().st_mtime
+    for path in output_dir.glob(f"{WORK_PREFIX}*"):
+        try:
+            if now - path.stat().st_mtime > LEFT_BEHIND:
+                shutil.rmtree(path, ignore_errors=True)
+        except FileNotFoundError:  # its run has ended
+            pass
+
+
 def is_whole(path: Path, shard: Shard) -> bool:
     """Whether a shard is there with all its images, read or quarantined."""
     try:
@@ -369,17 +449,6 @@ def is_whole(path: Path, shard: Shard) -> bool:
     except (OSError, pa.ArrowInvalid):
         return False
     return metadata.num_rows + len(read_quarantine(metadata)) == shard.stop - shard.start
-
-
-def can_be_mended(path: Path, records: datasets.Dataset, order: np.ndarray) -> bool:
-    """Whether an image that was quarantined can be read by now, so that its shard is made again."""
-    for failure in read_quarantine(pq.read_metadata(path)):
-        try:
-            read_radiograph(records[int(order[failure["position"]])]["image"])
-            return True
-        except (ValueError, OSError):
-            pass
-    return False
 
 
 # --- The shards, in workers
@@ -438,12 +507,22 @@ def count_cores() -> int:
 
 
 def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: PrepareOptions) -> list[dict]:
-    """Makes one shard; the images that cannot be read. Leaves nothing where it fails or is told to stop."""
+    """
+    Makes one shard, but one that is there and whose quarantined images still cannot be read; the images that cannot be
+    read. Leaves nothing where it fails or is told to stop.
+    """
     target = output_dir / "data" / shard.name
-    partial = target.with_name(f".{shard.name}.{os.getpid()}")
+    partial = work_dir / f"{shard.name}.partial"
     failures, rows, size = [], [], 0
     try:
         with pa.OSFile(str(work_dir / shard.name)) as file, pa.ipc.open_file(file) as records:
+            if is_whole(target, shard):
+                failures = read_quarantine(pq.read_metadata(target))
+                if not failures or not can_be_mended(records, {failure["position"] for failure in failures}):
+                    add(failed, len(failures))
+                    add(done, shard.stop - shard.start)
+                    return failures
+                failures = []
             with open_writer(partial, records.schema) as writer:
                 for position, record in enumerate(iterate(records)):
                     if stop.is_set():
@@ -453,8 +532,8 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
                         size += len(rows[-1]["image"]["bytes"])
                     except (ValueError, OSError) as error:
                         failures.append(describe(record, error) | {"position": position})
-                        add_one(failed)
-                    add_one(done)
+                        add(failed, 1)
+                    add(done, 1)
                     if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
                         writer.write_batch(pa.RecordBatch.from_pylist(rows, records.schema))
                         rows, size = [], 0
@@ -476,9 +555,24 @@ def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
             yield {"image": images[row].as_py(), **record}
 
 
-def add_one(counter) -> None:
+def can_be_mended(records: pa.ipc.RecordBatchFileReader, positions: set[int]) -> bool:
+    """Whether an image that was quarantined can be read by now."""
+    for position, record in enumerate(iterate(records)):
+        if stop.is_set():
+            return False
+        if position not in positions:
+            continue
+        try:
+            read_radiograph(record["image"])
+            return True
+        except (ValueError, OSError):
+            pass
+    return False
+
+
+def add(counter, value: int) -> None:
     with counter.get_lock():
-        counter.value += 1
+        counter.value += value
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -547,32 +641,29 @@ def list_quarantine(output_dir: Path, shards: Iterable[Shard]) -> Iterator[dict]
             yield from read_quarantine(pq.read_metadata(path))
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Writes beside, then renames: a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write(path: Path, work_dir: Path, content: str | bytes) -> None:
+    """Writes elsewhere, then renames: a reader never sees half a file."""
+    partial = work_dir / path.name
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
 
 
-def write_quarantine(output_dir: Path, failures: Iterable[dict]) -> None:
+def write_quarantine(output_dir: Path, work_dir: Path, failures: Iterable[dict]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(failures)
-    write(output_dir / "quarantine.csv", text.getvalue())
+    write(output_dir / "quarantine.csv", work_dir, text.getvalue())
 
 
-def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, failures: list[dict]) -> dict:
+def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, work_dir: Path, failures: list[dict]) -> dict:
     """
     Counts the output, and writes everything that is not a shard; the summary.
 
     Raises:
         `ValueError`: no image of a split can be read.
     """
-    write_quarantine(output_dir, failures)
+    write_quarantine(output_dir, work_dir, failures)
     for split, counts in plan.counts.items():
         failed = [failure for failure in failures if failure["split"] == split]
         if len(failed) == counts["kept"]:  # `datasets` cannot open a set with an empty split
@@ -594,13 +685,9 @@ def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, failures: 
         for split, counts in plan.counts.items()
     }
     summary = {**options.recorded(), "splits": splits}
-    write(output_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write(output_dir / "sheet.jpg", draw_sheet([file for split in files.values() for file in split]))
-    write(output_dir / "README.md", make_card(summary, files, describe_source(options.data)))
-    for path in output_dir.glob(".plan-*"):  # of killed runs, like the next
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (output_dir / "data").glob(".*"):
-        path.unlink(missing_ok=True)
+    write(output_dir / "summary.json", work_dir, json.dumps(summary, indent=2) + "\n")
+    write(output_dir / "sheet.jpg", work_dir, draw_sheet([file for split in files.values() for file in split]))
+    write(output_dir / "README.md", work_dir, make_card(summary, files, describe_source(options.data)))
     return summary
 
 

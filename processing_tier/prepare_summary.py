@@ -153,6 +153,7 @@ def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str
     size, stored = summary["size"], summary["format"].upper()
     pixels = "as large as in their files" if size is None else f"shortest side {size} pixels, smaller ones as they are"
     quality = f" of quality {summary['quality']}" if "quality" in summary else ""
+    reader = ", ".join(f"{name}={value}" for name, value in summary["reader_options"].items())
     text = f"""\
 # {summary["data"]}, prepared
 
@@ -164,6 +165,7 @@ datasets.load_dataset("FOLDER_OR_REPOSITORY", split="{next(iter(files))}", strea
 ```
 
 - Images: one channel of 8 bits, {pixels}, {stored}{quality}. Boxes and masks are in the pixels of these images.
+- Options of the reader: {reader or "none"}.
 - Sections: `findings` and `impression` {SECTIONS[summary["report_style"]]}; `report` is the whole text.
 - Findings: 1 present, 0 absent, -1 uncertain, NaN not stated.
 - Views: {"all" if summary["views"] == "all" else "frontal alone (AP and PA)"}.
