@@ -63,8 +63,8 @@ class SaveAfterEvaluation(TrainerCallback):
 
 class Preemption(TrainerCallback):
     """
-    Saves and stops at the end of the step in which SIGTERM comes, or of the next; later calls to stop, and those in the very last
-    step, change nothing.
+    Saves and stops at the end of the step in which SIGTERM comes, or of the next; later calls to stop, and those in
+    the very last step, change nothing.
 
     Not `enable_jit_checkpoint` of transformers 5.23: that waits for 3 s, lets each process decide for itself, may save
     within a step, evaluates before it ends, and ends as if the training were complete.
