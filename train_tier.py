@@ -22,7 +22,6 @@ from pathlib import Path
 import datasets
 from huggingface_hub.errors import StrictDataclassError
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from evaluation_tier.zeroshot import select_findings
@@ -35,6 +34,7 @@ from training_tier.arguments import (
     parse_arguments,
     without_effect,
 )
+from training_tier.callbacks import TrainingStopped
 from training_tier.checkpoints import average_weights, list_checkpoints, rank_checkpoints
 from training_tier.classification import make_classification_trainer, take_patients
 from training_tier.collator import PairCollator
@@ -43,6 +43,7 @@ from training_tier.dataset import PairDataset
 from training_tier.initialization import make_model
 from training_tier.optimization import freeze_towers
 from training_tier.presets import PRESETS
+from training_tier.resuming import check_model, check_options, choose_checkpoint, run_options
 from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import RadiographTrainer, TierTrainer
 
@@ -164,6 +165,7 @@ def train(
 ) -> None:
     """Everything that the command does; see the functions above and `training_tier`."""
     training_arguments.check_output_dir()
+    checkpoint = choose_checkpoint(training_arguments)
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
     if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
@@ -179,23 +181,25 @@ def train(
             f"{len(train_records)} training {'images' if classify else 'pairs'} do not fill one batch of "
             f"{batch_size}; lower --per_device_train_batch_size."
         )
+    all_arguments = (task, model_arguments, data_arguments, training_arguments)
+    options = run_options(*all_arguments, train_records, eval_records)
+    if checkpoint is not None:
+        check_options(checkpoint, options, allow=training_arguments.resume_changed)
 
     # 2. Model, pairs and trainer
-    facts = training_facts(train_records, task, model_arguments, data_arguments, training_arguments)
+    facts = training_facts(train_records, *all_arguments)
     records_and_arguments = (train_records, eval_records, model_arguments, data_arguments, training_arguments, facts)
     if classify:
         trainer = make_classification_trainer(task, *records_and_arguments)
     else:
         trainer = make_contrastive_trainer(*records_and_arguments)
         freeze_towers(trainer.model, task, model_arguments)
+    trainer.run_options = options
+    if checkpoint is not None:
+        check_model(checkpoint, trainer.model, trainer.processing_class, allow=training_arguments.resume_changed)
     check_readable(trainer.train_dataset)
 
     # 3. Train and save
-    checkpoint = training_arguments.resume_from_checkpoint
-    if checkpoint == "last":
-        checkpoint = get_last_checkpoint(training_arguments.output_dir)
-        if checkpoint is None:
-            raise ValueError(f"output_dir {training_arguments.output_dir!r} holds no checkpoint to resume from.")
     if model_arguments.text_warmup_epochs and checkpoint is None and not classify:
         losses = warm_up_text(
             trainer.model,
@@ -231,6 +235,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "train_tier.py",
             )
         )
+    except TrainingStopped as stop:
+        if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
+            print(f"train_tier.py: {stop}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
     except (ValueError, StrictDataclassError) as error:
         print(f"train_tier.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,8 +1,11 @@
 import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from training_tier.arguments import (
     parse_arguments,
 )
 from training_tier.data import hold_out, load_splits
+from training_tier.resuming import find_fault, last_checkpoint
 
 REPOSITORY = Path(train_tier.__file__).parent
 QUICK = [
@@ -364,28 +368,269 @@ def test_streaming_from_the_hub_fetches_ranges_and_keeps_no_copy(prepared, tmp_p
         assert size < sent[name] < 2 * size + 2**18
 
 
-@pytest.mark.slow
+RESUMABLE = [
+    *QUICK,
+    *("--model", "nano"),
+    *("--max_steps", "4"),
+    *("--save_strategy", "steps"),
+    *("--save_steps", "2"),
+    *("--eval_strategy", "no"),
+    *("--load_best_model_at_end", "false"),
+    *("--token_entropy_weight", "0.1"),
+]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of which the second half is lost."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    run(*RESUMABLE, "--output_dir", folder)
+    shutil.rmtree(folder / "checkpoint-4")
+    return folder
+
+
 @pytest.mark.parametrize(
-    "options",
-    [[], ["--streaming", "--shuffle_buffer", "10", "--dataloader_num_workers", "2"]],
-    ids=["map-style", "streamed by 2 workers"],
+    ("argv", "message"),
+    [
+        (
+            ["--token_entropy_weight", "0.3"],
+            "the run would not go on as it began: token_entropy_weight was 0.1 and is 0.3. Give what it was, or add "
+            "--resume_changed true to go on with the change.",
+        ),
+        (
+            ["--data", "phantom:num_images=40,image_size=64"],
+            r"data was 48 and 48 images of phantom:num_images=48,image_size=64 \(digest \w{12} \w{12}\) and is 40 and "
+            r"40 images of phantom:num_images=40,image_size=64 \(digest \w{12} \w{12}\)\. Give",
+        ),
+        (
+            ["--learning_rate", "1e-3", "--max_steps", "8"],
+            "learning_rate was 0.0005 and is 0.001; max_steps was 4 and is 8",
+        ),
+        (["--augmentation", "none"], "augmentation was 'standard' and is 'none'. Give"),
+        (
+            ["--model", "tiny", "--resume_changed", "true"],
+            "checkpoint-2 belongs to another model: its vision_config.hidden_size is 128, and that of this run 192.",
+        ),
+        (["--findings", "Consolidatoin"], "Consolidatoin"),
+        (
+            ["--resume_from_checkpoint", "runs/nowhere"],
+            "'runs/nowhere' is no whole checkpoint: there is no such folder",
+        ),
+    ],
 )
-def test_two_resumed_processes_equal_two_uninterrupted_ones(prepared, tmp_path, options):
-    """From the second of three steps of the second epoch; each step has 8 images of each process."""
-    quick = [*QUICK, "--data", str(prepared), *options, "--num_train_epochs", "3", "--logging_steps", "1"]
-    quick += ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_strategy", "steps"]
-    quick += ["--save_steps", "4", "--save_total_limit", "5"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    folder, losses, weights = tmp_path / "run", [], []
-    for resume in ([], ["--resume_from_checkpoint", str(folder / "checkpoint-4")]):
-        command = [*launcher, str(REPOSITORY / "train_tier.py"), *quick, *resume, "--output_dir", str(folder)]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-2000:]
-        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        losses.append([entry["loss"] for entry in history if "loss" in entry])
-        weights.append(load_file(folder / "model.safetensors"))
-    assert len(losses[0]) == 9 and losses[0] == losses[1]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+def test_a_run_that_would_go_on_otherwise_is_refused(argv, message, capsys, begun):
+    before = sorted(path.name for path in begun.iterdir())
+    said = refused(capsys, *RESUMABLE, "--resume_from_checkpoint", "last", "--output_dir", begun, *argv)
+    assert re.search(message if "\\" in message else re.escape(message), said)
+    assert sorted(path.name for path in begun.iterdir()) == before
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(capsys, begun, tmp_path):
+    shutil.copytree(begun / "checkpoint-2", tmp_path / "checkpoint-2")
+    file = tmp_path / "checkpoint-2" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(content))
+    argv = ["--resume_from_checkpoint", tmp_path / "checkpoint-2", "--resume_changed", "true"]
+    message = refused(capsys, *RESUMABLE, "--output_dir", begun, *argv)
+    assert re.search(r"belongs to another model: 2 of the \d+ tokens of this run have another number in its", message)
+
+
+def test_what_changes_no_result_may_change_and_the_rest_when_forced(begun, tmp_path, caplog):
+    argv = ["--resume_from_checkpoint", begun / "checkpoint-2", "--logging_steps", "1", "--save_total_limit", "5"]
+    run(*RESUMABLE, *argv, "--output_dir", tmp_path / "a")
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (begun, tmp_path / "a"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert "otherwise" not in caplog.text
+
+    run(*RESUMABLE, *argv, "--patch_entropy_weight", "0.3", "--resume_changed", "true", "--output_dir", tmp_path / "b")
+    assert "The run goes on otherwise than it began: patch_entropy_weight was 0.0 and is 0.3." in caplog.text
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["patch_entropy_weight"] == 0.3
+
+
+# Runs train_tier.py and lets something happen to it: an event, a step and a process, from the environment.
+BREAKABLE = """
+import os, signal, sys
+import torch
+from pathlib import Path
+from transformers import TrainerCallback
+import train_tier
+from training_tier.trainer import RadiographTrainer
+
+EVENT, STEP = os.environ["EVENT"], int(os.environ["STEP"])
+RANKS = os.environ.get("RANKS", "0,1").split(",")
+
+
+class Event(TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):  # when the gradients are there
+        if os.environ.get("RANK", "0") not in RANKS or state.global_step + 1 != STEP:
+            return
+        if EVENT == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif EVENT == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif EVENT == "terminate the launcher":
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if os.environ.get("RANK", "0") in RANKS and state.global_step + 1 == STEP and EVENT == "nan":
+            self.trainer.model.logit_scale.data.fill_(float("nan"))
+
+
+make = RadiographTrainer.__init__
+RadiographTrainer.__init__ = lambda self, **kwargs: make(self, **kwargs) or self.add_callback(Event(self))
+if EVENT == "kill in a save":
+    save = torch.save
+
+    def torn(content, file, *args, **kwargs):
+        save(content, file, *args, **kwargs)
+        if f"checkpoint-{STEP}" in str(file) and str(file).endswith("optimizer.pt"):
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = torn
+train_tier.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory):
+    file = tmp_path_factory.mktemp("breakable") / "breakable.py"
+    file.write_text(BREAKABLE)
+
+    def launch(argv, processes=1, event="none", step=0, ranks="0,1"):
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return subprocess.run(
+            [*launcher, str(file), *map(str, argv)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "EVENT": event, "STEP": str(step), "RANKS": ranks},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return launch
+
+
+def assert_equal_runs(folders):
+    """The same weights, and the same log but for what is measured in seconds and the line on the whole training."""
+    one, other = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    histories = []
+    for folder in folders:
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"][:-1]
+        timed = ("runtime", "per_second")
+        histories.append([{k: v for k, v in entry.items() if not k.endswith(timed)} for entry in history])
+    assert histories[0] == histories[1]
+    steps = [entry["step"] for entry in histories[0] if "loss" in entry]
+    assert steps == sorted(set(steps)) and len(steps) > 2 and any("eval_loss" in entry for entry in histories[0])
+
+
+STREAMED = ["--streaming", "--shuffle_buffer", "10", "--dataloader_num_workers", "1"]
+# lines of the log and checkpoints lie across one another; the AUROC is left out to be quick
+LOGGED = ["--num_train_epochs", "3", "--logging_steps", "3", "--save_strategy", "steps", "--save_steps", "2"]
+LOGGED += ["--model", "nano", "--load_best_model_at_end", "false", "--metric_for_best_model", "eval_loss"]
+LOGGED += ["--token_entropy_weight", "0.1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], STREAMED], ids=["map-style", "streamed by a worker"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(breakable, prepared, tmp_path, options, processes):
+    """18 steps, or 9 of two processes with the same number of images each."""
+    argv = [*QUICK, "--data", prepared, *LOGGED, *options]
+    step = random.Random(f"{options} {processes}").randrange(3, 18 // processes)
+    folders = [tmp_path / name for name in ("whole", "run")]
+    whole = breakable([*argv, "--output_dir", folders[0]], processes)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    killed = breakable([*argv, "--output_dir", folders[1]], processes, "kill", step)
+    assert killed.returncode == (-9 if processes == 1 else 1)
+    saved = max(int(path.name.removeprefix("checkpoint-")) for path in folders[1].glob("checkpoint-*"))
+    assert saved == (step - 1) // 2 * 2 and not (folders[1] / "model.safetensors").exists()
+    resumed = breakable([*argv, "--output_dir", folders[1], "--resume_from_checkpoint", "last"], processes)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_equal_runs(folders)
+
+
+@pytest.mark.slow
+def test_a_kill_within_a_save_leaves_the_checkpoint_before(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, "--output_dir", tmp_path / "run"]
+    killed = breakable(argv, event="kill in a save", step=4)
+    assert killed.returncode == -9
+    content = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert content == ["_saving", "checkpoint-2"]
+    assert find_fault(tmp_path / "run" / "_saving" / "checkpoint-4") is not None
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-2")
+    run(*argv, "--resume_from_checkpoint", "last")
+    assert not (tmp_path / "run" / "_saving").exists()
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 18
+
+
+@pytest.mark.slow
+def test_a_terminated_run_ends_at_once_with_its_own_exit_code(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, *STREAMED, "--output_dir", tmp_path / "run"]
+    stopped = breakable(argv, event="terminate", step=4)  # too late for that step
+    assert time.time() - (tmp_path / "run" / "checkpoint-5").stat().st_mtime < 10  # the worker ends too
+    assert stopped.returncode == 143
+    assert stopped.stderr.splitlines()[-1] == (
+        f"train_tier.py: Stopped by SIGTERM at step 5 of 18, saved as {tmp_path}/run/checkpoint-5; go on with "
+        "--resume_from_checkpoint last."
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_save_once_when_their_launcher_is_terminated(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, *STREAMED]
+    folders = [tmp_path / name for name in ("whole", "run")]
+    assert breakable([*argv, "--output_dir", folders[0]], 2).returncode == 0
+    stopped = breakable([*argv, "--output_dir", folders[1]], 2, "terminate the launcher", 4, ranks="0")
+    assert stopped.returncode == 1  # torchrun's
+    checkpoints = sorted(folders[1].glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    step = int(checkpoints[-1].name.split("-")[1])
+    assert step >= 4 and find_fault(checkpoints[-1]) is None
+    sentence = (
+        f"train_tier.py: Stopped by SIGTERM at step {step} of 9, saved as {checkpoints[-1]}; go on with --resume"
+    )
+    assert stopped.stderr.count("Stopped by SIGTERM") == 1 and sentence in stopped.stderr
+    resumed = breakable([*argv, "--output_dir", folders[1], "--resume_from_checkpoint", "last"], 2)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert_equal_runs(folders)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_stops_both_within_the_step(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, "--output_dir", tmp_path / "run"]
+    stopped = breakable(argv, 2, "nan", 5, ranks="1")
+    assert stopped.returncode == 1
+    sentences = [line for line in stopped.stderr.splitlines() if line.startswith("train_tier.py: ")]
+    match = re.fullmatch(
+        r"train_tier\.py: The loss of step 5 is not finite, with the images (.*); the last good checkpoint is "
+        r"(.*)/checkpoint-4: look at these images .*",
+        sentences[0],
+    )
+    assert len(sentences) == 1 and match and match[2] == str(tmp_path / "run")
+    ids = match[1].split(", ")
+    assert len(set(ids)) == 16 and set(ids) <= set(make_phantom(52, 0, 64, "train")["image_id"])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_one_process_that_dies_brings_down_the_other_within_a_minute(breakable, prepared, tmp_path):
+    argv = [*QUICK, "--data", prepared, *LOGGED, "--num_train_epochs", "200", "--output_dir", tmp_path / "run"]
+    stopped = breakable(argv, 2, "kill", 6, ranks="1")
+    saved = (tmp_path / "run" / "checkpoint-4").stat().st_mtime
+    assert time.time() - saved < 60
+    assert stopped.returncode == 1
+    sentence = r"train_tier\.py: Process 0 cannot go on after step [56]: another one has ended \("
+    assert re.search(sentence, stopped.stderr), stopped.stderr[-3000:]
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-4'}." in stopped.stderr
+    assert "Signal 9 (SIGKILL)" in stopped.stderr
 
 
 def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys, caplog):

@@ -431,6 +431,16 @@ class TierTrainingArguments(TrainingArguments):
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Without effect: a loss that is not finite ends the run."}
+    )
+    resume_changed: bool = field(
+        default=False,
+        metadata={
+            "help": "With --resume_from_checkpoint: go on although the data or an option that changes the result is "
+            "not what it was."
+        },
+    )
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Must stay false: records are raw."})
     hub_private_repo: bool | None = field(
         default=True,
@@ -447,6 +457,12 @@ class TierTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint=True is not needed, SIGTERM saves a checkpoint anyway; leave it out."
+            )
+        if self.resume_changed and self.resume_from_checkpoint is None:
+            raise ValueError("resume_changed has no effect without --resume_from_checkpoint; leave it out.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the images; leave it out.")
         if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:

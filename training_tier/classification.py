@@ -102,7 +102,7 @@ class LabelledDataset(PairDataset):
 def collate_labelled(items: list[dict]) -> dict:
     """
     Stacks pixels and labels. An image that did not decode is black and has no label, and is reported under
-    `unreadable` (image id to reason), which the Trainer takes out of the batch again.
+    `unreadable` (image id to reason). The Trainer takes that and the `image_ids` out of the batch again.
     """
     unreadable = {item["image_id"]: item["error"] for item in items if "error" in item}
     if len(unreadable) == len(items):
@@ -116,6 +116,7 @@ def collate_labelled(items: list[dict]) -> dict:
         "labels": torch.stack(
             [torch.full_like(item["labels"], NOT_STATED) if "error" in item else item["labels"] for item in items]
         ),
+        "image_ids": [item["image_id"] for item in items],
     }
     if unreadable:
         batch["unreadable"] = unreadable

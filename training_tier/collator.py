@@ -14,8 +14,8 @@ class PairCollator:
     """
     Stacks the pixels, and pads the texts to the longest of the batch.
 
-    Pairs whose image did not decode are left out and reported under `unreadable` (image id to reason), which
-    [`TierTrainer`] takes out of the batch again.
+    Pairs whose image did not decode are left out and reported under `unreadable` (image id to reason); the ids of the
+    others are under `image_ids`. [`TierTrainer`] takes both out of the batch again.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]): truncates at its `model_max_length`.
@@ -42,6 +42,7 @@ class PairCollator:
         batch.update(tokens)
         if "group" in readable[0]:
             batch["text_groups"] = torch.tensor([pair["group"] for pair in readable])
+        batch["image_ids"] = [pair["image_id"] for pair in readable]
         if unreadable:
             batch["unreadable"] = unreadable
         batch["return_loss"] = True  # last: accelerate takes the batch size from the first value

@@ -1,27 +1,44 @@
 """The Trainer of every task, and that of TIER models: its terms in the log, zero-shot AUROC in each evaluation."""
 
+import contextlib
+import functools
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import model_info, upload_folder
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils import PushInProgress, logging
 
 from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
 
-from .callbacks import EntropyWarmup, EpochSetter, LogitScaleClamp, Throughput, TopCheckpoints
+from .callbacks import (
+    EntropyWarmup,
+    EpochSetter,
+    LogitScaleClamp,
+    Preemption,
+    SaveAfterEvaluation,
+    Throughput,
+    TopCheckpoints,
+    TrainingStopped,
+)
 from .gradient_caching import backward_in_chunks
 from .optimization import learning_rate_scales, scale_learning_rates
+from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler
 from .streaming import ShardedImages
 
@@ -31,22 +48,80 @@ LEARNING_RATE_OPTIONS = ("vision_lr_scale", "text_lr_scale", "layer_decay")
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
 RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
+PEER_ERRORS = ("closed by peer", "reset by peer", "Broken pipe")  # of gloo, which has no class of errors
+
+
+@contextlib.contextmanager
+def writing(what: str, output_dir: str) -> Iterator[None]:
+    """Turns a failure to write, such as a full disk, into one sentence, and leaves nothing half-written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises the second, and safetensors the third
+        if is_peer_error(error):
+            raise
+        shutil.rmtree(os.path.join(output_dir, UNFINISHED), ignore_errors=True)
+        left = last_checkpoint(output_dir)
+        raise TrainingStopped(
+            f"{what} cannot be written to {output_dir!r} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            + (f"{left} is whole: " if left else "no checkpoint was saved before: ")
+            + ("make room and go on with --resume_from_checkpoint last." if left else "make room and start again.")
+        ) from error
+
+
+def sync(folder: str | os.PathLike) -> list[Path]:
+    """Waits until the files in a folder are on the disk, which a full one may tell only now, and returns them."""
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    for path in paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    return paths
+
+
+def is_peer_error(error: Exception) -> bool:
+    """Whether a collective operation failed, as it does where another process has died."""
+    return isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in PEER_ERRORS)
+
+
+def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) -> None:
+    """
+    What a data-loader worker does first: where SIGTERM goes to a whole job, the main process still needs it. Only from
+    that process does it take one, which is how that ends a worker that does not end by itself.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        parent = os.getppid()
+
+        def wait():
+            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+                pass
+            os._exit(0)
+
+        threading.Thread(target=wait, daemon=True).start()
+    if then is not None:
+        then(worker_id)
 
 
 class RadiographTrainer(Trainer):
     """
     [`Trainer`] that goes on without images that do not decode, decays matrices alone, and trains each tower and layer
     at its own learning rate. On the Hub, whatever it pushes and whenever, can be loaded and has this project's card.
+    It is hard to break, see `docs/interruptions.md`: checkpoints are whole or not there, SIGTERM saves one, and a loss
+    that is not finite ends the run.
 
     Args:
         training_facts (`Mapping`, *optional*): what the card says of the training, see [`write_model_card`].
+        run_options (`Mapping`, *optional*): what a resumed run has to have in common, see `training_tier.resuming`.
         kwargs: what [`Trainer`] takes; `processing_class` is what makes the pixels.
     """
 
-    def __init__(self, *, training_facts: Mapping | None = None, **kwargs):
+    def __init__(self, *, training_facts: Mapping | None = None, run_options: Mapping | None = None, **kwargs):
         super().__init__(**kwargs)
         self.training_facts = training_facts
+        self.run_options = run_options
         self.unreadable: dict[str, str] = {}
+        self.preemption = Preemption()
+        self._image_ids: list[str] = []  # of the step
+        self._saving = False
         self.add_callback(EpochSetter())
         if self.args.save_top_k is not None:
             self.add_callback(TopCheckpoints(self.args.save_top_k))
@@ -54,6 +129,36 @@ class RadiographTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.throughput = Throughput()
         self.add_callback(self.throughput)
+        self.add_callback(self.preemption)
+        self.add_callback(SaveAfterEvaluation())
+
+    def train(self, *args, **kwargs):
+        """
+        See [`Trainer.train`].
+
+        Raises:
+            `TrainingStopped`: by SIGTERM, a loss that is not finite, a checkpoint that cannot be written, or the death
+                of another process.
+        """
+        if self.args.should_save:
+            shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        with self.preemption.listening():
+            try:
+                return super().train(*args, **kwargs)
+            except TrainingStopped:
+                self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes the logs
+                raise
+            except RuntimeError as error:
+                if self.args.world_size == 1 or not is_peer_error(error):
+                    raise
+                raise TrainingStopped(
+                    f"Process {self.args.process_index} cannot go on after step {self.state.global_step}: another "
+                    f"one has ended ({str(error).splitlines()[0]}); {self.describe_last_checkpoint()}."
+                ) from error
+
+    def describe_last_checkpoint(self) -> str:
+        last = last_checkpoint(self.args.output_dir)
+        return f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
 
     def get_batch_samples(self, *args, **kwargs):
         self.throughput.on_batch_wait()
@@ -73,17 +178,57 @@ class RadiographTrainer(Trainer):
 
     def pop_unreadable(self, inputs: dict) -> None:
         """
-        Takes what the collator reports of images that do not decode out of a batch, and remembers it.
+        Takes out of a batch what the collator reports besides the model's inputs, and remembers it: the image ids,
+        and which images do not decode.
 
         Raises:
-            `ValueError`: they are too many.
+            `ValueError`: the latter are too many.
         """
+        image_ids = inputs.pop("image_ids", ())
+        if self.model.training:
+            self._image_ids.extend(image_ids)
         self.unreadable.update(inputs.pop("unreadable", {}))
         if len(self.unreadable) > MAX_UNREADABLE * len(self.train_dataset):
             raise ValueError(
                 f"At least {len(self.unreadable)} of {len(self.train_dataset)} training images do not decode, more "
                 f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1]}"
             )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # the one place between the losses of a step and its change of the weights where both numbers are known
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.check_step(grad_norm)
+        return grad_norm
+
+    def check_step(self, grad_norm: torch.Tensor | float | None) -> None:
+        """
+        Agrees with the other processes on whether SIGTERM has come, and whether loss and gradient are finite.
+
+        Args:
+            grad_norm (`torch.Tensor` or `float`, *optional*): of this step; not looked at where a gradient scaler
+                skips steps whose gradients are not finite.
+
+        Raises:
+            `TrainingStopped`: one of them is not.
+        """
+        image_ids, self._image_ids = self._image_ids, []
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        norm = 0.0 if grad_norm is None or scaled else float(grad_norm)
+        loss = self._tr_loss.item()  # since the last log, all steps before this one finite
+        flags = [not math.isfinite(loss), not math.isfinite(norm), self.preemption.requested]
+        if self.args.world_size > 1:
+            flags = self.accelerator.reduce(self._tr_loss.new_tensor(flags), "sum").tolist()
+        bad_loss, bad_gradient, self.preemption.agreed = map(bool, flags)
+        if not bad_loss and not bad_gradient:
+            return
+        if self.args.world_size > 1:
+            image_ids = gather_object(image_ids)
+        raise TrainingStopped(
+            f"The {'loss' if bad_loss else 'gradient'} of step {self.state.global_step + 1} is not finite, with the "
+            f"images {', '.join(image_ids)}; {self.describe_last_checkpoint()}: look at these images and their texts, "
+            "or go on from there with a lower --learning_rate and --resume_changed true.",
+            in_all_processes=True,
+        )
 
     def _get_train_sampler(self, train_dataset=None):
         images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
@@ -92,13 +237,22 @@ class RadiographTrainer(Trainer):
         images.set_layout(self._train_batch_size, self.args.world_size, self.args.dataloader_num_workers)
         return images
 
+    def get_train_dataloader(self):
+        return self.shield_workers(super().get_train_dataloader())
+
     def get_eval_dataloader(self, eval_dataset=None):
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = False  # meant for training; in evaluation every pair counts
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return self.shield_workers(super().get_eval_dataloader(eval_dataset))
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def shield_workers(self, loader: DataLoader) -> DataLoader:
+        """Makes the workers of a loader, in place, outlive a SIGTERM."""
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap one
+        inner.worker_init_fn = functools.partial(ignore_sigterm, then=inner.worker_init_fn)
+        return loader
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
@@ -118,8 +272,21 @@ class RadiographTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         output_dir = output_dir or self.args.output_dir
-        if output_dir == self.args.output_dir:
-            self._finish_current_push()  # which reads the files that are about to change
+        if output_dir != self.args.output_dir:
+            self._write(output_dir, state_dict)
+            return
+        self._finish_current_push()  # which reads the files that are about to change
+        unfinished = os.path.join(output_dir, UNFINISHED)
+        with writing("The model", output_dir):
+            self._write(unfinished, state_dict)
+            if self.args.should_save:
+                for path in sync(unfinished):
+                    target = Path(output_dir) / path.relative_to(unfinished)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+                shutil.rmtree(unfinished)
+
+    def _write(self, output_dir: str, state_dict: dict | None) -> None:
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # transformers 5.23 calls this in every process
             return
@@ -128,6 +295,69 @@ class RadiographTrainer(Trainer):
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             json.dump(self.args.to_dict(), file, indent=2, default=str)
             file.write("\n")
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        # Written beside, where nothing looks for checkpoints, and renamed when all processes have written their part
+        # and it is on the disk. What super does last (the best checkpoint's name, the Hub, removal of old ones) needs
+        # the final name, and is done here.
+        run, step = Path(self._get_output_dir(trial)), self.state.global_step
+        folder, best = (run / f"{PREFIX_CHECKPOINT_DIR}-{n}" for n in (step, self.state.best_global_step))
+        unfinished = run / UNFINISHED
+        with writing(f"The checkpoint of step {step}", str(run)):
+            self._saving = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving = False
+            if best == folder or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / folder.name / TRAINER_STATE_NAME))
+                if self.run_options is not None:
+                    (unfinished / folder.name / RUN_OPTIONS).write_text(
+                        json.dumps(self.run_options, indent=2) + "\n", encoding="utf-8"
+                    )
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                sync(unfinished / folder.name)
+                if folder.is_dir():  # of a run that was resumed from before it
+                    folder.rename(unfinished / "replaced")
+                (unfinished / folder.name).rename(folder)
+                shutil.rmtree(unfinished)
+                rotate_checkpoints(
+                    output_dir=str(run),
+                    save_total_limit=self.args.save_total_limit,
+                    best_model_checkpoint=self.state.best_model_checkpoint,
+                    use_mtime=True,
+                )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def log_sums(self) -> dict:
+        """What the next line of the log is made of, apart from what is still to come; JSON."""
+        return {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged}
+
+    def restore_log_sums(self, sums: Mapping) -> None:
+        self._tr_loss.fill_(sums["loss"])
+        self._globalstep_last_logged = sums["step"]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        with open(self.log_sums_file(output_dir), "w", encoding="utf-8") as file:
+            json.dump(self.log_sums(), file)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and os.path.isfile(file := self.log_sums_file(checkpoint)):
+            self.restore_log_sums(json.loads(Path(file).read_text(encoding="utf-8")))
+
+    def log_sums_file(self, checkpoint: str) -> str:
+        return os.path.join(checkpoint, f"log_sums_{self.args.process_index}.json")
 
     def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
         """
@@ -177,8 +407,8 @@ class RadiographTrainer(Trainer):
         # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
         # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
         args = self.args
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
+        if self._saving or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return  # while it is being saved, super calls this too early
         if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
             return
         self._finish_current_push()  # which reads the files that are about to change
@@ -329,6 +559,13 @@ class TierTrainer(RadiographTrainer):
             added |= {f"auroc_{finding}": value for finding, value in aurocs.items()}
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in added.items()})
         return output
+
+    def log_sums(self) -> dict:
+        return super().log_sums() | {"terms": [terms.tolist() for terms in self._terms["train"]]}
+
+    def restore_log_sums(self, sums: Mapping) -> None:
+        super().restore_log_sums(sums)
+        self._terms["train"] = [torch.tensor(terms, device=self.args.device) for terms in sums["terms"]]
 
     def zero_shot_auroc(self) -> dict[str, float]:
         """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""

@@ -1,0 +1,45 @@
+#!/bin/bash
+# A training under Slurm that goes on by itself after pre-emption, at its time limit, and when a node fails.
+# Written, not run: no cluster was at hand.
+#
+#     sbatch configs/slurm.sh configs/indiana.yaml --data /data/iu_cxr --output_dir /scratch/runs/indiana
+#
+# --output_dir has to be given, on a disk that all nodes see.
+#SBATCH --job-name=tier
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue                 # after pre-emption and the failure of a node
+#SBATCH --open-mode=append        # one log over all starts
+#SBATCH --signal=B:TERM@600       # ten minutes before the time limit, to this script
+
+set -u
+for ((i = 1; i < $#; i++)); do
+    if [ "${!i}" = "--output_dir" ]; then j=$((i + 1)); output_dir="${!j}"; fi
+done
+: "${output_dir:?give --output_dir}"
+
+resume=()
+if compgen -G "$output_dir/checkpoint-*" > /dev/null; then
+    resume=(--resume_from_checkpoint last)
+fi
+
+terminated=0
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300  # seconds to finish an evaluation and save, before SIGKILL
+head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" \
+    --rdzv_id "$SLURM_JOB_ID" --rdzv_backend c10d --rdzv_endpoint "$head_node:29500" \
+    train_tier.py "$@" "${resume[@]}" &
+step=$!
+trap 'terminated=1; kill -TERM "$step"' TERM  # srun passes it on to all tasks
+while kill -0 "$step" 2> /dev/null; do
+    wait "$step"  # comes back early for the trap
+    code=$?
+done
+if [ "$terminated" = 1 ] && [ "$code" != 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
