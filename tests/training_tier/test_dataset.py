@@ -117,9 +117,9 @@ class Words:
 def test_a_batch_has_return_loss_last_and_no_key_that_the_trainer_takes_for_labels():
     pairs = [{"image_id": str(i), "pixel_values": torch.full((1, 2, 2), i), "text": "a " * (i + 1)} for i in range(3)]
     batch = PairCollator(Words())(pairs)
-    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", "return_loss"]
+    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", "image_ids", "return_loss"]
     assert batch["pixel_values"].shape == (3, 1, 2, 2) and batch["return_loss"] is True
-    assert batch["attention_mask"].sum(1).tolist() == [1, 2, 3]
+    assert batch["attention_mask"].sum(1).tolist() == [1, 2, 3] and batch["image_ids"] == ["0", "1", "2"]
 
 
 def test_an_image_that_does_not_decode_leaves_the_batch_and_is_named():
