@@ -525,7 +525,7 @@ def assert_equal_runs(folders):
     histories = []
     for folder in folders:
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"][:-1]
-        timed = ("runtime", "per_second")
+        timed = ("runtime", "per_second", "data_wait", "tflops")
         histories.append([{k: v for k, v in entry.items() if not k.endswith(timed)} for entry in history])
     assert histories[0] == histories[1]
     steps = [entry["step"] for entry in histories[0] if "loss" in entry]

@@ -72,7 +72,7 @@ class At(TrainerCallback):
 
 def history_of(trainer):
     """The log without what is measured in seconds."""
-    timed = ("runtime", "per_second", "train_loss", "total_flos")
+    timed = ("runtime", "per_second", "data_wait", "tflops", "train_loss", "total_flos")
     entries = [
         {name: value for name, value in entry.items() if not name.endswith(timed)}
         for entry in trainer.state.log_history
