@@ -123,9 +123,10 @@ def test_processes_are_one_with_the_whole_batch(run_processes, name, rows, check
     for parameter, gradient in expected["gradients"].items():
         for rank in ranks[1:]:
             assert torch.equal(rank["gradients"][parameter], ranks[0]["gradients"][parameter]), parameter
-        # The keys' biases have a gradient of 0 up to rounding; so a part of the size of all the gradients is allowed.
+        # The biases of keys and of normalisations have gradients that cancel, to 0 or nearly, and what is left of them
+        # is rounding, which differs from machine to machine; so 1e-6 of the size of all the gradients is allowed.
         error = (ranks[0]["gradients"][parameter] - gradient).norm()
-        assert error <= 1e-5 * gradient.norm() + 1e-7 * whole.norm(), parameter
+        assert error <= 1e-5 * gradient.norm() + 1e-6 * whole.norm(), parameter
 
 
 def test_no_process_holds_all_the_logits(monkeypatch):
