@@ -107,6 +107,15 @@ def make_contrastive_trainer(
         texts = (f"{record['impression']} {record['findings']}" for record in sections)
         model, processor = make_model(model_arguments, texts)
 
+    if (
+        training_arguments.pad_to_multiple_of
+        and model.config.entropy_tokens == "all"
+        and (model.config.token_entropy_weight or model.config.patch_entropy_weight)
+    ):
+        raise ValueError(
+            f"pad_to_multiple_of={training_arguments.pad_to_multiple_of} adds padding, which the entropies of "
+            "entropy_tokens='all' would count; leave it and torch_compile out, or choose other tokens."
+        )
     pairs = {
         "image_processor": processor.image_processor,
         "text": data_arguments.text,
@@ -125,7 +134,7 @@ def make_contrastive_trainer(
             **pairs,
         ),
         eval_dataset=PairDataset(eval_records, **pairs),
-        data_collator=PairCollator(processor.tokenizer),
+        data_collator=PairCollator(processor.tokenizer, training_arguments.pad_to_multiple_of),
         processing_class=processor,
         eval_records=eval_records,
         findings=findings,
@@ -170,6 +179,11 @@ def train(
     classify = task.task == "classification"
     if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
+    if classify and training_arguments.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' goes by the texts, which a classifier does not read; leave it "
+            "out."
+        )
 
     # 1. Data
     train_records, eval_records = load_splits(data_arguments, training_arguments.seed, with_text=not classify)

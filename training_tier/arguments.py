@@ -21,7 +21,9 @@ from .presets import PRESETS
 from .streaming import SHUFFLE_BUFFER
 
 TASKS = ("contrastive", "classification")
-
+ORDERS = ("random", "sequential", "group_by_length")  # of train_sampling_strategy
+MAX_WORKERS = 16
+COMPILED_LENGTHS = 16  # pad_to_multiple_of with torch_compile
 
 # What says how images are contrasted with texts; of no use to a classifier.
 CONTRASTIVE_OPTIONS = (
@@ -42,6 +44,7 @@ CONTRASTIVE_OPTIONS = (
     "deidentified",
     "sample_sentences",
     "contrastive_chunk_size",
+    "pad_to_multiple_of",
 )
 
 
@@ -49,6 +52,22 @@ def check_choice(name: str, value, choices) -> None:
     if value not in choices:
         names = ", ".join(choice for choice in choices if choice is not None)
         raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
+
+
+def choose_workers(use_cpu: bool) -> int:
+    """
+    Data-loader workers of a process: the CPU cores that it may use, shared with the other processes of this machine,
+    but for one of its own, and at most 16. None without an accelerator, where the model itself keeps the cores busy.
+    """
+    if use_cpu or not torch.accelerator.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MAX_WORKERS)
+
+
+def choose_bf16(use_cpu: bool) -> bool:
+    """Whether there is a GPU with arithmetic in bfloat16 of its own (NVIDIA from Ampere on)."""
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass
@@ -289,6 +308,13 @@ class DataArguments:
             "folder or a name on the Hub), without a copy in a cache. The records are the same, in another order."
         },
     )
+    image_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which the decoded grey training images are kept, for this run and all later ones; the "
+            "pixels are the same. Not with --streaming."
+        },
+    )
     shuffle_buffer: int | None = field(
         default=None,
         metadata={
@@ -334,6 +360,11 @@ class DataArguments:
             )
         if self.streaming and self.eval_split is None:
             raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")
+        if self.streaming and self.image_cache is not None:
+            raise ValueError(
+                "image_cache keeps a copy of the images, and streaming is for doing without one; leave one of them "
+                "out."
+            )
         for name in ("columns", "image_root"):
             if self.streaming and getattr(self, name) is not None:
                 raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
@@ -395,6 +426,31 @@ class TierTrainingArguments(TrainingArguments):
             "help": "Train with batches far beyond memory: the towers see so many pairs at a time, and yet each is "
             "contrasted with all others of the step (gradient caching). The gradients are the same; it costs one more "
             "forward pass."
+        },
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pad the texts of a batch to a multiple of so many tokens (but to no more than the model reads), "
+            "instead of to the longest: few shapes for --torch_compile, with which it is "
+            f"{COMPILED_LENGTHS} where not given."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Order of the training images: random, sequential, or group_by_length, in which the texts of a "
+            "batch are about as long. The last makes less padding, and other pairs meet: see docs/speed.md."
+        },
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Mixed precision in bfloat16; true where not given on a GPU that has it."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that read and decode images for one that trains; where not given, the CPU cores of "
+            f"that one but one, at most {MAX_WORKERS}, and none on a machine without an accelerator."
         },
     )
     per_device_eval_batch_size: int = field(
@@ -469,6 +525,13 @@ class TierTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"contrastive_chunk_size={self.contrastive_chunk_size} must be at least 1 pair, for example 64."
             )
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1, for example 16.")
+        check_choice("train_sampling_strategy", self.train_sampling_strategy, ORDERS)
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = choose_workers(self.use_cpu)
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and choose_bf16(self.use_cpu)
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers=True would repeat the random draws of the first epoch in all; leave it "
@@ -483,6 +546,8 @@ class TierTrainingArguments(TrainingArguments):
         if not 0 <= self.entropy_warmup_steps < math.inf:
             raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps} must be at least 0.")
         super().__post_init__()
+        if self.pad_to_multiple_of is None and self.torch_compile:
+            self.pad_to_multiple_of = COMPILED_LENGTHS
         self._check_choosing()
 
     def _check_choosing(self) -> None:

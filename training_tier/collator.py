@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -12,16 +13,20 @@ logger = logging.get_logger(__name__)
 @dataclass
 class PairCollator:
     """
-    Stacks the pixels, and pads the texts to the longest of the batch.
+    Stacks the pixels, and pads the texts to the longest of the batch, or to a few lengths a little above.
 
     Pairs whose image did not decode are left out and reported under `unreadable` (image id to reason); the ids of the
     others are under `image_ids`. [`TierTrainer`] takes both out of the batch again.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]): truncates at its `model_max_length`.
+        pad_to_multiple_of (`int`, *optional*):
+            tokens whose next multiple a batch is padded to, but never beyond `model_max_length`: of 16, the lengths
+            are 16, 32, 48, 64 and CLIP's 77.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    pad_to_multiple_of: int | None = None
 
     def __call__(self, pairs: list[dict]) -> dict:
         readable = [pair for pair in pairs if "error" not in pair]
@@ -33,13 +38,19 @@ class PairCollator:
             )
         batch = {"pixel_values": torch.stack([pair["pixel_values"] for pair in readable])}
         texts = [pair["text"] for pair in readable]
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(texts, truncation=True)
         if any(text.overflowing for text in tokens.encodings or ()):
             logger.warning_once(
                 f"A report has more than the {self.tokenizer.model_max_length} tokens that the model reads: it is cut "
                 "before its end token; --text chooses the sections."
             )
-        batch.update(tokens)
+        longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
+        length = min(-(-longest // multiple) * multiple, self.tokenizer.model_max_length)
+        batch.update(
+            pad_without_fast_tokenizer_warning(
+                self.tokenizer, tokens, padding="max_length", max_length=length, return_tensors="pt"
+            )
+        )
         if "group" in readable[0]:
             batch["text_groups"] = torch.tensor([pair["group"] for pair in readable])
         batch["image_ids"] = [pair["image_id"] for pair in readable]

@@ -45,7 +45,7 @@ FREE_OPTIONS = {
     "trackio_space_id",
     "trackio_static_space_id",
 }
-FREE_DATA_OPTIONS = {"columns", "data", "image_root"}  # where the data lie; what they are is told by the digest
+FREE_DATA_OPTIONS = {"columns", "data", "image_cache", "image_root"}  # where they lie; what they are, the digest tells
 # Of a configuration: what says nothing about the network, or is set by a training itself.
 FREE_FIELDS = {
     "_name_or_path",

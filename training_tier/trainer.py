@@ -39,7 +39,7 @@ from .callbacks import (
 from .gradient_caching import backward_in_chunks
 from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
-from .samplers import DistinctTextSampler
+from .samplers import DistinctTextSampler, SimilarLengthSampler
 from .streaming import ShardedImages
 
 logger = logging.get_logger(__name__)
@@ -131,6 +131,19 @@ class RadiographTrainer(Trainer):
         self.add_callback(self.throughput)
         self.add_callback(self.preemption)
         self.add_callback(SaveAfterEvaluation())
+        self.check_sampling()
+
+    def check_sampling(self) -> None:
+        """
+        Raises:
+            `ValueError`: an order of the training images that cannot be made.
+        """
+        strategy = self.args.train_sampling_strategy
+        if strategy != "random" and isinstance(getattr(self.train_dataset, "images", None), ShardedImages):
+            raise ValueError(
+                f"train_sampling_strategy={strategy!r} orders the images, and streaming takes them from where they "
+                "lie; leave one of them out."
+            )
 
     def train(self, *args, **kwargs):
         """
@@ -234,7 +247,13 @@ class RadiographTrainer(Trainer):
         images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
         if not isinstance(images, ShardedImages):
             return super()._get_train_sampler(train_dataset)
-        images.set_layout(self._train_batch_size, self.args.world_size, self.args.dataloader_num_workers)
+        workers = self.args.dataloader_num_workers
+        if self.args.world_size > 1 and len(numbers := set(gather_object([workers]))) > 1:
+            raise ValueError(
+                f"The processes have {' and '.join(map(str, sorted(numbers)))} data-loader workers, which with "
+                "streaming decide who reads what; give all the same --dataloader_num_workers."
+            )
+        images.set_layout(self._train_batch_size, self.args.world_size, workers)
         return images
 
     def get_train_dataloader(self):
@@ -465,10 +484,10 @@ class TierTrainer(RadiographTrainer):
         avoid_duplicates: bool = False,
         **kwargs,
     ):
+        self.avoid_duplicates = avoid_duplicates
         super().__init__(**kwargs)
         self.eval_records = eval_records
         self.prompts = load_prompts(prompts, findings)
-        self.avoid_duplicates = avoid_duplicates
         self._terms = {"train": [], "eval": []}
         self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
@@ -506,6 +525,20 @@ class TierTrainer(RadiographTrainer):
                 "FSDP; leave it out."
             )
 
+    def check_sampling(self) -> None:
+        super().check_sampling()
+        strategy = self.args.train_sampling_strategy
+        if strategy != "random" and self.avoid_duplicates:
+            raise ValueError(
+                f"train_sampling_strategy={strategy!r} and avoid_duplicates each order the images; leave one of them "
+                "out (--soft_targets goes with both)."
+            )
+        if strategy == "group_by_length" and self.train_dataset.sample_sentences:
+            raise ValueError(
+                f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, and sample_sentences "
+                "draws another in each epoch; leave one of them out."
+            )
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.args.contrastive_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -529,13 +562,14 @@ class TierTrainer(RadiographTrainer):
         self._terms[mode].append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
 
     def _get_train_sampler(self, train_dataset=None):
-        if not self.avoid_duplicates:
-            return super()._get_train_sampler(train_dataset)
-        return DistinctTextSampler(
-            self.train_dataset if train_dataset is None else train_dataset,
-            self._train_batch_size * self.args.world_size,
-            self.args.seed,
-        )
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = self._train_batch_size * self.args.world_size
+        if self.avoid_duplicates:
+            return DistinctTextSampler(dataset, batch_size, self.args.seed)
+        if self.args.train_sampling_strategy == "group_by_length":
+            multiple = self.args.pad_to_multiple_of or 1
+            return SimilarLengthSampler(dataset, self.processing_class.tokenizer, batch_size, multiple, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
 
     def pop_terms(self, mode: str) -> dict[str, float]:
         """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""

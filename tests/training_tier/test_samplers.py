@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
-from training_tier.samplers import DistinctTextSampler
+from training_tier.samplers import DistinctTextSampler, SimilarLengthSampler
 
 NORMAL = ("No acute disease.", "no  acute disease", "NO ACUTE DISEASE")  # the same report, said three times
 
@@ -120,3 +120,54 @@ def test_soft_targets_have_the_same_groups(phantom, processor):
     batch = PairCollator(processor.tokenizer)([dataset[i] for i in (3, 2, 1, 0)])
     assert batch["text_groups"].tolist() == [2, 1, 1, 0] and list(batch)[-1] == "return_loss"
     assert "text_groups" not in PairCollator(processor.tokenizer)([PairDataset(records, processor.image_processor)[0]])
+
+
+def length_sampler(lengths, size, multiple=1, seed=0):
+    """Of texts with so many tokens."""
+
+    def tokenizer(texts, truncation):
+        return {"input_ids": [[0] * len(text.split()) for text in texts]}
+
+    return SimilarLengthSampler(Texts(["a " * length for length in lengths]), tokenizer, size, multiple, seed)
+
+
+LENGTHS = np.random.default_rng(0).integers(5, 77, 203)
+
+
+def test_texts_of_similar_lengths_share_a_batch_and_each_record_comes_once():
+    sampler = length_sampler(LENGTHS, 10)
+    for epoch in range(3):
+        batches = batches_of(sampler, epoch)
+        assert sorted(itertools.chain.from_iterable(batches)) == list(range(203))
+        ranges = sorted((LENGTHS[batch].min(), LENGTHS[batch].max()) for batch in batches[:20])
+        assert all(above >= high for (_, high), (above, _) in itertools.pairwise(ranges))  # one window of batches
+        assert ranges != [(LENGTHS[batch].min(), LENGTHS[batch].max()) for batch in batches[:20]]
+    assert batches_of(sampler, 2) == batches_of(length_sampler(LENGTHS, 10), 2) != batches_of(sampler, 1)
+    assert batches_of(sampler, 2) != batches_of(length_sampler(LENGTHS, 10, seed=1), 2)
+
+
+def test_what_is_padded_to_one_length_is_mixed():
+    plain, mixed = length_sampler(LENGTHS, 10), length_sampler(LENGTHS, 10, multiple=16)
+    padded = [[-(-LENGTHS[batch].max() // 16) for batch in batches_of(sampler)[:20]] for sampler in (plain, mixed)]
+    assert sum(padded[1]) <= sum(padded[0])
+    spread = [np.mean([np.ptp(LENGTHS[batch]) for batch in batches_of(s)[:20]]) for s in (plain, mixed)]
+    assert spread[0] < 5 < 10 < spread[1] < 16
+
+
+def test_fewer_records_than_a_batch_have_an_order_too():
+    assert sorted(length_sampler(LENGTHS[:3], 10)) == [0, 1, 2] and list(length_sampler([], 10)) == []
+
+
+def test_over_processes_and_after_a_resumption_the_batches_of_similar_lengths_are_the_same():
+    whole = batches_of(length_sampler(LENGTHS, 12), 2)
+    processes = []
+    for rank in range(3):
+        sampler = length_sampler(LENGTHS, 12)
+        sampler.dataset.epoch = 2
+        loader = DataLoader(sampler.dataset, batch_size=4, sampler=sampler, drop_last=True)
+        loader = prepare_data_loader(loader, None, 3, rank, put_on_device=False)
+        own = [batch.tolist() for batch in loader]
+        assert [batch.tolist() for batch in skip_first_batches(loader, 2)] == own[2:]
+        processes.append(own)
+    steps = [list(itertools.chain.from_iterable(step)) for step in zip(*processes, strict=True)]
+    assert steps == whole[:16]
