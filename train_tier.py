@@ -129,7 +129,7 @@ def make_contrastive_trainer(
             train_records,
             augmentation=data_arguments.augmentation,
             sample_sentences=data_arguments.sample_sentences,
-            images=make_images(train_records, data_arguments, training_arguments.seed),
+            images=make_images(train_records, processor.image_processor, data_arguments, training_arguments),
             soft_targets=data_arguments.soft_targets,
             **pairs,
         ),

@@ -54,6 +54,10 @@ def check_choice(name: str, value, choices) -> None:
         raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
 
 
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_workers(use_cpu: bool) -> int:
     """
     Data-loader workers of a process: the CPU cores that it may use, shared with the other processes of this machine,
@@ -61,8 +65,7 @@ def choose_workers(use_cpu: bool) -> int:
     """
     if use_cpu or not torch.accelerator.is_available():
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MAX_WORKERS)
+    return min(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1), MAX_WORKERS)
 
 
 def choose_bf16(use_cpu: bool) -> bool:

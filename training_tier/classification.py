@@ -248,7 +248,7 @@ def make_classification_trainer(
         train_dataset=LabelledDataset(
             train_records,
             augmentation=data_arguments.augmentation,
-            images=make_images(train_records, data_arguments, training_arguments.seed),
+            images=make_images(train_records, image_processor, data_arguments, training_arguments),
             **images,
         ),
         eval_dataset=LabelledDataset(eval_records, **images),

@@ -5,12 +5,14 @@ import logging
 import datasets
 import numpy as np
 
+from processing_tier import TierImageProcessor
 from processing_tier.readers import read_records
 from processing_tier.records import check_disjoint_patients, select_text, select_views
 from processing_tier.reports import clean_text
 
-from .arguments import DataArguments
+from .arguments import DataArguments, TierTrainingArguments, usable_cores
 from .dataset import SECTIONS, PairDataset
+from .image_cache import CachedImages
 from .streaming import SHUFFLE_BUFFER, ShardedImages, read_shards
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,22 @@ def load_splits(
     return train.select(kept[: arguments.max_train_images]), evaluation
 
 
-def make_images(records: datasets.Dataset, arguments: DataArguments, seed: int) -> ShardedImages | None:
-    """Where the images of training records come from, if not from the records: with streaming, from their shards."""
-    if not arguments.streaming:
+def make_images(
+    records: datasets.Dataset,
+    image_processor: TierImageProcessor,
+    arguments: DataArguments,
+    training_arguments: TierTrainingArguments,
+) -> ShardedImages | CachedImages | None:
+    """
+    Where the images of training records come from, if not from the records: with streaming, from their shards; with
+    `image_cache`, from there, which one process of each machine fills while the others wait.
+    """
+    if arguments.streaming:
+        return ShardedImages(records, arguments.shuffle_buffer or SHUFFLE_BUFFER, training_arguments.seed)
+    if arguments.image_cache is None:
         return None
-    return ShardedImages(records, arguments.shuffle_buffer or SHUFFLE_BUFFER, seed)
+    with training_arguments.main_process_first(desc="filling the image cache"):
+        return CachedImages(records, image_processor, arguments.image_cache, usable_cores() - 1)
 
 
 def check_readable(dataset: PairDataset, count: int = 8) -> None:

@@ -12,6 +12,7 @@ from processing_tier.records import select_text
 from processing_tier.reports import clean_text, duplicate_groups, split_sentences
 
 from .augmentation import augment, augment_tier
+from .image_cache import CachedImages
 from .streaming import ShardedImages
 
 SECTIONS = ("impression", "findings")
@@ -33,7 +34,7 @@ class PairDataset(torch.utils.data.Dataset):
             [`augment_tier`].
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         seed (`int`, *optional*, defaults to 0): of the random choices.
-        images ([`ShardedImages`], *optional*): of records that have none themselves, see [`read_shards`].
+        images ([`ShardedImages`] or [`CachedImages`], *optional*): where to read them instead of in the records.
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair has a `group` as well, the same for texts that say the same, see [`duplicate_groups`].
     """
@@ -47,7 +48,7 @@ class PairDataset(torch.utils.data.Dataset):
         augmentation: str = "none",
         sample_sentences: bool = False,
         seed: int = 0,
-        images: ShardedImages | None = None,
+        images: ShardedImages | CachedImages | None = None,
         soft_targets: bool = False,
     ):
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])

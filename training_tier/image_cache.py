@@ -1,0 +1,189 @@
+"""Decoded training images on the disk, so that each is read and decoded once for all epochs and all runs."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+import pyarrow as pa
+import pydicom
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from processing_tier import TierImageProcessor, radiograph_tier
+from processing_tier.image_processing_tier import SIZE_OPTIONS
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32  # images that pass from a worker to the file together
+PART = 4096  # images of one file: so many are lost where filling is interrupted
+LARGE = 2**20  # bytes of an image
+FORSAKEN = 3600  # seconds without a change after which an unfinished file is nobody's
+SCHEMA = pa.schema(
+    {
+        "key": pa.binary(16),
+        "pixels": pa.large_binary(),  # uint8, row by row
+        "size": pa.list_(pa.int32(), 2),  # width, height
+        "original_size": pa.list_(pa.int32(), 2),
+        "reduction": pa.int32(),
+    }
+)
+
+
+def source_key(source: Mapping) -> bytes | None:
+    """
+    16 bytes that stand for what a file holds: a digest of its bytes where the record has them, and else of its path,
+    size, and times of change. `None` for a file that is not there.
+    """
+    if source.get("bytes") is not None:
+        return blake2b(source["bytes"], digest_size=16).digest()
+    try:
+        path = os.path.abspath(source["path"])
+        stat = os.stat(path)
+    except (OSError, TypeError, ValueError):
+        return None
+    facts = (path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return blake2b(repr(facts).encode(), digest_size=16).digest()
+
+
+def reading_key(image_processor: TierImageProcessor) -> str:
+    """Of all that decides what [`TierImageProcessor.read`] makes of a file: options, code, and decoders."""
+    options = {name: getattr(image_processor, name) for name in SIZE_OPTIONS}
+    code = Path(radiograph_tier.__file__).read_bytes()
+    facts = json.dumps([options, PIL.__version__, pydicom.__version__], default=dict, sort_keys=True)
+    return blake2b(facts.encode() + code, digest_size=8).hexdigest()
+
+
+class CachedImages:
+    """
+    The images of records as [`TierImageProcessor.read`] makes them, from files in a folder, memory-mapped, which are
+    first filled with those that are missing. So the pixels are those without a cache, whatever the augmentation.
+
+    An image that has changed, or is read in another way, is another one; what is no longer asked for stays in the
+    folder. Several processes may share it. Images that do not decode are not kept, and give their error each time.
+
+    Args:
+        records (`datasets.Dataset`): with undecoded images.
+        image_processor ([`TierImageProcessor`]): reads them.
+        folder (`str` or `os.PathLike`): made where it is not there.
+        num_workers (`int`, *optional*, defaults to 0): processes that decode what is missing.
+
+    Raises:
+        `ValueError`: the folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        records: datasets.Dataset,
+        image_processor: TierImageProcessor,
+        folder: str | os.PathLike,
+        num_workers: int = 0,
+    ):
+        self.records = records.select_columns(["image"])
+        self.image_processor = image_processor
+        self.folder = Path(folder, reading_key(image_processor))
+        sources = tqdm(self.records, desc="looking at images", unit="image", delay=2, disable=None)
+        keys = [source_key(record["image"]) for record in sources]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            places = self._open()
+            missing = {key: index for index, key in enumerate(keys) if key is not None and key not in places}
+            if missing:
+                self._fill(list(missing.values()), keys, num_workers)
+                places = self._open()
+        except OSError as error:
+            raise ValueError(
+                f"image_cache {str(folder)!r} cannot be used ({error.strerror or error}); make room there, or choose "
+                "another folder."
+            ) from error
+        self.rows = np.array([places.get(key, -1) for key in keys], dtype=np.int64)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The images are the same in each."""
+
+    def _open(self) -> dict[bytes, int]:
+        """Maps the files of the folder into memory as one table, and tells the row of each key."""
+        parts = []
+        for file in sorted(self.folder.glob("*.arrow")):
+            try:
+                parts.append(datasets.Dataset.from_file(str(file)))
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ValueError(f"{file} is no part of an image cache, or damaged; delete it.") from error
+        self.table = datasets.concatenate_datasets(parts) if parts else None
+        return {key: row for row, key in enumerate(self.table.with_format(None)["key"][:])} if parts else {}
+
+    def _fill(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
+        """Decodes images and writes them a part at a time, each beside and then under its name."""
+        for file in self.folder.glob("*.tmp"):
+            if time.time() - file.stat().st_mtime > FORSAKEN:
+                file.unlink(missing_ok=True)
+        written = 0
+        with tqdm(total=len(missing), desc="filling the image cache", unit="image", delay=2, disable=None) as bar:
+            for start in range(0, len(missing), PART):
+                part = missing[start : start + PART]
+                name = blake2b(b"".join(keys[index] for index in part), digest_size=8).hexdigest()
+                file, unfinished = self.folder / f"{name}.arrow", self.folder / f"{name}.{os.getpid()}.tmp"
+                try:
+                    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+                        for images, tried in self._decode(part, keys, num_workers):
+                            writer.write_batch(pa.RecordBatch.from_pylist(images, schema=SCHEMA))
+                            written += sum(len(image["pixels"]) for image in images)
+                            bar.update(tried)
+                    with open(unfinished, "rb") as finished:
+                        os.fsync(finished.fileno())
+                    unfinished.replace(file)
+                finally:
+                    unfinished.unlink(missing_ok=True)
+        logger.info("Image cache: %d images of %.1f MiB added to %s.", len(missing), written / 2**20, self.folder)
+        if written > LARGE * len(missing):
+            logger.warning(
+                "The images in %s take %.1f MiB each; tier-prepare with a --size makes smaller ones.",
+                self.folder,
+                written / len(missing) / 2**20,
+            )
+
+    def _decode(
+        self, part: Sequence[int], keys: Sequence[bytes], num_workers: int
+    ) -> Iterator[tuple[list[dict], int]]:
+        """Batches of images as the files hold them, and how many were tried."""
+        decoder = Decoder(self.records, self.image_processor, keys)
+        for batch in DataLoader(decoder, BATCH, sampler=part, num_workers=num_workers, collate_fn=list):
+            yield [image for image in batch if image is not None], len(batch)
+
+    def read(self, index: int) -> Image.Image | dict:
+        """The image of a record; as the record has it where it does not decode."""
+        if self.rows[index] < 0:
+            return self.records[index]["image"]
+        row = self.table[int(self.rows[index])]
+        image = Image.frombytes("L", tuple(row["size"]), row["pixels"])
+        image.info = {"original_size": tuple(row["original_size"]), "reduction": row["reduction"]}
+        return image
+
+
+class Decoder:
+    """Images of records as the cache holds them; `None` for one that does not decode."""
+
+    def __init__(self, records: datasets.Dataset, image_processor: TierImageProcessor, keys: Sequence[bytes]):
+        self.records = records
+        self.image_processor = image_processor
+        self.keys = keys
+
+    def __getitem__(self, index: int) -> dict | None:
+        try:
+            image = self.image_processor.read(self.records[index]["image"])
+        except ValueError:
+            return None
+        return {
+            "key": self.keys[index],
+            "pixels": image.tobytes(),
+            "size": image.size,
+            "original_size": image.info["original_size"],
+            "reduction": image.info["reduction"],
+        }
