@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
@@ -74,7 +76,7 @@ def peak_flops(device_name: str) -> float | None:
 def training_flops(model: torch.nn.Module, inputs: dict) -> float:
     """
     Floating-point operations of one pair in training: three times those of a forward pass, as is usual, whatever is
-    frozen or computed twice.
+    frozen or computed twice. A multiplication and an addition are two; causal attention counts as full.
 
     Args:
         model (`torch.nn.Module`): in any mode; nothing random is drawn and no statistics change.
@@ -82,34 +84,63 @@ def training_flops(model: torch.nn.Module, inputs: dict) -> float:
     """
     was_training = model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # not every fused kernel is counted (on CPUs, none is): attention as plain products, which are the same number
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(**inputs)
     model.train(was_training)
     return 3.0 * counter.get_total_flops()
+
+
+def flops_by_length(model: torch.nn.Module, pair: dict) -> np.ndarray:
+    """
+    [`training_flops`] of a pair whose text has L tokens, padding among them, as the coefficients of 1, L and L^2:
+    layers go with L, and attention also with L^2. Counted for three short texts.
+
+    Args:
+        model (`torch.nn.Module`): see there.
+        pair (`dict`): tensors of one row each; without `input_ids` the last two coefficients are 0.
+    """
+    if "input_ids" not in pair:
+        return np.array([training_flops(model, pair), 0, 0])
+    tokens, lengths = pair["input_ids"].shape[1], (4, 8, 12)
+    counts = []
+    for length in lengths:
+        # the first token again and again, and at the end the last one that is attended to
+        inputs = {
+            name: value[:, :1].expand(1, length).clone() if value.shape[1:] == (tokens,) else value
+            for name, value in pair.items()
+        }
+        end = pair["attention_mask"][0].nonzero().max() if "attention_mask" in pair else -1
+        inputs["input_ids"][:, -1] = pair["input_ids"][:, end]
+        counts.append(training_flops(model, inputs))
+    return np.linalg.solve(np.vander(lengths, increasing=True), counts)
 
 
 class Throughput(TrainerCallback):
     """
     What the log says of speed, of training alone, without evaluation and saving: `images_per_second` of all processes,
     `data_wait` (share of the time in which a step waits for its batch), `tflops` (10^12 operations of the model per
-    second and process, for texts as long as those of the first batch) and, in 16 bits on a GPU of `PEAK_FLOPS`,
-    `mfu`, their share of what it can do.
+    second and process, for texts as long as they were padded to) and, in 16 bits on a GPU of `PEAK_FLOPS`, `mfu`,
+    their share of what it can do.
     """
 
     def __init__(self):
         self.example: dict | None = None  # one pair
-        self.flops: float | None = None
+        self.flops: np.ndarray | None = None  # see flops_by_length
         self.clear()
 
     def clear(self) -> None:
-        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        self.pairs = np.zeros(3)  # sums over the pairs of 1, L and L^2 for texts of L tokens
+        self.seconds, self.waited = 0.0, 0.0
 
     def on_batch_wait(self) -> None:
         self.started = time.perf_counter()
 
     def on_batches(self, batches: Sequence[dict]) -> None:
         self.waited += time.perf_counter() - self.started
-        self.images += sum(len(batch["pixel_values"]) for batch in batches)
+        for batch in batches:
+            length = batch["input_ids"].shape[1] if "input_ids" in batch else 0
+            self.pairs += len(batch["pixel_values"]) * np.array([1, length, length**2])
         if self.example is None and batches:
             self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
 
@@ -121,18 +152,17 @@ class Throughput(TrainerCallback):
         if not self.seconds:
             return {}
         if self.flops is None:
-            inputs = {name: value.to(model.device) for name, value in self.example.items()}
-            self.flops = training_flops(model, inputs)
-        speed = self.images / self.seconds
+            self.flops = flops_by_length(model, {k: v.to(model.device) for k, v in self.example.items()})
+        flops = float(self.flops @ self.pairs) / self.seconds
         logs = {
-            "images_per_second": speed * processes,
+            "images_per_second": float(self.pairs[0]) / self.seconds * processes,
             "data_wait": self.waited / self.seconds,
-            "tflops": speed * self.flops / 1e12,
+            "tflops": flops / 1e12,
         }
         if half_precision and model.device.type == "cuda":
             peak = peak_flops(torch.cuda.get_device_name(model.device))
             if peak is not None:
-                logs["mfu"] = speed * self.flops / peak
+                logs["mfu"] = flops / peak
         self.clear()
         return logs
 
