@@ -107,15 +107,6 @@ def make_contrastive_trainer(
         texts = (f"{record['impression']} {record['findings']}" for record in sections)
         model, processor = make_model(model_arguments, texts)
 
-    if (
-        training_arguments.pad_to_multiple_of
-        and model.config.entropy_tokens == "all"
-        and (model.config.token_entropy_weight or model.config.patch_entropy_weight)
-    ):
-        raise ValueError(
-            f"pad_to_multiple_of={training_arguments.pad_to_multiple_of} adds padding, which the entropies of "
-            "entropy_tokens='all' would count; leave it and torch_compile out, or choose other tokens."
-        )
     pairs = {
         "image_processor": processor.image_processor,
         "text": data_arguments.text,

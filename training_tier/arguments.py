@@ -45,6 +45,7 @@ CONTRASTIVE_OPTIONS = (
     "sample_sentences",
     "contrastive_chunk_size",
     "pad_to_multiple_of",
+    "group_texts",
 )
 
 
@@ -439,6 +440,13 @@ class TierTrainingArguments(TrainingArguments):
             f"{COMPILED_LENGTHS} where not given."
         },
     )
+    group_texts: bool = field(
+        default=False,
+        metadata={
+            "help": "In training, let the text tower read the texts of a batch in groups of about equal length, each "
+            "padded to its own: the same gradients with less padding. Not with --torch_compile, FSDP or DeepSpeed."
+        },
+    )
     train_sampling_strategy: str = field(
         default="random",
         metadata={
@@ -551,6 +559,11 @@ class TierTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.pad_to_multiple_of is None and self.torch_compile:
             self.pad_to_multiple_of = COMPILED_LENGTHS
+        if self.group_texts and (self.torch_compile or self.fsdp or self.deepspeed):
+            raise ValueError(
+                "group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and "
+                "DeepSpeed do not take; leave it out."
+            )
         self._check_choosing()
 
     def _check_choosing(self) -> None:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from modeling_tier.modeling_tier import TierModelMixin
 
 from .checkpoints import list_checkpoints, rank_checkpoints
+from .text_lengths import padded_lengths
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 PREEMPTED = 128 + signal.SIGTERM  # exit code, as shells tell of a program that SIGTERM has ended
@@ -122,9 +123,13 @@ class Throughput(TrainerCallback):
     `data_wait` (share of the time in which a step waits for its batch), `tflops` (10^12 operations of the model per
     second and process, for texts as long as they were padded to) and, in 16 bits on a GPU of `PEAK_FLOPS`, `mfu`,
     their share of what it can do.
+
+    Args:
+        group_texts (`bool`, *optional*, defaults to `False`): whether texts are padded as by [`read_by_length`].
     """
 
-    def __init__(self):
+    def __init__(self, group_texts: bool = False):
+        self.group_texts = group_texts
         self.example: dict | None = None  # one pair
         self.flops: np.ndarray | None = None  # see flops_by_length
         self.clear()
@@ -139,8 +144,12 @@ class Throughput(TrainerCallback):
     def on_batches(self, batches: Sequence[dict]) -> None:
         self.waited += time.perf_counter() - self.started
         for batch in batches:
-            length = batch["input_ids"].shape[1] if "input_ids" in batch else 0
-            self.pairs += len(batch["pixel_values"]) * np.array([1, length, length**2])
+            lengths = np.zeros(len(batch["pixel_values"]))
+            if "input_ids" in batch and self.group_texts:
+                lengths = padded_lengths(batch["attention_mask"]).cpu().numpy()
+            elif "input_ids" in batch:
+                lengths += batch["input_ids"].shape[1]
+            self.pairs += np.vander(lengths, 3, increasing=True).sum(axis=0)
         if self.example is None and batches:
             self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
 

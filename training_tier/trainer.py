@@ -41,6 +41,7 @@ from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler, SimilarLengthSampler
 from .streaming import ShardedImages
+from .text_lengths import read_by_length
 
 logger = logging.get_logger(__name__)
 
@@ -127,7 +128,7 @@ class RadiographTrainer(Trainer):
             self.add_callback(TopCheckpoints(self.args.save_top_k))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self.throughput = Throughput()
+        self.throughput = Throughput(self.args.group_texts)
         self.add_callback(self.throughput)
         self.add_callback(self.preemption)
         self.add_callback(SaveAfterEvaluation())
@@ -493,6 +494,24 @@ class TierTrainer(RadiographTrainer):
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
         self.check_batch_size()
+        self.check_padding()
+        if self.args.group_texts:
+            read_by_length(self.model.text_model)
+
+    def check_padding(self) -> None:
+        """
+        Raises:
+            `ValueError`: another padding would change the entropies.
+        """
+        config = self.model.config
+        weighted = config.token_entropy_weight or config.patch_entropy_weight
+        if config.entropy_tokens == "all" and weighted:
+            for name in ("pad_to_multiple_of", "group_texts"):
+                if getattr(self.args, name):
+                    raise ValueError(
+                        f"{name} changes the padding, which entropy_tokens='all' counts as words; leave it out, or "
+                        "choose other tokens."
+                    )
 
     def check_batch_size(self) -> None:
         """

@@ -1,0 +1,68 @@
+"""Texts of one batch read in groups of about equal length, each padded to its own: less padding, the same training."""
+
+import functools
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+MULTIPLE = 16  # tokens: of 77, there are five lengths at the most
+
+
+def padded_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Tokens that each text is padded to in its group: the next multiple of 16, but no more than the batch has.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(texts, tokens)`): 1 for tokens, from the left on, and 0 for padding.
+
+    Returns:
+        `torch.Tensor` of shape `(texts,)`, int64.
+    """
+    groups = -(-attention_mask.sum(dim=1) // MULTIPLE)
+    return (groups * MULTIPLE).clamp(max=attention_mask.shape[1])
+
+
+def read_by_length(text_model: nn.Module) -> None:
+    """
+    Changes what a text tower does in training, in place: it reads the texts of a batch in groups of about equal
+    length. Outputs and gradients are the same but for rounding and the draws of dropout; where there is padding, the
+    hidden state is that of the last position of the group.
+
+    Args:
+        text_model (`nn.Module`): takes `input_ids` and `attention_mask` by name, and gives the hidden states and maybe
+            a pooled one.
+    """
+    inner = text_model.forward
+
+    @functools.wraps(inner)
+    def forward(input_ids=None, attention_mask=None, **kwargs):
+        whole = functools.partial(inner, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if not text_model.training or input_ids is None or attention_mask is None:
+            return whole()
+        lengths = padded_lengths(attention_mask)
+        kinds = lengths.unique().tolist()
+        if len(kinds) == 1:
+            return whole()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        rows, hidden, pooled = [], [], []
+        for length in kinds:
+            row = (lengths == length).nonzero().squeeze(1)
+            part = {
+                name: value[row, :length] if torch.is_tensor(value) and value.shape == input_ids.shape else value
+                for name, value in inputs.items()
+            }
+            outputs = inner(**part)
+            states = outputs.last_hidden_state
+            # not zeros, which have no direction: what is made of them is masked, but has to be finite
+            padding = states[:, -1:].expand(-1, input_ids.shape[1] - length, -1)
+            rows.append(row)
+            hidden.append(torch.cat([states, padding], dim=1))
+            pooled.append(outputs.pooler_output)
+        order = torch.cat(rows).argsort()
+        return BaseModelOutputWithPooling(
+            last_hidden_state=torch.cat(hidden)[order],
+            pooler_output=None if pooled[0] is None else torch.cat(pooled)[order],
+        )
+
+    text_model.forward = forward
