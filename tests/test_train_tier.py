@@ -202,6 +202,12 @@ def test_records_without_text_are_left_out(folder, tmp_path):
         (["--prompts", "nonsense"], "prompts 'nonsense' are not known; choose one of"),
         (["--min_positives", "1000"], "No finding has 1000 positives"),
         (["--per_device_train_batch_size", "64"], "48 training pairs do not fill one batch of 64; lower --per_device"),
+        (
+            ["--contrastive_chunk_size", "9"],
+            "contrastive_chunk_size=9 is more than the 8 pairs of a batch, which would be one chunk; lower it",
+        ),
+        (["--per_device_train_batch_size", "1"], "A batch of 1 pair has nothing to contrast it with; raise --per_de"),
+        (["--train_sampling_strategy", "batch_rebalance"], "train_sampling_strategy='batch_rebalance' is not known"),
         (["--lerning_rate", "1"], "Unknown option '--lerning_rate'; did you mean 'learning_rate'?"),
         (["--text", "history"], "text='history' is not known"),
         (["--resume_from_checkpoint", "last"], "holds no checkpoint to resume from"),

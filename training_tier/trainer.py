@@ -523,7 +523,8 @@ class TierTrainer(RadiographTrainer):
         all_pairs = pairs * self.args.world_size
         if all_pairs < 2:
             raise ValueError(
-                "A batch of 1 pair has nothing to contrast it with; raise --per_device_train_batch_size to 2 or more."
+                f"A batch of {all_pairs} pair{'' if all_pairs else 's'} has nothing to contrast it with; raise "
+                "--per_device_train_batch_size to 2 or more."
             )
         if chunk_size is None:
             if self.args.gradient_accumulation_steps > 1:

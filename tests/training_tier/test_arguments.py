@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+from training_tier import arguments
 from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments, parse_arguments
 
 TYPES = (ModelArguments, DataArguments, TierTrainingArguments)
@@ -52,6 +54,11 @@ def test_defaults_that_differ_from_transformers(tmp_path):
             ["--model", "resnet-50-bert", "--frozen_text_layers", "8"],
             "^frozen_text_layers=8 would keep the random weights of 'resnet-50-bert' as they are; it is for pretraine",
         ),
+        (["--pad_to_multiple_of", "0"], "^pad_to_multiple_of=0 must be at least 1, for example 16.$"),
+        (
+            ["--group_texts", "true", "--torch_compile", "true", "--use_cpu", "true"],
+            "^group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and DeepSp",
+        ),
         (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
     ],
 )
@@ -74,6 +81,30 @@ def test_bad_recipes_are_refused(text, message, tmp_path):
     recipe.write_text(text)
     with pytest.raises(ValueError, match=message):
         parse(str(recipe))
+
+
+def test_workers_and_precision_are_those_of_the_machine_unless_given(tmp_path, monkeypatch):
+    def chosen(*argv):
+        training = parse("--output_dir", str(tmp_path), "--use_cpu", "true", *argv)[2]
+        return training.dataloader_num_workers, training.bf16, training.pad_to_multiple_of
+
+    assert chosen() == (0, False, None)
+    assert chosen("--dataloader_num_workers", "3", "--bf16", "true", "--pad_to_multiple_of", "8") == (3, True, 8)
+    assert chosen("--torch_compile", "true")[2] == 16
+
+    monkeypatch.setattr(arguments, "usable_cores", lambda: 16)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert arguments.choose_workers(use_cpu=False) == 15 and arguments.choose_workers(use_cpu=True) == 0
+    assert arguments.choose_bf16(use_cpu=False) and not arguments.choose_bf16(use_cpu=True)
+    for processes, workers in (("4", 3), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert arguments.choose_workers(use_cpu=False) == workers
+    monkeypatch.setattr(arguments, "usable_cores", lambda: 96)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert arguments.choose_workers(use_cpu=False) == 16
 
 
 def test_columns_of_a_table():

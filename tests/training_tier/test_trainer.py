@@ -12,6 +12,7 @@ from processing_tier.phantom import make_phantom
 from training_tier.arguments import TierTrainingArguments
 from training_tier.collator import PairCollator
 from training_tier.dataset import PairDataset
+from training_tier.image_cache import CachedImages
 from training_tier.presets import preset_config
 from training_tier.streaming import ShardedImages, read_shards
 from training_tier.trainer import TierTrainer
@@ -24,7 +25,17 @@ def evaluation():
 
 @pytest.fixture
 def make_trainer(tmp_path, phantom, evaluation, processor):
-    def make(records=phantom, folder="run", preset="tiniest", frozen_text_layers=0, images=None, **options):
+    def make(
+        records=phantom,
+        folder="run",
+        preset="tiniest",
+        frozen_text_layers=0,
+        images=None,
+        avoid_duplicates=False,
+        sample_sentences=False,
+        entropy_tokens="words",
+        **options,
+    ):
         set_seed(0)
         defaults = {
             "output_dir": str(tmp_path / folder),
@@ -37,19 +48,22 @@ def make_trainer(tmp_path, phantom, evaluation, processor):
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }
-        weights = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
+        weights = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2, "entropy_tokens": entropy_tokens}
         if preset == "tiniest":
             model = TierCLIPModel(preset_config(preset, processor.tokenizer, **weights))
         else:
             weights["frozen_text_layers"] = frozen_text_layers
             model = TierDualEncoderModel(preset_config(preset, processor.tokenizer, **weights))
+        arguments = TierTrainingArguments(**{**defaults, **options})
+        pairs = {"augmentation": "standard", "sample_sentences": sample_sentences, "images": images}
         return TierTrainer(
             model=model,
-            args=TierTrainingArguments(**{**defaults, **options}),
-            train_dataset=PairDataset(records, processor.image_processor, augmentation="standard", images=images),
+            args=arguments,
+            train_dataset=PairDataset(records, processor.image_processor, **pairs),
             eval_dataset=PairDataset(evaluation, processor.image_processor),
-            data_collator=PairCollator(processor.tokenizer),
+            data_collator=PairCollator(processor.tokenizer, arguments.pad_to_multiple_of),
             processing_class=processor,
+            avoid_duplicates=avoid_duplicates,
             eval_records=evaluation,
             findings=["Consolidation", "Pneumothorax"],
         )
@@ -185,6 +199,64 @@ def test_images_that_do_not_decode_are_left_out_of_the_chunks(make_trainer, phan
 def test_bad_sizes_of_chunks_and_batches_are_refused(make_trainer, options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"train_sampling_strategy": "group_by_length", "avoid_duplicates": True},
+            "^train_sampling_strategy='group_by_length' and avoid_duplicates each order the images; leave one of them",
+        ),
+        (
+            {"train_sampling_strategy": "group_by_length", "sample_sentences": True},
+            "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, and sample_sent",
+        ),
+        (
+            {"group_texts": True, "entropy_tokens": "all"},
+            "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or choose",
+        ),
+        (
+            {"pad_to_multiple_of": 16, "entropy_tokens": "all"},
+            "^pad_to_multiple_of changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
+        ),
+    ],
+)
+def test_orders_and_paddings_that_cannot_be_are_refused(make_trainer, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
+
+
+def test_streamed_images_have_their_own_order(make_trainer, phantom, tmp_path):
+    (tmp_path / "data").mkdir()
+    phantom.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    records = read_shards(tmp_path, "train")
+    with pytest.raises(ValueError, match="^train_sampling_strategy='sequential' orders the images, and streaming ta"):
+        make_trainer(records=records, images=ShardedImages(records), train_sampling_strategy="sequential")
+
+
+@pytest.mark.parametrize("options", [{"group_texts": True}, {"pad_to_multiple_of": 16}, {"image_cache": True}])
+def test_a_faster_run_is_the_same_run(make_trainer, phantom, processor, tmp_path, options):
+    images = CachedImages(phantom, processor.image_processor, tmp_path) if options.pop("image_cache", None) else None
+    plain, faster = make_trainer(folder="plain"), make_trainer(folder="faster", images=images, **options)
+    losses = []
+    for trainer in (plain, faster):
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    if images is not None:
+        expected, got = weights_of(plain), weights_of(faster)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_in_batches_of_similar_lengths_is_resumed_exactly(make_trainer):
+    options = {"train_sampling_strategy": "group_by_length", **NOTHING_BUT_TRAINING}
+    options |= {"save_strategy": "steps", "save_steps": 9, "save_total_limit": None}
+    whole, resumed = make_trainer(folder="whole", **options), make_trainer(folder="resumed", **options)
+    whole.train()
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-9")
+    expected, got = weights_of(whole), weights_of(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_accumulation_without_chunks_is_warned_of(make_trainer, caplog):
