@@ -155,6 +155,20 @@ def test_an_image_folder_with_a_text_column_alone(folder, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_cache_of_images_is_filled_once_and_used_by_a_classifier_too(folder, tmp_path, monkeypatch):
+    argv = [*QUICK, "--data", folder, "--max_steps", "2", "--image_cache", tmp_path / "cache"]
+    run(*argv, "--group_texts", "true", "--output_dir", tmp_path / "run")
+    (file,) = (tmp_path / "cache").glob("*/*.arrow")
+    before = file.stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    argv = [word for word in argv if word not in ("--image_size", "32")]
+    argv += ["--task", "classification", "--model", tmp_path / "run", "--findings", "Consolidation"]
+    run(*argv, "--output_dir", tmp_path / "classifier")
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.arrow")] == [before]
+    with pytest.raises(SystemExit):
+        run(*argv, "--train_sampling_strategy", "group_by_length", "--output_dir", tmp_path / "other")
+
+
 def test_held_out_patients_are_never_trained_on():
     records = make_phantom(60, seed=0, image_size=64)
     train, evaluation = hold_out(records, 0.2, seed=3)
