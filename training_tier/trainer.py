@@ -539,6 +539,10 @@ class TierTrainer(RadiographTrainer):
                 f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
                 "chunk; lower it, or raise --per_device_train_batch_size."
             )
+        if self.args.torch_compile and self.args.world_size > 1:
+            raise ValueError(
+                "contrastive_chunk_size and torch_compile go together in one process alone; leave one out."
+            )
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError(
                 "contrastive_chunk_size works on one process and with DistributedDataParallel, not with DeepSpeed or "

@@ -106,11 +106,16 @@ def test_a_section_that_is_empty_is_never_drawn():
 class Words:
     """A tokenizer of one token per word."""
 
-    def __call__(self, texts, padding, truncation, return_tensors):
-        assert padding is True and truncation is True and return_tensors == "pt"
-        length = max(len(text.split()) for text in texts)
-        counts = torch.tensor([len(text.split()) for text in texts])
-        mask = (torch.arange(length) < counts[:, None]).long()
+    model_max_length = 20
+
+    def __call__(self, texts, truncation):
+        assert truncation is True
+        return BatchEncoding({"input_ids": [[7] * len(text.split()) for text in texts]})
+
+    def pad(self, tokens, padding, max_length, return_tensors):
+        assert padding == "max_length" and return_tensors == "pt"
+        counts = torch.tensor([len(ids) for ids in tokens["input_ids"]])
+        mask = (torch.arange(max_length) < counts[:, None]).long()
         return BatchEncoding({"input_ids": mask * 7, "attention_mask": mask})
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import set_seed
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
@@ -247,6 +248,20 @@ def test_a_faster_run_is_the_same_run(make_trainer, phantom, processor, tmp_path
     if images is not None:
         expected, got = weights_of(plain), weights_of(faster)
         assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_compiled_run_is_the_same_run(make_trainer, chunk_size):
+    options = {"max_steps": 2, "contrastive_chunk_size": chunk_size, "pad_to_multiple_of": 16, **NOTHING_BUT_TRAINING}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # traced, but not made to machine code
+    losses = []
+    for folder, more in (("plain", {}), ("compiled", compiled)):
+        counters.clear()
+        trainer = make_trainer(folder=folder, **options, **more)
+        trainer.train()
+        assert (counters["stats"]["unique_graphs"] > 0) == bool(more)
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_run_in_batches_of_similar_lengths_is_resumed_exactly(make_trainer):
