@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once
     from transformers.utils import logging
 
-    from evaluation_tier import plots, report, zeroshot
+    from evaluation_tier import loading, plots, report, zeroshot
     from processing_tier import readers
     from processing_tier.prompts import load_prompts
     from processing_tier.records import select_views
@@ -156,10 +156,10 @@ def run(args: argparse.Namespace) -> None:
         plots.import_matplotlib()
 
     # 1. Models and data
-    device = zeroshot.choose_device(args.device)
-    models = {name: zeroshot.load_model(name, device) for name in args.models}
+    device = loading.choose_device(args.device)
+    models = {name: loading.load_model(name, device) for name in args.models}
     for name, (model, _) in models.items():
-        if args.save_thresholds and (zeroshot.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")):
+        if args.save_thresholds and (loading.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")):
             raise ValueError(f"--save_thresholds needs a TIER model, and {name} holds a {type(model).__name__}.")
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
 
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
 
     # 4. What the user sees
     protocol = metrics["protocol"]
-    kind = "Classifier" if zeroshot.is_classifier(models[args.models[0]][0]) else "Zero-shot"
+    kind = "Classifier" if loading.is_classifier(models[args.models[0]][0]) else "Zero-shot"
     print(f"\n{kind} on {report.describe_dataset(metrics['dataset'])}, split {args.split!r}: ", end="")
     print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
     print(report.format_table(metrics))
