@@ -280,6 +280,11 @@ def score_models(
     return averages, findings, left_out, bool(learnt)
 
 
+def is_scored_by_others(finding: str, protocol: Mapping) -> bool:
+    """Whether a finding is scored by the others, under a protocol as `metrics["protocol"]` describes it."""
+    return normalize_name(finding) in NO_FINDING and protocol.get("no_finding") == "others"
+
+
 def find_prompts(
     protocol: Protocol, findings: Sequence[str], replaced: Mapping[str, Prompts] | None = None
 ) -> dict[str, Prompts]:
