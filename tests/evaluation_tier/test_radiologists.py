@@ -77,10 +77,10 @@ def test_difference_equals_a_loop_over_scikit_learn():
     labels, findings = labels.iloc[::4], FINDINGS[:2]
     labels, readers = labels[findings], readers[findings]
     scores, thresholds = noisy_scores(labels), {"Atelectasis": 0.7, "Cardiomegaly": 0.4}
-    found = compare_with_radiologists(labels, scores, thresholds, readers, num_resamples=20, seed=2)
-    draws = draw_resamples(labels.index, 20, 2)
+    found = compare_with_radiologists(labels, scores, thresholds, readers, num_resamples=6, seed=2)
+    draws = draw_resamples(labels.index, 6, 2)
     for name, function in (("mcc", matthews_corrcoef), ("f1", f1_score)):
-        differences = np.empty((20, 2))
+        differences = np.empty((6, 2))
         for r, row in enumerate(draws):
             drawn = labels.index.repeat(row)
             for i, finding in enumerate(findings):
