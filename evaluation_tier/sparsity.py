@@ -1,4 +1,4 @@
-"""Sparsity: on how few patches of its image the similarity of each word of a report rests, which is what TIER penalises.
+"""Sparsity, TIER's own claim: on how few patches of its image each word of a report rests, and the reverse.
 
 For each radiograph and its own report, S[t, p] is the cosine of token t with patch p. All that is measured here is
 measured on S. It says how concentrated the similarities are, not whether they are concentrated on the right place.
@@ -23,17 +23,17 @@ from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
 from modeling_tier.pipeline_tier import tokenize
 
-# English words of chest radiograph reports, lower case; plurals in -s, -es and -ies are recognised by themselves. Made by
-# hand from the commonest words of such reports, to compare models with: it is no terminology. What a sentence is about
-# ("disease", "abnormality", a device) counts as a finding, an adjective of an organ as anatomy; sides, sizes and
-# judgements ("left", "small", "clear", "normal") are other words.
+# English words of chest radiograph reports, lower case; plurals in -s, -es and -ies are recognised by themselves. Made
+# by hand, to compare models with: it is no terminology. What a sentence is about ("disease", "abnormality", a device)
+# counts as a finding, an adjective of an organ as anatomy; sides, sizes and judgements ("left", "small", "clear",
+# "normal") are other words.
 LEXICON = {
     "finding": """
         abnormality abscess adenopathy aneurysm atelectasis atelectases atelectatic atherosclerosis atherosclerotic
         blunting bronchiectasis bulla bullae bullous calcification calcified cancer cardiomegaly catheter cavitary
-        cavitation cavity clip collapse congestion consolidation copd cyst deformity degenerative density device disease
-        ectasia ectatic edema effusion elevation emphysema emphysematous enlarged enlargement fibrosis fibrotic fluid
-        fracture granuloma granulomatous hardware haziness hernia hyperexpanded hyperexpansion hyperinflated
+        cavitation cavity clip collapse congestion consolidation copd cyst deformity degenerative density device
+        disease ectasia ectatic edema effusion elevation emphysema emphysematous enlarged enlargement fibrosis fibrotic
+        fluid fracture granuloma granulomatous hardware haziness hernia hyperexpanded hyperexpansion hyperinflated
         hyperinflation infection infiltrate infiltration kyphosis lesion lymphadenopathy malignancy mass metastasis
         metastases metastatic neoplasm nodular nodule opacification opacity osteophyte osteophytosis pacemaker picc
         pneumonia pneumothorax pneumothoraces scar scarring scoliosis spondylosis spurring stent sternotomy thickening
@@ -92,8 +92,8 @@ def hoyer(values: torch.Tensor) -> torch.Tensor:
     (sqrt(N) - |c|_1 / |c|_2) / (sqrt(N) - 1); a negative value counts by its magnitude.
 
     Returns:
-        `values` without the last dimension, float32: 0 for equal magnitudes (zeros and a single value too), 1 where all
-        but one are zero.
+        `values` without the last dimension, float32: 0 for equal magnitudes (zeros and a single value too), 1 where
+        all but one are zero.
     """
     values = values.float()
     root = math.sqrt(values.shape[-1])
@@ -187,10 +187,10 @@ def measure(
 
     Returns:
         Sums and counts per image: `"entropy_sums"` and `"entropy_counts"` (images, 2) of tokens and of patches;
-        `"sums"` (images, classes, statistics) and `"counts"` (images, classes) of words, NaN for an image that does not
-        decode. Then the rank-ordered similarities over all images: `"ranked"` (classes + 1, 2, patches), sums of the
-        cosines and of their squares, and `"ranked_counts"` (classes + 1,), the last of them being whole texts. Then the
-        number of texts that are cut off.
+        `"sums"` (images, classes, statistics) and `"counts"` (images, classes) of words, NaN for an image that does
+        not decode. Then the rank-ordered similarities over all images: `"ranked"` (classes + 1, 2, patches), sums of
+        the cosines and of their squares, and `"ranked_counts"` (classes + 1,), the last of them being whole texts.
+        Then the number of texts that are cut off.
     """
     num_classes = len(WORD_CLASSES) + 1
     shapes = {"entropy_sums": (2,), "entropy_counts": (2,), "counts": (num_classes,)}
@@ -250,22 +250,22 @@ def evaluate_sparsity(
     out.
 
     Args:
-        models: name to (model, processor), as `load_model` gives them, TIER models or CLIP's. The first one is what the
-            others are compared with: name the unregularised one first.
+        models: name to (model, processor), as `load_model` gives them, TIER models or CLIP's. The others are compared
+            with the first one: name the unregularised one first.
         dataset: in the schema of `processing_tier.records`.
         text: see `retrieval.read_texts`; so is `deidentified`.
         temperature: divides the cosines in both entropies, for all models alike, whatever they were trained with; 1 is
             TIER's.
         near_zero: a cosine of a smaller magnitude is near zero.
-        n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`, and the same for all models, so that
-            the intervals of the differences are paired.
+        n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`, and the same for all models, so
+            that the intervals of the differences are paired.
         batch_size: pairs at once.
         dataset_name: what the results call the data.
 
     Returns:
-        `"models"`, by name: `token_entropy` and `patch_entropy` in nats, over all tokens but special ones as in the loss;
-        `"words"`, by class (`"all"`, those of `WORD_CLASSES`, `"punctuation"`), with `n_words` and the means of the
-        `STATISTICS`; and `"ranked"`, by class and for `"text"` (the embedding of the whole text), the mean and the
+        `"models"`, by name: `token_entropy` and `patch_entropy` in nats, over all tokens but special ones as in the
+        loss; `"words"`, by class (`"all"`, those of `WORD_CLASSES`, `"punctuation"`), with `n_words` and the means of
+        the `STATISTICS`; and `"ranked"`, by class and for `"text"` (the embedding of the whole text), the mean and the
         standard deviation of the similarities sorted from the highest down, each a list of `num_patches` numbers.
         `"differences"`, by name of all but the first: the same numbers minus those of the first model. Beside each
         number stands `<name>_ci95`. Undefined numbers are NaN.
@@ -348,8 +348,8 @@ def check_models(models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]]) -
         embeds = not is_classifier(model) and (hasattr(model, "get_patch_features") or isinstance(model, CLIPModel))
         if not embeds:
             raise ValueError(
-                f"{name} is a {type(model).__name__}, which does not embed tokens and patches in one space: name a TIER "
-                "model or a CLIPModel."
+                f"{name} is a {type(model).__name__}, which does not embed tokens and patches in one space: name a "
+                "TIER model or a CLIPModel."
             )
 
 
@@ -407,24 +407,25 @@ def name_ranked(ranked: np.ndarray, ranked_counts: np.ndarray) -> dict:
 
 
 def format_sparsity(results: dict) -> str:
-    """The numbers of `evaluate_sparsity` as one Markdown table: a column per model, and per difference to the first."""
+    """The numbers of `evaluate_sparsity` as a Markdown table: a column per model, and per difference to the first."""
     models, differences = results["models"], results["differences"]
     first = next(iter(models))
     heads = ["", *models, *(f"{name} minus {first}" for name in differences)]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
 
-    def add(label: str, name: str, *path: str) -> None:
+    def add(label: str, name: str, *path: str, digits: int = 3) -> None:
         cells = []
         for source, sign in [*((model, "") for model in models.values()), *((d, "+") for d in differences.values())]:
             for key in path:
                 source = source[key]
             low, high = source[f"{name}_ci95"]
-            cells.append(f"{source[name]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})")
+            value, low, high = (f"{number:{sign}.{digits}f}" for number in (source[name], low, high))
+            cells.append(f"{value} ({low} to {high})")
         lines.append(f"| {label} | {' | '.join(cells)} |")
 
-    add("Token entropy (nats)", "token_entropy")
-    add("Patch entropy (nats)", "patch_entropy")
-    labels = {"gini": "Gini", "hoyer": "Hoyer", "near_zero": "share near zero", "negative": "share below zero"}
+    add("Token entropy (nats)", "token_entropy", digits=4)  # raw cosines move them little
+    add("Patch entropy (nats)", "patch_entropy", digits=4)
+    labels = {"gini": "Gini", "hoyer": "Hoyer", "near_zero": "Share near zero", "negative": "Share below zero"}
     for statistic, label in labels.items():
         add(f"{label}, all words", statistic, "words", "all")
     for statistic in ("gini", "near_zero"):
