@@ -6,7 +6,7 @@ answers everything alike gets what chance gets, never more.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import datasets
@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.embedding import embed_images, normalize
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.metrics import RESAMPLES_IN_MEMORY, percentile_interval
 from evaluation_tier.report import installed_versions
+from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
 from modeling_tier.pipeline_tier import embed_texts
 from processing_tier.records import select_text
 from processing_tier.reports import clean_text, duplicate_groups
@@ -203,8 +203,7 @@ def evaluate_retrieval(
         raise ValueError(
             f"A {type(model).__name__} embeds no texts, so there is nothing to retrieve: use a TIER model."
         )
-    if n_bootstrap < 1:
-        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    check_num_resamples(n_bootstrap)
     if not ks or min(ks) < 1:
         raise ValueError(f"R@k needs numbers of at least 1, but ks is {tuple(ks)}.")
     texts = read_texts(dataset, text, deidentified)
@@ -230,6 +229,7 @@ def evaluate_retrieval(
 
     _, group_of_image, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     frequency = sizes[group_of_image].astype(np.float32)[:, None]
+    draws = draw_resamples(patient_ids, n_bootstrap, seed)
     results = {}
     for direction, queries, gallery, gallery_groups, gallery_frequency in (
         ("image_to_text", image_embeds, text_embeds, groups[first], frequency[first]),
@@ -240,7 +240,7 @@ def evaluate_retrieval(
             "chance": chance_ranks(groups, gallery_groups),
             "most_frequent": ranks(np.ones_like(frequency), gallery_frequency, groups, gallery_groups, chunk_size),
         }
-        results[direction] = summarize(measured, levels, ks, patient_weights(patient_ids, n_bootstrap, seed))
+        results[direction] = summarize(measured, levels, ks, draws)
     return {
         "dataset": dataset_name,
         "protocol": {
@@ -264,14 +264,15 @@ def evaluate_retrieval(
     }
 
 
-def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draws: Iterable[np.ndarray]) -> dict:
+def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draws: np.ndarray) -> dict:
     """The numbers of one direction, each with its interval and its levels, see `evaluate_retrieval`."""
 
     def numbers(of: Ranks, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
         recalls = {f"recall_at_{k}": recall_at(of, k, weights) for k in ks}
         return {**recalls, "median_rank": median_rank(of, weights)}
 
-    resampled = [numbers(measured, weights) for weights in draws]
+    parts = chunks(*draws.shape)
+    resampled = [numbers(measured, draws[part].astype(np.float64)) for part in parts]
     result = {}
     for name, value in numbers(measured).items():
         result[name] = value.item()
@@ -279,19 +280,6 @@ def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draw
     for level, level_ranks in levels.items():
         result |= {f"{name}_{level}": value.item() for name, value in numbers(level_ranks).items()}
     return result
-
-
-def patient_weights(patient_ids: np.ndarray, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often a bootstrap over patients draws each image: pieces of (resamples, images) float64, of bounded size."""
-    patients, patient_of_image = np.unique(np.asarray(patient_ids).astype(str), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    chunk = max(1, RESAMPLES_IN_MEMORY // len(patient_of_image))
-    for start in range(0, num_resamples, chunk):
-        size = min(chunk, num_resamples - start)
-        drawn = generator.integers(len(patients), size=(size, len(patients)))
-        drawn += np.arange(size)[:, None] * len(patients)  # one bincount for all resamples of the chunk
-        times_drawn = np.bincount(drawn.ravel(), minlength=size * len(patients)).reshape(size, len(patients))
-        yield times_drawn[:, patient_of_image].astype(np.float64)
 
 
 def format_retrieval(results: dict) -> str:

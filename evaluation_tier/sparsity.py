@@ -16,9 +16,9 @@ from transformers import BatchEncoding, CLIPModel, PreTrainedModel, ProcessorMix
 
 from evaluation_tier.embedding import check_finite, read_batches
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.metrics import percentile_interval
 from evaluation_tier.report import installed_versions
-from evaluation_tier.retrieval import patient_weights, read_texts
+from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
+from evaluation_tier.retrieval import read_texts
 from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
 from modeling_tier.pipeline_tier import tokenize
@@ -275,8 +275,7 @@ def evaluate_sparsity(
             usable pair, or what `read_texts` and `read_batches` refuse.
     """
     check_models(models)
-    if n_bootstrap < 1:
-        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    check_num_resamples(n_bootstrap)
     if not temperature > 0:
         raise ValueError(f"The temperature must be above 0, but is {temperature}.")
     if not near_zero > 0:
@@ -301,8 +300,10 @@ def evaluate_sparsity(
     patient_ids, image_ids = np.array(dataset["patient_id"][:]), np.array(dataset["image_id"][:])
 
     values = {name: [] for name in models}  # each model's numbers, first on all the images, then in each resample
-    everyone = np.ones((1, readable.sum()))
-    for weights in (everyone, *patient_weights(patient_ids[readable], n_bootstrap, seed)):
+    draws = draw_resamples(patient_ids[readable], n_bootstrap, seed)
+    draws = np.concatenate([np.ones_like(draws[:1]), draws])
+    for part in chunks(*draws.shape):
+        weights = draws[part].astype(np.float64)
         for name, (sums, _, _) in measured.items():
             values[name].append(means({key: rows[readable] for key, rows in sums.items()}, weights))
     values = {name: np.concatenate(rows) for name, rows in values.items()}

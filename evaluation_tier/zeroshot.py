@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.calibration import fit_calibration
 from evaluation_tier.embedding import classify_images, embed_images, embed_prompts
 from evaluation_tier.loading import check_members_differ, is_classifier
-from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, fit_calibration, mcc
+from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc
 from evaluation_tier.report import installed_versions
+from evaluation_tier.resampling import bootstrap_auroc
 from evaluation_tier.scoring import SCORINGS, zero_shot_scores
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.records import finding_columns
