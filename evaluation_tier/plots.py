@@ -280,8 +280,9 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
 def plot_sparsity(results: Mapping, path: str | Path) -> Path:
     """Rank-ordered patch similarities, and the sparsity of each class of words, of models side by side.
 
-    Above: the similarities of each word, and of each whole text (as the TIER paper draws them), sorted from the highest
-    down, mean and one standard deviation. Below: Gini index and share near zero by class of words, with 95 % intervals.
+    Above: the similarities of each word, and of each whole text (as in the TIER paper), sorted from the highest
+    down, mean and one standard deviation. Below: Gini index and share near zero of each class of words, with 95 %
+    intervals.
 
     Args:
         results: as `evaluate_sparsity` returns them, or read back from JSON.
