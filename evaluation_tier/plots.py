@@ -294,7 +294,10 @@ def plot_sparsity(results: Mapping, path: str | Path) -> Path:
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(9.6, 7.4), layout="constrained")
         (word_axes, text_axes), panels = figure.subplots(2, 2)
-        for axes, key, title in ((word_axes, "all", "Each word"), (text_axes, "text", "Each whole text")):
+        for axes, key, title in (
+            (word_axes, "all", "Each word and the patches of its image"),
+            (text_axes, "text", "Each whole text and the patches"),
+        ):
             axes.sharey(word_axes)
             axes.axhline(0, color=GREY, linewidth=1)
             for i, (name, result) in enumerate(models.items()):
@@ -305,7 +308,9 @@ def plot_sparsity(results: Mapping, path: str | Path) -> Path:
                 axes.plot(ranks, mean, label=name, **style)
             axes.set(title=title, xlabel="Rank of the patch", ylabel="Cosine (mean ± standard deviation)")
         near_zero = f"Share of cosines within ±{results['protocol']['near_zero']:g}"
-        for axes, statistic, title in zip(panels, ("gini", "near_zero"), ("Gini index", near_zero), strict=True):
+        for axes, statistic, title in zip(
+            panels, ("gini", "near_zero"), ("Gini index of the cosines", near_zero), strict=True
+        ):
             for i, result in enumerate(models.values()):
                 values = np.array([result["words"][name][statistic] for name in classes])
                 bounds = np.array([result["words"][name][f"{statistic}_ci95"] for name in classes], dtype=float).T
