@@ -646,12 +646,15 @@ def evaluate_grounding(
         dataset_name: what the results call the data.
 
     Returns:
-        Of JSON's own types, undefined numbers None: `protocol`, `n_images`, `n_regions`; for each of `findings`, for
-        the `mean` over the findings of at least 5 patients and for `all_regions` alike: `n_images`, `n_regions`, `n_patients`, `area` (mean
-        share of the image), `maps` and `baselines` (name to metric to `mean` and `ci95`), `differences` (map to
-        baseline to the same of map minus baseline); for each of `findings` also `thresholds` and `curves`; `regions`,
-        one entry per region: the row of `dataset`, its place among `read_cases`, and the metrics of the maps;
-        `undefined`, how many regions lack a metric; `versions`.
+        Of JSON's own types, undefined numbers None:
+
+        - `findings` (by name), the `mean` over those of at least 5 patients, and `all_regions` each have `n_images`,
+          `n_regions`, `n_patients`, `area` (mean share of the image), `maps` and `baselines` (name to metric to `mean`
+          and `ci95`), and `differences` (map to baseline to the same of map minus baseline). A finding also has the
+          best `thresholds` of each map and baseline, and `curves`: mean IoU and Dice at every threshold.
+        - `regions`: one entry per region with its `row` in `dataset`, its place `case` among `read_cases`, and the
+          metrics of the maps.
+        - `undefined`: how many regions lack a metric; `protocol`, `dataset`, `n_images`, `n_regions`, `versions`.
 
     Raises:
         ValueError: for a model without maps, data without boxes and masks, boxes beyond their images (more than 5 %),
@@ -703,6 +706,7 @@ def evaluate_grounding(
         return group
 
     results = {finding: describe(i, groups == i) for i, finding in enumerate(names)}
+    in_mean = [finding for finding in names if results[finding]["n_patients"] >= MIN_PATIENTS]
     for i, finding in enumerate(names):
         curves = measured.curves[groups == i]
         for j, name in enumerate((*MAPS, *BASELINES)):
@@ -754,7 +758,7 @@ def evaluate_grounding(
             "n_images": len(set(rows.tolist())),
             "n_regions": len(rows),
             "findings": results,
-            "mean": describe(len(names), np.ones(len(rows), dtype=bool)),
+            "mean": {"findings": in_mean, **describe(len(names), np.isin(groups, [names.index(f) for f in in_mean]))},
             "all_regions": describe(len(names) + 1, np.ones(len(rows), dtype=bool)),
             "undefined": {name: numbers for name, numbers in undefined.items() if numbers},
             "regions": regions,
