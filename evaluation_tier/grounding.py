@@ -747,6 +747,7 @@ def evaluate_grounding(
             "protocol": {
                 "prompts": "the sentences of the boxes" if phrases else prompts_name,
                 "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
+                "phrases": phrases,
                 "tolerance": tolerance,
                 "fixed_thresholds": FIXED_THRESHOLDS,
                 "intervals": "95 % percentile bootstrap over patients",

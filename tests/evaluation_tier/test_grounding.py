@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from evaluation_tier import plots
 from evaluation_tier.grounding import (
     BASELINES,
     COSINES,
@@ -40,6 +41,7 @@ from evaluation_tier.grounding import (
     split_pixels,
     top_percent_overlap,
 )
+from evaluation_tier.plots import plot_grounding
 from modeling_tier import TierCLIPForImageClassification
 from processing_tier import TierImageProcessor
 from processing_tier.masks import counts_from_siim, encode_mask
@@ -237,7 +239,7 @@ def test_arrays_of_other_shapes_are_refused(similarity, mask):
 
 
 def test_boxes_cover_the_pixels_whose_centre_they_hold():
-    box = {"x": 1.0, "y": 0.4, "w": 2.0, "h": 1.2}
+    box = {"x": 1.0, "y": 0.4, "w": 2.0, "h": 1.0}
     np.testing.assert_array_equal(boxes_to_mask([box], 3, 4), [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     inner = {"x": 0.6, "y": 0.0, "w": 0.8, "h": 9.0}  # between the centres 0.5 and 1.5
     assert not boxes_to_mask([inner], 3, 4).any()
@@ -402,7 +404,7 @@ def test_maps_lie_where_the_square_is_in_the_pixels_of_the_image(bright, geometr
 
 
 def test_what_a_crop_cut_away_counts_as_missed(bright):
-    image, mask = scene(64, 160, 20, 4, 24)  # the centre crop begins at column 48
+    image, mask = scene(64, 160, 20, 22, 24)  # the centre crop begins at column 48
     dataset = make_dataset([image], masks=[[as_mask("A", mask)]])
     maps = evaluate_grounding(*bright("crop"), dataset, ASK, n_bootstrap=2)
     values = maps["all_regions"]["maps"]["difference"]
@@ -724,3 +726,54 @@ def test_boxes_of_the_nih(shared_data):
     regions = [read_region(dataset[case.row], case, 320, 320) for case in cases]
     assert sum(region.num_marks for region in regions) == 50 and not any(region.num_outside for region in regions)
     assert all(0.005 < region.mask.mean() < 0.6 for region in regions)
+
+
+# The sheet of images
+
+
+def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    images, marks, patients = many_scenes(9, 7)
+    dataset = make_dataset(images, masks=marks, patients=patients)
+    model, processor = bright()
+    results = evaluate_grounding(model, processor, dataset, ASK, n_bootstrap=2)
+    shown = []
+    monkeypatch.setattr(
+        plots, "draw_grounding", lambda *args, draw=plots.draw_grounding: shown.append(args) or draw(*args)
+    )
+    path = plot_grounding(model, processor, dataset, ASK, results, tmp_path / "sheet.png", num_per_group=2)
+    with Image.open(path) as sheet:
+        assert sheet.format == "PNG" and sheet.width > 1.2 * sheet.height
+    order = sorted(
+        results["regions"],
+        key=lambda region: (region["maps"]["above_average"]["iou_best_optimistic"],),
+        reverse=True,
+    )
+    expected = [order[i]["row"] for i in (0, 1, 2, 3, 5, 6)]
+    assert [sketch.title.split(",")[0] for *_, sketch in shown] == [f"image{row}" for row in expected]
+    best = shown[0][-1]
+    assert best.mask.shape == best.similarity.shape == (64, 64) and best.hit is True
+    grids, _ = compute_grids(model, processor, dataset, read_cases(dataset), ASK)
+    grid = torch.from_numpy(grids[read_cases(dataset)[order[0]["case"]]][2])[None]
+    np.testing.assert_allclose(
+        best.similarity, processor.image_processor.post_process_similarity_map(grid, [(64, 64)])[0], atol=1e-6
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sheet_of_fewer_regions_than_places(bright, tmp_path):
+    pytest.importorskip("matplotlib")
+    image, mask = scene(48, 80, 4, 40, 20)
+    dataset = make_dataset([image], boxes=[[box("A", 40, 4, 20, 20)]])
+    results = json.loads(json.dumps(evaluate_grounding(*bright("crop"), dataset, ASK, n_bootstrap=2)))
+    path = plot_grounding(*bright("crop"), dataset, ASK, results, tmp_path / "one.png", map_name="positive")
+    assert path.stat().st_size > 1000
+    with pytest.raises(
+        ValueError, match="^A sheet shows one of the maps positive, difference, above_average, not 'x'"
+    ):
+        plot_grounding(*bright(), dataset, ASK, results, tmp_path / "x.png", map_name="x")
+    with pytest.raises(ValueError, match="^The results are not of these data"):
+        plot_grounding(
+            *bright(), make_dataset([image], boxes=[[box("B", 40, 4, 20, 20)]]), ASK, results, tmp_path / "x"
+        )
+    assert not (tmp_path / "x.png").exists()
