@@ -321,7 +321,7 @@ def plot_grounding(
         raise ValueError(f"A sheet shows one of the maps {', '.join(MAPS)}, not {map_name!r}.")
     dataset = dataset.with_format(None)
     phrases = results["protocol"]["phrases"]
-    cases = read_cases(dataset, list(results["findings"]) if not phrases else None, phrases)
+    cases = [case for case in read_cases(dataset, None, phrases) if case.finding in results["findings"]]
     of_these = all(
         region["case"] < len(cases) and cases[region["case"]][:2] == (region["row"], region["finding"])
         for region in results["regions"]
