@@ -685,6 +685,32 @@ def evaluate_grounding(
         apart = measure_cases(model, processor, threshold_dataset, prompts, others, tolerance, batch_size)
         chosen, metric_names = best_thresholds(apart), (*METRICS, *BEST)
 
+    summary = summarize(measured, names, cases, chosen, metric_names, n_bootstrap, seed)
+    protocol = {
+        "prompts": "the sentences of the boxes" if phrases else prompts_name,
+        "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
+        "phrases": phrases,
+        "tolerance": tolerance,
+        "fixed_thresholds": FIXED_THRESHOLDS,
+        "intervals": "95 % percentile bootstrap over patients",
+        "n_bootstrap": n_bootstrap,
+        "seed": seed,
+        "n_patients": len(set(measured.patients)),
+        **measured.left_out,
+    }
+    return to_json({"dataset": dataset_name, "protocol": protocol, **summary, "versions": installed_versions()})
+
+
+def summarize(
+    measured: Measurements,
+    names: Sequence[str],
+    cases: Sequence[Case],
+    chosen: Mapping[str, np.ndarray],
+    metric_names: Sequence[str],
+    n_bootstrap: int,
+    seed: int,
+) -> dict:
+    """The numbers of `evaluate_grounding`: of each finding in `names`, of their mean, of all regions, and of each."""
     keys, values = tabulate(measured, chosen, metric_names)
     groups = np.array([names.index(case.finding) for case in measured.cases])
     means, intervals = bootstrap_means(values, groups, len(names), measured.patients, n_bootstrap, seed)
@@ -741,31 +767,15 @@ def evaluate_grounding(
         }
         for i, case in enumerate(measured.cases)
     ]
-    return to_json(
-        {
-            "dataset": dataset_name,
-            "protocol": {
-                "prompts": "the sentences of the boxes" if phrases else prompts_name,
-                "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
-                "phrases": phrases,
-                "tolerance": tolerance,
-                "fixed_thresholds": FIXED_THRESHOLDS,
-                "intervals": "95 % percentile bootstrap over patients",
-                "n_bootstrap": n_bootstrap,
-                "seed": seed,
-                "n_patients": len(set(patients.tolist())),
-                **measured.left_out,
-            },
-            "n_images": len(set(rows.tolist())),
-            "n_regions": len(rows),
-            "findings": results,
-            "mean": {"findings": in_mean, **describe(len(names), np.isin(groups, [names.index(f) for f in in_mean]))},
-            "all_regions": describe(len(names) + 1, np.ones(len(rows), dtype=bool)),
-            "undefined": {name: numbers for name, numbers in undefined.items() if numbers},
-            "regions": regions,
-            "versions": installed_versions(),
-        }
-    )
+    return {
+        "n_images": len(set(rows)),
+        "n_regions": len(rows),
+        "findings": results,
+        "mean": {"findings": in_mean, **describe(len(names), np.isin(groups, [names.index(f) for f in in_mean]))},
+        "all_regions": describe(len(names) + 1, np.ones(len(rows), dtype=bool)),
+        "undefined": {name: numbers for name, numbers in undefined.items() if numbers},
+        "regions": regions,
+    }
 
 
 def tabulate(

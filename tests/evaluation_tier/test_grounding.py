@@ -750,7 +750,7 @@ def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monke
         reverse=True,
     )
     expected = [order[i]["row"] for i in (0, 1, 2, 3, 5, 6)]
-    assert [sketch.title.split(",")[0] for *_, sketch in shown] == [f"image{row}" for row in expected]
+    assert [sketch.title.split("\n")[0] for *_, sketch in shown] == [f"image{row}" for row in expected]
     best = shown[0][-1]
     assert best.mask.shape == best.similarity.shape == (64, 64) and best.hit is True
     grids, _ = compute_grids(model, processor, dataset, read_cases(dataset), ASK)
