@@ -46,6 +46,7 @@ from modeling_tier import TierCLIPForImageClassification
 from processing_tier import TierImageProcessor
 from processing_tier.masks import counts_from_siim, encode_mask
 from processing_tier.prompts import Prompts, load_prompts
+from processing_tier.readers.ms_cxr import read_ms_cxr
 from processing_tier.records import BOXES, MASKS
 
 MAP = np.array([[0.0, 0.1, 0.2, 0.3], [0.4, 0.5, 0.6, 0.9]], dtype=np.float32)
@@ -726,6 +727,32 @@ def test_boxes_of_the_nih(shared_data):
     regions = [read_region(dataset[case.row], case, 320, 320) for case in cases]
     assert sum(region.num_marks for region in regions) == 50 and not any(region.num_outside for region in regions)
     assert all(0.005 < region.mask.mean() < 0.6 for region in regions)
+
+
+def test_sentences_of_ms_cxr_from_its_archive(bright, tmp_path):
+    rows = ["dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split"]
+    for i in range(3):
+        name, image = f"d{i}", scene(60, 80, 10, 40 + i, 20)[0]
+        path = f"files/p10/p1000000{i}/s5000000{i}/{name}.jpg"
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / path, quality=95)
+        for x, phrase in ((40 + i, "opacity on the left"), (50 + i, "opacity on the left"), (0, "No opacity")):
+            rows.append(f"{name},Lung Opacity,{phrase},{path},{x},10,10,20,80,60,test")
+    (tmp_path / "MS_CXR_Local_Alignment_v1.1.0.csv").write_text("\n".join(rows))
+    dataset = read_ms_cxr(tmp_path, "test")
+    prompts = {"Lung Opacity": Prompts(["opacity"], ["No opacity"])}
+    results = evaluate_grounding(*bright(), dataset, prompts, phrases=True, n_bootstrap=2)
+    assert (
+        results["n_images"] == 3
+        and results["n_regions"] == 6
+        and results["findings"]["Lung Opacity"]["n_patients"] == 3
+    )
+    left, no = results["regions"][:2]
+    assert (left["n_marks"], no["n_marks"]) == (2, 1) and left["area"] == 2 * no["area"] == 400 / 4800
+    assert left["maps"]["difference"]["pointing"] == 1 and left["maps"]["positive"]["pixel_auroc"] > 0.95
+    assert no["maps"]["positive"]["pointing"] == 0  # it asks for the dark, which is elsewhere
+    whole = evaluate_grounding(*bright(), dataset, prompts, n_bootstrap=2)
+    assert whole["n_regions"] == 3 and whole["regions"][0]["area"] == pytest.approx(600 / 4800)
 
 
 # The sheet of images
