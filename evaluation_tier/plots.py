@@ -304,7 +304,7 @@ def plot_robustness(results: Mapping, path: str | Path) -> Path:
                 axes.plot(as_float(value), i, "o", color=COLOURS[0], markersize=6)
             axes.axvline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
             axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
-            axes.set_ylim(len(rows) - 0.5, -0.5)
+            axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
 
         axes = panels["wordings"]
         rows = {**wordings["findings"], **({"mean": wordings["mean"]} if wordings["mean"] else {})}
@@ -314,7 +314,7 @@ def plot_robustness(results: Mapping, path: str | Path) -> Path:
                 axes.plot(as_float(value), i, "o", color=colour, markersize=6, label=wording if i == 0 else None)
         axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=0)
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set(title="AUROC with six wordings", xlabel="AUROC")
         if rows:
             axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, handletextpad=0.2)

@@ -214,9 +214,9 @@ def embed_variants(
     image_processor = getattr(processor, "image_processor", processor)
     options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
     squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
-    black, white = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].float()
     # Pixels are linear in the grey level, whatever the processor normalises with: two uniform images tell how
-    black, contrast = black.to(model.device), (white - black).to(model.device)
+    ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device).float()
+    black, contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)
 
     def embed(pixels: torch.Tensor) -> np.ndarray:
         return normalize(model.get_image_features(pixel_values=pixels).pooler_output)
