@@ -36,16 +36,15 @@ def build_parser() -> Parser:
         help='"phantom" (synthetic), an image folder, a .csv or .parquet table, NAME:FOLDER for an archive as its '
         "owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)",
     )
-    data.add_argument("--split", default="validation", help="split to evaluate (default: %(default)s)")
+    data.add_argument("--split", help="split to evaluate (default: validation, or the usual one of the benchmark)")
     data.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
     data.add_argument(
         "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="a table's own column names: image=Path ..."
     )
     data.add_argument(
         "--views",
-        default="frontal",
         choices=("frontal", "all"),
-        help="images to evaluate by their view (default: %(default)s)",
+        help="images to evaluate by their view (default: frontal, or what the benchmark takes)",
     )
     data.add_argument("--max_images", type=int, metavar="N", help="evaluate the first N images only")
     protocol = parser.add_argument_group("protocol")
@@ -53,16 +52,44 @@ def build_parser() -> Parser:
         "--findings", nargs="+", metavar="NAME", help="findings to evaluate (default: all with enough positives)"
     )
     protocol.add_argument(
-        "--min_positives", type=int, default=10, metavar="N", help="positives that a finding needs (default: 10)"
+        "--min_positives",
+        type=int,
+        metavar="N",
+        help="positives that a finding needs (default: 10, or what the benchmark asks)",
     )
     protocol.add_argument(
-        "--prompts", default="report", help='"report", "tier", "chexzero" or a YAML file (default: %(default)s)'
+        "--protocol",
+        default="report",
+        metavar="NAME",
+        help='"report" (sentences of reports), "chexzero", "tier", "tier-padchest" or "plain" (default: %(default)s)',
+    )
+    protocol.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        help='a published test set, such as "chexpert-5": its findings, images and expected counts; any other name '
+        "lists them",
+    )
+    protocol.add_argument(
+        "--prompts",
+        help="in place of the protocol's: the name of its prompts (as the protocols are called) or a YAML file",
     )
     protocol.add_argument(
         "--scoring",
-        default="difference",
-        choices=("difference", "softmax"),
-        help="cosine to the positive minus to the negative sentences (TIER), or their softmax (CheXzero)",
+        choices=("difference", "softmax", "sigmoid"),
+        help="in place of the protocol's: cosine to the positive minus to the negative sentences (TIER), their "
+        "softmax (CheXzero), or the sigmoid of the positive one",
+    )
+    protocol.add_argument(
+        "--no_finding",
+        choices=("prompts", "others"),
+        help='in place of the protocol\'s: score "No Finding" by its own sentences, or by the other findings',
+    )
+    protocol.add_argument(
+        "--score_level",
+        default="global",
+        metavar="LEVEL",
+        help='what is scored: the image as a whole ("global"), its patches ("patches-max", "patches-topk", '
+        '"patches-lse") or the mean of both ("both-max", ...); all are compared anyway (default: %(default)s)',
     )
     protocol.add_argument(
         "--threshold_split",
@@ -76,6 +103,9 @@ def build_parser() -> Parser:
     run = parser.add_argument_group("run")
     run.add_argument("--batch_size", type=int, default=32, help="images embedded at once (default: 32)")
     run.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
+    run.add_argument(
+        "--cache_dir", metavar="FOLDER", help="keep embeddings there, and take those of the same images and weights"
+    )
     run.add_argument(
         "--output_dir", default="runs/evaluation", metavar="FOLDER", help="where to write (default: %(default)s)"
     )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -12,6 +12,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from evaluation_tier.cache import EmbeddingCache, hash_image
+from evaluation_tier.loading import is_classifier
+from evaluation_tier.processes import is_main_process
 from modeling_tier.pipeline_tier import embed_texts
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
@@ -24,15 +27,11 @@ MAX_UNREADABLE = 0.01  # share of the images that may fail to decode before the 
 def embed_images(
     model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32
 ) -> np.ndarray:
-    """L2-normalised image embeddings, (images, dim) float32; see `run_on_images`."""
-    return run_on_images(
-        lambda pixels: normalize(model.get_image_features(pixel_values=pixels).pooler_output),
-        model.config.projection_dim,
-        model,
-        processor,
-        dataset,
-        batch_size,
-    )
+    """L2-normalised image embeddings, (images, dim) float32; a row of NaN for an image that does not decode."""
+    results = np.full((len(dataset), model.config.projection_dim), np.nan, dtype=np.float32)
+    for rows, outputs in embed_batches(model, processor, dataset, batch_size, patches=False):
+        results[rows] = outputs["image"].cpu().numpy()
+    return results
 
 
 def classify_images(
@@ -42,45 +41,101 @@ def classify_images(
     findings: Sequence[str],
     batch_size: int = 32,
 ) -> np.ndarray:
-    """A classifier's logits, (images, findings) float32; see `run_on_images`."""
+    """A classifier's logits, (images, findings) float32; a row of NaN for an image that does not decode."""
     columns = [model.config.label2id[finding] for finding in findings]
-    return run_on_images(
-        lambda pixels: check_finite(model(pixels).logits[:, columns]).cpu().numpy(),
-        len(columns),
-        model,
-        processor,
-        dataset,
-        batch_size,
-    )
+    results = np.full((len(dataset), len(columns)), np.nan, dtype=np.float32)
+    for rows, outputs in embed_batches(model, processor, dataset, batch_size):
+        results[rows] = outputs["logits"][:, columns].cpu().numpy()
+    return results
 
 
-def run_on_images(
-    compute: Callable[[torch.Tensor], np.ndarray],
-    width: int,
+def embed_batches(
     model: PreTrainedModel,
     processor: ProcessorMixin | BaseImageProcessor,
     dataset: datasets.Dataset,
-    batch_size: int,
-) -> np.ndarray:
-    """What `compute` makes of the pixels of each batch, one row per image; see `read_batches`.
+    batch_size: int = 32,
+    patches: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+    num_images: int | None = None,
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    """What a model makes of a data set's images, in batches, each image read and embedded once.
 
     Args:
-        compute: from pixels (batch, ...) on the model's device to (batch, width) float32, in inference mode.
+        model: of images and texts, or a classifier; left in the mode it was in.
+        dataset: with the column `image` (undecoded: bytes or path).
+        patches: whether to embed the patches too, where the model can (`has_patches`), in the same pass.
+        cache_dir: where to keep embeddings and to look for them, see `EmbeddingCache`.
+        num_images: see `read_batches`.
 
-    Returns:
-        (images, width) float32; a row of NaN for an image that does not decode.
+    Yields:
+        Rows of `dataset` (batch,), and of these images, in float32 on the model's device, `"image"` (batch, dim) and
+        `"patches"` (batch, patches, dim), L2-normalised; or of a classifier `"logits"` (batch, labels). Every image
+        that decodes comes once; those found in the cache come first.
 
     Raises:
         ValueError: as `read_batches`, and when the model's results are not finite.
     """
-    results = np.full((len(dataset), width), np.nan, dtype=np.float32)
+    patches = patches and has_patches(model)
     was_training = model.training
     model.eval()
+    try:
+        if cache_dir is None:
+            for rows, pixels in read_batches(model, processor, dataset, batch_size, num_images=num_images):
+                yield rows, embed_pixels(model, pixels, patches)
+            return
+        what = "logits" if is_classifier(model) else "image and patches" if patches else "image"
+        cache = EmbeddingCache(cache_dir, model, processor, what)
+        missing, hashes = [], []
+        start = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for batch in dataset.select_columns("image").iter(batch_size):
+                hashes += pool.map(hash_image, batch["image"])
+                rows = np.arange(start, len(hashes))
+                start = len(hashes)
+                entries = list(pool.map(cache.read, hashes[rows[0] :]))
+                if all(entry is not None for entry in entries):
+                    yield (
+                        rows,
+                        {
+                            name: torch.from_numpy(np.stack([entry[name] for entry in entries])).to(model.device)
+                            for name in entries[0]
+                        },
+                    )
+                else:  # as a whole, so that its images are embedded in the company that they always have
+                    missing.append(rows)
+        if not missing:
+            return
+        missing = np.concatenate(missing)
+        part, num_images = dataset.select(missing), num_images or len(dataset)
+        for rows, pixels in read_batches(model, processor, part, batch_size, num_images=num_images):
+            outputs = embed_pixels(model, pixels, patches)
+            arrays = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+            for i, row in enumerate(missing[rows]):
+                cache.write(hashes[row], {name: array[i] for name, array in arrays.items()})
+            yield missing[rows], outputs
+    finally:
+        model.train(was_training)
+
+
+def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor, patches: bool) -> dict[str, torch.Tensor]:
+    """The outputs of one batch that `embed_batches` yields."""
     with torch.inference_mode():
-        for rows, pixels in read_batches(model, processor, dataset, batch_size):
-            results[rows] = compute(pixels)
-    model.train(was_training)
-    return results
+        if is_classifier(model):
+            return {"logits": check_finite(model(pixels).logits)}
+        if not patches:
+            return {"image": to_unit_length(model.get_image_features(pixel_values=pixels).pooler_output)}
+        if hasattr(model, "encode_images"):
+            outputs, grid = model.encode_images(pixels)
+            patch_features = grid.flatten(1, 2)
+        else:
+            outputs = model.get_image_features(pixel_values=pixels)
+            patch_features = model.project_patches(outputs.last_hidden_state)
+        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(patch_features)}
+
+
+def has_patches(model: PreTrainedModel) -> bool:
+    """Whether a model embeds patches in the space of the texts."""
+    return hasattr(model, "get_patch_features") and not is_classifier(model)
 
 
 def read_batches(
@@ -89,6 +144,7 @@ def read_batches(
     dataset: datasets.Dataset,
     batch_size: int,
     description: str = "embedding images",
+    num_images: int | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """The pixels of a data set's images as the model wants them, in order, each image read once.
 
@@ -100,6 +156,7 @@ def read_batches(
         dataset: with the column `image` (undecoded: bytes or path).
         batch_size: images read at once.
         description: before the progress bar.
+        num_images: of the whole, where `dataset` is a part of it, as the 1 % of images that may fail are of the whole.
 
     Yields:
         The rows of `dataset` (batch,) int64, and their pixels (batch, ...) on the model's device; a batch is smaller
@@ -122,17 +179,29 @@ def read_batches(
         return image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]
 
     start = num_unreadable = 0
-    bar = tqdm(total=len(dataset), desc=description, unit="image", delay=3, leave=False, disable=None)
+    num_images = num_images or len(dataset)
+    bar = tqdm(
+        total=len(dataset),
+        desc=description,
+        unit="image",
+        delay=3,
+        leave=False,
+        disable=None if is_main_process() else True,
+    )
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
-        for batch in dataset.select_columns("image").iter(batch_size):
-            pixels = list(pool.map(read_pixels, batch["image"]))
+        # Each batch is read while the model works on the one before
+        reading = (pool.map(read_pixels, batch["image"]) for batch in dataset.select_columns("image").iter(batch_size))
+        current = next(reading)
+        while current is not None:
+            upcoming = next(reading, None)
+            pixels = list(current)
             failed = [error for error in pixels if isinstance(error, ValueError)]
             for error in failed:
                 logger.warning("Skipped an image. %s", error)
             num_unreadable += len(failed)
-            if num_unreadable > MAX_UNREADABLE * len(dataset):
+            if num_unreadable > MAX_UNREADABLE * num_images:
                 raise ValueError(
-                    f"At least {num_unreadable} of {len(dataset)} images do not decode, more than 1 %: repair or "
+                    f"At least {num_unreadable} of {num_images} images do not decode, more than 1 %: repair or "
                     f"remove them. The last one: {failed[-1]}"
                 )
             readable = [i for i, image in enumerate(pixels) if not isinstance(image, ValueError)]
@@ -140,6 +209,7 @@ def read_batches(
                 yield start + np.array(readable), torch.cat([pixels[i] for i in readable]).to(model.device)
             start += len(pixels)
             bar.update(len(pixels))
+            current = upcoming
 
 
 def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor) -> bool:
@@ -159,7 +229,8 @@ def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImagePro
 def embed_prompts(
     model: PreTrainedModel, processor: ProcessorMixin, prompts: Mapping[str, Prompts], batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and negative embeddings of each finding, both (findings, dim) float32 and L2-normalised.
+    """Positive and negative embeddings of each finding, both (findings, dim) float32 and L2-normalised; the negative
+    one of a finding without negative sentences is zero.
 
     Each sentence is embedded once, normalised, averaged within its ensemble, and the average normalised again
     (TIER, CLIP_Embedding.py:221-232; CheXzero, zero_shot.py:119-124).
@@ -173,6 +244,8 @@ def embed_prompts(
     embedding_of = dict(zip(sentences, embeddings, strict=True))
 
     def average(texts: Sequence[str]) -> np.ndarray:
+        if not texts:
+            return np.zeros(embeddings.shape[1], dtype=embeddings.dtype)
         mean = np.mean([embedding_of[text] for text in texts], axis=0)
         return mean / np.linalg.norm(mean)
 
@@ -183,8 +256,13 @@ def embed_prompts(
 
 def normalize(features: torch.Tensor) -> np.ndarray:
     """Features of length 1, as numpy float32. ValueError when some are not finite."""
+    return to_unit_length(features).cpu().numpy()
+
+
+def to_unit_length(features: torch.Tensor) -> torch.Tensor:
+    """Features of length 1 along the last axis, as float32. ValueError when some are not finite."""
     features = check_finite(features)
-    return (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
+    return features / features.norm(dim=-1, keepdim=True)
 
 
 def check_finite(features: torch.Tensor) -> torch.Tensor:

@@ -48,14 +48,8 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
     Raises:
         ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
     """
+    check_name(name)
     folder = Path(name)
-    if folder.is_dir():
-        check_folder(folder)
-    elif not HUB_NAME.fullmatch(str(name)):
-        raise ValueError(
-            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
-            "the Hub (owner/name)."
-        )
     try:
         architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [""]
         auto_class = AutoModelForImageClassification if architectures[0] in CLASSIFIERS else AutoModel
@@ -94,6 +88,17 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
     return model.to(device).eval(), processor
 
 
+def check_name(name: str | Path) -> None:
+    """ValueError for what is neither a model folder nor could be a name on the Hub; nothing is loaded."""
+    if Path(name).is_dir():
+        check_folder(Path(name))
+    elif not HUB_NAME.fullmatch(str(name)):
+        raise ValueError(
+            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
+            "the Hub (owner/name)."
+        )
+
+
 def check_folder(folder: Path) -> None:
     """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
     if not (folder / "config.json").is_file():
@@ -112,17 +117,17 @@ def is_classifier(model: PreTrainedModel) -> bool:
     return type(model).__name__ in CLASSIFIERS
 
 
-def check_members_differ(models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]]) -> None:
+def check_members_differ(weights: Mapping[str, str]) -> None:
     """Refuse an ensemble in which two members have the same weights.
 
     TIER's loader filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203), and
     nothing told: the average of copies looks like an ensemble and is none.
+
+    Args:
+        weights: name of each member to the hash of its weights, see `evaluation_tier.cache.hash_weights`.
     """
-    for (first_name, (first, _)), (second_name, (second, _)) in combinations(models.items(), 2):
-        first_weights, second_weights = first.state_dict(), second.state_dict()
-        if first_weights.keys() == second_weights.keys() and all(
-            torch.equal(tensor, second_weights[key].to(tensor.device)) for key, tensor in first_weights.items()
-        ):
+    for (first_name, first), (second_name, second) in combinations(weights.items(), 2):
+        if first == second:
             raise ValueError(
                 f"{first_name} and {second_name} have identical weights: an ensemble needs models that differ."
             )

@@ -137,7 +137,7 @@ def similarity_grids(
     start = 0
     for i, prompt in enumerate(prompts.values()):
         middle, end = start + len(prompt.positive), start + len(prompt.positive) + len(prompt.negative)
-        weights[start:middle, i], weights[middle:end, i] = 1 / len(prompt.positive), -1 / len(prompt.negative)
+        weights[start:middle, i], weights[middle:end, i] = 1 / len(prompt.positive), -1 / max(len(prompt.negative), 1)
         start = end
     text = tokenize(model, processor.tokenizer, sentences).to(model.device)
     grids = []

@@ -6,106 +6,151 @@ and every sentence is embedded once, and an image scores by how much nearer it l
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
-from evaluation_tier.embedding import classify_images, embed_images, embed_prompts
+from evaluation_tier.cache import hash_weights
+from evaluation_tier.embedding import MAX_UNREADABLE, embed_batches, embed_images, embed_prompts, has_patches
 from evaluation_tier.loading import check_members_differ, is_classifier
 from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, fit_calibration, mcc
+from evaluation_tier.processes import fail_together, gather_rows, own_rows
+from evaluation_tier.protocols import Protocol, bootstrap_images, choose_protocol, prompts_name
 from evaluation_tier.report import installed_versions
-from evaluation_tier.scoring import SCORINGS, zero_shot_scores
-from processing_tier.prompts import Prompts, load_prompts
+from evaluation_tier.scoring import (
+    LEVELS,
+    NEVER_ABNORMAL,
+    level_differences,
+    no_finding_scores,
+    pool_patches,
+    prompt_directions,
+    scores_from_differences,
+    zero_shot_scores,
+)
+from processing_tier.prompts import Prompts, load_prompts, normalize_name
 from processing_tier.records import finding_columns
 
 logger = logging.getLogger(__name__)
 
+NO_FINDING = ("no finding", "normal")
+Member = tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]
+
 
 def evaluate_zero_shot(
-    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+    models: Mapping[str, Member | Callable[[], Member]],
     dataset: datasets.Dataset,
     findings: Sequence[str] | None = None,
-    prompts: str | Path | Mapping[str, Prompts] = "report",
-    scoring: str = "difference",
+    prompts: str | Path | Mapping[str, Prompts] | None = None,
+    scoring: str | None = None,
     min_positives: int = 10,
     n_bootstrap: int = 1000,
     seed: int = 0,
     batch_size: int = 32,
     threshold_dataset: datasets.Dataset | None = None,
     dataset_name: str = "",
+    protocol: str = "report",
+    no_finding: str | None = None,
+    replaced_prompts: Mapping[str, Prompts] | None = None,
+    score_level: str = "global",
+    cache_dir: str | Path | None = None,
 ) -> tuple[dict, pd.DataFrame]:
     """Evaluate one model, or the averaged scores of several, on a data set in the schema of `records.py`.
 
+    Where `torch.distributed` runs, every process must call this with the same arguments: each embeds its part of the
+    images, and all return the same.
+
     Args:
-        models: name to (model, processor), as `load_model` gives them: models of images and texts, or classifiers,
-            whose scores are their logits.
+        models: name to (model, processor), as `load_model` gives them, or to a function that returns these, so that
+            no two members of an ensemble are in memory at once. Models of images and texts, or classifiers, whose
+            scores are their logits.
         dataset: the images, their patients and one label column per finding.
         findings: see `select_findings`; of classifiers, those that all of them know.
-        prompts: name or path of a prompt file (see `processing_tier.prompts`), or the prompts themselves. Classifiers
-            need none.
-        scoring: see `zero_shot_scores`; an ensemble's score is the mean over its members.
+        prompts: in place of the protocol's: name or path of a prompt file (see `processing_tier.prompts`), or the
+            prompts themselves. Classifiers need none.
+        scoring: in place of the protocol's, see `zero_shot_scores`; an ensemble's score is the mean over its members.
         n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`.
         threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC) and `scale` and `bias`
             are fitted; by default the evaluated images themselves, which flatters MCC and F1, and the protocol says
             so. sigmoid(scale * difference + bias), of the difference of the cosines whatever the scoring, is a
             probability on images like these (see `fit_calibration`).
         dataset_name: what the results call the data.
+        protocol: of `evaluation_tier.protocols.PROTOCOLS`.
+        no_finding: in place of the protocol's way to score "No Finding", see `Protocol`.
+        replaced_prompts: finding to prompts that take the place of the protocol's (see `evaluation_tier.benchmarks`).
+        score_level: of `evaluation_tier.scoring.LEVELS`; all but `"global"` need models that embed patches.
+        cache_dir: where embeddings are kept between evaluations, see `evaluation_tier.cache`.
 
     Returns:
         The metrics (the layout of `metrics.json`, see `report.py`; undefined numbers are NaN), and the predictions:
         one row per evaluated image with `image_id`, `patient_id`, `score_<finding>` and `label_<finding>`, indexed
-        by the image's row in `dataset`.
+        by the image's row in `dataset`. Where all models embed patches, `metrics["score_levels"]` compares the levels
+        by their mean AUROC.
+
+    Raises:
+        ValueError: for a protocol, level, scoring, finding or prompt that there is not, members with the same weights
+            or of different kinds, and what the readers of images and the models raise.
     """
-    check_members_differ(models)
+    protocol = choose_protocol(protocol, prompts, scoring, no_finding)
     if n_bootstrap < 1:
         raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
-    if any(is_classifier(model) for model, _ in models.values()):
-        findings, left_out = select_learnt_findings(models, dataset, findings, min_positives)
-        if scoring != SCORINGS[0]:
-            logger.warning("The scoring %r has no effect on classifiers, which score by their logits.", scoring)
-        scoring, prompts_name, prompts = "logit", "none (trained heads)", dict.fromkeys(findings)
-    else:
-        findings, left_out = select_findings(dataset, findings, min_positives)
-        prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
-        if not isinstance(prompts, Mapping):
-            prompts = load_prompts(prompts, findings)
-    lacking = [finding for finding in findings if finding not in prompts]
-    if lacking:
-        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
-    prompts = {finding: prompts[finding] for finding in findings}
+    if score_level not in LEVELS:
+        raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {score_level!r}.")
+    evaluated = [dataset] if threshold_dataset is None else [dataset, threshold_dataset]
 
-    scores = score_images(models, dataset, prompts, scoring, batch_size)
-    labels = read_labels(dataset, findings)
-    readable = ~np.isnan(scores).any(axis=1)
+    # 1. Scores
+    scores, findings, left_out, are_logits = score_models(
+        models, evaluated, findings, min_positives, protocol, replaced_prompts, score_level, batch_size, cache_dir
+    )
+    readable = [~np.isnan(levels[LEVELS[0]]).any(axis=1) for levels in scores]
+    for mask in readable:  # also where no process alone has too many
+        if (~mask).sum() > MAX_UNREADABLE * len(mask):
+            raise ValueError(
+                f"{(~mask).sum()} of {len(mask)} images do not decode, more than 1 %: repair or remove them."
+            )
+    labels = [read_labels(data, findings)[mask] for data, mask in zip(evaluated, readable, strict=True)]
+    scores = [
+        {level: values[mask] for level, values in levels.items()}
+        for levels, mask in zip(scores, readable, strict=True)
+    ]
+    by_others = [i for i, finding in enumerate(findings) if normalize_name(finding) in NO_FINDING]
+    if are_logits or protocol.no_finding != "others":
+        by_others = []
+    if by_others:
+        score_by_others(scores, findings, by_others)
+
+    # 2. Metrics
     image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:]).astype(str)
-    skipped = image_ids[~readable].tolist()
-    scores, labels = scores[readable], labels[readable]
-    image_ids, patient_ids = image_ids[readable], patient_ids[readable]
+    skipped = image_ids[~readable[0]].tolist()
+    image_ids, patient_ids = image_ids[readable[0]], patient_ids[readable[0]]
+    aurocs = {
+        level: nanmean(auroc(labels[0][:, i], values[:, i]) for i in range(len(findings)))
+        for level, values in scores[0].items()
+    }
+    scores = [levels[score_level] for levels in scores]
+    threshold_source = "the evaluated images (optimistic)" if threshold_dataset is None else "a split apart"
+    threshold_scores, threshold_labels = scores[-1], labels[-1]
+    scores, labels = scores[0], labels[0]
+    calibrated = threshold_scores.copy()
+    if protocol.scoring != "difference" and not are_logits:
+        logits = [i for i in range(len(findings)) if i not in by_others]
+        calibrated[:, logits] = np.log(calibrated[:, logits]) - np.log1p(-calibrated[:, logits])
 
-    threshold_scores, threshold_labels, threshold_source = scores, labels, "the evaluated images (optimistic)"
-    if threshold_dataset is not None:
-        missing = [finding for finding in findings if finding not in threshold_dataset.column_names]
-        if missing:
-            raise ValueError(f"The split that chooses the thresholds has no column {missing[0]!r}.")
-        threshold_scores = score_images(models, threshold_dataset, prompts, scoring, batch_size)
-        usable = ~np.isnan(threshold_scores).any(axis=1)
-        threshold_scores = threshold_scores[usable]
-        threshold_labels = read_labels(threshold_dataset, findings)[usable]
-        threshold_source = "a split apart"
-
-    threshold_differences = threshold_scores
-    if scoring == "softmax":
-        threshold_differences = np.log(threshold_scores) - np.log1p(-threshold_scores)
-
-    bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
+    if protocol.bootstrap == "images":
+        bootstrap = bootstrap_images(labels, scores, n_bootstrap, seed)
+        intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
+    else:
+        bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
+        intervals = "95 % percentile bootstrap over patients"
     results = {}
     for i, finding in enumerate(findings):
         threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
-        scale, bias = fit_calibration(threshold_labels[:, i], threshold_differences[:, i])
+        scale, bias = fit_calibration(threshold_labels[:, i], calibrated[:, i])
         num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
         results[finding] = {
             "auroc": auroc(labels[:, i], scores[:, i]),
@@ -121,13 +166,25 @@ def evaluate_zero_shot(
             "n_excluded": len(labels) - num_positive - num_negative,
         }
     mean = {key: nanmean(result[key] for result in results.values()) for key in ("auroc", "auprc", "mcc", "f1")}
+    mean = {"auroc": mean.pop("auroc"), "auroc_ci95": bootstrap.mean_interval.tolist(), **mean}
+    if protocol.bootstrap == "images":
+        mean["auroc_bootstrap_mean"] = bootstrap.mean_center
+        for result, center in zip(results.values(), bootstrap.center.tolist(), strict=True):
+            result["auroc_bootstrap_mean"] = center
+    described = {"name": protocol.name, "source": protocol.source, "prompts": prompts_name(protocol.prompts)}
+    described |= {"scoring": protocol.scoring, "no_finding": protocol.no_finding, "score_level": score_level}
+    if are_logits:
+        described = {"name": "classifier", "prompts": "none (trained heads)", "scoring": "logit"}
+        if protocol.name != "report":
+            logger.warning("The protocol %r has no effect on classifiers, which score by their logits.", protocol.name)
+    elif replaced_prompts:
+        described["prompts_replaced"] = [finding for finding in findings if finding in replaced_prompts]
     metrics = {
         "dataset": dataset_name,
         "protocol": {
-            "prompts": prompts_name,
-            "scoring": scoring,
+            **described,
             "thresholds": f"highest MCC on {threshold_source}",
-            "intervals": "95 % percentile bootstrap over patients",
+            "intervals": intervals,
             "n_bootstrap": n_bootstrap,
             "seed": seed,
             "n_patients": len(set(patient_ids.tolist())),
@@ -139,10 +196,12 @@ def evaluate_zero_shot(
         "n_images": len(labels),
         "models": list(models),
         "findings": results,
-        "mean": {"auroc": mean.pop("auroc"), "auroc_ci95": bootstrap.mean_interval.tolist(), **mean},
+        "mean": mean,
         "versions": installed_versions(),
     }
-    predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable))
+    if len(aurocs) > 1:
+        metrics["score_levels"] = aurocs
+    predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable[0]))
     for i, finding in enumerate(findings):
         predictions[f"score_{finding}"] = scores[:, i]
     for i, finding in enumerate(findings):
@@ -150,23 +209,153 @@ def evaluate_zero_shot(
     return metrics, predictions
 
 
-def score_images(
-    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+def score_models(
+    models: Mapping[str, Member | Callable[[], Member]],
+    evaluated: Sequence[datasets.Dataset],
+    asked: Sequence[str] | None,
+    min_positives: int,
+    protocol: Protocol,
+    replaced_prompts: Mapping[str, Prompts] | None,
+    score_level: str,
+    batch_size: int,
+    cache_dir: str | Path | None,
+) -> tuple[list[dict[str, np.ndarray]], list[str], dict[str, str], bool]:
+    """Scores averaged over the models, of which one at a time is in memory; see `evaluate_zero_shot`.
+
+    Returns:
+        For each data set level to (images, findings) float64, with rows of NaN for images that do not decode; the
+        findings; those left out with the reason; and whether the scores are logits of classifiers.
+    """
+    findings: list[str] = []
+    totals: list[dict[str, np.ndarray]] = []
+    weights: dict[str, str] = {}
+    learnt: dict[str, list[str]] = {}  # what each classifier knows
+    for i, (name, member) in enumerate(models.items()):
+        with fail_together():
+            model, processor = member() if callable(member) else member
+            if len(models) > 1:
+                weights[name] = hash_weights(model)
+                check_members_differ(weights)
+            earlier = findings
+            if is_classifier(model):
+                learnt[name] = list(model.config.label2id)
+            if learnt and len(learnt) <= i:
+                other = next(iter(models)) if is_classifier(model) else name
+                raise ValueError(
+                    f"{other} is no classifier, and has no score in common with one: evaluate it by itself."
+                )
+            if learnt:
+                findings, left_out = select_learnt_findings(learnt, evaluated[0], asked, min_positives)
+                prompts = None
+            elif i == 0:
+                findings, left_out = select_findings(evaluated[0], asked, min_positives)
+                prompts = find_prompts(protocol, findings, replaced_prompts)
+            missing = [finding for finding in findings if finding not in evaluated[-1].column_names]
+            if missing:
+                raise ValueError(f"The split that chooses the thresholds has no column {missing[0]!r}.")
+            if score_level != LEVELS[0] and not has_patches(model):
+                raise ValueError(
+                    f"The score level {score_level!r} needs embeddings of patches, and {name} is a "
+                    f"{type(model).__name__}: use 'global'."
+                )
+            parts = [
+                score_part(model, processor, data, findings, prompts, protocol.scoring, batch_size, cache_dir)
+                for data in evaluated
+            ]
+        model = processor = member = None
+        scores = [
+            {level: gather_rows(values, own_rows(len(values), batch_size)) for level, values in levels.items()}
+            for levels in parts
+        ]
+        columns = [earlier.index(finding) for finding in findings] if i else []
+        totals = (
+            scores
+            if i == 0
+            else [
+                {level: values[:, columns] + new[level] for level, values in total.items() if level in new}
+                for total, new in zip(totals, scores, strict=True)
+            ]
+        )
+    averages = [{level: values / len(models) for level, values in total.items()} for total in totals]
+    return averages, findings, left_out, bool(learnt)
+
+
+def find_prompts(
+    protocol: Protocol, findings: Sequence[str], replaced: Mapping[str, Prompts] | None = None
+) -> dict[str, Prompts]:
+    """The prompts of each finding; ValueError where there are none for one."""
+    prompts = protocol.prompts
+    if not isinstance(prompts, Mapping):
+        prompts = load_prompts(prompts, findings)
+    prompts = {**prompts, **(replaced or {})}
+    lacking = [finding for finding in findings if finding not in prompts]
+    if lacking:
+        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
+    return {finding: prompts[finding] for finding in findings}
+
+
+def score_part(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | BaseImageProcessor,
     dataset: datasets.Dataset,
-    prompts: Mapping[str, Prompts],
+    findings: Sequence[str],
+    prompts: Mapping[str, Prompts] | None,
     scoring: str,
     batch_size: int,
-) -> np.ndarray:
-    """Scores averaged over the models, (images, findings); NaN rows for images that do not decode."""
-    members = [
-        classify_images(model, processor, dataset, list(prompts), batch_size).astype(np.float64)
-        if is_classifier(model)
-        else zero_shot_scores(
-            embed_images(model, processor, dataset, batch_size), *embed_prompts(model, processor, prompts), scoring
+    cache_dir: str | Path | None,
+) -> dict[str, np.ndarray]:
+    """One model's scores of the images that are this process's part: level to (images, findings) float64.
+
+    Rows of NaN are images that do not decode and those of other processes. Embeddings are not kept: of the patches of
+    a batch only the pooled differences remain.
+    """
+    if not len(dataset):
+        raise ValueError("The data set is empty: there is no image to evaluate.")
+    levels = LEVELS if has_patches(model) else LEVELS[:1]
+    scores = {level: np.full((len(dataset), len(findings)), np.nan) for level in levels}
+    own = own_rows(len(dataset), batch_size)
+    if not len(own):
+        return scores
+    part = dataset if len(own) == len(dataset) else dataset.select(own)
+    if is_classifier(model):
+        columns = [model.config.label2id[finding] for finding in findings]
+    else:
+        directions = prompt_directions(*embed_prompts(model, processor, prompts), scoring)  # (findings, dim)
+        patch_directions = torch.from_numpy(directions).to(model.device, torch.float32)
+    for rows, outputs in embed_batches(
+        model, processor, part, batch_size, cache_dir=cache_dir, num_images=len(dataset)
+    ):
+        if is_classifier(model):
+            scores[LEVELS[0]][own[rows]] = outputs["logits"][:, columns].cpu().numpy()
+            continue
+        differences = outputs["image"].cpu().numpy().astype(np.float64) @ directions.T
+        pooled = pool_patches(outputs["patches"], patch_directions) if "patches" in outputs else {}
+        pooled = {pool: values.cpu().numpy().astype(np.float64) for pool, values in pooled.items()}
+        for level, values in level_differences(differences, pooled).items():
+            scores[level][own[rows]] = scores_from_differences(values, scoring)
+    return scores
+
+
+def score_by_others(
+    scores: Sequence[Mapping[str, np.ndarray]], findings: Sequence[str], columns: Sequence[int]
+) -> None:
+    """Put `no_finding_scores` into these columns of the scores of every level, in place.
+
+    Args:
+        scores: of the evaluated images, and of those that choose the thresholds where they are others: level to
+            (images, findings). The last ones are the reference of the standardisation.
+    """
+    left_out = (*NO_FINDING, *NEVER_ABNORMAL)
+    others = [i for i, finding in enumerate(findings) if normalize_name(finding) not in left_out]
+    if not others:
+        raise ValueError(
+            f"{findings[columns[0]]!r} is scored by the other findings, and none is evaluated: add some, or score it "
+            "by its prompts (--no_finding prompts)."
         )
-        for model, processor in models.values()
-    ]
-    return np.mean(members, axis=0)
+    for level, reference in scores[-1].items():
+        reference = reference[:, others].copy()
+        for levels in scores:
+            levels[level][:, columns] = no_finding_scores(levels[level][:, others], reference)[:, None]
 
 
 def zero_shot_auroc(
@@ -245,25 +434,25 @@ def select_findings(
 
 
 def select_learnt_findings(
-    models: Mapping[str, tuple[PreTrainedModel, ProcessorMixin]],
+    learnt: Mapping[str, Sequence[str]],
     dataset: datasets.Dataset,
     asked: Sequence[str] | None,
     min_positives: int,
 ) -> tuple[list[str], dict[str, str]]:
-    """What `select_findings` gives, of the findings that all of these classifiers know.
+    """What `select_findings` gives, of the findings that all classifiers know.
+
+    Args:
+        learnt: name of each classifier to the findings that it knows.
 
     Raises:
-        ValueError: as `select_findings`, and for a model that is no classifier or an asked finding that one lacks.
+        ValueError: as `select_findings`, and for an asked finding that a classifier lacks.
     """
     known = set(finding_columns(dataset))
-    for name, (model, _) in models.items():
-        if not is_classifier(model):
-            raise ValueError(f"{name} is no classifier, and has no score in common with one: evaluate it by itself.")
-        learnt = model.config.label2id
+    for name, labels in learnt.items():
         for finding in asked or []:
-            if finding not in learnt:
-                raise ValueError(f"The classifier {name} never learnt {finding!r}: it knows {', '.join(learnt)}.")
-        known &= set(learnt)
+            if finding not in labels:
+                raise ValueError(f"The classifier {name} never learnt {finding!r}: it knows {', '.join(labels)}.")
+        known &= set(labels)
     unknown = [finding for finding in finding_columns(dataset) if finding not in known]
     if not known:
         raise ValueError(f"The classifier knows none of the data set's findings, which are {', '.join(unknown)}.")

@@ -6,16 +6,17 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, CLIPModel
 
+from evaluation_tier.cache import hash_weights
 from evaluation_tier.embedding import embed_images, takes_uint8
 from evaluation_tier.loading import check_members_differ, choose_device, load_model
 from evaluation_tier.zeroshot import evaluate_zero_shot
 
 
 def test_an_ensemble_of_copies_is_refused(make_tier_model):
-    first, second, third = make_tier_model(0), make_tier_model(1), make_tier_model(0)
-    check_members_differ({"a": first, "b": second})
+    weights = {name: hash_weights(make_tier_model(seed)[0]) for name, seed in (("a", 0), ("b", 1), ("c", 0))}
+    check_members_differ({name: weights[name] for name in "ab"})
     with pytest.raises(ValueError, match="a and c have identical weights"):
-        check_members_differ({"a": first, "b": second, "c": third})
+        check_members_differ(weights)
 
 
 @pytest.fixture

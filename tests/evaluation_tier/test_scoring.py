@@ -15,7 +15,7 @@ def test_scores_by_hand():
     assert zero_shot_scores(image, positive, negative, "difference")[0, 0] == pytest.approx(-0.2)
     expected = np.exp(0.6) / (np.exp(0.6) + np.exp(0.8))
     assert zero_shot_scores(image, positive, negative, "softmax")[0, 0] == pytest.approx(expected)
-    with pytest.raises(ValueError, match="difference, softmax, but is 'ratio'"):
+    with pytest.raises(ValueError, match="difference, softmax, sigmoid, but is 'ratio'"):
         zero_shot_scores(image, positive, negative, "ratio")
 
 

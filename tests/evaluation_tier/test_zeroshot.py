@@ -72,7 +72,7 @@ def test_numbers_of_a_known_case(brightness, make_grey_dataset):
 
 def test_keys_are_those_of_the_contract(tier_model, phantom):
     metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=10)
-    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions"]
+    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions", "score_levels"]
     keys = "auroc auroc_ci95 auprc mcc f1 threshold scale bias n_positive n_negative n_excluded".split()
     assert all(list(result) == keys for result in metrics["findings"].values())
     assert list(metrics["mean"]) == ["auroc", "auroc_ci95", "auprc", "mcc", "f1"]
