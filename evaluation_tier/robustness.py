@@ -6,7 +6,7 @@ nothing; images of lower resolution and stronger compression. Intervals are 95 %
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.embedding import embed_prompts, normalize, read_batches, takes_uint8
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.metrics import best_threshold, percentile_interval, select_known, weighted_auroc
+from evaluation_tier.metrics import best_threshold
 from evaluation_tier.report import installed_versions, to_json
+from evaluation_tier.resampling import bootstrap, check_num_resamples, chunks, draw_resamples, percentile_interval
 from evaluation_tier.scoring import zero_shot_scores
 from evaluation_tier.zeroshot import read_labels, select_findings
 from processing_tier.prompts import Prompts, load_prompts, normalize_name
@@ -148,8 +149,7 @@ def evaluate_robustness(
     """
     if is_classifier(model):
         raise ValueError(f"A {type(model).__name__} has no sentences to vary: name a model of images and texts.")
-    if n_bootstrap < 1:
-        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    check_num_resamples(n_bootstrap)
     findings, left_out = select_findings(dataset, findings, min_positives)
     prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
     if not isinstance(prompts, Mapping):
@@ -162,7 +162,7 @@ def evaluate_robustness(
     readable = dataset.select(embeddings.rows)
     labels = read_labels(readable, findings)
     patient_ids = np.array(readable["patient_id"][:]).astype(str)
-    resample = partial(bootstrap, patient_ids=patient_ids, num_resamples=n_bootstrap, seed=seed)
+    draws = draw_resamples(patient_ids, n_bootstrap, seed)
 
     by_prompts = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
     scores = {name: zero_shot_scores(images, *by_prompts) for name, images in embeddings.images.items()}
@@ -193,11 +193,11 @@ def evaluate_robustness(
                 "findings_left_out": left_out,
             },
             "n_images": len(labels),
-            "wordings": compare_wordings(worded_findings, worded_labels, worded_scores, resample),
-            "negation": compare_negations(worded_findings, worded_labels, worded_scores, resample),
-            "laterality": compare_sides(model, processor, readable, findings, labels, embeddings.images, resample),
+            "wordings": compare_wordings(worded_findings, worded_labels, worded_scores, draws),
+            "negation": compare_negations(worded_findings, worded_labels, worded_scores, draws),
+            "laterality": compare_sides(model, processor, readable, findings, labels, embeddings.images, draws),
             "empty_images": score_empty_images(findings, labels, scores[ORIGINAL], empty),
-            "degradations": compare_degradations(findings, labels, scores, resample),
+            "degradations": compare_degradations(findings, labels, scores, draws),
             "versions": installed_versions(),
         }
     )
@@ -258,52 +258,29 @@ def embed_variants(
     )
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], np.ndarray], patient_ids: np.ndarray, num_resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A statistic of all images, and its 95 % interval over resampled patients.
+def with_interval(statistic: Callable[[np.ndarray], np.ndarray], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic of all images (values,), and its 95 % intervals over resamples (values, 2).
 
     Args:
-        statistic: from weights (weightings, images), how often each image was drawn, to (weightings, values).
-        patient_ids: (images,).
-
-    Returns:
-        (values,) and (values, 2). Resamples in which a value is NaN are left out of its interval.
+        statistic: from (resamples, images), how often each image was drawn, to (resamples, values).
+        draws: see `draw_resamples`.
     """
-    patients, patient_of_image = np.unique(patient_ids, return_inverse=True)
-    generator = np.random.default_rng(seed)
-    chunk = max(1, 4_000_000 // len(patient_ids))  # bounds the memory, not the result
-    resampled = []
-    for start in range(0, num_resamples, chunk):
-        size = min(chunk, num_resamples - start)
-        drawn = generator.integers(len(patients), size=(size, len(patients)))
-        drawn += np.arange(size)[:, None] * len(patients)
-        times_drawn = np.bincount(drawn.ravel(), minlength=size * len(patients)).reshape(size, len(patients))
-        resampled.append(statistic(times_drawn[:, patient_of_image].astype(np.float64)))
-    interval = np.array([percentile_interval(column) for column in np.concatenate(resampled).T])
-    return statistic(np.ones((1, len(patient_ids))))[0], interval
+    resampled = np.concatenate([statistic(draws[part]) for part in chunks(*draws.shape)])
+    return statistic(np.ones((1, draws.shape[1])))[0], np.array([percentile_interval(each) for each in resampled.T])
 
 
-def auroc_statistic(labels: np.ndarray, *scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The statistic of `bootstrap` that gives the AUROC of each of several (images, findings) scores, all in a row,
-    each followed by the mean over its findings."""
-    known = [np.flatnonzero((column == 0) | (column == 1)) for column in labels.T]
-    selected = [[select_known(labels[:, i], each[:, i]) for i in range(labels.shape[1])] for each in scores]
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        values = []
-        for each in selected:
-            aurocs = [weighted_auroc(*pair, weights[:, rows]) for pair, rows in zip(each, known, strict=True)]
-            values += [*aurocs, np.mean(aurocs, axis=0)]
-        return np.stack(values, axis=1)
-
-    return statistic
+def resampled_aurocs(draws: np.ndarray, labels: np.ndarray, scores: Iterable[np.ndarray]) -> np.ndarray:
+    """AUROC by each of several scores (images, findings), the mean over the findings last:
+    (resamples, scores, findings + 1)."""
+    aurocs = np.stack([bootstrap(labels, each, draws)["auroc"] for each in scores], axis=1)
+    return np.concatenate([aurocs, aurocs.mean(axis=-1, keepdims=True)], axis=-1)
 
 
-def weighted_share(weights: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Weighted mean of values (samples, ...) over the samples `where`, (weightings, ...); NaN where there is none."""
-    weight = np.tensordot(weights, where.astype(np.float64), axes=1)
-    total = np.tensordot(weights, np.where(where, values, 0.0), axes=1)
+def resampled_share(draws: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean of resampled values (samples, ...) over the samples `where`, (resamples, ...); NaN where there is none."""
+    draws = draws.astype(np.float64)
+    weight = np.tensordot(draws, where.astype(np.float64), axes=1)
+    total = np.tensordot(draws, np.where(where, values, 0.0), axes=1)
     return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
 
 
@@ -314,12 +291,14 @@ def phrase(template: str, finding: str) -> str:
 
 
 def compare_wordings(
-    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], resample: Callable
+    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], draws: np.ndarray
 ) -> dict:
     """The `wordings` of [`evaluate_robustness`], from scores (images, findings) by wording."""
     if not findings:
         return {"findings": {}, "mean": None}
-    values, intervals = resample(auroc_statistic(labels, *scores.values()))
+    values, intervals = with_interval(
+        lambda draws: resampled_aurocs(draws, labels, scores.values()).reshape(len(draws), -1), draws
+    )
     values = values.reshape(len(scores), len(findings) + 1)
     intervals = intervals.reshape(len(scores), len(findings) + 1, 2)
     results = [
@@ -337,7 +316,7 @@ def compare_wordings(
 
 
 def compare_negations(
-    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], resample: Callable
+    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], draws: np.ndarray
 ) -> dict:
     """The `negation` of [`evaluate_robustness`], from scores (images, findings) by wording."""
     if not findings:
@@ -346,13 +325,13 @@ def compare_negations(
     is_positive = np.broadcast_to((labels == 1)[:, None], present.shape)
     is_negative = np.broadcast_to((labels == 0)[:, None], present.shape)
 
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        on_positives = weighted_share(weights, present, is_positive)
-        on_negatives = weighted_share(weights, 1 - present, is_negative)
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        on_positives = resampled_share(draws, present, is_positive)
+        on_negatives = resampled_share(draws, 1 - present, is_negative)
         shares = np.stack([on_positives, on_negatives, (on_positives + on_negatives) / 2], axis=1)
-        return np.concatenate([shares, shares.mean(axis=-1, keepdims=True)], axis=-1).reshape(len(weights), -1)
+        return np.concatenate([shares, shares.mean(axis=-1, keepdims=True)], axis=-1).reshape(len(draws), -1)
 
-    values, intervals = resample(statistic)
+    values, intervals = with_interval(statistic, draws)
     values = values.reshape(3, len(scores), -1)
     intervals = intervals.reshape(3, len(scores), -1, 2)[2]
     results = [
@@ -424,7 +403,7 @@ def compare_sides(
     findings: Sequence[str],
     labels: np.ndarray,
     images: Mapping[str, np.ndarray],
-    resample: Callable,
+    draws: np.ndarray,
 ) -> dict:
     """The `laterality` of [`evaluate_robustness`]; pairs of an image and a finding are pooled over the findings."""
     sided = [i for i, finding in enumerate(findings) if normalize_name(finding) in SIDED]
@@ -449,23 +428,20 @@ def compare_sides(
     groups = {finding: columns == sided.index(findings.index(finding)) for finding in told}
     groups["all"] = np.ones(len(rows), dtype=bool)
 
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        weights = weights[:, rows]
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        draws = draws[:, rows]
         values = []
         for group in groups.values():
             on_left, on_right = group & is_left, group & ~is_left
             values += [
-                (weighted_share(weights, left, on_left) + weighted_share(weights, 1 - left, on_right)) / 2,
-                (
-                    weighted_share(weights, 1 - mirrored_left, on_left)
-                    + weighted_share(weights, mirrored_left, on_right)
-                )
+                (resampled_share(draws, left, on_left) + resampled_share(draws, 1 - left, on_right)) / 2,
+                (resampled_share(draws, 1 - mirrored_left, on_left) + resampled_share(draws, mirrored_left, on_right))
                 / 2,
-                weighted_share(weights, np.abs(left - mirrored_left), group),
+                resampled_share(draws, np.abs(left - mirrored_left), group),
             ]
         return np.stack(values, axis=1)
 
-    values, intervals = resample(statistic)
+    values, intervals = with_interval(statistic, draws)
     results = {}
     for i, (finding, group) in enumerate(groups.items()):
         results[finding] = {"n_left": (group & is_left).sum(), "n_right": (group & ~is_left).sum()}
@@ -494,17 +470,16 @@ def score_empty_images(
 
 
 def compare_degradations(
-    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], resample: Callable
+    findings: Sequence[str], labels: np.ndarray, scores: Mapping[str, np.ndarray], draws: np.ndarray
 ) -> dict:
     """The `degradations` of [`evaluate_robustness`], from scores (images, findings) by name of the image."""
     names = [ORIGINAL, *DEGRADATIONS]
-    aurocs = auroc_statistic(labels, *(scores[name] for name in names))
 
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        values = aurocs(weights).reshape(len(weights), len(names), -1)
-        return np.concatenate([values, values[:, :1] - values], axis=1).reshape(len(weights), -1)
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        values = resampled_aurocs(draws, labels, (scores[name] for name in names))
+        return np.concatenate([values, values[:, :1] - values], axis=1).reshape(len(draws), -1)
 
-    values, intervals = resample(statistic)
+    values, intervals = with_interval(statistic, draws)
     values = values.reshape(2, len(names), -1)
     intervals = intervals.reshape(2, len(names), -1, 2)
     results = {}
