@@ -32,7 +32,7 @@ class Benchmark:
         findings: name to other names that a table may use for it; None for all that the data have.
         options: of the reader, in every split.
         views: `"frontal"` or `"all"`.
-        min_positives: that a finding needs; None for the usual.
+        min_positives: that a finding needs.
         num_findings: as published, where `findings` is None.
         prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
     """
@@ -44,7 +44,7 @@ class Benchmark:
     findings: dict[str, list[str]] | None
     options: dict[str, str | int] = field(default_factory=dict)
     views: str = "all"
-    min_positives: int | None = None
+    min_positives: int = 1
     num_findings: int | None = None
     prompts: dict[str, dict[str, dict]] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 Where only one process runs, every function here does nothing.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +16,33 @@ from accelerate import PartialState
 from evaluation_tier.loading import choose_device
 
 
-def start_processes(device: str | None = None) -> torch.device:
-    """Join the processes that a launcher started; the device of this one (by default a GPU of its own, if there are).
+@contextmanager
+def joined_processes(device: str | None = None) -> Iterator[torch.device]:
+    """Join the processes that a launcher started, and leave them; only the main one warns.
+
+    Yields:
+        The device of this process, by default a GPU of its own where there are GPUs.
 
     Raises:
         ValueError: for a device that cannot be used here.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return choose_device(device)
+        yield choose_device(device)
+        return
     state = PartialState(cpu=device == "cpu")
-    return state.device if device is None else choose_device(device)
+    disabled = logging.root.manager.disable
+    if not state.is_main_process:
+        logging.disable(logging.WARNING)
+    try:
+        yield state.device if device is None else choose_device(device)
+    finally:
+        logging.disable(disabled)
+        state.destroy_process_group()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes and prints; known from the launcher before the processes join."""
-    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+    """Whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def own_rows(num_rows: int, batch_size: int) -> np.ndarray:

@@ -17,12 +17,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.cache import hash_weights
+from evaluation_tier.calibration import fit_calibration
 from evaluation_tier.embedding import MAX_UNREADABLE, embed_batches, embed_images, embed_prompts, has_patches
 from evaluation_tier.loading import check_members_differ, is_classifier
-from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, fit_calibration, mcc
+from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc
 from evaluation_tier.processes import fail_together, gather_rows, own_rows
 from evaluation_tier.protocols import Protocol, bootstrap_images, choose_protocol, prompts_name
 from evaluation_tier.report import installed_versions
+from evaluation_tier.resampling import bootstrap_auroc
 from evaluation_tier.scoring import (
     LEVELS,
     NEVER_ABNORMAL,
@@ -278,6 +280,11 @@ def score_models(
         )
     averages = [{level: values / len(models) for level, values in total.items()} for total in totals]
     return averages, findings, left_out, bool(learnt)
+
+
+def is_scored_by_others(finding: str, protocol: Mapping) -> bool:
+    """Whether a finding is scored by the others, under a protocol as `metrics["protocol"]` describes it."""
+    return normalize_name(finding) in NO_FINDING and protocol.get("no_finding") == "others"
 
 
 def find_prompts(

@@ -65,7 +65,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
     arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 50, "--output_dir", output]
     text = run(*arguments, "--figures", "--model_card", capsys=capsys).out
     metrics = json.loads((output / "metrics.json").read_text())
-    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions"]
+    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions", "score_levels"]
     assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [str(model)]
     assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
     assert all(result["n_positive"] >= 5 for result in metrics["findings"].values())
@@ -213,7 +213,7 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         ),
         (["m", "--data", "phantom", "--threshold_split", "validation"], "--threshold_split is the evaluated split"),
         (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
-        (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the output folder /dev/null/x cannot be written"),
+        (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the folder /dev/null/x cannot be written"),
         (["nowhere", "--data", "phantom"], "There is no model folder nowhere"),
         (["m", "--data", "phantom", "--device", "gpu"], "The device 'gpu' cannot be used here"),
     ],

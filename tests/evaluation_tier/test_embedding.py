@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation_tier.embedding import embed_images, embed_prompts, takes_uint8
+from evaluation_tier.embedding import embed_batches, embed_images, embed_prompts, read_batches, takes_uint8
 from processing_tier.prompts import Prompts
 
 
@@ -70,3 +70,44 @@ def test_too_many_unreadable_images_stop(brightness, make_grey_dataset):
 def test_an_empty_data_set_is_refused(brightness, make_grey_dataset):
     with pytest.raises(ValueError, match="empty"):
         embed_images(*brightness, make_grey_dataset([1], [0]).select([]))
+
+
+def test_batches_name_their_rows(tier_model, phantom):
+    dataset = phantom.select(range(7))
+    rows, pixels = zip(*read_batches(*tier_model, dataset, 3), strict=True)
+    assert [part.tolist() for part in rows] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [tuple(part.shape) for part in pixels] == [(3, 1, 32, 32), (3, 1, 32, 32), (1, 1, 32, 32)]
+
+
+def test_batches_leave_out_what_does_not_decode(brightness, make_grey_dataset):
+    dataset = make_grey_dataset(range(200), [0] * 200)
+    broken = dataset.map(
+        lambda _, i: {"image": {"bytes": b"no", "path": None}} if i in (2, 3) else {}, with_indices=True
+    )
+    rows = [rows.tolist() for rows, _ in read_batches(*brightness, broken, 2)]
+    assert rows == [[i, i + 1] for i in range(0, 200, 2) if i != 2]
+    with pytest.raises(ValueError, match="At least 2 of 100 images do not decode"):
+        list(read_batches(*brightness, broken.select(range(100)), 2))
+    assert len(list(read_batches(*brightness, broken.select(range(100)), 2, num_images=200))) == 49
+
+
+@pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
+def test_patches_come_from_the_same_pass(make_tier_model, phantom, image_pooling):
+    model, processor = make_tier_model(0)
+    model.config.image_pooling = image_pooling
+    dataset, passes = phantom.select(range(4)), []
+    handle = model.vision_model.register_forward_hook(lambda *_: passes.append(1))
+    ((rows, outputs),) = embed_batches(model, processor, dataset)
+    handle.remove()
+    assert passes == [1]
+    ((_, pixels),) = read_batches(model, processor, dataset, 4)
+    features = model.get_patch_features(pixels).detach()
+    expected = features / features.norm(dim=-1, keepdim=True)
+    np.testing.assert_allclose(outputs["patches"], expected, atol=1e-6)
+    np.testing.assert_array_equal(outputs["image"], embed_images(model, processor, dataset))
+
+
+def test_findings_without_negative_sentences_have_none(tier_model):
+    positive, negative = embed_prompts(*tier_model, {"a": Prompts(["Edema."], []), "b": Prompts(["Mass."], ["No."])})
+    assert not negative[0].any() and np.linalg.norm(negative[1]) == pytest.approx(1)
+    assert np.linalg.norm(positive, axis=1) == pytest.approx(1)

@@ -1,8 +1,13 @@
 import json
+import weakref
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
+from evaluation_tier.embedding import embed_prompts
+from evaluation_tier.scoring import LEVELS
 from evaluation_tier.zeroshot import evaluate_zero_shot, select_findings, zero_shot_auroc
 from processing_tier.phantom import PHANTOM_FINDINGS
 from processing_tier.prompts import Prompts, load_prompts
@@ -41,6 +46,67 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(brightness, make_grey
     assert zero_shot_auroc(*brightness, broken, ["Bright"], BRIGHT)["mean"] == 1.0
 
 
+def test_an_ensemble_holds_one_model_at_a_time(make_tier_model, phantom):
+    alive = []
+
+    def load(seed):
+        assert not any(reference() for reference in alive)
+        model, processor = make_tier_model(seed)
+        alive.append(weakref.ref(model))
+        return model, processor
+
+    options = {"n_bootstrap": 5, "min_positives": 5, "threshold_dataset": phantom}
+    lazily = evaluate_zero_shot({str(seed): partial(load, seed) for seed in range(3)}, phantom, **options)
+    at_once = evaluate_zero_shot({str(seed): make_tier_model(seed) for seed in range(3)}, phantom, **options)
+    assert json.dumps(lazily[0]) == json.dumps(at_once[0]) and lazily[1].equals(at_once[1])
+
+
+def test_copies_in_an_ensemble_are_refused(make_tier_model, phantom):
+    models = {name: partial(make_tier_model, seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))}
+    with pytest.raises(ValueError, match="a and c have identical weights"):
+        evaluate_zero_shot(models, phantom, n_bootstrap=5)
+
+
+def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
+    options = {"n_bootstrap": 5, "min_positives": 5}
+    compared = evaluate_zero_shot({"m": tier_model}, phantom, **options)[0]["score_levels"]
+    assert list(compared) == list(LEVELS)
+    for level in LEVELS:
+        metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, score_level=level, **options)
+        assert metrics["score_levels"] == compared
+        assert metrics["mean"]["auroc"] == pytest.approx(compared[level], abs=1e-12)
+        assert metrics["protocol"]["score_level"] == level
+    with pytest.raises(ValueError, match="score level must be one of global, patches-max, .* but is 'patch'"):
+        evaluate_zero_shot({"m": tier_model}, phantom, score_level="patch")
+
+
+def test_patches_of_one_image_by_hand(tier_model, phantom):
+    model, processor = tier_model
+    prompts = load_prompts("chexzero", ["Cardiomegaly", "Edema"])
+    findings, options = list(prompts), {"protocol": "chexzero", "min_positives": 1, "n_bootstrap": 5}
+    _, predictions = evaluate_zero_shot({"m": tier_model}, phantom, findings, score_level="both-max", **options)
+    positive, negative = embed_prompts(model, processor, prompts)
+    image = processor.image_processor(
+        images=[processor.image_processor.read(phantom[3]["image"])], return_tensors="pt"
+    )
+    with torch.inference_mode():
+        patches = torch.nn.functional.normalize(model.get_patch_features(image["pixel_values"])[0], dim=-1).numpy()
+        whole = torch.nn.functional.normalize(model.get_image_features(**image).pooler_output[0], dim=-1).numpy()
+    difference = (patches @ (positive - negative).T).max(axis=0) / 2 + whole @ (positive - negative).T / 2
+    expected = 1 / (1 + np.exp(-difference))
+    np.testing.assert_allclose(predictions.loc[3, ["score_Cardiomegaly", "score_Edema"]].tolist(), expected, atol=1e-6)
+
+
+def test_levels_of_patches_need_patches(brightness, make_grey_dataset):
+    dataset = make_grey_dataset([0, 255], [0, 1])
+    with pytest.raises(ValueError, match="'patches-max' needs embeddings of patches, and m is a BrightnessModel"):
+        evaluate_zero_shot(
+            {"m": brightness}, dataset, prompts=BRIGHT, min_positives=1, n_bootstrap=5, score_level="patches-max"
+        )
+    metrics, _ = evaluate_zero_shot({"m": brightness}, dataset, prompts=BRIGHT, min_positives=1, n_bootstrap=5)
+    assert "score_levels" not in metrics
+
+
 def test_an_ensemble_averages_scores(make_tier_model, phantom):
     models = {str(seed): make_tier_model(seed) for seed in range(3)}
     prompts = load_prompts("report", ["Cardiomegaly"])
@@ -72,7 +138,16 @@ def test_numbers_of_a_known_case(brightness, make_grey_dataset):
 
 def test_keys_are_those_of_the_contract(tier_model, phantom):
     metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=10)
-    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions", "score_levels"]
+    assert list(metrics) == [
+        "dataset",
+        "protocol",
+        "n_images",
+        "models",
+        "findings",
+        "mean",
+        "versions",
+        "score_levels",
+    ]
     keys = "auroc auroc_ci95 auprc mcc f1 threshold scale bias n_positive n_negative n_excluded".split()
     assert all(list(result) == keys for result in metrics["findings"].values())
     assert list(metrics["mean"]) == ["auroc", "auroc_ci95", "auprc", "mcc", "f1"]
