@@ -313,7 +313,6 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
 def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
     """What --analyses and --radiologists ask for, by name."""
     from evaluation_tier.grounding import evaluate_grounding
-    from evaluation_tier.protocols import choose_protocol
     from evaluation_tier.radiologists import compare_evaluation
     from evaluation_tier.retrieval import evaluate_retrieval
     from evaluation_tier.robustness import evaluate_robustness
@@ -328,7 +327,7 @@ def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
         results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], readers)
     options = {"n_bootstrap": args.n_bootstrap, "seed": args.seed, "batch_size": args.batch_size}
     options["dataset_name"] = metrics["dataset"]
-    prompts = choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding).prompts
+    prompts = protocol_prompts(args)
     for name in ANALYSES:
         if name not in args.analyses:
             continue
@@ -349,10 +348,20 @@ def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
     return results
 
 
+def protocol_prompts(args: argparse.Namespace):
+    """The prompts of the protocol, or what --prompts puts in their place."""
+    from evaluation_tier.protocols import choose_protocol
+
+    return choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding).prompts
+
+
 def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     """Write the files and print the table."""
+    import pandas as pd
+
     from evaluation_tier import plots, report
     from evaluation_tier.zeroshot import is_scored_by_others
+    from processing_tier.prompts import load_prompts
 
     metrics, predictions, dataset, _, prompts, _ = evaluation
     # 3. Files; metrics.json last, so that where it is, all is
@@ -365,10 +374,21 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
             written += plots.plot_similarity_maps(
                 model, processor, dataset, prompts, predictions, folder, metrics["dataset"]
             )
+        if "grounding" in metrics:
+            grounding = metrics["grounding"]
+            sentences = load_prompts(protocol_prompts(args), list(grounding["findings"]))
+            path = folder / "grounding.png"
+            written.append(plots.plot_grounding(model, processor, dataset, sentences, grounding, path))
+        for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
+            if name in metrics:
+                written.append(plot(metrics[name], folder / f"{name}.png"))
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
             written.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
     written.append(report.write_predictions(folder / "predictions.parquet", predictions))
+    if "grounding" in metrics:
+        regions = pd.DataFrame(metrics["grounding"].pop("regions"))
+        written.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
     if args.save_thresholds:
         kept = {
