@@ -141,36 +141,15 @@ def evaluate_zero_shot(
         logits = [i for i in range(len(findings)) if i not in by_others]
         calibrated[:, logits] = np.log(calibrated[:, logits]) - np.log1p(-calibrated[:, logits])
 
-    if protocol.bootstrap == "images":
-        bootstrap = bootstrap_images(labels, scores, n_bootstrap, seed)
-        intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
-    else:
-        bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
-        intervals = "95 % percentile bootstrap over patients"
-    results = {}
-    for i, finding in enumerate(findings):
-        threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
-        scale, bias = fit_calibration(threshold_labels[:, i], calibrated[:, i])
-        num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
-        results[finding] = {
-            "auroc": auroc(labels[:, i], scores[:, i]),
-            "auroc_ci95": bootstrap.interval[i].tolist(),
-            "auprc": auprc(labels[:, i], scores[:, i]),
-            "mcc": mcc(labels[:, i], scores[:, i], threshold),
-            "f1": f1(labels[:, i], scores[:, i], threshold),
-            "threshold": threshold,
-            "scale": scale,
-            "bias": bias,
-            "n_positive": num_positive,
-            "n_negative": num_negative,
-            "n_excluded": len(labels) - num_positive - num_negative,
-        }
-    mean = {key: nanmean(result[key] for result in results.values()) for key in ("auroc", "auprc", "mcc", "f1")}
-    mean = {"auroc": mean.pop("auroc"), "auroc_ci95": bootstrap.mean_interval.tolist(), **mean}
-    if protocol.bootstrap == "images":
-        mean["auroc_bootstrap_mean"] = bootstrap.mean_center
-        for result, center in zip(results.values(), bootstrap.center.tolist(), strict=True):
-            result["auroc_bootstrap_mean"] = center
+    results, mean, described_intervals = measure_findings(
+        findings,
+        (labels, scores),
+        (threshold_labels, threshold_scores, calibrated),
+        patient_ids,
+        protocol.bootstrap,
+        n_bootstrap,
+        seed,
+    )
     described = {"name": protocol.name, "source": protocol.source, "prompts": prompts_name(protocol.prompts)}
     described |= {"scoring": protocol.scoring, "no_finding": protocol.no_finding, "score_level": score_level}
     if are_logits:
@@ -184,13 +163,13 @@ def evaluate_zero_shot(
         "protocol": {
             **described,
             "thresholds": f"highest MCC on {threshold_source}",
-            "intervals": intervals,
+            "intervals": described_intervals["intervals"],
             "n_bootstrap": n_bootstrap,
             "seed": seed,
             "n_patients": len(set(patient_ids.tolist())),
             "min_positives": min_positives,
             "findings_left_out": left_out,
-            "resamples_dropped": dict(zip(findings, bootstrap.num_dropped.tolist(), strict=True)),
+            "resamples_dropped": described_intervals["resamples_dropped"],
             "images_skipped": skipped,
         },
         "n_images": len(labels),
@@ -207,6 +186,60 @@ def evaluate_zero_shot(
     for i, finding in enumerate(findings):
         predictions[f"label_{finding}"] = labels[:, i]
     return metrics, predictions
+
+
+def measure_findings(
+    findings: Sequence[str],
+    evaluated: tuple[np.ndarray, np.ndarray],
+    chosen_on: tuple[np.ndarray, np.ndarray, np.ndarray],
+    patient_ids: np.ndarray,
+    bootstrap: str,
+    n_bootstrap: int,
+    seed: int,
+) -> tuple[dict[str, dict], dict, dict]:
+    """The numbers of each finding, their mean, and what the protocol says of the intervals.
+
+    Args:
+        evaluated: labels and scores, each (images, findings).
+        chosen_on: labels, scores, and what is calibrated in place of the scores, each (images, findings), of the
+            images that choose the thresholds and the calibration.
+        patient_ids: (images,), of the evaluated ones.
+        bootstrap: see `Protocol`.
+    """
+    labels, scores = evaluated
+    threshold_labels, threshold_scores, calibrated = chosen_on
+    if bootstrap == "images":
+        resampled = bootstrap_images(labels, scores, n_bootstrap, seed)
+        described = {"intervals": "95 % bootstrap over images, bounds and centre as CheXzero's"}
+    else:
+        resampled = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
+        described = {"intervals": "95 % percentile bootstrap over patients"}
+    described["resamples_dropped"] = dict(zip(findings, resampled.num_dropped.tolist(), strict=True))
+    results = {}
+    for i, finding in enumerate(findings):
+        threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
+        scale, bias = fit_calibration(threshold_labels[:, i], calibrated[:, i])
+        num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
+        results[finding] = {
+            "auroc": auroc(labels[:, i], scores[:, i]),
+            "auroc_ci95": resampled.interval[i].tolist(),
+            "auprc": auprc(labels[:, i], scores[:, i]),
+            "mcc": mcc(labels[:, i], scores[:, i], threshold),
+            "f1": f1(labels[:, i], scores[:, i], threshold),
+            "threshold": threshold,
+            "scale": scale,
+            "bias": bias,
+            "n_positive": num_positive,
+            "n_negative": num_negative,
+            "n_excluded": len(labels) - num_positive - num_negative,
+        }
+    mean = {key: nanmean(result[key] for result in results.values()) for key in ("auroc", "auprc", "mcc", "f1")}
+    mean = {"auroc": mean.pop("auroc"), "auroc_ci95": resampled.mean_interval.tolist(), **mean}
+    if bootstrap == "images":
+        mean["auroc_bootstrap_mean"] = resampled.mean_center
+        for result, center in zip(results.values(), resampled.center.tolist(), strict=True):
+            result["auroc_bootstrap_mean"] = center
+    return results, mean, described
 
 
 def score_models(
