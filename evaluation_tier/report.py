@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
+from evaluation_tier.tables import NOT_MEASURED, format_interval, format_number, text_table
 from modeling_tier.configuration_tier import check_findings
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
-NOT_MEASURED = "not measured"
 
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
 FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
@@ -131,39 +131,15 @@ def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> 
     return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    """A number as text; "not measured" for None and NaN."""
-    return NOT_MEASURED if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def format_interval(interval) -> str:
-    """An interval as "0.912 - 0.954"; "not measured" when a bound is missing."""
-    low, high = (None, None) if interval is None else interval
-    bounds = format_number(low), format_number(high)
-    return NOT_MEASURED if NOT_MEASURED in bounds else " - ".join(bounds)
-
-
 def format_table(metrics: Mapping) -> str:
     """The results as a plain-text table: finding, positives, AUROC with its 95 % interval, and the mean."""
-    rows = [("Finding", "Positives", "AUROC", "95 % CI")]
-    for finding, result in metrics["findings"].items():
-        rows.append(
-            (
-                finding,
-                f"{result['n_positive']:,}",
-                format_number(result["auroc"]),
-                format_interval(result["auroc_ci95"]),
-            )
-        )
+    rows = [
+        (finding, f"{result['n_positive']:,}", format_number(result["auroc"]), format_interval(result["auroc_ci95"]))
+        for finding, result in metrics["findings"].items()
+    ]
     mean = metrics["mean"]
-    rows.append((f"Mean of {len(rows) - 1}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-
-    def line(row) -> str:
-        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<{widths[3]}}".rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(rows[0]), rule, *map(line, rows[1:-1]), rule, line(rows[-1])])
+    rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
+    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", has_summary=True)
 
 
 def write_model_card(
