@@ -6,7 +6,7 @@ behind.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.metrics import roc_curve
-from evaluation_tier.report import describe_dataset, format_number, write_beside
+from evaluation_tier.metrics import count_at_thresholds, roc_curve, select_known
+from evaluation_tier.report import describe_dataset, write_beside
+from evaluation_tier.tables import column_name, format_estimate, format_number
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
@@ -73,39 +74,195 @@ def file_name(finding: str) -> str:
 def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
     """ROC curves of all findings in one square, best first in the legend, with the AUROC of `metrics`.
 
+    Where `metrics` holds radiologists, each of them is a point in the colour of the finding.
+
     Args:
         metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.
         path: of the PNG file.
     """
-    matplotlib = import_matplotlib()
-    # a place in the data set, not in the ranking, decides a finding's colour: it keeps it from figure to figure
-    style_of = {
+    kind = "ROC of the classifier" if metrics["protocol"]["scoring"] == "logit" else "Zero-shot ROC"
+    return plot_curves(
+        metrics,
+        path,
+        "auroc",
+        lambda finding: roc_curve(*labels_and_scores(predictions, finding)),
+        lambda reader: (reader.get("fpr"), reader.get("tpr")),
+        diagonal=True,
+        xlabel="False positive rate (1 - specificity)",
+        ylabel="True positive rate (sensitivity)",
+        title=f"{kind}, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+    )
+
+
+def plot_precision_recall(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
+    """Precision-recall curves of all findings, best first in the legend, with the AUPRC of `metrics`.
+
+    The curves are steps, as average precision sums them up. Radiologists are points, as in `plot_roc`.
+    """
+
+    def curve(finding: str) -> tuple[np.ndarray, np.ndarray]:
+        labels, scores = select_known(*labels_and_scores(predictions, finding))
+        true_positives, predicted, _ = count_at_thresholds(labels, scores)
+        precision = true_positives / predicted
+        return np.append(0.0, true_positives / max(labels.sum(), 1)), np.append(precision[:1], precision)
+
+    return plot_curves(
+        metrics,
+        path,
+        "auprc",
+        curve,
+        lambda reader: (reader.get("tpr"), reader.get("precision")),
+        drawstyle="steps-pre",
+        xlabel="Recall (sensitivity)",
+        ylabel="Precision",
+        title=f"Precision and recall, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+    )
+
+
+def labels_and_scores(predictions: pd.DataFrame, finding: str) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of one finding."""
+    return predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy()
+
+
+def style_of_findings(metrics: Mapping) -> dict[str, dict]:
+    """Colour and line of each finding.
+
+    Its place in the data set, not in the ranking, decides: a finding looks the same from figure to figure.
+    """
+    return {
         finding: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
         for i, finding in enumerate(metrics["findings"])
     }
-    aurocs = {finding: result["auroc"] for finding, result in metrics["findings"].items()}
-    measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
+
+
+def plot_curves(
+    metrics: Mapping,
+    path: str | Path,
+    key: str,
+    curve: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    reader_point: Callable[[Mapping], tuple[float | None, float | None]],
+    diagonal: bool = False,
+    drawstyle: str = "default",
+    **labels: str,
+) -> Path:
+    """One curve per finding whose `key` is measured, in a unit square with a legend beside it."""
+    matplotlib = import_matplotlib()
+    style_of = style_of_findings(metrics)
+    areas = {finding: result[key] for finding, result in metrics["findings"].items()}
+    measured = sorted((finding for finding in areas if np.isfinite(as_float(areas[finding]))), key=areas.get)
     columns = 1 + len(measured) // 25
-    kind = "ROC of the classifier" if metrics["protocol"]["scoring"] == "logit" else "Zero-shot ROC"
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(5.0 + 2.5 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        radiologists = metrics.get("radiologists") or {}
         for finding in reversed(measured):
-            rates = roc_curve(predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy())
-            axes.plot(*rates, label=f"{format_number(aurocs[finding])}  {finding}", **style_of[finding])
-        axes.set(
-            xlim=(-0.01, 1.01),
-            ylim=(-0.01, 1.01),
-            aspect="equal",
-            xlabel="False positive rate (1 - specificity)",
-            ylabel="True positive rate (sensitivity)",
-            title=f"{kind}, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+            label = f"{format_number(areas[finding])}  {literal(finding)}"
+            axes.plot(*curve(finding), label=label, drawstyle=drawstyle, **style_of[finding])
+            for reader in (radiologists.get(finding) or {}).get("readers") or []:
+                point = [as_float(value) for value in reader_point(reader)]
+                axes.plot(
+                    *point, "D", color=style_of[finding]["color"], markersize=6, markeredgecolor="white", zorder=3
+                )
+        handles, names = axes.get_legend_handles_labels()
+        if radiologists:
+            handles.append(matplotlib.lines.Line2D([], [], linestyle="", marker="D", color=GREY, markersize=6))
+            names.append("a radiologist")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", **labels)
+        legend = figure.legend(
+            handles,
+            names,
+            loc="outside right center",
+            title=f"{key.upper()} (mean {format_number(metrics['mean'][key])})",
+            ncols=columns,
         )
-        mean = format_number(metrics["mean"]["auroc"])
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside right center", title=f"AUROC (mean {mean})", ncols=columns
-        ).get_title().set_fontweight("bold")
+        legend.get_title().set_fontweight("bold")
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def plot_findings(metrics: Mapping, path: str | Path) -> Path:
+    """The AUROC of each finding with its 95 % interval, best first, and the mean: a forest plot.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns them.
+        path: of the PNG file.
+    """
+    findings = metrics["findings"]
+    ranked = sorted(findings, key=lambda finding: -np.nan_to_num(as_float(findings[finding]["auroc"]), nan=-1.0))
+    rows = [(finding, findings[finding]["n_positive"], findings[finding]) for finding in ranked]
+    rows.append((f"Mean of {len(findings)}", None, metrics["mean"]))
+    title = f"AUROC with 95 % interval, {describe_dataset(metrics['dataset'])}"
+    return plot_forest([("Positives", rows)], title, path)
+
+
+def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
+    """The mean AUROC of each subgroup with its 95 % interval: a forest plot, one block per attribute.
+
+    Args:
+        metrics: with "subgroups": {attribute: {"groups": {group: {"n_images", "auroc", "auroc_ci95"}}}}.
+        path: of the PNG file.
+    """
+    blocks = [
+        (
+            column_name(attribute),
+            [(str(group), numbers.get("n_images"), numbers) for group, numbers in result["groups"].items()],
+        )
+        for attribute, result in metrics["subgroups"].items()
+        if result.get("groups")
+    ]
+    blocks.insert(0, ("Images", [("All", metrics["n_images"], metrics["mean"])]))
+    return plot_forest(blocks, f"Mean AUROC by subgroup, {describe_dataset(metrics['dataset'])}", path)
+
+
+def plot_forest(blocks: Sequence[tuple[str, Sequence[tuple[str, int | None, Mapping]]]], title: str, path) -> Path:
+    """Numbers with their intervals, one below the other.
+
+    Args:
+        blocks: heading and rows; a row is a label, a count or None, and a mapping with "auroc" and "auroc_ci95".
+    """
+    matplotlib = import_matplotlib()
+    height = sum(len(rows) for _, rows in blocks) + (len(blocks) if len(blocks) > 1 else 0)
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(7.5, 1.1 + 0.29 * height), layout="constrained")
+        axes = figure.add_subplot()
+        ticks, labels, bounds, y = [], [], [0.5], 0.0
+        for i, (heading, rows) in enumerate(blocks):
+            if i:  # a block's heading takes a row of its own
+                axes.annotate(
+                    literal(heading),
+                    (0, y),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-6, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontweight="bold",
+                )
+                y += 1
+            for label, count, numbers in rows:
+                ticks.append(y)
+                labels.append(literal(label) if count is None else f"{literal(label)} ({count:,})")
+                value = as_float(numbers.get("auroc"))
+                low, high = map(as_float, numbers.get("auroc_ci95") or (None, None))
+                summary = count is None or len(blocks) > 1 and not i
+                colour = "black" if summary else COLOURS[0]
+                axes.plot([low, high], [y, y], color=colour, solid_capstyle="butt")
+                axes.plot(value, y, "D" if summary else "o", color=colour, markersize=6)
+                text = format_estimate(value, (low, high))
+                axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+                bounds += [number for number in (value, low, high) if np.isfinite(number)]
+                y += 1
+        axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.set_yticks(ticks, labels)
+        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - 0.02, max(bounds) + 0.02), title=title, xlabel="AUROC")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
@@ -198,8 +355,8 @@ def plot_similarity_maps(
         mask = finding_mask(record.get("masks"), finding)
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
             figure = draw_similarity(matplotlib, radiograph, mask, similarity)
-            title = f"{finding}: {record['image_id']}, {describe_dataset(dataset_name)}".removesuffix(", ")
-            figure.suptitle(title, fontsize=12, fontweight="bold")
+            title = f"{finding}, {describe_dataset(dataset_name)}".removesuffix(", ")  # no name of image or patient
+            figure.suptitle(literal(title), fontsize=12, fontweight="bold")
             path = Path(folder) / f"similarity_{file_name(finding)}.png"
             paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
     return paths
