@@ -103,8 +103,9 @@ def plot_precision_recall(metrics: Mapping, predictions: pd.DataFrame, path: str
     def curve(finding: str) -> tuple[np.ndarray, np.ndarray]:
         labels, scores = select_known(*labels_and_scores(predictions, finding))
         true_positives, predicted, _ = count_at_thresholds(labels, scores)
-        precision = true_positives / predicted
-        return np.append(0.0, true_positives / max(labels.sum(), 1)), np.append(precision[:1], precision)
+        gains = np.diff(true_positives, prepend=0) > 0  # between two of them the precision only falls
+        precision = (true_positives / predicted)[gains]
+        return np.append(0.0, true_positives[gains] / max(labels.sum(), 1)), np.append(precision[:1], precision)
 
     return plot_curves(
         metrics,
@@ -197,7 +198,7 @@ def plot_findings(metrics: Mapping, path: str | Path) -> Path:
     ranked = sorted(findings, key=lambda finding: -np.nan_to_num(as_float(findings[finding]["auroc"]), nan=-1.0))
     rows = [(finding, findings[finding]["n_positive"], findings[finding]) for finding in ranked]
     rows.append((f"Mean of {len(findings)}", None, metrics["mean"]))
-    title = f"AUROC with 95 % interval, {describe_dataset(metrics['dataset'])}"
+    title = f"AUROC with 95 % interval (positives), {describe_dataset(metrics['dataset'])}"
     return plot_forest([("Positives", rows)], title, path)
 
 
@@ -217,7 +218,7 @@ def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
         if result.get("groups")
     ]
     blocks.insert(0, ("Images", [("All", metrics["n_images"], metrics["mean"])]))
-    return plot_forest(blocks, f"Mean AUROC by subgroup, {describe_dataset(metrics['dataset'])}", path)
+    return plot_forest(blocks, f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}", path)
 
 
 def plot_forest(blocks: Sequence[tuple[str, Sequence[tuple[str, int | None, Mapping]]]], title: str, path) -> Path:

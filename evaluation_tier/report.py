@@ -18,6 +18,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
 
 from evaluation_tier.tables import NOT_MEASURED, format_interval, format_number, text_table
@@ -25,6 +26,8 @@ from modeling_tier.configuration_tier import check_findings
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
+MAX_METRICS_BYTES = 64 * 2**20
+MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
 
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
@@ -97,6 +100,63 @@ def write_metrics(path: str | Path, metrics: Mapping) -> Path:
 def write_predictions(path: str | Path, predictions: pd.DataFrame) -> Path:
     """Write `predictions.parquet`: one row per evaluated image."""
     return write_beside(path, lambda partial: predictions.to_parquet(partial, index=False))
+
+
+def read_metrics(folder: str | Path) -> dict:
+    """What `write_metrics` wrote into a folder.
+
+    Raises:
+        ValueError: when the folder lacks `metrics.json`, or the file is too large, damaged or of another layout.
+    """
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"The folder {folder} holds no metrics.json: name one that eval_zeroshot.py wrote.")
+    if path.stat().st_size > MAX_METRICS_BYTES:
+        raise ValueError(f"{path} exceeds {MAX_METRICS_BYTES >> 20} MB: it is not the metrics.json of an evaluation.")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: evaluate the model again.") from error
+    expected = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
+    for key, kind in expected.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
+            raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
+    for finding, result in metrics["findings"].items():
+        for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
+            if not isinstance(result, dict) or key not in result:
+                raise ValueError(f"{path} has no {key!r} of {finding!r}: evaluate the model again.")
+    return metrics
+
+
+def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
+    """The images, patients, labels and scores of the findings of `metrics`, from `predictions.parquet`.
+
+    Raises:
+        ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`.
+    """
+    path = Path(folder) / "predictions.parquet"
+    if not path.is_file():
+        raise ValueError(f"The folder {folder} holds no predictions.parquet: name one that eval_zeroshot.py wrote.")
+    columns = [
+        "image_id",
+        "patient_id",
+        *(f"{kind}_{name}" for kind in ("score", "label") for name in metrics["findings"]),
+    ]
+    try:
+        schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+        missing = [column for column in columns if column not in schema.names]
+        if not missing and num_rows == metrics["n_images"] and num_rows * len(columns) <= MAX_PREDICTIONS:
+            return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
+    if num_rows * len(columns) > MAX_PREDICTIONS:
+        raise ValueError(f"{path} holds more than {MAX_PREDICTIONS:,} values: it is too large for a report.")
+    what = (
+        f"it has no column {missing[0]!r}"
+        if missing
+        else f"it has {num_rows:,} rows for {metrics['n_images']:,} images"
+    )
+    raise ValueError(f"{path} does not belong to the metrics.json beside it ({what}): evaluate the model again.")
 
 
 def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> Path:
