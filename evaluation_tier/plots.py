@@ -170,7 +170,7 @@ def plot_curves(
         if radiologists:
             handles.append(matplotlib.lines.Line2D([], [], linestyle="", marker="D", color=GREY, markersize=6))
             names.append("a radiologist")
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", **labels)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1, **labels)
         legend = figure.legend(
             handles,
             names,
@@ -179,7 +179,7 @@ def plot_curves(
             ncols=columns,
         )
         legend.get_title().set_fontweight("bold")
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png", bbox_inches="tight"))
 
 
 def literal(text: str) -> str:

@@ -69,7 +69,7 @@ class Table(NamedTuple):
         note: what the numbers mean, in plain sentences.
         header: of each column.
         rows: text cells; the first of each row names the row.
-        align: "l" or "r" per column.
+        align: per column "l", "r", or "p" for text of many words.
         has_summary: whether the last row sums up the others.
     """
 
@@ -160,9 +160,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
     return {key: tables for key, tables in sections.items() if tables}
 
 
-def finding_table(
-    metrics: Mapping, name: str, title: str, note: str, columns: Mapping[str, str], digits: int = 3
-) -> Table | None:
+def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: Mapping[str, str]) -> Table | None:
     """One row per finding and one for their mean; columns that no finding has are left out.
 
     Args:
@@ -181,6 +179,7 @@ def finding_table(
         value = result.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return f"{value:,}"
+        digits = 4 if key.startswith("threshold") else 3  # differences of cosines are small
         return format_estimate(value, result.get(f"{key}_ci95"), digits)
 
     rows = [(finding, *(cell(result, key) for key in columns)) for finding, result in findings.items()]
@@ -208,7 +207,8 @@ def results_table(metrics: Mapping) -> Table:
 
 def operating_table(metrics: Mapping) -> Table | None:
     """Sensitivity, specificity, MCC and F1 of each finding at its threshold."""
-    columns = {"sensitivity": "Sensitivity", "specificity": "Specificity", "mcc": "MCC", "f1": "F1"}
+    columns = {"threshold": "Threshold", "sensitivity": "Sensitivity", "specificity": "Specificity", "mcc": "MCC"}
+    columns["f1"] = "F1"
     note = (
         "A finding is called present when its score reaches the threshold. Sensitivity is the share of the positives "
         "that are found, specificity that of the negatives that are left alone; MCC is the correlation of call and "
@@ -225,13 +225,12 @@ def thresholds_table(metrics: Mapping) -> Table | None:
         for finding, result in metrics["findings"].items()
     }
     columns = {
-        "threshold": "Used here",
         "threshold_mcc": "Highest MCC",
         "threshold_f1": "Highest F1",
         "threshold_youden": "Highest Youden index",
     }
     note = "Scores from which a finding is called present, by the criterion that chose them."
-    return finding_table({"findings": findings}, "thresholds", "Thresholds", note, columns, digits=4)
+    return finding_table({"findings": findings}, "thresholds", "Thresholds by criterion", note, columns)
 
 
 def calibration_table(metrics: Mapping) -> Table | None:
@@ -342,7 +341,7 @@ def protocol_table(metrics: Mapping) -> Table:
     rows.append(("Model" if len(models) == 1 else "Models, scores averaged", format_cell_of_all(models)))
     rows.append(("Software", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())))
     note = "Numbers of two evaluations compare only where these agree."
-    return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "ll")
+    return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "lp")
 
 
 def format_cell_of_all(value) -> str:
@@ -473,9 +472,10 @@ LATEX_ESCAPES = {
 
 
 def latex_cell(text: str) -> str:
-    """Text with LaTeX's special characters escaped; the space of "95 %" does not break."""
+    """Text with LaTeX's special characters escaped; numbers get a minus, and "95 %" no line break."""
     text = " ".join(str(text).split())
-    return "".join(LATEX_ESCAPES.get(character, character) for character in text).replace(r" \%", r"~\%")
+    text = "".join(LATEX_ESCAPES.get(character, character) for character in text).replace(r" \%", r"~\%")
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 
 
 def latex_table(table: Table) -> str:
@@ -488,13 +488,14 @@ def latex_table(table: Table) -> str:
     if table.has_summary:
         rows.insert(-1, r"\midrule")
     caption = latex_cell(f"{table.title}. {table.note}".strip())
+    columns = table.align.replace("p", r"p{0.7\linewidth}")
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption}}}",
             rf"\label{{tab:{table.name}}}",
-            rf"\begin{{tabular}}{{{table.align}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             line(table.header),
             r"\midrule",
