@@ -359,11 +359,13 @@ def nested_tables(title: str, value: Mapping, note: str = "") -> list[Table]:
     """
     tables = []
     for path, mapping in leaf_mappings(value):
-        name = " ".join((title, *path))
+        name = anchor(" ".join((title, *path)))
+        if any(table.name == name for table in tables):
+            name += "-2"  # numbers and mappings of one place
         heading = ", ".join((title, *map(column_name, path)))
         # of two levels: a row per key of the upper one
         if mapping and all(isinstance(item, Mapping) for item in mapping.values()):
-            tables.append(matrix_table(anchor(name), heading, note, mapping))
+            tables.append(matrix_table(name, heading, note, mapping))
         else:
             rows = []
             for key, item in mapping.items():
@@ -371,7 +373,7 @@ def nested_tables(title: str, value: Mapping, note: str = "") -> list[Table]:
                     interval = mapping.get(f"{key}_ci95")
                     text = format_cell(item) if interval is None else format_estimate(item, interval)
                     rows.append((column_name(key), text))
-            tables.append(Table(anchor(name), heading, note, ("Measure", "Value"), tuple(rows), "lr"))
+            tables.append(Table(name, heading, note, ("Measure", "Value"), tuple(rows), "lr"))
         note = ""  # said once
     return tables
 
