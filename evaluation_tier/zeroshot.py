@@ -33,8 +33,10 @@ from transformers.models.auto.image_processing_auto import (
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
-from evaluation_tier.metrics import auprc, auroc, best_threshold, bootstrap_auroc, f1, fit_calibration, mcc
+from evaluation_tier.calibration import fit_calibration
+from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc
 from evaluation_tier.report import installed_versions
+from evaluation_tier.resampling import bootstrap_auroc
 from modeling_tier.pipeline_tier import embed_texts
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.radiograph_tier import read_radiograph
