@@ -119,6 +119,8 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
     if predictions is not None:
         written.append(plots.plot_roc(metrics, predictions, folder / "roc.png"))
         written.append(plots.plot_precision_recall(metrics, predictions, folder / "precision_recall.png"))
+        if any(result.get("scale") is not None for result in metrics["findings"].values()):
+            written.append(plots.plot_calibration(metrics, predictions, folder / "calibration.png"))
     if any(result.get("groups") for result in (metrics.get("subgroups") or {}).values()):
         written.append(plots.plot_subgroups(metrics, folder / "subgroups.png"))
     return written

@@ -16,8 +16,11 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.metrics import count_at_thresholds, roc_curve, select_known
+from evaluation_tier.calibration import calibrate, reliability_curve
+from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import describe_dataset, write_beside
+from evaluation_tier.resampling import QUANTILE_975
+from evaluation_tier.summary import log_odds
 from evaluation_tier.tables import column_name, format_estimate, format_number
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
@@ -46,6 +49,7 @@ STYLE = {
     "savefig.dpi": 150,
     "figure.facecolor": "white",
 }
+SCORINGS_OF_PROBABILITIES = ("softmax", "sigmoid")  # calibrated by their log-odds
 REFERENCE_IMAGES = 100  # what a similarity map is compared with; more change it little
 TERMS = {  # key of the Trainer's log: title of its panel
     "loss": "Loss",
@@ -86,7 +90,7 @@ def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> P
         path,
         "auroc",
         lambda finding: roc_curve(*labels_and_scores(predictions, finding)),
-        lambda reader: (reader.get("fpr"), reader.get("tpr")),
+        ("fpr", "tpr"),
         diagonal=True,
         xlabel="False positive rate (1 - specificity)",
         ylabel="True positive rate (sensitivity)",
@@ -101,18 +105,17 @@ def plot_precision_recall(metrics: Mapping, predictions: pd.DataFrame, path: str
     """
 
     def curve(finding: str) -> tuple[np.ndarray, np.ndarray]:
-        labels, scores = select_known(*labels_and_scores(predictions, finding))
-        true_positives, predicted, _ = count_at_thresholds(labels, scores)
-        gains = np.diff(true_positives, prepend=0) > 0  # between two of them the precision only falls
-        precision = (true_positives / predicted)[gains]
-        return np.append(0.0, true_positives[gains] / max(labels.sum(), 1)), np.append(precision[:1], precision)
+        recall, precision = precision_recall_curve(*labels_and_scores(predictions, finding))
+        gains = np.diff(recall, prepend=0) > 0  # between two of them the precision only falls
+        recall, precision = recall[gains], precision[gains]
+        return np.append(0.0, recall), np.append(precision[:1], precision)
 
     return plot_curves(
         metrics,
         path,
         "auprc",
         curve,
-        lambda reader: (reader.get("tpr"), reader.get("precision")),
+        ("recall", "precision"),
         drawstyle="steps-pre",
         xlabel="Recall (sensitivity)",
         ylabel="Precision",
@@ -141,7 +144,7 @@ def plot_curves(
     path: str | Path,
     key: str,
     curve: Callable[[str], tuple[np.ndarray, np.ndarray]],
-    reader_point: Callable[[Mapping], tuple[float | None, float | None]],
+    reader_point: tuple[str, str],
     diagonal: bool = False,
     drawstyle: str = "default",
     **labels: str,
@@ -157,12 +160,12 @@ def plot_curves(
         axes = figure.add_subplot()
         if diagonal:
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        radiologists = metrics.get("radiologists") or {}
+        radiologists = (metrics.get("radiologists") or {}).get("findings") or {}
         for finding in reversed(measured):
             label = f"{format_number(areas[finding])}  {literal(finding)}"
             axes.plot(*curve(finding), label=label, drawstyle=drawstyle, **style_of[finding])
-            for reader in (radiologists.get(finding) or {}).get("readers") or []:
-                point = [as_float(value) for value in reader_point(reader)]
+            for reader in (radiologists.get(finding) or {"readers": {}})["readers"].values():
+                point = [as_float(reader[name]) for name in reader_point]
                 axes.plot(
                     *point, "D", color=style_of[finding]["color"], markersize=6, markeredgecolor="white", zorder=3
                 )
@@ -205,20 +208,73 @@ def plot_findings(metrics: Mapping, path: str | Path) -> Path:
 def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
     """The mean AUROC of each subgroup with its 95 % interval: a forest plot, one block per attribute.
 
+    The means are of the findings that every group of an attribute has; their number stands beside its name.
+
     Args:
-        metrics: with "subgroups": {attribute: {"groups": {group: {"n_images", "auroc", "auroc_ci95"}}}}.
+        metrics: with "subgroups", by attribute as `resampling.subgroup_metrics` returns them.
         path: of the PNG file.
     """
-    blocks = [
-        (
-            column_name(attribute),
-            [(str(group), numbers.get("n_images"), numbers) for group, numbers in result["groups"].items()],
-        )
-        for attribute, result in metrics["subgroups"].items()
-        if result.get("groups")
-    ]
-    blocks.insert(0, ("Images", [("All", metrics["n_images"], metrics["mean"])]))
+    blocks = [("Images", [("All", metrics["n_images"], metrics["mean"])])]
+    for attribute, result in metrics["subgroups"].items():
+        if result["groups"]:
+            number = len(result["findings_in_mean"])
+            heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
+            rows = [(group, numbers["n_images"], numbers["mean"]) for group, numbers in result["groups"].items()]
+            blocks.append((heading, rows))
     return plot_forest(blocks, f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}", path)
+
+
+def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
+    """Reliability of the calibrated probabilities: a panel per finding, observed share against mean probability.
+
+    Points are 10 bins of equally many images; a bar is the 95 % Wilson interval of the share. A finding without a
+    calibration (`scale` undefined) is left out.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.
+        path: of the PNG file.
+
+    Raises:
+        ValueError: when no finding has a calibration.
+    """
+    matplotlib = import_matplotlib()
+    findings = metrics["findings"]
+    calibrated = [finding for finding in findings if np.isfinite(as_float(findings[finding].get("scale")))]
+    if not calibrated:
+        raise ValueError("No finding has a calibration (scale and bias): there is nothing to draw.")
+    columns = min(len(calibrated), 4)
+    rows = -(-len(calibrated) // columns)
+    with matplotlib.rc_context(STYLE | {"axes.titlesize": 10}):
+        figure = matplotlib.figure.Figure(figsize=(0.6 + 2.25 * columns, 0.7 + 2.35 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(calibrated) :]:
+            axes.set_axis_off()
+        for axes, finding in zip(panels, calibrated, strict=False):
+            labels, scores = labels_and_scores(predictions, finding)
+            if metrics["protocol"]["scoring"] in SCORINGS_OF_PROBABILITIES:
+                scores = log_odds(scores)
+            probabilities = calibrate(scores, findings[finding]["scale"], findings[finding]["bias"])
+            curve = reliability_curve(labels, probabilities, bins=10, binning="equal_mass")
+            low, high = wilson_interval(curve.frequency, curve.count)
+            top = min(1.0, 1.1 * max(curve.mean_probability.max(), high.max()))
+            axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+            axes.vlines(curve.mean_probability, low, high, color=COLOURS[0], linewidth=1.2, alpha=0.6)
+            axes.plot(curve.mean_probability, curve.frequency, color=COLOURS[0], marker="o", markersize=4)
+            ece = format_number(as_float(findings[finding].get("ece")), missing="")
+            title = f"{literal(finding)}\nECE {ece}" if ece else literal(finding)
+            axes.set(xlim=(-0.02 * top, 1.02 * top), ylim=(-0.02 * top, 1.02 * top), box_aspect=1, title=title)
+            axes.locator_params(nbins=5)
+        figure.supxlabel("Mean predicted probability", fontsize=10)
+        figure.supylabel("Observed share of positives", fontsize=10)
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % score interval of a binomial share (Wilson 1927), lower and upper bounds."""
+    z = QUANTILE_975
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
 
 
 def plot_forest(blocks: Sequence[tuple[str, Sequence[tuple[str, int | None, Mapping]]]], title: str, path) -> Path:

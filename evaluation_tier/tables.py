@@ -257,72 +257,86 @@ def score_levels_table(metrics: Mapping) -> Table | None:
 
 
 def subgroup_tables(metrics: Mapping) -> list[Table]:
-    """Mean AUROC of each subgroup, one table per attribute, with the gap between the best and the worst."""
+    """The AUROC of each subgroup, per attribute: the mean over the findings, and each finding, with the gaps.
+
+    The layout is that of [`resampling.subgroup_metrics`], by attribute.
+    """
     tables = []
     for attribute, result in (metrics.get("subgroups") or {}).items():
         groups = result.get("groups") or {}
-        keys = [key for key in ("n_images", "n_patients") if any(key in group for group in groups.values())]
-        rows = [
-            (
-                group,
-                *(format_cell(numbers.get(key)) for key in keys),
-                format_estimate(numbers.get("auroc"), numbers.get("auroc_ci95")),
-            )
-            for group, numbers in groups.items()
-        ]
-        if "gap" in result:
-            gap = format_estimate(result["gap"], result.get("gap_ci95"))
-            rows.append(("Gap", *("" for _ in keys), gap))
+        if not groups:
+            continue
         name = column_name(attribute)
-        note = "Mean AUROC over the findings of each subgroup; the gap is the highest minus the lowest."
-        if result.get("left_out"):
-            note += f" Left out: {format_cell(result['left_out'])}."
-        header = (name, *map(column_name, keys), "AUROC (95 % CI)")
-        table = Table(
-            f"subgroups-{anchor(attribute)}",
-            f"By {name.lower()}",
-            note,
-            header,
-            tuple(rows),
-            "l" + "r" * (len(header) - 1),
-            "gap" in result,
-        )
-        tables.append(table)
+        in_mean = result.get("findings_in_mean") or []
+        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
+        note += "The gap, the highest minus the lowest, is above 0 by chance alone: read it beside the intervals."
+        left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
+        if left_out:
+            note += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
+        if unknown:
+            note += f" Images of unknown group: {unknown:,}."
+        rows = []
+        for group, numbers in groups.items():
+            mean = numbers.get("mean") or {}
+            estimate = format_estimate(mean.get("auroc"), mean.get("auroc_ci95"))
+            rows.append((group, format_cell(numbers.get("n_images")), estimate))
+        gap = result.get("mean_gap")
+        if gap:
+            rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        header = (name, "Images", "AUROC, mean (95 % CI)")
+        slug = f"subgroups-{anchor(attribute)}"
+        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", bool(gap)))
+
+        rows, gaps = [], result.get("gap") or {}
+        for finding in metrics["findings"]:
+            cells = [format_number((group.get("auroc") or {}).get(finding), missing=DASH) for group in groups.values()]
+            gap = gaps.get(finding) or {}
+            if set(cells) != {DASH}:
+                rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        if rows:
+            note = "AUROC of each finding in each group that has enough cases of it."
+            header = ("Finding", *groups, "Gap (95 % CI)")
+            title = f"Each finding by {name.lower()}"
+            tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
     return tables
 
 
 def radiologist_tables(metrics: Mapping) -> list[Table]:
-    """The model beside the readers' mean, and each reader."""
-    findings = metrics.get("radiologists") or {}
+    """The model beside the readers' mean, and each reader.
+
+    The layout is that of [`radiologists.compare_with_radiologists`].
+    """
+    result = metrics.get("radiologists") or {}
+    findings = result.get("findings") or {}
     if not findings:
         return []
+    parts = dict(findings)
+    if result.get("mean"):
+        parts[f"Mean of {len(findings)}"] = result["mean"]
     rows, readers = [], []
-    for finding, result in findings.items():
-        model = metrics["findings"].get(finding) or {}
+    for finding, part in parts.items():
         cells = []
         for key in ("mcc", "f1"):
-            difference = format_estimate(result.get(f"{key}_difference"), result.get(f"{key}_difference_ci95"))
-            value = result.get(f"model_{key}", model.get(key))
-            cells += [format_number(value, missing=DASH), format_number(result.get(f"mean_{key}"), missing=DASH)]
-            cells.append(difference)
+            cells += [format_number(part[rater].get(key), missing=DASH) for rater in ("model", "readers_mean")]
+            cells.append(format_estimate(part["difference"].get(key), part["difference"].get(f"{key}_ci95")))
         rows.append((finding, *cells))
-        for reader in result.get("readers") or []:
+        for name, reader in (("Model", part["model"]), *part["readers"].items()):
             numbers = (
                 format_number(reader.get(key), missing=DASH) for key in ("mcc", "f1", "tpr", "fpr", "precision")
             )
-            readers.append((finding, format_cell(reader.get("name")), *numbers))
+            readers.append((finding, name, *numbers))
     header = ("Finding", "MCC, model", "MCC, readers", "Difference (95 % CI)")
     header += ("F1, model", "F1, readers", "Difference (95 % CI)")
     note = (
-        "The model beside the mean of the radiologists who read the same images; a difference above 0 is in the "
-        "model's favour, and an interval that holds 0 leaves it open."
+        f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds 0 "
+        "leaves it open."
     )
-    tables = [Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr")]
-    if readers:
-        header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
-        note = "Each radiologist against the reference labels."
-        tables.append(Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr"))
-    return tables
+    has_mean = len(parts) > len(findings)
+    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", has_mean)
+    header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
+    note = "The model at its threshold and each radiologist, against the reference labels."
+    return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
 
 
 def protocol_table(metrics: Mapping) -> Table:
