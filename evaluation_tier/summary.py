@@ -79,7 +79,7 @@ def summarize(
     if len(shapes) > 1 or chosen_labels.shape != chosen_scores.shape or chosen_labels.shape[1:] != (len(findings),):
         raise ValueError(
             f"There are {len(patient_ids)} patient ids and {len(findings)} findings, but labels {labels.shape}, "
-            f"scores {scores.shape}, and on the split of the thresholds {chosen_labels.shape} and {chosen_scores.shape}."
+            f"scores {scores.shape}, and on the thresholds' split {chosen_labels.shape} and {chosen_scores.shape}."
         )
 
     thresholds = [

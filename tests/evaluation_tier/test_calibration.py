@@ -3,8 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
 
-from evaluation_tier.calibration import fit_calibration
+from evaluation_tier.calibration import (
+    brier,
+    calibrate,
+    ece,
+    fit_calibration,
+    fit_temperature,
+    reliability_curve,
+    sigmoid,
+)
 
 
 @st.composite
@@ -62,3 +71,93 @@ def test_calibration_of_hard_cases():
     assert 0 < 1 / (1 + np.exp(-(scale * 0.5 + bias))) < 0.01
     for labels, scores in (([1, 0], [0.1, 0.9]), ([1, 1], [0.1, 0.2]), ([1, 0], [0.5, 0.5]), ([], [])):
         assert np.isnan(fit_calibration(labels, scores)).all()  # upside down, one class, all equal, nothing
+
+
+def test_temperature_is_found_again():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=20_000)
+    labels = (rng.random(20_000) < sigmoid(logits)).astype(float)
+    assert fit_temperature(labels, 5 * logits) == pytest.approx(5, rel=0.05)
+    assert fit_temperature(labels, 0.2 * logits) == pytest.approx(0.2, rel=0.05)
+    assert fit_temperature(labels, 3 * logits) == pytest.approx(3 * fit_temperature(labels, logits), rel=1e-6)
+    temperature = fit_temperature(labels, 5 * logits)
+    assert ece(labels, calibrate(5 * logits, 1 / temperature)) < 0.02 < 0.15 < ece(labels, sigmoid(5 * logits))
+
+
+@given(labelled_scores())
+@settings(deadline=None, max_examples=30)
+def test_temperature_is_the_best_there_is(data):
+    labels, scores = data
+    temperature = fit_temperature(labels, scores)
+    if np.isnan(temperature):
+        assert scores @ (labels - 0.5) <= 0.5 * np.abs(scores).sum()
+        return
+    best = likelihood_loss(labels, scores, 1 / temperature, 0)
+    for factor in (0.9, 0.999, 1.001, 1.1):
+        assert best <= likelihood_loss(labels, scores, factor / temperature, 0)
+
+
+def test_temperature_of_hard_cases():
+    assert 0 < fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2]) < 1  # separable: finite all the same
+    for labels, scores in (([1, 0], [-1, 1]), ([1, 1], [1, 2]), ([1, 0], [0, 0]), ([], [])):
+        assert np.isnan(fit_temperature(labels, scores))  # upside down, one class, nothing but 0, nothing
+
+
+def test_sigmoid_does_not_overflow():
+    np.testing.assert_allclose(sigmoid([-1e4, -1, 0, 1, 1e4]), [0, 1 / (1 + np.e), 0.5, 1 / (1 + 1 / np.e), 1])
+
+
+def test_calibration_error_by_hand():
+    labels, probabilities = [0, 1, 1, 1, 0, np.nan, -1], [0.1, 0.15, 0.9, 1.0, 0.2, 0.5, np.nan]
+    # two bins: [0, 0.5) with 0.1, 0.15, 0.2 (mean 0.15, one of three), [0.5, 1] with 0.9, 1.0 (mean 0.95, two of two)
+    curve = reliability_curve(labels, probabilities, bins=2)
+    np.testing.assert_allclose(curve.mean_probability, [0.15, 0.95])
+    np.testing.assert_allclose(curve.frequency, [1 / 3, 1])
+    assert curve.count.tolist() == [3, 2]
+    assert ece(labels, probabilities, bins=2) == pytest.approx(0.6 * (1 / 3 - 0.15) + 0.4 * 0.05)
+    assert brier(labels, probabilities) == pytest.approx((0.01 + 0.85**2 + 0.01 + 0 + 0.04) / 5)
+    assert brier(labels[:5], probabilities[:5]) == pytest.approx(brier_score_loss(labels[:5], probabilities[:5]))
+
+
+def test_bins_hold_their_lower_edge():
+    curve = reliability_curve([1, 0, 1], [0.0, 0.5, 1.0], bins=2)
+    assert curve.count.tolist() == [1, 2]
+    assert reliability_curve([1, 0, 1], [0.2, 0.2, 0.19], bins=5).count.tolist() == [1, 2]
+    assert reliability_curve([1, 0], [0.05, 0.95], bins=10).count.tolist() == [1, 1]  # empty bins are left out
+
+
+def test_bins_of_equal_mass():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(100) ** 3
+    labels = (rng.random(100) < probabilities).astype(float)
+    curve = reliability_curve(labels, probabilities, bins=4, binning="equal_mass")
+    assert np.abs(curve.count - 25).max() <= 1 and curve.count.sum() == 100
+    tied = reliability_curve([1, 0, 0, 0, 1], [0.3, 0.3, 0.3, 0.3, 0.9], bins=5, binning="equal_mass")
+    assert tied.count.tolist() == [4, 1]  # ties are never parted
+    np.testing.assert_allclose(tied.mean_probability, [0.3, 0.9])
+    np.testing.assert_allclose(tied.frequency, [0.25, 1])
+
+
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_calibration_error_of_the_truth_is_small_and_order_is_nothing(binning):
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(20_000).round(3)
+    labels = (rng.random(20_000) < probabilities).astype(float)
+    error = ece(labels, probabilities, binning=binning)
+    assert error < 0.02
+    order = rng.permutation(20_000)
+    assert ece(labels[order], probabilities[order], binning=binning) == pytest.approx(error, abs=1e-12)
+    assert ece(labels, np.full(20_000, 0.9), binning=binning) == pytest.approx(0.9 - labels.mean())  # one bin
+
+
+def test_calibration_refuses_what_are_no_probabilities():
+    with pytest.raises(ValueError, match="between 0 and 1, but one is 1.5: calibrate"):
+        ece([0, 1], [0.2, 1.5])
+    with pytest.raises(ValueError, match="between 0 and 1, but one is -0.1"):
+        brier([0, 1], [-0.1, 1])
+    with pytest.raises(ValueError, match="bins must be at least 1, but is 0"):
+        ece([0, 1], [0.2, 0.5], bins=0)
+    with pytest.raises(ValueError, match="binning is 'width'; choose equal_width or equal_mass"):
+        ece([0, 1], [0.2, 0.5], binning="width")
+    assert np.isnan(brier([-1, np.nan], [0.1, 0.2])) and np.isnan(ece([], []))
+    assert len(reliability_curve([], []).count) == 0

@@ -8,9 +8,17 @@ from evaluation_tier.metrics import (
     auprc,
     auroc,
     best_threshold,
+    count_labels,
     f1,
     mcc,
+    metrics_at_threshold,
+    npv,
+    ppv,
+    precision_recall_curve,
     roc_curve,
+    sensitivity,
+    specificity,
+    weighted_areas,
 )
 
 
@@ -41,6 +49,38 @@ def test_threshold_metrics_by_hand():
     assert best_threshold(labels, scores) == 0.4
 
 
+def test_rates_by_hand():
+    labels, scores = [1, 1, 1, 0, 0, 0, 0, 0], [0.9, 0.8, 0.2, 0.7, 0.6, 0.3, 0.2, 0.1]
+    # at 0.6: TP 2, FN 1, FP 2, TN 3
+    assert sensitivity(labels, scores, 0.6) == pytest.approx(2 / 3)
+    assert specificity(labels, scores, 0.6) == pytest.approx(3 / 5)
+    assert ppv(labels, scores, 0.6) == pytest.approx(2 / 4)
+    assert npv(labels, scores, 0.6) == pytest.approx(3 / 4)
+    assert f1(labels, scores, 0.6) == pytest.approx(4 / 7)
+    assert mcc(labels, scores, 0.6) == pytest.approx((2 * 3 - 2 * 1) / np.sqrt(4 * 4 * 3 * 5))
+
+
+def test_best_thresholds_by_hand():
+    labels = [1, 0, 0, 0, 0, 1, 1, 0, 0, 0]
+    scores = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    # at 10: TP 1, FP 0: MCC = 7 / sqrt(1*9*3*7) = 0.51; at 4: TP 3, FP 4: MCC = 9 / sqrt(7*3*3*7) = 0.43
+    assert best_threshold(labels, scores) == 10
+    # F1: at 10 2*1/(1+3) = 0.5; at 4 2*3/(7+3) = 0.6
+    assert best_threshold(labels, scores, "f1") == 4
+    # sensitivity + specificity - 1: at 10 1/3; at 4 1 - 4/7 = 3/7
+    assert best_threshold(labels, scores, "youden") == 4
+    with pytest.raises(ValueError, match="criterion of a threshold is 'recall'; choose mcc, f1, youden"):
+        best_threshold(labels, scores, "recall")
+
+
+@pytest.mark.parametrize("criterion", ["mcc", "f1", "youden"])
+def test_best_threshold_of_constant_scores_is_that_score(criterion):
+    """There is one candidate: all are called present, none at an infinite threshold."""
+    assert best_threshold([1, 0, 0], [0.3, 0.3, 0.3], criterion) == 0.3
+    assert mcc([1, 0, 0], [0.3, 0.3, 0.3], 0.3) == 0
+    assert np.isnan(best_threshold([0, 0, -1], [0.1, 0.2, 0.3], criterion))
+
+
 def test_prediction_is_present_at_the_threshold_itself():
     """The authors' strict > made the best MCC of separable data 0.577 instead of 1."""
     labels, scores = [0, 0, 1, 1], [0.1, 0.2, 0.7, 0.8]
@@ -69,10 +109,44 @@ def test_equal_to_scikit_learn(sample):
         assert f1(labels, scores, threshold) == pytest.approx(
             yardstick.f1_score(labels, scores >= threshold, zero_division=0), abs=1e-12
         )
+        found = metrics_at_threshold(labels, scores, threshold)
+        predicted = scores >= threshold
+        for name, expected in (
+            ("sensitivity", yardstick.recall_score(labels, predicted)),
+            ("specificity", yardstick.recall_score(labels, predicted, pos_label=0)),
+            ("ppv", yardstick.precision_score(labels, predicted)),
+            ("npv", yardstick.precision_score(labels, predicted, pos_label=0, zero_division=np.nan)),
+        ):
+            assert found[name] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    best = max(yardstick.f1_score(labels, scores >= threshold) for threshold in np.unique(scores))
+    assert f1(labels, scores, best_threshold(labels, scores, "f1")) == pytest.approx(best, abs=1e-12)
+    best = max(yardstick.balanced_accuracy_score(labels, scores >= threshold) for threshold in np.unique(scores))
+    found = metrics_at_threshold(labels, scores, best_threshold(labels, scores, "youden"))
+    assert (found["sensitivity"] + found["specificity"]) / 2 == pytest.approx(best, abs=1e-12)
     best = max(yardstick.matthews_corrcoef(labels, scores >= threshold) for threshold in np.unique(scores))
     assert mcc(labels, scores, best_threshold(labels, scores)) == pytest.approx(best, abs=1e-12)
     false_rates, true_rates, _ = yardstick.roc_curve(labels, scores, drop_intermediate=False)
     np.testing.assert_allclose(roc_curve(labels, scores), (false_rates, true_rates), atol=1e-12)
+    precision, recall, _ = yardstick.precision_recall_curve(labels, scores)
+    expected = recall[-2::-1], precision[-2::-1]  # without the point (0, 1), which is no threshold's
+    np.testing.assert_allclose(precision_recall_curve(labels, scores), expected, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(labelled_scores(), st.integers(0, 2**31))
+def test_weights_equal_those_of_scikit_learn(sample, seed):
+    """Whole and broken weights, few weightings and many (which are added up in another way)."""
+    labels, scores = sample
+    weights = np.random.default_rng(seed).gamma(1.0, size=(len(labels), 130)).round(1)
+    few, many = (weighted_areas(labels == 1, scores, weights[:, :width]) for width in (3, 130))
+    np.testing.assert_allclose([area[:3] for area in many], few, atol=1e-12)
+    for k in range(3):
+        if min(weights[labels == 1, k].sum(), weights[labels == 0, k].sum()) == 0:
+            assert np.isnan(few[0][k])
+            continue
+        given = {"sample_weight": weights[:, k]}
+        assert few[0][k] == pytest.approx(yardstick.roc_auc_score(labels, scores, **given), abs=1e-12)
+        assert few[1][k] == pytest.approx(yardstick.average_precision_score(labels, scores, **given), abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -80,7 +154,11 @@ def test_equal_to_scikit_learn(sample):
 def test_auroc_symmetries(sample):
     labels, scores = sample
     assert auroc(labels, scores) == pytest.approx(1 - auroc(1 - labels, scores), abs=1e-12)
-    assert auroc(labels, scores) == pytest.approx(auroc(labels, np.exp(scores)), abs=1e-12)  # only ranks count
+    assert auroc(labels, scores) == auroc(labels, np.exp(scores))  # only ranks count
+    assert auprc(labels, scores) == auprc(labels, np.exp(scores))
+    order = np.random.default_rng(0).permutation(len(labels))
+    for measure in (auroc, auprc, best_threshold):
+        assert measure(labels[order], scores[order]) == pytest.approx(measure(labels, scores), abs=1e-12)
 
 
 def test_uncertain_and_unstated_labels_change_nothing():
@@ -89,8 +167,16 @@ def test_uncertain_and_unstated_labels_change_nothing():
     more_scores = np.concatenate([scores, [5.0, -5.0, np.nan]])  # a score of an excluded image may even be NaN
     for measure in (auroc, auprc, best_threshold):
         assert measure(more_labels, more_scores) == measure(labels, scores)
-    for measure in (mcc, f1):
+    for measure in (mcc, f1, sensitivity, specificity, ppv, npv):
         assert measure(more_labels, more_scores, 0.5) == measure(labels, scores, 0.5)
+
+
+def test_labels_are_counted_apart():
+    counts = {"n_positive": 2, "n_negative": 1, "n_uncertain": 3, "n_missing": 1}
+    assert count_labels([1, 1, 0, -1, -1, -1, np.nan]) == counts
+    assert sum(count_labels([]).values()) == 0
+    with pytest.raises(ValueError, match="must be 1, 0, -1 or NaN, but one is 0.5"):
+        count_labels([0.5])
 
 
 @pytest.mark.parametrize("labels", [[], [1, 1], [0, 0], [-1, np.nan]])
@@ -99,6 +185,14 @@ def test_undefined_is_nan(labels):
     assert np.isnan(auroc(labels, scores))
     assert np.isnan(best_threshold(labels, scores))
     assert np.isnan(mcc(labels, scores, float("nan")))
+    assert np.isnan(mcc(labels, scores, 0.5))
+
+
+def test_undefined_rates_are_nan():
+    assert np.isnan(specificity([1, 1], [0.1, 0.2], 0.15)) and sensitivity([1, 1], [0.1, 0.2], 0.15) == 0.5
+    assert np.isnan(sensitivity([0, 0], [0.1, 0.2], 0.15)) and np.isnan(f1([0, 0], [0.1, 0.2], 0.15))
+    assert np.isnan(ppv([0, 1], [0.1, 0.2], 0.3)) and np.isnan(npv([0, 1], [0.1, 0.2], 0.0))
+    assert f1([0, 1], [0.1, 0.2], 0.3) == 0 == mcc([0, 1], [0.1, 0.2], 0.3)
 
 
 def test_foreign_labels_and_scores_are_refused():
