@@ -264,7 +264,9 @@ def render_page(
         keep_trailing_newline=True,
     )
     # an interval may stand below its number, but is not broken itself
-    environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0")
+    environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0").replace(
+        "95 % CI", "95\u00a0%\u00a0CI"
+    )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, lead=lead, key_numbers=key_numbers, sections=sections, notices=notices, footer=footer
     )

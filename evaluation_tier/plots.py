@@ -21,7 +21,7 @@ from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import describe_dataset, write_beside
 from evaluation_tier.resampling import QUANTILE_975
 from evaluation_tier.summary import log_odds
-from evaluation_tier.tables import column_name, format_estimate, format_number
+from evaluation_tier.tables import column_name, format_estimate, format_number, order_groups
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
@@ -199,10 +199,15 @@ def plot_findings(metrics: Mapping, path: str | Path) -> Path:
     """
     findings = metrics["findings"]
     ranked = sorted(findings, key=lambda finding: -np.nan_to_num(as_float(findings[finding]["auroc"]), nan=-1.0))
-    rows = [(finding, findings[finding]["n_positive"], findings[finding]) for finding in ranked]
-    rows.append((f"Mean of {len(findings)}", None, metrics["mean"]))
+    rows = [(f"{finding} ({findings[finding]['n_positive']:,})", *estimate(findings[finding])) for finding in ranked]
+    rows.append((f"Mean of {len(findings)}", *estimate(metrics["mean"])))
     title = f"AUROC with 95 % interval (positives), {describe_dataset(metrics['dataset'])}"
-    return plot_forest([("Positives", rows)], title, path)
+    return plot_forest([("", rows)], path, title=title, xlabel="AUROC")
+
+
+def estimate(numbers: Mapping) -> tuple[float | None, Sequence[float | None]]:
+    """The AUROC and its interval."""
+    return numbers.get("auroc"), numbers.get("auroc_ci95") or (None, None)
 
 
 def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
@@ -214,20 +219,37 @@ def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
         metrics: with "subgroups", by attribute as `resampling.subgroup_metrics` returns them.
         path: of the PNG file.
     """
-    blocks = [("Images", [("All", metrics["n_images"], metrics["mean"])])]
+    blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
     for attribute, result in metrics["subgroups"].items():
         if result["groups"]:
             number = len(result["findings_in_mean"])
             heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
-            rows = [(group, numbers["n_images"], numbers["mean"]) for group, numbers in result["groups"].items()]
+            groups = order_groups(result["groups"]).items()
+            rows = [(f"{group} ({numbers['n_images']:,})", *estimate(numbers["mean"])) for group, numbers in groups]
             blocks.append((heading, rows))
-    return plot_forest(blocks, f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}", path)
+    title = f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}"
+    return plot_forest(blocks, path, title=title, xlabel="AUROC")
+
+
+def plot_differences(comparison: Mapping, path: str | Path) -> Path:
+    """The difference of two models' AUROC per finding and of their means, with 95 % intervals: a forest plot.
+
+    Args:
+        comparison: as `compare.compare_results` returns it.
+        path: of the PNG file.
+    """
+    rows = []
+    for name, part in (*comparison["findings"].items(), ("Mean", comparison["mean"])):
+        count = f" ({part['n_positive']:,})" if "n_positive" in part else ""
+        rows.append((f"{name}{count}", part["auroc"]["difference"], part["auroc"]["difference_ci95"]))
+    title = f"AUROC of B minus that of A (positives), {describe_dataset(comparison['dataset'])}"
+    return plot_forest([("", rows)], path, reference=0.0, title=title, xlabel="Difference of the AUROC")
 
 
 def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
     """Reliability of the calibrated probabilities: a panel per finding, observed share against mean probability.
 
-    Points are 10 bins of equally many images; a bar is the 95 % Wilson interval of the share. A finding without a
+    Points are 10 bins of equally many images (5 of less than 1,000 images); a bar is the 95 % Wilson interval of the share. A finding without a
     calibration (`scale` undefined) is left out.
 
     Args:
@@ -254,7 +276,9 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
             if metrics["protocol"]["scoring"] in SCORINGS_OF_PROBABILITIES:
                 scores = log_odds(scores)
             probabilities = calibrate(scores, findings[finding]["scale"], findings[finding]["bias"])
-            curve = reliability_curve(labels, probabilities, bins=10, binning="equal_mass")
+            curve = reliability_curve(
+                labels, probabilities, bins=10 if len(labels) >= 1000 else 5, binning="equal_mass"
+            )
             low, high = wilson_interval(curve.frequency, curve.count)
             top = min(1.0, 1.1 * max(curve.mean_probability.max(), high.max()))
             axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
@@ -277,18 +301,24 @@ def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, n
     return centre - half, centre + half
 
 
-def plot_forest(blocks: Sequence[tuple[str, Sequence[tuple[str, int | None, Mapping]]]], title: str, path) -> Path:
+def plot_forest(
+    blocks: Sequence[tuple[str, Sequence[tuple[str, float | None, Sequence[float | None]]]]],
+    path: str | Path,
+    reference: float = 0.5,
+    **labels: str,
+) -> Path:
     """Numbers with their intervals, one below the other.
 
     Args:
-        blocks: heading and rows; a row is a label, a count or None, and a mapping with "auroc" and "auroc_ci95".
+        blocks: heading and rows; a row is a label, a value and its interval. The first block has no heading.
+        reference: where a dashed line stands.
     """
     matplotlib = import_matplotlib()
-    height = sum(len(rows) for _, rows in blocks) + (len(blocks) if len(blocks) > 1 else 0)
+    height = sum(len(rows) for _, rows in blocks) + len(blocks) - 1
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(7.5, 1.1 + 0.29 * height), layout="constrained")
         axes = figure.add_subplot()
-        ticks, labels, bounds, y = [], [], [0.5], 0.0
+        ticks, names, bounds, y = [], [], [reference], 0.0
         for i, (heading, rows) in enumerate(blocks):
             if i:  # a block's heading takes a row of its own
                 axes.annotate(
@@ -302,22 +332,22 @@ def plot_forest(blocks: Sequence[tuple[str, Sequence[tuple[str, int | None, Mapp
                     fontweight="bold",
                 )
                 y += 1
-            for label, count, numbers in rows:
-                ticks.append(y)
-                labels.append(literal(label) if count is None else f"{literal(label)} ({count:,})")
-                value = as_float(numbers.get("auroc"))
-                low, high = map(as_float, numbers.get("auroc_ci95") or (None, None))
-                summary = count is None or len(blocks) > 1 and not i
+            for label, value, interval in rows:
+                value, low, high = as_float(value), *map(as_float, interval)
+                summary = not i and label == rows[-1][0]  # the mean, or all images
                 colour = "black" if summary else COLOURS[0]
                 axes.plot([low, high], [y, y], color=colour, solid_capstyle="butt")
                 axes.plot(value, y, "D" if summary else "o", color=colour, markersize=6)
                 text = format_estimate(value, (low, high))
                 axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
                 bounds += [number for number in (value, low, high) if np.isfinite(number)]
+                ticks.append(y)
+                names.append(literal(label))
                 y += 1
-        axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
-        axes.set_yticks(ticks, labels)
-        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - 0.02, max(bounds) + 0.02), title=title, xlabel="AUROC")
+        margin = 0.04 * (max(bounds) - min(bounds)) or 0.1
+        axes.axvline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.set_yticks(ticks, names)
+        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - margin, max(bounds) + margin), **labels)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))

@@ -87,7 +87,9 @@ class Table(NamedTuple):
 
 def format_number(value: float | None, digits: int = 3, missing: str = NOT_MEASURED) -> str:
     """A number as text; `missing` for None and NaN."""
-    return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    if value is None or math.isnan(value):
+        return missing
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before a zero
 
 
 def format_interval(interval) -> str:
@@ -237,9 +239,9 @@ def calibration_table(metrics: Mapping) -> Table | None:
     """Brier score and calibration error of each finding."""
     columns = {"brier": "Brier score", "ece": "ECE"}
     note = (
-        "The Brier score is the mean squared distance of the probability from the label: 0 is perfect. ECE, the "
-        "expected calibration error, is how far the probabilities lie from the observed shares on average: 0 is "
-        "perfect."
+        "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier score "
+        "is the mean squared distance of the probability from the label, and ECE, the expected calibration error, how "
+        "far the probabilities lie from the observed shares on average: 0 is perfect in both."
     )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
@@ -263,7 +265,7 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
     """
     tables = []
     for attribute, result in (metrics.get("subgroups") or {}).items():
-        groups = result.get("groups") or {}
+        groups = order_groups(result.get("groups") or {})
         if not groups:
             continue
         name = column_name(attribute)
@@ -301,6 +303,13 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
     return tables
 
 
+def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Groups by name, but "<18" first and ">=80" last."""
+    return dict(
+        sorted(groups.items(), key=lambda item: (not item[0].startswith("<"), item[0].startswith(">"), item[0]))
+    )
+
+
 def radiologist_tables(metrics: Mapping) -> list[Table]:
     """The model beside the readers' mean, and each reader.
 
@@ -329,8 +338,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
     header += ("F1, model", "F1, readers", "Difference (95 % CI)")
     note = (
         f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
-        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds 0 "
-        "leaves it open."
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
+        "0 leaves it open."
     )
     has_mean = len(parts) > len(findings)
     table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", has_mean)
