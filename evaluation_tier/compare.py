@@ -185,8 +185,8 @@ def align(
             f"{finding} {count:,}" for finding, count in zip(findings, differ.sum(axis=0), strict=True) if count
         )
         raise ValueError(
-            f"The labels of the two results differ (of {len(first):,} images: {counts}): evaluate both models with the "
-            "same labels."
+            f"The labels of the two results differ (of {len(first):,} images: {counts}): evaluate both models with "
+            "the same labels."
         )
     return first, second
 
@@ -214,8 +214,8 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
     note = (
         f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}; a difference above 0 is in "
-        f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same for "
-        "both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for the "
+        f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same "
+        "for both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for the "
         "number of findings."
     )
     if comparison["n_patients"] < comparison["n_images"]:
@@ -232,7 +232,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
         for name, part in parts.items()
     )
     header = ("Finding", *(f"{column_name(key)} (95 % CI)" for key in others))
-    note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, which the resamples leave as they are."
+    note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, the same in all resamples."
     other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", True)
 
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}

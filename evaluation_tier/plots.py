@@ -249,8 +249,8 @@ def plot_differences(comparison: Mapping, path: str | Path) -> Path:
 def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
     """Reliability of the calibrated probabilities: a panel per finding, observed share against mean probability.
 
-    Points are 10 bins of equally many images (5 of less than 1,000 images); a bar is the 95 % Wilson interval of the share. A finding without a
-    calibration (`scale` undefined) is left out.
+    Points are 10 bins of equally many images (5, of fewer than 1,000 images); a bar is the 95 % Wilson interval of the
+    share. A finding without a calibration (`scale` undefined) is left out.
 
     Args:
         metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.

@@ -143,13 +143,11 @@ def test_table(make_result):
         part["auroc"] |= {"difference_ci95": [-0.25, 0.5], "p_bootstrap": 0.0001}
     table = comparison_tables(comparison)["auroc"][0]
     assert text_table(table.header, table.rows, table.align, table.has_summary).splitlines() == [
-        "Finding    Positives  AUROC, A  AUROC, B     B minus A (95 % CI)       p",
-        "---------  ---------  --------  --------  ----------------------  ------",
-        "A                  2     0.750     1.000  0.250 (-0.250, 0.500)   0.480".replace(
-            "  0.250 (", "   0.250 ("
-        ).replace(")   ", ")   "),
-        "---------  ---------  --------  --------  ----------------------  ------",
-        "Mean of 1                0.750     1.000   0.250 (-0.250, 0.500)  <0.001",
+        "Finding    Positives  AUROC, A  AUROC, B    B minus A (95 % CI)       p",
+        "---------  ---------  --------  --------  ---------------------  ------",
+        "A                  2     0.750     1.000  0.250 (-0.250, 0.500)   0.480",
+        "---------  ---------  --------  --------  ---------------------  ------",
+        "Mean of 1                0.750     1.000  0.250 (-0.250, 0.500)  <0.001",
     ]
     (others,) = comparison_tables(comparison)["others"]
     assert others.rows[0][2:] == ("–", "–")  # without a threshold in one of the two
