@@ -4,8 +4,8 @@
     tier-compare runs/a-evaluation runs/b-evaluation --output_dir runs/a-and-b
 
 Each folder is what eval_zeroshot.py wrote (metrics.json, predictions.parquet). Prints tables with paired intervals
-and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a figure and a page to look at. Exit code 0, or
-2 with one sentence on what is wrong; then nothing was written.
+and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a figure and a page to look at. Exit code
+0, or 2 with one sentence on what is wrong; then nothing was written.
 """
 
 import argparse

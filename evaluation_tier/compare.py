@@ -215,8 +215,8 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     note = (
         f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}; a difference above 0 is in "
         f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same "
-        "for both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for the "
-        "number of findings."
+        "for both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for "
+        "the number of findings."
     )
     if comparison["n_patients"] < comparison["n_images"]:
         note += " DeLong's test takes the images of one patient as independent: where it and the interval differ, "
