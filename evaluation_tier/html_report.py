@@ -185,24 +185,24 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         key=lambda name: -findings[name]["auroc"],
     )
     extremes = ""
-    if ranked:
+    if len(ranked) > 1:
         best, worst = (f"{name} ({findings[name]['auroc']:.3f})" for name in (ranked[0], ranked[-1]))
         extremes = f" The highest AUROC has {best}, the lowest {worst}."
     readers = " Diamonds are radiologists." if metrics.get("radiologists") else ""
     if path.name == "findings.png":
-        alt = f"Forest plot of the AUROC of {len(findings)} findings with their intervals.{extremes}"
+        alt = f"Forest plot of the AUROC of {count(len(findings))} with their intervals.{extremes}"
         return alt, "AUROC of each finding with its 95 % interval; the dashed line is chance."
     if path.name == "roc.png":
-        alt = f"ROC curves of {len(ranked)} findings.{extremes}{readers}"
+        alt = f"ROC curves of {count(len(ranked))}.{extremes}{readers}"
         return alt, f"ROC curves: the further to the upper left, the better; the diagonal is chance.{readers}"
     if path.name == "precision_recall.png":
-        alt = f"Precision-recall curves of {len(ranked)} findings; the table of results holds their areas.{readers}"
+        alt = f"Precision-recall curves of {count(len(ranked))}; the table of results holds their areas.{readers}"
         caption = (
             "Precision-recall curves: the further to the upper right, the better; chance is the share of positives."
         )
         return alt, caption + readers
     if path.name == "calibration.png":
-        alt = f"Reliability curves of {len(findings)} findings; the table holds their calibration errors."
+        alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
         return (
             alt,
             "Observed share of positives against predicted probability; a calibrated model follows the diagonal.",
@@ -225,6 +225,11 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
     title = OPEN_SECTIONS[path.stem.partition("_")[0]][0] if path.stem.partition("_")[0] in OPEN_SECTIONS else ""
     caption = f"{title}: {subject}".removesuffix(": ") if title else path.stem.replace("_", " ")
     return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."
+
+
+def count(number: int) -> str:
+    """A number of findings in words."""
+    return f"{number} finding{'' if number == 1 else 's'}"
 
 
 def read_figure(path: Path, alt: str, caption: str) -> Figure | None:

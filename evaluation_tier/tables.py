@@ -240,8 +240,8 @@ def calibration_table(metrics: Mapping) -> Table | None:
     columns = {"brier": "Brier score", "ece": "ECE"}
     note = (
         "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier "
-        "score is the mean squared distance of the probability from the label, and ECE, the expected calibration error, "
-        "how far the probabilities lie from the observed shares on average: 0 is perfect in both."
+        "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
+        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both."
     )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
@@ -536,7 +536,9 @@ def latex_table(table: Table) -> str:
 def markdown_tables(sections: Mapping[str, Sequence[Table]]) -> str:
     """All tables with their titles and notes as one Markdown text."""
     parts = [
-        f"## {table.title}\n\n" + (f"{markdown_cell(table.note)}\n\n" if table.note else "") + markdown_table(table)
+        f"## {markdown_cell(table.title)}\n\n"
+        + (f"{markdown_cell(table.note)}\n\n" if table.note else "")
+        + markdown_table(table)
         for tables in sections.values()
         for table in tables
     ]
