@@ -22,11 +22,10 @@ from evaluation_tier.report import (
     read_predictions,
     write_beside,
 )
+from evaluation_tier.result_tables import evaluation_tables
 from evaluation_tier.tables import (
     DASH,
-    OPEN_SECTIONS,
     Table,
-    evaluation_tables,
     format_estimate,
     latex_tables,
     markdown_tables,
@@ -222,8 +221,7 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
             f"{subject}: the positive image with the highest score, the true mask where there is one, and the "
             "similarity of each place to the prompts.",
         )
-    title = OPEN_SECTIONS[path.stem.partition("_")[0]][0] if path.stem.partition("_")[0] in OPEN_SECTIONS else ""
-    caption = f"{title}: {subject}".removesuffix(": ") if title else path.stem.replace("_", " ")
+    caption = f"{path.stem.partition('_')[0].capitalize()}: {subject}".removesuffix(": ")
     return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."
 
 

@@ -20,8 +20,9 @@ from evaluation_tier.calibration import calibrate, reliability_curve
 from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import describe_dataset, write_beside
 from evaluation_tier.resampling import QUANTILE_975
+from evaluation_tier.result_tables import order_groups
 from evaluation_tier.summary import log_odds
-from evaluation_tier.tables import column_name, format_estimate, format_number, order_groups
+from evaluation_tier.tables import column_name, format_estimate, format_number
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluation_tier.html_report import render_report, write_report
 from evaluation_tier.report import write_metrics, write_predictions
-from evaluation_tier.tables import evaluation_tables
+from evaluation_tier.result_tables import evaluation_tables
 
 VOID = {"meta", "img", "br", "link"}
 EVIL = '<script>alert(1)</script>" onload="x' + "{{ 7 * 7 }}"

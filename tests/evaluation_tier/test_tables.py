@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from evaluation_tier.result_tables import evaluation_tables
 from evaluation_tier.tables import (
     Table,
-    evaluation_tables,
     format_cell,
     format_estimate,
     latex_cell,
@@ -13,7 +13,6 @@ from evaluation_tier.tables import (
     markdown_cell,
     markdown_table,
     markdown_tables,
-    nested_tables,
     text_table,
 )
 
@@ -204,26 +203,3 @@ def test_everything_optional_has_its_table(metrics):
     model, readers = sections["radiologists"]
     assert model.rows == (("A", "0.250", "0.500", "-0.250 (-0.500, 0.000)", "0.400", "0.600", "–"),)
     assert readers.rows[1] == ("A", "R2", "0.500", "0.600", "0.800", "0.100", "–")
-
-
-def test_nested_numbers_become_tables():
-    value = {
-        "n_images": 1000,
-        "i2t": {"r1": 0.5, "r1_ci95": [0.25, 0.75], "median_rank": 3},
-        "t2i": {"r1": 0.25, "r1_ci95": [0.125, 0.5], "median_rank": 4},
-        "by_finding": {"A": {"deep": {"x": 1.0}, "y": 2}},
-        "curve": [0.1] * 20,
-    }
-    tables = nested_tables("Retrieval", value, "Once.")
-    assert [table.title for table in tables] == [
-        "Retrieval",
-        "Retrieval",
-        "Retrieval, By finding, A",
-        "Retrieval, By finding, A, Deep",
-    ]
-    assert [table.note for table in tables] == ["Once.", "", "", ""]
-    assert tables[0].rows == (("Images", "1,000"), ("Curve", "20 values"))
-    assert tables[1].header == ("", "R1 (95 % CI)", "Median rank")
-    assert tables[1].rows == (("I2t", "0.500 (0.250, 0.750)", "3"), ("T2i", "0.250 (0.125, 0.500)", "4"))
-    assert tables[2].rows == (("Y", "2"),) and tables[3].rows == (("X", "1.000"),)
-    assert [table.name for table in tables[:3]] == ["retrieval", "retrieval-2", "retrieval-by-finding-a"]
