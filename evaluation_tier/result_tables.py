@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from evaluation_tier.tables import (
     DASH,
-    NAMES,
     Table,
     anchor,
     column_name,
@@ -238,7 +237,7 @@ def protocol_table(metrics: Mapping) -> Table:
             rows.append((column_name(key), value if isinstance(value, str) else format_cell_of_all(value)))
     dropped = {name: n for name, n in (metrics["protocol"].get("resamples_dropped") or {}).items() if n}
     if dropped:
-        rows.append((NAMES["resamples_dropped"], format_cell(dropped)))
+        rows.append(("Resamples dropped", format_cell(dropped)))
     models = metrics.get("models") or []
     rows.append(("Model" if len(models) == 1 else "Models, scores averaged", format_cell_of_all(models)))
     rows.append(("Software", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())))
@@ -290,8 +289,8 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
     note = (
         f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
         f"{format_cell(mean.get('n_patients'))} patients{of}. Pointing: how often the highest pixel lies in the "
-        "region; pixel AUROC: how often a pixel inside is higher than one outside; CNR: contrast to noise; IoU and Dice: "
-        "overlap, 1 being perfect."
+        "region; pixel AUROC: how often a pixel inside is higher than one outside; CNR: contrast to noise; IoU and "
+        "Dice: overlap, 1 being perfect."
     )
     rows = tuple((column_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
     header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))

@@ -11,29 +11,18 @@ from typing import NamedTuple
 NOT_MEASURED = "not measured"
 DASH = "–"  # stands for "not measured" where a table has no room for words
 
-# What the columns are called; a key that is not here is written with spaces for its underscores.
+# What keys and parts of keys are called in a table; others are words already.
 NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "mcc": "MCC",
     "f1": "F1",
     "ece": "ECE",
-    "brier": "Brier score",
     "iou": "IoU",
     "miou": "mIoU",
     "cnr": "CNR",
-    "fpr": "False positive rate",
-    "tpr": "True positive rate",
-    "n_images": "Images",
-    "n_patients": "Patients",
     "n_bootstrap": "Bootstrap resamples",
     "images_skipped": "Images that did not decode",
-    "resamples_dropped": "Resamples dropped",
-    "n_positive": "Positives",
-    "n_negative": "Negatives",
-    "n_excluded": "Excluded",
-    "n_uncertain": "Uncertain",
-    "n_missing": "Not stated",
 }
 MAX_LIST = 8  # numbers of a list that a cell holds; longer ones are curves, which figures show
 
@@ -105,9 +94,10 @@ def format_cell(value) -> str:
 
 
 def column_name(key: str) -> str:
-    """What a key of `metrics.json` is called in a table: "n_positive" becomes "Positives"."""
-    words = key.replace("_", " ").strip()
-    return NAMES.get(key.lower(), words[:1].upper() + words[1:])
+    """What a key of `metrics.json` is called in a table: "n_images" becomes "Images", "pixel_auroc" "Pixel AUROC"."""
+    words = [NAMES.get(word, word) for word in NAMES.get(key, key).removeprefix("n_").split("_")]
+    text = " ".join(words).strip()
+    return text if text.split(" ")[0] in NAMES.values() else text[:1].upper() + text[1:]
 
 
 def anchor(text: str) -> str:
@@ -169,7 +159,10 @@ def markdown_cell(text: str) -> str:
 
 def markdown_table(table: Table) -> str:
     """A table in GitHub's Markdown, without its title and note."""
-    lines = [table.header, ["---:" if side == "r" else "---" for side in table.align]]
+    lines = [
+        [markdown_cell(cell) for cell in table.header],
+        ["---:" if side == "r" else "---" for side in table.align],
+    ]
     rows = [[markdown_cell(cell) for cell in row] for row in table.rows]
     if table.has_summary:
         rows[-1] = [f"**{cell}**" if cell else "" for cell in rows[-1]]

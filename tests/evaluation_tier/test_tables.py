@@ -1,15 +1,21 @@
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.radiologists import compare_with_radiologists
+from evaluation_tier.resampling import subgroup_metrics
+from evaluation_tier.result_tables import evaluation_tables, order_groups
 from evaluation_tier.tables import (
     Table,
+    column_name,
     format_cell,
     format_estimate,
     latex_cell,
     latex_table,
     latex_tables,
+    matrix_table,
     markdown_cell,
     markdown_table,
     markdown_tables,
@@ -166,27 +172,16 @@ def test_everything_optional_has_its_table(metrics):
         "n_missing": 1,
     }
     metrics["score_levels"] = {"global": 0.9, "patch_max": None}
-    metrics["subgroups"] = {
-        "sex": {
-            "groups": {
-                "F": {"n_images": 700, "auroc": 0.9, "auroc_ci95": [0.8, 1.0]},
-                "M": {"n_images": 5, "auroc": None},
-            },
-            "gap": 0.1,
-            "gap_ci95": [0.0, 0.2],
-            "left_out": {"X": "2 images"},
-        }
-    }
-    reader = {"name": "R1", "mcc": 0.5, "f1": 0.6, "fpr": 0.1, "tpr": 0.8, "precision": 0.7}
-    metrics["radiologists"] = {
-        "A": {
-            "readers": [reader, reader | {"name": "R2", "precision": None}],
-            "mean_mcc": 0.5,
-            "mean_f1": 0.6,
-            "mcc_difference": -0.25,
-            "mcc_difference_ci95": [-0.5, 0.0],
-        }
-    }
+    labels = np.array([[1, 1, 0, 0, 1, 0]]).T
+    scores = np.array([[0.9, 0.8, 0.1, 0.2, 0.5, 0.6]]).T
+    sexes = ["F", "F", "F", "F", "M", "M"]
+    everyone = np.ones((1, 6))
+    subgroups = subgroup_metrics(labels, scores, sexes, everyone, findings=["A"], min_cases=1)
+    metrics["subgroups"] = {"sex": subgroups}
+    studies = pd.Index([f"s{i}" for i in range(6)], name="study_id")
+    readers = pd.concat({"R1": pd.DataFrame({"A": [1, 1, 0, 0, 0, 0]}, studies)}, names=["reader"])
+    labels, scores = pd.DataFrame(labels, studies, ["A"]), pd.DataFrame(scores, studies, ["A"])
+    metrics["radiologists"] = compare_with_radiologists(labels, scores, {"A": 0.7}, readers, num_resamples=2)
     sections = evaluation_tables(metrics)
     (results,) = sections["results"]
     assert results.header[3:] == ("Uncertain", "Not stated", "AUROC (95 % CI)", "AUPRC (95 % CI)")
@@ -197,9 +192,104 @@ def test_everything_optional_has_its_table(metrics):
     assert thresholds.rows == (("A", "0.0123", "-0.0100", "0.0200"), ("B", "–", "–", "–"))
     assert sections["calibration"][0].rows == (("A", "0.100", "0.050"), ("B", "–", "–"))
     assert sections["score_levels"][0].rows == (("Global", "0.900"), ("Patch max", "–"))
-    (sex,) = sections["subgroups"]
-    assert sex.rows == (("F", "700", "0.900 (0.800, 1.000)"), ("M", "5", "–"), ("Gap", "", "0.100 (0.000, 0.200)"))
-    assert sex.name == "subgroups-sex" and sex.note.endswith("Left out: X: 2 images.")
+    sex, of_findings = sections["subgroups"]
+    assert sex.header == ("Sex", "Images", "AUROC, mean (95 % CI)")
+    assert sex.rows == (
+        ("F", "4", "1.000 (1.000, 1.000)"),
+        ("M", "2", "0.000 (0.000, 0.000)"),
+        ("Gap", "", "1.000 (1.000, 1.000)"),
+    )
+    assert of_findings.header == ("Finding", "F", "M", "Gap (95 % CI)")
+    assert of_findings.rows == (("A", "1.000", "0.000", "1.000 (1.000, 1.000)"),)
     model, readers = sections["radiologists"]
-    assert model.rows == (("A", "0.250", "0.500", "-0.250 (-0.500, 0.000)", "0.400", "0.600", "–"),)
-    assert readers.rows[1] == ("A", "R2", "0.500", "0.600", "0.800", "0.100", "–")
+    assert model.header[:4] == ("Finding", "MCC, model", "MCC, readers", "Difference (95 % CI)")
+    assert model.rows[0][1:3] == model.rows[1][1:3] and [row[0] for row in model.rows] == ["A", "Mean of 1"]
+    assert model.rows[0][1:3] == ("0.707", "0.707") and model.rows[0][3].startswith("0.000 (")
+    assert readers.rows[0] == ("A", "Model", "0.707", "0.800", "0.667", "0.000", "1.000")
+    assert readers.rows[1] == ("A", "R1", "0.707", "0.800", "0.667", "0.000", "1.000")
+
+
+def test_groups_of_age_stand_in_their_order():
+    assert list(order_groups({"18-39": {}, ">=80": {}, "<18": {}, "40-59": {}})) == ["<18", "18-39", "40-59", ">=80"]
+
+
+def test_what_columns_are_called():
+    names = {
+        "n_images": "Images",
+        "pixel_auroc": "Pixel AUROC",
+        "miou_scaled": "mIoU scaled",
+        "f1": "F1",
+        "seed": "Seed",
+    }
+    names |= {"images_skipped": "Images that did not decode", "min_positives": "Min positives"}
+    assert {key: column_name(key) for key in names} == names
+
+
+def test_matrix():
+    numbers = {"Edema": {"r": 0.5, "r_ci95": [0.25, 0.75], "n_words": 1200}, "none_1": {"r": None}}
+    table = matrix_table("name", "Title", "", numbers, "Finding")
+    assert table.header == ("Finding", "R (95 % CI)", "Words")
+    assert table.rows == (("Edema", "0.500 (0.250, 0.750)", "1,200"), ("none_1", "–", "–"))
+
+
+def test_retrieval(metrics):
+    numbers = {"recall_at_5": 0.5, "recall_at_5_ci95": [0.25, 0.75], "median_rank": 4, "median_rank_ci95": [2, 8]}
+    levels = {"recall_at_5_chance": 0.01, "recall_at_5_most_frequent": 0.1, "median_rank_chance": 100}
+    retrieval = {"image_to_text": numbers | levels, "protocol": {"images_skipped": ["patient-jones"]}}
+    (table,) = evaluation_tables(metrics | {"retrieval": retrieval})["retrieval"]
+    assert table.rows == (
+        ("Report of an image", "R@5", "0.500 (0.250, 0.750)", "0.010", "0.100"),
+        ("Report of an image", "median rank", "4.000 (2.000, 8.000)", "100", "–"),
+    )
+
+
+def test_grounding(metrics):
+    numbers = {"pointing": {"mean": 0.5, "ci95": [0.25, 0.75]}, "pixel_auroc": {"mean": 0.75, "ci95": None}}
+    part = {
+        "n_regions": 3,
+        "n_patients": 2,
+        "maps": {"difference": numbers, "above_average": numbers},
+        "baselines": {"random": {"pointing": {"mean": 0.125}}},
+    }
+    grounding = {"findings": {"A": part | {"n_regions": 1}}, "mean": {"maps": {}}, "all_regions": part}
+    maps, baselines, findings = evaluation_tables(metrics | {"grounding": grounding})["grounding"]
+    assert maps.header == ("Measure", "Difference (95 % CI)", "Above average (95 % CI)")
+    assert maps.rows == (
+        ("Pointing", "0.500 (0.250, 0.750)", "0.500 (0.250, 0.750)"),
+        ("Pixel AUROC", "0.750", "0.750"),
+    )
+    assert "3 regions of 2 patients" in maps.note
+    assert baselines.rows == (("Pointing", "0.125"), ("Pixel AUROC", "–"))
+    assert findings.rows == (("A", "1", "0.500 (0.250, 0.750)", "0.750"),)
+
+
+def test_sparsity(metrics):
+    words = {"all": {"n_words": 10, "gini": 0.25, "gini_ci95": [0.125, 0.5]}}
+    part = {"num_patches": 49, "token_entropy": 3.5, "token_entropy_ci95": [3.0, 4.0], "words": words}
+    sparsity = {"models": {"plain": part, "tier": part}, "differences": {"tier": part}}
+    entropies, *words = evaluation_tables(metrics | {"sparsity": sparsity})["sparsity"]
+    assert entropies.rows == tuple((name, "3.500 (3.000, 4.000)") for name in ("plain", "tier", "tier minus plain"))
+    assert [table.title for table in words] == ["Words, plain", "Words, tier", "Words, tier minus plain"]
+    assert words[0].rows == (("all", "10", "0.250 (0.125, 0.500)"),)
+
+
+def test_robustness(metrics):
+    numbers = {"balanced": 0.5, "balanced_ci95": [0.25, 0.75]}
+    robustness = {
+        "wordings": {"mean": {"auroc": {"name": 0.5}, "auroc_ci95": {"name": [0.25, 0.75]}, "sd": 0.125}},
+        "negation": {"mean": {"name": numbers}},
+        "laterality": {"findings": {}, "all": None},
+        "empty_images": {"findings": {"A": {"images": {"black": {"quantile": 0.5, "positive": True}}}}},
+        "degradations": {"JPEG quality 10": {"findings": {}, "mean": {"auroc": 0.5, "drop": 0.25}}},
+    }
+    tables = evaluation_tables(metrics | {"robustness": robustness})["robustness"]
+    assert [table.name for table in tables] == [
+        f"robustness-{name}" for name in ("wordings", "negation", "empty-images", "degradations")
+    ]
+    assert tables[0].rows[0] == ("name", "0.500 (0.250, 0.750)") and tables[0].rows[-1] == (
+        "sd over the wordings",
+        "0.125",
+    )
+    assert tables[1].rows == (("name", "0.500 (0.250, 0.750)"),)
+    assert tables[2].rows == (("A", "0.500 *"),)
+    assert tables[3].rows == (("JPEG quality 10", "0.500", "0.250"),)
