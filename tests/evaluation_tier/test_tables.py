@@ -15,10 +15,10 @@ from evaluation_tier.tables import (
     latex_cell,
     latex_table,
     latex_tables,
-    matrix_table,
     markdown_cell,
     markdown_table,
     markdown_tables,
+    matrix_table,
     text_table,
 )
 
