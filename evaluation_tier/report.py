@@ -21,7 +21,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
 
-from evaluation_tier.tables import NOT_MEASURED, format_interval, format_number, text_table
+from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.tables import (
+    DASH,
+    NOT_MEASURED,
+    column_name,
+    format_interval,
+    format_number,
+    markdown_cell,
+    markdown_table,
+    text_table,
+)
 from modeling_tier.configuration_tier import check_findings
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
@@ -33,6 +43,16 @@ TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later eva
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
 FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
 FACTS_OF_CONTRASTIVE_MODELS = ("text",)
+CARD_METRICS = {  # key of metrics.json: its name on the Hub
+    "auroc": "roc_auc",
+    "auprc": "average_precision",
+    "mcc": "matthews_correlation",
+    "f1": "f1",
+}
+CARD_PARTS = {  # key of metrics.json: task type and name
+    "retrieval": ("feature-extraction", "Retrieval of images and reports"),
+    "grounding": ("zero-shot-object-detection", "Grounding of findings"),
+}
 TRAINING_FACTS = {
     "dataset": "Data",
     "n_images": "Images",
@@ -286,9 +306,19 @@ def write_model_card(
         synthetic_training=is_synthetic(training_data),
         synthetic_evaluation=is_synthetic(evaluation_data),
         metrics=data,
+        further=further_tables(data) if data else [],
         not_measured=NOT_MEASURED,
     )
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
+    """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
+    sections = evaluation_tables(metrics)
+    tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
+    tables += [table for key in ("radiologists", "retrieval", "grounding") for table in sections.get(key, [])[:1]]
+    texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
+    return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
 
 
 def is_synthetic(dataset_name: str | None) -> bool:
@@ -304,33 +334,60 @@ def describe_dataset(dataset_name: str) -> str:
 def card_data(
     model_name: str, metrics: Mapping | None, license: str | None, classifier: bool = False
 ) -> ModelCardData:
-    """The card's YAML head, with one `EvalResult` per measured AUROC."""
+    """The card's YAML head, with one `EvalResult` per measured number: of each finding and of their mean the AUROC,
+    AUPRC, MCC and F1; of retrieval the recalls; of grounding the pointing game and the pixel AUROC.
+    """
     task = "image-classification" if classifier else "zero-shot-image-classification"
     results = []
     if metrics:
-        means = {"mean": metrics["mean"]}
-        for finding, result in {**metrics["findings"], **means}.items():
-            if result["auroc"] is None:
-                continue
-            results.append(
+        split = metrics["protocol"].get("split")
+        numbers = [
+            (f"{column_name(key)}, {finding}", metric_type, result.get(key))
+            for finding, result in {**metrics["findings"], "mean": metrics["mean"]}.items()
+            for key, metric_type in CARD_METRICS.items()
+        ]
+        task_name = "Classification of findings" if classifier else "Zero-shot classification of findings"
+        groups = [(task, task_name, metrics["dataset"], numbers)]
+        for key, (part_type, part_name) in CARD_PARTS.items():
+            part = metrics.get(key) or {}
+            groups.append((part_type, part_name, part.get("dataset") or metrics["dataset"], part_numbers(key, part)))
+        for task_type, task_name, dataset, numbers in groups:
+            results += [
                 EvalResult(
-                    task_type=task,
-                    task_name="Classification of findings" if classifier else "Zero-shot classification of findings",
-                    dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
-                    dataset_name=describe_dataset(metrics["dataset"]) or "unnamed",
-                    dataset_split=metrics["protocol"].get("split"),
-                    metric_type="roc_auc",
-                    metric_name=f"AUROC, {finding}",
-                    metric_value=float(result["auroc"]),  # a numpy scalar would become a !!python tag in the YAML
+                    task_type=task_type,
+                    task_name=task_name,
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "unnamed",
+                    dataset_name=describe_dataset(dataset) or "unnamed",
+                    dataset_split=split,
+                    metric_type=metric_type,
+                    metric_name=metric_name,
+                    metric_value=float(value),  # a numpy scalar would become a !!python tag in the YAML
                 )
-            )
+                for metric_name, metric_type, value in numbers
+                if value is not None
+            ]
     return ModelCardData(
         language="en",
         license=license,
         library_name="transformers",
         pipeline_tag=task,
         tags=["chest-x-ray", "radiology", "clip", "tier"],
-        metrics=["roc_auc"] if results else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=model_name.split("/")[-1],
         eval_results=results or None,
     )
+
+
+def part_numbers(key: str, part: Mapping) -> list[tuple[str, str, float | None]]:
+    """Names, types and values of what a card's head says of the retrieval or the grounding of `metrics.json`."""
+    if key == "retrieval":
+        directions = {"image_to_text": "image to text", "text_to_image": "text to image"}
+        return [
+            (f"R@{name.removeprefix('recall_at_')}, {direction}", "recall", value)
+            for of, direction in directions.items()
+            for name, value in (part.get(of) or {}).items()
+            if re.fullmatch(r"recall_at_\d+", name)
+        ]
+    numbers = ((part.get("mean") or {}).get("maps") or {}).get("above_average") or {}
+    types = {"pointing": "accuracy", "pixel_auroc": "roc_auc"}
+    return [(f"{column_name(name)}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]

@@ -331,14 +331,16 @@ def sparsity_tables(sparsity: Mapping) -> list[Table]:
         "How few patches a word resembles and how few words a patch: the entropies in nats are 0 where it is one, and "
         f"ln K where all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
     )
-    tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model")]
+    tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model", digits=4)]
     note = (
         "By class of word. Gini and Hoyer are 0 where all patches are alike and near 1 where one stands out; near "
         "zero and negative are shares of the patches."
     )
     for i, (name, part) in enumerate(parts.items()):
         title = f"Words, {name}"
-        tables.append(matrix_table(f"sparsity-words-{i + 1}", title, "" if i else note, part["words"], "Words"))
+        tables.append(
+            matrix_table(f"sparsity-words-{i + 1}", title, "" if i else note, part["words"], "Class", digits=4)
+        )
     return tables
 
 

@@ -110,7 +110,9 @@ def is_interval_key(key: str, mapping: Mapping) -> bool:
     return key.endswith("_ci95") and key.removesuffix("_ci95") in mapping
 
 
-def matrix_table(name: str, title: str, note: str, mapping: Mapping[str, Mapping], first: str = "") -> Table:
+def matrix_table(
+    name: str, title: str, note: str, mapping: Mapping[str, Mapping], first: str = "", digits: int = 3
+) -> Table:
     """A row for each mapping, a column for each of their keys; intervals stand behind their numbers."""
     keys = list(dict.fromkeys(key for item in mapping.values() for key in item))
     keys = [key for key in keys if not is_interval_key(key, dict.fromkeys(keys))]
@@ -119,7 +121,9 @@ def matrix_table(name: str, title: str, note: str, mapping: Mapping[str, Mapping
         cells = []
         for key in keys:
             interval = item.get(f"{key}_ci95")
-            cells.append(format_cell(item.get(key)) if interval is None else format_estimate(item.get(key), interval))
+            cells.append(
+                format_cell(item.get(key)) if interval is None else format_estimate(item.get(key), interval, digits)
+            )
         rows.append((str(row), *cells))
     headers = (
         f"{column_name(key)} (95 % CI)"

@@ -268,9 +268,9 @@ def test_sparsity(metrics):
     part = {"num_patches": 49, "token_entropy": 3.5, "token_entropy_ci95": [3.0, 4.0], "words": words}
     sparsity = {"models": {"plain": part, "tier": part}, "differences": {"tier": part}}
     entropies, *words = evaluation_tables(metrics | {"sparsity": sparsity})["sparsity"]
-    assert entropies.rows == tuple((name, "3.500 (3.000, 4.000)") for name in ("plain", "tier", "tier minus plain"))
+    assert entropies.rows == tuple((name, "3.5000 (3.0000, 4.0000)") for name in ("plain", "tier", "tier minus plain"))
     assert [table.title for table in words] == ["Words, plain", "Words, tier", "Words, tier minus plain"]
-    assert words[0].rows == (("all", "10", "0.250 (0.125, 0.500)"),)
+    assert words[0].rows == (("all", "10", "0.2500 (0.1250, 0.5000)"),)
 
 
 def test_robustness(metrics):
