@@ -98,7 +98,9 @@ def test_temperature_is_the_best_there_is(data):
 
 
 def test_temperature_of_hard_cases():
-    assert 0 < fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2]) < 1  # separable: finite all the same
+    # separable, yet finite: the targets are 3/4 and 1/4, and scores times (probability - target) add up to 0
+    temperature = fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2])
+    assert (sigmoid(1 / temperature) - 0.75) + 2 * (sigmoid(2 / temperature) - 0.75) == pytest.approx(0, abs=1e-9)
     for labels, scores in (([1, 0], [-1, 1]), ([1, 1], [1, 2]), ([1, 0], [0, 0]), ([], [])):
         assert np.isnan(fit_temperature(labels, scores))  # upside down, one class, nothing but 0, nothing
 
