@@ -28,8 +28,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.embedding import check_finite, embed_prompts, read_batches
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.metrics import percentile_interval
 from evaluation_tier.report import format_interval, format_number, installed_versions, to_json
+from evaluation_tier.resampling import percentile_interval
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.records import check_disjoint_patients

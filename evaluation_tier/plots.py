@@ -649,8 +649,7 @@ def plot_grounding(
         grid = torch.from_numpy(grids[case][MAPS.index(map_name)])[None]
         similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()
         threshold = as_float(results["findings"][case.finding]["thresholds"][map_name]["iou"])
-        image_id = record["image_id"] if len(record["image_id"]) <= 28 else record["image_id"][:25] + "..."
-        title = f"{image_id}\n{case.finding}, IoU {format_number(values[key], 2)}"
+        title = f"{literal(case.finding)}, IoU {format_number(values[key], 2)}"  # no name of image or patient
         mask = read_region(record, case, *radiograph.shape).mask
         return Sketch(title, radiograph, mask, similarity, threshold, bool(values["pointing"] or 0.0))
 
