@@ -34,21 +34,6 @@ def embed_images(
     return results
 
 
-def classify_images(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    dataset: datasets.Dataset,
-    findings: Sequence[str],
-    batch_size: int = 32,
-) -> np.ndarray:
-    """A classifier's logits, (images, findings) float32; a row of NaN for an image that does not decode."""
-    columns = [model.config.label2id[finding] for finding in findings]
-    results = np.full((len(dataset), len(columns)), np.nan, dtype=np.float32)
-    for rows, outputs in embed_batches(model, processor, dataset, batch_size):
-        results[rows] = outputs["logits"][:, columns].cpu().numpy()
-    return results
-
-
 def embed_batches(
     model: PreTrainedModel,
     processor: ProcessorMixin | BaseImageProcessor,
