@@ -4,11 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from evaluation_tier.metrics import select_known, weighted_auroc
 from evaluation_tier.scoring import SCORINGS
 from processing_tier.prompts import Prompts
 
@@ -26,8 +22,7 @@ class Protocol:
         scoring: see `evaluation_tier.scoring.zero_shot_scores`. An ensemble's score is the mean of its members'.
         no_finding: how "No Finding" and "Normal" are scored: by their own `"prompts"`, or by the `"others"`, see
             `evaluation_tier.scoring.no_finding_scores`.
-        bootstrap: of `"patients"`, see `evaluation_tier.metrics.bootstrap_auroc`, or of `"images"`, see
-            `bootstrap_images`.
+        resampling: for the intervals, see `evaluation_tier.summary.summarize`.
         source: where it comes from.
         name: of a named protocol, with what was overridden.
     """
@@ -36,7 +31,7 @@ class Protocol:
     scoring: str
     no_finding: str
     source: str
-    bootstrap: str = "patients"
+    resampling: str = "patients"
     name: str = ""
 
 
@@ -45,7 +40,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "report": Protocol("report", "difference", "prompts", "tier-clip"),
     # Tiu et al. 2022, zero_shot.py:119-124,258-261,526 and eval.py:164-229. "No Finding" by its prompts, as there,
     # has an AUROC of 0.07 in the authors' notebook.
-    "chexzero": Protocol("chexzero", "softmax", "others", "CheXzero, Tiu et al. 2022", bootstrap="images"),
+    "chexzero": Protocol("chexzero", "softmax", "others", "CheXzero, Tiu et al. 2022", resampling="chexzero"),
     # Palepu & Beam 2023, Modeling/CLIP_Embedding.py:221-232 and utils.py:376-381
     "tier": Protocol("tier", "difference", "prompts", "TIER, Palepu & Beam 2023"),
     # The same, CLIP_Embedding.py:216 and utils.py:449-454
@@ -82,56 +77,3 @@ def choose_protocol(
 def prompts_name(prompts: str | Path | Mapping[str, Prompts]) -> str:
     """What results call the prompts: without the folders of this machine."""
     return "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
-
-
-class ImageBootstrap(NamedTuple):
-    """CheXzero's bootstrap, one row or entry per finding, and that of the mean over the findings."""
-
-    center: np.ndarray  # (findings,): mean over the resamples
-    interval: np.ndarray  # (findings, 2)
-    mean_center: float
-    mean_interval: np.ndarray  # (2,)
-    num_dropped: np.ndarray  # (findings,): resamples in which the finding lacks a class
-
-
-def bootstrap_images(
-    labels: np.ndarray, scores: np.ndarray, num_resamples: int = 1000, seed: int = 0
-) -> ImageBootstrap:
-    """AUROC intervals as CheXzero makes them (eval.py:164-229): images are drawn, whatever their patients.
-
-    Resample i is drawn by `numpy.random.RandomState(seed + i)`, as `sklearn.utils.resample` does; the centre is the
-    mean over the resamples, and the bounds are the sorted values at the positions 24 and 974 (from 0) of 1,000. Unlike
-    there, a resample in which a finding lacks a class is dropped for that finding and counted: sorted in as NaN, it
-    would shift the bounds of rare findings.
-
-    Args:
-        labels: (images, findings), 1, 0, -1 or NaN.
-        scores: (images, findings).
-        num_resamples: at least 1; CheXzero uses 1,000.
-        seed: 0 for CheXzero's own resamples.
-    """
-    num_images, num_findings = labels.shape
-    weights = np.stack(
-        [
-            np.bincount(np.random.RandomState(seed + i).randint(0, num_images, num_images), minlength=num_images)
-            for i in range(num_resamples)
-        ]
-    ).astype(np.float64)
-    resampled = np.empty((num_resamples, num_findings))
-    for i in range(num_findings):
-        known = (labels[:, i] == 0) | (labels[:, i] == 1)
-        resampled[:, i] = weighted_auroc(*select_known(labels[:, i], scores[:, i]), weights[:, known])
-    centers, intervals = zip(*map(center_and_interval, resampled.T), strict=True)
-    mean_center, mean_interval = center_and_interval(resampled.mean(axis=1))
-    return ImageBootstrap(
-        np.array(centers), np.stack(intervals), mean_center, mean_interval, np.isnan(resampled).sum(axis=0)
-    )
-
-
-def center_and_interval(values: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean, and the values at CheXzero's positions, of those that are not NaN; NaN when none is left."""
-    values = np.sort(values[~np.isnan(values)])
-    if not len(values):
-        return float("nan"), np.full(2, np.nan)
-    positions = [max(round(share * len(values)) - 1, 0) for share in (0.025, 0.975)]
-    return float(values.mean()), values[positions]

@@ -4,7 +4,7 @@ CheXzero and TIER report MCC and F1 of the model, at thresholds chosen on the va
 benchmark radiologists on the 500 studies of CheXpert's test set, each on the five competition findings and their mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -105,6 +105,39 @@ def compare_with_radiologists(
         for name in names:
             mean["readers"][name][metric] = mean_of(point[f"reader {name}"][compared])
     return {"n_studies": len(studies), "readers": names, "findings": results, "mean": mean}
+
+
+def compare_evaluation(
+    metrics: Mapping, predictions: pd.DataFrame, study_ids: Sequence[str], readers: pd.DataFrame
+) -> dict:
+    """
+    [`compare_with_radiologists`] for an evaluation, on the findings that the readers judged.
+
+    Args:
+        metrics (`Mapping`): as `evaluate_zero_shot` returns them; their thresholds, resamples and seed are used.
+        predictions (`pd.DataFrame`): likewise; the score of a study is the mean over its images.
+        study_ids (`Sequence[str]`): (images,), of each row of the predictions.
+        readers (`pd.DataFrame`): see [`compare_with_radiologists`].
+
+    Raises:
+        `ValueError`: readers who judged none of the findings, and as [`compare_with_radiologists`].
+    """
+    findings = [finding for finding in metrics["findings"] if finding in readers.columns]
+    if not findings:
+        raise ValueError(f"The radiologists judged none of the findings: theirs are {', '.join(readers.columns)}.")
+    tables = {
+        kind: predictions[[f"{kind}_{finding}" for finding in findings]].set_axis(findings, axis=1)
+        for kind in ("label", "score")
+    }
+    by_study = {kind: table.groupby(np.asarray(study_ids), sort=False) for kind, table in tables.items()}
+    return compare_with_radiologists(
+        by_study["label"].first(),
+        by_study["score"].mean(),
+        {finding: metrics["findings"][finding]["threshold"] for finding in findings},
+        readers,
+        num_resamples=metrics["protocol"]["n_bootstrap"],
+        seed=metrics["protocol"]["seed"],
+    )
 
 
 def describe_decisions(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memor
 RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
 AREAS = ("auroc", "auprc")
 AT_THRESHOLD = ("mcc", "f1", "sensitivity", "specificity")
+FEWEST_CHEXZERO_RESAMPLES = 40  # of fewer, the reference's lower position is the highest value
 QUANTILE_975 = 1.959963984540054  # of the standard normal distribution
 
 
@@ -256,12 +257,12 @@ def chexzero_interval(values: np.ndarray) -> tuple[float, np.ndarray]:
     bounds: [`percentile_interval`] has neither trait.
 
     Args:
-        values (`np.ndarray`): (resamples,), at least 40.
+        values (`np.ndarray`): (resamples,), at least `FEWEST_CHEXZERO_RESAMPLES`.
 
     Raises:
         `ValueError`: fewer than 40 values, for which the reference's lower position is the highest value.
     """
-    if len(values) < 40:
+    if len(values) < FEWEST_CHEXZERO_RESAMPLES:
         raise ValueError(f"CheXzero's interval needs at least 40 resamples, but there are {len(values)}.")
     bounds = np.sort(values)[[int(0.05 / 2 * len(values)) - 1, int((1 - 0.05 / 2) * len(values)) - 1]]
     known = values[~np.isnan(values)]

@@ -1,6 +1,6 @@
 """Everything that `metrics.json` says about findings, from labels and scores alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -9,14 +9,19 @@ from .metrics import CRITERIA, best_threshold, count_labels
 from .resampling import (
     AREAS,
     AT_THRESHOLD,
+    FEWEST_CHEXZERO_RESAMPLES,
     bootstrap,
+    chexzero_interval,
+    draw_chexzero_resamples,
     draw_resamples,
     draw_stratified_resamples,
     mean_over_findings,
     percentile_interval,
+    subgroup_metrics,
 )
 
 WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
+RESAMPLINGS = ("patients", "stratified", "chexzero")
 
 
 def summarize(
@@ -28,9 +33,9 @@ def summarize(
     threshold_labels: np.ndarray | None = None,
     threshold_scores: np.ndarray | None = None,
     criterion: str = "mcc",
-    probabilities: bool = False,
+    probabilities: bool | Sequence[bool] = False,
     num_resamples: int = 1000,
-    stratified: bool = False,
+    resampling: str = "patients",
     seed: int = 0,
 ) -> dict:
     """
@@ -46,11 +51,13 @@ def summarize(
             flatters every metric but AUROC and AUPRC.
         criterion (`str`, *optional*, defaults to `"mcc"`):
             Of the threshold that MCC, F1, sensitivity and specificity are reported at; see [`best_threshold`].
-        probabilities (`bool`, *optional*, defaults to `False`):
-            The scores are probabilities (softmax scoring): `scale` and `bias` are of their log-odds.
+        probabilities (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
+            The scores (or those of each finding) are probabilities: `scale` and `bias` are of their log-odds.
         num_resamples (`int`, *optional*, defaults to 1000): at least 1.
-        stratified (`bool`, *optional*, defaults to `False`):
-            Resample so that no finding loses a class, see [`draw_stratified_resamples`].
+        resampling (`str`, *optional*, defaults to `"patients"`):
+            `"stratified"`, so that no finding loses a class, see [`draw_stratified_resamples`]; or `"chexzero"`:
+            images whatever their patients, see [`draw_chexzero_resamples`], with the bounds of [`chexzero_interval`]
+            of the resamples that are defined, and its centre in `<metric>_bootstrap_mean`.
         seed (`int`, *optional*, defaults to 0): of the resamples.
 
     Returns:
@@ -68,6 +75,8 @@ def summarize(
     """
     if criterion not in CRITERIA:
         raise ValueError(f"The criterion of a threshold is {criterion!r}; choose {', '.join(CRITERIA)}.")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"The resampling must be one of {', '.join(RESAMPLINGS)}, but is {resampling!r}.")
     labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if (threshold_labels is None) != (threshold_scores is None):
         raise ValueError("The split that chooses the thresholds needs both labels and scores: give both, or neither.")
@@ -87,37 +96,83 @@ def summarize(
         for i in range(len(findings))
     ]
     used = [of_finding[criterion] for of_finding in thresholds]
-    if stratified:
+    if resampling == "stratified":
         draws = draw_stratified_resamples(labels, patient_ids, num_resamples, seed)
+    elif resampling == "chexzero":
+        if num_resamples < FEWEST_CHEXZERO_RESAMPLES:
+            raise ValueError(
+                f"CheXzero's intervals need at least {FEWEST_CHEXZERO_RESAMPLES} resamples, "
+                f"but there are {num_resamples}."
+            )
+        draws = draw_chexzero_resamples(len(labels), num_resamples, seed)
     else:
         draws = draw_resamples(patient_ids, num_resamples, seed)
     point = bootstrap(labels, scores, np.ones((1, len(labels))), used)
     resampled = bootstrap(labels, scores, draws, used)
 
+    probabilities = np.broadcast_to(probabilities, len(findings))
     results = {}
     for i, finding in enumerate(findings):
         metrics = {}
         for name in WITH_INTERVAL:
-            metrics[name] = float(point[name][0, i])
-            metrics[f"{name}_ci95"] = percentile_interval(resampled[name][:, i]).tolist()
+            metrics |= with_interval(name, float(point[name][0, i]), resampled[name][:, i], resampling)
+        fitted_on = chosen_labels[:, i], chosen_scores[:, i]
         counts = count_labels(labels[:, i])
         results[finding] = {
             **metrics,
             "threshold": used[i],
             "thresholds": thresholds[i],
-            **measure_calibration(labels[:, i], scores[:, i], chosen_labels[:, i], chosen_scores[:, i], probabilities),
+            **measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i]),
             **counts,
             "n_excluded": counts["n_uncertain"] + counts["n_missing"],
         }
     mean = {}
     for name in WITH_INTERVAL:
-        mean[name], means = mean_over_findings(point[name][0], resampled[name])
-        mean[f"{name}_ci95"] = percentile_interval(means).tolist()
+        mean |= with_interval(name, *mean_over_findings(point[name][0], resampled[name]), resampling)
     for name in ("brier", "ece"):
         values = np.array([result[name] for result in results.values()])
         mean[name] = mean_over_findings(values, values[None])[0]
     dropped = np.isnan(resampled["auroc"]).sum(axis=0).tolist()
     return {"findings": results, "mean": mean, "resamples_dropped": dict(zip(findings, dropped, strict=True))}
+
+
+def summarize_subgroups(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patient_ids: Sequence,
+    findings: Sequence[str],
+    attributes: Mapping[str, Sequence],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """
+    AUROC by sex, age band, view and whatever else is known of the images, see [`subgroup_metrics`].
+
+    Args:
+        labels, scores, patient_ids, findings, num_resamples, seed: as for [`summarize`].
+        attributes (`Mapping[str, Sequence]`): name to each image's group; `None`, NaN or `""` where it is not known.
+
+    Returns:
+        `dict[str, dict]`: by attribute that has at least two groups.
+    """
+    draws = draw_resamples(patient_ids, num_resamples, seed)
+    results = {
+        name: subgroup_metrics(labels, scores, groups, draws, findings=findings) for name, groups in attributes.items()
+    }
+    return {name: result for name, result in results.items() if len(result["groups"]) + len(result["left_out"]) > 1}
+
+
+def with_interval(name: str, value: float, resampled: np.ndarray, resampling: str) -> dict:
+    """A metric, its interval, and CheXzero's centre where that is asked for."""
+    if resampling != "chexzero":
+        return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
+    known = resampled[~np.isnan(resampled)]
+    if len(known) < FEWEST_CHEXZERO_RESAMPLES:
+        center, interval = float("nan"), np.full(2, np.nan)
+    else:
+        center, interval = chexzero_interval(known)
+    return {name: value, f"{name}_ci95": interval.tolist(), f"{name}_bootstrap_mean": center}
 
 
 def measure_calibration(

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.cache import hash_weights
-from evaluation_tier.calibration import fit_calibration
 from evaluation_tier.embedding import MAX_UNREADABLE, embed_batches, embed_images, embed_prompts, has_patches
 from evaluation_tier.loading import check_members_differ, is_classifier
-from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc
+from evaluation_tier.metrics import auroc
 from evaluation_tier.processes import fail_together, gather_rows, own_rows
-from evaluation_tier.protocols import Protocol, bootstrap_images, choose_protocol, prompts_name
+from evaluation_tier.protocols import Protocol, choose_protocol, prompts_name
 from evaluation_tier.report import installed_versions
-from evaluation_tier.resampling import bootstrap_auroc
+from evaluation_tier.resampling import age_bands
 from evaluation_tier.scoring import (
     LEVELS,
     NEVER_ABNORMAL,
@@ -35,6 +34,7 @@ from evaluation_tier.scoring import (
     scores_from_differences,
     zero_shot_scores,
 )
+from evaluation_tier.summary import summarize, summarize_subgroups
 from processing_tier.prompts import Prompts, load_prompts, normalize_name
 from processing_tier.records import finding_columns
 
@@ -138,41 +138,32 @@ def evaluate_zero_shot(
     threshold_source = "the evaluated images (optimistic)" if threshold_dataset is None else "a split apart"
     threshold_scores, threshold_labels = scores[-1], labels[-1]
     scores, labels = scores[0], labels[0]
-    calibrated = threshold_scores.copy()
-    if protocol.scoring != "difference" and not are_logits:
-        logits = [i for i in range(len(findings)) if i not in by_others]
-        calibrated[:, logits] = np.log(calibrated[:, logits]) - np.log1p(-calibrated[:, logits])
-
-    if protocol.bootstrap == "images":
-        bootstrap = bootstrap_images(labels, scores, n_bootstrap, seed)
+    summary = summarize(
+        labels,
+        scores,
+        patient_ids,
+        findings,
+        threshold_labels=threshold_labels,
+        threshold_scores=threshold_scores,
+        probabilities=[
+            protocol.scoring != "difference" and not are_logits and i not in by_others for i in range(len(findings))
+        ],
+        num_resamples=n_bootstrap,
+        resampling=protocol.resampling,
+        seed=seed,
+    )
+    subgroups = summarize_subgroups(
+        labels,
+        scores,
+        patient_ids,
+        findings,
+        read_attributes(dataset, np.flatnonzero(readable[0])),
+        num_resamples=n_bootstrap,
+        seed=seed,
+    )
+    intervals = "95 % percentile bootstrap over patients"
+    if protocol.resampling == "chexzero":
         intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
-    else:
-        bootstrap = bootstrap_auroc(labels, scores, patient_ids, n_bootstrap, seed)
-        intervals = "95 % percentile bootstrap over patients"
-    results = {}
-    for i, finding in enumerate(findings):
-        threshold = best_threshold(threshold_labels[:, i], threshold_scores[:, i])
-        scale, bias = fit_calibration(threshold_labels[:, i], calibrated[:, i])
-        num_positive, num_negative = int((labels[:, i] == 1).sum()), int((labels[:, i] == 0).sum())
-        results[finding] = {
-            "auroc": auroc(labels[:, i], scores[:, i]),
-            "auroc_ci95": bootstrap.interval[i].tolist(),
-            "auprc": auprc(labels[:, i], scores[:, i]),
-            "mcc": mcc(labels[:, i], scores[:, i], threshold),
-            "f1": f1(labels[:, i], scores[:, i], threshold),
-            "threshold": threshold,
-            "scale": scale,
-            "bias": bias,
-            "n_positive": num_positive,
-            "n_negative": num_negative,
-            "n_excluded": len(labels) - num_positive - num_negative,
-        }
-    mean = {key: nanmean(result[key] for result in results.values()) for key in ("auroc", "auprc", "mcc", "f1")}
-    mean = {"auroc": mean.pop("auroc"), "auroc_ci95": bootstrap.mean_interval.tolist(), **mean}
-    if protocol.bootstrap == "images":
-        mean["auroc_bootstrap_mean"] = bootstrap.mean_center
-        for result, center in zip(results.values(), bootstrap.center.tolist(), strict=True):
-            result["auroc_bootstrap_mean"] = center
     described = {"name": protocol.name, "source": protocol.source, "prompts": prompts_name(protocol.prompts)}
     described |= {"scoring": protocol.scoring, "no_finding": protocol.no_finding, "score_level": score_level}
     if are_logits:
@@ -192,17 +183,19 @@ def evaluate_zero_shot(
             "n_patients": len(set(patient_ids.tolist())),
             "min_positives": min_positives,
             "findings_left_out": left_out,
-            "resamples_dropped": dict(zip(findings, bootstrap.num_dropped.tolist(), strict=True)),
+            "resamples_dropped": summary["resamples_dropped"],
             "images_skipped": skipped,
         },
         "n_images": len(labels),
         "models": list(models),
-        "findings": results,
-        "mean": mean,
+        "findings": summary["findings"],
+        "mean": summary["mean"],
         "versions": installed_versions(),
     }
     if len(aurocs) > 1:
         metrics["score_levels"] = aurocs
+    if subgroups:
+        metrics["subgroups"] = subgroups
     predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable[0]))
     for i, finding in enumerate(findings):
         predictions[f"score_{finding}"] = scores[:, i]
@@ -471,6 +464,19 @@ def read_labels(dataset: datasets.Dataset, findings: Sequence[str]) -> np.ndarra
     """The label columns, (images, findings) float64: 1, 0, -1 (uncertain) or NaN (not stated)."""
     columns = [np.array(dataset.with_format(None)[finding][:], dtype=np.float64) for finding in findings]
     return np.stack(columns, axis=1) if columns else np.empty((len(dataset), 0))
+
+
+def read_attributes(dataset: datasets.Dataset, rows: np.ndarray) -> dict[str, Sequence]:
+    """What the data set says of who was imaged, how and where, for these rows: `sex`, `age` (in bands), `view`,
+    `source`, as far as it has these columns."""
+    columns = {
+        name: np.array(dataset.with_format(None)[name][:], dtype=object)[rows]
+        for name in ("sex", "age", "view", "source")
+        if name in dataset.column_names
+    }
+    if "age" in columns:
+        columns["age"] = age_bands(columns["age"])
+    return columns
 
 
 def nanmean(values) -> float:

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.utils import resample
 
 from evaluation_tier.calibration import brier, ece, sigmoid
 from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
@@ -73,10 +75,41 @@ def test_rare_findings_lose_no_resample_when_stratified():
     labels, scores, patients = np.zeros((60, 2)), np.arange(120.0).reshape(60, 2), np.arange(60)
     labels[[3, 50], 0], labels[:30, 1] = 1, 1
     plain = summarize(labels, scores, patients, FINDINGS, num_resamples=100)
-    stratified = summarize(labels, scores, patients, FINDINGS, num_resamples=100, stratified=True)
+    stratified = summarize(labels, scores, patients, FINDINGS, num_resamples=100, resampling="stratified")
     assert plain["resamples_dropped"]["Edema"] > 0
     assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0}
     assert stratified["findings"]["Edema"]["auroc"] == plain["findings"]["Edema"]["auroc"]
+
+
+def test_chexzeros_bootstrap_is_that_of_the_reference():
+    """What CheXzero's eval.py computes, in a loop over scikit-learn."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (60, 2)).astype(float)
+    scores = labels * 0.5 + generator.standard_normal((60, 2))
+    expected = np.empty((100, 2))
+    for i in range(100):
+        rows = resample(np.arange(60), replace=True, random_state=i)
+        expected[i] = [roc_auc_score(labels[rows, j], scores[rows, j]) for j in range(2)]
+    found = summarize(labels, scores, np.zeros(60), FINDINGS, num_resamples=100, resampling="chexzero")
+    means = [*expected.T, expected.mean(axis=1)]
+    for result, values in zip([*found["findings"].values(), found["mean"]], means, strict=True):
+        assert result["auroc_bootstrap_mean"] == pytest.approx(values.mean())
+        assert result["auroc_ci95"] == pytest.approx(np.sort(values)[[1, 96]])
+
+
+def test_chexzeros_interval_is_of_the_resamples_with_both_classes():
+    labels = np.array([[1.0], [0.0], [0.0], [-1.0], [np.nan]])
+    scores = np.array([[2.0], [1.0], [0.0], [3.0], [9.0]])
+    found = summarize(labels, scores, np.arange(5), ["Edema"], num_resamples=200, resampling="chexzero")
+    assert 0 < found["resamples_dropped"]["Edema"] < 160
+    assert found["findings"]["Edema"]["auroc_bootstrap_mean"] == 1.0
+    assert found["findings"]["Edema"]["auroc_ci95"] == [1.0, 1.0]
+    found = summarize(labels[:3], scores[:3] * 0, np.arange(3), ["Edema"], num_resamples=45, resampling="chexzero")
+    assert np.isnan(found["findings"]["Edema"]["auroc_ci95"]).all()  # of fewer than 40
+    with pytest.raises(ValueError, match="need at least 40 resamples, but there are 30"):
+        summarize(labels[:3], scores[:3], np.arange(3), ["Edema"], num_resamples=30, resampling="chexzero")
+    with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
+        summarize(labels, scores, np.arange(5), ["Edema"], resampling="images")
 
 
 def test_what_is_undefined_is_nan_and_leaves_the_mean():
