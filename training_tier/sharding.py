@@ -33,7 +33,7 @@ def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
         )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
-            f"fsdp_state_dict_type={plugin.state_dict_type.name} saves no model, and checkpoints with pickles in them; "
+            f"fsdp_state_dict_type={plugin.state_dict_type.name} saves no model, and pickles in checkpoints; "
             "use fsdp_state_dict_type: FULL_STATE_DICT, as in configs/accelerate/fsdp.yaml."
         )
 
