@@ -1,0 +1,193 @@
+"""
+FSDP2 on two processes is one process with the whole batch, with the options of configs/accelerate/fsdp.yaml.
+
+accelerate (1.15) leaves FSDP out on CPUs; so the processes here set the one field by which it knows. All else, from the
+environment that `accelerate launch` makes of the file to the final model, is what happens on GPUs.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import train_tier
+from evaluation_tier.zeroshot import load_model
+from modeling_tier import TierCLIPConfig, TierCLIPModel
+from training_tier.gradient_caching import backward_in_chunks
+from training_tier.resuming import find_fault
+from training_tier.sharding import check_sharding, prepare_for_sharding, whole_model, whole_tensor
+from training_tier.trainer import TierTrainer
+
+REPOSITORY = Path(train_tier.__file__).parent
+CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
+TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
+
+
+def read_config(path):
+    """The arguments of `accelerate launch` with a file, and those that it knows."""
+    parser = launch_command_parser()
+    args = parser.parse_args(["--config_file", str(path), "train_tier.py"])
+    args.nondefault = set()  # a custom action of the parser sets it where there are such
+    known = {action.dest for action in parser._actions}
+    return _validate_launch_command(args)[0], known
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_loads_and_names_only_what_accelerate_knows(path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = load_config_from_file(str(path))  # refuses unknown options of the first level
+    args, known = read_config(path)
+    content = yaml.safe_load(path.read_text())
+    for name in ("fsdp_config", "deepspeed_config"):
+        assert set(content.get(name, {})) <= known
+        assert all(getattr(args, key) == value for key, value in content.get(name, {}).items())
+    assert config.num_processes >= config.num_machines == content["num_machines"]
+    assert args.use_fsdp == (path.stem == "fsdp") and args.use_deepspeed == (path.stem == "deepspeed")
+    assert args.multi_gpu == path.stem.startswith("multi")
+    assert "not run" in path.read_text() or path.stem == "cpu"
+
+
+def fsdp_environment():
+    """What `accelerate launch` tells its processes of FSDP."""
+    environment = prepare_multi_gpu_env(read_config(REPOSITORY / "configs" / "accelerate" / "fsdp.yaml")[0])
+    return {name: value for name, value in environment.items() if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))}
+
+
+@contextlib.contextmanager
+def fsdp_on_cpus():
+    make = AcceleratorState.__init__
+
+    def init(self, *args, fsdp_plugin=None, **kwargs):
+        make(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init
+    yield
+    AcceleratorState.__init__ = make
+
+
+def make_model(pooling: str) -> TierCLIPModel:
+    torch.manual_seed(0)
+    text = {"vocab_size": 99, "max_position_embeddings": 20, "bos_token_id": 97, "eos_token_id": 98}
+    size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"text_config": text | size, "vision_config": {"image_size": 32, "patch_size": 8} | size}
+    weights = {"token_entropy_weight": 3.0, "patch_entropy_weight": 5.0}
+    return TierCLIPModel(TierCLIPConfig(**sizes, **weights, projection_dim=24, image_pooling=pooling)).train()
+
+
+def make_batch() -> dict[str, torch.Tensor]:
+    """Eight pairs; the texts have 9, 7, 0, 1, 2, 1, 4 and 3 words, so that the processes count different numbers."""
+    lengths = torch.tensor([9, 7, 0, 1, 2, 1, 4, 3])
+    generator = torch.Generator().manual_seed(1)
+    positions = torch.arange(11)
+    input_ids = torch.randint(0, 97, (8, 11), generator=generator)
+    input_ids[:, 0] = 97
+    input_ids[positions > lengths[:, None]] = 98
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (positions <= lengths[:, None] + 1).long(),
+        "pixel_values": torch.randn(8, 3, 32, 32, generator=generator),
+        "text_groups": torch.tensor([3, 1, 4, 3, 3, 4, 0, 2]),
+    }
+
+
+CASES = list(itertools.product(["patch_mean", "cls"], [None, 2]))
+STEPS = 3
+
+
+def train(model, optimizer, backward, rows, chunk_size=None) -> torch.Tensor:
+    """The terms of a few steps, (steps, terms)."""
+    batch = {name: value[rows] for name, value in make_batch().items()}
+    history = []
+    for _ in range(STEPS):
+        if chunk_size is None:
+            terms = model(**batch, return_loss=True)
+            backward(terms["loss"])
+        else:
+            terms = backward_in_chunks(model, batch, chunk_size, backward)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(torch.stack([terms[term].detach() for term in TERMS]))
+    return torch.stack(history)
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    timeout = timedelta(minutes=2)  # not 30
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timeout)
+    with fsdp_on_cpus():
+        plugin = FullyShardedDataParallelPlugin()
+        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    check_sharding(plugin)
+    for pooling, chunk_size in CASES:
+        model = make_model(pooling)
+        plugin.transformer_cls_names_to_wrap = None
+        scalars = prepare_for_sharding(model, plugin)
+        assert scalars == {"logit_scale"}
+        assert plugin.transformer_cls_names_to_wrap == [
+            "CLIPEncoderLayer",
+            "CLIPTextEmbeddings",
+            "CLIPVisionEmbeddings",
+        ]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        sharded, optimizer = accelerator.prepare(model, optimizer)
+        local = sum(parameter.to_local().numel() for parameter in sharded.parameters())
+        total = sum(parameter.numel() for parameter in sharded.parameters())
+        rows = slice(0, 4) if rank == 0 else slice(4, 8)
+        terms = train(sharded, optimizer, accelerator.backward, rows, chunk_size)
+        state_dict = accelerator.get_state_dict(sharded)
+        assert whole_tensor(sharded.logit_scale.detach()).shape == (1,)
+        if rank == 0:
+            before = torch.get_rng_state()
+            weights = whole_model(TierCLIPModel, sharded, state_dict, scalars).state_dict()
+            assert torch.equal(torch.get_rng_state(), before)
+        result = {"terms": terms, "share": local / total, "weights": weights if rank == 0 else {}}
+        torch.save(result, Path(folder) / f"{pooling}-{chunk_size}-{rank}.pt")
+        accelerator.free_memory()
+    with pytest.raises(ValueError) as error:  # in both processes, and none waits for the other
+        backward_in_chunks(sharded, {name: value[: 2 + 2 * rank] for name, value in make_batch().items()}, 2)
+    assert str(error.value) == (
+        "The processes have from 1 to 2 chunks in a step, and with FSDP they need the same number; use "
+        "--dataloader_drop_last true."
+    )
+    dist.destroy_process_group()
+
+
+def test_two_sharded_processes_are_one_with_the_whole_batch(tmp_path, monkeypatch):
+    for name, value in fsdp_environment().items():
+        monkeypatch.setenv(name, value)
+    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
+    for pooling, chunk_size in CASES:
+        ranks = [torch.load(tmp_path / f"{pooling}-{chunk_size}-{rank}.pt", weights_only=True) for rank in range(2)]
+        model = make_model(pooling)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        expected = train(model, optimizer, torch.Tensor.backward, slice(0, 8))
+        assert (expected[0, 0] - expected[-1, 0]).abs() > 0.1  # the weights do change
+        got = (ranks[0]["terms"] + ranks[1]["terms"]) / 2
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+        assert all(0.4 < rank["share"] < 0.6 for rank in ranks)
+        weights = model.state_dict()
+        assert ranks[0]["weights"].keys() == weights.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-5, atol=1e-6)
