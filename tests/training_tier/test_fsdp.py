@@ -1,11 +1,10 @@
 """
 FSDP2 on two processes is one process with the whole batch, with the options of configs/accelerate/fsdp.yaml.
 
-accelerate (1.15) leaves FSDP out on CPUs; so the processes here set the one field by which it knows. All else, from the
-environment that `accelerate launch` makes of the file to the final model, is what happens on GPUs.
+accelerate (1.15) leaves FSDP out on CPUs; so the processes here set the one field by which it knows. All else, from
+the environment that `accelerate launch` makes of the file to the final model, is what happens on GPUs.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -191,3 +190,121 @@ def test_two_sharded_processes_are_one_with_the_whole_batch(tmp_path, monkeypatc
         assert ranks[0]["weights"].keys() == weights.keys()
         for name, weight in weights.items():
             torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (None, "FSDP needs at least two processes with a GPU each"),
+        (SimpleNamespace(fsdp_version=1), "fsdp_version=1 cannot shard scalars such as logit_scale"),
+        ("SHARDED_STATE_DICT", "fsdp_state_dict_type=SHARDED_STATE_DICT saves no model, and pickles in checkpoints"),
+    ],
+    ids=["not there", "version 1", "sharded checkpoints"],
+)
+def test_what_does_not_work_is_refused(plugin, message, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if isinstance(plugin, str):
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=plugin)
+    with pytest.raises(ValueError, match=message):
+        check_sharding(plugin)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"average_top_k": True}, "average_top_k works on whole weights"),
+        ({"is_deepspeed_enabled": True, "zero_stage": 3}, "use stage 2"),
+    ],
+    ids=["average", "stage 3"],
+)
+def test_a_trainer_refuses_what_needs_whole_weights(options, message):
+    """Also where accelerate, and no option of the training, asks for the sharding."""
+    trainer = object.__new__(TierTrainer)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    trainer.is_deepspeed_enabled = options.get("is_deepspeed_enabled", False)
+    trainer.is_fsdp_enabled = not trainer.is_deepspeed_enabled
+    stage = SimpleNamespace(zero_stage=options.get("zero_stage"))
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=stage))
+    trainer.args = SimpleNamespace(average_top_k=options.get("average_top_k", False))
+    trainer.model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=message):
+        trainer._check_distribution()
+
+
+TRAIN = f"""
+import importlib.util
+
+import train_tier
+
+spec = importlib.util.spec_from_file_location("test_fsdp", {__file__!r})
+test_fsdp = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(test_fsdp)
+with test_fsdp.fsdp_on_cpus():
+    train_tier.main()
+"""
+QUICK = [
+    *("--data", "phantom:num_images=48,image_size=64", "--model", "nano", "--image_size", "32"),
+    *("--eval_split", "validation", "--min_positives", "2", "--text_warmup_epochs", "0", "--max_steps", "6"),
+    *("--token_entropy_weight", "0.3", "--patch_entropy_weight", "0.2", "--logging_steps", "1"),
+    *("--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "steps", "--save_steps", "3"),
+    *("--report_to", "none", "--use_cpu", "true", "--dataloader_pin_memory", "false", "--disable_tqdm", "true"),
+]
+
+
+def launch(file, folder, *options, processes=1):
+    launcher = [sys.executable]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment |= fsdp_environment()
+    for name in ("train", "eval"):
+        options = (*options, f"--per_device_{name}_batch_size", str(8 // processes))
+    command = [*launcher, str(file), *QUICK, "--output_dir", str(folder), *options]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return history, load_file(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_sharded_training_is_one_process_with_the_whole_batch_and_can_be_resumed(tmp_path):
+    """train_tier.py, from the first step to the final model, its best checkpoint."""
+    file = tmp_path / "train.py"
+    file.write_text(TRAIN)
+    one, weights = launch(REPOSITORY / "train_tier.py", tmp_path / "one")
+    two, sharded = launch(file, tmp_path / "two", processes=2)
+    for name in ("loss", *TERMS[1:], "eval_loss", "eval_auroc"):
+        expected = [entry[name] for entry in one if name in entry]
+        assert len(expected) == (2 if name.startswith("eval") else 6)
+        # the first steps to 1e-6; AdamW, which divides by small moments, lets rounding grow
+        assert [entry[name] for entry in two if name in entry] == pytest.approx(expected, rel=1e-4)
+    assert [entry["loss"] for entry in two if "loss" in entry][:3] == pytest.approx(
+        [entry["loss"] for entry in one if "loss" in entry][:3], rel=1e-5
+    )
+    assert sharded.keys() == weights.keys() and sharded["logit_scale"].shape == ()
+    for name, weight in weights.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-3, atol=1e-4)
+    model, processor = load_model(str(tmp_path / "two"))
+    assert type(model) is TierCLIPModel and processor.tokenizer is not None
+    remote = AutoModel.from_pretrained(tmp_path / "two", trust_remote_code=True)
+    assert type(remote).__name__ == "TierCLIPModel" and remote.config.architectures == ["TierCLIPModel"]
+
+    for step in (3, 6):
+        assert find_fault(tmp_path / "two" / f"checkpoint-{step}") is None
+    (tmp_path / "two" / "checkpoint-3").rename(tmp_path / "checkpoint-3")
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    (tmp_path / "checkpoint-3").rename(resumed / "checkpoint-3")
+    history, again = launch(file, resumed, "--resume_from_checkpoint", "last", processes=2)
+    for name in ("loss", *TERMS[1:], "grad_norm", "eval_loss", "eval_auroc"):
+        assert [entry[name] for entry in history if name in entry] == [entry[name] for entry in two if name in entry]
+    assert all(torch.equal(again[name], sharded[name]) for name in sharded)
+
+    checkpoint = resumed / "checkpoint-6"
+    for name in ("pytorch_model_fsdp.bin", "optimizer.bin"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content[:-20])
+        assert find_fault(checkpoint) == f"{name} is cut short"
+        (checkpoint / name).write_bytes(content)
+    (checkpoint / "optimizer.bin").unlink()
+    assert find_fault(checkpoint) == "it holds no optimizer.bin"
