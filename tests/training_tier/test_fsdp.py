@@ -6,7 +6,6 @@ the environment that `accelerate launch` makes of the file to the final model, i
 """
 
 import contextlib
-import itertools
 import json
 import os
 import subprocess
@@ -27,15 +26,12 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pr
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-import train_tier
-from evaluation_tier.zeroshot import load_model
 from modeling_tier import TierCLIPConfig, TierCLIPModel
 from training_tier.gradient_caching import backward_in_chunks
 from training_tier.resuming import find_fault
 from training_tier.sharding import check_sharding, prepare_for_sharding, whole_model, whole_tensor
-from training_tier.trainer import TierTrainer
 
-REPOSITORY = Path(train_tier.__file__).parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
 TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
 
@@ -110,7 +106,7 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
-CASES = list(itertools.product(["patch_mean", "cls"], [None, 2]))
+CASES = [("patch_mean", None), ("cls", 2)]  # pooling, and pairs of a chunk
 STEPS = 3
 
 
@@ -219,6 +215,8 @@ def test_what_does_not_work_is_refused(plugin, message, monkeypatch):
 )
 def test_a_trainer_refuses_what_needs_whole_weights(options, message):
     """Also where accelerate, and no option of the training, asks for the sharding."""
+    from training_tier.trainer import TierTrainer  # heavy, and not for the processes above
+
     trainer = object.__new__(TierTrainer)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
     trainer.is_deepspeed_enabled = options.get("is_deepspeed_enabled", False)
@@ -269,6 +267,8 @@ def launch(file, folder, *options, processes=1):
 @pytest.mark.slow
 def test_a_sharded_training_is_one_process_with_the_whole_batch_and_can_be_resumed(tmp_path):
     """train_tier.py, from the first step to the final model, its best checkpoint."""
+    from evaluation_tier.zeroshot import load_model  # heavy, and not for the processes above
+
     file = tmp_path / "train.py"
     file.write_text(TRAIN)
     one, weights = launch(REPOSITORY / "train_tier.py", tmp_path / "one")
