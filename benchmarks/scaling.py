@@ -137,8 +137,8 @@ def measure_loss(dim: int, tokens: int, patches: int) -> None:
         used = peak_bytes(entropies) - inputs  # their gradients
         print(
             f"loss  entropies of {own} pairs, T {tokens}, P {patches}: {used / 2**20:.1f} MiB, "
-            f"{used / matrix:.2f} matrices of similarities; local embeddings {inputs / 2**20:.1f} MiB, and as much for "
-            "their gradients"
+            f"{used / matrix:.2f} matrices of similarities; local embeddings {inputs / 2**20:.1f} MiB, and as much "
+            "for their gradients"
         )
 
 
