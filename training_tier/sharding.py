@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp.api import StateDictType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -64,6 +66,23 @@ def prepare_for_sharding(model: PreTrainedModel, plugin: FullyShardedDataParalle
         vector = torch.nn.Parameter(scalar.detach().reshape(1), requires_grad=scalar.requires_grad)
         setattr(model.get_submodule(parent), last, vector)
     return scalars
+
+
+def broadcast_weights(model: PreTrainedModel, device: torch.device) -> None:
+    """
+    Gives all the processes the weights of the main one, as DistributedDataParallel does, but FSDP2 does not: what was
+    trained before (`warm_up_text`) need not be equal to the last bit. A model that is sharded already stays as it is.
+
+    Args:
+        model ([`PreTrainedModel`]): changed in place.
+        device (`torch.device`): from which the processes send.
+    """
+    if isinstance(model, FSDPModule):
+        return
+    for tensor in chain(model.parameters(), model.buffers()):
+        sent = tensor.detach().to(device)
+        dist.broadcast(sent, src=0)
+        tensor.detach().copy_(sent)
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ from .gradient_caching import backward_in_chunks
 from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler
-from .sharding import check_sharding, prepare_for_sharding, whole_model, whole_tensor
+from .sharding import broadcast_weights, check_sharding, prepare_for_sharding, whole_model, whole_tensor
 from .streaming import ShardedImages
 
 if is_peft_available():
@@ -168,6 +168,8 @@ class RadiographTrainer(Trainer):
         """
         if self.args.should_save:
             shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        if self.is_fsdp_enabled:
+            broadcast_weights(self.model, self.args.device)
         with self.preemption.listening():
             try:
                 return super().train(*args, **kwargs)

@@ -29,7 +29,13 @@ from transformers import AutoModel
 from modeling_tier import TierCLIPConfig, TierCLIPModel
 from training_tier.gradient_caching import backward_in_chunks
 from training_tier.resuming import find_fault
-from training_tier.sharding import check_sharding, prepare_for_sharding, whole_model, whole_tensor
+from training_tier.sharding import (
+    broadcast_weights,
+    check_sharding,
+    prepare_for_sharding,
+    whole_model,
+    whole_tensor,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
@@ -145,6 +151,9 @@ def process(rank: int, folder: str) -> None:
             "CLIPTextEmbeddings",
             "CLIPVisionEmbeddings",
         ]
+        if rank:
+            model.visual_projection.weight.data.zero_()
+        broadcast_weights(model, accelerator.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         sharded, optimizer = accelerator.prepare(model, optimizer)
         local = sum(parameter.to_local().numel() for parameter in sharded.parameters())
