@@ -12,6 +12,8 @@ from torch.distributed.fsdp.api import StateDictType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from .resuming import FSDP_WEIGHTS
+
 
 def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
     """
@@ -37,6 +39,18 @@ def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
         raise ValueError(
             f"fsdp_state_dict_type={plugin.state_dict_type.name} saves no model, and pickles in checkpoints; "
             "use fsdp_state_dict_type: FULL_STATE_DICT, as in configs/accelerate/fsdp.yaml."
+        )
+
+
+def check_sharded_checkpoint(checkpoint: str | os.PathLike | None) -> None:
+    """
+    Raises:
+        `ValueError`: a checkpoint to resume with FSDP from was saved without it.
+    """
+    if checkpoint is not None and not os.path.isfile(os.path.join(checkpoint, FSDP_WEIGHTS)):
+        raise ValueError(
+            f"{checkpoint} was saved without FSDP; go on as the run began, or start a new one with "
+            f"--model {checkpoint}."
         )
 
 

@@ -40,7 +40,14 @@ from .gradient_caching import backward_in_chunks
 from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler
-from .sharding import broadcast_weights, check_sharding, prepare_for_sharding, whole_model, whole_tensor
+from .sharding import (
+    broadcast_weights,
+    check_sharded_checkpoint,
+    check_sharding,
+    prepare_for_sharding,
+    whole_model,
+    whole_tensor,
+)
 from .streaming import ShardedImages
 
 if is_peft_available():
@@ -158,7 +165,7 @@ class RadiographTrainer(Trainer):
                 "(configs/accelerate/deepspeed.yaml), or FSDP."
             )
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """
         See [`Trainer.train`].
 
@@ -169,10 +176,11 @@ class RadiographTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
         if self.is_fsdp_enabled:
+            check_sharded_checkpoint(resume_from_checkpoint)
             broadcast_weights(self.model, self.args.device)
         with self.preemption.listening():
             try:
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint, **kwargs)
             except TrainingStopped:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes the logs
                 raise

@@ -31,6 +31,7 @@ from training_tier.gradient_caching import backward_in_chunks
 from training_tier.resuming import find_fault
 from training_tier.sharding import (
     broadcast_weights,
+    check_sharded_checkpoint,
     check_sharding,
     prepare_for_sharding,
     whole_model,
@@ -212,6 +213,14 @@ def test_what_does_not_work_is_refused(plugin, message, monkeypatch):
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type=plugin)
     with pytest.raises(ValueError, match=message):
         check_sharding(plugin)
+
+
+def test_a_checkpoint_without_shards_is_refused(tmp_path):
+    check_sharded_checkpoint(None)
+    with pytest.raises(ValueError, match="was saved without FSDP; go on as the run began, or start a new one with"):
+        check_sharded_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model_fsdp.bin").touch()
+    check_sharded_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
