@@ -13,7 +13,8 @@ What docs/scaling.md calculates with.
 - communication: bytes that a process hands to collective operations in the loss of a step, counted in two gloo
   processes, beside the formula.
 - images: bytes of a prepared image by its size, and images a second that a core reads from it at 224 pixels.
-- steps: time of a step (forward and backward, DistributedDataParallel) of one and of two processes of one thread.
+- steps: time of a step (forward and backward, DistributedDataParallel) of one and of two processes of one thread; on a
+  machine with other work, look at the processor time.
 
 Memory is that of Linux (VmHWM).
 """
@@ -202,17 +203,19 @@ def time_steps(rank: int, processes: int, folder: str, name: str, pairs: int, to
     torch.manual_seed(0)
     model = DistributedDataParallel(make_model(name).train())
     batch = make_pairs(model.module, pairs // processes, tokens)
-    seconds = []
+    seconds, work = [], []
     for _ in range(repetitions + 1):
         dist.barrier()
-        begin = time.perf_counter()
+        begin, begin_work = time.perf_counter(), time.process_time()
         model.zero_grad()
         model(**batch, return_loss=True).loss.backward()
         seconds.append(time.perf_counter() - begin)
+        work.append(time.process_time() - begin_work)
     if rank == 0:
         print(
             f"steps {name}, {processes} processes of {pairs // processes} pairs: median "
-            f"{statistics.median(seconds[1:]):.3f} s, quickest {min(seconds[1:]):.3f} s"
+            f"{statistics.median(seconds[1:]):.3f} s, quickest {min(seconds[1:]):.3f} s; processor time of a process "
+            f"{statistics.median(work[1:]):.3f} s"
         )
     dist.destroy_process_group()
 
