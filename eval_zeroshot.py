@@ -139,7 +139,8 @@ def build_parser() -> Parser:
     run.add_argument(
         "--figures",
         action="store_true",
-        help="also draw ROC curves, one similarity map per finding, and the model's training curves where it has them",
+        help="also draw curves, one similarity map per finding, and the model's training curves where it has them, "
+        "and write tables (Markdown, LaTeX) and one page with everything, report.html",
     )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     run.add_argument(
@@ -359,16 +360,15 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     """Write the files and print the table."""
     import pandas as pd
 
-    from evaluation_tier import plots, report
+    from evaluation_tier import html_report, plots, report
     from evaluation_tier.zeroshot import is_scored_by_others
     from processing_tier.prompts import load_prompts
 
     metrics, predictions, dataset, _, prompts, _ = evaluation
-    # 3. Files; metrics.json last, so that where it is, all is
+    # 3. Files; metrics.json last, so that where it is, all is that needs the model
     folder = Path(args.output_dir)
     written = []
     if args.figures:
-        written.append(plots.plot_roc(metrics, predictions, folder / "roc.png"))
         model, processor = evaluation.load(args.models[0])
         if hasattr(model, "get_similarity_map"):
             written += plots.plot_similarity_maps(
@@ -390,6 +390,8 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
         written.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
+    if args.figures:
+        written += html_report.write_report(folder)
     if args.save_thresholds:
         kept = {
             finding: result
