@@ -7,7 +7,8 @@
     accelerate launch eval_zeroshot.py runs/mine --data FOLDER
     python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
-Prints a table and writes metrics.json and predictions.parquet (and figures, and the model card, when asked).
+Prints a table and writes metrics.json, predictions.parquet, tables.md, tables.tex and report.html, a page to look at
+(and figures, and the model card, when asked). Two results of the same images: compare_results.py.
 Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
 """
 
@@ -139,8 +140,8 @@ def build_parser() -> Parser:
     run.add_argument(
         "--figures",
         action="store_true",
-        help="also draw curves, one similarity map per finding, and the model's training curves where it has them, "
-        "and write tables (Markdown, LaTeX) and one page with everything, report.html",
+        help="also draw curves, calibration, one similarity map per finding, what --analyses found, and the model's "
+        "training curves where it has them",
     )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     run.add_argument(
@@ -365,9 +366,11 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     from processing_tier.prompts import load_prompts
 
     metrics, predictions, dataset, _, prompts, _ = evaluation
-    # 3. Files; metrics.json last, so that where it is, all is that needs the model
+    # 3. Files; metrics.json when all is there that it is of, then the page made from it
     folder = Path(args.output_dir)
     written = []
+    for path in html_report.find_figures(folder):
+        path.unlink()  # of an earlier evaluation, which the page would show beside the new numbers
     if args.figures:
         model, processor = evaluation.load(args.models[0])
         if hasattr(model, "get_similarity_map"):
@@ -390,8 +393,7 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
         written.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
-    if args.figures:
-        written += html_report.write_report(folder)
+    written += html_report.write_report(folder, draw=args.figures)
     if args.save_thresholds:
         kept = {
             finding: result

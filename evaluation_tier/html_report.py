@@ -73,7 +73,7 @@ class Section(NamedTuple):
     figures: Sequence[Figure]
 
 
-def write_report(folder: str | Path) -> list[Path]:
+def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
     """Make the tables, the figures and the page of an evaluation from its files alone.
 
     Reads `metrics.json` and, where it is there, `predictions.parquet`; without the latter no curves are drawn. Writes
@@ -83,6 +83,7 @@ def write_report(folder: str | Path) -> list[Path]:
 
     Args:
         folder: what `eval_zeroshot.py` wrote.
+        draw: also draw figures; those that lie in the folder are shown in any case.
 
     Returns:
         The files written.
@@ -93,7 +94,7 @@ def write_report(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     metrics = read_metrics(folder)
     predictions = read_predictions(folder, metrics) if (folder / "predictions.parquet").is_file() else None
-    written = draw_figures(folder, metrics, predictions)
+    written = draw_figures(folder, metrics, predictions) if draw else []
     tables = evaluation_tables(metrics)
     page = render_report(folder, metrics, tables)
     for name, text in (
@@ -105,6 +106,13 @@ def write_report(folder: str | Path) -> list[Path]:
             write_beside(folder / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
         )
     return written
+
+
+def find_figures(folder: Path) -> list[Path]:
+    """The figures in a folder that its page shows, in the page's order."""
+    files = sorted(folder.glob("*.png"))
+    prefixes = [prefix for _, prefixes in SECTIONS.values() for prefix in prefixes]
+    return [path for prefix in prefixes for path in files if path.name.startswith(prefix)]
 
 
 def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | None) -> list[Path]:
@@ -127,7 +135,7 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
 
 def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
     """The page of an evaluation, with the figures that lie in `folder`."""
-    files = sorted(folder.glob("*.png"))
+    files = find_figures(folder)
     sections, size = [], 0
     for name, (title, prefixes) in SECTIONS.items():
         figures = []
@@ -164,7 +172,9 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
         "patients."
     )
     footer = ["For research. No medical device: decide nothing about a person by these numbers."]
-    if not is_synthetic(metrics["dataset"]) and any(section.name == "similarity" for section in sections):
+    if not is_synthetic(metrics["dataset"]) and any(
+        section.name in ("similarity", "grounding") and section.figures for section in sections
+    ):
         footer.append("This page shows radiographs of patients: share it only as the terms of the data allow.")
     return render_page(
         f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}",

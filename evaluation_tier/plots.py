@@ -638,9 +638,9 @@ def plot_grounding(
         return -(values[key] or 0.0), -(values["pixel_auroc"] or 0.0)
 
     order = sorted(results["regions"], key=rank)
-    middle = max((len(order) - num_per_group) // 2, 0)
-    groups = {"Best": order[:num_per_group], "Median": order[middle : middle + num_per_group]}
-    groups["Worst"] = order[-num_per_group:]
+    size = max(min(num_per_group, len(order) // 3), 1)  # no region in two rows, if there are three or more
+    middle = max((len(order) - size) // 2, 0)
+    groups = {"Best": order[:size], "Median": order[middle : middle + size], "Worst": order[-size:]}
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
 
@@ -674,7 +674,7 @@ def plot_grounding(
             matplotlib.lines.Line2D([], [], color=COLOURS[1], marker="x", linestyle="", label="highest pixel, misses"),
             matplotlib.lines.Line2D([], [], color="#39FF88", marker="x", linestyle="", label="highest pixel, hits"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        figure.legend(handles=handles, loc="outside lower center", ncols=4 if columns > 1 else 2)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
