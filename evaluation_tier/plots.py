@@ -25,6 +25,7 @@ from evaluation_tier.resampling import QUANTILE_975
 from evaluation_tier.result_tables import order_groups
 from evaluation_tier.summary import log_odds
 from evaluation_tier.tables import column_name, format_estimate, format_number
+from evaluation_tier.zeroshot import is_scored_by_others
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
@@ -276,7 +277,8 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
             axes.set_axis_off()
         for axes, finding in zip(panels, calibrated, strict=False):
             labels, scores = labels_and_scores(predictions, finding)
-            if metrics["protocol"]["scoring"] in SCORINGS_OF_PROBABILITIES:
+            of_probabilities = metrics["protocol"]["scoring"] in SCORINGS_OF_PROBABILITIES
+            if of_probabilities and not is_scored_by_others(finding, metrics["protocol"]):
                 scores = log_odds(scores)
             probabilities = calibrate(scores, findings[finding]["scale"], findings[finding]["bias"])
             curve = reliability_curve(

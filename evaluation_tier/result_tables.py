@@ -261,7 +261,8 @@ def retrieval_tables(retrieval: Mapping) -> list[Table]:
             if f"{key}_ci95" in numbers:
                 levels = (format_cell(numbers.get(f"{key}_{level}")) for level in ("chance", "most_frequent"))
                 measure = key.replace("recall_at_", "R@").replace("_", " ")
-                rows.append((name, measure, format_estimate(numbers[key], numbers[f"{key}_ci95"]), *levels))
+                digits = 1 if key == "median_rank" else 3
+                rows.append((name, measure, format_estimate(numbers[key], numbers[f"{key}_ci95"], digits), *levels))
     note = (
         "R@k is the share of queries with a right answer among the first k, the median rank the k at which half have "
         "one; texts that say the same count as right. Chance draws lots; the last column always puts first what is "
@@ -337,7 +338,7 @@ def sparsity_tables(sparsity: Mapping) -> list[Table]:
         "zero and negative are shares of the patches."
     )
     for i, (name, part) in enumerate(parts.items()):
-        title = f"Words, {name}"
+        title = f"Words, {name}" if len(parts) > 1 else "Words"
         tables.append(
             matrix_table(f"sparsity-words-{i + 1}", title, "" if i else note, part["words"], "Class", digits=4)
         )

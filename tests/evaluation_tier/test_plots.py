@@ -244,3 +244,23 @@ def test_no_figure_names_an_image(tier_model, phantom, evaluated, tmp_path, monk
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text, **options: titles.append(text))
     plot_similarity_maps(*tier_model, phantom, {"Edema": prompts["Edema"]}, predictions, tmp_path, "phantom")
     assert titles == ["Edema, phantom (synthetic)"]
+
+
+def test_calibration_is_drawn_of_what_it_was_fitted_on(evaluated, tmp_path, monkeypatch):
+    """Scores that are probabilities are calibrated by their log-odds, but not those that other findings give."""
+    seen = []
+    monkeypatch.setattr("evaluation_tier.plots.log_odds", lambda scores: seen.append(len(scores)) or scores)
+    metrics, predictions, _ = evaluated
+    finding = list(metrics["findings"])[0]
+    result = metrics["findings"][finding] | {"scale": 1.0, "bias": 0.0}
+    predictions = predictions.rename(columns=lambda name: name.replace(finding, "No Finding"))
+    for scoring, no_finding, calls in (
+        ("difference", "prompts", 0),
+        ("softmax", "prompts", 1),
+        ("softmax", "others", 1),
+    ):
+        protocol = metrics["protocol"] | {"scoring": scoring, "no_finding": no_finding}
+        plot_calibration(
+            metrics | {"findings": {"No Finding": result}, "protocol": protocol}, predictions, tmp_path / "c.png"
+        )
+        assert len(seen) == calls

@@ -239,7 +239,7 @@ def test_retrieval(metrics):
     (table,) = evaluation_tables(metrics | {"retrieval": retrieval})["retrieval"]
     assert table.rows == (
         ("Report of an image", "R@5", "0.500 (0.250, 0.750)", "0.010", "0.100"),
-        ("Report of an image", "median rank", "4.000 (2.000, 8.000)", "100", "–"),
+        ("Report of an image", "median rank", "4.0 (2.0, 8.0)", "100", "–"),
     )
 
 
