@@ -486,8 +486,8 @@ def make_shards(
         tqdm(total=total, unit=" images", desc="Preparing", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
         ProcessPoolExecutor(workers, context, initialize_worker, counters) as executor,
     ):
-        pending = {executor.submit(write_shard, work_dir, output_dir, shard, options) for shard in plan.todo}
         try:
+            pending = {executor.submit(write_shard, work_dir, output_dir, shard, options) for shard in plan.todo}
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 bar.update(done.value - bar.n)

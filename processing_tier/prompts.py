@@ -13,7 +13,10 @@ SIDES = ("positive", "negative")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Sentences of reports with the finding and without it; each side is one ensemble, averaged by the scorer."""
+    """
+    Sentences of reports with the finding and without it; each side is one ensemble, averaged by the scorer. Without
+    negative ones the positive ones alone are scored.
+    """
 
     positive: list[str]
     negative: list[str]
@@ -30,10 +33,12 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
     ```
 
     A finding is looked up by name or alias, whatever its case and underscores; a side that is not given for it comes
-    from the templates.
+    from the templates. `negative: []` in the templates says that findings are scored by their positive sentences
+    alone.
 
     Args:
-        name_or_path (`str` or `os.PathLike`): `"report"`, `"tier"`, `"chexzero"`, or a YAML file.
+        name_or_path (`str` or `os.PathLike`):
+            `"report"`, `"tier"`, `"tier-padchest"`, `"chexzero"`, `"plain"`, or a YAML file.
         findings (`Sequence[str]`): names, such as the finding columns of a data set.
 
     Returns:
@@ -74,7 +79,7 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
         entry = lookup.get(normalize_name(finding), {})
         sides = {side: entry.get(side) or templates.get(side) or [] for side in SIDES}
         for side, sentences in sides.items():
-            if not sentences:
+            if not sentences and (side == "positive" or side not in templates):
                 raise ValueError(f"{path}: finding {finding!r} has no {side} prompts; add them or a {side} template.")
         name = finding.replace("_", " ")
         prompts[finding] = Prompts(**{s: [text.replace("{}", name) for text in sides[s]] for s in SIDES})

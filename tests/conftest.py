@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from transformers import (
 )
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """What all the imports have made stays, and need not be searched at each garbage collection from here on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,17 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
     arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 50, "--output_dir", output]
     text = run(*arguments, "--figures", "--model_card", capsys=capsys).out
     metrics = json.loads((output / "metrics.json").read_text())
-    assert list(metrics) == ["dataset", "protocol", "n_images", "models", "findings", "mean", "versions"]
+    assert list(metrics) == [
+        "dataset",
+        "protocol",
+        "n_images",
+        "models",
+        "findings",
+        "mean",
+        "versions",
+        "score_levels",
+        "subgroups",
+    ]
     assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [str(model)]
     assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
     assert all(result["n_positive"] >= 5 for result in metrics["findings"].values())
@@ -104,6 +114,7 @@ def test_ensemble_thresholds_and_softmax(models, tmp_path, capsys):
     assert metrics["models"] == [str(model) for model in models]
     assert list(metrics["findings"]) == ["Cardiomegaly", "Pleural Effusion"]
     assert metrics["protocol"]["scoring"] == "softmax" and metrics["protocol"]["prompts"] == "chexzero"
+    assert metrics["protocol"]["name"] == "report, own prompts, own scoring"
     assert metrics["protocol"]["thresholds"] == "highest MCC on the split 'train'"
     assert 0.3 < metrics["findings"]["Cardiomegaly"]["threshold"] < 0.7
 
@@ -137,6 +148,50 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
         assert -np.log(likelihood).mean() < entropy + 0.01  # no worse than the prevalence alone
         assert probabilities[labels >= 0].mean() == pytest.approx(prevalence, abs=0.02)
     assert any(result["scale"] for result in metrics["findings"].values())
+
+
+def test_protocol_level_and_cache(models, tmp_path, capsys):
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 40, "--protocol", "chexzero"]
+    arguments += ["--score_level", "patches-max", "--cache_dir", tmp_path / "cache"]
+    texts = [run(*arguments, "--output_dir", tmp_path / name, capsys=capsys).out for name in "ab"]
+    assert "Mean AUROC by score level: global 0." in texts[0]
+    assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
+    protocol = json.loads((tmp_path / "a" / "metrics.json").read_text())["protocol"]
+    assert (protocol["name"], protocol["score_level"]) == ("chexzero", "patches-max")
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
+
+
+def test_thresholds_that_the_pipeline_cannot_reproduce_are_not_saved(models, tmp_path, capsys):
+    model = shutil.copytree(models[0], tmp_path / "model")
+    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
+    for options in (["--protocol", "plain"], ["--score_level", "both-max"]):
+        assert "--save_thresholds is for scores as the pipeline makes them" in fails(
+            *arguments, "--save_thresholds", *options, capsys=capsys
+        )
+    run(*arguments, "--save_thresholds", "--no_finding", "others", capsys=capsys)
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())["findings"]
+    kept = json.loads((model / "config.json").read_text())["zero_shot_findings"]
+    assert set(evaluated) - set(kept) == {"No Finding"} & set(evaluated)
+
+
+def test_a_benchmark_chooses_findings_images_and_split(models, tmp_path, capsys, caplog):
+    frame = read_records(PHANTOM, "validation").remove_columns(["image", "masks"]).to_pandas()
+    names = dict(zip(("Cardiomegaly", "Atelectasis", "Edema", "Pneumothorax", "Nodule"), range(5), strict=True))
+    for record, name in zip(read_records(PHANTOM, "validation"), frame["image_id"], strict=True):
+        (tmp_path / f"{name}.png").write_bytes(record["image"]["bytes"])
+    frame["image"], frame["view"] = frame["image_id"] + ".png", "LATERAL"
+    table = frame[["image", "patient_id", "view", "split", *names]].rename(
+        columns={"Pneumothorax": "Effusion", "Nodule": "Consolidation"}
+    )
+    table.to_csv(tmp_path / "table.csv", index=False)
+    arguments = [models[0], "--benchmark", "chexpert-5", "--data", tmp_path / "table.csv", "--n_bootstrap", 5]
+    run(*arguments, "--output_dir", tmp_path / "out", capsys=capsys)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["protocol"]["benchmark"] == "chexpert-5" and metrics["protocol"]["split"] == "validation"
+    assert metrics["n_images"] == 40  # laterals too
+    found = {*metrics["findings"], *metrics["protocol"]["findings_left_out"]}
+    assert found == {"Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"}
+    assert "chexpert-5, split validation, has 40 images and not 234" in caplog.text
 
 
 def test_options_may_come_first(models, tmp_path, capsys):
@@ -213,7 +268,13 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         ),
         (["m", "--data", "phantom", "--threshold_split", "validation"], "--threshold_split is the evaluated split"),
         (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
-        (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the output folder /dev/null/x cannot be written"),
+        (["m", "--data", "phantom", "--protocol", "chexzro"], "no protocol 'chexzro': did you mean 'chexzero'?"),
+        (["m", "--data", "phantom", "--benchmark", "siim2"], "no benchmark 'siim2': did you mean 'siim'?"),
+        (
+            ["m", "--data", "phantom", "--cache_dir", "/dev/null/x"],
+            "/dev/null/x cannot be written: choose another --ca",
+        ),
+        (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the folder /dev/null/x cannot be written"),
         (["nowhere", "--data", "phantom"], "There is no model folder nowhere"),
         (["m", "--data", "phantom", "--device", "gpu"], "The device 'gpu' cannot be used here"),
     ],

@@ -25,7 +25,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import eval_zeroshot
 import train_tier
-from evaluation_tier.zeroshot import load_model
+from evaluation_tier.loading import load_model
 from training_tier.arguments import TierTrainingArguments
 from training_tier.presets import PRESETS
 from training_tier.trainer import TierTrainer

@@ -16,7 +16,8 @@ from transformers import pipeline, set_seed
 
 import eval_zeroshot
 import train_tier
-from evaluation_tier.zeroshot import evaluate_zero_shot, load_model
+from evaluation_tier.loading import load_model
+from evaluation_tier.zeroshot import evaluate_zero_shot
 from processing_tier import read_radiograph
 from processing_tier.phantom import make_phantom
 from processing_tier.readers import read_records

@@ -97,7 +97,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_leaves_a_model_that_loads_with_its_processor_and_log(trained):
-    from evaluation_tier.zeroshot import load_model
+    from evaluation_tier.loading import load_model
 
     model, processor = load_model(trained)
     assert model.config.token_entropy_weight == 0.1 and model.config.image_pooling == "patch_mean"

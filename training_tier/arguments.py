@@ -559,11 +559,6 @@ class TierTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.pad_to_multiple_of is None and self.torch_compile:
             self.pad_to_multiple_of = COMPILED_LENGTHS
-        if self.group_texts and (self.torch_compile or self.fsdp or self.deepspeed):
-            raise ValueError(
-                "group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and "
-                "DeepSpeed do not take; leave it out."
-            )
         self._check_choosing()
 
     def _check_choosing(self) -> None:

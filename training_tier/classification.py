@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
+from evaluation_tier.embedding import embed_prompts
 from evaluation_tier.metrics import auroc
-from evaluation_tier.zeroshot import embed_prompts, nanmean, read_labels, select_findings
+from evaluation_tier.zeroshot import nanmean, read_labels, select_findings
 from modeling_tier import (
     TierCLIPForImageClassification,
     TierCLIPModel,

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from model_checks import BERT, MODELS, RESNET, VIT, WEIGHTS
+from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 
 BOS, EOS = 97, 98  # EOS pads too, as in CLIP's own tokenizer
 TEXT = {
@@ -71,3 +73,28 @@ def batch() -> dict[str, torch.Tensor]:
     attention_mask = (torch.arange(8) < torch.tensor([[7], [5], [3], [2]])).long()
     pixel_values = torch.randn(4, 3, 32, 32, generator=generator)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+
+
+@pytest.fixture
+def make_model(make_tier):
+    """Function that makes a tiny model, always of the same weights: CLIP's with either pooling, or a dual encoder."""
+
+    def make(name: str, **options) -> nn.Module:
+        if name in ("cls", "patch_mean"):
+            return make_tier(image_pooling=name, **{**WEIGHTS, **options})
+        torch.manual_seed(0)
+        config = TierDualEncoderConfig(
+            text_config=dict(BERT),
+            vision_config=dict(RESNET if name == "resnet" else VIT),
+            projection_dim=24,
+            image_size=32,
+            **{**WEIGHTS, **options},
+        )
+        return TierDualEncoderModel(config).eval()
+
+    return make
+
+
+@pytest.fixture(params=MODELS)
+def model(request, make_model):
+    return make_model(request.param)

@@ -102,7 +102,11 @@ def run_processes(tmp_path_factory):
     @functools.cache
     def run(processes: int) -> Path:
         folder = tmp_path_factory.mktemp(f"processes{processes}")
-        torch.multiprocessing.spawn(process, args=(processes, str(folder)), nprocs=processes)
+        # They fork from one process that has imported what they need, and not each its own
+        torch.multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "modeling_tier"])
+        torch.multiprocessing.start_processes(
+            process, args=(processes, str(folder)), nprocs=processes, start_method="forkserver"
+        )
         return folder
 
     return run

@@ -21,7 +21,8 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcesso
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
-from evaluation_tier.zeroshot import embed_images, embed_prompts, zero_shot_scores
+from evaluation_tier.embedding import embed_images, embed_prompts
+from evaluation_tier.scoring import zero_shot_scores
 from modeling_tier import (
     CxrZeroShotClassificationPipeline,
     TierCLIPConfig,

@@ -55,10 +55,6 @@ def test_defaults_that_differ_from_transformers(tmp_path):
             "^frozen_text_layers=8 would keep the random weights of 'resnet-50-bert' as they are; it is for pretraine",
         ),
         (["--pad_to_multiple_of", "0"], "^pad_to_multiple_of=0 must be at least 1, for example 16.$"),
-        (
-            ["--group_texts", "true", "--torch_compile", "true", "--use_cpu", "true"],
-            "^group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and DeepSp",
-        ),
         (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
     ],
 )

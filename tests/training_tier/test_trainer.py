@@ -218,6 +218,10 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_trainer, options, mess
             "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or choose",
         ),
         (
+            {"group_texts": True, "torch_compile": True},
+            "^group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and DeepSp",
+        ),
+        (
             {"pad_to_multiple_of": 16, "entropy_tokens": "all"},
             "^pad_to_multiple_of changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
         ),

@@ -1,11 +1,8 @@
-"""What transformers expects of any model: kernels, precisions, compilation, devices, image sizes and exports."""
-
-import re
-import shutil
-from pathlib import Path
+"""What transformers expects of any model: kernels, precisions, devices and image sizes."""
 
 import pytest
 import torch
+from model_checks import BERT, MODELS, RESNET, TERMS, VIT, assert_equal_outputs, gradients
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
 from torch.nn import functional as F
@@ -13,75 +10,11 @@ from transformers import AutoModel, CLIPModel
 from transformers.utils import is_flash_attn_2_available
 
 from modeling_tier import (
-    TierCLIPConfig,
     TierCLIPForImageClassification,
-    TierCLIPModel,
     TierDualEncoderConfig,
     TierDualEncoderForImageClassification,
     TierDualEncoderModel,
 )
-from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
-
-TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
-WEIGHTS = {"token_entropy_weight": 0.3, "patch_entropy_weight": 0.7}
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 20,
-    "pad_token_id": 98,
-}
-RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-VIT = {
-    "model_type": "vit",
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-MODELS = ("cls", "patch_mean", "resnet", "vit")
-
-
-@pytest.fixture
-def make_model(make_tier):
-    """Function that makes a tiny model, always of the same weights: CLIP's with either pooling, or a dual encoder."""
-
-    def make(name: str, **options) -> nn.Module:
-        if name in ("cls", "patch_mean"):
-            return make_tier(image_pooling=name, **{**WEIGHTS, **options})
-        torch.manual_seed(0)
-        config = TierDualEncoderConfig(
-            text_config=dict(BERT),
-            vision_config=dict(RESNET if name == "resnet" else VIT),
-            projection_dim=24,
-            image_size=32,
-            **{**WEIGHTS, **options},
-        )
-        return TierDualEncoderModel(config).eval()
-
-    return make
-
-
-@pytest.fixture(params=MODELS)
-def model(request, make_model):
-    return make_model(request.param)
-
-
-def assert_equal_outputs(computed, expected, atol: float) -> None:
-    for name in ("loss", *TERMS, "logits_per_image", "image_embeds", "text_embeds"):
-        torch.testing.assert_close(computed[name], expected[name], rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")  # noqa: B023
-
-
-def gradients(model, batch) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    model(**batch, return_loss=True).loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
 
 # attention
 
@@ -177,56 +110,6 @@ def test_half_precision_keeps_the_entropies_in_float32(model, batch, dtype, auto
     model.zero_grad()
     output.loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-# compilation
-
-
-@pytest.fixture
-def raw_batch(batch):
-    """As training sends it: grey levels, normalised inside the forward."""
-    return {**batch, "pixel_values": torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)}
-
-
-def test_the_forward_compiles_without_graph_breaks(make_model, raw_batch):
-    model = make_model("patch_mean")
-    torch._dynamo.reset()
-    with torch.no_grad():
-        output = torch.compile(model, backend="eager", fullgraph=True)(**raw_batch, return_loss=True)
-        assert_equal_outputs(output, model(**raw_batch, return_loss=True), atol=0)
-
-
-def check_compiled_training(model, batch, backend: str) -> None:
-    expected, expected_gradients = model(**batch, return_loss=True), gradients(model, batch)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend=backend, fullgraph=True)  # which raises at a graph break
-    model.zero_grad()
-    output = compiled(**batch, return_loss=True)
-    assert type(output) is type(expected)
-    assert_equal_outputs(output, expected, atol=1e-5)
-    output.loss.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_training_step_compiles(model, raw_batch):
-    check_compiled_training(model, raw_batch, "aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
-def test_a_training_step_compiles_with_inductor(make_model, raw_batch, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # whatever a killed process has left in the usual one
-    check_compiled_training(make_model("patch_mean"), raw_batch, "inductor")
-
-
-@pytest.mark.slow
-def test_inference_compiles_without_graph_breaks(model, raw_batch):
-    torch._dynamo.reset()
-    with torch.no_grad():
-        computed = torch.compile(model, backend="eager", fullgraph=True)(**raw_batch).logits_per_image
-        assert torch.equal(computed, model(**raw_batch).logits_per_image)
 
 
 # devices
@@ -438,93 +321,3 @@ def test_texts_as_long_as_roberta_reads(make_model):
     assert model.get_text_features(torch.full((1, 18), 5)).pooler_output.isfinite().all()
     with pytest.raises(ValueError, match="^Texts of 19 tokens are longer than the 18 that this model reads"):
         model.get_text_features(torch.full((1, 19), 5))
-
-
-# export
-
-
-def example(model, tower: str, batch) -> tuple[nn.Module, dict, dict]:
-    """A module around one tower, its inputs by name, and which of their dimensions vary."""
-
-    class Tower(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-    class ImageTower(Tower):
-        def forward(self, pixel_values):
-            return self.model.get_image_features(pixel_values).pooler_output
-
-    class TextTower(Tower):
-        def forward(self, input_ids, attention_mask):
-            return self.model.get_text_features(input_ids, attention_mask).pooler_output
-
-    count = torch.export.Dim("batch")
-    if tower == "text":
-        varying = {0: count, 1: torch.export.Dim("tokens", max=20)}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return TextTower().eval(), inputs, {name: varying for name in inputs}
-    return ImageTower().eval(), {"pixel_values": batch["pixel_values"]}, {"pixel_values": {0: count}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_torch_export(model, batch, tower, tmp_path):
-    module, inputs, shapes = example(model, tower, batch)
-    program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
-    torch.export.save(program, tmp_path / "tower.pt2")
-    exported = torch.export.load(tmp_path / "tower.pt2").module()
-    for count, length in ((4, 8), (3, 7), (1, 5)):
-        others = [x[:count] if tower == "image" else x[:count, :length] for x in inputs.values()]
-        torch.testing.assert_close(exported(*others), module(*others), rtol=0, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_onnx(model, batch, tower, tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    module, inputs, shapes = example(model, tower, batch)
-    path = tmp_path / "tower.onnx"
-    torch.onnx.export(
-        module,
-        tuple(inputs.values()),
-        path,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=list(inputs),
-        opset_version=18,
-        external_data=False,
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    assert [node.name for node in session.get_inputs()] == list(inputs)
-    for count, length in ((4, 8), (3, 7), (1, 5)):
-        others = [x[:count] if tower == "image" else x[:count, :length] for x in inputs.values()]
-        [computed] = session.run(None, {key: x.numpy() for key, x in zip(inputs, others, strict=True)})
-        torch.testing.assert_close(torch.from_numpy(computed), module(*others).detach(), rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_the_recipe_in_docs(tiny_sizes, tmp_path, monkeypatch, capsys):
-    """docs/export.md as it stands, on another folder; then its graphs on batches of other sizes."""
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    tokenizer = train_tokenizer(["Cardiomegaly.", "No cardiomegaly."], vocab_size=600)
-    tokenizer.model_max_length = 20
-    text_config = {**tiny_sizes["text_config"], "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    model = TierCLIPModel(TierCLIPConfig(**{**tiny_sizes, "text_config": text_config})).eval()
-    model.save_pretrained(tmp_path / "model")
-    TierProcessor(TierImageProcessor(size=32), tokenizer).save_pretrained(tmp_path / "model")
-    recipe = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"```python\n(.*?)```", recipe, re.DOTALL)
-    assert code.count('"runs/phantom"') == 1
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace('"runs/phantom"', repr(str(tmp_path / "model"))), "docs/export.md", "exec"), {})
-    assert float(capsys.readouterr().out.split()[-1]) < 2e-5  # what it prints
-
-    pixels = torch.randn(5, 3, 32, 32)
-    session = onnxruntime.InferenceSession("image.onnx", providers=["CPUExecutionProvider"])
-    [computed] = session.run(None, {"pixel_values": pixels.numpy()})
-    expected = F.normalize(model.get_image_features(pixels).pooler_output, dim=-1).detach()
-    torch.testing.assert_close(torch.from_numpy(computed), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(torch.export.load("image.pt2").module()(pixels), expected, rtol=0, atol=1e-6)

@@ -1,0 +1,141 @@
+"""Published test sets by name: which images, which findings under which names, and how many there should be."""
+
+import difflib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import yaml
+
+from processing_tier.prompts import Prompts, normalize_name
+from processing_tier.readers import parse_data
+from processing_tier.records import finding_columns
+
+logger = logging.getLogger(__name__)
+
+BENCHMARKS_FOLDER = Path(__file__).parent / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    A test set, from a file in `evaluation_tier/benchmarks`.
+
+    Args:
+        name: of the file.
+        source: where the data are.
+        reader: the one of `processing_tier.readers` that reads the archive.
+        splits: name to what is known of it: `images` and `positives` (finding to number), as published, and
+            `options` of the reader. The first is the usual one.
+        findings: name to other names that a table may use for it; None for all that the data have.
+        options: of the reader, in every split.
+        views: `"frontal"` or `"all"`.
+        min_positives: that a finding needs.
+        num_findings: as published, where `findings` is None.
+        prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
+    """
+
+    name: str
+    source: str
+    reader: str
+    splits: dict[str, dict]
+    findings: dict[str, list[str]] | None
+    options: dict[str, str | int] = field(default_factory=dict)
+    views: str = "all"
+    min_positives: int = 1
+    num_findings: int | None = None
+    prompts: dict[str, dict[str, dict]] = field(default_factory=dict)
+
+
+def list_benchmarks() -> list[str]:
+    """The names that `load_benchmark` knows."""
+    return sorted(path.stem for path in BENCHMARKS_FOLDER.glob("*.yaml"))
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name. ValueError where there is none."""
+    names = list_benchmarks()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"There is no benchmark {name!r}: {hint}there are {', '.join(names)}.")
+    content = yaml.safe_load((BENCHMARKS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    if content["findings"] == "all":
+        content["findings"] = None
+    return Benchmark(name=name, **content)
+
+
+def benchmark_data(benchmark: Benchmark, data: str, split: str) -> str:
+    """What `read_records` is to be given for `data`: the reader's options that the benchmark needs are added.
+
+    Args:
+        data: the archive with its reader (`"chexpert:FOLDER"`), whose own options prevail, or anything else that
+            `read_records` takes, which stays as it is.
+
+    Raises:
+        ValueError: for a split that the benchmark lacks, or the reader of another archive.
+    """
+    if split not in benchmark.splits:
+        raise ValueError(f"{benchmark.name} has no split {split!r}: it has {', '.join(benchmark.splits)}.")
+    reader, _, given = parse_data(data)
+    if reader is None:
+        return data
+    if reader != benchmark.reader:
+        raise ValueError(
+            f"{benchmark.name} is of {benchmark.reader!r}, not of {reader!r}: give {benchmark.reader}:FOLDER, or a "
+            "folder or table with its images."
+        )
+    options = {**benchmark.options, **benchmark.splits[split].get("options", {})}
+    added = [f"{name}={value}" for name, value in options.items() if name not in given]
+    return ",".join([data, *added])
+
+
+def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> datasets.Dataset:
+    """The data set with the benchmark's findings alone, under its names, without the images that have no label.
+
+    A number of images, findings or positives that is not the published one is said in a warning.
+
+    Raises:
+        ValueError: for a finding that the data set has under no known name.
+    """
+    available = finding_columns(dataset)
+    if benchmark.findings is None:
+        columns = {finding: finding for finding in available}
+    else:
+        by_name = {normalize_name(column): column for column in available}
+        columns = {}
+        for finding, aliases in benchmark.findings.items():
+            found = [by_name[key] for name in (finding, *aliases) if (key := normalize_name(name)) in by_name]
+            if not found:
+                raise ValueError(
+                    f"{benchmark.name}: the data set has no column {finding!r}; it has "
+                    f"{', '.join(map(repr, available))}."
+                )
+            columns[finding] = found[0]
+    dataset = dataset.remove_columns([column for column in available if column not in columns.values()])
+    dataset = dataset.rename_columns({column: finding for finding, column in columns.items() if column != finding})
+    labels = {finding: np.array(dataset.with_format(None)[finding][:], dtype=np.float64) for finding in columns}
+    labelled = ~np.all([np.isnan(values) for values in labels.values()], axis=0)
+    if not labelled.all():
+        dataset = dataset.select(np.flatnonzero(labelled))
+
+    known = benchmark.splits[split]
+    positives = known.get("positives", {})
+    counts = [("images", known.get("images"), len(dataset)), ("findings", benchmark.num_findings, len(columns))]
+    counts += [(f"positives of {name}", number, int((labels[name] == 1).sum())) for name, number in positives.items()]
+    wrong = [f"{found:,} {what} and not {number:,}" for what, number, found in counts if number not in (None, found)]
+    if wrong:
+        logger.warning(
+            "%s, split %s, has %s: the results are not those of the published test set.",
+            benchmark.name,
+            split,
+            ", ".join(wrong),
+        )
+    return dataset
+
+
+def benchmark_prompts(benchmark: Benchmark, protocol: str) -> dict[str, Prompts]:
+    """The sentences that take the place of a protocol's own, by finding."""
+    return {finding: Prompts(**sides) for finding, sides in benchmark.prompts.get(protocol, {}).items()}

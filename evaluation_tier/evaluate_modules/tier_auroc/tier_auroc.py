@@ -1,0 +1,44 @@
+"""AUROC with a patient bootstrap interval, as a module for `evaluate.load`."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from evaluation_tier.metrics import auroc
+from evaluation_tier.resampling import bootstrap_auroc
+
+DESCRIPTION = "AUROC of one finding with a 95 % percentile interval from resampling patients."
+CITATION = """@article{hanley1982meaning,
+  title={The meaning and use of the area under a receiver operating characteristic ({ROC}) curve},
+  author={Hanley, James A. and McNeil, Barbara J.},
+  journal={Radiology}, volume={143}, number={1}, pages={29--36}, year={1982}
+}"""
+INPUTS = """
+Args:
+    predictions: scores, the higher the likelier the finding.
+    references: 1 present, 0 absent, -1 uncertain, NaN not stated; the last two are left out.
+    patient_ids: the patient of each score; by default each is a patient of its own.
+    num_resamples: of the patients (default: 1000).
+    seed: of the resamples (default: 0).
+Returns:
+    auroc, and auroc_ci95 as [low, high]; NaN where undefined.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
+class TierAUROC(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+            ),
+        )
+
+    def _compute(self, predictions, references, patient_ids=None, num_resamples: int = 1000, seed: int = 0) -> dict:
+        labels, scores = np.array(references, dtype=np.float64), np.array(predictions, dtype=np.float64)
+        patient_ids = range(len(labels)) if patient_ids is None else patient_ids
+        found = bootstrap_auroc(labels[:, None], scores[:, None], patient_ids, num_resamples, seed)
+        return {"auroc": auroc(labels, scores), "auroc_ci95": found.interval[0].tolist()}

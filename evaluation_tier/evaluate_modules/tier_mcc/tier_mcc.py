@@ -1,0 +1,55 @@
+"""MCC at the best threshold, as a module for `evaluate.load`."""
+
+import datasets
+import evaluate
+
+from evaluation_tier.metrics import best_threshold, metrics_at_threshold
+
+DESCRIPTION = "Matthews correlation coefficient of one finding at a threshold, or at the one that is best on a split."
+CITATION = """@article{matthews1975comparison,
+  title={Comparison of the predicted and observed secondary structure of {T4} phage lysozyme},
+  author={Matthews, Brian W.},
+  journal={Biochimica et Biophysica Acta}, volume={405}, number={2}, pages={442--451}, year={1975}
+}"""
+INPUTS = """
+Args:
+    predictions: scores, the higher the likelier the finding.
+    references: 1 present, 0 absent, -1 uncertain, NaN not stated; the last two are left out.
+    threshold: present means score >= threshold; by default the best one of the split below.
+    threshold_predictions, threshold_references: the split that chooses the threshold; by default the data themselves,
+        which flatters.
+    criterion: what is highest at the best threshold: "mcc" (default), "f1" or "youden".
+Returns:
+    mcc, f1 and threshold; NaN where undefined.
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
+class TierMCC(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        threshold: float | None = None,
+        threshold_predictions=None,
+        threshold_references=None,
+        criterion: str = "mcc",
+    ) -> dict:
+        if (threshold_predictions is None) != (threshold_references is None):
+            raise ValueError("The split that chooses the threshold needs predictions and references: give both.")
+        if threshold is None:
+            if threshold_predictions is None:
+                threshold_predictions, threshold_references = predictions, references
+            threshold = best_threshold(threshold_references, threshold_predictions, criterion)
+        found = metrics_at_threshold(references, predictions, threshold)
+        return {"mcc": found["mcc"], "f1": found["f1"], "threshold": threshold}

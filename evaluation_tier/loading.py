@@ -1,0 +1,133 @@
+"""Models and their processors, from folders and from the Hub."""
+
+import re
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # the top level hides it without torchvision
+
+import modeling_tier  # noqa: F401 (registers the model with AutoModel)
+import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
+
+CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one. ValueError for a name that torch does not know or cannot use."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails with an AssertionError
+        raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model (float32, in evaluation mode, on `device`) and its processor.
+
+    TIER models, and any other checkpoint of the CLIP family with its processor, are read; so are TIER's classifiers,
+    whose processor is an image processor. Code that lies beside the weights is never run, and pickled weights are
+    never opened.
+
+    Args:
+        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name").
+
+    Raises:
+        ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
+    """
+    check_name(name)
+    folder = Path(name)
+    try:
+        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [""]
+        auto_class = AutoModelForImageClassification if architectures[0] in CLASSIFIERS else AutoModel
+        model, info = auto_class.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        if is_classifier(model):
+            processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        else:
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
+        reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        if folder.is_dir():
+            raise ValueError(f"The model in {folder} does not load {reason}.") from error
+        raise ValueError(
+            f"There is no model folder {name}, and from the Hub it does not load; a private model needs "
+            f"`hf auth login` {reason}."
+        ) from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights of {name} lack {len(info['missing_keys'])} of the model's tensors, "
+            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
+        )
+    if is_classifier(model):
+        return model.to(device).eval(), processor
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
+            "name a TIER or CLIP model."
+        )
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(
+            f"The model {name} has no complete processor (image processor and tokenizer): "
+            "save it beside the model with processor.save_pretrained."
+        )
+    return model.to(device).eval(), processor
+
+
+def check_name(name: str | Path) -> None:
+    """ValueError for what is neither a model folder nor could be a name on the Hub; nothing is loaded."""
+    if Path(name).is_dir():
+        check_folder(Path(name))
+    elif not HUB_NAME.fullmatch(str(name)):
+        raise ValueError(
+            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
+            "the Hub (owner/name)."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
+        raise ValueError(f"The folder {folder} holds no model (no config.json): {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
+            "save_pretrained; pickled weights (*.bin, *.pt) are never read."
+        )
+
+
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a model scores findings by a trained head, and not by sentences."""
+    return type(model).__name__ in CLASSIFIERS
+
+
+def check_members_differ(weights: Mapping[str, str]) -> None:
+    """Refuse an ensemble in which two members have the same weights.
+
+    TIER's loader filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203), and
+    nothing told: the average of copies looks like an ensemble and is none.
+
+    Args:
+        weights: name of each member to the hash of its weights, see `evaluation_tier.cache.hash_weights`.
+    """
+    for (first_name, first), (second_name, second) in combinations(weights.items(), 2):
+        if first == second:
+            raise ValueError(
+                f"{first_name} and {second_name} have identical weights: an ensemble needs models that differ."
+            )

@@ -1,0 +1,524 @@
+"""How sure a number is: the bootstrap, DeLong's test and subgroups, in numpy, for all findings and resamples at once.
+
+A resample is a row of counts: how often each image was drawn. `np.repeat(np.arange(images), row)` are the indices of
+the same resample. Images of one patient (or study) stand or fall together: drawn one by one, they would make intervals
+too narrow. A value that is undefined in a resample (AUROC without both classes) is NaN and is dropped from the
+percentiles, where it would otherwise count as the highest.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .metrics import metrics_from_counts, select_known, weighted_areas
+
+NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memory, not the result
+RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
+AREAS = ("auroc", "auprc")
+AT_THRESHOLD = ("mcc", "f1", "sensitivity", "specificity")
+FEWEST_CHEXZERO_RESAMPLES = 40  # of fewer, the reference's lower position is the highest value
+QUANTILE_975 = 1.959963984540054  # of the standard normal distribution
+
+
+class BootstrapAUROC(NamedTuple):
+    """Bootstrap intervals, one row or entry per finding, and those of the mean over the findings."""
+
+    interval: np.ndarray  # (findings, 2): lower and upper bound
+    mean_interval: np.ndarray  # (2,)
+    num_dropped: np.ndarray  # (findings,): resamples in which the finding lacks a class
+    mean_num_dropped: int  # resamples in which any finding lacks a class
+
+
+class PairedDifference(NamedTuple):
+    """What a second model adds to a first one on the same images, per finding and for the mean over the findings."""
+
+    difference: np.ndarray  # (findings,): second minus first, on all images
+    interval: np.ndarray  # (findings, 2)
+    p_value: np.ndarray  # (findings,), two-sided
+    mean_difference: float
+    mean_interval: np.ndarray  # (2,)
+    mean_p_value: float
+
+
+class DeLong(NamedTuple):
+    """Two correlated AUROCs, see [`delong`]."""
+
+    aurocs: np.ndarray  # (2,)
+    covariance: np.ndarray  # (2, 2)
+    intervals: np.ndarray  # (2, 2): lower and upper bound of each AUROC
+    difference: float  # second minus first
+    difference_interval: np.ndarray  # (2,)
+    p_value: float  # two-sided
+
+
+def check_num_resamples(num_resamples: int) -> None:
+    if num_resamples < 1:
+        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {num_resamples}.")
+
+
+def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
+    """The number of different units, and each image's, in the order of the ids as text."""
+    units, unit_of_image = np.unique(np.asarray(unit_ids).astype(str), return_inverse=True)
+    if not len(units):
+        raise ValueError("There are no images to resample.")
+    return len(units), unit_of_image
+
+
+def count_units(drawn: np.ndarray, num_units: int) -> np.ndarray:
+    """How often each unit was drawn, (resamples, units), from the units drawn, (resamples, draws)."""
+    places = drawn + np.arange(len(drawn))[:, None] * num_units  # one bincount for all resamples
+    return np.bincount(places.ravel(), minlength=len(drawn) * num_units).reshape(len(drawn), num_units)
+
+
+def draw_resamples(unit_ids: Sequence, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """
+    Resamples of whole units with replacement, as many units as there are.
+
+    Args:
+        unit_ids (`Sequence`): (images,), the patient or study of each image.
+        num_resamples (`int`, *optional*, defaults to 1000): at least 1; 1,000 is what CheXzero takes.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        `np.ndarray`: (resamples, images) uint16, how often each image was drawn.
+    """
+    check_num_resamples(num_resamples)
+    num_units, unit_of_image = number_units(unit_ids)
+    generator = np.random.default_rng(seed)
+    draws = np.empty((num_resamples, len(unit_of_image)), dtype=np.uint16)
+    for rows in chunks(num_resamples, num_units):
+        drawn = generator.integers(num_units, size=(rows.stop - rows.start, num_units))
+        draws[rows] = count_units(drawn, num_units)[:, unit_of_image]
+    return draws
+
+
+def draw_stratified_resamples(
+    labels: np.ndarray, unit_ids: Sequence, num_resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """
+    Resamples in which no finding loses a class, however rare: each finding's units are drawn within strata.
+
+    For each finding, a unit (patient or study) belongs to one of four strata: its images hold positives only,
+    negatives only, both, or neither (uncertain or unstated). Whole units are drawn with replacement within each
+    stratum, as many as it has. So the number of units with a positive is that of the data in every resample, and so
+    is the number of those with a negative; the number of positive images may vary, since units differ in how many
+    they have. Findings share one draw as far as their strata allow: where a draw holds too many units of a stratum,
+    the surplus is taken out and redrawn from the strata that lack some, so that findings stay correlated and the mean
+    over them has an honest interval.
+
+    Args:
+        labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN.
+        unit_ids (`Sequence`): (images,), the patient or study of each image.
+        num_resamples (`int`, *optional*, defaults to 1000): at least 1.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        `np.ndarray`: (findings, resamples, images) uint16, two bytes for each of these numbers.
+    """
+    check_num_resamples(num_resamples)
+    labels = np.asarray(labels, dtype=np.float64)
+    num_units, unit_of_image = number_units(unit_ids)
+    generator = np.random.default_rng(seed)
+    strata = []  # per finding: the units of each stratum, and the generator of their redraws
+    for i, column in enumerate(labels.T):
+        positive = np.bincount(unit_of_image[column == 1], minlength=num_units) > 0
+        negative = np.bincount(unit_of_image[column == 0], minlength=num_units) > 0
+        kind = positive + 2 * negative
+        strata.append([(np.flatnonzero(kind == k), np.random.default_rng([seed, i, k])) for k in np.unique(kind)])
+
+    draws = np.empty((labels.shape[1], num_resamples, len(labels)), dtype=np.uint16)
+    for rows in chunks(num_resamples, num_units):
+        drawn = generator.integers(num_units, size=(rows.stop - rows.start, num_units))
+        for i, members_and_generators in enumerate(strata):
+            counts = np.zeros((len(drawn), num_units), dtype=np.int64)
+            for members, redraw in members_and_generators:
+                member = np.zeros(num_units, dtype=bool)
+                member[members] = True
+                inside = member[drawn]
+                # the draws of a stratum are independent, so the first of them are as good as any
+                kept = inside & (np.cumsum(inside, axis=1) <= len(members))
+                np.add.at(counts, (np.nonzero(kept)[0], drawn[kept]), 1)
+                lacking = np.repeat(np.arange(len(drawn)), len(members) - kept.sum(axis=1))
+                np.add.at(counts, (lacking, members[redraw.integers(len(members), size=len(lacking))]), 1)
+            draws[i, rows] = counts[:, unit_of_image]
+    return draws
+
+
+def draw_chexzero_resamples(num_images: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """
+    The resamples of CheXzero: images (there, one per study) one by one, resample i with the random state seed + i.
+
+    These are the draws of `sklearn.utils.resample(range(num_images), random_state=i)` in `bootstrap` of CheXzero's
+    eval.py:199-229 at 5c341db, whose seed is 0. See [`chexzero_interval`].
+
+    Returns:
+        `np.ndarray`: (resamples, images) uint16, how often each image was drawn.
+    """
+    check_num_resamples(num_resamples)
+    draws = np.empty((num_resamples, num_images), dtype=np.uint16)
+    for i in range(num_resamples):
+        drawn = np.random.RandomState(seed + i).randint(0, num_images, size=num_images)
+        draws[i] = np.bincount(drawn, minlength=num_images)
+    return draws
+
+
+def chunks(num_resamples: int, num_columns: int) -> list[slice]:
+    """Parts of the resamples, each small enough for the memory."""
+    size = max(1, min(NUMBERS_IN_MEMORY // max(num_columns, 1), RESAMPLES_AT_ONCE))
+    return [slice(start, min(start + size, num_resamples)) for start in range(0, num_resamples, size)]
+
+
+def bootstrap(
+    labels: np.ndarray, scores: np.ndarray, draws: np.ndarray, thresholds: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
+    """
+    The metrics of every finding in every resample.
+
+    The values are those of scikit-learn on `np.repeat`ed labels and scores, to rounding.
+
+    Args:
+        labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN; -1 and NaN are left out.
+        scores (`np.ndarray`): (images, findings).
+        draws (`np.ndarray`):
+            (resamples, images), how often each image was drawn, or (findings, resamples, images) where findings have
+            draws of their own; from [`draw_resamples`], [`draw_stratified_resamples`], [`draw_chexzero_resamples`] or
+            elsewhere. `np.ones((1, images))` gives the metrics of the data themselves.
+        thresholds (`Sequence[float]`, *optional*):
+            (findings,), fixed in all resamples: present means score >= threshold. NaN gives NaN.
+
+    Returns:
+        `dict[str, np.ndarray]`: `auroc`, `auprc` and, with thresholds, `mcc`, `f1`, `sensitivity`, `specificity`,
+        each (resamples, findings); NaN where undefined.
+
+    Raises:
+        `ValueError`: shapes that do not fit, negative draws; labels or scores that [`select_known`] refuses.
+    """
+    labels, scores, draws = (
+        np.asarray(labels, dtype=np.float64),
+        np.asarray(scores, dtype=np.float64),
+        np.asarray(draws),
+    )
+    if labels.ndim != 2 or labels.shape != scores.shape:
+        raise ValueError(
+            f"Labels and scores must both be images x findings, but have shapes {labels.shape} and {scores.shape}."
+        )
+    num_images, num_findings = labels.shape
+    if draws.ndim not in (2, 3) or draws.shape[-1] != num_images or draws.shape[:-2] not in ((), (num_findings,)):
+        raise ValueError(
+            f"Draws of {num_images} images and {num_findings} findings must be resamples x images or findings x "
+            f"resamples x images, but have shape {draws.shape}."
+        )
+    if draws.size and draws.min() < 0:
+        raise ValueError("Draws count how often an image was drawn, but some are negative.")
+    if thresholds is not None and len(thresholds) != num_findings:
+        raise ValueError(f"There are {num_findings} findings, but {len(thresholds)} thresholds.")
+
+    rows_of = [np.flatnonzero((column == 0) | (column == 1)) for column in labels.T]
+    known = [select_known(labels[:, i], scores[:, i]) for i in range(num_findings)]
+    num_resamples = draws.shape[-2]
+    names = AREAS + (AT_THRESHOLD if thresholds is not None else ())
+    results = {name: np.empty((num_resamples, num_findings)) for name in names}
+    for part in chunks(num_resamples, num_images):
+        if draws.ndim == 2:
+            shared = np.ascontiguousarray(draws[part].T, dtype=np.float64)  # images x resamples: rows to add up
+        for i, (known_labels, known_scores) in enumerate(known):
+            weights = shared if draws.ndim == 2 else draws[i, part].T.astype(np.float64)
+            weights = weights[rows_of[i]]
+            results["auroc"][part, i], results["auprc"][part, i] = weighted_areas(known_labels, known_scores, weights)
+            if thresholds is None:
+                continue
+            predicted = known_scores >= thresholds[i]
+            found = metrics_from_counts(
+                weights[predicted & known_labels].sum(axis=0),
+                weights[predicted].sum(axis=0),
+                weights[known_labels].sum(axis=0),
+                weights.sum(axis=0),
+            )
+            for name in AT_THRESHOLD:
+                results[name][part, i] = np.nan if np.isnan(thresholds[i]) else found[name]
+    return results
+
+
+def percentile_interval(values: np.ndarray) -> np.ndarray:
+    """The 2.5th and 97.5th percentile of the values (resamples,) that are not NaN; NaN when none is left."""
+    values = values[~np.isnan(values)]
+    return np.percentile(values, [2.5, 97.5]) if len(values) else np.full(2, np.nan)
+
+
+def chexzero_interval(values: np.ndarray) -> tuple[float, np.ndarray]:
+    """
+    Centre and 95 % interval as CheXzero reports them, but not rounded to 4 digits.
+
+    The centre is the mean of the resamples, not the value of the data, and the bounds are the sorted values at (from
+    0) `int(0.025 n) - 1` and `int(0.975 n) - 1`: 24 and 974 of 1,000 (`compute_cis` of CheXzero's eval.py:164-197 at
+    5c341db). As there, NaN values are left out of the mean but sorted last, so that those of a rare finding shift its
+    bounds: [`percentile_interval`] has neither trait.
+
+    Args:
+        values (`np.ndarray`): (resamples,), at least `FEWEST_CHEXZERO_RESAMPLES`.
+
+    Raises:
+        `ValueError`: fewer than 40 values, for which the reference's lower position is the highest value.
+    """
+    if len(values) < FEWEST_CHEXZERO_RESAMPLES:
+        raise ValueError(f"CheXzero's interval needs at least 40 resamples, but there are {len(values)}.")
+    bounds = np.sort(values)[[int(0.05 / 2 * len(values)) - 1, int((1 - 0.05 / 2) * len(values)) - 1]]
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan"), bounds
+
+
+def mean_over_findings(point: np.ndarray, resampled: np.ndarray) -> tuple[float, np.ndarray]:
+    """
+    The mean over the findings whose value is defined: of the data, and in each resample (NaN where one is undefined).
+
+    Args:
+        point (`np.ndarray`): (findings,), of the data.
+        resampled (`np.ndarray`): (resamples, findings).
+    """
+    defined = ~np.isnan(point)
+    if not defined.any():
+        return float("nan"), np.full(len(resampled), np.nan)
+    return float(point[defined].mean()), resampled[:, defined].mean(axis=1)
+
+
+def bootstrap_auroc(
+    labels: np.ndarray, scores: np.ndarray, patient_ids: Sequence, num_resamples: int = 1000, seed: int = 0
+) -> BootstrapAUROC:
+    """
+    95 % percentile intervals of each finding's AUROC and of their mean, resampling patients: [`draw_resamples`] and
+    [`bootstrap`] in one.
+    """
+    resampled = bootstrap(labels, scores, draw_resamples(patient_ids, num_resamples, seed))["auroc"]
+    complete = resampled.mean(axis=1) if resampled.shape[1] else np.full(num_resamples, np.nan)
+    return BootstrapAUROC(
+        interval=np.array([percentile_interval(column) for column in resampled.T]).reshape(-1, 2),
+        mean_interval=percentile_interval(complete),
+        num_dropped=np.isnan(resampled).sum(axis=0),
+        mean_num_dropped=int(np.isnan(complete).sum()),
+    )
+
+
+def bootstrap_p_value(differences: np.ndarray) -> float:
+    """
+    Two-sided p-value of a difference of 0: twice the smaller share of resampled differences on one side of 0 or at it.
+
+    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1.
+    """
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        return float("nan")
+    smaller = min((differences <= 0).sum(), (differences >= 0).sum())
+    return min(1.0, float(2 * (smaller + 1) / (len(differences) + 1)))
+
+
+def paired_bootstrap(
+    labels: np.ndarray,
+    first_scores: np.ndarray,
+    second_scores: np.ndarray,
+    draws: np.ndarray,
+    first_thresholds: Sequence[float] | None = None,
+    second_thresholds: Sequence[float] | None = None,
+) -> dict[str, PairedDifference]:
+    """
+    The second model's metrics minus the first's, both on the same resamples of the same images.
+
+    Args:
+        labels, draws: see [`bootstrap`].
+        first_scores, second_scores (`np.ndarray`): (images, findings).
+        first_thresholds, second_thresholds (`Sequence[float]`, *optional*): (findings,), of both models or of neither.
+
+    Returns:
+        `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. A finding whose difference is undefined
+        is NaN, and the mean leaves it out.
+    """
+    if (first_thresholds is None) != (second_thresholds is None):
+        raise ValueError("Thresholds are given for one of the two models only: give those of both, or none.")
+    data = np.ones((1, len(labels)))
+    models = ((first_scores, first_thresholds), (second_scores, second_thresholds))
+    first_point, second_point = (bootstrap(labels, scores, data, thresholds) for scores, thresholds in models)
+    first, second = (bootstrap(labels, scores, draws, thresholds) for scores, thresholds in models)
+    results = {}
+    for name in first:
+        point, resampled = second_point[name][0] - first_point[name][0], second[name] - first[name]
+        mean, resampled_mean = mean_over_findings(point, resampled)
+        results[name] = PairedDifference(
+            difference=point,
+            interval=np.array([percentile_interval(column) for column in resampled.T]).reshape(-1, 2),
+            p_value=np.array([bootstrap_p_value(column) for column in resampled.T]),
+            mean_difference=mean,
+            mean_interval=percentile_interval(resampled_mean),
+            mean_p_value=bootstrap_p_value(resampled_mean),
+        )
+    return results
+
+
+def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarray) -> DeLong:
+    """
+    DeLong's test of two models' AUROCs on the same images (DeLong et al. 1988), by midranks (Sun & Xu 2014).
+
+    It takes the images to be independent: with several of a patient, use [`paired_bootstrap`].
+
+    Args:
+        labels (`np.ndarray`): (images,), 1, 0, -1 or NaN; -1 and NaN are left out.
+        first_scores, second_scores (`np.ndarray`): (images,).
+
+    Returns:
+        [`DeLong`]: 95 % intervals from the normal distribution, those of the AUROCs clipped to 0..1. Covariance,
+        intervals and p-value are NaN with fewer than 2 positives or 2 negatives. Where the difference has no variance,
+        p is 1 if it is 0 and NaN otherwise.
+    """
+    known_labels, first = select_known(labels, first_scores)
+    scores = np.stack([first, select_known(labels, second_scores)[1]])  # (2, samples)
+    positive, negative = scores[:, known_labels], scores[:, ~known_labels]
+    m, n = positive.shape[1], negative.shape[1]
+    if min(m, n) == 0:
+        aurocs = np.full(2, np.nan)
+    else:
+        # each positive's share of negatives that it beats, and each negative's share of positives that beat it
+        ranks = np.array([midranks(row) for row in scores])
+        over = (ranks[:, known_labels] - [midranks(row) for row in positive]) / n  # (2, m)
+        under = 1 - (ranks[:, ~known_labels] - [midranks(row) for row in negative]) / m  # (2, n)
+        aurocs = over.mean(axis=1)
+    if min(m, n) < 2:
+        nothing = np.full((2, 2), np.nan)
+        return DeLong(aurocs, nothing, nothing, float(aurocs[1] - aurocs[0]), nothing[0], float("nan"))
+    covariance = np.cov(over) / m + np.cov(under) / n
+    errors = np.sqrt(np.diag(covariance))
+    intervals = aurocs[:, None] + QUANTILE_975 * errors[:, None] * [-1, 1]
+    difference = float(aurocs[1] - aurocs[0])
+    variance = max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0)
+    if variance > 1e-16 * (1 + np.trace(covariance)):  # rounding is no variance
+        p_value = math.erfc(abs(difference) / math.sqrt(2 * variance))
+    else:
+        p_value = 1.0 if abs(difference) < 1e-12 else float("nan")
+    half = QUANTILE_975 * math.sqrt(variance)
+    return DeLong(
+        aurocs, covariance, intervals.clip(0, 1), difference, np.array([difference - half, difference + half]), p_value
+    )
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, the mean rank among equal values."""
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[group]
+
+
+def age_bands(ages: Sequence[float], edges: Sequence[float] = (18, 40, 60, 80)) -> np.ndarray:
+    """
+    Each age's band as text, such as `"<18"`, `"18-39"` and `">=80"`; `""` for an age that is NaN or `None`.
+
+    Args:
+        ages (`Sequence[float]`): in years.
+        edges (`Sequence[float]`, *optional*, defaults to `(18, 40, 60, 80)`):
+            Rising whole numbers; a band holds its lower edge and not its upper one.
+    """
+    ages = np.array([np.nan if age is None else age for age in ages], dtype=np.float64)
+    bands = [
+        f"<{edges[0]}",
+        *(f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False)),
+        f">={edges[-1]}",
+    ]
+    return np.where(np.isnan(ages), "", np.array(bands)[np.searchsorted(edges, ages, side="right")])
+
+
+def subgroup_metrics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: Sequence,
+    draws: np.ndarray,
+    *,
+    findings: Sequence[str],
+    min_cases: int = 10,
+) -> dict:
+    """
+    AUROC of each subgroup of the images (sex, age band, view, source), and how far subgroups are apart.
+
+    Groups share the resamples, so the interval of a gap honours that a patient may be in several groups (views). A gap
+    is the highest minus the lowest AUROC: it is never negative, so its interval seldom holds 0 even where groups do
+    not differ, the less so the more groups there are and the smaller they are. Read it beside the groups' intervals.
+
+    Args:
+        labels, scores (`np.ndarray`): (images, findings), as for [`bootstrap`].
+        groups (`Sequence`): (images,), each image's group; `None`, NaN or `""` where it is not known.
+        draws (`np.ndarray`): (resamples, images), see [`draw_resamples`]; those of each group are its columns.
+        findings (`Sequence[str]`): the findings' names.
+        min_cases (`int`, *optional*, defaults to 10):
+            Positives, and negatives, that a group needs for a finding's AUROC.
+
+    Returns:
+        `dict`:
+        - `"groups"`: by group `{"n_images", "auroc": {finding: value}, "auroc_ci95": {finding: [low, high]}, "mean":
+          {"auroc", "auroc_ci95"}}`; a finding with too few cases is left out of the group.
+        - `"gap"`: by finding that two groups or more have `{"gap", "gap_ci95", "highest", "lowest"}`, and under
+          `"mean_gap"` the same of the groups' means (`None` with fewer than two groups).
+        - `"findings_in_mean"`: the findings that every group has; only these enter means, which would otherwise be of
+          different findings.
+        - `"left_out"`: by group without any finding the reason; `"n_unknown"`: images without a group.
+    """
+    labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    group_of = np.array(["" if group is None or group != group else str(group) for group in groups])
+    if len(group_of) != len(labels):
+        raise ValueError(f"There are {len(labels)} images, but {len(group_of)} groups.")
+    if np.ndim(draws) != 2:
+        raise ValueError("Subgroups share their resamples: give draws of resamples x images.")
+
+    point, resampled, enough, left_out = {}, {}, {}, {}
+    for group in np.unique(group_of[group_of != ""]).tolist():
+        rows = np.flatnonzero(group_of == group)
+        cases = np.minimum((labels[rows] == 1).sum(axis=0), (labels[rows] == 0).sum(axis=0))
+        if not (cases >= min_cases).any():
+            left_out[group] = f"{len(rows)} images, no finding with {min_cases} positives and negatives"
+            continue
+        enough[group] = cases >= min_cases
+        values = {
+            name: bootstrap(labels[rows], scores[rows], these)["auroc"]
+            for name, these in (("point", np.ones((1, len(rows)))), ("resampled", np.asarray(draws)[:, rows]))
+        }
+        point[group] = np.where(enough[group], values["point"][0], np.nan)
+        resampled[group] = np.where(enough[group], values["resampled"], np.nan)
+
+    common = np.all(list(enough.values()), axis=0) if enough else np.zeros(len(findings), dtype=bool)
+    described, means, resampled_means = {}, {}, {}
+    for group in point:
+        means[group], resampled_means[group] = mean_over_findings(point[group][common], resampled[group][:, common])
+        kept = np.flatnonzero(enough[group])
+        described[group] = {
+            "n_images": int((group_of == group).sum()),
+            "auroc": {findings[i]: float(point[group][i]) for i in kept},
+            "auroc_ci95": {findings[i]: percentile_interval(resampled[group][:, i]).tolist() for i in kept},
+            "mean": {
+                "auroc": means[group],
+                "auroc_ci95": percentile_interval(resampled_means[group]).tolist(),
+            },
+        }
+    gaps = {
+        finding: describe_gap(
+            {group: point[group][i] for group in point if enough[group][i]},
+            {group: resampled[group][:, i] for group in point},
+        )
+        for i, finding in enumerate(findings)
+    }
+    return {
+        "groups": described,
+        "gap": {finding: gap for finding, gap in gaps.items() if gap is not None},
+        "mean_gap": describe_gap(means, resampled_means) if common.any() else None,
+        "findings_in_mean": [finding for finding, shared in zip(findings, common, strict=True) if shared],
+        "left_out": left_out,
+        "n_unknown": int((group_of == "").sum()),
+    }
+
+
+def describe_gap(point: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> dict | None:
+    """The highest minus the lowest of the groups' values, and its interval; `None` with fewer than two groups."""
+    if len(point) < 2:
+        return None
+    values = np.array([resampled[group] for group in point])  # (groups, resamples)
+    highest, lowest = max(point, key=point.get), min(point, key=point.get)
+    return {
+        "gap": float(point[highest] - point[lowest]),
+        "gap_ci95": percentile_interval(values.max(axis=0) - values.min(axis=0)).tolist(),
+        "highest": highest,
+        "lowest": lowest,
+    }

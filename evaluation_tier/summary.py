@@ -1,0 +1,198 @@
+"""Everything that `metrics.json` says about findings, from labels and scores alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .calibration import brier, calibrate, ece, fit_calibration
+from .metrics import CRITERIA, best_threshold, count_labels
+from .resampling import (
+    AREAS,
+    AT_THRESHOLD,
+    FEWEST_CHEXZERO_RESAMPLES,
+    bootstrap,
+    chexzero_interval,
+    draw_chexzero_resamples,
+    draw_resamples,
+    draw_stratified_resamples,
+    mean_over_findings,
+    percentile_interval,
+    subgroup_metrics,
+)
+
+WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
+RESAMPLINGS = ("patients", "stratified", "chexzero")
+
+
+def summarize(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patient_ids: Sequence,
+    findings: Sequence[str],
+    *,
+    threshold_labels: np.ndarray | None = None,
+    threshold_scores: np.ndarray | None = None,
+    criterion: str = "mcc",
+    probabilities: bool | Sequence[bool] = False,
+    num_resamples: int = 1000,
+    resampling: str = "patients",
+    seed: int = 0,
+) -> dict:
+    """
+    Every metric of every finding, with intervals from resampling patients, and their means.
+
+    Args:
+        labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN; -1 and NaN are left out and counted.
+        scores (`np.ndarray`): (images, findings), finite where the label is 1 or 0.
+        patient_ids (`Sequence`): (images,); of studies, where they are what is resampled.
+        findings (`Sequence[str]`): names, in the order of the columns.
+        threshold_labels, threshold_scores (`np.ndarray`, *optional*):
+            The split on which thresholds and calibration are fitted; by default the evaluated images themselves, which
+            flatters every metric but AUROC and AUPRC.
+        criterion (`str`, *optional*, defaults to `"mcc"`):
+            Of the threshold that MCC, F1, sensitivity and specificity are reported at; see [`best_threshold`].
+        probabilities (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
+            The scores (or those of each finding) are probabilities: `scale` and `bias` are of their log-odds.
+        num_resamples (`int`, *optional*, defaults to 1000): at least 1.
+        resampling (`str`, *optional*, defaults to `"patients"`):
+            `"stratified"`, so that no finding loses a class, see [`draw_stratified_resamples`]; or `"chexzero"`:
+            images whatever their patients, see [`draw_chexzero_resamples`], with the bounds of [`chexzero_interval`]
+            of the resamples that are defined, and its centre in `<metric>_bootstrap_mean`.
+        seed (`int`, *optional*, defaults to 0): of the resamples.
+
+    Returns:
+        `dict`: three parts, numbers that are undefined being NaN.
+        - `"findings"`: by name `auroc`, `auprc`, `mcc`, `f1`, `sensitivity`, `specificity`, each with an interval of
+          95 % in `<metric>_ci95` (the thresholds being fixed), `threshold`, `thresholds` (by criterion), `scale`,
+          `bias` (see [`fit_calibration`]), `brier` and `ece` of the probability sigmoid(scale * score + bias),
+          `n_positive`, `n_negative`, `n_uncertain`, `n_missing`, `n_excluded` (the sum of the last two).
+        - `"mean"`: over the findings for which a metric is defined, the same metrics and intervals, `brier`, `ece`.
+        - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count.
+
+    Raises:
+        `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
+            [`bootstrap`] and [`best_threshold`].
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"The criterion of a threshold is {criterion!r}; choose {', '.join(CRITERIA)}.")
+    if resampling not in RESAMPLINGS:
+        raise ValueError(f"The resampling must be one of {', '.join(RESAMPLINGS)}, but is {resampling!r}.")
+    labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if (threshold_labels is None) != (threshold_scores is None):
+        raise ValueError("The split that chooses the thresholds needs both labels and scores: give both, or neither.")
+    if threshold_labels is None:
+        threshold_labels, threshold_scores = labels, scores
+    chosen_labels = np.asarray(threshold_labels, dtype=np.float64)
+    chosen_scores = np.asarray(threshold_scores, dtype=np.float64)
+    shapes = {labels.shape, scores.shape, (len(patient_ids), len(findings))}
+    if len(shapes) > 1 or chosen_labels.shape != chosen_scores.shape or chosen_labels.shape[1:] != (len(findings),):
+        raise ValueError(
+            f"There are {len(patient_ids)} patient ids and {len(findings)} findings, but labels {labels.shape}, "
+            f"scores {scores.shape}, and on the thresholds' split {chosen_labels.shape} and {chosen_scores.shape}."
+        )
+
+    thresholds = [
+        {name: best_threshold(chosen_labels[:, i], chosen_scores[:, i], name) for name in CRITERIA}
+        for i in range(len(findings))
+    ]
+    used = [of_finding[criterion] for of_finding in thresholds]
+    if resampling == "stratified":
+        draws = draw_stratified_resamples(labels, patient_ids, num_resamples, seed)
+    elif resampling == "chexzero":
+        if num_resamples < FEWEST_CHEXZERO_RESAMPLES:
+            raise ValueError(
+                f"CheXzero's intervals need at least {FEWEST_CHEXZERO_RESAMPLES} resamples, "
+                f"but there are {num_resamples}."
+            )
+        draws = draw_chexzero_resamples(len(labels), num_resamples, seed)
+    else:
+        draws = draw_resamples(patient_ids, num_resamples, seed)
+    point = bootstrap(labels, scores, np.ones((1, len(labels))), used)
+    resampled = bootstrap(labels, scores, draws, used)
+
+    probabilities = np.broadcast_to(probabilities, len(findings))
+    results = {}
+    for i, finding in enumerate(findings):
+        metrics = {}
+        for name in WITH_INTERVAL:
+            metrics |= with_interval(name, float(point[name][0, i]), resampled[name][:, i], resampling)
+        fitted_on = chosen_labels[:, i], chosen_scores[:, i]
+        counts = count_labels(labels[:, i])
+        results[finding] = {
+            **metrics,
+            "threshold": used[i],
+            "thresholds": thresholds[i],
+            **measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i]),
+            **counts,
+            "n_excluded": counts["n_uncertain"] + counts["n_missing"],
+        }
+    mean = {}
+    for name in WITH_INTERVAL:
+        mean |= with_interval(name, *mean_over_findings(point[name][0], resampled[name]), resampling)
+    for name in ("brier", "ece"):
+        values = np.array([result[name] for result in results.values()])
+        mean[name] = mean_over_findings(values, values[None])[0]
+    dropped = np.isnan(resampled["auroc"]).sum(axis=0).tolist()
+    return {"findings": results, "mean": mean, "resamples_dropped": dict(zip(findings, dropped, strict=True))}
+
+
+def summarize_subgroups(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patient_ids: Sequence,
+    findings: Sequence[str],
+    attributes: Mapping[str, Sequence],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """
+    AUROC by sex, age band, view and whatever else is known of the images, see [`subgroup_metrics`].
+
+    Args:
+        labels, scores, patient_ids, findings, num_resamples, seed: as for [`summarize`].
+        attributes (`Mapping[str, Sequence]`): name to each image's group; `None`, NaN or `""` where it is not known.
+
+    Returns:
+        `dict[str, dict]`: by attribute that has at least two groups.
+    """
+    draws = draw_resamples(patient_ids, num_resamples, seed)
+    results = {
+        name: subgroup_metrics(labels, scores, groups, draws, findings=findings) for name, groups in attributes.items()
+    }
+    return {name: result for name, result in results.items() if len(result["groups"]) + len(result["left_out"]) > 1}
+
+
+def with_interval(name: str, value: float, resampled: np.ndarray, resampling: str) -> dict:
+    """A metric, its interval, and CheXzero's centre where that is asked for."""
+    if resampling != "chexzero":
+        return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
+    known = resampled[~np.isnan(resampled)]
+    if len(known) < FEWEST_CHEXZERO_RESAMPLES:
+        center, interval = float("nan"), np.full(2, np.nan)
+    else:
+        center, interval = chexzero_interval(known)
+    return {name: value, f"{name}_ci95": interval.tolist(), f"{name}_bootstrap_mean": center}
+
+
+def measure_calibration(
+    labels: np.ndarray, scores: np.ndarray, fit_labels: np.ndarray, fit_scores: np.ndarray, probabilities: bool
+) -> dict[str, float]:
+    """`scale` and `bias` fitted on one split, `brier` and `ece` of one finding's probabilities on another."""
+    if probabilities:
+        scores, fit_scores = log_odds(scores), log_odds(fit_scores)
+    scale, bias = fit_calibration(fit_labels, fit_scores)
+    calibrated = calibrate(scores, scale, bias)
+    undefined = np.isnan(scale)
+    return {
+        "scale": scale,
+        "bias": bias,
+        "brier": float("nan") if undefined else brier(labels, calibrated),
+        "ece": float("nan") if undefined else ece(labels, calibrated),
+    }
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)), finite for 0 and 1 too."""
+    probabilities = np.clip(probabilities, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    return np.log(probabilities) - np.log1p(-probabilities)

@@ -1,0 +1,105 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, CLIPModel
+
+from evaluation_tier.cache import hash_weights
+from evaluation_tier.embedding import embed_images, takes_uint8
+from evaluation_tier.loading import check_members_differ, choose_device, load_model
+from evaluation_tier.zeroshot import evaluate_zero_shot
+
+
+def test_an_ensemble_of_copies_is_refused(make_tier_model):
+    weights = {name: hash_weights(make_tier_model(seed)[0]) for name, seed in (("a", 0), ("b", 1), ("c", 0))}
+    check_members_differ({name: weights[name] for name in "ab"})
+    with pytest.raises(ValueError, match="a and c have identical weights"):
+        check_members_differ(weights)
+
+
+@pytest.fixture
+def folder(tmp_path, tier_model):
+    for part in tier_model:
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_model_embeds_as_before(folder, tier_model, phantom):
+    model, processor = load_model(folder)
+    assert not model.training and model.dtype == torch.float32
+    np.testing.assert_array_equal(embed_images(model, processor, phantom), embed_images(*tier_model, phantom))
+
+
+def test_a_plain_clip_model_is_evaluated_too(make_tier_model, phantom, tmp_path):
+    model, processor = make_tier_model(0)
+    model.config.image_pooling = "cls"
+    clip = model.to_clip()
+    assert type(clip) is CLIPModel
+    clip.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, loaded_processor = load_model(tmp_path)
+    assert type(loaded) is CLIPModel and not takes_uint8(loaded, loaded_processor)
+    options = {"findings": ["Cardiomegaly"], "min_positives": 1, "n_bootstrap": 10}
+    as_clip, _ = evaluate_zero_shot({"m": (loaded, loaded_processor)}, phantom, **options)
+    as_tier, _ = evaluate_zero_shot({"m": (model, processor)}, phantom, **options)
+    model.config.image_pooling = "patch_mean"
+    assert as_clip["mean"]["auroc"] == pytest.approx(as_tier["mean"]["auroc"], abs=1e-9)
+
+
+def test_what_is_no_model_folder_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="no model folder .*nowhere"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no config.json\): did you mean .*model"):
+        load_model(tmp_path)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="holds no weights"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ValueError, match="holds no weights .*pickled weights"):
+        load_model(folder)
+
+
+def test_damaged_folders_are_refused(folder, tmp_path):
+    for name, content in {
+        "model.safetensors": (folder / "model.safetensors").read_bytes()[:-1000],
+        "config.json": b"{",
+    }.items():
+        broken = tmp_path / f"broken_{name}"
+        shutil.copytree(folder, broken)
+        (broken / name).write_bytes(content)
+        with pytest.raises(ValueError, match="does not load"):
+            load_model(broken)
+    without_processor = tmp_path / "without"
+    shutil.copytree(folder, without_processor)
+    for path in without_processor.glob("*[rt][_o]*.json"):
+        if path.name != "config.json":
+            path.unlink()
+    with pytest.raises(ValueError, match="does not load|processor"):
+        load_model(without_processor)
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(folder):
+    """Silence here would evaluate random weights (TIER's strict=False did)."""
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lack 16 of the model's tensors, for example vision_model"):
+        load_model(folder)
+
+
+def test_a_model_of_another_kind_is_refused(folder, tmp_path):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+    shutil.copytree(folder, tmp_path / "bert")
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="BertModel, which does not embed images and texts"):
+        load_model(tmp_path / "bert")
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device().type in ("cpu", "cuda")
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used here"):
+            choose_device(name)

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.utils import resample
+
+from evaluation_tier.calibration import brier, ece, sigmoid
+from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
+from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples
+from evaluation_tier.summary import summarize
+
+FINDINGS = ["Edema", "Pneumonia"]
+
+
+def make(num_images: int = 120, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((num_images, 2)) < (0.4, 0.15)).astype(float)
+    scores = rng.standard_normal(labels.shape) + labels
+    labels[rng.random(labels.shape) < 0.05] = -1
+    labels[rng.random(labels.shape) < 0.05] = np.nan
+    return labels, scores, np.arange(num_images) // 2
+
+
+def test_every_number_is_the_plain_one():
+    labels, scores, patients = make()
+    split_labels, split_scores, _ = make(seed=1)
+    options = {"threshold_labels": split_labels, "threshold_scores": split_scores, "num_resamples": 50, "seed": 4}
+    found = summarize(labels, scores, patients, FINDINGS, **options)
+    thresholds = [best_threshold(split_labels[:, i], split_scores[:, i]) for i in range(2)]
+    resampled = bootstrap(labels, scores, draw_resamples(patients, 50, 4), thresholds)
+    for i, finding in enumerate(FINDINGS):
+        truth, given, result = labels[:, i], scores[:, i], found["findings"][finding]
+        assert result["auroc"] == auroc(truth, given) and result["auprc"] == auprc(truth, given)
+        assert result["threshold"] == result["thresholds"]["mcc"] == thresholds[i]
+        for name in ("f1", "youden"):
+            assert result["thresholds"][name] == best_threshold(split_labels[:, i], split_scores[:, i], name)
+        for name, function in (("mcc", mcc), ("f1", f1), ("sensitivity", sensitivity), ("specificity", specificity)):
+            assert result[name] == function(truth, given, thresholds[i])
+        for name, values in resampled.items():
+            known = values[:, i][~np.isnan(values[:, i])]
+            assert result[f"{name}_ci95"] == pytest.approx(np.percentile(known, [2.5, 97.5]))
+        probabilities = sigmoid(result["scale"] * given + result["bias"])
+        assert result["brier"] == brier(truth, probabilities) and result["ece"] == ece(truth, probabilities)
+        assert result["n_excluded"] == result["n_uncertain"] + result["n_missing"] > 1
+        assert result["n_positive"] + result["n_negative"] + result["n_excluded"] == 120
+    for name in ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "brier", "ece"):
+        expected = np.mean([result[name] for result in found["findings"].values()])
+        assert found["mean"][name] == pytest.approx(expected)
+    simple = bootstrap_auroc(labels, scores, patients, 50, 4)
+    assert found["mean"]["auroc_ci95"] == simple.mean_interval.tolist()
+    assert found["resamples_dropped"] == dict(zip(FINDINGS, simple.num_dropped.tolist(), strict=True))
+
+
+def test_thresholds_come_from_the_data_where_there_is_no_split():
+    labels, scores, patients = make()
+    found = summarize(labels, scores, patients, FINDINGS, criterion="youden", num_resamples=5)
+    result = found["findings"]["Edema"]
+    assert (
+        result["threshold"] == result["thresholds"]["youden"] == best_threshold(labels[:, 0], scores[:, 0], "youden")
+    )
+    assert result["sensitivity"] == sensitivity(labels[:, 0], scores[:, 0], result["threshold"])
+
+
+def test_probabilities_are_calibrated_by_their_log_odds():
+    labels, scores, patients = make()
+    plain = summarize(labels, scores, patients, FINDINGS, num_resamples=5)
+    odds = summarize(labels, sigmoid(scores), patients, FINDINGS, num_resamples=5, probabilities=True)
+    for finding in FINDINGS:
+        for name in ("scale", "bias", "brier", "ece", "auroc", "mcc"):
+            assert odds["findings"][finding][name] == pytest.approx(plain["findings"][finding][name], rel=1e-6)
+    sure = summarize(labels, (scores > 0.5).astype(float), patients, FINDINGS, num_resamples=5, probabilities=True)
+    assert np.isfinite(sure["findings"]["Edema"]["brier"])
+
+
+def test_rare_findings_lose_no_resample_when_stratified():
+    labels, scores, patients = np.zeros((60, 2)), np.arange(120.0).reshape(60, 2), np.arange(60)
+    labels[[3, 50], 0], labels[:30, 1] = 1, 1
+    plain = summarize(labels, scores, patients, FINDINGS, num_resamples=100)
+    stratified = summarize(labels, scores, patients, FINDINGS, num_resamples=100, resampling="stratified")
+    assert plain["resamples_dropped"]["Edema"] > 0
+    assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0}
+    assert stratified["findings"]["Edema"]["auroc"] == plain["findings"]["Edema"]["auroc"]
+
+
+def test_chexzeros_bootstrap_is_that_of_the_reference():
+    """What CheXzero's eval.py computes, in a loop over scikit-learn."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (60, 2)).astype(float)
+    scores = labels * 0.5 + generator.standard_normal((60, 2))
+    expected = np.empty((100, 2))
+    for i in range(100):
+        rows = resample(np.arange(60), replace=True, random_state=i)
+        expected[i] = [roc_auc_score(labels[rows, j], scores[rows, j]) for j in range(2)]
+    found = summarize(labels, scores, np.zeros(60), FINDINGS, num_resamples=100, resampling="chexzero")
+    means = [*expected.T, expected.mean(axis=1)]
+    for result, values in zip([*found["findings"].values(), found["mean"]], means, strict=True):
+        assert result["auroc_bootstrap_mean"] == pytest.approx(values.mean())
+        assert result["auroc_ci95"] == pytest.approx(np.sort(values)[[1, 96]])
+
+
+def test_chexzeros_interval_is_of_the_resamples_with_both_classes():
+    labels = np.array([[1.0], [0.0], [0.0], [-1.0], [np.nan]])
+    scores = np.array([[2.0], [1.0], [0.0], [3.0], [9.0]])
+    found = summarize(labels, scores, np.arange(5), ["Edema"], num_resamples=200, resampling="chexzero")
+    assert 0 < found["resamples_dropped"]["Edema"] < 160
+    assert found["findings"]["Edema"]["auroc_bootstrap_mean"] == 1.0
+    assert found["findings"]["Edema"]["auroc_ci95"] == [1.0, 1.0]
+    found = summarize(labels[:3], scores[:3] * 0, np.arange(3), ["Edema"], num_resamples=45, resampling="chexzero")
+    assert np.isnan(found["findings"]["Edema"]["auroc_ci95"]).all()  # of fewer than 40
+    with pytest.raises(ValueError, match="need at least 40 resamples, but there are 30"):
+        summarize(labels[:3], scores[:3], np.arange(3), ["Edema"], num_resamples=30, resampling="chexzero")
+    with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
+        summarize(labels, scores, np.arange(5), ["Edema"], resampling="images")
+
+
+def test_what_is_undefined_is_nan_and_leaves_the_mean():
+    labels, scores, patients = make()
+    labels[:, 1] = 0
+    found = summarize(labels, scores, patients, FINDINGS, num_resamples=20)
+    result = found["findings"]["Pneumonia"]
+    for name in ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "threshold", "scale", "brier", "ece"):
+        assert np.isnan(result[name]), name
+    assert np.isnan(result["auroc_ci95"]).all() and result["n_positive"] == 0
+    for name in ("auroc", "mcc", "ece"):
+        assert found["mean"][name] == found["findings"]["Edema"][name]
+    assert found["mean"]["auroc_ci95"] == found["findings"]["Edema"]["auroc_ci95"]
+
+
+def test_arguments_that_do_not_fit_are_refused():
+    labels, scores, patients = make(20)
+    with pytest.raises(ValueError, match=r"20 patient ids and 1 findings, but labels \(20, 2\)"):
+        summarize(labels, scores, patients, ["Edema"])
+    with pytest.raises(ValueError, match="needs both labels and scores"):
+        summarize(labels, scores, patients, FINDINGS, threshold_labels=labels)
+    with pytest.raises(ValueError, match=r"on the thresholds' split \(20, 1\) and \(20, 1\)"):
+        options = {"threshold_labels": labels[:, :1], "threshold_scores": scores[:, :1]}
+        summarize(labels, scores, patients, FINDINGS, **options)
+    with pytest.raises(ValueError, match="criterion of a threshold is 'best'"):
+        summarize(labels, scores, patients, FINDINGS, criterion="best")
