@@ -126,8 +126,7 @@ def make_large(folder: Path, images: int) -> None:
 
 
 def start(*arguments, **options) -> subprocess.Popen:
-    """The command, with the processor when this one does not want it: what it does is seen before it does more."""
-    command = ["nice", "-n", "19", sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
