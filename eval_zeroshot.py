@@ -7,7 +7,8 @@
     accelerate launch eval_zeroshot.py runs/mine --data FOLDER
     python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
-Prints a table and writes metrics.json and predictions.parquet (and figures, and the model card, when asked).
+Prints a table and writes metrics.json, predictions.parquet, tables.md, tables.tex and report.html, a page to look at
+(and figures, and the model card, when asked). Two results of the same images: compare_results.py.
 Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
 """
 
@@ -18,6 +19,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+
+ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
 
 
 class Parser(argparse.ArgumentParser):
@@ -103,6 +112,22 @@ def build_parser() -> Parser:
         "--n_bootstrap", type=int, default=1000, metavar="N", help="resamples for the 95 %% intervals (default: 1000)"
     )
     protocol.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
+    more = parser.add_argument_group("more than AUROC")
+    more.add_argument(
+        "--analyses",
+        nargs="+",
+        choices=ANALYSES,
+        default=[],
+        metavar="NAME",
+        help='"grounding" (maps against boxes or masks), "retrieval", "sparsity" (of words and patches, all models '
+        'that are named side by side), "robustness" (to wording, negation, sides, empty and degraded images); the '
+        "last three read the reports",
+    )
+    more.add_argument(
+        "--radiologists",
+        metavar="FOLDER",
+        help="of the labels of CheXpert's test set: compare the model with its three radiologists",
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--batch_size", type=int, default=32, help="images embedded at once (default: 32)")
     run.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
@@ -115,7 +140,8 @@ def build_parser() -> Parser:
     run.add_argument(
         "--figures",
         action="store_true",
-        help="also draw ROC curves, one similarity map per finding, and the model's training curves where it has them",
+        help="also draw curves, calibration, one similarity map per finding, what --analyses found, and the model's "
+        "training curves where it has them",
     )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     run.add_argument(
@@ -162,6 +188,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 f"--{name} writes into a model folder, and there is none {args.models[0]}: make one of a model on the "
                 "Hub by `hf download NAME --local-dir FOLDER`."
             )
+    of_one = [name for name in args.analyses if name != "sparsity"]
+    if of_one and len(args.models) > 1:
+        raise ValueError(f"--analyses {of_one[0]} is for one model: evaluate an ensemble without it.")
     for name in ("output_dir", "cache_dir"):
         if getattr(args, name) is not None:
             check_writable(Path(getattr(args, name)), f"--{name}")
@@ -186,14 +215,30 @@ def run(args: argparse.Namespace) -> None:
     if args.figures:
         plots.import_matplotlib()
     with joined_processes(args.device) as device:
-        results = evaluate(args, device)
+        evaluation = evaluate(args, device)
         if is_main_process():
-            write(args, *results)
+            results = analyse(args, evaluation)
+            evaluation.metrics.update(results)
+            write(args, evaluation)
 
 
-def evaluate(args: argparse.Namespace, device) -> tuple:
-    """The metrics, the predictions, the evaluated data set, the prompts by finding, and a function that loads the
-    first model; the same in every process."""
+class Evaluation(NamedTuple):
+    """What was evaluated and what came of it, the same in every process."""
+
+    metrics: dict
+    predictions: "pd.DataFrame"
+    dataset: "datasets.Dataset"
+    threshold_dataset: "datasets.Dataset | None"
+    prompts: dict  # by finding
+    models: dict  # name to (model, processor), or to a function that loads these
+
+    def load(self, name: str) -> tuple:
+        member = self.models[name]
+        return member() if callable(member) else member
+
+
+def evaluate(args: argparse.Namespace, device) -> Evaluation:
+    """Read models and data, and score the findings."""
     from evaluation_tier import benchmarks, loading, protocols, zeroshot
     from evaluation_tier.processes import fail_together
     from processing_tier import readers
@@ -264,30 +309,91 @@ def evaluate(args: argparse.Namespace, device) -> tuple:
     prompts = {}
     if metrics["protocol"]["scoring"] != "logit":
         prompts = zeroshot.find_prompts(protocol, list(metrics["findings"]), replaced)
-    first = models[args.models[0]]
-    return metrics, predictions, dataset, prompts, first if callable(first) else lambda: first
+    return Evaluation(metrics, predictions, dataset, threshold_dataset, prompts, models)
 
 
-def write(args: argparse.Namespace, metrics: dict, predictions, dataset, prompts: dict, load_first) -> None:
+def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
+    """What --analyses and --radiologists ask for, by name."""
+    from evaluation_tier.grounding import evaluate_grounding
+    from evaluation_tier.radiologists import compare_evaluation
+    from evaluation_tier.retrieval import evaluate_retrieval
+    from evaluation_tier.robustness import evaluate_robustness
+    from evaluation_tier.sparsity import evaluate_sparsity
+    from processing_tier.readers.chexpert import read_radiologists
+
+    metrics, dataset = evaluation.metrics, evaluation.dataset
+    results = {}
+    if args.radiologists:
+        readers = read_radiologists(args.radiologists)
+        study_ids = dataset.select(evaluation.predictions.index)["study_id"]
+        results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], readers)
+    options = {"n_bootstrap": args.n_bootstrap, "seed": args.seed, "batch_size": args.batch_size}
+    options["dataset_name"] = metrics["dataset"]
+    prompts = protocol_prompts(args)
+    for name in ANALYSES:
+        if name not in args.analyses:
+            continue
+        if name == "sparsity":
+            models = {model: evaluation.load(model) for model in args.models}
+            results[name] = evaluate_sparsity(models, dataset, **options)
+            continue
+        model, processor = evaluation.load(args.models[0])
+        if name == "grounding":
+            results[name] = evaluate_grounding(
+                model, processor, dataset, prompts, threshold_dataset=evaluation.threshold_dataset, **options
+            )
+        elif name == "retrieval":
+            results[name] = evaluate_retrieval(model, processor, dataset, **options)
+        else:
+            findings = list(metrics["findings"])
+            results[name] = evaluate_robustness(model, processor, dataset, findings, prompts, **options)
+    return results
+
+
+def protocol_prompts(args: argparse.Namespace):
+    """The prompts of the protocol, or what --prompts puts in their place."""
+    from evaluation_tier.protocols import choose_protocol
+
+    return choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding).prompts
+
+
+def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     """Write the files and print the table."""
-    from evaluation_tier import plots, report
-    from evaluation_tier.zeroshot import is_scored_by_others
+    import pandas as pd
 
-    # 3. Files; metrics.json last, so that where it is, all is
+    from evaluation_tier import html_report, plots, report
+    from evaluation_tier.zeroshot import is_scored_by_others
+    from processing_tier.prompts import load_prompts
+
+    metrics, predictions, dataset, _, prompts, _ = evaluation
+    # 3. Files; metrics.json when all is there that it is of, then the page made from it
     folder = Path(args.output_dir)
     written = []
+    for path in html_report.find_figures(folder):
+        path.unlink()  # of an earlier evaluation, which the page would show beside the new numbers
     if args.figures:
-        written.append(plots.plot_roc(metrics, predictions, folder / "roc.png"))
-        model, processor = load_first()
+        model, processor = evaluation.load(args.models[0])
         if hasattr(model, "get_similarity_map"):
             written += plots.plot_similarity_maps(
                 model, processor, dataset, prompts, predictions, folder, metrics["dataset"]
             )
+        if "grounding" in metrics:
+            grounding = metrics["grounding"]
+            sentences = load_prompts(protocol_prompts(args), list(grounding["findings"]))
+            path = folder / "grounding.png"
+            written.append(plots.plot_grounding(model, processor, dataset, sentences, grounding, path))
+        for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
+            if name in metrics:
+                written.append(plot(metrics[name], folder / f"{name}.png"))
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
             written.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
     written.append(report.write_predictions(folder / "predictions.parquet", predictions))
+    if "grounding" in metrics:
+        regions = pd.DataFrame(metrics["grounding"].pop("regions"))
+        written.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
     written.append(report.write_metrics(folder / "metrics.json", metrics))
+    written += html_report.write_report(folder, draw=args.figures)
     if args.save_thresholds:
         kept = {
             finding: result

@@ -4,7 +4,8 @@
 #
 #     sbatch configs/slurm.sh configs/indiana.yaml --data /data/iu_cxr --output_dir /scratch/runs/indiana
 #
-# --output_dir has to be given, on a disk that all nodes see.
+# --output_dir has to be given, on a disk that all nodes see. More nodes: sbatch --nodes 4 ...; the batch is that of a
+# process times their number. FSDP or DeepSpeed: --export ALL,ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml
 #SBATCH --job-name=tier
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=4
@@ -29,10 +30,15 @@ fi
 terminated=0
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300  # seconds to finish an evaluation and save, before SIGKILL
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun --kill-on-bad-exit=1 torchrun \
-    --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" \
-    --rdzv_id "$SLURM_JOB_ID" --rdzv_backend c10d --rdzv_endpoint "$head_node:29500" \
-    train_tier.py "$@" "${resume[@]}" &
+if [ -n "${ACCELERATE_CONFIG:-}" ]; then
+    launcher=(accelerate launch --config_file "$ACCELERATE_CONFIG"
+        --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))"
+        --rdzv_backend c10d --main_process_ip "$head_node" --main_process_port 29500)
+else
+    launcher=(torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE"
+        --rdzv_id "$SLURM_JOB_ID" --rdzv_backend c10d --rdzv_endpoint "$head_node:29500")
+fi
+srun --kill-on-bad-exit=1 "${launcher[@]}" train_tier.py "$@" "${resume[@]}" &
 step=$!
 trap 'terminated=1; kill -TERM "$step"' TERM  # srun passes it on to all tasks
 while kill -0 "$step" 2> /dev/null; do

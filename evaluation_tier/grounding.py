@@ -28,8 +28,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.embedding import check_finite, embed_prompts, read_batches
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.metrics import percentile_interval
 from evaluation_tier.report import format_interval, format_number, installed_versions, to_json
+from evaluation_tier.resampling import count_units, number_units, percentile_interval
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.records import check_disjoint_patients
@@ -826,11 +826,10 @@ def bootstrap_means(
         Means (num_groups + 2, columns) and intervals (num_groups + 2, columns, 2), NaN where nothing is defined, or
         fewer than 5 patients have a defined value.
     """
-    names, patient_of_case = np.unique(patients, return_inverse=True)
-    num_patients, num_columns = len(names), values.shape[1]
+    num_patients, patient_of_case = number_units(patients)
+    num_columns = values.shape[1]
     drawn = np.random.default_rng(seed).integers(num_patients, size=(num_resamples, num_patients))
-    drawn += np.arange(num_resamples)[:, None] * num_patients  # one bincount for all resamples
-    weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+    weights = count_units(drawn, num_patients).astype(np.float64)
     weights = np.concatenate([np.ones((1, num_patients)), weights])  # the first row is the data itself
 
     known = ~np.isnan(values)

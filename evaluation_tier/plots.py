@@ -6,7 +6,7 @@ behind.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,15 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.calibration import calibrate, reliability_curve
 from evaluation_tier.grounding import MAPS, compute_grids, read_cases, read_region
-from evaluation_tier.metrics import roc_curve
-from evaluation_tier.report import describe_dataset, format_number, write_beside
+from evaluation_tier.metrics import precision_recall_curve, roc_curve
+from evaluation_tier.report import describe_dataset, write_beside
+from evaluation_tier.resampling import QUANTILE_975
+from evaluation_tier.result_tables import order_groups
+from evaluation_tier.summary import log_odds
+from evaluation_tier.tables import column_name, format_estimate, format_number
+from evaluation_tier.zeroshot import is_scored_by_others
 from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
@@ -47,6 +53,7 @@ STYLE = {
     "savefig.dpi": 150,
     "figure.facecolor": "white",
 }
+SCORINGS_OF_PROBABILITIES = ("softmax", "sigmoid")  # calibrated by their log-odds
 REFERENCE_IMAGES = 100  # what a similarity map is compared with; more change it little
 TERMS = {  # key of the Trainer's log: title of its panel
     "loss": "Loss",
@@ -75,39 +82,279 @@ def file_name(finding: str) -> str:
 def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
     """ROC curves of all findings in one square, best first in the legend, with the AUROC of `metrics`.
 
+    Where `metrics` holds radiologists, each of them is a point in the colour of the finding.
+
     Args:
         metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.
         path: of the PNG file.
     """
-    matplotlib = import_matplotlib()
-    # a place in the data set, not in the ranking, decides a finding's colour: it keeps it from figure to figure
-    style_of = {
+    kind = "ROC of the classifier" if metrics["protocol"]["scoring"] == "logit" else "Zero-shot ROC"
+    return plot_curves(
+        metrics,
+        path,
+        "auroc",
+        lambda finding: roc_curve(*labels_and_scores(predictions, finding)),
+        ("fpr", "tpr"),
+        diagonal=True,
+        xlabel="False positive rate (1 - specificity)",
+        ylabel="True positive rate (sensitivity)",
+        title=f"{kind}, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+    )
+
+
+def plot_precision_recall(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
+    """Precision-recall curves of all findings, best first in the legend, with the AUPRC of `metrics`.
+
+    The curves are steps, as average precision sums them up. Radiologists are points, as in `plot_roc`.
+    """
+
+    def curve(finding: str) -> tuple[np.ndarray, np.ndarray]:
+        recall, precision = precision_recall_curve(*labels_and_scores(predictions, finding))
+        gains = np.diff(recall, prepend=0) > 0  # between two of them the precision only falls
+        recall, precision = recall[gains], precision[gains]
+        return np.append(0.0, recall), np.append(precision[:1], precision)
+
+    return plot_curves(
+        metrics,
+        path,
+        "auprc",
+        curve,
+        ("recall", "precision"),
+        drawstyle="steps-pre",
+        xlabel="Recall (sensitivity)",
+        ylabel="Precision",
+        title=f"Precision and recall, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+    )
+
+
+def labels_and_scores(predictions: pd.DataFrame, finding: str) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of one finding."""
+    return predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy()
+
+
+def style_of_findings(metrics: Mapping) -> dict[str, dict]:
+    """Colour and line of each finding.
+
+    Its place in the data set, not in the ranking, decides: a finding looks the same from figure to figure.
+    """
+    return {
         finding: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
         for i, finding in enumerate(metrics["findings"])
     }
-    aurocs = {finding: result["auroc"] for finding, result in metrics["findings"].items()}
-    measured = sorted((finding for finding in aurocs if np.isfinite(as_float(aurocs[finding]))), key=aurocs.get)
+
+
+def plot_curves(
+    metrics: Mapping,
+    path: str | Path,
+    key: str,
+    curve: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    reader_point: tuple[str, str],
+    diagonal: bool = False,
+    drawstyle: str = "default",
+    **labels: str,
+) -> Path:
+    """One curve per finding whose `key` is measured, in a unit square with a legend beside it."""
+    matplotlib = import_matplotlib()
+    style_of = style_of_findings(metrics)
+    areas = {finding: result[key] for finding, result in metrics["findings"].items()}
+    measured = sorted((finding for finding in areas if np.isfinite(as_float(areas[finding]))), key=areas.get)
     columns = 1 + len(measured) // 25
-    kind = "ROC of the classifier" if metrics["protocol"]["scoring"] == "logit" else "Zero-shot ROC"
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(5.0 + 2.5 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        radiologists = (metrics.get("radiologists") or {}).get("findings") or {}
         for finding in reversed(measured):
-            rates = roc_curve(predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy())
-            axes.plot(*rates, label=f"{format_number(aurocs[finding])}  {finding}", **style_of[finding])
-        axes.set(
-            xlim=(-0.01, 1.01),
-            ylim=(-0.01, 1.01),
-            aspect="equal",
-            xlabel="False positive rate (1 - specificity)",
-            ylabel="True positive rate (sensitivity)",
-            title=f"{kind}, {describe_dataset(metrics['dataset'])}, {metrics['n_images']:,} images",
+            label = f"{format_number(areas[finding])}  {literal(finding)}"
+            axes.plot(*curve(finding), label=label, drawstyle=drawstyle, **style_of[finding])
+            for reader in (radiologists.get(finding) or {"readers": {}})["readers"].values():
+                point = [as_float(reader[name]) for name in reader_point]
+                axes.plot(
+                    *point, "D", color=style_of[finding]["color"], markersize=6, markeredgecolor="white", zorder=3
+                )
+        handles, names = axes.get_legend_handles_labels()
+        if radiologists:
+            handles.append(matplotlib.lines.Line2D([], [], linestyle="", marker="D", color=GREY, markersize=6))
+            names.append("a radiologist")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), box_aspect=1, **labels)
+        legend = figure.legend(
+            handles,
+            names,
+            loc="outside right center",
+            title=f"{key.upper()} (mean {format_number(metrics['mean'][key])})",
+            ncols=columns,
         )
-        mean = format_number(metrics["mean"]["auroc"])
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside right center", title=f"AUROC (mean {mean})", ncols=columns
-        ).get_title().set_fontweight("bold")
+        legend.get_title().set_fontweight("bold")
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png", bbox_inches="tight"))
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def plot_findings(metrics: Mapping, path: str | Path) -> Path:
+    """The AUROC of each finding with its 95 % interval, best first, and the mean: a forest plot.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns them.
+        path: of the PNG file.
+    """
+    findings = metrics["findings"]
+    ranked = sorted(findings, key=lambda finding: -np.nan_to_num(as_float(findings[finding]["auroc"]), nan=-1.0))
+    rows = [(f"{finding} ({findings[finding]['n_positive']:,})", *estimate(findings[finding])) for finding in ranked]
+    rows.append((f"Mean of {len(findings)}", *estimate(metrics["mean"])))
+    title = f"AUROC with 95 % interval (positives), {describe_dataset(metrics['dataset'])}"
+    return plot_forest([("", rows)], path, title=title, xlabel="AUROC")
+
+
+def estimate(numbers: Mapping) -> tuple[float | None, Sequence[float | None]]:
+    """The AUROC and its interval."""
+    return numbers.get("auroc"), numbers.get("auroc_ci95") or (None, None)
+
+
+def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
+    """The mean AUROC of each subgroup with its 95 % interval: a forest plot, one block per attribute.
+
+    The means are of the findings that every group of an attribute has; their number stands beside its name.
+
+    Args:
+        metrics: with "subgroups", by attribute as `resampling.subgroup_metrics` returns them.
+        path: of the PNG file.
+    """
+    blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
+    for attribute, result in metrics["subgroups"].items():
+        if result["groups"]:
+            number = len(result["findings_in_mean"])
+            heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
+            groups = order_groups(result["groups"]).items()
+            rows = [(f"{group} ({numbers['n_images']:,})", *estimate(numbers["mean"])) for group, numbers in groups]
+            blocks.append((heading, rows))
+    title = f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}"
+    return plot_forest(blocks, path, title=title, xlabel="AUROC")
+
+
+def plot_differences(comparison: Mapping, path: str | Path) -> Path:
+    """The difference of two models' AUROC per finding and of their means, with 95 % intervals: a forest plot.
+
+    Args:
+        comparison: as `compare.compare_results` returns it.
+        path: of the PNG file.
+    """
+    rows = []
+    for name, part in (*comparison["findings"].items(), ("Mean", comparison["mean"])):
+        count = f" ({part['n_positive']:,})" if "n_positive" in part else ""
+        rows.append((f"{name}{count}", part["auroc"]["difference"], part["auroc"]["difference_ci95"]))
+    title = f"AUROC of B minus that of A (positives), {describe_dataset(comparison['dataset'])}"
+    return plot_forest([("", rows)], path, reference=0.0, title=title, xlabel="Difference of the AUROC")
+
+
+def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
+    """Reliability of the calibrated probabilities: a panel per finding, observed share against mean probability.
+
+    Points are 10 bins of equally many images (5, of fewer than 1,000 images); a bar is the 95 % Wilson interval of the
+    share. A finding without a calibration (`scale` undefined) is left out.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns them; so are the `predictions`.
+        path: of the PNG file.
+
+    Raises:
+        ValueError: when no finding has a calibration.
+    """
+    matplotlib = import_matplotlib()
+    findings = metrics["findings"]
+    calibrated = [finding for finding in findings if np.isfinite(as_float(findings[finding].get("scale")))]
+    if not calibrated:
+        raise ValueError("No finding has a calibration (scale and bias): there is nothing to draw.")
+    columns = min(len(calibrated), 4)
+    rows = -(-len(calibrated) // columns)
+    with matplotlib.rc_context(STYLE | {"axes.titlesize": 10}):
+        figure = matplotlib.figure.Figure(figsize=(0.6 + 2.25 * columns, 0.7 + 2.35 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(calibrated) :]:
+            axes.set_axis_off()
+        for axes, finding in zip(panels, calibrated, strict=False):
+            labels, scores = labels_and_scores(predictions, finding)
+            of_probabilities = metrics["protocol"]["scoring"] in SCORINGS_OF_PROBABILITIES
+            if of_probabilities and not is_scored_by_others(finding, metrics["protocol"]):
+                scores = log_odds(scores)
+            probabilities = calibrate(scores, findings[finding]["scale"], findings[finding]["bias"])
+            curve = reliability_curve(
+                labels, probabilities, bins=10 if len(labels) >= 1000 else 5, binning="equal_mass"
+            )
+            low, high = wilson_interval(curve.frequency, curve.count)
+            top = min(1.0, 1.1 * max(curve.mean_probability.max(), high.max()))
+            axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+            axes.vlines(curve.mean_probability, low, high, color=COLOURS[0], linewidth=1.2, alpha=0.6)
+            axes.plot(curve.mean_probability, curve.frequency, color=COLOURS[0], marker="o", markersize=4)
+            ece = format_number(as_float(findings[finding].get("ece")), missing="")
+            title = f"{literal(finding)}\nECE {ece}" if ece else literal(finding)
+            axes.set(xlim=(-0.02 * top, 1.02 * top), ylim=(-0.02 * top, 1.02 * top), box_aspect=1, title=title)
+            axes.locator_params(nbins=5)
+        figure.supxlabel("Mean predicted probability", fontsize=10)
+        figure.supylabel("Observed share of positives", fontsize=10)
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % score interval of a binomial share (Wilson 1927), lower and upper bounds."""
+    z = QUANTILE_975
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
+
+
+def plot_forest(
+    blocks: Sequence[tuple[str, Sequence[tuple[str, float | None, Sequence[float | None]]]]],
+    path: str | Path,
+    reference: float = 0.5,
+    **labels: str,
+) -> Path:
+    """Numbers with their intervals, one below the other.
+
+    Args:
+        blocks: heading and rows; a row is a label, a value and its interval. The first block has no heading.
+        reference: where a dashed line stands.
+    """
+    matplotlib = import_matplotlib()
+    height = sum(len(rows) for _, rows in blocks) + len(blocks) - 1
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(7.5, 1.1 + 0.29 * height), layout="constrained")
+        axes = figure.add_subplot()
+        ticks, names, bounds, y = [], [], [reference], 0.0
+        for i, (heading, rows) in enumerate(blocks):
+            if i:  # a block's heading takes a row of its own
+                axes.annotate(
+                    literal(heading),
+                    (0, y),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-6, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontweight="bold",
+                )
+                y += 1
+            for label, value, interval in rows:
+                value, low, high = as_float(value), *map(as_float, interval)
+                summary = not i and label == rows[-1][0]  # the mean, or all images
+                colour = "black" if summary else COLOURS[0]
+                axes.plot([low, high], [y, y], color=colour, solid_capstyle="butt")
+                axes.plot(value, y, "D" if summary else "o", color=colour, markersize=6)
+                text = format_estimate(value, (low, high))
+                axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+                bounds += [number for number in (value, low, high) if np.isfinite(number)]
+                ticks.append(y)
+                names.append(literal(label))
+                y += 1
+        margin = 0.04 * (max(bounds) - min(bounds)) or 0.1
+        axes.axvline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.set_yticks(ticks, names)
+        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - margin, max(bounds) + margin), **labels)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
@@ -200,8 +447,8 @@ def plot_similarity_maps(
         mask = finding_mask(record.get("masks"), finding)
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
             figure = draw_similarity(matplotlib, radiograph, mask, similarity)
-            title = f"{finding}: {record['image_id']}, {describe_dataset(dataset_name)}".removesuffix(", ")
-            figure.suptitle(title, fontsize=12, fontweight="bold")
+            title = f"{finding}, {describe_dataset(dataset_name)}".removesuffix(", ")  # no name of image or patient
+            figure.suptitle(literal(title), fontsize=12, fontweight="bold")
             path = Path(folder) / f"similarity_{file_name(finding)}.png"
             paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
     return paths
@@ -391,9 +638,9 @@ def plot_grounding(
         return -(values[key] or 0.0), -(values["pixel_auroc"] or 0.0)
 
     order = sorted(results["regions"], key=rank)
-    middle = max((len(order) - num_per_group) // 2, 0)
-    groups = {"Best": order[:num_per_group], "Median": order[middle : middle + num_per_group]}
-    groups["Worst"] = order[-num_per_group:]
+    size = max(min(num_per_group, len(order) // 3), 1)  # no region in two rows, if there are three or more
+    middle = max((len(order) - size) // 2, 0)
+    groups = {"Best": order[:size], "Median": order[middle : middle + size], "Worst": order[-size:]}
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
 
@@ -404,8 +651,7 @@ def plot_grounding(
         grid = torch.from_numpy(grids[case][MAPS.index(map_name)])[None]
         similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()
         threshold = as_float(results["findings"][case.finding]["thresholds"][map_name]["iou"])
-        image_id = record["image_id"] if len(record["image_id"]) <= 28 else record["image_id"][:25] + "..."
-        title = f"{image_id}\n{case.finding}, IoU {format_number(values[key], 2)}"
+        title = f"{literal(case.finding)}, IoU {format_number(values[key], 2)}"  # no name of image or patient
         mask = read_region(record, case, *radiograph.shape).mask
         return Sketch(title, radiograph, mask, similarity, threshold, bool(values["pointing"] or 0.0))
 
@@ -428,7 +674,7 @@ def plot_grounding(
             matplotlib.lines.Line2D([], [], color=COLOURS[1], marker="x", linestyle="", label="highest pixel, misses"),
             matplotlib.lines.Line2D([], [], color="#39FF88", marker="x", linestyle="", label="highest pixel, hits"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        figure.legend(handles=handles, loc="outside lower center", ncols=4 if columns > 1 else 2)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 

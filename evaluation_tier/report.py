@@ -18,18 +18,41 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
 
+from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.tables import (
+    DASH,
+    NOT_MEASURED,
+    column_name,
+    format_interval,
+    format_number,
+    markdown_cell,
+    markdown_table,
+    text_table,
+)
 from modeling_tier.configuration_tier import check_findings
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
+MAX_METRICS_BYTES = 64 * 2**20
+MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
-NOT_MEASURED = "not measured"
 
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
 FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
 FACTS_OF_CONTRASTIVE_MODELS = ("text",)
+CARD_METRICS = {  # key of metrics.json: its name on the Hub
+    "auroc": "roc_auc",
+    "auprc": "average_precision",
+    "mcc": "matthews_correlation",
+    "f1": "f1",
+}
+CARD_PARTS = {  # key of metrics.json: task type and name
+    "retrieval": ("feature-extraction", "Retrieval of images and reports"),
+    "grounding": ("zero-shot-object-detection", "Grounding of findings"),
+}
 TRAINING_FACTS = {
     "dataset": "Data",
     "n_images": "Images",
@@ -99,6 +122,63 @@ def write_predictions(path: str | Path, predictions: pd.DataFrame) -> Path:
     return write_beside(path, lambda partial: predictions.to_parquet(partial, index=False))
 
 
+def read_metrics(folder: str | Path) -> dict:
+    """What `write_metrics` wrote into a folder.
+
+    Raises:
+        ValueError: when the folder lacks `metrics.json`, or the file is too large, damaged or of another layout.
+    """
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"The folder {folder} holds no metrics.json: name one that eval_zeroshot.py wrote.")
+    if path.stat().st_size > MAX_METRICS_BYTES:
+        raise ValueError(f"{path} exceeds {MAX_METRICS_BYTES >> 20} MB: it is not the metrics.json of an evaluation.")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: evaluate the model again.") from error
+    expected = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
+    for key, kind in expected.items():
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
+            raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
+    for finding, result in metrics["findings"].items():
+        for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
+            if not isinstance(result, dict) or key not in result:
+                raise ValueError(f"{path} has no {key!r} of {finding!r}: evaluate the model again.")
+    return metrics
+
+
+def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
+    """The images, patients, labels and scores of the findings of `metrics`, from `predictions.parquet`.
+
+    Raises:
+        ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`.
+    """
+    path = Path(folder) / "predictions.parquet"
+    if not path.is_file():
+        raise ValueError(f"The folder {folder} holds no predictions.parquet: name one that eval_zeroshot.py wrote.")
+    columns = [
+        "image_id",
+        "patient_id",
+        *(f"{kind}_{name}" for kind in ("score", "label") for name in metrics["findings"]),
+    ]
+    try:
+        schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+        missing = [column for column in columns if column not in schema.names]
+        if not missing and num_rows == metrics["n_images"] and num_rows * len(columns) <= MAX_PREDICTIONS:
+            return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
+    if num_rows * len(columns) > MAX_PREDICTIONS:
+        raise ValueError(f"{path} holds more than {MAX_PREDICTIONS:,} values: it is too large for a report.")
+    what = (
+        f"it has no column {missing[0]!r}"
+        if missing
+        else f"it has {num_rows:,} rows for {metrics['n_images']:,} images"
+    )
+    raise ValueError(f"{path} does not belong to the metrics.json beside it ({what}): evaluate the model again.")
+
+
 def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> Path:
     """Keep prompts, threshold and calibration of each finding in a model's config.json, where the pipeline looks.
 
@@ -131,39 +211,15 @@ def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> 
     return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    """A number as text; "not measured" for None and NaN."""
-    return NOT_MEASURED if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def format_interval(interval) -> str:
-    """An interval as "0.912 - 0.954"; "not measured" when a bound is missing."""
-    low, high = (None, None) if interval is None else interval
-    bounds = format_number(low), format_number(high)
-    return NOT_MEASURED if NOT_MEASURED in bounds else " - ".join(bounds)
-
-
 def format_table(metrics: Mapping) -> str:
     """The results as a plain-text table: finding, positives, AUROC with its 95 % interval, and the mean."""
-    rows = [("Finding", "Positives", "AUROC", "95 % CI")]
-    for finding, result in metrics["findings"].items():
-        rows.append(
-            (
-                finding,
-                f"{result['n_positive']:,}",
-                format_number(result["auroc"]),
-                format_interval(result["auroc_ci95"]),
-            )
-        )
+    rows = [
+        (finding, f"{result['n_positive']:,}", format_number(result["auroc"]), format_interval(result["auroc_ci95"]))
+        for finding, result in metrics["findings"].items()
+    ]
     mean = metrics["mean"]
-    rows.append((f"Mean of {len(rows) - 1}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-
-    def line(row) -> str:
-        return f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:<{widths[3]}}".rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(rows[0]), rule, *map(line, rows[1:-1]), rule, line(rows[-1])])
+    rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
+    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", has_summary=True)
 
 
 def write_model_card(
@@ -250,9 +306,19 @@ def write_model_card(
         synthetic_training=is_synthetic(training_data),
         synthetic_evaluation=is_synthetic(evaluation_data),
         metrics=data,
+        further=further_tables(data) if data else [],
         not_measured=NOT_MEASURED,
     )
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
+    """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
+    sections = evaluation_tables(metrics)
+    tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
+    tables += [table for key in ("radiologists", "retrieval", "grounding") for table in sections.get(key, [])[:1]]
+    texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
+    return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
 
 
 def is_synthetic(dataset_name: str | None) -> bool:
@@ -268,33 +334,60 @@ def describe_dataset(dataset_name: str) -> str:
 def card_data(
     model_name: str, metrics: Mapping | None, license: str | None, classifier: bool = False
 ) -> ModelCardData:
-    """The card's YAML head, with one `EvalResult` per measured AUROC."""
+    """The card's YAML head, with one `EvalResult` per measured number: of each finding and of their mean the AUROC,
+    AUPRC, MCC and F1; of retrieval the recalls; of grounding the pointing game and the pixel AUROC.
+    """
     task = "image-classification" if classifier else "zero-shot-image-classification"
     results = []
     if metrics:
-        means = {"mean": metrics["mean"]}
-        for finding, result in {**metrics["findings"], **means}.items():
-            if result["auroc"] is None:
-                continue
-            results.append(
+        split = metrics["protocol"].get("split")
+        numbers = [
+            (f"{column_name(key)}, {finding}", metric_type, result.get(key))
+            for finding, result in {**metrics["findings"], "mean": metrics["mean"]}.items()
+            for key, metric_type in CARD_METRICS.items()
+        ]
+        task_name = "Classification of findings" if classifier else "Zero-shot classification of findings"
+        groups = [(task, task_name, metrics["dataset"], numbers)]
+        for key, (part_type, part_name) in CARD_PARTS.items():
+            part = metrics.get(key) or {}
+            groups.append((part_type, part_name, part.get("dataset") or metrics["dataset"], part_numbers(key, part)))
+        for task_type, task_name, dataset, numbers in groups:
+            results += [
                 EvalResult(
-                    task_type=task,
-                    task_name="Classification of findings" if classifier else "Zero-shot classification of findings",
-                    dataset_type=re.sub(r"[^a-z0-9]+", "-", metrics["dataset"].lower()).strip("-") or "unnamed",
-                    dataset_name=describe_dataset(metrics["dataset"]) or "unnamed",
-                    dataset_split=metrics["protocol"].get("split"),
-                    metric_type="roc_auc",
-                    metric_name=f"AUROC, {finding}",
-                    metric_value=float(result["auroc"]),  # a numpy scalar would become a !!python tag in the YAML
+                    task_type=task_type,
+                    task_name=task_name,
+                    dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "unnamed",
+                    dataset_name=describe_dataset(dataset) or "unnamed",
+                    dataset_split=split,
+                    metric_type=metric_type,
+                    metric_name=metric_name,
+                    metric_value=float(value),  # a numpy scalar would become a !!python tag in the YAML
                 )
-            )
+                for metric_name, metric_type, value in numbers
+                if value is not None
+            ]
     return ModelCardData(
         language="en",
         license=license,
         library_name="transformers",
         pipeline_tag=task,
         tags=["chest-x-ray", "radiology", "clip", "tier"],
-        metrics=["roc_auc"] if results else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=model_name.split("/")[-1],
         eval_results=results or None,
     )
+
+
+def part_numbers(key: str, part: Mapping) -> list[tuple[str, str, float | None]]:
+    """Names, types and values of what a card's head says of the retrieval or the grounding of `metrics.json`."""
+    if key == "retrieval":
+        directions = {"image_to_text": "image to text", "text_to_image": "text to image"}
+        return [
+            (f"R@{name.removeprefix('recall_at_')}, {direction}", "recall", value)
+            for of, direction in directions.items()
+            for name, value in (part.get(of) or {}).items()
+            if re.fullmatch(r"recall_at_\d+", name)
+        ]
+    numbers = ((part.get("mean") or {}).get("maps") or {}).get("above_average") or {}
+    types = {"pointing": "accuracy", "pixel_auroc": "roc_auc"}
+    return [(f"{column_name(name)}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]

@@ -74,6 +74,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
         "mean",
         "versions",
         "score_levels",
+        "subgroups",
     ]
     assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [str(model)]
     assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
@@ -150,7 +151,7 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
 
 
 def test_protocol_level_and_cache(models, tmp_path, capsys):
-    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--protocol", "chexzero"]
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 40, "--protocol", "chexzero"]
     arguments += ["--score_level", "patches-max", "--cache_dir", tmp_path / "cache"]
     texts = [run(*arguments, "--output_dir", tmp_path / name, capsys=capsys).out for name in "ab"]
     assert "Mean AUROC by score level: global 0." in texts[0]

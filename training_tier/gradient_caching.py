@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -50,20 +51,25 @@ def backward_in_chunks(
 
     Args:
         model (`nn.Module`): [`TierCLIPModel`] or [`TierDualEncoderModel`], or one in `DistributedDataParallel`, whose
-            processes then have to call this together; their gradients are averaged once, in the last chunk.
+            processes then have to call this together; their gradients are averaged once, in the last chunk. Or one
+            that FSDP2 shards, whose gradients are reduced in each chunk.
         inputs (`dict`): the batch of this process, as the model takes it.
         chunk_size (`int`): pairs whose activations fit into memory.
         backward (`Callable`, *optional*): what to do with a scalar instead of calling its `backward`.
 
     Returns:
         `dict`: `loss`, `contrastive_loss`, `token_entropy` and `patch_entropy` as the model gives them, without graph.
+
+    Raises:
+        `ValueError`: FSDP, which gathers weights in each chunk, and the numbers of chunks differ between processes.
     """
     # The first pass needs nothing of what DistributedDataParallel does, which would wait for the other processes.
     plain = model.module if isinstance(model, DistributedDataParallel) else model
-    logit_scale = plain.logit_scale
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
     text_groups = inputs.pop("text_groups", None)
     chunks = split_batch(inputs, chunk_size)
+    if isinstance(model, FSDPModule):
+        check_equal_counts(len(chunks), device=inputs["input_ids"].device)
 
     # 1. The embeddings, without graph
     buffers = [(buffer, buffer.clone()) for buffer in plain.buffers()]
@@ -86,7 +92,7 @@ def backward_in_chunks(
     # 2. The loss of all pairs, and the gradients of the embeddings
     sizes = [len(chunk) for chunk in images]
     contrastive_loss, image_gradients, text_gradients, scale_gradient = contrastive_gradients(
-        torch.cat(images).float(), torch.cat(texts).float(), logit_scale.detach(), chunk_size, text_groups
+        torch.cat(images).float(), torch.cat(texts).float(), plain.logit_scale.detach(), chunk_size, text_groups
     )
 
     # 3. Each chunk once more, with its graph
@@ -107,8 +113,9 @@ def backward_in_chunks(
         wait = isinstance(model, DistributedDataParallel) and not is_last
         with model.no_sync() if wait else contextlib.nullcontext():
             scalar = surrogate(chunk, *gradient)
-            # In the last chunk, since there DistributedDataParallel waits for the gradients of all parameters.
-            backward(scalar + logit_scale * scale_gradient if is_last else scalar)
+            # In the last chunk, since there DistributedDataParallel waits for the gradients of all parameters. (FSDP
+            # keeps the parameters outside of layers whole from a forward pass to the end of the backward one.)
+            backward(scalar + (plain.logit_scale * scale_gradient).sum() if is_last else scalar)
 
     token_entropy, patch_entropy = (sums * factors).unbind()
     loss = contrastive_loss + (sums * entropy_gradients).sum()
@@ -118,6 +125,21 @@ def backward_in_chunks(
         "token_entropy": token_entropy,
         "patch_entropy": patch_entropy,
     }
+
+
+def check_equal_counts(count: int, device: torch.device) -> None:
+    """
+    Raises:
+        `ValueError`: in all the processes, unless their counts of chunks are equal.
+    """
+    extremes = torch.tensor([count, -count], device=device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    most, least = extremes.tolist()
+    if most != -least:
+        raise ValueError(
+            f"The processes have from {-least} to {most} chunks in a step, and with FSDP they need the same number; "
+            "use --dataloader_drop_last true."
+        )
 
 
 def contrastive_gradients(

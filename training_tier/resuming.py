@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 
 UNFINISHED = "_saving"  # folder in output_dir of what is being written
 RUN_OPTIONS = "run_options.json"  # in each checkpoint
+FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # beside the model.safetensors of a checkpoint that FSDP resumes from
 
 # Options of the training that change neither the losses nor the weights nor which checkpoint is the best.
 FREE_PREFIXES = ("dataloader_pin", "dataloader_prefetch", "ddp_", "hub_", "log_", "logging_", "push_to_hub", "save_")
@@ -65,8 +66,9 @@ def find_fault(checkpoint: str | os.PathLike) -> str | None:
         return "there is no such folder"
     paths = sorted(folder.iterdir())
     needed = ["trainer_state.json", "rng_state"]
-    if not any(path.is_dir() for path in paths):  # FSDP and DeepSpeed keep these in folders of their own
-        needed += ["optimizer.pt", "scheduler.pt"]
+    if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in a folder of its own
+        sharded = any(path.name == FSDP_WEIGHTS for path in paths)
+        needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"]
         if not any(path.suffix == ".safetensors" for path in paths):
             return "it holds no weights"
     for name in needed:
@@ -79,7 +81,7 @@ def find_fault(checkpoint: str | os.PathLike) -> str | None:
             elif path.suffix == ".safetensors":
                 with safe_open(path, "pt"):  # compares its length with its header
                     pass
-            elif path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
                 return f"{path.name} is cut short"
         except (ValueError, SafetensorError):
             return f"{path.name} is cut short"

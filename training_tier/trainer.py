@@ -17,10 +17,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import model_info, upload_folder
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
-from transformers.utils import PushInProgress, logging
+from transformers.utils import PushInProgress, is_peft_available, logging
 
 from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
@@ -40,7 +40,18 @@ from .gradient_caching import backward_in_chunks
 from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler
+from .sharding import (
+    broadcast_weights,
+    check_sharded_checkpoint,
+    check_sharding,
+    prepare_for_sharding,
+    whole_model,
+    whole_tensor,
+)
 from .streaming import ShardedImages
+
+if is_peft_available():
+    from peft import PeftModel
 
 logger = logging.get_logger(__name__)
 
@@ -116,6 +127,12 @@ class RadiographTrainer(Trainer):
 
     def __init__(self, *, training_facts: Mapping | None = None, run_options: Mapping | None = None, **kwargs):
         super().__init__(**kwargs)
+        self._check_distribution()
+        if self.is_fsdp_enabled:
+            self._model_class = type(self.model)
+            self._scalars = prepare_for_sharding(self.model, self.accelerator.state.fsdp_plugin)
+            # accelerate (1.15) does so for other models, but not for those that FSDP2 shards
+            self.model.forward = self.accelerator.autocast()(self.model.forward)
         self.training_facts = training_facts
         self.run_options = run_options
         self.unreadable: dict[str, str] = {}
@@ -132,7 +149,23 @@ class RadiographTrainer(Trainer):
         self.add_callback(self.preemption)
         self.add_callback(SaveAfterEvaluation())
 
-    def train(self, *args, **kwargs):
+    def _check_distribution(self) -> None:
+        check_sharding(self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
+        if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            return
+        if self.args.average_top_k:
+            raise ValueError("average_top_k works on whole weights, not on those that FSDP or DeepSpeed part.")
+        if is_peft_available() and isinstance(self.model, PeftModel):
+            raise ValueError(
+                "LoRA trains few weights, for which there is nothing to part; use it without FSDP and DeepSpeed."
+            )
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's ZeRO stage 3 parts the weights, which the zero-shot AUROC needs whole; use stage 2 "
+                "(configs/accelerate/deepspeed.yaml), or FSDP."
+            )
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """
         See [`Trainer.train`].
 
@@ -142,9 +175,12 @@ class RadiographTrainer(Trainer):
         """
         if self.args.should_save:
             shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        if self.is_fsdp_enabled:
+            check_sharded_checkpoint(resume_from_checkpoint)
+            broadcast_weights(self.model, self.args.device)
         with self.preemption.listening():
             try:
-                return super().train(*args, **kwargs)
+                return super().train(resume_from_checkpoint, **kwargs)
             except TrainingStopped:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes the logs
                 raise
@@ -286,10 +322,35 @@ class RadiographTrainer(Trainer):
                     path.replace(target)
                 shutil.rmtree(unfinished)
 
+    @contextlib.contextmanager
+    def whole_model(self, state_dict: dict | None = None) -> Iterator[PreTrainedModel | None]:
+        """
+        The model with its whole weights, also as `self.model`, for as long as it is needed. FSDP parts them: then it
+        is a copy, which the main process alone has, and for which all of them have to call this.
+
+        Args:
+            state_dict (`dict`, *optional*): the whole weights, where they are at hand.
+        """
+        if not self.is_fsdp_enabled:
+            yield self.accelerator.unwrap_model(self.model)
+            return
+        if state_dict is None:
+            state_dict = self.accelerator.get_state_dict(self.model)
+        if not self.accelerator.is_main_process:
+            yield None
+            return
+        sharded = self.model
+        self.model = whole_model(self._model_class, sharded, state_dict, self._scalars)
+        try:
+            yield self.model
+        finally:
+            self.model = sharded
+
     def _write(self, output_dir: str, state_dict: dict | None) -> None:
-        super()._save(output_dir, state_dict)
         if not self.args.should_save:  # transformers 5.23 calls this in every process
             return
+        with self.whole_model(state_dict):
+            super()._save(output_dir, None if self.is_fsdp_enabled else state_dict)
         # The Trainer adds a pickle of the arguments, which nothing reads and nobody should open; JSON says the same.
         os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
@@ -478,8 +539,8 @@ class TierTrainer(RadiographTrainer):
     def check_batch_size(self) -> None:
         """
         Raises:
-            `ValueError`: a batch of one pair, a chunk larger than the batch, or chunks where the processes share the
-                parameters, which each backward pass would change.
+            `ValueError`: a batch of one pair, a chunk larger than the batch, or chunks with DeepSpeed, which counts
+                each backward pass as one of gradient accumulation.
         """
         pairs, chunk_size = self.args.train_batch_size, self.args.contrastive_chunk_size
         all_pairs = pairs * self.args.world_size
@@ -500,10 +561,10 @@ class TierTrainer(RadiographTrainer):
                 f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
                 "chunk; lower it, or raise --per_device_train_batch_size."
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             raise ValueError(
-                "contrastive_chunk_size works on one process and with DistributedDataParallel, not with DeepSpeed or "
-                "FSDP; leave it out."
+                "contrastive_chunk_size works on one process, with DistributedDataParallel and with FSDP, not with "
+                "DeepSpeed; leave it out."
             )
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -546,7 +607,8 @@ class TierTrainer(RadiographTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._terms["train"]:
             logs |= self.pop_terms("train")
-            logs["logit_scale"] = self.accelerator.unwrap_model(self.model).logit_scale.exp().item()
+            scale = whole_tensor(self.accelerator.unwrap_model(self.model).logit_scale.detach())
+            logs["logit_scale"] = scale.exp().item()
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -570,15 +632,16 @@ class TierTrainer(RadiographTrainer):
     def zero_shot_auroc(self) -> dict[str, float]:
         """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""
         result = [None]
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            with torch.autocast(model.device.type, enabled=False):
-                result[0] = zero_shot_auroc(
-                    model,
-                    self.processing_class,
-                    self.eval_records,
-                    list(self.prompts),
-                    self.prompts,
-                    batch_size=self.args.eval_batch_size,
-                )
+        with self.whole_model() as model:
+            if self.accelerator.is_main_process:
+                model.to(self.args.device)
+                with torch.autocast(model.device.type, enabled=False):
+                    result[0] = zero_shot_auroc(
+                        model,
+                        self.processing_class,
+                        self.eval_records,
+                        list(self.prompts),
+                        self.prompts,
+                        batch_size=self.args.eval_batch_size,
+                    )
         return broadcast_object_list(result)[0]

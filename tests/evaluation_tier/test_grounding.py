@@ -777,7 +777,10 @@ def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monke
         reverse=True,
     )
     expected = [order[i]["row"] for i in (0, 1, 2, 3, 5, 6)]
-    assert [sketch.title.split("\n")[0] for *_, sketch in shown] == [f"image{row}" for row in expected]
+    cases = {case.row: case for case in read_cases(dataset)}
+    for row, (*_, sketch) in zip(expected, shown, strict=True):
+        np.testing.assert_array_equal(sketch.mask, read_region(dataset[row], cases[row], 64, 64).mask)
+        assert "image" not in sketch.title and " IoU 0." in sketch.title
     best = shown[0][-1]
     assert best.mask.shape == best.similarity.shape == (64, 64) and best.hit is True
     grids, _ = compute_grids(model, processor, dataset, read_cases(dataset), ASK)

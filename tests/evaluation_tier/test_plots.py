@@ -6,12 +6,18 @@ import pytest
 from PIL import Image
 
 from evaluation_tier.plots import (
+    COLOURS,
     draw_similarity,
     file_name,
+    plot_calibration,
+    plot_findings,
+    plot_precision_recall,
     plot_roc,
     plot_similarity_maps,
+    plot_subgroups,
     plot_training_curves,
     similarity_grids,
+    wilson_interval,
 )
 from evaluation_tier.report import to_json
 from evaluation_tier.zeroshot import evaluate_zero_shot
@@ -159,3 +165,102 @@ def test_without_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match="^Figures need matplotlib: install it with pip install matplotlib"):
         plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
+
+
+def colour_of(picture: np.ndarray, colour: str) -> np.ndarray:
+    """Where a picture has a colour, "#rrggbb"."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return np.abs(picture - [red, green, blue]).max(axis=-1) < 12
+
+
+def test_precision_recall_figure(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    picture = read(plot_precision_recall(metrics, predictions, tmp_path / "pr.png"))
+    assert picture.shape[0] > 700 and picture.shape[1] > 900
+    assert colour_of(picture, COLOURS[0]).sum() > 200
+
+
+def test_nothing_is_cut_off_at_the_edges(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    long = {f"{name}, as it is called elsewhere": result for name, result in metrics["findings"].items()}
+    renamed = predictions.rename(columns=lambda name: f"{name}, as it is called elsewhere")
+    for plot in (plot_roc, plot_precision_recall):
+        picture = read(plot(metrics | {"findings": long}, renamed, tmp_path / "figure.png"))
+        for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+            assert (edge == 255).all()
+
+
+def test_radiologists_are_points_on_both_curves(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    finding = list(metrics["findings"])[0]
+    reader = {"fpr": 0.9, "tpr": 0.1, "recall": 0.9, "precision": 0.9}  # where no curve of these comes near
+    nobody = {"fpr": None, "tpr": None, "recall": None, "precision": None}
+    with_readers = metrics | {"radiologists": {"findings": {finding: {"readers": {"a": reader, "b": nobody}}}}}
+    for plot in (plot_roc, plot_precision_recall):
+        before = read(plot(metrics, predictions, tmp_path / "before.png"))
+        after = read(plot(with_readers, predictions, tmp_path / "after.png"))
+        assert (colour_of(after, COLOURS[0])).sum() > (colour_of(before, COLOURS[0])).sum() + 20
+
+
+def test_forest_plots(evaluated, tmp_path):
+    metrics, _, _ = evaluated
+    picture = read(plot_findings(metrics, tmp_path / "findings.png"))
+    assert colour_of(picture, COLOURS[0]).sum() > 500
+    undefined = {
+        name: result | {"auroc": None, "auroc_ci95": [None, None]} for name, result in metrics["findings"].items()
+    }
+    picture = read(plot_findings(metrics | {"findings": undefined}, tmp_path / "findings.png"))
+    assert not colour_of(picture, COLOURS[0]).any()
+    group = {"n_images": 30, "mean": {"auroc": 0.6, "auroc_ci95": [0.5, 0.7]}}
+    groups = {"groups": {"$F": group, "M": group}, "findings_in_mean": ["Edema"]}
+    metrics = metrics | {"subgroups": {"sex": groups, "view": {"groups": {}, "findings_in_mean": []}}}
+    first = plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes()
+    assert colour_of(read(tmp_path / "subgroups.png"), COLOURS[0]).sum() > 200
+    assert plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes() == first
+
+
+def test_calibration_figure(evaluated, tmp_path):
+    metrics, predictions, _ = evaluated
+    findings = {name: result | {"scale": None, "bias": None} for name, result in metrics["findings"].items()}
+    with pytest.raises(ValueError, match="No finding has a calibration"):
+        plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png")
+    first, second = list(findings)[:2]
+    findings[first] |= {"scale": 30.0, "bias": -1.0, "ece": 0.05}
+    one = read(plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png"))
+    findings[second] |= {"scale": 30.0, "bias": -1.0, "ece": None}
+    two = read(plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png"))
+    assert two.shape[0] == one.shape[0] and two.shape[1] > 1.4 * one.shape[1]  # a panel for each
+
+
+def test_the_interval_of_a_share():
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611
+    low, high = wilson_interval(np.array([81 / 263, 0.0]), np.array([263, 20]))
+    assert low == pytest.approx([0.2553, 0.0], abs=5e-5) and high == pytest.approx([0.3662, 0.1611], abs=5e-5)
+
+
+def test_no_figure_names_an_image(tier_model, phantom, evaluated, tmp_path, monkeypatch):
+    metrics, predictions, prompts = evaluated
+    titles = []
+    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text, **options: titles.append(text))
+    plot_similarity_maps(*tier_model, phantom, {"Edema": prompts["Edema"]}, predictions, tmp_path, "phantom")
+    assert titles == ["Edema, phantom (synthetic)"]
+
+
+def test_calibration_is_drawn_of_what_it_was_fitted_on(evaluated, tmp_path, monkeypatch):
+    """Scores that are probabilities are calibrated by their log-odds, but not those that other findings give."""
+    seen = []
+    monkeypatch.setattr("evaluation_tier.plots.log_odds", lambda scores: seen.append(len(scores)) or scores)
+    metrics, predictions, _ = evaluated
+    finding = list(metrics["findings"])[0]
+    result = metrics["findings"][finding] | {"scale": 1.0, "bias": 0.0}
+    predictions = predictions.rename(columns=lambda name: name.replace(finding, "No Finding"))
+    for scoring, no_finding, calls in (
+        ("difference", "prompts", 0),
+        ("softmax", "prompts", 1),
+        ("softmax", "others", 1),
+    ):
+        protocol = metrics["protocol"] | {"scoring": scoring, "no_finding": no_finding}
+        plot_calibration(
+            metrics | {"findings": {"No Finding": result}, "protocol": protocol}, predictions, tmp_path / "c.png"
+        )
+        assert len(seen) == calls

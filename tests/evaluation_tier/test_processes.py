@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation_tier.processes import fail_together, gather_rows, is_main_process, joined_processes, own_rows
-from modeling_tier import TierCLIPModel
+from processing_tier.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ["eval_zeroshot.py", "--n_bootstrap", "20", "--batch_size", "4", "--device", "cpu"]
@@ -72,20 +72,15 @@ def test_two_processes_write_what_one_writes(models, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_failure_of_one_process_ends_all(make_tier_model, tmp_path):
+def test_the_failure_of_one_process_ends_all(models, tmp_path):
     """The second process alone meets the broken images."""
-    model, processor = make_tier_model(0)
-    TierCLIPModel.save_pretrained(model, tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
     (tmp_path / "table.csv").write_text(
         "image,patient_id,Mass\n" + "".join(f"{i // 4}.png,{i},{i % 2}\n" for i in range(8))
     )
-    from processing_tier.phantom import make_phantom
-
     (tmp_path / "0.png").write_bytes(make_phantom(1, image_size=64)[0]["image"]["bytes"])
     (tmp_path / "1.png").write_bytes(b"no image")
     arguments = ["--data", tmp_path / "table.csv", "--min_positives", 1, "--output_dir", tmp_path / "out"]
-    result = launch(tmp_path / "model", *arguments, processes=2)
+    result = launch(models[0], *arguments, processes=2)
     assert result.returncode == 1  # the launcher's
     message = "eval_zeroshot.py: error: At least 4 of 8 images do not decode, more than 1 %"
     assert result.stderr.count(message) == 1

@@ -163,7 +163,47 @@ def test_card_head_holds_the_numbers_of_the_json(folder, metrics):
     (results,) = head["model-index"][0]["results"]
     assert results["dataset"] == {"name": "iu_cxr", "type": "iu-cxr", "split": "validation"}
     values = {metric["name"]: metric["value"] for metric in results["metrics"]}
-    assert values == {"AUROC, Cardiomegaly": 0.8512345, "AUROC, mean": 0.8512345}  # what is not measured is left out
+    assert values == {  # what is not measured is left out
+        "AUROC, Cardiomegaly": 0.8512345,
+        "AUPRC, Cardiomegaly": 0.4,
+        "MCC, Cardiomegaly": 0.3,
+        "F1, Cardiomegaly": 0.5,
+        "AUPRC, Nodule|Mass": 0.4,
+        "F1, Nodule|Mass": 0.5,
+        "AUROC, mean": 0.8512345,
+        "AUPRC, mean": 0.4,
+        "MCC, mean": 0.3,
+        "F1, mean": 0.5,
+    }
+    types = ["roc_auc", "average_precision", "matthews_correlation", "f1"]
+    assert head["metrics"] == types and [metric["type"] for metric in results["metrics"]][:4] == types
+
+
+def test_card_tells_what_else_was_measured(folder, metrics):
+    metrics["subgroups"] = {
+        "sex": {
+            "groups": {"F": {"n_images": 100, "mean": {"auroc": 0.75, "auroc_ci95": [0.5, 1.0]}, "auroc": {}}},
+            "mean_gap": None,
+            "findings_in_mean": ["Cardiomegaly"],
+        }
+    }
+    numbers = {"recall_at_5": 0.5, "recall_at_5_ci95": [0.25, 0.75], "recall_at_5_chance": 0.01}
+    metrics["retrieval"] = {"dataset": "pairs", "image_to_text": numbers}
+    pointing = {"pointing": {"mean": 0.25, "ci95": [0.125, 0.5]}, "pixel_auroc": {"mean": None, "ci95": None}}
+    metrics["grounding"] = {"mean": {"maps": {"above_average": pointing}}}
+    write_model_card(folder, metrics)
+    head, text = read_card(folder)
+    _, retrieval, grounding = head["model-index"][0]["results"]
+    assert retrieval["task"]["name"] == "Retrieval of images and reports" and retrieval["dataset"]["name"] == "pairs"
+    assert retrieval["metrics"] == [{"name": "R@5, image to text", "type": "recall", "value": 0.5}]
+    assert grounding["metrics"] == [{"name": "Pointing, mean", "type": "accuracy", "value": 0.25}]
+    assert grounding["dataset"]["name"] == "iu_cxr"
+    assert "\n### By sex\n" in text and "| F | 100 | 0.750 (0.500, 1.000) |\n" in text
+    assert "| Report of an image | R@5 | 0.500 (0.250, 0.750) | 0.010 | not measured |\n" in text
+    assert "| Pointing | 0.250 (0.125, 0.500) |\n| Pixel AUROC | not measured |\n\n" in text
+    assert "on subgroups other than those above: not measured" in text
+    assert "\n\n\n" not in text
+    text.encode("ascii")
 
 
 def test_card_is_clean(folder, metrics):

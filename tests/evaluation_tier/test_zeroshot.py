@@ -83,7 +83,7 @@ def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
 def test_patches_of_one_image_by_hand(tier_model, phantom):
     model, processor = tier_model
     prompts = load_prompts("chexzero", ["Cardiomegaly", "Edema"])
-    findings, options = list(prompts), {"protocol": "chexzero", "min_positives": 1, "n_bootstrap": 5}
+    findings, options = list(prompts), {"protocol": "chexzero", "min_positives": 1, "n_bootstrap": 40}
     _, predictions = evaluate_zero_shot({"m": tier_model}, phantom, findings, score_level="both-max", **options)
     positive, negative = embed_prompts(model, processor, prompts)
     image = processor.image_processor(
@@ -147,10 +147,15 @@ def test_keys_are_those_of_the_contract(tier_model, phantom):
         "mean",
         "versions",
         "score_levels",
+        "subgroups",
     ]
-    keys = "auroc auroc_ci95 auprc mcc f1 threshold scale bias n_positive n_negative n_excluded".split()
+    measured = "auroc auprc mcc f1 sensitivity specificity".split()
+    measured = [key for name in measured for key in (name, f"{name}_ci95")]
+    counts = "n_positive n_negative n_uncertain n_missing n_excluded".split()
+    keys = [*measured, "threshold", "thresholds", "scale", "bias", "brier", "ece", *counts]
     assert all(list(result) == keys for result in metrics["findings"].values())
-    assert list(metrics["mean"]) == ["auroc", "auroc_ci95", "auprc", "mcc", "f1"]
+    assert list(metrics["mean"]) == [*measured, "brier", "ece"]
+    assert list(metrics["subgroups"]) == ["sex", "age", "view"]
     assert set(metrics["versions"]) == {"python", "torch", "transformers", "numpy", "tier-clip"}
     for result in metrics["findings"].values():
         assert result["auroc_ci95"][0] <= result["auroc"] <= result["auroc_ci95"][1]

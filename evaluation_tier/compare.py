@@ -1,0 +1,307 @@
+"""Two evaluations of the same images, side by side: what the second model gains on the first, and how sure that is."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from evaluation_tier import plots
+from evaluation_tier.html_report import Section, read_figure, render_page
+from evaluation_tier.report import (
+    describe_dataset,
+    is_synthetic,
+    read_metrics,
+    read_predictions,
+    to_json,
+    write_beside,
+)
+from evaluation_tier.resampling import bootstrap, delong, draw_resamples, paired_bootstrap
+from evaluation_tier.tables import (
+    DASH,
+    Table,
+    column_name,
+    format_cell,
+    format_estimate,
+    format_number,
+    latex_tables,
+    markdown_tables,
+)
+
+logger = logging.getLogger(__name__)
+
+COMPARED = ("auroc", "auprc", "mcc", "f1")
+# What the protocol says of the intervals and of the data, which a comparison makes anew or checks itself
+NOT_OF_SCORES = (
+    "intervals",
+    "n_bootstrap",
+    "seed",
+    "n_patients",
+    "min_positives",
+    "findings_left_out",
+    "resamples_dropped",
+    "images_skipped",
+)
+
+
+def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 1000, seed: int = 0) -> dict:
+    """
+    The second evaluation's metrics minus the first's, on the same images, with paired 95 % intervals.
+
+    Both models are measured on the same resamples of the patients, so what makes an image hard for both cancels: two
+    models may differ surely although their own intervals overlap.
+
+    Args:
+        first (`str` or `Path`): folder that `eval_zeroshot.py` wrote, with `metrics.json` and `predictions.parquet`.
+        second (`str` or `Path`): likewise.
+        n_bootstrap (`int`, *optional*, defaults to 1000): resamples of patients.
+        seed (`int`, *optional*, defaults to 0): of the resamples.
+
+    Returns:
+        `dict`: of JSON's own types, numbers that are undefined being `None`.
+
+        - `"first"`, `"second"`: `folder` and `models`.
+        - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
+        - `"protocol_differences"`: by key the two values; a warning names them too.
+        - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
+          `second`, `difference`, `difference_ci95` and `p_bootstrap`; of the AUROC also `p_delong`, by DeLong's test
+          (1988), which takes images as independent. MCC and F1 are at the thresholds that each evaluation chose.
+        - `"mean"`: the same over the findings, without `p_delong`.
+        - `"findings_left_out"`: by name in which of the two it is missing.
+
+    Raises:
+        `ValueError`: for a folder without a whole evaluation, and when images, patients or labels of the two differ,
+            with the number of those that do.
+    """
+    metrics = [read_metrics(folder) for folder in (first, second)]
+    findings = [finding for finding in metrics[0]["findings"] if finding in metrics[1]["findings"]]
+    if not findings:
+        of_first, of_second = (", ".join(map(repr, read["findings"])) or "none" for read in metrics)
+        raise ValueError(
+            f"The results have no finding in common: {first} has {of_first}; {second} has {of_second}. Evaluate both "
+            "models on the same findings."
+        )
+    tables = align(
+        read_predictions(first, metrics[0]), read_predictions(second, metrics[1]), str(first), str(second), findings
+    )
+    differing = protocol_differences(*metrics)
+    if differing:
+        described = ", ".join(f"{key} ({format_cell(a)} / {format_cell(b)})" for key, (a, b) in differing.items())
+        logger.warning("The protocols of the two results differ in %s: scores may differ for that reason.", described)
+
+    labels = columns_of(tables[0], "label", findings)
+    scores = [columns_of(table, "score", findings) for table in tables]
+    thresholds = [
+        [plots.as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics
+    ]
+    patients = tables[0]["patient_id"].astype(str).tolist()
+    paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
+    everyone = np.ones((1, len(labels)))
+    values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
+
+    results = {}
+    for i, finding in enumerate(findings):
+        part = {"n_positive": int((labels[:, i] == 1).sum()), "n_negative": int((labels[:, i] == 0).sum())}
+        for name in COMPARED:
+            part[name] = {
+                "first": values[0][name][0, i],
+                "second": values[1][name][0, i],
+                "difference": paired[name].difference[i],
+                "difference_ci95": paired[name].interval[i],
+                "p_bootstrap": paired[name].p_value[i],
+            }
+        part["auroc"]["p_delong"] = delong(labels[:, i], scores[0][:, i], scores[1][:, i]).p_value
+        results[finding] = part
+    mean = {}
+    for name in COMPARED:
+        defined = ~np.isnan(paired[name].difference)  # the means are of the same findings
+        mean[name] = {
+            "first": nanmean(values[0][name][0, defined]),
+            "second": nanmean(values[1][name][0, defined]),
+            "difference": paired[name].mean_difference,
+            "difference_ci95": paired[name].mean_interval,
+            "p_bootstrap": paired[name].mean_p_value,
+        }
+    left_out = {finding: f"not in {second}" for finding in metrics[0]["findings"] if finding not in findings}
+    left_out |= {finding: f"not in {first}" for finding in metrics[1]["findings"] if finding not in findings}
+    return to_json(
+        {
+            "first": {"folder": str(first), "models": metrics[0].get("models") or []},
+            "second": {"folder": str(second), "models": metrics[1].get("models") or []},
+            "dataset": metrics[0]["dataset"],
+            "n_images": len(labels),
+            "n_patients": len(set(patients)),
+            "n_bootstrap": n_bootstrap,
+            "seed": seed,
+            "protocol_differences": differing,
+            "findings": results,
+            "mean": mean,
+            "findings_left_out": left_out,
+        }
+    )
+
+
+def nanmean(values: np.ndarray) -> float:
+    """The mean; NaN, without a warning, of nothing."""
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def columns_of(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> np.ndarray:
+    """The labels or scores, (images, findings) float64."""
+    return table[[f"{kind}_{finding}" for finding in findings]].to_numpy(dtype=np.float64)
+
+
+def align(
+    first: pd.DataFrame, second: pd.DataFrame, first_name: str, second_name: str, findings: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The second table's rows in the order of the first's.
+
+    Raises:
+        ValueError: when an image occurs twice, or images, their patients or their labels are not the same in both.
+    """
+    for table, name in ((first, first_name), (second, second_name)):
+        repeated = int(table["image_id"].duplicated().sum())
+        if repeated:
+            raise ValueError(f"{repeated} rows of {name} repeat an image_id: evaluate on data that name images once.")
+    shared = int(first["image_id"].isin(second["image_id"]).sum())
+    if shared < len(first) or shared < len(second):
+        raise ValueError(
+            f"The results are not of the same images: {first_name} has {len(first):,}, {second_name} {len(second):,}, "
+            f"and {shared:,} are in both. Evaluate both models on the same images."
+        )
+    second = second.set_index("image_id").loc[first["image_id"]].reset_index()
+    moved = int((first["patient_id"].astype(str).to_numpy() != second["patient_id"].astype(str).to_numpy()).sum())
+    if moved:
+        raise ValueError(
+            f"{moved:,} of the {len(first):,} images belong to other patients in {second_name} than in {first_name}: "
+            "evaluate both models on the same data."
+        )
+    labels = [columns_of(table, "label", findings) for table in (first, second)]
+    differ = ~((labels[0] == labels[1]) | (np.isnan(labels[0]) & np.isnan(labels[1])))
+    if differ.any():
+        counts = ", ".join(
+            f"{finding} {count:,}" for finding, count in zip(findings, differ.sum(axis=0), strict=True) if count
+        )
+        raise ValueError(
+            f"The labels of the two results differ (of {len(first):,} images: {counts}): evaluate both models with "
+            "the same labels."
+        )
+    return first, second
+
+
+def protocol_differences(first: Mapping, second: Mapping) -> dict[str, list]:
+    """What two evaluations did otherwise: by key of the protocol the two values, None where one does not say."""
+    protocols = [{"dataset": read["dataset"], **read["protocol"]} for read in (first, second)]
+    keys = dict.fromkeys((*protocols[0], *protocols[1]))
+    return {
+        key: [protocol.get(key) for protocol in protocols]
+        for key in keys
+        if key not in NOT_OF_SCORES and protocols[0].get(key) != protocols[1].get(key)
+    }
+
+
+def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
+    """The tables of a comparison: the AUROC with both tests, the other metrics, and what was compared."""
+    parts = {**comparison["findings"], f"Mean of {len(comparison['findings'])}": comparison["mean"]}
+    rows = []
+    for name, part in parts.items():
+        auroc, counts = part["auroc"], format_cell(part["n_positive"]) if "n_positive" in part else ""
+        numbers = (format_number(auroc[which], missing=DASH) for which in ("first", "second"))
+        difference = format_estimate(auroc["difference"], auroc["difference_ci95"])
+        rows.append((name, counts, *numbers, difference, format_p(auroc.get("p_delong", auroc["p_bootstrap"]))))
+    header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
+    note = (
+        f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}; a difference above 0 is in "
+        f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same "
+        "for both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for "
+        "the number of findings."
+    )
+    if comparison["n_patients"] < comparison["n_images"]:
+        note += " DeLong's test takes the images of one patient as independent: where it and the interval differ, "
+        note += "trust the interval."
+    if comparison["findings_left_out"]:
+        left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
+        note += f" Left out: {', '.join(left_out)}."
+    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", True)
+
+    others = [name for name in COMPARED if name != "auroc"]
+    rows = tuple(
+        (name, *(format_estimate(part[key]["difference"], part[key]["difference_ci95"]) for key in others))
+        for name, part in parts.items()
+    )
+    header = ("Finding", *(f"{column_name(key)} (95 % CI)" for key in others))
+    note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, the same in all resamples."
+    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", True)
+
+    differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
+    rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
+    rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
+    same = not comparison["protocol_differences"]
+    differing = "are the same" if same else "differ in these: scores may differ for that reason"
+    what = Table(
+        "compared", "What was compared", f"The protocols {differing}.", ("What", "A", "B"), tuple(rows), "lll"
+    )
+    return {"auroc": [auroc], "others": [other], "compared": [what]}
+
+
+def format_p(value: float | None) -> str:
+    """A p-value with three digits, "<0.001" below."""
+    return "<0.001" if value is not None and value < 0.001 else format_number(value, missing=DASH)
+
+
+def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
+    """Write a comparison into a folder: `comparison.json`, `.md`, `.tex`, `.html` and, with matplotlib, `.png`.
+
+    Args:
+        folder: made where there is none.
+        comparison: as [`compare_results`] returns it.
+
+    Returns:
+        The files written.
+    """
+    folder, tables = Path(folder), comparison_tables(comparison)
+    figures, written = [], []
+    try:
+        written.append(plots.plot_differences(comparison, folder / "comparison.png"))
+        alt = f"Forest plot of the differences of {len(comparison['findings'])} findings; the table holds the numbers."
+        figures.append(
+            read_figure(written[0], alt, "Difference of the AUROC with its 95 % interval; 0 is no difference.")
+        )
+    except ValueError as error:  # no matplotlib
+        logger.warning("The comparison gets no figure. %s", error)
+    auroc = comparison["mean"]["auroc"]
+    notices = []
+    if comparison["protocol_differences"]:
+        names = ", ".join(map(column_name, comparison["protocol_differences"]))
+        notices.append(f"The protocols of A and B differ ({names}): scores may differ for that reason.")
+    if is_synthetic(comparison["dataset"]):
+        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
+    page = render_page(
+        f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
+        f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
+        f"patients. {DASH} stands for what could not be measured. In brackets: 95 % confidence intervals.",
+        [
+            ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
+            ("A", format_number(auroc["first"], missing=DASH)),
+            ("B", format_number(auroc["second"], missing=DASH)),
+        ],
+        [
+            Section("auroc", "AUROC", tables["auroc"], figures),
+            Section("others", "Other metrics", tables["others"], []),
+            Section("compared", "What was compared", tables["compared"], []),
+        ],
+        notices,
+        ["For research. No medical device: decide nothing about a person by these numbers."],
+    )
+    text_of = {
+        "comparison.json": json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        "comparison.md": markdown_tables(tables),
+        "comparison.tex": latex_tables(tables),
+        "comparison.html": page,
+    }
+    for name, text in text_of.items():
+        path = folder / name
+        written.append(write_beside(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8")))
+    return written

@@ -1,0 +1,395 @@
+"""The numbers of `metrics.json` as tables: which there are, and what they mean in one sentence each."""
+
+from collections.abc import Mapping
+
+from evaluation_tier.tables import (
+    DASH,
+    Table,
+    anchor,
+    column_name,
+    format_cell,
+    format_estimate,
+    format_number,
+    matrix_table,
+)
+
+
+def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
+    """The tables of an evaluation by the section of the report that they belong to; only of what was measured.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
+    """
+    sections = {
+        "results": [results_table(metrics)],
+        "thresholds": [operating_table(metrics), thresholds_table(metrics)],
+        "calibration": [calibration_table(metrics)],
+        "score_levels": [score_levels_table(metrics)],
+        "subgroups": subgroup_tables(metrics),
+        "radiologists": radiologist_tables(metrics),
+    }
+    parts = {
+        "retrieval": retrieval_tables,
+        "grounding": grounding_tables,
+        "sparsity": sparsity_tables,
+        "robustness": robustness_tables,
+    }
+    sections |= {key: tables_of(metrics[key]) for key, tables_of in parts.items() if metrics.get(key)}
+    sections["protocol"] = [protocol_table(metrics)]
+    sections = {key: [table for table in tables if table is not None] for key, tables in sections.items()}
+    return {key: tables for key, tables in sections.items() if tables}
+
+
+def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: Mapping[str, str]) -> Table | None:
+    """One row per finding and one for their mean; columns that no finding has are left out.
+
+    Args:
+        columns: key of a finding's results to the column's header. A number that has an interval, under the same key
+            and `_ci95`, is written with it.
+    """
+    findings, mean = metrics["findings"], metrics.get("mean") or {}
+    columns = {key: header for key, header in columns.items() if any(key in result for result in findings.values())}
+    if not columns:
+        return None
+    with_interval = {
+        key for key in columns if any(result.get(f"{key}_ci95") is not None for result in findings.values())
+    }
+
+    def cell(result: Mapping, key: str) -> str:
+        value = result.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return f"{value:,}"
+        digits = 4 if key.startswith("threshold") else 3  # differences of cosines are small
+        return format_estimate(value, result.get(f"{key}_ci95"), digits)
+
+    rows = [(finding, *(cell(result, key) for key in columns)) for finding, result in findings.items()]
+    has_mean = any(key in mean for key in columns)
+    if has_mean:
+        cells = (cell(mean, key) if key in mean else "" for key in columns)
+        rows.append((f"Mean of {len(findings)}", *cells))
+    headers = (f"{header} (95 % CI)" if key in with_interval else header for key, header in columns.items())
+    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), has_mean)
+
+
+def results_table(metrics: Mapping) -> Table:
+    """Positives, negatives, AUROC and AUPRC of each finding."""
+    results = metrics["findings"].values()
+    split = any("n_uncertain" in result or "n_missing" in result for result in results)
+    left_out = {"n_uncertain": "Uncertain", "n_missing": "Not stated"} if split else {"n_excluded": "Excluded"}
+    columns = {"n_positive": "Positives", "n_negative": "Negatives", **left_out, "auroc": "AUROC", "auprc": "AUPRC"}
+    note = (
+        "AUROC is how often an image with the finding scores above one without it: 0.5 is chance, 1 is perfect. AUPRC "
+        "is the average precision: chance is the share of positives. Images whose label is uncertain or not stated "
+        "say nothing of a score and are left out."
+    )
+    return finding_table(metrics, "results", "Results of each finding", note, columns)
+
+
+def operating_table(metrics: Mapping) -> Table | None:
+    """Sensitivity, specificity, MCC and F1 of each finding at its threshold."""
+    columns = {"threshold": "Threshold", "sensitivity": "Sensitivity", "specificity": "Specificity", "mcc": "MCC"}
+    columns["f1"] = "F1"
+    note = (
+        "A finding is called present when its score reaches the threshold. Sensitivity is the share of the positives "
+        "that are found, specificity that of the negatives that are left alone; MCC is the correlation of call and "
+        "label, F1 the harmonic mean of precision and sensitivity. Thresholds: "
+        f"{metrics['protocol'].get('thresholds', 'not stated')}."
+    )
+    return finding_table(metrics, "operating-points", "At the chosen threshold", note, columns)
+
+
+def thresholds_table(metrics: Mapping) -> Table | None:
+    """The thresholds by the criteria that chose them."""
+    findings = {
+        finding: result | {f"threshold_{key}": value for key, value in (result.get("thresholds") or {}).items()}
+        for finding, result in metrics["findings"].items()
+    }
+    columns = {
+        "threshold_mcc": "Highest MCC",
+        "threshold_f1": "Highest F1",
+        "threshold_youden": "Highest Youden index",
+    }
+    note = "Scores from which a finding is called present, by the criterion that chose them."
+    return finding_table({"findings": findings}, "thresholds", "Thresholds by criterion", note, columns)
+
+
+def calibration_table(metrics: Mapping) -> Table | None:
+    """Brier score and calibration error of each finding."""
+    columns = {"brier": "Brier score", "ece": "ECE"}
+    note = (
+        "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier "
+        "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
+        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both."
+    )
+    return finding_table(metrics, "calibration", "Calibration", note, columns)
+
+
+def score_levels_table(metrics: Mapping) -> Table | None:
+    """Mean AUROC of each kind of score."""
+    levels = metrics.get("score_levels")
+    if not levels:
+        return None
+    note = "The same images scored by the whole image and by its patches."
+    if all(isinstance(value, Mapping) for value in levels.values()):
+        return matrix_table("score-levels", "Kinds of score", note, levels, "Score")
+    rows = tuple((column_name(level), format_cell(value)) for level, value in levels.items())
+    return Table("score-levels", "Kinds of score", note, ("Score", "AUROC, mean"), rows, "lr")
+
+
+def subgroup_tables(metrics: Mapping) -> list[Table]:
+    """The AUROC of each subgroup, per attribute: the mean over the findings, and each finding, with the gaps.
+
+    The layout is that of [`resampling.subgroup_metrics`], by attribute.
+    """
+    tables = []
+    for attribute, result in (metrics.get("subgroups") or {}).items():
+        groups = order_groups(result.get("groups") or {})
+        if not groups:
+            continue
+        name = column_name(attribute)
+        in_mean = result.get("findings_in_mean") or []
+        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
+        note += "The gap, the highest minus the lowest, is above 0 by chance alone: read it beside the intervals."
+        left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
+        if left_out:
+            note += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
+        if unknown:
+            note += f" Images of unknown group: {unknown:,}."
+        rows = []
+        for group, numbers in groups.items():
+            mean = numbers.get("mean") or {}
+            estimate = format_estimate(mean.get("auroc"), mean.get("auroc_ci95"))
+            rows.append((group, format_cell(numbers.get("n_images")), estimate))
+        gap = result.get("mean_gap")
+        if gap:
+            rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        header = (name, "Images", "AUROC, mean (95 % CI)")
+        slug = f"subgroups-{anchor(attribute)}"
+        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", bool(gap)))
+
+        rows, gaps = [], result.get("gap") or {}
+        for finding in metrics["findings"]:
+            cells = [format_number((group.get("auroc") or {}).get(finding), missing=DASH) for group in groups.values()]
+            gap = gaps.get(finding) or {}
+            if set(cells) != {DASH}:
+                rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        if rows:
+            note = "AUROC of each finding in each group that has enough cases of it."
+            header = ("Finding", *groups, "Gap (95 % CI)")
+            title = f"Each finding by {name.lower()}"
+            tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
+    return tables
+
+
+def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Groups by name, but "<18" first and ">=80" last."""
+    return dict(
+        sorted(groups.items(), key=lambda item: (not item[0].startswith("<"), item[0].startswith(">"), item[0]))
+    )
+
+
+def radiologist_tables(metrics: Mapping) -> list[Table]:
+    """The model beside the readers' mean, and each reader.
+
+    The layout is that of [`radiologists.compare_with_radiologists`].
+    """
+    result = metrics.get("radiologists") or {}
+    findings = result.get("findings") or {}
+    if not findings:
+        return []
+    parts = dict(findings)
+    if result.get("mean"):
+        parts[f"Mean of {len(findings)}"] = result["mean"]
+    rows, readers = [], []
+    for finding, part in parts.items():
+        cells = []
+        for key in ("mcc", "f1"):
+            cells += [format_number(part[rater].get(key), missing=DASH) for rater in ("model", "readers_mean")]
+            cells.append(format_estimate(part["difference"].get(key), part["difference"].get(f"{key}_ci95")))
+        rows.append((finding, *cells))
+        for name, reader in (("Model", part["model"]), *part["readers"].items()):
+            numbers = (
+                format_number(reader.get(key), missing=DASH) for key in ("mcc", "f1", "tpr", "fpr", "precision")
+            )
+            readers.append((finding, name, *numbers))
+    header = ("Finding", "MCC, model", "MCC, readers", "Difference (95 % CI)")
+    header += ("F1, model", "F1, readers", "Difference (95 % CI)")
+    note = (
+        f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
+        "0 leaves it open."
+    )
+    has_mean = len(parts) > len(findings)
+    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", has_mean)
+    header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
+    note = "The model at its threshold and each radiologist, against the reference labels."
+    return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
+
+
+def protocol_table(metrics: Mapping) -> Table:
+    """How the numbers were made: the protocol, the models and the software."""
+    skipped = {"resamples_dropped"}  # one number per finding; those that are not 0 follow
+    rows = [("Data", format_cell(metrics["dataset"])), ("Images", format_cell(metrics["n_images"]))]
+    for key, value in metrics["protocol"].items():
+        if key == "images_skipped":  # how many, never which: their names may identify patients
+            value = len(value)
+        if key not in skipped:
+            rows.append((column_name(key), value if isinstance(value, str) else format_cell_of_all(value)))
+    dropped = {name: n for name, n in (metrics["protocol"].get("resamples_dropped") or {}).items() if n}
+    if dropped:
+        rows.append(("Resamples dropped", format_cell(dropped)))
+    models = metrics.get("models") or []
+    rows.append(("Model" if len(models) == 1 else "Models, scores averaged", format_cell_of_all(models)))
+    rows.append(("Software", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())))
+    note = "Numbers of two evaluations compare only where these agree."
+    return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "lp")
+
+
+def format_cell_of_all(value) -> str:
+    """As `format_cell`, but the whole of a list; whole numbers without commas, since some are seeds."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(format_cell, value)) or "none"
+    return str(value) if type(value) is int else format_cell(value)
+
+
+def retrieval_tables(retrieval: Mapping) -> list[Table]:
+    """Recall and median rank in both directions; the layout is that of [`retrieval.evaluate_retrieval`]."""
+    rows = []
+    for direction, name in (("image_to_text", "Report of an image"), ("text_to_image", "Image of a report")):
+        numbers = retrieval.get(direction) or {}
+        for key in numbers:
+            if f"{key}_ci95" in numbers:
+                levels = (format_cell(numbers.get(f"{key}_{level}")) for level in ("chance", "most_frequent"))
+                measure = key.replace("recall_at_", "R@").replace("_", " ")
+                digits = 1 if key == "median_rank" else 3
+                rows.append((name, measure, format_estimate(numbers[key], numbers[f"{key}_ci95"], digits), *levels))
+    note = (
+        "R@k is the share of queries with a right answer among the first k, the median rank the k at which half have "
+        "one; texts that say the same count as right. Chance draws lots; the last column always puts first what is "
+        "repeated most often."
+    )
+    header = ("Looked for", "Measure", "Model (95 % CI)", "Chance", "Most frequent first")
+    return [Table("retrieval", "Retrieval", note, header, tuple(rows), "llrrr")] if rows else []
+
+
+def grounding_tables(grounding: Mapping) -> list[Table]:
+    """Maps beside what needs no model, and each finding; the layout is that of [`grounding.evaluate_grounding`]."""
+    mean = grounding.get("mean") or {}
+    if not (mean.get("maps") or {}).get("above_average"):
+        mean = grounding.get("all_regions") or {}
+    maps, baselines = mean.get("maps") or {}, mean.get("baselines") or {}
+    if not maps:
+        return []
+
+    def cell(numbers: Mapping, metric: str, with_interval: bool = True) -> str:
+        found = numbers.get(metric) or {}
+        return format_estimate(found.get("mean"), found.get("ci95") if with_interval else None)
+
+    measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
+    of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
+    note = (
+        f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
+        f"{format_cell(mean.get('n_patients'))} patients{of}. Pointing: how often the highest pixel lies in the "
+        "region; pixel AUROC: how often a pixel inside is higher than one outside; CNR: contrast to noise; IoU and "
+        "Dice: overlap, 1 being perfect."
+    )
+    rows = tuple((column_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
+    header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
+    tables = [Table("grounding", "Maps of the model", note, header, rows, "l" + "r" * len(maps))]
+    rows = tuple(
+        (column_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
+    )
+    note = (
+        "What needs no map of the image: the average map of all images, the mean region of the finding in other "
+        "patients (prior), a blob in the centre, a random point."
+    )
+    header = ("Measure", *map(column_name, baselines))
+    tables.append(Table("grounding-baselines", "Without the image", note, header, rows, "l" + "r" * len(baselines)))
+    shown = [key for key in ("pointing", "pixel_auroc", "miou_scaled", "dice_scaled") if key in measures]
+    rows = []
+    for finding, part in (grounding.get("findings") or {}).items():
+        numbers = (part.get("maps") or {}).get("above_average") or {}
+        rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
+    if rows:
+        note = "The map above the average one. Few regions give wide intervals, or none."
+        header = ("Finding", "Regions", *(f"{column_name(key)} (95 % CI)" for key in shown))
+        align = "lr" + "r" * len(shown)
+        tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
+    return tables
+
+
+def sparsity_tables(sparsity: Mapping) -> list[Table]:
+    """Entropies and the words' statistics, each model and the differences; see [`sparsity.evaluate_sparsity`]."""
+    models = dict(sparsity.get("models") or {})
+    first = next(iter(models), "")
+    parts = models | {f"{name} minus {first}": part for name, part in (sparsity.get("differences") or {}).items()}
+    if not parts:
+        return []
+    shown = ("token_entropy_weight", "patch_entropy_weight", "token_entropy", "patch_entropy")
+    entropies = {name: {key: part[key] for key in part if key.startswith(shown)} for name, part in parts.items()}
+    patches = models[first].get("num_patches")
+    note = (
+        "How few patches a word resembles and how few words a patch: the entropies in nats are 0 where it is one, and "
+        f"ln K where all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
+    )
+    tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model", digits=4)]
+    note = (
+        "By class of word. Gini and Hoyer are 0 where all patches are alike and near 1 where one stands out; near "
+        "zero and negative are shares of the patches."
+    )
+    for i, (name, part) in enumerate(parts.items()):
+        title = f"Words, {name}" if len(parts) > 1 else "Words"
+        tables.append(
+            matrix_table(f"sparsity-words-{i + 1}", title, "" if i else note, part["words"], "Class", digits=4)
+        )
+    return tables
+
+
+def robustness_tables(robustness: Mapping) -> list[Table]:
+    """One table per probe; the layout is that of [`robustness.evaluate_robustness`]."""
+    tables = []
+    wordings = (robustness.get("wordings") or {}).get("mean") or {}
+    if wordings.get("auroc"):
+        intervals = wordings.get("auroc_ci95") or {}
+        rows = [(name, format_estimate(value, intervals.get(name))) for name, value in wordings["auroc"].items()]
+        rows += [
+            (f"{name} over the wordings", format_cell(wordings.get(name))) for name in ("mean", "min", "max", "sd")
+        ]
+        note = "Mean AUROC when the same is asked in other words: the less it moves, the better."
+        header = ("Wording", "AUROC, mean (95 % CI)")
+        tables.append(Table("robustness-wordings", "Wordings", note, header, tuple(rows), "lr"))
+    negation = (robustness.get("negation") or {}).get("mean") or {}
+    if negation:
+        note = (
+            "The share of images that lie nearer to the true one of a sentence and its negation, of those with the "
+            "finding, of those without, and the mean of both: 0.5 is chance."
+        )
+        tables.append(matrix_table("robustness-negation", "Negation", note, negation, "Wording"))
+    sides = robustness.get("laterality") or {}
+    of_findings = {**(sides.get("findings") or {}), **({"All": sides["all"]} if sides.get("all") else {})}
+    if of_findings:
+        note = (
+            "The share of images nearer to the sentence of the side that the report states, the same of mirrored "
+            "images, whose side is the other (0.5 is chance), and the share whose preference mirroring turns round."
+        )
+        tables.append(matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding"))
+    empty = (robustness.get("empty_images") or {}).get("findings") or {}
+    if empty:
+        cells = {}
+        for finding, part in empty.items():
+            cells[finding] = {
+                name: format_cell(image.get("quantile")) + (" *" if image.get("positive") else "")
+                for name, image in part["images"].items()
+            }
+        note = (
+            "Where the score of an image that shows nothing lies among those of the real images, as a quantile; * "
+            "marks one that reaches the threshold, which is a defect."
+        )
+        tables.append(matrix_table("robustness-empty-images", "Empty images", note, cells, "Finding"))
+    degraded = {
+        name: part["mean"] for name, part in (robustness.get("degradations") or {}).items() if part.get("mean")
+    }
+    if degraded:
+        note = "Mean AUROC of images of lower resolution and stronger compression, and by how much it is lower."
+        tables.append(matrix_table("robustness-degradations", "Degraded images", note, degraded, "Images"))
+    return tables

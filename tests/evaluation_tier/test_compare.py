@@ -1,0 +1,171 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation_tier.compare import compare_results, comparison_tables, format_p, write_comparison
+from evaluation_tier.report import write_metrics, write_predictions
+from evaluation_tier.tables import text_table
+
+
+@pytest.fixture
+def make_result(tmp_path):
+    """A folder as an evaluation leaves it, from labels and scores of the finding "A"."""
+
+    def make(name, scores, labels=(1, 1, 0, 0), image_ids=None, patients=None, finding="A", threshold=0.5, **protocol):
+        image_ids = image_ids or [f"image{i}" for i in range(len(scores))]
+        result = {"auroc": 0.5, "auroc_ci95": [0.4, 0.6], "auprc": 0.5, "threshold": threshold}
+        result |= {"n_positive": int(np.sum(np.array(labels) == 1)), "n_negative": int(np.sum(np.array(labels) == 0))}
+        metrics = {
+            "dataset": "mine",
+            "protocol": {"split": "test", "prompts": "report", "scoring": "difference", "seed": 0, **protocol},
+            "n_images": len(scores),
+            "models": [f"runs/{name}"],
+            "findings": {finding: result},
+            "mean": {},
+            "versions": {},
+        }
+        predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patients or image_ids})
+        predictions[f"score_{finding}"] = np.array(scores, dtype=float)
+        predictions[f"label_{finding}"] = np.array(labels, dtype=float)
+        write_predictions(tmp_path / name / "predictions.parquet", predictions)
+        write_metrics(tmp_path / name / "metrics.json", metrics)
+        return tmp_path / name
+
+    return make
+
+
+def test_differences_by_hand(make_result):
+    # of the 4 pairs of positive and negative the first ranks 2 rightly, the second all
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0], threshold=0.85)
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0], threshold=0.5)
+    comparison = compare_results(first, second, n_bootstrap=200)
+    part = comparison["findings"]["A"]
+    assert (part["n_positive"], part["n_negative"]) == (2, 2)
+    assert part["auroc"]["first"] == 0.75 and part["auroc"]["second"] == 1.0 and part["auroc"]["difference"] == 0.25
+    # precision at the recalls 1/2 and 1: 1 and 2/3, against 1 and 1
+    assert part["auprc"]["difference"] == pytest.approx(1 - (1 + 2 / 3) / 2)
+    # at 0.85 one positive is found, nothing else: F1 = 2/3, MCC = 2 / sqrt(12); at 0.5 all is right
+    assert part["f1"]["difference"] == pytest.approx(1 / 3)
+    assert part["mcc"]["difference"] == pytest.approx(1 - 2 / np.sqrt(12))
+    # DeLong by hand: the positives' shares (1, 1/2) and (1, 1), the negatives' (1/2, 1) and (1, 1); the variance of
+    # the difference is var(0, 1/2) / 2 + var(1/2, 0) / 2 = 1/8, z = 0.25 / sqrt(1/8)
+    assert part["auroc"]["p_delong"] == pytest.approx(0.4795, abs=1e-4)
+    assert comparison["mean"]["auroc"]["difference"] == 0.25
+    assert 0 <= part["auroc"]["difference_ci95"][0] <= 0.25 <= part["auroc"]["difference_ci95"][1] <= 1
+    assert comparison["n_patients"] == comparison["n_images"] == 4 and comparison["protocol_differences"] == {}
+
+
+def test_against_itself_nothing_differs(make_result, caplog):
+    folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
+    comparison = compare_results(folder, folder, n_bootstrap=50)
+    part = comparison["findings"]["A"]["auroc"]
+    assert part == {
+        "first": 0.75,
+        "second": 0.75,
+        "difference": 0,
+        "difference_ci95": [0, 0],
+        "p_bootstrap": 1,
+        "p_delong": 1,
+    }
+    assert not caplog.records
+    assert compare_results(folder, folder, n_bootstrap=50) == comparison
+
+
+def test_rows_may_come_in_any_order_and_labels_may_be_missing(make_result):
+    labels, scores = [1, 0, np.nan, -1, 1, 0], [0.9, 0.2, 0.3, 0.1, 0.4, 0.6]
+    names = [f"image{i}" for i in range(6)]
+    first = make_result("first", scores, labels, names)
+    second = make_result("second", scores[::-1], labels[::-1], names[::-1])
+    assert compare_results(first, second, 20)["findings"]["A"]["auroc"]["difference"] == 0
+
+
+def test_resamples_are_of_patients(make_result):
+    # two patients: in a resample of one of them alone a class is missing, so only the data themselves are left
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0], patients=["p", "p", "q", "q"])
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0], patients=["p", "p", "q", "q"])
+    comparison = compare_results(first, second, 50)
+    assert comparison["findings"]["A"]["auroc"]["difference_ci95"] == [0.25, 0.25]
+    note = comparison_tables(comparison)["auroc"][0].note
+    assert "DeLong's test takes the images of one patient as independent" in note
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_ids": ["image0", "image1", "image2", "x"]}, "has 4, {b} 4, and 3 are in both. Evaluate both models"),
+        ({"image_ids": ["image0", "image1", "image2", "image2"]}, "1 rows of {b} repeat an image_id"),
+        ({"labels": (1, 0, 0, 0)}, r"The labels of the two results differ (of 4 images: A 1): evaluate both"),
+        ({"labels": (1, np.nan, 0, -1)}, "(of 4 images: A 2)"),
+        ({"patients": ["image0", "image1", "image2", "y"]}, "1 of the 4 images belong to other patients in {b}"),
+        ({"finding": "B"}, "no finding in common: {a} has 'A'; {b} has 'B'."),
+    ],
+)
+def test_what_does_not_compare_is_refused_with_counts(make_result, changes, message):
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0])
+    second = make_result("second", [0.9, 0.1, 0.8, 0.0], **changes)
+    with pytest.raises(ValueError) as error:
+        compare_results(first, second, 5)
+    assert message.format(a=first, b=second) in str(error.value)
+
+
+def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
+    folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
+    with pytest.raises(ValueError, match="holds no metrics.json: name one that eval_zeroshot.py wrote"):
+        compare_results(folder, tmp_path)
+    (folder / "predictions.parquet").unlink()
+    with pytest.raises(ValueError, match="holds no predictions.parquet"):
+        compare_results(folder, folder)
+
+
+def test_protocols_that_differ_are_named(make_result, caplog):
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0], seed=1)
+    second = make_result("second", [0.9, 0.1, 0.8, 0.0], prompts="chexzero", views="all", seed=2)
+    comparison = compare_results(first, second, 5)
+    assert comparison["protocol_differences"] == {"prompts": ["report", "chexzero"], "views": [None, "all"]}
+    (record,) = caplog.records
+    assert "differ in prompts (report / chexzero), views (– / all): scores" in record.getMessage()
+    (table,) = comparison_tables(comparison)["compared"]
+    assert table.rows == (
+        ("Dataset", "mine", "mine"),
+        ("Models", "runs/first", "runs/second"),
+        ("Prompts", "report", "chexzero"),
+        ("Views", "–", "all"),
+    )
+
+
+def test_table(make_result):
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0], threshold=None)
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0])
+    comparison = compare_results(first, second, 5)
+    for part in (comparison["findings"]["A"], comparison["mean"]):
+        part["auroc"] |= {"difference_ci95": [-0.25, 0.5], "p_bootstrap": 0.0001}
+    table = comparison_tables(comparison)["auroc"][0]
+    assert text_table(table.header, table.rows, table.align, table.has_summary).splitlines() == [
+        "Finding    Positives  AUROC, A  AUROC, B    B minus A (95 % CI)       p",
+        "---------  ---------  --------  --------  ---------------------  ------",
+        "A                  2     0.750     1.000  0.250 (-0.250, 0.500)   0.480",
+        "---------  ---------  --------  --------  ---------------------  ------",
+        "Mean of 1                0.750     1.000  0.250 (-0.250, 0.500)  <0.001",
+    ]
+    (others,) = comparison_tables(comparison)["others"]
+    assert others.rows[0][2:] == ("–", "–")  # without a threshold in one of the two
+
+
+def test_p_values():
+    assert [format_p(value) for value in (0.0005, 0.012, 1.0, None)] == ["<0.001", "0.012", "1.000", "–"]
+
+
+def test_files(make_result, tmp_path):
+    pytest.importorskip("matplotlib")
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0])
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0], prompts="tier")
+    comparison = compare_results(first, second, 5)
+    paths = write_comparison(tmp_path / "new", comparison)
+    assert sorted(path.name for path in paths) == [f"comparison.{end}" for end in ("html", "json", "md", "png", "tex")]
+    assert json.loads((tmp_path / "new" / "comparison.json").read_text()) == comparison
+    page = (tmp_path / "new" / "comparison.html").read_text()
+    assert "The protocols of A and B differ (Prompts)" in page and page.count("data:image/png;base64,") == 1
+    before = {path.name: path.read_bytes() for path in paths}
+    assert {path.name: path.read_bytes() for path in write_comparison(tmp_path / "new", comparison)} == before
