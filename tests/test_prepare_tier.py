@@ -126,8 +126,7 @@ def make_large(folder: Path, images: int) -> None:
 
 
 def start(*arguments, **options) -> subprocess.Popen:
-    """The command, with the processor when this one does not want it: what it does is seen before it does more."""
-    command = ["nice", "-n", "19", sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -170,7 +169,7 @@ def list_links(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_interrupted_run(tmp_path):
-    make_large(tmp_path / "data", 20_000)  # minutes of work: the signal comes long before the end
+    make_large(tmp_path / "data", 4_000)  # minutes of work: the signal comes long before its end
     process = start("--data", tmp_path / "data", "--output_dir", tmp_path / "out", "--shard_images", 20)
     while not list((tmp_path / "out" / "data").glob("*.parquet")):
         assert process.poll() is None

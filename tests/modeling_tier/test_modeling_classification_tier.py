@@ -271,72 +271,78 @@ sys.modules["modeling_tier"] = None
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 
-folder = sys.argv[1]
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-batch = load_file(folder + "/batch.safetensors")
-output = model(**batch)
-model.save_pretrained(folder + "/second")
-again = AutoModelForImageClassification.from_pretrained(folder + "/second", trust_remote_code=True)(**batch)
-classify = pipeline("image-classification", model=folder, trust_remote_code=True)
-result = {
-    "module": type(model).__module__.split(".")[0],
-    "loss": output.loss.item(),
-    "logits": output.logits.tolist(),
-    "again": again.logits.tolist(),
-    "sigmoid": classify(folder + "/image.png", function_to_apply="sigmoid"),
-    "default": classify(folder + "/image.png"),
-}
-print("RESULT" + json.dumps(result))
+results = {}
+for folder in sys.argv[1:]:
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    batch = load_file(folder + "/batch.safetensors")
+    output = model(**batch)
+    model.save_pretrained(folder + "-again")
+    again = AutoModelForImageClassification.from_pretrained(folder + "-again", trust_remote_code=True)(**batch)
+    classify = pipeline("image-classification", model=folder, trust_remote_code=True)
+    results[folder] = {
+        "module": type(model).__module__.split(".")[0],
+        "loss": output.loss.item(),
+        "logits": output.logits.tolist(),
+        "again": again.logits.tolist(),
+        "sigmoid": classify(folder + "/image.png", function_to_apply="sigmoid"),
+        "default": classify(folder + "/image.png"),
+    }
+print("RESULT" + json.dumps(results))
 """
 
 
-@pytest.mark.parametrize("kind", ["clip", "dual"], indirect=True)
-def test_a_saved_classifier_loads_with_and_without_the_package(kind, model, classifier, batch, labels, tmp_path):
-    model.save_pretrained(tmp_path / "model")  # whose configuration then names classes and a pipeline of its own
-    source = type(model).from_pretrained(tmp_path / "model")
-    head = classifier.classifier.state_dict()
-    classifier = CLASSIFIERS[kind].from_image_tower(source, FINDINGS)
-    classifier.classifier.load_state_dict(head)
-    folder = tmp_path / "classifier"
-    classifier.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    Image.effect_noise((50, 40), 80).convert("RGB").save(folder / "image.png")
-    save_file({"pixel_values": batch["pixel_values"], "labels": labels}, folder / "batch.safetensors")
+def test_saved_classifiers_load_with_and_without_the_package(make_tier, batch, labels, tmp_path):
+    expected = {}
+    for kind, model in (("clip", make_tier(image_pooling="cls")), ("dual", make_dual())):
+        model.save_pretrained(tmp_path / "model")  # whose configuration then names classes and a pipeline of its own
+        source = type(model).from_pretrained(tmp_path / "model")
+        classifier = CLASSIFIERS[kind].from_image_tower(source, FINDINGS)
+        torch.nn.init.normal_(classifier.classifier.weight)
+        torch.nn.init.normal_(classifier.classifier.bias)
+        folder = tmp_path / f"{kind}-classifier"
+        classifier.save_pretrained(folder)
+        size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        CLIPImageProcessorPil(**size).save_pretrained(folder)
+        Image.effect_noise((50, 40), 80).convert("RGB").save(folder / "image.png")
+        save_file({"pixel_values": batch["pixel_values"], "labels": labels}, folder / "batch.safetensors")
 
-    assert {path.name for path in folder.glob("*.py")} == SHIPPED
-    config = json.loads((folder / "config.json").read_text())
-    assert config["auto_map"] == {
-        "AutoConfig": f"configuration_tier.{type(model.config).__name__}",
-        "AutoModelForImageClassification": f"modeling_classification_tier.{type(classifier).__name__}",
-    }
-    assert "custom_pipelines" not in config
-    assert config["id2label"] == {"0": "Edema", "1": "Pleural Effusion", "2": "Pneumothorax"}
-    assert (config["architectures"], config["problem_type"]) == (
-        [type(classifier).__name__],
-        "multi_label_classification",
-    )
-    assert not any(name.startswith("text_") for name in load_file(folder / "model.safetensors"))
+        assert {path.name for path in folder.glob("*.py")} == SHIPPED
+        config = json.loads((folder / "config.json").read_text())
+        assert config["auto_map"] == {
+            "AutoConfig": f"configuration_tier.{type(model.config).__name__}",
+            "AutoModelForImageClassification": f"modeling_classification_tier.{type(classifier).__name__}",
+        }
+        assert "custom_pipelines" not in config
+        assert config["id2label"] == {"0": "Edema", "1": "Pleural Effusion", "2": "Pneumothorax"}
+        assert (config["architectures"], config["problem_type"]) == (
+            [type(classifier).__name__],
+            "multi_label_classification",
+        )
+        assert not any(name.startswith("text_") for name in load_file(folder / "model.safetensors"))
 
-    expected = classifier(batch["pixel_values"], labels=labels)
-    here = AutoModelForImageClassification.from_pretrained(folder)
-    assert type(here) is type(classifier)
-    assert torch.equal(here(batch["pixel_values"]).logits, expected.logits)
-    classify = pipeline("image-classification", model=str(folder))
-    scores = classify(str(folder / "image.png"), function_to_apply="sigmoid")
-    assert sorted(score["label"] for score in scores) == sorted(FINDINGS)
+        output = classifier(batch["pixel_values"], labels=labels)
+        here = AutoModelForImageClassification.from_pretrained(folder)
+        assert type(here) is type(classifier)
+        assert torch.equal(here(batch["pixel_values"]).logits, output.logits)
+        classify = pipeline("image-classification", model=str(folder))
+        scores = classify(str(folder / "image.png"), function_to_apply="sigmoid")
+        assert sorted(score["label"] for score in scores) == sorted(FINDINGS)
+        expected[str(folder)] = output, scores
 
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, str(folder)]
+    command = [sys.executable, "-I", "-c", CLEAN_PROCESS, *expected]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.split("RESULT")[1])
-    assert result["module"] == "transformers_modules"
-    assert result["loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
-    torch.testing.assert_close(torch.tensor(result["logits"]), expected.logits, rtol=1e-5, atol=1e-5)
-    assert result["again"] == result["logits"]
-    assert result["default"] == result["sigmoid"]  # the problem type tells the pipeline
-    assert [score["label"] for score in result["sigmoid"]] == [score["label"] for score in scores]
-    assert [s["score"] for s in result["sigmoid"]] == pytest.approx([s["score"] for s in scores], abs=1e-5)
+    results = json.loads(done.stdout.split("RESULT")[1])
+    for folder, (output, scores) in expected.items():
+        result = results[folder]
+        assert result["module"] == "transformers_modules"
+        assert result["loss"] == pytest.approx(output.loss.item(), rel=1e-5)
+        torch.testing.assert_close(torch.tensor(result["logits"]), output.logits, rtol=1e-5, atol=1e-5)
+        assert result["again"] == result["logits"]
+        assert result["default"] == result["sigmoid"]  # the problem type tells the pipeline
+        assert [score["label"] for score in result["sigmoid"]] == [score["label"] for score in scores]
+        assert [s["score"] for s in result["sigmoid"]] == pytest.approx([s["score"] for s in scores], abs=1e-5)
 
 
 def test_a_classifier_is_no_model_of_images_and_texts(make_tier, tmp_path):
