@@ -4,6 +4,7 @@ Training speed, data loading included, against a plain `transformers.Trainer` on
 
     python benchmarks/train_step.py                                            # phantoms, 10 minutes on one core
     python benchmarks/train_step.py --data FOLDER      # real reports
+    python benchmarks/train_step.py --data FOLDER --edge 0  # and images as small as they are
     python benchmarks/train_step.py --data FOLDER --device cuda --batch-size 256 --steps 40 --workers 15 --compile
 
 Both train the same architecture from the same random weights (of --model resnet50-bert, for which there is no such
@@ -149,7 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="phantom:num_images=100", help="as of train_tier.py (default: phantoms)")
     parser.add_argument("--text", default="both", help="as of train_tier.py (default: both)")
-    parser.add_argument("--edge", type=int, help="enlarge the images to JPEG files of this width first")
+    parser.add_argument(
+        "--edge",
+        type=int,
+        default=2500,
+        help="JPEG files of this width, as archives keep; 0: as they are (default: 2500)",
+    )
     parser.add_argument("--model", default="vit-b32", choices=MODELS, help="(default: vit-b32)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
     parser.add_argument("--steps", type=int, default=4, help="batches of an epoch (default: 4)")
