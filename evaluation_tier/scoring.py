@@ -15,6 +15,7 @@ SCORINGS = ("difference", "softmax", "sigmoid")
 POOLS = ("max", "topk", "lse")
 LEVELS = ("global", *(f"patches-{pool}" for pool in POOLS), *(f"both-{pool}" for pool in POOLS))
 TOP_SHARE = 0.1  # of the patches, whose mean is the pool "topk"
+DECIMALS = 7  # of differences: embeddings are float32, and the same image differs by less in a batch of another size
 LSE_TEMPERATURE = 0.1  # of the pool "lse": near 0 it is the maximum, large it is the mean
 NEVER_ABNORMAL = ("support devices",)  # may be there in a chest without a finding
 
@@ -38,7 +39,9 @@ def prompt_directions(positive: np.ndarray, negative: np.ndarray, scoring: str) 
 
 
 def scores_from_differences(differences: np.ndarray, scoring: str) -> np.ndarray:
-    """Scores of the same shape: the differences themselves, or their sigmoid."""
+    """Scores of the same shape: the differences, rounded to `DECIMALS` so that rounding errors rank nothing, or their
+    sigmoid."""
+    differences = np.round(differences, DECIMALS)
     return differences if scoring == "difference" else 1 / (1 + np.exp(-differences))
 
 

@@ -23,7 +23,14 @@ from evaluation_tier.metrics import auroc
 from evaluation_tier.processes import fail_together, gather_rows, own_rows
 from evaluation_tier.protocols import Protocol, choose_protocol, prompts_name
 from evaluation_tier.report import installed_versions
-from evaluation_tier.resampling import age_bands
+from evaluation_tier.resampling import (
+    age_bands,
+    bootstrap,
+    check_num_resamples,
+    draw_chexzero_resamples,
+    draw_resamples,
+    mean_over_findings,
+)
 from evaluation_tier.scoring import (
     LEVELS,
     NEVER_ABNORMAL,
@@ -34,7 +41,7 @@ from evaluation_tier.scoring import (
     scores_from_differences,
     zero_shot_scores,
 )
-from evaluation_tier.summary import summarize, summarize_subgroups
+from evaluation_tier.summary import summarize, summarize_subgroups, with_interval
 from processing_tier.prompts import Prompts, load_prompts, normalize_name
 from processing_tier.records import finding_columns
 
@@ -92,15 +99,14 @@ def evaluate_zero_shot(
         The metrics (the layout of `metrics.json`, see `report.py`; undefined numbers are NaN), and the predictions:
         one row per evaluated image with `image_id`, `patient_id`, `score_<finding>` and `label_<finding>`, indexed
         by the image's row in `dataset`. Where all models embed patches, `metrics["score_levels"]` compares the levels
-        by their mean AUROC.
+        by their mean AUROC, see `compare_levels`.
 
     Raises:
         ValueError: for a protocol, level, scoring, finding or prompt that there is not, members with the same weights
             or of different kinds, and what the readers of images and the models raise.
     """
     protocol = choose_protocol(protocol, prompts, scoring, no_finding)
-    if n_bootstrap < 1:
-        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    check_num_resamples(n_bootstrap)
     if score_level not in LEVELS:
         raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {score_level!r}.")
     evaluated = [dataset] if threshold_dataset is None else [dataset, threshold_dataset]
@@ -130,12 +136,10 @@ def evaluate_zero_shot(
     image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:]).astype(str)
     skipped = image_ids[~readable[0]].tolist()
     image_ids, patient_ids = image_ids[readable[0]], patient_ids[readable[0]]
-    aurocs = {
-        level: nanmean(auroc(labels[0][:, i], values[:, i]) for i in range(len(findings)))
-        for level, values in scores[0].items()
-    }
+    levels = scores[0]
     scores = [levels[score_level] for levels in scores]
     threshold_source = "the evaluated images (optimistic)" if threshold_dataset is None else "a split apart"
+    warn_of_missing_classes(findings, labels[-1], evaluated[-1])
     threshold_scores, threshold_labels = scores[-1], labels[-1]
     scores, labels = scores[0], labels[0]
     summary = summarize(
@@ -192,8 +196,8 @@ def evaluate_zero_shot(
         "mean": summary["mean"],
         "versions": installed_versions(),
     }
-    if len(aurocs) > 1:
-        metrics["score_levels"] = aurocs
+    if len(levels) > 1:
+        metrics["score_levels"] = compare_levels(labels, levels, patient_ids, n_bootstrap, seed, protocol.resampling)
     if subgroups:
         metrics["subgroups"] = subgroups
     predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable[0]))
@@ -247,7 +251,10 @@ def score_models(
                 prompts = find_prompts(protocol, findings, replaced_prompts)
             missing = [finding for finding in findings if finding not in evaluated[-1].column_names]
             if missing:
-                raise ValueError(f"The split that chooses the thresholds has no column {missing[0]!r}.")
+                raise ValueError(
+                    f"{name_split(evaluated[-1])}, where thresholds are chosen, has no labels of {missing[0]!r}: add "
+                    "the column, leave the finding out (--findings), or choose another split (--threshold_split)."
+                )
             if score_level != LEVELS[0] and not has_patches(model):
                 raise ValueError(
                     f"The score level {score_level!r} needs embeddings of patches, and {name} is a "
@@ -273,6 +280,56 @@ def score_models(
         )
     averages = [{level: values / len(models) for level, values in total.items()} for total in totals]
     return averages, findings, left_out, bool(learnt)
+
+
+def name_split(dataset: datasets.Dataset) -> str:
+    """What messages call a data set: by the split that its records name."""
+    names = dataset.unique("split") if "split" in dataset.column_names else []
+    return f"The split {names[0]!r}" if len(names) == 1 else "The split"
+
+
+def warn_of_missing_classes(findings: Sequence[str], labels: np.ndarray, dataset: datasets.Dataset) -> None:
+    """Name the findings that have no threshold, since a class is not there where thresholds are chosen.
+
+    Args:
+        labels: (images, findings) of `dataset`, which chooses them.
+    """
+    for finding, column in zip(findings, labels.T, strict=True):
+        lacking = [name for name, label in (("positive", 1), ("negative", 0)) if not (column == label).any()]
+        if lacking:
+            logger.warning(
+                "%s has no %s image of %s: it gets no threshold and no calibration, so no MCC, F1 or Brier score.",
+                name_split(dataset),
+                " and no ".join(lacking),
+                finding,
+            )
+
+
+def compare_levels(
+    labels: np.ndarray,
+    levels: Mapping[str, np.ndarray],
+    patient_ids: np.ndarray,
+    n_bootstrap: int,
+    seed: int,
+    resampling: str,
+) -> dict[str, dict]:
+    """The mean AUROC over the findings by each level, `auroc` and `auroc_ci95`, on the resamples of the other numbers.
+
+    Args:
+        labels: (images, findings).
+        levels: name to scores (images, findings).
+    """
+    if resampling == "chexzero":
+        draws = draw_chexzero_resamples(len(labels), n_bootstrap, seed)
+    else:
+        draws = draw_resamples(patient_ids, n_bootstrap, seed)
+    results = {}
+    for level, scores in levels.items():
+        point = bootstrap(labels, scores, np.ones((1, len(labels))))["auroc"][0]
+        mean, resampled = mean_over_findings(point, bootstrap(labels, scores, draws)["auroc"])
+        interval = with_interval("auroc", mean, resampled, resampling)
+        results[level] = {key: interval[key] for key in ("auroc", "auroc_ci95")}
+    return results
 
 
 def is_scored_by_others(finding: str, protocol: Mapping) -> bool:

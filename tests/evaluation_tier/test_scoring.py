@@ -3,7 +3,16 @@ import pytest
 import torch
 
 from evaluation_tier.metrics import auroc
-from evaluation_tier.scoring import LEVELS, POOLS, level_differences, no_finding_scores, pool_patches, zero_shot_scores
+from evaluation_tier.scoring import (
+    LEVELS,
+    POOLS,
+    SCORINGS,
+    level_differences,
+    no_finding_scores,
+    pool_patches,
+    scores_from_differences,
+    zero_shot_scores,
+)
 
 
 def unit(*shape, seed=0):
@@ -84,3 +93,14 @@ def test_a_constant_score_says_nothing_of_no_finding():
         0,
         -1,
     ]
+
+
+def test_rounding_errors_rank_no_image():
+    differences = np.array([[0.123], [0.123 + 2.6e-10], [0.123 - 2.6e-10], [0.1230002]])
+    for scoring in SCORINGS:
+        scores = scores_from_differences(differences, scoring)[:, 0]
+        assert scores[0] == scores[1] == scores[2] < scores[3]
+    image, positive, negative = unit(1, 64), unit(2, 64, seed=1), unit(2, 64, seed=2)
+    nearly = np.concatenate([image, image * np.float32(1 + 1e-8), np.nextafter(image, 2)])
+    assert len(np.unique(zero_shot_scores(nearly[:2], positive, negative), axis=0)) == 1
+    assert abs(np.diff(zero_shot_scores(nearly, positive, negative), axis=0)).max() < 1.5e-7

@@ -2,6 +2,7 @@ import json
 import weakref
 from functools import partial
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -74,7 +75,9 @@ def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
     for level in LEVELS:
         metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, score_level=level, **options)
         assert metrics["score_levels"] == compared
-        assert metrics["mean"]["auroc"] == pytest.approx(compared[level], abs=1e-12)
+        assert list(compared[level]) == ["auroc", "auroc_ci95"]
+        assert metrics["mean"]["auroc"] == pytest.approx(compared[level]["auroc"], abs=1e-12)
+        assert metrics["mean"]["auroc_ci95"] == pytest.approx(compared[level]["auroc_ci95"], abs=1e-12)
         assert metrics["protocol"]["score_level"] == level
     with pytest.raises(ValueError, match="score level must be one of global, patches-max, .* but is 'patch'"):
         evaluate_zero_shot({"m": tier_model}, phantom, score_level="patch")
@@ -196,8 +199,38 @@ def test_thresholds_may_come_from_another_split(brightness, make_grey_dataset):
     assert metrics["protocol"]["thresholds"] == "highest MCC on a split apart"
     flattered, _ = evaluate_zero_shot({"m": brightness}, dataset, **options)
     assert flattered["protocol"]["thresholds"].endswith("(optimistic)")
-    with pytest.raises(ValueError, match="no column 'Bright'"):
+    message = r"The split, where thresholds are chosen, has no labels of 'Bright': add .* \(--threshold_split\)"
+    with pytest.raises(ValueError, match=message):
         evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other.remove_columns("Bright"), **options)
+
+
+def test_images_that_are_all_the_same_rank_nobody(tier_model, phantom):
+    same = datasets.concatenate_datasets([phantom.select([0])] * 40)
+    same = same.remove_columns(["patient_id", "Edema"]).add_column("patient_id", [str(i) for i in range(40)])
+    edema = datasets.Dataset.from_dict({"Edema": [0.0] * 32 + [1.0] * 8})  # the last batch, which is smaller
+    same = datasets.concatenate_datasets([same, edema.cast_column("Edema", datasets.Value("float32"))], axis=1)
+    for protocol in ("report", "chexzero", "plain"):
+        metrics, _ = evaluate_zero_shot({"m": tier_model}, same, ["Edema"], n_bootstrap=40, protocol=protocol)
+        assert metrics["findings"]["Edema"]["auroc"] == 0.5
+        assert {level["auroc"] for level in metrics["score_levels"].values()} == {0.5}
+
+
+def test_levels_of_chexzero_have_its_intervals(tier_model, phantom):
+    options = {"protocol": "chexzero", "min_positives": 5, "n_bootstrap": 60}
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, **options)
+    assert metrics["score_levels"]["global"] == {key: metrics["mean"][key] for key in ("auroc", "auroc_ci95")}
+
+
+def test_a_finding_without_a_class_where_thresholds_are_chosen_is_named(brightness, make_grey_dataset, caplog):
+    dataset = make_grey_dataset([10, 20, 30, 40], [0, 1, 0, 1])
+    other = make_grey_dataset([5, 15, 25], [0, 0, -1]).add_column("split", ["train"] * 3)
+    options = {"prompts": BRIGHT, "min_positives": 2, "n_bootstrap": 10}
+    metrics, _ = evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other, **options)
+    assert np.isnan(metrics["findings"]["Bright"]["mcc"])
+    assert "The split 'train' has no positive image of Bright: it gets no threshold" in caplog.text
+    caplog.clear()
+    evaluate_zero_shot({"m": brightness}, dataset, **options)
+    assert not caplog.text
 
 
 def test_prompts_for_every_finding_are_needed(brightness, make_grey_dataset):
