@@ -245,14 +245,16 @@ def normalize(features: torch.Tensor) -> np.ndarray:
 
 
 def to_unit_length(features: torch.Tensor) -> torch.Tensor:
-    """Features of length 1 along the last axis, as float32. ValueError when some are not finite."""
-    features = check_finite(features)
-    return features / features.norm(dim=-1, keepdim=True)
+    """Features of length 1 along the last axis, as float32. ValueError when some are not finite, or have no length."""
+    features = features.float()
+    return check_finite(features / features.norm(dim=-1, keepdim=True))
 
 
 def check_finite(features: torch.Tensor) -> torch.Tensor:
     """The features as float32. ValueError when some are not finite."""
     features = features.float()
     if not torch.isfinite(features).all():
-        raise ValueError("The model's embeddings are not finite: its weights are damaged or the training diverged.")
+        raise ValueError(
+            "The model's embeddings are zero or not finite: its weights are damaged or the training diverged."
+        )
     return features

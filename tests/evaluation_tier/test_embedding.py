@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from evaluation_tier.embedding import embed_batches, embed_images, embed_prompts, read_batches, takes_uint8
+from evaluation_tier.zeroshot import evaluate_zero_shot
 from processing_tier.prompts import Prompts
 
 
@@ -56,8 +57,17 @@ def test_long_prompts_are_truncated_to_the_text_tower(tier_model):
 def test_damaged_weights_are_named(make_tier_model, phantom):
     model, processor = make_tier_model(1)
     model.visual_projection.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="embeddings are not finite"):
+    with pytest.raises(ValueError, match="embeddings are zero or not finite"):
         embed_images(model, processor, phantom)
+
+
+def test_embeddings_without_length_are_no_fault_of_the_images(make_tier_model, phantom):
+    model, processor = make_tier_model(1)
+    model.text_projection.weight.data.zero_()
+    with pytest.raises(ValueError, match="embeddings are zero or not finite: its weights are damaged"):
+        embed_prompts(model, processor, {"a": Prompts(["Edema."], ["No edema."])})
+    with pytest.raises(ValueError, match="embeddings are zero or not finite"):
+        evaluate_zero_shot({"m": (model, processor)}, phantom, min_positives=5, n_bootstrap=5)
 
 
 def test_too_many_unreadable_images_stop(brightness, make_grey_dataset):
