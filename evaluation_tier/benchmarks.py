@@ -1,7 +1,6 @@
 """Published test sets by name: which images, which findings under which names, and how many there should be."""
 
 import difflib
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import yaml
 from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.readers import parse_data
 from processing_tier.records import finding_columns
-
-logger = logging.getLogger(__name__)
 
 BENCHMARKS_FOLDER = Path(__file__).parent / "benchmarks"
 
@@ -95,8 +92,6 @@ def benchmark_data(benchmark: Benchmark, data: str, split: str) -> str:
 def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> datasets.Dataset:
     """The data set with the benchmark's findings alone, under its names, without the images that have no label.
 
-    A number of images, findings or positives that is not the published one is said in a warning.
-
     Raises:
         ValueError: for a finding that the data set has under no known name.
     """
@@ -120,20 +115,28 @@ def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str)
     labelled = ~np.all([np.isnan(values) for values in labels.values()], axis=0)
     if not labelled.all():
         dataset = dataset.select(np.flatnonzero(labelled))
-
-    known = benchmark.splits[split]
-    positives = known.get("positives", {})
-    counts = [("images", known.get("images"), len(dataset)), ("findings", benchmark.num_findings, len(columns))]
-    counts += [(f"positives of {name}", number, int((labels[name] == 1).sum())) for name, number in positives.items()]
-    wrong = [f"{found:,} {what} and not {number:,}" for what, number, found in counts if number not in (None, found)]
-    if wrong:
-        logger.warning(
-            "%s, split %s, has %s: the results are not those of the published test set.",
-            benchmark.name,
-            split,
-            ", ".join(wrong),
-        )
     return dataset
+
+
+def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> list[str]:
+    """Sentences on the numbers of images, findings and positives that are not the published ones; none if all agree.
+
+    Args:
+        dataset: of `apply_benchmark`, and nothing but what is evaluated.
+    """
+    findings = finding_columns(dataset)
+    known = benchmark.splits[split]
+    counts = [("images", known.get("images"), len(dataset)), ("findings", benchmark.num_findings, len(findings))]
+    for finding, number in known.get("positives", {}).items():
+        found = int((np.array(dataset.with_format(None)[finding][:], dtype=np.float64) == 1).sum())
+        counts.append((f"positives of {finding}", number, found))
+    wrong = [f"{found:,} {what} and not {number:,}" for what, number, found in counts if number not in (None, found)]
+    if not wrong:
+        return []
+    return [
+        f"{benchmark.name}, split {split}, has {', '.join(wrong)}: the results are not those of the published test "
+        "set."
+    ]
 
 
 def benchmark_prompts(benchmark: Benchmark, protocol: str) -> dict[str, Prompts]:
