@@ -10,6 +10,7 @@ import pandas as pd
 
 from evaluation_tier import plots
 from evaluation_tier.html_report import Section, read_figure, render_page
+from evaluation_tier.metrics import nanmean
 from evaluation_tier.report import (
     describe_dataset,
     is_synthetic,
@@ -141,11 +142,6 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
             "findings_left_out": left_out,
         }
     )
-
-
-def nanmean(values: np.ndarray) -> float:
-    """The mean; NaN, without a warning, of nothing."""
-    return float(values.mean()) if len(values) else float("nan")
 
 
 def columns_of(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> np.ndarray:

@@ -28,10 +28,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.embedding import check_finite, embed_prompts, read_batches
 from evaluation_tier.loading import is_classifier
-from evaluation_tier.report import format_interval, format_number, installed_versions, to_json
-from evaluation_tier.resampling import count_units, number_units, percentile_interval
+from evaluation_tier.metrics import divide
+from evaluation_tier.protocols import find_prompts, prompts_name
+from evaluation_tier.report import installed_versions, to_json
+from evaluation_tier.resampling import check_num_resamples, count_units, number_units, percentile_interval
 from processing_tier.masks import finding_mask
-from processing_tier.prompts import Prompts, load_prompts
+from processing_tier.prompts import Prompts
 from processing_tier.records import check_disjoint_patients
 
 logger = logging.getLogger(__name__)
@@ -661,16 +663,10 @@ def evaluate_grounding(
             masks of another size than their image, missing prompts, or patients who are in both data sets.
     """
     check_gives_maps(model)
-    if n_bootstrap < 1:
-        raise ValueError(f"The number of bootstrap resamples must be at least 1, but is {n_bootstrap}.")
+    check_num_resamples(n_bootstrap)
     cases = read_cases(dataset, findings, phrases)
     names = sorted({case.finding for case in cases})
-    prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
-    if not isinstance(prompts, Mapping):
-        prompts = load_prompts(prompts, names)
-    lacking = [finding for finding in names if finding not in prompts]
-    if lacking:
-        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
+    described, prompts = prompts_name(prompts), find_prompts(prompts, names)
     if threshold_dataset is not None:
         check_disjoint_patients(evaluated=dataset, thresholds=threshold_dataset)
     measured = measure_cases(model, processor, dataset, prompts, cases, tolerance, batch_size)
@@ -687,7 +683,7 @@ def evaluate_grounding(
 
     summary = summarize(measured, names, cases, chosen, metric_names, n_bootstrap, seed)
     protocol = {
-        "prompts": "the sentences of the boxes" if phrases else prompts_name,
+        "prompts": "the sentences of the boxes" if phrases else described,
         "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
         "phrases": phrases,
         "tolerance": tolerance,
@@ -860,33 +856,3 @@ def bootstrap_means(
     keep(num_groups, divide(sum_of_means, np.broadcast_to(num_means, sum_of_means.shape)), num_known)
     keep(num_groups + 1, divide(weights @ sums, weights @ counts), num_known)
     return means, intervals
-
-
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The quotient; NaN where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-
-
-def format_grounding(results: Mapping, name: str = "above_average", metric: str = "pointing") -> str:
-    """One metric of one map as a plain-text table: the map, its baselines, and where it beats them.
-
-    A map beats a baseline where the paired 95 % interval of the difference lies above 0, and loses where it lies
-    below; "equal" means that the interval holds 0.
-    """
-    rivals = [rival for rival, found in results["mean"]["differences"][name].items() if metric in found]
-    rows = [("Finding", "Regions", metric, "95 % CI", *(f"vs. {rival}" for rival in rivals))]
-    groups = {**results["findings"], "Mean of findings": results["mean"], "All regions": results["all_regions"]}
-    for finding, group in groups.items():
-        own = group["maps"][name][metric]
-        cells = [finding, f"{group['n_regions']:,}", format_number(own["mean"]), format_interval(own["ci95"])]
-        for rival in rivals:
-            difference = group["differences"][name][rival][metric]
-            low, high = difference["ci95"]
-            verdict = "" if low is None else " beats" if low > 0 else " loses" if high < 0 else " equal"
-            mean = difference["mean"]
-            cells.append((f"{mean:+.3f}" if mean is not None else format_number(mean)) + verdict)
-        rows.append(tuple(cells))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

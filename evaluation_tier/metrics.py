@@ -5,6 +5,8 @@ about a score: every function here leaves them out. A quantity that is undefined
 NaN, never a number that looks measured.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 CRITERIA = ("mcc", "f1", "youden")
@@ -174,6 +176,12 @@ def divide(numerator: np.ndarray, denominator: np.ndarray, empty: float = np.nan
     """The quotient, `empty` where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     return np.divide(numerator, denominator, out=np.full(numerator.shape, empty), where=denominator > 0)
+
+
+def nanmean(values: Iterable[float]) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def metrics_at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Named ways to score findings, since the same model differs by up to 20 points between them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation_tier.scoring import SCORINGS
-from processing_tier.prompts import Prompts
+from processing_tier.prompts import Prompts, load_prompts
 
 NO_FINDING_WAYS = ("prompts", "others")
 
@@ -72,6 +72,25 @@ def choose_protocol(
     given = {"prompts": prompts, "scoring": scoring, "no_finding": no_finding}
     changes = {key: value for key, value in given.items() if value is not None and value != getattr(protocol, key)}
     return replace(protocol, **changes, name=", ".join([name, *(f"own {key}" for key in changes)]))
+
+
+def find_prompts(
+    prompts: str | Path | Mapping[str, Prompts],
+    findings: Sequence[str],
+    replaced: Mapping[str, Prompts] | None = None,
+) -> dict[str, Prompts]:
+    """The prompts of each finding, those of `replaced` first; ValueError where there are none for one.
+
+    Args:
+        prompts: name or path of a prompt file, or the prompts themselves.
+    """
+    if not isinstance(prompts, Mapping):
+        prompts = load_prompts(prompts, findings)
+    prompts = {**prompts, **(replaced or {})}
+    lacking = [finding for finding in findings if finding not in prompts]
+    if lacking:
+        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
+    return {finding: prompts[finding] for finding in findings}
 
 
 def prompts_name(prompts: str | Path | Mapping[str, Prompts]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .metrics import metrics_at_threshold
+from .metrics import metrics_at_threshold, nanmean
 from .resampling import bootstrap, draw_resamples, mean_over_findings, percentile_interval
 
 COMPARED = ("mcc", "f1")
@@ -64,9 +64,9 @@ def compare_with_radiologists(
     for what, table in tables.items():
         if not table.index.is_unique:
             raise ValueError(f"The table of {what} has a study more than once: keep one row of each.")
-        if not studies.isin(table.index).all():
-            count = int((~studies.isin(table.index)).sum())
-            raise ValueError(f"{count} of the {len(studies)} studies are not in the table of {what}: leave them out.")
+        if what == "scores":
+            check_in_table(studies, table, what)
+    check_readers(studies, readers)
 
     truth = labels[findings].to_numpy(dtype=np.float64)
     decisions = {name: readers.loc[name].loc[studies, findings].to_numpy(dtype=np.float64) for name in names}
@@ -100,11 +100,29 @@ def compare_with_radiologists(
         mean_difference, mean_differences = mean_over_findings(difference, differences)
         mean["difference"][metric] = mean_difference
         mean["difference"][f"{metric}_ci95"] = percentile_interval(mean_differences).tolist()
-        mean["readers_mean"][metric] = mean_of(readers_point[compared])
-        mean["model"][metric] = mean_of(point["model"][compared])
+        mean["readers_mean"][metric] = nanmean(readers_point[compared])
+        mean["model"][metric] = nanmean(point["model"][compared])
         for name in names:
-            mean["readers"][name][metric] = mean_of(point[f"reader {name}"][compared])
+            mean["readers"][name][metric] = nanmean(point[f"reader {name}"][compared])
     return {"n_studies": len(studies), "readers": names, "findings": results, "mean": mean}
+
+
+def check_readers(studies: Sequence[str], readers: pd.DataFrame) -> None:
+    """ValueError where a reader has not read all of the studies."""
+    for name in readers.index.unique(level=0):
+        table = readers.loc[name]
+        if not table.index.isin(studies).any():
+            raise ValueError(
+                f"None of the {len(set(studies))} studies was read by {name}: these radiologists are of other data; "
+                "CheXpert's read its test set (--benchmark chexpert-5 --split test)."
+            )
+        check_in_table(pd.Index(studies).unique(), table, f"reader {name}")
+
+
+def check_in_table(studies: pd.Index, table: pd.DataFrame, what: str) -> None:
+    lacking = int((~studies.isin(table.index)).sum())
+    if lacking:
+        raise ValueError(f"{lacking} of the {len(studies)} studies are not in the table of {what}: leave them out.")
 
 
 def compare_evaluation(
@@ -151,7 +169,3 @@ def describe_decisions(labels: np.ndarray, scores: np.ndarray, threshold: float)
         "recall": found["sensitivity"],
         "precision": found["ppv"],
     }
-
-
-def mean_of(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")

@@ -6,6 +6,7 @@ answers everything alike gets what chance gets, never more.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from processing_tier.reports import clean_text, duplicate_groups
 
 logger = logging.getLogger(__name__)
 
+WORD = re.compile(r"[^\W_]+")
 TIE = 1e-6  # cosines nearer than this are equal: float32 sums of another order differ by as much
 
 
@@ -149,7 +151,7 @@ def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str 
         deidentified: `"keep"`, `"remove"` or `"replace"`, see `processing_tier.reports.clean_text`.
 
     Raises:
-        ValueError: for a data set without these columns, or an unknown option.
+        ValueError: for a data set without these columns or without a word in them, or an unknown option.
     """
     sections = ("impression", "findings")
     missing = [section for section in sections if section not in dataset.column_names]
@@ -158,7 +160,18 @@ def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str 
             f"The data set has no column {missing[0]!r}: name it with --columns, or use one with reports."
         )
     records = dataset.with_format(None).select_columns(list(sections))
-    return [clean_text(select_text(record, text), deidentified) for record in records]
+    texts = [clean_text(select_text(record, text), deidentified) for record in records]
+    if not any(map(WORD.search, texts)):
+        raise ValueError(f"No record has a word in its {text!r} text: choose another text or other data.")
+    return texts
+
+
+def check_embeds_texts(model: PreTrainedModel) -> None:
+    """ValueError for a classifier."""
+    if is_classifier(model):
+        raise ValueError(
+            f"A {type(model).__name__} embeds no texts, so there is nothing to retrieve: use a TIER model."
+        )
 
 
 def evaluate_retrieval(
@@ -199,18 +212,13 @@ def evaluate_retrieval(
     Raises:
         ValueError: for a classifier, no usable pair, or what `read_texts` and `embed_images` refuse.
     """
-    if is_classifier(model):
-        raise ValueError(
-            f"A {type(model).__name__} embeds no texts, so there is nothing to retrieve: use a TIER model."
-        )
+    check_embeds_texts(model)
     check_num_resamples(n_bootstrap)
     if not ks or min(ks) < 1:
         raise ValueError(f"R@k needs numbers of at least 1, but ks is {tuple(ks)}.")
     texts = read_texts(dataset, text, deidentified)
     groups = duplicate_groups(texts)
     with_text = np.flatnonzero(groups >= 0)
-    if not len(with_text):
-        raise ValueError(f"No record has a word in its {text!r} text: choose another text or other data.")
     dataset = dataset.select(with_text)
     image_embeds = embed_images(model, processor, dataset, batch_size)
     readable = ~np.isnan(image_embeds).any(axis=1)
@@ -280,21 +288,3 @@ def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draw
     for level, level_ranks in levels.items():
         result |= {f"{name}_{level}": value.item() for name, value in numbers(level_ranks).items()}
     return result
-
-
-def format_retrieval(results: dict) -> str:
-    """The numbers of `evaluate_retrieval` as a Markdown table."""
-    lines = ["| | model | 95 % interval | chance | most frequent first |", "| --- | ---: | ---: | ---: | ---: |"]
-    for direction in ("image_to_text", "text_to_image"):
-        result = results[direction]
-        for name in result:
-            if f"{name}_ci95" not in result:
-                continue
-            write = "{:.1f} %" if name.startswith("recall") else "{:.0f}"
-            factor = 100 if name.startswith("recall") else 1
-            low, high = (write.format(factor * bound) for bound in result[f"{name}_ci95"])
-            cells = [write.format(factor * result[name]), f"{low} to {high}"]
-            cells += [write.format(factor * result[f"{name}_{level}"]) for level in ("chance", "most_frequent")]
-            label = f"{direction.replace('_', ' ')}, {name.replace('recall_at_', 'R@').replace('_', ' ')}"
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)

@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.embedding import embed_prompts, normalize, read_batches, takes_uint8
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.metrics import best_threshold
+from evaluation_tier.protocols import find_prompts, prompts_name
 from evaluation_tier.report import installed_versions, to_json
 from evaluation_tier.resampling import bootstrap, check_num_resamples, chunks, draw_resamples, percentile_interval
 from evaluation_tier.scoring import zero_shot_scores
 from evaluation_tier.zeroshot import read_labels, select_findings
-from processing_tier.prompts import Prompts, load_prompts, normalize_name
+from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.reports import extract_sections, split_sentences
 
 # Six ways to ask for a finding: with it, without it. The first is CheXzero's (zero_shot.py:119-124); the others are
@@ -147,16 +148,10 @@ def evaluate_robustness(
     Raises:
         ValueError: for a classifier, fewer than one resample, or as `select_findings` and `read_batches` say.
     """
-    if is_classifier(model):
-        raise ValueError(f"A {type(model).__name__} has no sentences to vary: name a model of images and texts.")
+    check_has_sentences(model)
     check_num_resamples(n_bootstrap)
     findings, left_out = select_findings(dataset, findings, min_positives)
-    prompts_name = "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem
-    if not isinstance(prompts, Mapping):
-        prompts = load_prompts(prompts, findings)
-    lacking = [finding for finding in findings if finding not in prompts]
-    if lacking:
-        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
+    described, prompts = prompts_name(prompts), find_prompts(prompts, findings)
 
     embeddings = embed_variants(model, processor, dataset, batch_size, seed)
     readable = dataset.select(embeddings.rows)
@@ -164,7 +159,7 @@ def evaluate_robustness(
     patient_ids = np.array(readable["patient_id"][:]).astype(str)
     draws = draw_resamples(patient_ids, n_bootstrap, seed)
 
-    by_prompts = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
+    by_prompts = embed_prompts(model, processor, prompts)
     scores = {name: zero_shot_scores(images, *by_prompts) for name, images in embeddings.images.items()}
     empty = {name: zero_shot_scores(image[None], *by_prompts)[0] for name, image in embeddings.empty.items()}
 
@@ -182,7 +177,7 @@ def evaluate_robustness(
         {
             "dataset": dataset_name,
             "protocol": {
-                "prompts": prompts_name,
+                "prompts": described,
                 "wordings": WORDINGS,
                 "side_prompts": SIDE_PROMPTS,
                 "intervals": "95 % percentile bootstrap over patients",
@@ -201,6 +196,12 @@ def evaluate_robustness(
             "versions": installed_versions(),
         }
     )
+
+
+def check_has_sentences(model: PreTrainedModel) -> None:
+    """ValueError for a classifier."""
+    if is_classifier(model):
+        raise ValueError(f"A {type(model).__name__} has no sentences to vary: name a model of images and texts.")
 
 
 def embed_variants(

@@ -16,9 +16,10 @@ from transformers import BatchEncoding, CLIPModel, PreTrainedModel, ProcessorMix
 
 from evaluation_tier.embedding import check_finite, read_batches
 from evaluation_tier.loading import is_classifier
+from evaluation_tier.metrics import divide
 from evaluation_tier.report import installed_versions
 from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
-from evaluation_tier.retrieval import read_texts
+from evaluation_tier.retrieval import WORD, read_texts
 from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
 from modeling_tier.pipeline_tier import tokenize
@@ -57,7 +58,6 @@ LEXICON = {
 }
 CLASS_OF = {word: name for name, words in LEXICON.items() for word in words.split()}
 WORD_CLASSES = (*LEXICON, "other")
-WORD = re.compile(r"[^\W_]+")
 STATISTICS = ("entropy", "gini", "hoyer", "near_zero", "negative")
 NEAR_ZERO = 0.05
 
@@ -282,8 +282,6 @@ def evaluate_sparsity(
         raise ValueError(f"near_zero must be above 0, but is {near_zero}: no cosine lies nearer to zero than that.")
     texts = read_texts(dataset, text, deidentified)
     with_text = [i for i, words in enumerate(texts) if WORD.search(words)]
-    if not with_text:
-        raise ValueError(f"No record has a word in its {text!r} text: choose another text or other data.")
     dataset, num_records, texts = dataset.select(with_text), len(texts), [texts[i] for i in with_text]
 
     measured = {
@@ -361,17 +359,13 @@ def means(sums: dict[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
         (weightings, 2 + (1 + classes) * statistics): token and patch entropy, then the statistics of all words and of
         each class; NaN where there is no word.
     """
-
-    def divide(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-
     entropies = divide(weights @ sums["entropy_sums"], weights @ sums["entropy_counts"])
     by_class = np.einsum("wi,ics->wcs", weights, sums["sums"], optimize=True)
     counts = weights @ sums["counts"]
     words = len(WORD_CLASSES)  # all but punctuation
     by_class = np.concatenate([by_class[:, :words].sum(axis=1, keepdims=True), by_class], axis=1)
     counts = np.concatenate([counts[:, :words].sum(axis=1, keepdims=True), counts], axis=1)
-    by_class = divide(by_class, np.broadcast_to(counts[:, :, None], by_class.shape))
+    by_class = divide(by_class, counts[:, :, None])
     return np.concatenate([entropies, by_class.reshape(len(weights), -1)], axis=1)
 
 
@@ -405,32 +399,3 @@ def name_ranked(ranked: np.ndarray, ranked_counts: np.ndarray) -> dict:
         variance = squares / count - mean**2 if count > 0 else mean
         results[name] = {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 0)).tolist()}
     return results
-
-
-def format_sparsity(results: dict) -> str:
-    """The numbers of `evaluate_sparsity` as a Markdown table: a column per model, and per difference to the first."""
-    models, differences = results["models"], results["differences"]
-    first = next(iter(models))
-    heads = ["", *models, *(f"{name} minus {first}" for name in differences)]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-
-    def add(label: str, name: str, *path: str, digits: int = 3) -> None:
-        cells = []
-        for source, sign in [*((model, "") for model in models.values()), *((d, "+") for d in differences.values())]:
-            for key in path:
-                source = source[key]
-            low, high = source[f"{name}_ci95"]
-            value, low, high = (f"{number:{sign}.{digits}f}" for number in (source[name], low, high))
-            cells.append(f"{value} ({low} to {high})")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-
-    add("Token entropy (nats)", "token_entropy", digits=4)  # raw cosines move them little
-    add("Patch entropy (nats)", "patch_entropy", digits=4)
-    labels = {"gini": "Gini", "hoyer": "Hoyer", "near_zero": "Share near zero", "negative": "Share below zero"}
-    for statistic, label in labels.items():
-        add(f"{label}, all words", statistic, "words", "all")
-    for statistic in ("gini", "near_zero"):
-        for name in (*WORD_CLASSES, "punctuation"):
-            if models[first]["words"][name]["n_words"]:
-                add(f"{labels[statistic]}, {name}", statistic, "words", name)
-    return "\n".join(lines)

@@ -19,9 +19,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from evaluation_tier.cache import hash_weights
 from evaluation_tier.embedding import MAX_UNREADABLE, embed_batches, embed_images, embed_prompts, has_patches
 from evaluation_tier.loading import check_members_differ, is_classifier
-from evaluation_tier.metrics import auroc
+from evaluation_tier.metrics import auroc, nanmean
 from evaluation_tier.processes import fail_together, gather_rows, own_rows
-from evaluation_tier.protocols import Protocol, choose_protocol, prompts_name
+from evaluation_tier.protocols import Protocol, choose_protocol, find_prompts, prompts_name
 from evaluation_tier.report import installed_versions
 from evaluation_tier.resampling import (
     age_bands,
@@ -42,7 +42,7 @@ from evaluation_tier.scoring import (
     zero_shot_scores,
 )
 from evaluation_tier.summary import summarize, summarize_subgroups, with_interval
-from processing_tier.prompts import Prompts, load_prompts, normalize_name
+from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.records import finding_columns
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def score_models(
                 prompts = None
             elif i == 0:
                 findings, left_out = select_findings(evaluated[0], asked, min_positives)
-                prompts = find_prompts(protocol, findings, replaced_prompts)
+                prompts = find_prompts(protocol.prompts, findings, replaced_prompts)
             missing = [finding for finding in findings if finding not in evaluated[-1].column_names]
             if missing:
                 raise ValueError(
@@ -335,20 +335,6 @@ def compare_levels(
 def is_scored_by_others(finding: str, protocol: Mapping) -> bool:
     """Whether a finding is scored by the others, under a protocol as `metrics["protocol"]` describes it."""
     return normalize_name(finding) in NO_FINDING and protocol.get("no_finding") == "others"
-
-
-def find_prompts(
-    protocol: Protocol, findings: Sequence[str], replaced: Mapping[str, Prompts] | None = None
-) -> dict[str, Prompts]:
-    """The prompts of each finding; ValueError where there are none for one."""
-    prompts = protocol.prompts
-    if not isinstance(prompts, Mapping):
-        prompts = load_prompts(prompts, findings)
-    prompts = {**prompts, **(replaced or {})}
-    lacking = [finding for finding in findings if finding not in prompts]
-    if lacking:
-        raise ValueError(f"There are no prompts for {lacking[0]!r}: add sentences for it or leave the finding out.")
-    return {finding: prompts[finding] for finding in findings}
 
 
 def score_part(
@@ -534,9 +520,3 @@ def read_attributes(dataset: datasets.Dataset, rows: np.ndarray) -> dict[str, Se
     if "age" in columns:
         columns["age"] = age_bands(columns["age"])
     return columns
-
-
-def nanmean(values) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")

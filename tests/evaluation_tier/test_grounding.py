@@ -28,7 +28,6 @@ from evaluation_tier.grounding import (
     contrast_to_noise,
     dilate,
     evaluate_grounding,
-    format_grounding,
     measure_cases,
     measure_map,
     overlap,
@@ -472,9 +471,6 @@ def test_a_model_that_sees_beats_every_baseline(bright):
             for rival in ("average", "prior", "centre", "random"):
                 low, high = group["differences"][name][rival]["pointing"]["ci95"]
                 assert 0 < low <= high
-    table = format_grounding(results)
-    assert table.count("beats") == 4 * 4 and "loses" not in table and "Mean of findings" in table
-    assert "vs. random" not in format_grounding(results, "positive", "pixel_auroc")
 
 
 def test_a_difference_is_the_mean_of_the_differences(bright):
@@ -566,7 +562,6 @@ def test_a_finding_of_one_patient_has_no_prior(bright):
     assert results["all_regions"]["baselines"]["prior"]["pointing"] == {"mean": None, "ci95": [None, None]}
     assert results["undefined"]["prior"]["pointing"] == 3
     assert results["mean"]["findings"] == [] and results["mean"]["maps"]["positive"]["cnr"]["mean"] is None
-    assert "not measured" in format_grounding(results)
 
 
 def test_the_centre_is_the_same_from_every_side():

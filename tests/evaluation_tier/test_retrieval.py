@@ -8,7 +8,6 @@ from evaluation_tier.retrieval import (
     Ranks,
     chance_ranks,
     evaluate_retrieval,
-    format_retrieval,
     found,
     median_rank,
     ranks,
@@ -274,13 +273,3 @@ def test_bad_input(tier_model, brightness, pairs, make_grey_dataset):
         evaluate_retrieval(*brightness, dataset, ks=(0, 5))
     with pytest.raises(ValueError, match="resamples must be at least 1, but is 0"):
         evaluate_retrieval(*brightness, dataset, n_bootstrap=0)
-
-
-def test_table(brightness, pairs):
-    table = format_retrieval(evaluate_retrieval(*brightness, pairs([0, 255], ["No.", "Yes."]), ks=(1,), n_bootstrap=2))
-    assert table.splitlines()[2:] == [
-        "| image to text, R@1 | 100.0 % | 100.0 % to 100.0 % | 50.0 % | 50.0 % |",
-        "| image to text, median rank | 1 | 1 to 1 | 1 | 1 |",
-        "| text to image, R@1 | 100.0 % | 100.0 % to 100.0 % | 50.0 % | 50.0 % |",
-        "| text to image, median rank | 1 | 1 to 1 | 1 | 1 |",
-    ]

@@ -15,7 +15,6 @@ from evaluation_tier.sparsity import (
     STATISTICS,
     WORD_CLASSES,
     evaluate_sparsity,
-    format_sparsity,
     gini,
     hoyer,
     row_statistics,
@@ -310,15 +309,7 @@ def test_bad_input(tier_model, make_tier_model, dual_model, pairs):
         evaluate_sparsity({"a": tier_model}, pairs.map(lambda _: {"impression": "", "findings": "..."}))
 
 
-# Table and figure
-
-
-def test_table(results):
-    lines = format_sparsity(results).splitlines()
-    assert lines[0] == "|  | plain | sparse | sparse minus plain |"
-    assert {line.count("|") for line in lines} == {5}
-    value = results["models"]["plain"]["token_entropy"]
-    assert lines[2].startswith(f"| Token entropy (nats) | {value:.4f} (")
+# Figure
 
 
 def test_figure(results, tmp_path):
