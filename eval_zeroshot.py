@@ -14,8 +14,10 @@ Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
 
 import argparse
 import difflib
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+logger = logging.getLogger(__name__)
+
 ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
+# What an evaluation writes only where it was asked for, beside one similarity map per finding
+OCCASIONAL = (
+    *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png", "grounding.png"),
+    *("sparsity.png", "robustness.png", "training_curves.png", "grounding_regions.parquet"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -217,9 +226,9 @@ def run(args: argparse.Namespace) -> None:
     with joined_processes(args.device) as device:
         evaluation = evaluate(args, device)
         if is_main_process():
-            results = analyse(args, evaluation)
-            evaluation.metrics.update(results)
-            write(args, evaluation)
+            evaluation.metrics.update(analyse(args, evaluation))
+            written = write(args, evaluation)
+            print_results(args, evaluation.metrics, written)
 
 
 class Evaluation(NamedTuple):
@@ -229,11 +238,13 @@ class Evaluation(NamedTuple):
     predictions: "pd.DataFrame"
     dataset: "datasets.Dataset"
     threshold_dataset: "datasets.Dataset | None"
-    prompts: dict  # by finding
+    prompts: dict  # by finding, also of those that only boxes and masks mark
     models: dict  # name to (model, processor), or to a function that loads these
+    radiologists: "pd.DataFrame | None"  # the labels of --radiologists
 
-    def load(self, name: str) -> tuple:
-        member = self.models[name]
+    def load(self, name: str | None = None) -> tuple:
+        """A model, by default the first one, and its processor."""
+        member = self.models[name or next(iter(self.models))]
         return member() if callable(member) else member
 
 
@@ -242,7 +253,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     from evaluation_tier import benchmarks, loading, protocols, zeroshot
     from evaluation_tier.processes import fail_together
     from processing_tier import readers
-    from processing_tier.records import select_views
+    from processing_tier.records import check_disjoint_patients, select_views
 
     # 1. Models and data
     benchmark = benchmarks.load_benchmark(args.benchmark) if args.benchmark else None
@@ -259,6 +270,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         )
     for name in args.models:
         loading.check_name(name)
+    names = loading.short_names(args.models)
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
 
     def read(split: str):
@@ -269,10 +281,10 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         return dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
 
     with fail_together():
-        models = {name: partial(loading.load_model, name, device) for name in args.models}
+        models = {names[name]: partial(loading.load_model, name, device) for name in args.models}
         if len(models) == 1:
             model, processor = loading.load_model(args.models[0], device)
-            models = {args.models[0]: (model, processor)}
+            models = {names[args.models[0]]: (model, processor)}
             if args.save_thresholds and (
                 loading.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")
             ):
@@ -280,10 +292,23 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
                     f"--save_thresholds needs a TIER model, and {args.models[0]} holds a {type(model).__name__}."
                 )
         dataset = read(split)
-        threshold_dataset = read(args.threshold_split) if args.threshold_split else None
+        read_splits = {split: dataset}
+        threshold_dataset = None
+        if args.threshold_split:
+            threshold_dataset = read_splits[args.threshold_split] = read(args.threshold_split)
+            check_disjoint_patients(**read_splits)
+        differs = [
+            sentence
+            for name, data in (read_splits.items() if benchmark else ())
+            for sentence in benchmarks.published_differences(benchmark, data, name)
+        ]
+        replaced = benchmarks.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
+        marked, radiologists = check_analyses(args, models, dataset, threshold_dataset)
+        prompts = protocols.find_prompts(protocol.prompts, marked, replaced)
+    for sentence in differs:
+        logger.warning(sentence)
 
     # 2. Evaluation
-    replaced = benchmarks.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
     metrics, predictions = zeroshot.evaluate_zero_shot(
         models,
         dataset,
@@ -302,14 +327,51 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         score_level=args.score_level,
         cache_dir=args.cache_dir,
     )
-    named = {"benchmark": benchmark.name} if benchmark else {}
+    named = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
     metrics["protocol"] = {**named, "split": split, "views": views, **metrics["protocol"]}
     if args.threshold_split:
         metrics["protocol"]["thresholds"] = f"highest MCC on the split {args.threshold_split!r}"
-    prompts = {}
     if metrics["protocol"]["scoring"] != "logit":
-        prompts = zeroshot.find_prompts(protocol, list(metrics["findings"]), replaced)
-    return Evaluation(metrics, predictions, dataset, threshold_dataset, prompts, models)
+        prompts |= protocols.find_prompts(protocol.prompts, list(metrics["findings"]), replaced)
+    return Evaluation(metrics, predictions, dataset, threshold_dataset, prompts, models, radiologists)
+
+
+def check_analyses(
+    args: argparse.Namespace,
+    models: dict,
+    dataset: "datasets.Dataset",
+    threshold_dataset: "datasets.Dataset | None",
+) -> tuple[list[str], "pd.DataFrame | None"]:
+    """Refuse, before the evaluation, what --analyses and --radiologists could not do after it.
+
+    Returns:
+        The findings that grounding is to be measured of, and the radiologists' labels, as far as they are asked for.
+    """
+    from evaluation_tier import grounding, radiologists, retrieval, robustness, sparsity
+    from processing_tier.readers.chexpert import read_radiologists
+
+    for name, member in models.items() if args.analyses else ():  # one at a time; only sparsity takes several
+        model, processor = member() if callable(member) else member
+        if "grounding" in args.analyses:
+            grounding.check_gives_maps(model)
+        if "retrieval" in args.analyses:
+            retrieval.check_embeds_texts(model)
+        if "sparsity" in args.analyses:
+            sparsity.check_models({name: (model, processor)})
+        if "robustness" in args.analyses:
+            robustness.check_has_sentences(model)
+    if {"retrieval", "sparsity"} & set(args.analyses):
+        retrieval.read_texts(dataset)
+    marked = []
+    if "grounding" in args.analyses:
+        marked = sorted({case.finding for case in grounding.read_cases(dataset)})
+        if threshold_dataset is not None:
+            grounding.read_cases(threshold_dataset)
+    if args.radiologists is None:
+        return marked, None
+    readers = read_radiologists(args.radiologists)
+    radiologists.check_readers(dataset["study_id"][:], readers)
+    return marked, readers
 
 
 def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
@@ -319,92 +381,139 @@ def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
     from evaluation_tier.retrieval import evaluate_retrieval
     from evaluation_tier.robustness import evaluate_robustness
     from evaluation_tier.sparsity import evaluate_sparsity
-    from processing_tier.readers.chexpert import read_radiologists
+    from evaluation_tier.zeroshot import is_scored_by_others
 
     metrics, dataset = evaluation.metrics, evaluation.dataset
     results = {}
-    if args.radiologists:
-        readers = read_radiologists(args.radiologists)
+    if evaluation.radiologists is not None:
         study_ids = dataset.select(evaluation.predictions.index)["study_id"]
-        results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], readers)
+        results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], evaluation.radiologists)
     options = {"n_bootstrap": args.n_bootstrap, "seed": args.seed, "batch_size": args.batch_size}
     options["dataset_name"] = metrics["dataset"]
-    prompts = protocol_prompts(args)
     for name in ANALYSES:
         if name not in args.analyses:
             continue
         if name == "sparsity":
-            models = {model: evaluation.load(model) for model in args.models}
+            models = {model: evaluation.load(model) for model in evaluation.models}
             results[name] = evaluate_sparsity(models, dataset, **options)
             continue
-        model, processor = evaluation.load(args.models[0])
+        model, processor = evaluation.load()
+        if name == "retrieval":
+            results[name] = evaluate_retrieval(model, processor, dataset, **options)
+            continue
         if name == "grounding":
             results[name] = evaluate_grounding(
-                model, processor, dataset, prompts, threshold_dataset=evaluation.threshold_dataset, **options
+                model,
+                processor,
+                dataset,
+                evaluation.prompts,
+                threshold_dataset=evaluation.threshold_dataset,
+                **options,
             )
-        elif name == "retrieval":
-            results[name] = evaluate_retrieval(model, processor, dataset, **options)
         else:
-            findings = list(metrics["findings"])
-            results[name] = evaluate_robustness(model, processor, dataset, findings, prompts, **options)
+            findings = [
+                finding
+                for finding in metrics["findings"]
+                if not is_scored_by_others(finding, metrics["protocol"])  # no sentence of theirs gives such a score
+            ]
+            min_positives = metrics["protocol"]["min_positives"]
+            results[name] = evaluate_robustness(
+                model, processor, dataset, findings, evaluation.prompts, min_positives, **options
+            )
+        results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]
     return results
 
 
-def protocol_prompts(args: argparse.Namespace):
-    """The prompts of the protocol, or what --prompts puts in their place."""
-    from evaluation_tier.protocols import choose_protocol
+def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
+    """Write the files; those of an earlier evaluation stay until all are made, and what is not made again goes."""
+    from evaluation_tier import report
+    from evaluation_tier.zeroshot import is_scored_by_others
 
-    return choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding).prompts
+    folder = Path(args.output_dir)
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=existing) as made:
+        files = make_files(args, evaluation, Path(made))
+        written = [folder / path.name for path in files]
+        for path in written:
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder, where a file is to be written: choose another --output_dir.")
+        of_model = []
+        metrics = evaluation.metrics
+        if args.save_thresholds:
+            kept = {
+                finding: result
+                for finding, result in metrics["findings"].items()
+                if not is_scored_by_others(finding, metrics["protocol"])  # which the pipeline cannot do
+            }
+            of_model.append(report.write_thresholds(args.models[0], {**metrics, "findings": kept}, evaluation.prompts))
+        if args.model_card:  # last: it says whether the model is calibrated
+            of_model.append(report.write_model_card(args.models[0], metrics))
+        stale = set(find_occasional(folder)) - set(written)
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, target in zip(files, written, strict=True):
+            os.replace(source, target)
+    for path in stale:
+        path.unlink()
+    return written + of_model
 
 
-def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
-    """Write the files and print the table."""
+def find_occasional(folder: Path) -> list[Path]:
+    """The files in a folder that an earlier evaluation wrote there, and that another may not write again."""
+    from evaluation_tier import plots, report
+
+    if not (folder / "metrics.json").is_file():
+        return []
+    try:
+        findings = report.read_metrics(folder)["findings"]
+    except ValueError:  # damaged: whose similarity maps these are is not known
+        findings = {}
+    names = [*OCCASIONAL, *(f"similarity_{plots.file_name(finding)}.png" for finding in findings)]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Fill a folder with what an evaluation writes."""
     import pandas as pd
 
     from evaluation_tier import html_report, plots, report
-    from evaluation_tier.zeroshot import is_scored_by_others
-    from processing_tier.prompts import load_prompts
 
-    metrics, predictions, dataset, _, prompts, _ = evaluation
-    # 3. Files; metrics.json when all is there that it is of, then the page made from it
-    folder = Path(args.output_dir)
-    written = []
-    for path in html_report.find_figures(folder):
-        path.unlink()  # of an earlier evaluation, which the page would show beside the new numbers
+    metrics, predictions, dataset, _, prompts, _, _ = evaluation
+    files = []
     if args.figures:
-        model, processor = evaluation.load(args.models[0])
+        model, processor = evaluation.load()
         if hasattr(model, "get_similarity_map"):
-            written += plots.plot_similarity_maps(
-                model, processor, dataset, prompts, predictions, folder, metrics["dataset"]
+            evaluated = {finding: prompts[finding] for finding in metrics["findings"]}
+            files += plots.plot_similarity_maps(
+                model,
+                processor,
+                dataset,
+                evaluated,
+                predictions,
+                folder,
+                metrics["dataset"],
+                model_name=metrics["models"][0] if len(metrics["models"]) > 1 else "",
             )
         if "grounding" in metrics:
-            grounding = metrics["grounding"]
-            sentences = load_prompts(protocol_prompts(args), list(grounding["findings"]))
             path = folder / "grounding.png"
-            written.append(plots.plot_grounding(model, processor, dataset, sentences, grounding, path))
+            files.append(plots.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
         for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
             if name in metrics:
-                written.append(plot(metrics[name], folder / f"{name}.png"))
+                files.append(plot(metrics[name], folder / f"{name}.png"))
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
-            written.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
-    written.append(report.write_predictions(folder / "predictions.parquet", predictions))
+            files.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
+    files.append(report.write_predictions(folder / "predictions.parquet", predictions))
     if "grounding" in metrics:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
-        written.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
-    written.append(report.write_metrics(folder / "metrics.json", metrics))
-    written += html_report.write_report(folder, draw=args.figures)
-    if args.save_thresholds:
-        kept = {
-            finding: result
-            for finding, result in metrics["findings"].items()
-            if not is_scored_by_others(finding, metrics["protocol"])  # which the pipeline cannot do
-        }
-        written.append(report.write_thresholds(args.models[0], {**metrics, "findings": kept}, prompts))
-    if args.model_card:  # last: it says whether the model is calibrated
-        written.append(report.write_model_card(args.models[0], metrics))
+        files.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
+    files.append(report.write_metrics(folder / "metrics.json", metrics))
+    return files + html_report.write_report(folder, draw=args.figures)
 
-    # 4. What the user sees
+
+def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Path]) -> None:
+    """What the user sees."""
+    from evaluation_tier import report
+
     protocol = metrics["protocol"]
     kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"
     print(f"\n{kind} on {report.describe_dataset(metrics['dataset'])}, split {protocol['split']!r}: ", end="")
@@ -412,9 +521,10 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     print(report.format_table(metrics))
     if "score_levels" in metrics:
         levels = ", ".join(
-            f"{level} {report.format_number(value)}" for level, value in metrics["score_levels"].items()
+            f"{level} {report.format_number(result['auroc'])} ({report.format_interval(result['auroc_ci95'])})"
+            for level, result in metrics["score_levels"].items()
         )
-        print(f"\nMean AUROC by score level: {levels}")
+        print(f"\nMean AUROC by score level (95 % CI): {levels}")
     if protocol["findings_left_out"]:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
         print(f"\nLeft out: {reasons}")
@@ -428,7 +538,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     try:
         run(parse(argv))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
             print(f"eval_zeroshot.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,7 +1,8 @@
 """Models and their processors, from folders and from the Hub."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -86,6 +87,21 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
             "save it beside the model with processor.save_pretrained."
         )
     return model.to(device).eval(), processor
+
+
+def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
+    """What results call models, by the names given: of a folder the last two parts of its path, which say nothing of
+    this machine; of two that these do not tell apart, more; a name on the Hub as it is."""
+    parts = {}
+    for name in names:
+        path = Path(name)
+        whole = path.is_absolute() or ".." in path.parts or not path.parts
+        parts[name] = (Path(os.path.abspath(path)) if whole else path).parts if path.is_dir() else (str(name),)
+    for length in range(2, 2 + max(map(len, parts.values()), default=0)):
+        shown = {name: Path(*path[-length:]).as_posix() for name, path in parts.items()}
+        if len(set(shown.values())) == len(shown):
+            return shown
+    raise ValueError("a model is named twice: an ensemble needs models that differ.")
 
 
 def check_name(name: str | Path) -> None:

@@ -408,6 +408,7 @@ def plot_similarity_maps(
     predictions: pd.DataFrame,
     folder: str | Path,
     dataset_name: str = "",
+    model_name: str = "",
 ) -> list[Path]:
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
@@ -420,6 +421,7 @@ def plot_similarity_maps(
     Args:
         dataset: the evaluated one; `predictions` is indexed by its rows.
         prompts: of the findings to draw.
+        model_name: to be named in the title, where the predictions are not of this model alone.
     """
     matplotlib = import_matplotlib()
     best = {  # the row to draw
@@ -446,15 +448,18 @@ def plot_similarity_maps(
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
-            figure = draw_similarity(matplotlib, radiograph, mask, similarity)
+            what = "positive minus negative cosine" if prompts[finding].negative else "cosine"
+            figure = draw_similarity(matplotlib, radiograph, mask, similarity, f"{what},\nabove the average image")
             title = f"{finding}, {describe_dataset(dataset_name)}".removesuffix(", ")  # no name of image or patient
+            if model_name:
+                title += f"\nmap of {model_name} alone"
             figure.suptitle(literal(title), fontsize=12, fontweight="bold")
             path = Path(folder) / f"similarity_{file_name(finding)}.png"
             paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
     return paths
 
 
-def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray):
+def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray, label: str):
     """The figure of one image: radiograph, mask if there is one, similarity map with a colour bar."""
     grey, colour = np.asarray(radiograph), "#39FF88"
     titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Similarity to the prompts"]
@@ -475,7 +480,7 @@ def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None
     strength = np.nan_to_num((similarity - low) / max(high - low, 1e-12)).clip(0, 1)
     overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.2 + 0.5 * strength)
     bar = figure.colorbar(overlay, ax=panels[-1], fraction=0.046, pad=0.02)
-    bar.set_label("positive minus negative cosine,\nabove the average image")
+    bar.set_label(label)
     bar.outline.set_visible(False)
     bar.solids.set_alpha(1)
     return figure

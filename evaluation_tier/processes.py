@@ -76,11 +76,14 @@ def gather_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Around what every process does for itself: a ValueError of one is raised in all, which none then waits for."""
+    """Around what every process does for itself: an error of one is raised in all, which none then waits for.
+
+    A ValueError or an OSError counts; the others raise a ValueError with its message.
+    """
     message = None
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if not dist.is_initialized():
             raise
         message = str(error)

@@ -76,7 +76,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
         "score_levels",
         "subgroups",
     ]
-    assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [str(model)]
+    assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [f"{tmp_path.name}/model"]
     assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
     assert all(result["n_positive"] >= 5 for result in metrics["findings"].values())
     assert len(metrics["findings"]) + len(metrics["protocol"]["findings_left_out"]) == 8
@@ -111,7 +111,7 @@ def test_ensemble_thresholds_and_softmax(models, tmp_path, capsys):
     arguments += ["--threshold_split", "train", "--prompts", "chexzero", "--n_bootstrap", 5, "--output_dir", tmp_path]
     run(*arguments, capsys=capsys)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["models"] == [str(model) for model in models]
+    assert metrics["models"] == [f"{model.parent.name}/{model.name}" for model in models]
     assert list(metrics["findings"]) == ["Cardiomegaly", "Pleural Effusion"]
     assert metrics["protocol"]["scoring"] == "softmax" and metrics["protocol"]["prompts"] == "chexzero"
     assert metrics["protocol"]["name"] == "report, own prompts, own scoring"
@@ -154,7 +154,7 @@ def test_protocol_level_and_cache(models, tmp_path, capsys):
     arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 40, "--protocol", "chexzero"]
     arguments += ["--score_level", "patches-max", "--cache_dir", tmp_path / "cache"]
     texts = [run(*arguments, "--output_dir", tmp_path / name, capsys=capsys).out for name in "ab"]
-    assert "Mean AUROC by score level: global 0." in texts[0]
+    assert "Mean AUROC by score level (95 % CI): global 0." in texts[0]
     assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
     protocol = json.loads((tmp_path / "a" / "metrics.json").read_text())["protocol"]
     assert (protocol["name"], protocol["score_level"]) == ("chexzero", "patches-max")
