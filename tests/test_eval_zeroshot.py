@@ -15,7 +15,9 @@ from transformers import pipeline
 from eval_zeroshot import main
 from modeling_tier import CxrZeroShotClassificationPipeline, TierCLIPConfig, TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+from processing_tier.prompts import Prompts
 from processing_tier.readers import read_records
+from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
 
 PHANTOM = "phantom:num_images=40,image_size=64"
 
@@ -76,7 +78,9 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
         "score_levels",
         "subgroups",
     ]
-    assert metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [f"{tmp_path.name}/model"]
+    assert (
+        metrics["dataset"] == PHANTOM and metrics["n_images"] == 40 and metrics["models"] == [f"{tmp_path.name}/model"]
+    )
     assert metrics["protocol"]["split"] == "validation" and metrics["protocol"]["n_bootstrap"] == 50
     assert all(result["n_positive"] >= 5 for result in metrics["findings"].values())
     assert len(metrics["findings"]) + len(metrics["protocol"]["findings_left_out"]) == 8
@@ -191,7 +195,8 @@ def test_a_benchmark_chooses_findings_images_and_split(models, tmp_path, capsys,
     assert metrics["n_images"] == 40  # laterals too
     found = {*metrics["findings"], *metrics["protocol"]["findings_left_out"]}
     assert found == {"Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"}
-    assert "chexpert-5, split validation, has 40 images and not 234" in caplog.text
+    (differs,) = metrics["protocol"]["benchmark_differs"]
+    assert differs.startswith("chexpert-5, split validation, has 40 images and not 234") and differs in caplog.text
 
 
 def test_options_may_come_first(models, tmp_path, capsys):
@@ -359,3 +364,169 @@ def test_a_dataset_smaller_than_max_images_is_taken_whole(models, tmp_path, caps
         capsys=capsys,
     )
     assert json.loads((tmp_path / "metrics.json").read_text())["n_images"] == 40
+
+
+# Files of an earlier evaluation
+
+
+def evaluated(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_only_what_an_evaluation_wrote_is_removed(models, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
+    own = {"grounding_my_figure.png": b"mine", "similarity_of_my_own.png": b"mine", "sparsity.png": b"mine"}
+    for name, content in own.items():
+        (tmp_path / name).write_bytes(content)
+    run(*arguments, capsys=capsys)  # no evaluation lay there
+    assert evaluated(tmp_path).items() > own.items()
+    (tmp_path / "sparsity.png").unlink()
+    run(*arguments, "--analyses", "grounding", "--figures", capsys=capsys)
+    first = evaluated(tmp_path)
+    assert {"grounding.png", "grounding_regions.parquet", "similarity_cardiomegaly.png", "roc.png"} < first.keys()
+    run(*arguments, "--findings", "Cardiomegaly", capsys=capsys)
+    del own["sparsity.png"]
+    left = evaluated(tmp_path)
+    assert set(left) == {*own, "metrics.json", "predictions.parquet", "tables.md", "tables.tex", "report.html"}
+    assert left.items() > own.items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)  # nor any folder
+
+
+def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from evaluation_tier import plots
+
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
+    run(*arguments, "--figures", capsys=capsys)
+    before = evaluated(tmp_path)
+    arguments[1:1] = ["--figures", "--seed", "1"]
+
+    def fail(*arguments, **options):
+        raise ValueError("nothing to draw.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plots, "plot_roc", fail)
+        assert fails(*arguments, capsys=capsys) == "nothing to draw."
+    assert evaluated(tmp_path) == before
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()
+    del before["report.html"]
+    assert "report.html is a folder, where a file is to be written" in fails(*arguments, capsys=capsys)
+    assert evaluated(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before) + 1
+
+
+def test_an_error_of_the_disk_is_one_sentence(models, tmp_path, capsys, monkeypatch):
+    from evaluation_tier import report
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_metrics", fail)
+    output = tmp_path / "deep" / "output"
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", output]
+    assert fails(*arguments, capsys=capsys) == "[Errno 28] No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+# What can be refused before the evaluation
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch):
+    """Whatever is refused must be so before any image is embedded."""
+    from evaluation_tier import zeroshot
+
+    monkeypatch.setattr(zeroshot, "evaluate_zero_shot", lambda *_, **__: pytest.fail("the images were embedded"))
+
+
+def write_table(folder: Path, **columns) -> Path:
+    """The phantom's 40 images as a table; columns take the place of its own, None drops one."""
+    frame = read_records(PHANTOM, "validation").remove_columns(["image", "masks"]).to_pandas()
+    for record, name in zip(read_records(PHANTOM, "validation"), frame["image_id"], strict=True):
+        (folder / f"{name}.png").write_bytes(record["image"]["bytes"])
+    frame["image"] = frame["image_id"] + ".png"
+    for name, values in columns.items():
+        frame[name] = values
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def test_patients_of_both_splits_are_refused(models, tmp_path, capsys, no_evaluation):
+    table = write_table(tmp_path, split=["train"] * 20 + ["validation"] * 20, patient_id=["p", *range(38), "p"])
+    arguments = [models[0], "--data", table, "--min_positives", 1, "--output_dir", tmp_path / "out"]
+    assert "1 patient is in both 'validation' and 'train'; split by patient" in fails(
+        *arguments, "--threshold_split", "train", capsys=capsys
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_analyses_are_checked_before_the_evaluation(models, tmp_path, capsys, no_evaluation):
+    table = write_table(tmp_path, findings="", impression="", report="")
+    arguments = [models[0], "--data", table, "--min_positives", 1, "--output_dir", tmp_path / "out"]
+    for analysis, message in (
+        ("grounding", "The data set has neither boxes nor masks"),
+        ("retrieval", "No record has a word in its 'both' text"),
+        ("sparsity", "No record has a word in its 'both' text"),
+    ):
+        assert message in fails(*arguments, "--analyses", analysis, capsys=capsys)
+    assert "the radiologists' labels" in fails(*arguments, "--radiologists", "", capsys=capsys)
+    readers = tmp_path / "radiologists"
+    readers.mkdir()
+    for name in ("bc4", "bc6", "bc8"):
+        labels = pd.DataFrame({"Study": ["CheXpert-v1.0/test/patient64741/study1"]})
+        labels[list(CHEXPERT_FINDINGS)] = 0
+        labels.to_csv(readers / f"{name}.csv", index=False)
+    assert fails(*arguments, "--radiologists", tmp_path, capsys=capsys) == (
+        "None of the 40 studies was read by bc4: these radiologists are of other data; CheXpert's read its test set "
+        "(--benchmark chexpert-5 --split test)."
+    )
+
+
+# One page holds one number for the same thing
+
+
+COVID = ("COVID-19", "Non-COVID Pneumonia", "Normal")
+
+
+def test_analyses_ask_what_the_evaluation_asked(models, tmp_path, capsys):
+    labels = {name: [float(i % 3 == k) for i in range(40)] for k, name in enumerate(COVID)}
+    table = write_table(tmp_path, **labels)
+    kept = ["image", "patient_id", "view", "split", *COVID]
+    pd.read_csv(table)[kept].to_csv(table, index=False)
+    arguments = [models[0], "--benchmark", "covid-qu-ex", "--data", table, "--split", "validation", "--n_bootstrap", 5]
+    arguments += ["--analyses", "robustness", "--protocol", "tier-padchest", "--min_positives", 3]
+    run(*arguments, "--output_dir", tmp_path / "out", capsys=capsys)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    robustness = metrics["robustness"]
+    assert metrics["protocol"]["no_finding"] == "others" and "Normal" in metrics["findings"]
+    original = robustness["degradations"]["original"]["findings"]
+    assert list(original) == list(COVID[:2])  # "Normal" is scored by these
+    for finding, result in original.items():
+        assert result["auroc"] == pytest.approx(metrics["findings"][finding]["auroc"], abs=1e-12)
+    assert robustness["protocol"]["min_positives"] == 3
+    assert robustness["protocol"]["prompts"] == metrics["protocol"]["prompts"]
+
+
+def test_grounding_asks_the_evaluated_sentences(models, tmp_path, capsys, monkeypatch):
+    from evaluation_tier import benchmarks, grounding
+
+    own = Prompts(["A sentence of its own."], ["None."])
+    monkeypatch.setattr(benchmarks, "benchmark_prompts", lambda *_: {"Edema": own})
+    monkeypatch.setattr(benchmarks, "benchmark_data", lambda benchmark, data, split: data)
+    monkeypatch.setattr(benchmarks, "apply_benchmark", lambda benchmark, dataset, split: dataset)
+    monkeypatch.setattr(benchmarks, "published_differences", lambda *_: ["Other counts."])
+    asked = []
+    evaluate = grounding.evaluate_grounding
+
+    def spy(model, processor, dataset, prompts, **options):
+        asked.append(prompts)
+        return evaluate(model, processor, dataset, prompts, **options)
+
+    monkeypatch.setattr(grounding, "evaluate_grounding", spy)
+    arguments = [models[0], "--data", PHANTOM, "--benchmark", "siim", "--split", "validation", "--n_bootstrap", 5]
+    arguments += ["--min_positives", 5, "--findings", "Cardiomegaly", "--analyses", "grounding"]
+    run(*arguments, "--output_dir", tmp_path, capsys=capsys)
+    assert asked[0]["Edema"] == own and {"Cardiomegaly", "Pneumothorax"} < asked[0].keys()
+    protocol = json.loads((tmp_path / "metrics.json").read_text())["protocol"]
+    assert protocol["benchmark_differs"] == ["Other counts."]

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, CLIPModel
 
 from evaluation_tier.cache import hash_weights
 from evaluation_tier.embedding import embed_images, takes_uint8
-from evaluation_tier.loading import check_members_differ, choose_device, load_model
+from evaluation_tier.loading import check_members_differ, choose_device, load_model, short_names
 from evaluation_tier.zeroshot import evaluate_zero_shot
 
 
@@ -103,3 +103,21 @@ def test_devices():
     for name in ("gpu", "cuda:99"):
         with pytest.raises(ValueError, match=f"'{name}' cannot be used here"):
             choose_device(name)
+
+
+def test_models_are_called_without_the_folders_of_this_machine(tmp_path, monkeypatch):
+    for folder in ("a/runs/x", "b/runs/x", "a/runs/y"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+
+    def shown(*names) -> list[str]:
+        assert list(short_names(names)) == list(names)
+        return list(short_names(names).values())
+
+    assert shown(str(tmp_path / "a/runs/x"), "runs/y", "owner/name") == ["runs/x", "runs/y", "owner/name"]
+    assert shown("./runs/x/") == shown("../a/runs/x") == ["runs/x"]
+    assert shown(str(tmp_path / "a/runs/x"), str(tmp_path / "b/runs/x")) == ["a/runs/x", "b/runs/x"]
+    monkeypatch.chdir(tmp_path / "a" / "runs" / "x")
+    assert shown(".") == ["runs/x"]
+    with pytest.raises(ValueError, match="a model is named twice"):
+        short_names(["../y", "../y/"])

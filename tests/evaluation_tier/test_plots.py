@@ -69,9 +69,10 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
     _, predictions, prompts = evaluated
     shown = []
 
-    def spy(matplotlib, radiograph, mask, similarity):
+    def spy(matplotlib, radiograph, mask, similarity, label):
         shown.append((radiograph, mask, similarity))
-        return draw_similarity(matplotlib, radiograph, mask, similarity)
+        assert label == "positive minus negative cosine,\nabove the average image"
+        return draw_similarity(matplotlib, radiograph, mask, similarity, label)
 
     monkeypatch.setattr("evaluation_tier.plots.draw_similarity", spy)
     paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
@@ -101,6 +102,22 @@ def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_pat
     (path,) = plot_similarity_maps(*tier_model, bare, {finding: prompts[finding]}, predictions, tmp_path)
     picture = read(path)
     assert picture.shape[1] < 1.95 * picture.shape[0]  # two panels
+
+
+def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, evaluated, tmp_path, monkeypatch):
+    _, predictions, prompts = evaluated
+    finding = next(iter(prompts))
+    figures = []
+
+    def spy(*arguments):
+        figures.append(draw_similarity(*arguments))
+        return figures[-1]
+
+    monkeypatch.setattr("evaluation_tier.plots.draw_similarity", spy)
+    alone = {finding: Prompts(prompts[finding].positive, [])}
+    plot_similarity_maps(*tier_model, phantom, alone, predictions, tmp_path, "phantom", model_name="runs/a")
+    assert figures[0].axes[-1].get_ylabel() == "cosine,\nabove the average image"
+    assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
 
 
 def test_similarity_is_the_mean_positive_minus_the_mean_negative_cosine(tier_model, phantom):

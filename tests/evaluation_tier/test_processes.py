@@ -47,6 +47,18 @@ def test_one_process_alone():
         raise ValueError("as it is")
 
 
+def test_an_error_of_the_disk_in_one_process_is_told_to_all(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+
+    def gather(messages, message):
+        messages[:] = [None, message]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    with pytest.raises(ValueError, match="No space left on device"), fail_together():
+        raise OSError(28, "No space left on device")
+
+
 def test_whole_batches_are_dealt_out(monkeypatch):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 3)
