@@ -1,5 +1,6 @@
 """Positive and negative sentences per finding, from YAML files, for zero-shot scoring."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,19 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
         name = finding.replace("_", " ")
         prompts[finding] = Prompts(**{s: [text.replace("{}", name) for text in sides[s]] for s in SIDES})
     return prompts
+
+
+@functools.lru_cache(maxsize=1)
+def known_findings() -> frozenset[str]:
+    """Names and aliases of the findings that the prompts `"report"` know, as [`normalize_name`] writes them."""
+    entries = yaml.safe_load((PROMPTS_FOLDER / "report.yaml").read_text(encoding="utf-8"))["findings"]
+    return frozenset(
+        normalize_name(name) for finding, entry in entries.items() for name in (finding, *entry.get("aliases", []))
+    )
+
+
+def is_known_finding(name: str) -> bool:
+    return normalize_name(name) in known_findings()
 
 
 def normalize_name(finding: str) -> str:

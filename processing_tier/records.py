@@ -28,6 +28,7 @@ import pandas as pd
 import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 
+from .prompts import is_known_finding
 from .radiograph_tier import path_under
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ def make_records(
         frame (`pd.DataFrame`): the table, with only the rows of this split.
         columns (`Mapping[str, str]`):
             Schema name to column of the table. A name outside the schema is a finding; where none is given, the
-            findings are the other columns whose values are all -1, 0, 1 or blank. Values of `boxes` and `masks` are
+            findings are the other columns whose values are all -1, 0, 1 or blank, and those with the name of a known
+            finding, whose values must be. Values of `boxes` and `masks` are
             lists of dicts as the schema has them; boxes may be JSON, see [`read_boxes`].
         image_root (`str` or `os.PathLike`): folder that image paths are relative to and must not leave.
         split (`str`): value of the `split` column.
@@ -199,7 +201,13 @@ def make_records(
     findings = {key: column for key, column in columns.items() if key not in known}
     if not findings:
         used = set(columns.values())
-        findings = {column: column for column in frame.columns if column not in used and is_finding(frame[column])}
+        others = [column for column in frame.columns if column not in used]
+        # a column that is called like a finding, but holds "yes" or 2, would else be left out without a word
+        findings = {
+            column: column
+            for column in others
+            if is_finding(frame[column]) or is_known_finding(str(column)) and frame[column].notna().any()
+        }
     for finding, column in findings.items():
         bad = frame[column].notna() & ~to_numbers(frame[column]).isin(FINDING_VALUES)
         if bad.any():

@@ -83,6 +83,16 @@ def test_findings_are_detected_or_listed(folder):
     )
 
 
+@pytest.mark.parametrize("values", (["yes", "no", None], [2.0, 2.0, 2.0], ["1", "0", "0.5"]))
+def test_a_column_called_like_a_finding_does_not_disappear(folder, values):
+    with pytest.raises(ValueError, match=r"t.csv: finding 'Enlarged_Heart' has \d values other than 1 .* drop the"):
+        make_records(make_frame(Edema=[1, 0, 0], Enlarged_Heart=values), {}, folder, "train", "t.csv")
+    blank = make_records(make_frame(Edema=[1, 0, 0], Enlarged_Heart=None), {}, folder, "train", "t.csv")
+    named = make_frame(Edema=[1, 0, 0], Enlarged_Heart=values)
+    named = make_records(named, {"Edema": "Edema"}, folder, "train", "t.csv")
+    assert finding_columns(blank) == finding_columns(named) == ["Edema"]
+
+
 def test_optional_columns(folder):
     boxes = ['[{"label": "Edema", "bbox_xywh": [1, 2, 3.5, 4]}]', "[]", None]
     dataset = make_records(make_frame(boxes=boxes, sex=["F", None, "M"]), {}, folder, "train", "t.csv")
