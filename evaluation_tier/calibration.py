@@ -40,12 +40,13 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> tuple[float, floa
     that scale and bias stay finite for scores that separate the classes (Platt 1999, section 2.2).
 
     Returns:
-        (scale, bias): NaN without both classes, and where a higher score does not mean that a finding is more likely.
+        (scale, bias): NaN without both classes, where all scores are equal, and where a higher score does not mean
+        that a finding is more likely.
     """
     labels, scores = select_known(labels, scores)
-    spread = scores.std() if len(scores) else 0.0
-    if labels.all() or not labels.any() or not spread:
+    if labels.all() or not labels.any() or np.ptp(scores) <= 1e-12 * np.abs(scores).max():  # rounding is no spread
         return float("nan"), float("nan")
+    spread = scores.std()
     targets = smooth_labels(labels)
     design = np.stack([(scores - scores.mean()) / spread, np.ones(len(scores))])
     start = np.array([0.0, np.log(targets.mean() / (1 - targets.mean()))])

@@ -73,6 +73,13 @@ def test_calibration_of_hard_cases():
         assert np.isnan(fit_calibration(labels, scores)).all()  # upside down, one class, all equal, nothing
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("num_samples", [6, 7, 10, 11, 100, 355])
+def test_equal_scores_have_no_calibration(constant, num_samples):
+    labels = np.arange(num_samples) % 2
+    assert np.isnan(fit_calibration(labels, np.full(num_samples, constant))).all()
+
+
 def test_temperature_is_found_again():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=20_000)
