@@ -100,11 +100,12 @@ def draw_stratified_resamples(
     """
     Resamples in which no finding loses a class, however rare: each finding's units are drawn within strata.
 
-    For each finding, a unit (patient or study) belongs to one of four strata: its images hold positives only,
-    negatives only, both, or neither (uncertain or unstated). Whole units are drawn with replacement within each
-    stratum, as many as it has. So the number of units with a positive is that of the data in every resample, and so
-    is the number of those with a negative; the number of positive images may vary, since units differ in how many
-    they have. Findings share one draw as far as their strata allow: where a draw holds too many units of a stratum,
+    For each finding, a unit (patient or study) belongs to one of three strata: its images hold a positive, negatives
+    but no positive, or neither (uncertain or unstated). Whole units are drawn with replacement within each stratum,
+    as many as it has. So the number of units with a positive is that of the data in every resample; the number of
+    positive images may vary, since units differ in how many they have. Only where every unit with a negative has a
+    positive too, those with both are a stratum apart from those with positives alone, so that no resample lacks
+    negatives; elsewhere that would split few units and make intervals narrower. Findings share one draw as far as their strata allow: where a draw holds too many units of a stratum,
     the surplus is taken out and redrawn from the strata that lack some, so that findings stay correlated and the mean
     over them has an honest interval.
 
@@ -126,6 +127,8 @@ def draw_stratified_resamples(
         positive = np.bincount(unit_of_image[column == 1], minlength=num_units) > 0
         negative = np.bincount(unit_of_image[column == 0], minlength=num_units) > 0
         kind = positive + 2 * negative
+        if (kind == 2).any():  # these keep the negatives, so that positives need not be split by what else a unit has
+            kind[kind == 3] = 1
         strata.append([(np.flatnonzero(kind == k), np.random.default_rng([seed, i, k])) for k in np.unique(kind)])
 
     draws = np.empty((labels.shape[1], num_resamples, len(labels)), dtype=np.uint16)

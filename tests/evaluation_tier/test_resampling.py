@@ -232,16 +232,23 @@ def test_stratified_draws_are_uniform_and_shared():
 
 
 def test_stratified_draws_of_units_with_several_images():
-    """Strata: a has a positive only, b and c both classes, d to g negatives only, h neither."""
+    """Strata: a to c have a positive, b and c a negative too; d to g have negatives only, h neither."""
     units = list("aabbccddefgh")
     labels = np.array([[1, 1, 1, 0, 0, 1, 0, 0, 0, 0, -1, np.nan]]).T
     labels[10] = 0
     draws = draw_stratified_resamples(labels, units, 100)[0]
-    np.testing.assert_array_equal(draws[:, 0], 1)  # alone in its stratum
-    np.testing.assert_array_equal(draws[:, 11], 1)
-    np.testing.assert_array_equal(draws[:, 2] + draws[:, 4], 2)
+    np.testing.assert_array_equal(draws[:, 11], 1)  # alone in its stratum
+    np.testing.assert_array_equal(draws[:, 0] + draws[:, 2] + draws[:, 4], 3)
+    assert set(draws[:, 0].tolist()) == {0, 1, 2, 3}  # positives alone are no stratum
     np.testing.assert_array_equal(draws[:, [6, 8, 9, 10]].sum(axis=1), 4)
     np.testing.assert_array_equal(draws[:, 2], draws[:, 3])
+
+
+def test_stratified_draws_keep_negatives_that_only_units_with_a_positive_have():
+    labels = np.array([[1.0, 1, 1, 1, 1, 0]]).T
+    draws = draw_stratified_resamples(labels, list("abcdee"), 100)[0]
+    np.testing.assert_array_equal(draws[:, 4:], 1)
+    np.testing.assert_array_equal(draws[:, :4].sum(axis=1), 4)
 
 
 def test_draws_do_not_depend_on_the_memory(monkeypatch):
