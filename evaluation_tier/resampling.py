@@ -439,8 +439,9 @@ def subgroup_metrics(
     AUROC of each subgroup of the images (sex, age band, view, source), and how far subgroups are apart.
 
     Groups share the resamples, so the interval of a gap honours that a patient may be in several groups (views). A gap
-    is the highest minus the lowest AUROC: it is never negative, so its interval seldom holds 0 even where groups do
-    not differ, the less so the more groups there are and the smaller they are. Read it beside the groups' intervals.
+    is the highest minus the lowest AUROC; its interval is that of the difference of these two groups, whichever is
+    higher in a resample. It does not know that they were chosen as the farthest apart: with more than two groups it
+    leaves out 0 too often where groups do not differ.
 
     Args:
         labels, scores (`np.ndarray`): (images, findings), as for [`bootstrap`].
@@ -514,14 +515,16 @@ def subgroup_metrics(
 
 
 def describe_gap(point: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> dict | None:
-    """The highest minus the lowest of the groups' values, and its interval; `None` with fewer than two groups."""
+    """
+    The highest minus the lowest of the groups' values, and the interval of these two groups' difference; `None` with
+    fewer than two groups.
+    """
     if len(point) < 2:
         return None
-    values = np.array([resampled[group] for group in point])  # (groups, resamples)
     highest, lowest = max(point, key=point.get), min(point, key=point.get)
     return {
         "gap": float(point[highest] - point[lowest]),
-        "gap_ci95": percentile_interval(values.max(axis=0) - values.min(axis=0)).tolist(),
+        "gap_ci95": percentile_interval(resampled[highest] - resampled[lowest]).tolist(),
         "highest": highest,
         "lowest": lowest,
     }

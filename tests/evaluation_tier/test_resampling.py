@@ -403,6 +403,20 @@ def test_subgroups_by_hand():
     assert found["left_out"] == {"X": "1 images, no finding with 2 positives and negatives"}
 
 
+def test_the_interval_of_a_gap_is_that_of_two_groups():
+    """Of twelve groups that do not differ, the highest and the lowest of each resample are farther apart than these."""
+    labels, scores = normal_scores(480, 1, seed=3)
+    groups = np.arange(480) % 12
+    draws = draw_resamples(np.arange(480), 200)
+    found = subgroup_metrics(labels, scores, groups, draws, findings=["a"], min_cases=2)["gap"]["a"]
+    rows = [groups == int(found[end]) for end in ("highest", "lowest")]
+    assert found["gap"] == auroc(labels[rows[0], 0], scores[rows[0], 0]) - auroc(labels[rows[1], 0], scores[rows[1], 0])
+    highest, lowest = (bootstrap(labels[row], scores[row], draws[:, row])["auroc"][:, 0] for row in rows)
+    assert found["gap_ci95"] == pytest.approx(percentile_interval(highest - lowest))
+    low, high = found["gap_ci95"]
+    assert low < found["gap"] < high
+
+
 def test_subgroup_means_are_of_the_same_findings():
     labels, scores = normal_scores(120, 2)
     groups = np.array(["PA", "AP"] * 60)
@@ -417,7 +431,7 @@ def test_subgroup_means_are_of_the_same_findings():
         assert found["groups"][group]["mean"]["auroc"] == found["groups"][group]["auroc"]["a"]
     assert found["mean_gap"] == found["gap"]["a"]
     low, high = found["gap"]["a"]["gap_ci95"]
-    assert 0 <= low < high
+    assert low < found["gap"]["a"]["gap"] < high
 
 
 def test_subgroups_without_two_groups_have_no_gap():
