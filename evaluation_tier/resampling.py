@@ -3,7 +3,8 @@
 A resample is a row of counts: how often each image was drawn. `np.repeat(np.arange(images), row)` are the indices of
 the same resample. Images of one patient (or study) stand or fall together: drawn one by one, they would make intervals
 too narrow. A value that is undefined in a resample (AUROC without both classes) is NaN and is dropped from the
-percentiles, where it would otherwise count as the highest.
+percentiles, where it would otherwise count as the highest; where fewer than half of the resamples are left, there is no
+interval.
 """
 
 import math
@@ -244,9 +245,18 @@ def bootstrap(
     return results
 
 
+def defined_values(values: np.ndarray) -> np.ndarray:
+    """
+    The values (resamples,) that are not NaN; none of them where these are fewer than half of the resamples, which
+    would stand for a few lucky draws.
+    """
+    defined = values[~np.isnan(values)]
+    return defined if 2 * len(defined) >= len(values) else defined[:0]
+
+
 def percentile_interval(values: np.ndarray) -> np.ndarray:
-    """The 2.5th and 97.5th percentile of the values (resamples,) that are not NaN; NaN when none is left."""
-    values = values[~np.isnan(values)]
+    """The 2.5th and 97.5th percentile of the [`defined_values`]; NaN when there are none."""
+    values = defined_values(values)
     return np.percentile(values, [2.5, 97.5]) if len(values) else np.full(2, np.nan)
 
 
@@ -307,9 +317,10 @@ def bootstrap_p_value(differences: np.ndarray) -> float:
     """
     Two-sided p-value of a difference of 0: twice the smaller share of resampled differences on one side of 0 or at it.
 
-    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1.
+    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1, and
+    NaN where there are no [`defined_values`].
     """
-    differences = differences[~np.isnan(differences)]
+    differences = defined_values(differences)
     if not len(differences):
         return float("nan")
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())

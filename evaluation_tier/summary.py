@@ -12,6 +12,7 @@ from .resampling import (
     FEWEST_CHEXZERO_RESAMPLES,
     bootstrap,
     chexzero_interval,
+    defined_values,
     draw_chexzero_resamples,
     draw_resamples,
     draw_stratified_resamples,
@@ -67,7 +68,9 @@ def summarize(
           `bias` (see [`fit_calibration`]), `brier` and `ece` of the probability sigmoid(scale * score + bias),
           `n_positive`, `n_negative`, `n_uncertain`, `n_missing`, `n_excluded` (the sum of the last two).
         - `"mean"`: over the findings for which a metric is defined, the same metrics and intervals, `brier`, `ece`.
-        - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count.
+        - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count, and
+          under `"mean"`, how many lack one of any finding in the mean AUROC. Where that is more than half of them,
+          there is no interval.
 
     Raises:
         `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
@@ -128,12 +131,15 @@ def summarize(
         }
     mean = {}
     for name in WITH_INTERVAL:
-        mean |= with_interval(name, *mean_over_findings(point[name][0], resampled[name]), resampling)
+        value, resampled_mean = mean_over_findings(point[name][0], resampled[name])
+        mean |= with_interval(name, value, resampled_mean, resampling)
+        if name == "auroc":
+            mean_dropped = int(np.isnan(resampled_mean).sum())
     for name in ("brier", "ece"):
         values = np.array([result[name] for result in results.values()])
         mean[name] = mean_over_findings(values, values[None])[0]
-    dropped = np.isnan(resampled["auroc"]).sum(axis=0).tolist()
-    return {"findings": results, "mean": mean, "resamples_dropped": dict(zip(findings, dropped, strict=True))}
+    dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
+    return {"findings": results, "mean": mean, "resamples_dropped": {**dropped, "mean": mean_dropped}}
 
 
 def summarize_subgroups(
@@ -167,7 +173,7 @@ def with_interval(name: str, value: float, resampled: np.ndarray, resampling: st
     """A metric, its interval, and CheXzero's centre where that is asked for."""
     if resampling != "chexzero":
         return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
-    known = resampled[~np.isnan(resampled)]
+    known = defined_values(resampled)
     if len(known) < FEWEST_CHEXZERO_RESAMPLES:
         center, interval = float("nan"), np.full(2, np.nan)
     else:

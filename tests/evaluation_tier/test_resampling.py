@@ -279,6 +279,11 @@ def test_chexzero_interval_takes_the_reference_positions():
         chexzero_interval(np.zeros(39))
 
 
+def test_an_interval_is_of_half_of_the_resamples_at_least():
+    assert percentile_interval(np.array([1.0, np.nan])).tolist() == [1, 1]
+    assert np.isnan(percentile_interval(np.array([1.0, np.nan, np.nan]))).all()
+
+
 def test_paired_bootstrap_of_equal_models_is_no_difference():
     labels, scores = normal_scores(60, 2)
     found = paired_bootstrap(labels, scores, np.exp(scores), draw_resamples(np.arange(60), 50))
@@ -313,6 +318,7 @@ def test_bootstrap_p_value_by_hand():
     assert bootstrap_p_value(np.array([0.1, 0.2, -0.1, 0.3])) == pytest.approx(2 * 2 / 5)
     assert bootstrap_p_value(np.array([0.1, 0.2, np.nan])) == pytest.approx(2 / 3)
     assert bootstrap_p_value(np.zeros(5)) == 1
+    assert np.isnan(bootstrap_p_value(np.array([0.1, np.nan, np.nan])))  # fewer than half are left
     assert np.isnan(bootstrap_p_value(np.full(3, np.nan)))
 
 

@@ -47,7 +47,8 @@ def test_every_number_is_the_plain_one():
         assert found["mean"][name] == pytest.approx(expected)
     simple = bootstrap_auroc(labels, scores, patients, 50, 4)
     assert found["mean"]["auroc_ci95"] == simple.mean_interval.tolist()
-    assert found["resamples_dropped"] == dict(zip(FINDINGS, simple.num_dropped.tolist(), strict=True))
+    dropped = dict(zip([*FINDINGS, "mean"], [*simple.num_dropped.tolist(), simple.mean_num_dropped], strict=True))
+    assert found["resamples_dropped"] == dropped
 
 
 def test_thresholds_come_from_the_data_where_there_is_no_split():
@@ -77,8 +78,23 @@ def test_rare_findings_lose_no_resample_when_stratified():
     plain = summarize(labels, scores, patients, FINDINGS, num_resamples=100)
     stratified = summarize(labels, scores, patients, FINDINGS, num_resamples=100, resampling="stratified")
     assert plain["resamples_dropped"]["Edema"] > 0
-    assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0}
+    assert plain["resamples_dropped"]["mean"] == plain["resamples_dropped"]["Edema"]
+    assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0, "mean": 0}
     assert stratified["findings"]["Edema"]["auroc"] == plain["findings"]["Edema"]["auroc"]
+
+
+def test_a_mean_of_few_resamples_has_no_interval():
+    """Ten findings with one positive each: most resamples of the patients lack one of the positives."""
+    labels = np.zeros((200, 10))
+    labels[np.arange(10), np.arange(10)] = 1
+    scores = np.random.default_rng(0).standard_normal(labels.shape) + labels
+    names = list("abcdefghij")
+    found = summarize(labels, scores, np.arange(200), names, num_resamples=300)
+    assert 290 <= found["resamples_dropped"]["mean"] < 300 and found["resamples_dropped"]["a"] < 150
+    assert np.isfinite(found["mean"]["auroc"]) and np.isnan(found["mean"]["auroc_ci95"]).all()
+    assert np.isfinite(found["findings"]["a"]["auroc_ci95"]).all()
+    stratified = summarize(labels, scores, np.arange(200), names, num_resamples=50, resampling="stratified")
+    assert stratified["resamples_dropped"]["mean"] == 0 and np.isfinite(stratified["mean"]["auroc_ci95"]).all()
 
 
 def test_chexzeros_bootstrap_is_that_of_the_reference():
