@@ -3,8 +3,8 @@
 A resample is a row of counts: how often each image was drawn. `np.repeat(np.arange(images), row)` are the indices of
 the same resample. Images of one patient (or study) stand or fall together: drawn one by one, they would make intervals
 too narrow. A value that is undefined in a resample (AUROC without both classes) is NaN and is dropped from the
-percentiles, where it would otherwise count as the highest; where fewer than half of the resamples are left, there is no
-interval.
+percentiles, where it would otherwise count as the highest; where fewer than half of the resamples are left, there is
+no interval.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metrics import metrics_from_counts, select_known, weighted_areas
+from .metrics import divide, metrics_from_counts, select_known, weighted_areas
 
 NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memory, not the result
 RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
@@ -106,9 +106,9 @@ def draw_stratified_resamples(
     as many as it has. So the number of units with a positive is that of the data in every resample; the number of
     positive images may vary, since units differ in how many they have. Only where every unit with a negative has a
     positive too, those with both are a stratum apart from those with positives alone, so that no resample lacks
-    negatives; elsewhere that would split few units and make intervals narrower. Findings share one draw as far as their strata allow: where a draw holds too many units of a stratum,
-    the surplus is taken out and redrawn from the strata that lack some, so that findings stay correlated and the mean
-    over them has an honest interval.
+    negatives; elsewhere that would split few units and make intervals narrower. Findings share one draw as far as
+    their strata allow: where a draw holds too many units of a stratum, the surplus is taken out and redrawn from the
+    strata that lack some, so that findings stay correlated and the mean over them has an honest interval.
 
     Args:
         labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN.
@@ -243,6 +243,25 @@ def bootstrap(
             for name in AT_THRESHOLD:
                 results[name][part, i] = np.nan if np.isnan(thresholds[i]) else found[name]
     return results
+
+
+def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """
+    The mean of a value per image in every resample.
+
+    Args:
+        values (`np.ndarray`): (images,); NaN is left out.
+        draws (`np.ndarray`): (resamples, images), see [`bootstrap`].
+
+    Returns:
+        `np.ndarray`: (resamples,); NaN where none was drawn.
+    """
+    known = ~np.isnan(values)
+    means = np.empty(len(draws))
+    for part in chunks(*draws.shape):
+        weights = draws[part][:, known].astype(np.float64)
+        means[part] = divide(weights @ values[known], weights.sum(axis=1))
+    return means
 
 
 def defined_values(values: np.ndarray) -> np.ndarray:

@@ -410,13 +410,15 @@ def test_subgroups_by_hand():
 
 
 def test_the_interval_of_a_gap_is_that_of_two_groups():
-    """Of twelve groups that do not differ, the highest and the lowest of each resample are farther apart than these."""
+    """Not of the highest and the lowest of each resample, which are farther apart than any two."""
     labels, scores = normal_scores(480, 1, seed=3)
     groups = np.arange(480) % 12
     draws = draw_resamples(np.arange(480), 200)
     found = subgroup_metrics(labels, scores, groups, draws, findings=["a"], min_cases=2)["gap"]["a"]
     rows = [groups == int(found[end]) for end in ("highest", "lowest")]
-    assert found["gap"] == auroc(labels[rows[0], 0], scores[rows[0], 0]) - auroc(labels[rows[1], 0], scores[rows[1], 0])
+    assert found["gap"] == auroc(labels[rows[0], 0], scores[rows[0], 0]) - auroc(
+        labels[rows[1], 0], scores[rows[1], 0]
+    )
     highest, lowest = (bootstrap(labels[row], scores[row], draws[:, row])["auroc"][:, 0] for row in rows)
     assert found["gap_ci95"] == pytest.approx(percentile_interval(highest - lowest))
     low, high = found["gap_ci95"]

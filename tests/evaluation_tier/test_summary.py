@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -5,7 +7,7 @@ from sklearn.utils import resample
 
 from evaluation_tier.calibration import brier, ece, sigmoid
 from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
-from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples
+from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples, draw_stratified_resamples
 from evaluation_tier.summary import summarize
 
 FINDINGS = ["Edema", "Pneumonia"]
@@ -70,6 +72,30 @@ def test_probabilities_are_calibrated_by_their_log_odds():
             assert odds["findings"][finding][name] == pytest.approx(plain["findings"][finding][name], rel=1e-6)
     sure = summarize(labels, (scores > 0.5).astype(float), patients, FINDINGS, num_resamples=5, probabilities=True)
     assert np.isfinite(sure["findings"]["Edema"]["brier"])
+
+
+@pytest.mark.parametrize("resampling", ["patients", "stratified"])
+def test_brier_scores_are_of_all_findings_and_have_intervals(resampling):
+    labels, scores, patients = make()
+    scores[:, 1] *= -1  # ranks upside down
+    found = summarize(labels, scores, patients, FINDINGS, num_resamples=40, resampling=resampling, seed=2)
+    draw = draw_resamples if resampling == "patients" else partial(draw_stratified_resamples, labels)
+    draws = np.broadcast_to(draw(patients, 40, 2), (2, 40, 120)) if draw is draw_resamples else draw(patients, 40, 2)
+    resampled = np.empty((40, 2))
+    for i, finding in enumerate(FINDINGS):
+        result = found["findings"][finding]
+        probabilities = sigmoid(result["scale"] * scores[:, i] + result["bias"])
+        for j, row in enumerate(draws[i]):
+            drawn = np.repeat(np.arange(120), row)
+            resampled[j, i] = brier(labels[drawn, i], probabilities[drawn])
+        assert result["brier_ci95"] == pytest.approx(np.percentile(resampled[:, i], [2.5, 97.5]))
+        assert result["brier_ci95"][0] < result["brier"] < result["brier_ci95"][1]
+    assert found["findings"]["Pneumonia"]["scale"] == 0
+    known = labels[:, 1] >= 0
+    prevalence = (labels[known, 1] == 1).mean()
+    assert found["findings"]["Pneumonia"]["brier"] == pytest.approx(prevalence * (1 - prevalence), abs=1e-3)
+    assert found["mean"]["brier"] == pytest.approx(np.mean([found["findings"][name]["brier"] for name in FINDINGS]))
+    assert found["mean"]["brier_ci95"] == pytest.approx(np.percentile(resampled.mean(axis=1), [2.5, 97.5]))
 
 
 def test_rare_findings_lose_no_resample_when_stratified():
