@@ -165,7 +165,7 @@ def evaluate_robustness(
     embeddings = embed_variants(model, processor, dataset, batch_size, seed)
     readable = dataset.select(embeddings.rows)
     labels = read_labels(readable, findings)
-    patient_ids = np.array(readable["patient_id"][:]).astype(str)
+    patient_ids = np.array(readable["patient_id"][:])
     draws = draw_resamples(patient_ids, n_bootstrap, seed)
 
     by_prompts = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
