@@ -97,7 +97,7 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
     thresholds = [
         [plots.as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics
     ]
-    patients = tables[0]["patient_id"].astype(str).tolist()
+    patients = tables[0]["patient_id"].tolist()
     paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
     everyone = np.ones((1, len(labels)))
     values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
@@ -173,7 +173,8 @@ def align(
             f"and {shared:,} are in both. Evaluate both models on the same images."
         )
     second = second.set_index("image_id").loc[first["image_id"]].reset_index()
-    moved = int((first["patient_id"].astype(str).to_numpy() != second["patient_id"].astype(str).to_numpy()).sum())
+    patients = [table["patient_id"].astype(str).fillna("").to_numpy() for table in (first, second)]
+    moved = int((patients[0] != patients[1]).sum())
     if moved:
         raise ValueError(
             f"{moved:,} of the {len(first):,} images belong to other patients in {second_name} than in {first_name}: "

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from .metrics import divide, metrics_from_counts, select_known, weighted_areas
 
@@ -60,7 +61,18 @@ def check_num_resamples(num_resamples: int) -> None:
 
 
 def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
-    """The number of different units, and each image's, in the order of the ids as text."""
+    """
+    The number of different units, and each image's, in the order of the ids as text.
+
+    Raises:
+        `ValueError`: no images, or one whose id is missing (`None`, NaN or `""`), which would all be one unit.
+    """
+    missing = sum(bool(pd.isna(unit)) or unit == "" for unit in unit_ids)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(unit_ids)} images have no patient id and would be resampled as one patient: give each "
+            "its patient, or its own id where that is not known."
+        )
     units, unit_of_image = np.unique(np.asarray(unit_ids).astype(str), return_inverse=True)
     if not len(units):
         raise ValueError("There are no images to resample.")

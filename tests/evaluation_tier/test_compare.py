@@ -186,3 +186,9 @@ def test_files(make_result, tmp_path):
     assert "The protocols of A and B differ (Prompts)" in page and page.count("data:image/png;base64,") == 1
     before = {path.name: path.read_bytes() for path in paths}
     assert {path.name: path.read_bytes() for path in write_comparison(tmp_path / "new", comparison)} == before
+
+
+def test_images_without_a_patient_are_no_single_patient(make_result):
+    folder = make_result("one", [0.9, 0.1, 0.8, 0.0], patients=["a", None, None, "b"])
+    with pytest.raises(ValueError, match="2 of 4 images have no patient id"):
+        compare_results(folder, folder, 5)

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import norm, rankdata  # scikit-learn brings it
 from sklearn import metrics as yardstick
@@ -183,6 +184,11 @@ def test_bootstrap_refuses_what_does_not_fit():
         bootstrap(labels, scores, -np.ones((1, 10)))
     with pytest.raises(ValueError, match="2 findings, but 1 thresholds"):
         bootstrap(labels, scores, np.ones((1, 10)), [0.5])
+    for ids in (["a", None], ["a", float("nan")], np.array([1.0, np.nan]), ["a", ""], pd.Series(["a", pd.NA])):
+        with pytest.raises(
+            ValueError, match="1 of 2 images have no patient id .* give each its patient, or its own id"
+        ):
+            draw_resamples(ids)
     with pytest.raises(ValueError, match="no images to resample"):
         draw_resamples([])
     with pytest.raises(ValueError, match="at least 1, but is 0"):
