@@ -387,7 +387,9 @@ def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
     results = {}
     if evaluation.radiologists is not None:
         study_ids = dataset.select(evaluation.predictions.index)["study_id"]
-        results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], evaluation.radiologists)
+        results["radiologists"] = compare_evaluation(
+            metrics, evaluation.predictions, study_ids[:], evaluation.radiologists
+        )
     options = {"n_bootstrap": args.n_bootstrap, "seed": args.seed, "batch_size": args.batch_size}
     options["dataset_name"] = metrics["dataset"]
     for name in ANALYSES:
