@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
-# What an evaluation writes only where it was asked for, beside one similarity map per finding
-OCCASIONAL = (
-    *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png", "grounding.png"),
-    *("sparsity.png", "robustness.png", "training_curves.png", "grounding_regions.parquet"),
-)
+# What an evaluation writes only where it was asked for, by the part of metrics.json that tells of it; beside these there
+# is a similarity map for each finding
+OCCASIONAL = {
+    "findings": (
+        *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png"),
+        "training_curves.png",
+    ),
+    "grounding": ("grounding.png", "grounding_regions.parquet"),
+    "sparsity": ("sparsity.png",),
+    "robustness": ("robustness.png",),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -466,10 +472,11 @@ def find_occasional(folder: Path) -> list[Path]:
     if not (folder / "metrics.json").is_file():
         return []
     try:
-        findings = report.read_metrics(folder)["findings"]
+        metrics = report.read_metrics(folder)
     except ValueError:  # damaged: whose similarity maps these are is not known
-        findings = {}
-    names = [*OCCASIONAL, *(f"similarity_{plots.file_name(finding)}.png" for finding in findings)]
+        metrics = {"findings": {}}
+    names = [name for part, names in OCCASIONAL.items() if part in metrics for name in names]
+    names += [f"similarity_{plots.file_name(finding)}.png" for finding in metrics["findings"]]
     return [folder / name for name in names if (folder / name).is_file()]
 
 
