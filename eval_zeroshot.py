@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
-# What an evaluation writes only where it was asked for, by the part of metrics.json that tells of it; beside these there
-# is a similarity map for each finding
+# What an evaluation writes only where it was asked for, by the part of metrics.json that tells of it; there is also a
+# similarity map for each finding
 OCCASIONAL = {
     "findings": (
         *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png"),
