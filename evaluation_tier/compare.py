@@ -11,6 +11,7 @@ import pandas as pd
 from evaluation_tier import plots
 from evaluation_tier.html_report import Section, read_figure, render_page
 from evaluation_tier.report import (
+    as_float,
     describe_dataset,
     is_synthetic,
     read_metrics,
@@ -93,9 +94,7 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
 
     labels = columns_of(tables[0], "label", findings)
     scores = [columns_of(table, "score", findings) for table in tables]
-    thresholds = [
-        [plots.as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics
-    ]
+    thresholds = [[as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics]
     patients = tables[0]["patient_id"].astype(str).tolist()
     paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
     everyone = np.ones((1, len(labels)))

@@ -111,6 +111,11 @@ def to_json(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_float(value: float | None) -> float:
+    """NaN for None: metrics read back from JSON have None where they had NaN."""
+    return float("nan") if value is None else float(value)
+
+
 def write_metrics(path: str | Path, metrics: Mapping) -> Path:
     """Write `metrics.json`."""
     text = json.dumps(to_json(metrics), indent=2, allow_nan=False, ensure_ascii=False) + "\n"

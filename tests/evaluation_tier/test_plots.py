@@ -17,7 +17,6 @@ from evaluation_tier.plots import (
     plot_subgroups,
     plot_training_curves,
     similarity_grids,
-    wilson_interval,
 )
 from evaluation_tier.report import to_json
 from evaluation_tier.zeroshot import evaluate_zero_shot
@@ -230,12 +229,6 @@ def test_calibration_figure(evaluated, tmp_path):
     findings[second] |= {"scale": 30.0, "bias": -1.0, "ece": None}
     two = read(plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png"))
     assert two.shape[0] == one.shape[0] and two.shape[1] > 1.4 * one.shape[1]  # a panel for each
-
-
-def test_the_interval_of_a_share():
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611
-    low, high = wilson_interval(np.array([81 / 263, 0.0]), np.array([263, 20]))
-    assert low == pytest.approx([0.2553, 0.0], abs=5e-5) and high == pytest.approx([0.3662, 0.1611], abs=5e-5)
 
 
 def test_no_figure_names_an_image(tier_model, phantom, evaluated, tmp_path, monkeypatch):
