@@ -41,6 +41,7 @@ NOT_OF_SCORES = (
     "seed",
     "n_patients",
     "min_positives",
+    "benchmark_differs",
     "findings_left_out",
     "resamples_dropped",
     "images_skipped",
@@ -280,7 +281,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
         f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
-        f"patients. {DASH} stands for what could not be measured. In brackets: 95 % confidence intervals.",
+        f"patients. A dash ({DASH}) stands for what could not be measured. In brackets: 95 % confidence intervals.",
         [
             ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
             ("A", format_number(auroc["first"], missing=DASH)),

@@ -53,6 +53,29 @@ SECTIONS = {  # in the page's order: heading, and what the names of its figures 
     "protocol": ("Protocol", ()),
 }
 
+FIGURES_OF_ANALYSES = {  # what each shows, for those who do not see it, and its caption
+    "grounding.png": (
+        "A sheet of radiographs with a marked region and, beside each, the model's map; the tables hold the numbers.",
+        "The regions on which the map above the average one does best, middling and worst, by IoU. Left, the "
+        "radiograph with the marked region; right, the map, the outline of what reaches the threshold, and the "
+        "highest pixel, which hits or misses.",
+    ),
+    "sparsity.png": (
+        "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
+        "the numbers.",
+        "Above, the similarities of a word (left) and of a whole text (right) to the patches of its image, from the "
+        "highest down, mean and one standard deviation: the steeper, the sparser. Below, the Gini index and the share "
+        "near zero of each class of words, with 95 % intervals.",
+    ),
+    "robustness.png": (
+        "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
+        "the numbers.",
+        "Whether scores hold when the same is asked in other words and when images are degraded, whether they heed a "
+        "negation and the side that a sentence names, and what images that show nothing get. Dashed lines are chance, "
+        "or no difference; bars are 95 % intervals.",
+    ),
+}
+
 
 class Figure(NamedTuple):
     """A PNG file as the page embeds it."""
@@ -151,7 +174,10 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
 
     protocol, mean = metrics["protocol"], metrics.get("mean") or {}
     split = f", split {protocol['split']}" if protocol.get("split") else ""
+    benchmark = f", benchmark {protocol['benchmark']}" if protocol.get("benchmark") else ""
     notices = []
+    if protocol.get("benchmark_differs"):
+        notices.append(" ".join(protocol["benchmark_differs"]))
     if is_synthetic(metrics["dataset"]):
         notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
     if "optimistic" in str(protocol.get("thresholds")):
@@ -167,9 +193,9 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     if "n_patients" in protocol:
         key_numbers.append(("Patients", f"{protocol['n_patients']:,}"))
     lead = (
-        f"How well a model tells radiographs with a finding from those without{split}. {DASH} stands for what could "
-        "not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with other "
-        "patients."
+        f"How well a model tells radiographs with a finding from those without{split}. A dash ({DASH}) stands for "
+        "what could not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with "
+        "other patients."
     )
     footer = ["For research. No medical device: decide nothing about a person by these numbers."]
     if not is_synthetic(metrics["dataset"]) and any(
@@ -177,7 +203,7 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     ):
         footer.append("This page shows radiographs of patients: share it only as the terms of the data allow.")
     return render_page(
-        f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}",
+        f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}{benchmark}",
         lead,
         key_numbers,
         sections,
@@ -223,6 +249,8 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         )
     if path.name == "training_curves.png":
         return "Curves of the loss, its terms and the AUROC over the epochs.", "The training, epoch by epoch."
+    if path.name in FIGURES_OF_ANALYSES:
+        return FIGURES_OF_ANALYSES[path.name]
     name = path.stem.partition("_")[2]
     subject = next((finding for finding in findings if plots.file_name(finding) == name), name.replace("_", " "))
     if path.name.startswith("similarity_"):

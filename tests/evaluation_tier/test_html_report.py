@@ -162,6 +162,31 @@ def test_warns_of_flattering_thresholds_and_synthetic_images(write, metrics):
     assert "Evaluation on phantom:seed=1 (synthetic)" in text and "say nothing about patients" in text
 
 
+def test_data_that_are_not_the_benchmarks_are_said_at_the_top(write, metrics):
+    folder = write(metrics)
+    page = page_of(folder, metrics)
+    assert len([tag for tag in page.all("p") if tag.get("class") == "notice"]) == 1
+    assert page.text[page.text.index("Evaluation on mine") :][0] == "Evaluation on mine"
+    sentences = ["It has 5 images and not 500.", "It has 2 findings and not 5."]
+    metrics["protocol"] |= {"benchmark": "chexpert-5", "benchmark_differs": sentences}
+    page = page_of(folder, metrics)
+    assert len([tag for tag in page.all("p") if tag.get("class") == "notice"]) == 2
+    assert page.text.count("Evaluation on mine, benchmark chexpert-5") == 2  # of the window, and on the page
+    assert page.text.count(" ".join(sentences)) == 2  # at the top, and in the protocol
+
+
+def test_the_page_reads_as_sentences(write, metrics):
+    folder = write(metrics)
+    for name in ("grounding", "sparsity", "robustness"):
+        Image.new("L", (30, 20)).save(folder / f"{name}.png")
+    page = page_of(folder, metrics)
+    assert "A dash (–) stands for what could not be measured." in "".join(page.text)
+    for begin in ("The regions on which", "Above, the similarities", "Whether scores hold"):
+        assert any(text.startswith(begin) for text in page.text)
+    for image, begin in zip(page.all("img"), ("A sheet of", "Curves of", "Five panels"), strict=True):
+        assert image["alt"].startswith(begin)
+
+
 def test_a_malicious_name_is_text(write, metrics):
     pytest.importorskip("matplotlib")
     metrics["findings"] = {EVIL: metrics["findings"]["Edema"]}
