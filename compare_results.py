@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed)
     for tables in comparison_tables(comparison).values():
         for table in tables:
-            print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.has_summary)}")
+            print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.num_summary)}")
             print(f"\n{table.note}")
     if args.output_dir:
         print("\nWritten:", *write_comparison(args.output_dir, comparison), sep="\n  ")

@@ -224,7 +224,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     if comparison["findings_left_out"]:
         left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
         note += f" Left out: {', '.join(left_out)}."
-    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", True)
+    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", 1)
 
     others = [name for name in COMPARED if name != "auroc"]
     rows = tuple(
@@ -233,7 +233,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     )
     header = ("Finding", *(f"{column_name(key)} (95 % CI)" for key in others))
     note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, the same in all resamples."
-    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", True)
+    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", 1)
 
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
     rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]

@@ -224,7 +224,7 @@ def format_table(metrics: Mapping) -> str:
     ]
     mean = metrics["mean"]
     rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
-    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", has_summary=True)
+    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", num_summary=1)
 
 
 def write_model_card(

@@ -68,7 +68,7 @@ def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: M
         cells = (cell(mean, key) if key in mean else "" for key in columns)
         rows.append((f"Mean of {len(findings)}", *cells))
     headers = (f"{header} (95 % CI)" if key in with_interval else header for key, header in columns.items())
-    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), has_mean)
+    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), int(has_mean))
 
 
 def results_table(metrics: Mapping) -> Table:
@@ -165,7 +165,7 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
             rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         header = (name, "Images", "AUROC, mean (95 % CI)")
         slug = f"subgroups-{anchor(attribute)}"
-        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", bool(gap)))
+        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", 1 if gap else 0))
 
         rows, gaps = [], result.get("gap") or {}
         for finding in metrics["findings"]:
@@ -219,8 +219,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
         f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
         "0 leaves it open."
     )
-    has_mean = len(parts) > len(findings)
-    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", has_mean)
+    num_means = len(parts) - len(findings)
+    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)
     header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
     note = "The model at its threshold and each radiologist, against the reference labels."
     return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
@@ -354,12 +354,13 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
     if wordings.get("auroc"):
         intervals = wordings.get("auroc_ci95") or {}
         rows = [(name, format_estimate(value, intervals.get(name))) for name, value in wordings["auroc"].items()]
-        rows += [
+        summary = [
             (f"{name} over the wordings", format_cell(wordings.get(name))) for name in ("mean", "min", "max", "sd")
         ]
         note = "Mean AUROC when the same is asked in other words: the less it moves, the better."
         header = ("Wording", "AUROC, mean (95 % CI)")
-        tables.append(Table("robustness-wordings", "Wordings", note, header, tuple(rows), "lr"))
+        rows = (*rows, *summary)
+        tables.append(Table("robustness-wordings", "Wordings", note, header, rows, "lr", len(summary)))
     negation = (robustness.get("negation") or {}).get("mean") or {}
     if negation:
         note = (
@@ -374,7 +375,8 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
             "The share of images nearer to the sentence of the side that the report states, the same of mirrored "
             "images, whose side is the other (0.5 is chance), and the share whose preference mirroring turns round."
         )
-        tables.append(matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding"))
+        table = matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding")
+        tables.append(table._replace(num_summary=1 if sides.get("all") else 0))
     empty = (robustness.get("empty_images") or {}).get("findings") or {}
     if empty:
         cells = {}

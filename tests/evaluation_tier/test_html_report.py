@@ -187,6 +187,15 @@ def test_the_page_reads_as_sentences(write, metrics):
         assert image["alt"].startswith(begin)
 
 
+def test_a_rule_stands_above_the_rows_that_sum_up(write, metrics):
+    wordings = {"auroc": {"name": 0.5}, "mean": 0.5, "min": 0.4, "max": 0.6, "sd": 0.1}
+    metrics["robustness"] = {"wordings": {"mean": wordings}}
+    page = page_of(write(metrics), metrics)
+    classes = [row.get("class") for row in page.all("tr")]
+    first = classes.index("summary")  # of the wordings; the other tables have one such row at most
+    assert classes[first - 2 : first + 3] == [None, "summary first", "summary", "summary", "summary"]
+
+
 def test_a_malicious_name_is_text(write, metrics):
     pytest.importorskip("matplotlib")
     metrics["findings"] = {EVIL: metrics["findings"]["Edema"]}

@@ -29,7 +29,7 @@ TABLE = Table(
     ("Finding", "AUROC (95 % CI)", "Change"),
     (("Nodule|Mass_1", "0.900 (0.850, 0.950)", "-0.010"), ("Edema & more", "–", "0.020"), ("Mean of 2", "0.900", "")),
     "lrr",
-    True,
+    1,
 )
 
 
@@ -108,13 +108,23 @@ def test_markdown_escapes_what_would_be_markup():
 
 
 def test_terminal():
-    assert text_table(("Name", "N"), [("a", "10"), ("Mean", "5")], "lr", has_summary=True).splitlines() == [
+    assert text_table(("Name", "N"), [("a", "10"), ("Mean", "5")], "lr", num_summary=1).splitlines() == [
         "Name   N",
         "----  --",
         "a     10",
         "----  --",
         "Mean   5",
     ]
+
+
+def test_several_rows_may_sum_up_the_others():
+    table = TABLE._replace(rows=(*TABLE.rows, ("Highest", "0.950", "")), num_summary=2)
+    lines = text_table(table.header, table.rows, table.align, table.num_summary).splitlines()
+    assert lines[1] == lines[4] and lines[5].startswith("Mean of 2") and lines[6].startswith("Highest")
+    lines = latex_table(table).splitlines()
+    assert lines[-6] == r"\midrule" and lines[-5].startswith("Mean of 2") and lines[-4].startswith("Highest")
+    lines = markdown_table(table).splitlines()
+    assert lines[-3].startswith("| Edema") and lines[-2].startswith("| **Mean") and lines[-1].startswith("| **High")
 
 
 def test_cells():
@@ -290,6 +300,7 @@ def test_robustness(metrics):
         "sd over the wordings",
         "0.125",
     )
+    assert tables[0].num_summary == 4 and tables[0].rows[-4][0] == "mean over the wordings"
     assert tables[1].rows == (("name", "0.500 (0.250, 0.750)"),)
     assert tables[2].rows == (("A", "0.500 *"),)
     assert tables[3].rows == (("JPEG quality 10", "0.500", "0.250"),)
