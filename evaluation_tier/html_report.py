@@ -151,7 +151,8 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
         written.append(plots.plot_precision_recall(metrics, predictions, folder / "precision_recall.png"))
         if any(result.get("scale") is not None for result in metrics["findings"].values()):
             written.append(plots.plot_calibration(metrics, predictions, folder / "calibration.png"))
-    if any(result.get("groups") for result in (metrics.get("subgroups") or {}).values()):
+    subgroups = (metrics.get("subgroups") or {}).values()
+    if any(result.get("groups") and result.get("findings_in_mean") for result in subgroups):
         written.append(plots.plot_subgroups(metrics, folder / "subgroups.png"))
     return written
 
@@ -240,7 +241,8 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
         return (
             alt,
-            "Observed share of positives against predicted probability; a calibrated model follows the diagonal.",
+            "Observed share of positives against predicted probability; a calibrated model follows the diagonal. "
+            "Findings that could not be calibrated have no panel.",
         )
     if path.name == "subgroups.png":
         return (

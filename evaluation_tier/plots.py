@@ -225,7 +225,7 @@ def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
     """
     blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
     for attribute, result in metrics["subgroups"].items():
-        if result["groups"]:
+        if result["groups"] and result["findings_in_mean"]:
             number = len(result["findings_in_mean"])
             heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
             groups = order_groups(result["groups"]).items()

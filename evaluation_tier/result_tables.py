@@ -121,6 +121,16 @@ def calibration_table(metrics: Mapping) -> Table | None:
         "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
         "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both."
     )
+    lacking = [
+        name
+        for name, result in metrics["findings"].items()
+        if "scale" in result and format_cell(result["scale"]) == DASH
+    ]
+    if lacking:
+        note += (
+            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and a score "
+            "that rises with the finding."
+        )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
 
@@ -130,10 +140,14 @@ def score_levels_table(metrics: Mapping) -> Table | None:
     if not levels:
         return None
     note = "The same images scored by the whole image and by its patches."
-    if all(isinstance(value, Mapping) for value in levels.values()):
-        return matrix_table("score-levels", "Kinds of score", note, levels, "Score")
-    rows = tuple((column_name(level), format_cell(value)) for level, value in levels.items())
-    return Table("score-levels", "Kinds of score", note, ("Score", "AUROC, mean"), rows, "lr")
+    numbers = {  # older evaluations have the AUROC alone
+        level: value if isinstance(value, Mapping) else {"auroc": value} for level, value in levels.items()
+    }
+    rows = tuple(
+        (column_name(level), format_estimate(value.get("auroc"), value.get("auroc_ci95")))
+        for level, value in numbers.items()
+    )
+    return Table("score-levels", "Kinds of score", note, ("Score", "AUROC, mean (95 % CI)"), rows, "lr")
 
 
 def subgroup_tables(metrics: Mapping) -> list[Table]:
@@ -151,10 +165,11 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
         note += "The gap, the highest minus the lowest, is above 0 by chance alone: read it beside the intervals."
         left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
+        aside = ""
         if left_out:
-            note += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
+            aside += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
         if unknown:
-            note += f" Images of unknown group: {unknown:,}."
+            aside += f" Images of unknown group: {unknown:,}."
         rows = []
         for group, numbers in groups.items():
             mean = numbers.get("mean") or {}
@@ -165,7 +180,9 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
             rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         header = (name, "Images", "AUROC, mean (95 % CI)")
         slug = f"subgroups-{anchor(attribute)}"
-        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", 1 if gap else 0))
+        if in_mean:
+            title = f"By {name.lower()}"
+            tables.append(Table(slug, title, note + aside, header, tuple(rows), "lrr", 1 if gap else 0))
 
         rows, gaps = [], result.get("gap") or {}
         for finding in metrics["findings"]:
@@ -175,6 +192,8 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
                 rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         if rows:
             note = "AUROC of each finding in each group that has enough cases of it."
+            if not in_mean:
+                note += f" No finding has enough in every group, so the groups have no mean to compare.{aside}"
             header = ("Finding", *groups, "Gap (95 % CI)")
             title = f"Each finding by {name.lower()}"
             tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
@@ -274,6 +293,26 @@ def retrieval_tables(retrieval: Mapping) -> list[Table]:
     return [Table("retrieval", "Retrieval", note, header, tuple(rows), "llrrr")] if rows else []
 
 
+GROUNDING_MEASURES = {  # what the names of measures begin with: what they are; see `grounding.METRICS`
+    "pointing": "Pointing: how often the highest pixel lies in the region.",
+    "pixel_auroc": "Pixel AUROC: how often a pixel inside is higher than one outside; 0.5 is chance.",
+    "cnr": "CNR: the difference of the means inside and outside over the noise, without its sign.",
+    "signed_cnr": "Signed CNR is below 0 where the map is lower inside.",
+    "miou": "IoU: the share that region and map have in common of all that either covers; 1 is perfect.",
+    "miou_cosine": "mIoU cosine: its mean where the cosine reaches 0.1, 0.2, 0.3, 0.4 and 0.5.",
+    "miou_scaled": "mIoU scaled: the same of the map scaled to 0 to 1 on each image.",
+    "dice": "Dice: as IoU, but what both cover counts twice.",
+    "iou_top": "IoU top 5 %: of the 5 % highest pixels of the image, and so on.",
+    "iou_best": "IoU best and Dice best: where the scaled map reaches the best threshold of the finding.",
+    "iou_best_optimistic": "Optimistic: that threshold was chosen on these very regions, which flatters.",
+}
+
+
+def measure_name(key: str) -> str:
+    """What a measure of grounding is called: "iou_top_5" is "IoU top 5 %"."""
+    return f"{column_name(key)} %" if key.startswith("iou_top_") else column_name(key)
+
+
 def grounding_tables(grounding: Mapping) -> list[Table]:
     """Maps beside what needs no model, and each finding; the layout is that of [`grounding.evaluate_grounding`]."""
     mean = grounding.get("mean") or {}
@@ -289,17 +328,16 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
 
     measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
     of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
-    note = (
+    sentences = [
         f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
-        f"{format_cell(mean.get('n_patients'))} patients{of}. Pointing: how often the highest pixel lies in the "
-        "region; pixel AUROC: how often a pixel inside is higher than one outside; CNR: contrast to noise; IoU and "
-        "Dice: overlap, 1 being perfect."
-    )
-    rows = tuple((column_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
+        f"{format_cell(mean.get('n_patients'))} patients{of}.",
+        *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
+    ]
+    rows = tuple((measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
     header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
-    tables = [Table("grounding", "Maps of the model", note, header, rows, "l" + "r" * len(maps))]
+    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, rows, "l" + "r" * len(maps))]
     rows = tuple(
-        (column_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
+        (measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
     )
     note = (
         "What needs no map of the image: the average map of all images, the mean region of the finding in other "
@@ -314,7 +352,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
         rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
     if rows:
         note = "The map above the average one. Few regions give wide intervals, or none."
-        header = ("Finding", "Regions", *(f"{column_name(key)} (95 % CI)" for key in shown))
+        header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in shown))
         align = "lr" + "r" * len(shown)
         tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
     return tables

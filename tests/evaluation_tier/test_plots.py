@@ -216,6 +216,8 @@ def test_forest_plots(evaluated, tmp_path):
     first = plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes()
     assert colour_of(read(tmp_path / "subgroups.png"), COLOURS[0]).sum() > 200
     assert plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes() == first
+    metrics["subgroups"]["view"] = {"groups": {"AP": group}, "findings_in_mean": []}  # nothing in common, no mean
+    assert plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes() == first
 
 
 def test_calibration_figure(evaluated, tmp_path):
