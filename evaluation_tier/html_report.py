@@ -117,9 +117,15 @@ def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
     folder = Path(folder)
     metrics = read_metrics(folder)
     predictions = read_predictions(folder, metrics) if (folder / "predictions.parquet").is_file() else None
-    written = draw_figures(folder, metrics, predictions) if draw else []
-    tables = evaluation_tables(metrics)
-    page = render_report(folder, metrics, tables)
+    try:
+        tables = evaluation_tables(metrics)
+        written = draw_figures(folder, metrics, predictions) if draw else []
+        page = render_report(folder, metrics, tables)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # deeper than read_metrics checks
+        raise ValueError(
+            f"{folder / 'metrics.json'} is not as an evaluation writes it ({type(error).__name__}: {error}): evaluate "
+            "the model again."
+        ) from error
     for name, text in (
         ("tables.md", markdown_tables(tables)),
         ("tables.tex", latex_tables(tables)),

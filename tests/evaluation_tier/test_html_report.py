@@ -250,6 +250,57 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.json"}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, "x", f"has no '{key}' as an")
+            for key in ("retrieval", "grounding", "score_levels", "subgroups", "mean")
+        ),
+        *((key, ["x"], f"has no '{key}' as an") for key in ("radiologists", "sparsity", "robustness", "versions")),
+        ("models", {"m": 1}, "has no 'models' as an"),
+        ("protocol", {"n_patients": "4"}, "has no 'n_patients' as an"),
+        ("protocol", {"images_skipped": 3}, "has no 'images_skipped' as an"),
+        ("protocol", {"benchmark_differs": "It has"}, "has no 'benchmark_differs' as an"),
+        ("mean", {"auroc": "high"}, "has 'high' for 'auroc' of 'mean', which is no number: evaluate"),
+        ("score_levels", {"global": {"auroc": "high"}}, "for 'global' of 'score_levels', which is no number"),
+        ("retrieval", {"image_to_text": {"r": "x", "r_ci95": 1}}, r"is not as an evaluation writes it \(TypeError"),
+        ("grounding", {"mean": {"maps": {"above_average": 1}}}, r"is not as an evaluation writes it \("),
+        ("subgroups", {"sex": {"groups": {"F": 1}}}, r"is not as an evaluation writes it \("),
+        ("sparsity", {"models": {"m": 1}}, r"is not as an evaluation writes it \("),
+        ("robustness", {"wordings": {"mean": 1}}, r"is not as an evaluation writes it \("),
+    ],
+)
+def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, key, value, message):
+    folder = write(metrics | {key: value})
+    with pytest.raises(ValueError, match=message):
+        write_report(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auroc": "high"}, "metrics.json has 'high' for 'auroc' of 'Edema', which is no number: evaluate the model"),
+        ({"threshold": "low"}, "has 'low' for 'threshold' of 'Edema'"),
+        ({"auroc_ci95": [0.5]}, r"has '\[0.5\]' for 'auroc_ci95' of 'Edema'"),
+        ({"thresholds": {"mcc": "x"}}, "for 'thresholds' of 'Edema'"),
+    ],
+)
+def test_results_that_are_no_numbers_are_refused(write, metrics, changes, message):
+    metrics["findings"]["Edema"] |= changes
+    with pytest.raises(ValueError, match=message):
+        write_report(write(metrics))
+
+
+def test_predictions_that_are_no_numbers_are_refused(write, metrics):
+    folder = write(metrics)
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    write_predictions(folder / "predictions.parquet", predictions.astype({"score_Edema": str}))
+    with pytest.raises(ValueError, match="predictions.parquet holds no numbers in the column 'score_Edema': evaluate"):
+        write_report(folder)
+
+
 def test_files_of_two_evaluations_are_refused(write, metrics):
     folder = write(metrics)
     write_metrics(folder / "metrics.json", metrics | {"n_images": 6})
