@@ -22,7 +22,7 @@ from evaluation_tier.report import (
     read_predictions,
     write_beside,
 )
-from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.tables import (
     DASH,
     Table,
@@ -157,8 +157,7 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
         written.append(plots.plot_precision_recall(metrics, predictions, folder / "precision_recall.png"))
         if any(result.get("scale") is not None for result in metrics["findings"].values()):
             written.append(plots.plot_calibration(metrics, predictions, folder / "calibration.png"))
-    subgroups = (metrics.get("subgroups") or {}).values()
-    if any(result.get("groups") and result.get("findings_in_mean") for result in subgroups):
+    if any(map(has_common_findings, (metrics.get("subgroups") or {}).values())):
         written.append(plots.plot_subgroups(metrics, folder / "subgroups.png"))
     return written
 

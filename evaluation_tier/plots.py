@@ -22,7 +22,7 @@ from evaluation_tier.grounding import MAPS, compute_grids, read_cases, read_regi
 from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import as_float, describe_dataset, write_beside
 from evaluation_tier.resampling import wilson_interval
-from evaluation_tier.result_tables import order_groups
+from evaluation_tier.result_tables import has_common_findings, order_groups
 from evaluation_tier.summary import log_odds
 from evaluation_tier.tables import column_name, format_estimate, format_number
 from evaluation_tier.zeroshot import is_scored_by_others
@@ -225,7 +225,7 @@ def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
     """
     blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
     for attribute, result in metrics["subgroups"].items():
-        if result["groups"] and result["findings_in_mean"]:
+        if has_common_findings(result):
             number = len(result["findings_in_mean"])
             heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
             groups = order_groups(result["groups"]).items()

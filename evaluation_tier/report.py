@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
 from pyarrow.types import is_floating, is_integer
 
-from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.tables import (
     DASH,
     NOT_MEASURED,
@@ -61,6 +61,16 @@ CARD_METRICS = {  # key of metrics.json: its name on the Hub
     "auprc": "average_precision",
     "mcc": "matthews_correlation",
     "f1": "f1",
+}
+CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
+    "benchmark": "Benchmark",
+    "split": "split",
+    "views": "views",
+    "name": "protocol",
+    "prompts": "prompts",
+    "scoring": "scoring",
+    "no_finding": '"No Finding" scored by',
+    "score_level": "score level",
 }
 CARD_PARTS = {  # key of metrics.json: task type and name
     "retrieval": ("feature-extraction", "Retrieval of images and reports"),
@@ -358,17 +368,27 @@ def write_model_card(
         synthetic_training=is_synthetic(training_data),
         synthetic_evaluation=is_synthetic(evaluation_data),
         metrics=data,
+        protocol=describe_protocol(data["protocol"]) if data else "",
         further=further_tables(data) if data else [],
+        has_subgroups=any(map(has_common_findings, ((data or {}).get("subgroups") or {}).values())),
         not_measured=NOT_MEASURED,
     )
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def describe_protocol(protocol: Mapping) -> str:
+    """What an evaluation did, in one sentence, and how its data differ from the benchmark's."""
+    parts = [f"{name} {protocol[key]}" for key, name in CARD_PROTOCOL.items() if protocol.get(key) is not None]
+    text = ", ".join(parts)
+    return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 
 def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
     """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
     sections = evaluation_tables(metrics)
     tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
-    tables += [table for key in ("radiologists", "retrieval", "grounding") for table in sections.get(key, [])[:1]]
+    shown = {"radiologists": 1, "retrieval": 1, "grounding": 2, "sparsity": 1, "robustness": None}
+    tables += [table for key, number in shown.items() for table in sections.get(key, [])[:number]]
     texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
     return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
 

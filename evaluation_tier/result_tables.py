@@ -200,6 +200,11 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
     return tables
 
 
+def has_common_findings(result: Mapping) -> bool:
+    """Whether the groups of an attribute have a finding in common, by which they compare."""
+    return bool(result.get("groups") and result.get("findings_in_mean"))
+
+
 def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
     """Groups by name, but "<18" first and ">=80" last."""
     return dict(
