@@ -33,25 +33,28 @@ def calibrate(scores: np.ndarray, scale: float, bias: float = 0.0) -> np.ndarray
 
 def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
     """
-    Platt scaling: the scale and the bias for which sigmoid(scale * score + bias) has the lowest negative log
-    likelihood.
+    Platt scaling: the scale, at least 0, and the bias for which sigmoid(scale * score + bias) has the lowest negative
+    log likelihood.
 
     The labels count as (P + 1) / (P + 2) and 1 / (N + 2), P and N being the numbers of positives and negatives, so
     that scale and bias stay finite for scores that separate the classes (Platt 1999, section 2.2).
 
     Returns:
-        (scale, bias): NaN without both classes, and where a higher score does not mean that a finding is more likely.
+        (scale, bias): NaN without both classes and where all scores are equal. Where a higher score does not mean that
+        a finding is more likely, the scale is 0: every probability is then the mean of the smoothed labels.
     """
     labels, scores = select_known(labels, scores)
-    spread = scores.std() if len(scores) else 0.0
-    if labels.all() or not labels.any() or not spread:
+    if labels.all() or not labels.any() or np.ptp(scores) <= 1e-12 * np.abs(scores).max():  # rounding is no spread
         return float("nan"), float("nan")
+    spread = scores.std()
     targets = smooth_labels(labels)
     design = np.stack([(scores - scores.mean()) / spread, np.ones(len(scores))])
     start = np.array([0.0, np.log(targets.mean() / (1 - targets.mean()))])
     slope, intercept = fit_logistic(design, targets, start)
+    if slope <= 0:  # the loss is convex: of the scales from 0 up, 0 is the best
+        return 0.0, float(start[1])
     scale = slope / spread
-    return (float(scale), float(intercept - scale * scores.mean())) if scale > 0 else (float("nan"), float("nan"))
+    return float(scale), float(intercept - scale * scores.mean())
 
 
 def fit_temperature(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -69,7 +69,8 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
         - `"protocol_differences"`: by key the two values; a warning names them too.
         - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
           `second`, `difference`, `difference_ci95` and `p_bootstrap`; of the AUROC also `p_delong`, by DeLong's test
-          (1988), which takes images as independent. MCC and F1 are at the thresholds that each evaluation chose.
+          (1988), which takes images as independent: with several of a patient it finds differences where there are
+          none. MCC and F1 are at the thresholds that each evaluation chose.
         - `"mean"`: the same over the findings, without `p_delong`.
         - `"findings_left_out"`: by name in which of the two it is missing.
 
@@ -96,7 +97,7 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
     labels = columns_of(tables[0], "label", findings)
     scores = [columns_of(table, "score", findings) for table in tables]
     thresholds = [[as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics]
-    patients = tables[0]["patient_id"].astype(str).tolist()
+    patients = tables[0]["patient_id"].tolist()
     paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
     everyone = np.ones((1, len(labels)))
     values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
@@ -172,7 +173,8 @@ def align(
             f"and {shared:,} are in both. Evaluate both models on the same images."
         )
     second = second.set_index("image_id").loc[first["image_id"]].reset_index()
-    moved = int((first["patient_id"].astype(str).to_numpy() != second["patient_id"].astype(str).to_numpy()).sum())
+    patients = [table["patient_id"].astype(str).fillna("").to_numpy() for table in (first, second)]
+    moved = int((patients[0] != patients[1]).sum())
     if moved:
         raise ValueError(
             f"{moved:,} of the {len(first):,} images belong to other patients in {second_name} than in {first_name}: "
@@ -203,24 +205,27 @@ def protocol_differences(first: Mapping, second: Mapping) -> dict[str, list]:
 
 
 def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
-    """The tables of a comparison: the AUROC with both tests, the other metrics, and what was compared."""
+    """The tables of a comparison: the AUROC with its p-values, the other metrics, and what was compared."""
     parts = {**comparison["findings"], f"Mean of {len(comparison['findings'])}": comparison["mean"]}
+    independent = comparison["n_patients"] == comparison["n_images"]  # as DeLong's test takes images to be
     rows = []
     for name, part in parts.items():
         auroc, counts = part["auroc"], format_cell(part["n_positive"]) if "n_positive" in part else ""
         numbers = (format_number(auroc[which], missing=DASH) for which in ("first", "second"))
         difference = format_estimate(auroc["difference"], auroc["difference_ci95"])
-        rows.append((name, counts, *numbers, difference, format_p(auroc.get("p_delong", auroc["p_bootstrap"]))))
+        p_value = auroc["p_delong"] if independent and "p_delong" in auroc else auroc["p_bootstrap"]
+        rows.append((name, counts, *numbers, difference, format_p(p_value)))
     header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
     note = (
         f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}; a difference above 0 is in "
         f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same "
-        "for both. p, of no difference: DeLong's test for a finding, the resamples for the mean; not corrected for "
-        "the number of findings."
+        "for both. p, of no difference: "
     )
-    if comparison["n_patients"] < comparison["n_images"]:
-        note += " DeLong's test takes the images of one patient as independent: where it and the interval differ, "
-        note += "trust the interval."
+    if independent:
+        note += "DeLong's test for a finding, the resamples for the mean; not corrected for the number of findings."
+    else:
+        note += "from the resamples, since DeLong's test would take the images of one patient as independent; not "
+        note += "corrected for the number of findings."
     if comparison["findings_left_out"]:
         left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
         note += f" Left out: {', '.join(left_out)}."

@@ -385,7 +385,8 @@ def compute_grids(
     - `above_average`: the difference minus that of the average image; what the figures of `plots.py` draw.
     - `average_positive`, `average`: positive and difference of the average image.
 
-    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels.
+    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. Where an
+    evaluated image is one of them, its own map is part of the average that is taken from it.
 
     Args:
         dataset: with the column `image`.
@@ -546,7 +547,7 @@ def measure_cases(
         raise ValueError("No region has a pixel inside its image: repair the boxes and masks.")
     measured = list(coverage)
     all_patients = dataset["patient_id"][:]
-    patients = [str(all_patients[case.row]) for case in measured]
+    patients = [all_patients[case.row] for case in measured]
     priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
     prior_of = dict(zip(measured, priors, strict=True))
 

@@ -245,6 +245,8 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
     if labels.all() or not labels.any():
         return float("nan")
     true_positives, predicted, thresholds = count_at_thresholds(labels, scores)
-    found = metrics_from_counts(true_positives, predicted, labels.sum(), len(labels))
-    values = found["sensitivity"] + found["specificity"] if criterion == "youden" else found[criterion]
+    if criterion == "youden":  # sensitivity - (1 - specificity) times both denominators: whole numbers tie exactly
+        values = true_positives * (~labels).sum() - (predicted - true_positives) * labels.sum()
+    else:
+        values = metrics_from_counts(true_positives, predicted, labels.sum(), len(labels))[criterion]
     return float(thresholds[np.argmax(values)])

@@ -244,7 +244,8 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
 def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> Path:
     """Keep prompts, threshold and calibration of each finding in a model's config.json, where the pipeline looks.
 
-    The findings of earlier evaluations are kept, unless they are of the same names.
+    The findings of earlier evaluations are kept, unless they are of the same names. A finding whose scale is 0 or
+    undefined gets no calibration.
 
     Args:
         folder: the model's.
@@ -254,7 +255,7 @@ def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> 
     entries = {}
     for finding, result in metrics["findings"].items():
         entry = {"positive": list(prompts[finding].positive), "negative": list(prompts[finding].negative)}
-        if not math.isnan(result["scale"]):
+        if result["scale"] > 0:  # neither NaN nor 0: the pipeline ranks images by what it calls probabilities
             entry |= {"scale": result["scale"], "bias": result["bias"]}
         if not math.isnan(result["threshold"]):
             threshold = result["threshold"]  # the score of an image

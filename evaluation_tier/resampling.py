@@ -3,7 +3,8 @@
 A resample is a row of counts: how often each image was drawn. `np.repeat(np.arange(images), row)` are the indices of
 the same resample. Images of one patient (or study) stand or fall together: drawn one by one, they would make intervals
 too narrow. A value that is undefined in a resample (AUROC without both classes) is NaN and is dropped from the
-percentiles, where it would otherwise count as the highest.
+percentiles, where it would otherwise count as the highest; where fewer than half of the resamples are left, there is
+no interval.
 """
 
 import math
@@ -11,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from .metrics import metrics_from_counts, select_known, weighted_areas
+from .metrics import divide, metrics_from_counts, select_known, weighted_areas
 
 NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memory, not the result
 RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
@@ -59,7 +61,18 @@ def check_num_resamples(num_resamples: int) -> None:
 
 
 def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
-    """The number of different units, and each image's, in the order of the ids as text."""
+    """
+    The number of different units, and each image's, in the order of the ids as text.
+
+    Raises:
+        `ValueError`: no images, or one whose id is missing (`None`, NaN or `""`), which would all be one unit.
+    """
+    missing = sum(bool(pd.isna(unit)) or unit == "" for unit in unit_ids)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(unit_ids)} images have no patient id and would be resampled as one patient: give each "
+            "its patient, or its own id where that is not known."
+        )
     units, unit_of_image = np.unique(np.asarray(unit_ids).astype(str), return_inverse=True)
     if not len(units):
         raise ValueError("There are no images to resample.")
@@ -100,13 +113,14 @@ def draw_stratified_resamples(
     """
     Resamples in which no finding loses a class, however rare: each finding's units are drawn within strata.
 
-    For each finding, a unit (patient or study) belongs to one of four strata: its images hold positives only,
-    negatives only, both, or neither (uncertain or unstated). Whole units are drawn with replacement within each
-    stratum, as many as it has. So the number of units with a positive is that of the data in every resample, and so
-    is the number of those with a negative; the number of positive images may vary, since units differ in how many
-    they have. Findings share one draw as far as their strata allow: where a draw holds too many units of a stratum,
-    the surplus is taken out and redrawn from the strata that lack some, so that findings stay correlated and the mean
-    over them has an honest interval.
+    For each finding, a unit (patient or study) belongs to one of three strata: its images hold a positive, negatives
+    but no positive, or neither (uncertain or unstated). Whole units are drawn with replacement within each stratum,
+    as many as it has. So the number of units with a positive is that of the data in every resample; the number of
+    positive images may vary, since units differ in how many they have. Only where every unit with a negative has a
+    positive too, those with both are a stratum apart from those with positives alone, so that no resample lacks
+    negatives; elsewhere that would split few units and make intervals narrower. Findings share one draw as far as
+    their strata allow: where a draw holds too many units of a stratum, the surplus is taken out and redrawn from the
+    strata that lack some, so that findings stay correlated and the mean over them has an honest interval.
 
     Args:
         labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN.
@@ -126,6 +140,8 @@ def draw_stratified_resamples(
         positive = np.bincount(unit_of_image[column == 1], minlength=num_units) > 0
         negative = np.bincount(unit_of_image[column == 0], minlength=num_units) > 0
         kind = positive + 2 * negative
+        if (kind == 2).any():  # these keep the negatives, so that positives need not be split by what else a unit has
+            kind[kind == 3] = 1
         strata.append([(np.flatnonzero(kind == k), np.random.default_rng([seed, i, k])) for k in np.unique(kind)])
 
     draws = np.empty((labels.shape[1], num_resamples, len(labels)), dtype=np.uint16)
@@ -241,9 +257,37 @@ def bootstrap(
     return results
 
 
+def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """
+    The mean of a value per image in every resample.
+
+    Args:
+        values (`np.ndarray`): (images,); NaN is left out.
+        draws (`np.ndarray`): (resamples, images), see [`bootstrap`].
+
+    Returns:
+        `np.ndarray`: (resamples,); NaN where none was drawn.
+    """
+    known = ~np.isnan(values)
+    means = np.empty(len(draws))
+    for part in chunks(*draws.shape):
+        weights = draws[part][:, known].astype(np.float64)
+        means[part] = divide(weights @ values[known], weights.sum(axis=1))
+    return means
+
+
+def defined_values(values: np.ndarray) -> np.ndarray:
+    """
+    The values (resamples,) that are not NaN; none of them where these are fewer than half of the resamples, which
+    would stand for a few lucky draws.
+    """
+    defined = values[~np.isnan(values)]
+    return defined if 2 * len(defined) >= len(values) else defined[:0]
+
+
 def percentile_interval(values: np.ndarray) -> np.ndarray:
-    """The 2.5th and 97.5th percentile of the values (resamples,) that are not NaN; NaN when none is left."""
-    values = values[~np.isnan(values)]
+    """The 2.5th and 97.5th percentile of the [`defined_values`]; NaN when there are none."""
+    values = defined_values(values)
     return np.percentile(values, [2.5, 97.5]) if len(values) else np.full(2, np.nan)
 
 
@@ -304,9 +348,10 @@ def bootstrap_p_value(differences: np.ndarray) -> float:
     """
     Two-sided p-value of a difference of 0: twice the smaller share of resampled differences on one side of 0 or at it.
 
-    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1.
+    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1, and
+    NaN where there are no [`defined_values`].
     """
-    differences = differences[~np.isnan(differences)]
+    differences = defined_values(differences)
     if not len(differences):
         return float("nan")
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
@@ -450,8 +495,9 @@ def subgroup_metrics(
     AUROC of each subgroup of the images (sex, age band, view, source), and how far subgroups are apart.
 
     Groups share the resamples, so the interval of a gap honours that a patient may be in several groups (views). A gap
-    is the highest minus the lowest AUROC: it is never negative, so its interval seldom holds 0 even where groups do
-    not differ, the less so the more groups there are and the smaller they are. Read it beside the groups' intervals.
+    is the highest minus the lowest AUROC; its interval is that of the difference of these two groups, whichever is
+    higher in a resample. It does not know that they were chosen as the farthest apart: with more than two groups it
+    leaves out 0 too often where groups do not differ.
 
     Args:
         labels, scores (`np.ndarray`): (images, findings), as for [`bootstrap`].
@@ -525,14 +571,16 @@ def subgroup_metrics(
 
 
 def describe_gap(point: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> dict | None:
-    """The highest minus the lowest of the groups' values, and its interval; `None` with fewer than two groups."""
+    """
+    The highest minus the lowest of the groups' values, and the interval of these two groups' difference; `None` with
+    fewer than two groups.
+    """
     if len(point) < 2:
         return None
-    values = np.array([resampled[group] for group in point])  # (groups, resamples)
     highest, lowest = max(point, key=point.get), min(point, key=point.get)
     return {
         "gap": float(point[highest] - point[lowest]),
-        "gap_ci95": percentile_interval(values.max(axis=0) - values.min(axis=0)).tolist(),
+        "gap_ci95": percentile_interval(resampled[highest] - resampled[lowest]).tolist(),
         "highest": highest,
         "lowest": lowest,
     }

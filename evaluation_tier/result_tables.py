@@ -119,7 +119,8 @@ def calibration_table(metrics: Mapping) -> Table | None:
     note = (
         "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier "
         "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
-        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both."
+        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both. Intervals "
+        "take scale and bias as given. A finding whose score ranks images the wrong way has one probability for all."
     )
     lacking = [
         name
@@ -163,7 +164,15 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         name = column_name(attribute)
         in_mean = result.get("findings_in_mean") or []
         note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
-        note += "The gap, the highest minus the lowest, is above 0 by chance alone: read it beside the intervals."
+        note += (
+            "The gap is the highest minus the lowest, so it is above 0 by chance alone; its interval is that of these "
+        )
+        note += "two groups' difference."
+        if len(groups) > 2:
+            note += (
+                " The two were chosen as the farthest apart, which the interval does not know: read it beside those "
+            )
+            note += "of the groups."
         left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
         aside = ""
         if left_out:

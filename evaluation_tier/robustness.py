@@ -56,6 +56,10 @@ SIDED = {
 LEFT = re.compile(r"\b(?:left|lt|l[ul]l|lingular?)\b", re.IGNORECASE)
 RIGHT = re.compile(r"\b(?:right|rt|r[uml]l)\b", re.IGNORECASE)
 BOTH = re.compile(r"\b(?:bi(?:lateral|basilar|basal|apical)\w*|both|bases|apices|lungs)\b", re.IGNORECASE)
+DEVICE = re.compile(
+    r"\b(?:picc|catheters?|lines?|tubes?|ports?|pacemakers?)\b", re.IGNORECASE
+)  # has a side of its own
+DOUBTED = re.compile(r"\b(?:may be|possibl[ey]|probabl[ey])\b", re.IGNORECASE)  # wherever it stands
 NO_SIDE = re.compile(r"\b(?:left|right) lateral\b", re.IGNORECASE)  # a view of the patient
 DENIED = re.compile(  # before the finding
     r"\b(?:no(?! (?:significant |interval )*change)|not|without|negative|free|absen\w+|den(?:y|ies)|exclude\w*"
@@ -161,7 +165,7 @@ def evaluate_robustness(
     embeddings = embed_variants(model, processor, dataset, batch_size, seed)
     readable = dataset.select(embeddings.rows)
     labels = read_labels(readable, findings)
-    patient_ids = np.array(readable["patient_id"][:]).astype(str)
+    patient_ids = np.array(readable["patient_id"][:])
     draws = draw_resamples(patient_ids, n_bootstrap, seed)
 
     by_prompts = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
@@ -354,7 +358,8 @@ def stated_side(text: str, finding: str) -> str | None:
     """
     The one side on which a report says that a finding is.
 
-    Sentences that name the finding count, but for those that deny or doubt it ("no", "resolved", "versus").
+    Sentences, and their parts between semicolons, that name the finding count, but for those that deny or doubt it
+    ("no", "resolved", "versus", "possible") or name a device such as a catheter, whose side it may be.
     A sentence that names both sides, or all sentences together that do, tell none: what belongs to what would be a
     guess. "LLL", "RML" and the like are sides; "left lateral", a view, is none.
 
@@ -370,8 +375,10 @@ def stated_side(text: str, finding: str) -> str | None:
         return None
     named = re.compile(rf"\b{named}\b", re.IGNORECASE)
     sides = set()
-    for sentence in split_sentences(text):
+    for sentence in (part for whole in split_sentences(text) for part in whole.split(";")):
         sentence = NO_SIDE.sub("", sentence)
+        if DEVICE.search(sentence) or DOUBTED.search(sentence):
+            continue
         name = named.search(sentence)
         if not name or DENIED.search(sentence, 0, name.start()) or UNDONE.search(sentence, name.end()):
             continue

@@ -92,15 +92,18 @@ def no_finding_scores(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     A chest without a finding is one in which nothing is found; a sentence such as "no No Finding" says no such thing
     (CheXzero's AUROC of "No Finding" is 0.07). Findings whose scores spread more do not outvote the others, since each
-    is standardised by its mean and its spread over the reference images, whose labels are not used.
+    is standardised by its mean and its spread over the reference images, whose labels are not used. A finding whose
+    score is the same in all of these says nothing and is left out.
 
     Args:
         scores: (images, findings), of the other findings.
         reference: (reference images, findings), likewise.
 
     Returns:
-        (images,).
+        (images,); 0 where no finding is left.
     """
-    spread = reference.std(axis=0)
-    standardized = (scores - reference.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return -standardized.max(axis=1)
+    varies = np.ptp(reference, axis=0) > 1e-12 * np.abs(reference).max(axis=0)  # rounding is no spread
+    if not varies.any():
+        return np.zeros(len(scores))
+    scores, reference = scores[:, varies], reference[:, varies]
+    return -((scores - reference.mean(axis=0)) / reference.std(axis=0)).max(axis=1)

@@ -11,7 +11,9 @@ from .resampling import (
     AT_THRESHOLD,
     FEWEST_CHEXZERO_RESAMPLES,
     bootstrap,
+    bootstrap_mean,
     chexzero_interval,
+    defined_values,
     draw_chexzero_resamples,
     draw_resamples,
     draw_stratified_resamples,
@@ -64,10 +66,13 @@ def summarize(
         `dict`: three parts, numbers that are undefined being NaN.
         - `"findings"`: by name `auroc`, `auprc`, `mcc`, `f1`, `sensitivity`, `specificity`, each with an interval of
           95 % in `<metric>_ci95` (the thresholds being fixed), `threshold`, `thresholds` (by criterion), `scale`,
-          `bias` (see [`fit_calibration`]), `brier` and `ece` of the probability sigmoid(scale * score + bias),
-          `n_positive`, `n_negative`, `n_uncertain`, `n_missing`, `n_excluded` (the sum of the last two).
+          `bias` (see [`fit_calibration`]), `ece` and `brier` of the probability sigmoid(scale * score + bias), the
+          latter with an interval (scale and bias being fixed), `n_positive`, `n_negative`, `n_uncertain`, `n_missing`,
+          `n_excluded` (the sum of the last two).
         - `"mean"`: over the findings for which a metric is defined, the same metrics and intervals, `brier`, `ece`.
-        - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count.
+        - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count, and
+          under `"mean"`, how many lack one of any finding in the mean AUROC. Where that is more than half of them,
+          there is no interval.
 
     Raises:
         `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
@@ -111,29 +116,36 @@ def summarize(
     resampled = bootstrap(labels, scores, draws, used)
 
     probabilities = np.broadcast_to(probabilities, len(findings))
-    results = {}
+    results, resampled_brier = {}, np.empty((num_resamples, len(findings)))
     for i, finding in enumerate(findings):
         metrics = {}
         for name in WITH_INTERVAL:
             metrics |= with_interval(name, float(point[name][0, i]), resampled[name][:, i], resampling)
         fitted_on = chosen_labels[:, i], chosen_scores[:, i]
+        calibration = measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i])
+        errors = calibration.pop("squared_errors")
+        resampled_brier[:, i] = bootstrap_mean(errors, draws if draws.ndim == 2 else draws[i])
+        calibration |= with_interval("brier", calibration["brier"], resampled_brier[:, i], resampling)
         counts = count_labels(labels[:, i])
         results[finding] = {
             **metrics,
             "threshold": used[i],
             "thresholds": thresholds[i],
-            **measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i]),
+            **calibration,
             **counts,
             "n_excluded": counts["n_uncertain"] + counts["n_missing"],
         }
     mean = {}
     for name in WITH_INTERVAL:
-        mean |= with_interval(name, *mean_over_findings(point[name][0], resampled[name]), resampling)
-    for name in ("brier", "ece"):
-        values = np.array([result[name] for result in results.values()])
-        mean[name] = mean_over_findings(values, values[None])[0]
-    dropped = np.isnan(resampled["auroc"]).sum(axis=0).tolist()
-    return {"findings": results, "mean": mean, "resamples_dropped": dict(zip(findings, dropped, strict=True))}
+        value, resampled_mean = mean_over_findings(point[name][0], resampled[name])
+        mean |= with_interval(name, value, resampled_mean, resampling)
+        if name == "auroc":
+            mean_dropped = int(np.isnan(resampled_mean).sum())
+    values = {name: np.array([result[name] for result in results.values()]) for name in ("brier", "ece")}
+    mean |= with_interval("brier", *mean_over_findings(values["brier"], resampled_brier), resampling)
+    mean["ece"] = mean_over_findings(values["ece"], values["ece"][None])[0]
+    dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
+    return {"findings": results, "mean": mean, "resamples_dropped": {**dropped, "mean": mean_dropped}}
 
 
 def summarize_subgroups(
@@ -167,7 +179,7 @@ def with_interval(name: str, value: float, resampled: np.ndarray, resampling: st
     """A metric, its interval, and CheXzero's centre where that is asked for."""
     if resampling != "chexzero":
         return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
-    known = resampled[~np.isnan(resampled)]
+    known = defined_values(resampled)
     if len(known) < FEWEST_CHEXZERO_RESAMPLES:
         center, interval = float("nan"), np.full(2, np.nan)
     else:
@@ -177,8 +189,11 @@ def with_interval(name: str, value: float, resampled: np.ndarray, resampling: st
 
 def measure_calibration(
     labels: np.ndarray, scores: np.ndarray, fit_labels: np.ndarray, fit_scores: np.ndarray, probabilities: bool
-) -> dict[str, float]:
-    """`scale` and `bias` fitted on one split, `brier` and `ece` of one finding's probabilities on another."""
+) -> dict:
+    """
+    `scale` and `bias` fitted on one split, `brier` and `ece` of one finding's probabilities on another, and their
+    `squared_errors` (images,), NaN where the label is not known.
+    """
     if probabilities:
         scores, fit_scores = log_odds(scores), log_odds(fit_scores)
     scale, bias = fit_calibration(fit_labels, fit_scores)
@@ -187,8 +202,9 @@ def measure_calibration(
     return {
         "scale": scale,
         "bias": bias,
-        "brier": float("nan") if undefined else brier(labels, calibrated),
         "ece": float("nan") if undefined else ece(labels, calibrated),
+        "brier": float("nan") if undefined else brier(labels, calibrated),
+        "squared_errors": np.where((labels == 0) | (labels == 1), (calibrated - labels) ** 2, np.nan),
     }
 
 

@@ -127,7 +127,7 @@ def evaluate_zero_shot(
         score_by_others(scores, findings, by_others)
 
     # 2. Metrics
-    image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:]).astype(str)
+    image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:])
     skipped = image_ids[~readable[0]].tolist()
     image_ids, patient_ids = image_ids[readable[0]], patient_ids[readable[0]]
     aurocs = {
@@ -196,7 +196,9 @@ def evaluate_zero_shot(
         metrics["score_levels"] = aurocs
     if subgroups:
         metrics["subgroups"] = subgroups
-    predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patient_ids}, index=np.flatnonzero(readable[0]))
+    predictions = pd.DataFrame(
+        {"image_id": image_ids, "patient_id": patient_ids.astype(str)}, index=np.flatnonzero(readable[0])
+    )
     for i, finding in enumerate(findings):
         predictions[f"score_{finding}"] = scores[:, i]
     for i, finding in enumerate(findings):

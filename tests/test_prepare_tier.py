@@ -127,6 +127,8 @@ def make_large(folder: Path, images: int) -> None:
 
 def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
+    if os.name == "posix":  # a shell starts what runs in its background, and all below it, deaf to SIGINT
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

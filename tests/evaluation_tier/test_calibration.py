@@ -39,11 +39,14 @@ def likelihood_loss(labels, scores, scale, bias) -> float:
 def test_calibration_is_the_best_there_is(data):
     labels, scores = data
     scale, bias = fit_calibration(labels, scores)
-    if np.isnan(scale):  # useless scores
-        assert np.isnan(bias)
-        assert np.ptp(scores) == 0 or scores[labels == 1].mean() <= scores[labels == 0].mean() + 1e-9
+    if np.isnan(scale):
+        assert np.isnan(bias) and np.ptp(scores) == 0
         return
+    assert scale >= 0
+    if scale == 0:  # useless scores
+        assert scores[labels == 1].mean() <= scores[labels == 0].mean() + 1e-9
     best = likelihood_loss(labels, scores, scale, bias)
+    assert best <= likelihood_loss(labels, scores, scale + 0.001, bias)
     for other_scale, other_bias in ((scale * 1.001, bias), (scale, bias + 0.001), (scale * 0.99, bias * 1.01), (0, 0)):
         assert best <= likelihood_loss(labels, scores, other_scale, other_bias)
 
@@ -69,8 +72,24 @@ def test_calibration_of_hard_cases():
     assert 3 < scale < 100 and 0.3 < -bias / scale < 0.7
     scale, bias = fit_calibration([0] * 999 + [1], [*np.linspace(0, 1, 999), 1.0])
     assert 0 < 1 / (1 + np.exp(-(scale * 0.5 + bias))) < 0.01
-    for labels, scores in (([1, 0], [0.1, 0.9]), ([1, 1], [0.1, 0.2]), ([1, 0], [0.5, 0.5]), ([], [])):
-        assert np.isnan(fit_calibration(labels, scores)).all()  # upside down, one class, all equal, nothing
+    for labels, scores in (([1, 1], [0.1, 0.2]), ([1, 0], [0.5, 0.5]), ([], [])):
+        assert np.isnan(fit_calibration(labels, scores)).all()  # one class, all equal, nothing
+
+
+def test_scores_that_rank_upside_down_give_the_smoothed_prevalence():
+    # the targets are 2/3, 1/5, 1/5 and 1/5, whose mean is 19/60
+    scale, bias = fit_calibration([1, 0, 0, 0], [0.1, 0.7, 0.8, 0.9])
+    assert scale == 0 and sigmoid(bias) == pytest.approx(19 / 60)
+    assert brier([1, 0, 0, 0], calibrate([0.1, 0.7, 0.8, 0.9], scale, bias)) == pytest.approx(
+        ((41 / 60) ** 2 + 3 * (19 / 60) ** 2) / 4
+    )
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("num_samples", [6, 7, 10, 11, 100, 355])
+def test_equal_scores_have_no_calibration(constant, num_samples):
+    labels = np.arange(num_samples) % 2
+    assert np.isnan(fit_calibration(labels, np.full(num_samples, constant))).all()
 
 
 def test_temperature_is_found_again():

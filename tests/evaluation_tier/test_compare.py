@@ -82,13 +82,30 @@ def test_rows_may_come_in_any_order_and_labels_may_be_missing(make_result):
 
 
 def test_resamples_are_of_patients(make_result):
-    # two patients: in a resample of one of them alone a class is missing, so only the data themselves are left
+    # two patients: in a resample of one of them alone a class is missing, so only the data themselves are left, which
+    # are half of the resamples in the long run and 30 of 50 with this seed
     first = make_result("first", [0.9, 0.1, 0.8, 0.0], patients=["p", "p", "q", "q"])
     second = make_result("second", [0.9, 0.8, 0.1, 0.0], patients=["p", "p", "q", "q"])
-    comparison = compare_results(first, second, 50)
+    comparison = compare_results(first, second, 50, seed=5)
     assert comparison["findings"]["A"]["auroc"]["difference_ci95"] == [0.25, 0.25]
-    note = comparison_tables(comparison)["auroc"][0].note
-    assert "DeLong's test takes the images of one patient as independent" in note
+
+
+def test_p_is_of_the_resamples_where_a_patient_has_several_images(make_result):
+    scores = np.random.default_rng(0).standard_normal((2, 80))
+    labels = [1, 1, 0, 0] * 20
+    scores[1] += labels
+    patients = [f"patient{i // 2}" for i in range(80)]
+    tables, p_values = {}, {}
+    for name, of_images in (("several", patients), ("one", None)):
+        pair = [make_result(f"{name}{i}", scores[i], labels, patients=of_images) for i in range(2)]
+        comparison = compare_results(*pair, 100)
+        tables[name] = comparison_tables(comparison)["auroc"][0]
+        p_values[name] = comparison["findings"]["A"]["auroc"]
+    assert tables["several"].rows[0][-1] == format_p(p_values["several"]["p_bootstrap"])
+    assert tables["one"].rows[0][-1] == format_p(p_values["one"]["p_delong"])
+    assert tables["several"].rows[0][-1] != format_p(p_values["several"]["p_delong"])
+    assert "DeLong's test would take the images of one patient as independent" in tables["several"].note
+    assert "DeLong's test for a finding" in tables["one"].note
 
 
 @pytest.mark.parametrize(
@@ -169,3 +186,9 @@ def test_files(make_result, tmp_path):
     assert "The protocols of A and B differ (Prompts)" in page and page.count("data:image/png;base64,") == 1
     before = {path.name: path.read_bytes() for path in paths}
     assert {path.name: path.read_bytes() for path in write_comparison(tmp_path / "new", comparison)} == before
+
+
+def test_images_without_a_patient_are_no_single_patient(make_result):
+    folder = make_result("one", [0.9, 0.1, 0.8, 0.0], patients=["a", None, None, "b"])
+    with pytest.raises(ValueError, match="2 of 4 images have no patient id"):
+        compare_results(folder, folder, 5)

@@ -70,6 +70,8 @@ def test_best_thresholds_by_hand():
     assert best_threshold(labels, scores, "f1") == 4
     # sensitivity + specificity - 1: at 10 1/3; at 4 1 - 4/7 = 3/7
     assert best_threshold(labels, scores, "youden") == 4
+    # sensitivity + specificity: at 7 2/6 + 2/2, at 4 5/6 + 1/2: equal, though not as floats; the higher score wins
+    assert best_threshold([1, 1, 0, 1, 1, 1, 0, 1], [8, 7, 6, 5, 4, 3, 2, 1], "youden") == 7
     with pytest.raises(ValueError, match="criterion of a threshold is 'recall'; choose mcc, f1, youden"):
         best_threshold(labels, scores, "recall")
 

@@ -11,7 +11,7 @@ from evaluation_tier.processes import fail_together, gather_rows, is_main_proces
 from processing_tier.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = ["eval_zeroshot.py", "--n_bootstrap", "20", "--batch_size", "4", "--device", "cpu"]
+COMMAND = ["eval_zeroshot.py", "--n_bootstrap", "40", "--batch_size", "4", "--device", "cpu"]
 
 
 def launch(*arguments, processes: int) -> subprocess.CompletedProcess:

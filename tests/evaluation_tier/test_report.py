@@ -370,6 +370,14 @@ def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path):
     }
     assert findings["Nodule|Mass"].keys() == {"positive", "negative"}  # nothing was measured
 
+    # a scale of 0, one probability for all images, is no calibration that a pipeline could rank by
+    metrics["findings"]["Cardiomegaly"] |= {"scale": 0.0, "bias": -2.0}
+    write_thresholds(tmp_path, metrics, prompts)
+    again = json.loads((tmp_path / "config.json").read_text())["zero_shot_findings"]["Cardiomegaly"]
+    assert again.keys() == {"positive", "negative", "threshold"}
+    assert again["threshold"] == pytest.approx(1 / (1 + math.exp(-(0.01 - 1e-6))), abs=1e-12)
+    metrics["findings"]["Cardiomegaly"] |= {"scale": 30.0, "bias": -2.0}
+
     # CheXzero's scores are the sigmoid of the difference
     metrics["protocol"]["scoring"] = "softmax"
     metrics["findings"]["Cardiomegaly"]["threshold"] = 1 / (1 + math.exp(-0.01))

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import norm, rankdata  # scikit-learn brings it
 from sklearn import metrics as yardstick
@@ -184,6 +185,11 @@ def test_bootstrap_refuses_what_does_not_fit():
         bootstrap(labels, scores, -np.ones((1, 10)))
     with pytest.raises(ValueError, match="2 findings, but 1 thresholds"):
         bootstrap(labels, scores, np.ones((1, 10)), [0.5])
+    for ids in (["a", None], ["a", float("nan")], np.array([1.0, np.nan]), ["a", ""], pd.Series(["a", pd.NA])):
+        with pytest.raises(
+            ValueError, match="1 of 2 images have no patient id .* give each its patient, or its own id"
+        ):
+            draw_resamples(ids)
     with pytest.raises(ValueError, match="no images to resample"):
         draw_resamples([])
     with pytest.raises(ValueError, match="at least 1, but is 0"):
@@ -233,16 +239,23 @@ def test_stratified_draws_are_uniform_and_shared():
 
 
 def test_stratified_draws_of_units_with_several_images():
-    """Strata: a has a positive only, b and c both classes, d to g negatives only, h neither."""
+    """Strata: a to c have a positive, b and c a negative too; d to g have negatives only, h neither."""
     units = list("aabbccddefgh")
     labels = np.array([[1, 1, 1, 0, 0, 1, 0, 0, 0, 0, -1, np.nan]]).T
     labels[10] = 0
     draws = draw_stratified_resamples(labels, units, 100)[0]
-    np.testing.assert_array_equal(draws[:, 0], 1)  # alone in its stratum
-    np.testing.assert_array_equal(draws[:, 11], 1)
-    np.testing.assert_array_equal(draws[:, 2] + draws[:, 4], 2)
+    np.testing.assert_array_equal(draws[:, 11], 1)  # alone in its stratum
+    np.testing.assert_array_equal(draws[:, 0] + draws[:, 2] + draws[:, 4], 3)
+    assert set(draws[:, 0].tolist()) == {0, 1, 2, 3}  # positives alone are no stratum
     np.testing.assert_array_equal(draws[:, [6, 8, 9, 10]].sum(axis=1), 4)
     np.testing.assert_array_equal(draws[:, 2], draws[:, 3])
+
+
+def test_stratified_draws_keep_negatives_that_only_units_with_a_positive_have():
+    labels = np.array([[1.0, 1, 1, 1, 1, 0]]).T
+    draws = draw_stratified_resamples(labels, list("abcdee"), 100)[0]
+    np.testing.assert_array_equal(draws[:, 4:], 1)
+    np.testing.assert_array_equal(draws[:, :4].sum(axis=1), 4)
 
 
 def test_draws_do_not_depend_on_the_memory(monkeypatch):
@@ -271,6 +284,11 @@ def test_chexzero_interval_takes_the_reference_positions():
     assert np.isnan(chexzero_interval(np.full(40, np.nan))[0])
     with pytest.raises(ValueError, match="at least 40 resamples, but there are 39"):
         chexzero_interval(np.zeros(39))
+
+
+def test_an_interval_is_of_half_of_the_resamples_at_least():
+    assert percentile_interval(np.array([1.0, np.nan])).tolist() == [1, 1]
+    assert np.isnan(percentile_interval(np.array([1.0, np.nan, np.nan]))).all()
 
 
 def test_paired_bootstrap_of_equal_models_is_no_difference():
@@ -307,6 +325,7 @@ def test_bootstrap_p_value_by_hand():
     assert bootstrap_p_value(np.array([0.1, 0.2, -0.1, 0.3])) == pytest.approx(2 * 2 / 5)
     assert bootstrap_p_value(np.array([0.1, 0.2, np.nan])) == pytest.approx(2 / 3)
     assert bootstrap_p_value(np.zeros(5)) == 1
+    assert np.isnan(bootstrap_p_value(np.array([0.1, np.nan, np.nan])))  # fewer than half are left
     assert np.isnan(bootstrap_p_value(np.full(3, np.nan)))
 
 
@@ -397,6 +416,22 @@ def test_subgroups_by_hand():
     assert found["left_out"] == {"X": "1 images, no finding with 2 positives and negatives"}
 
 
+def test_the_interval_of_a_gap_is_that_of_two_groups():
+    """Not of the highest and the lowest of each resample, which are farther apart than any two."""
+    labels, scores = normal_scores(480, 1, seed=3)
+    groups = np.arange(480) % 12
+    draws = draw_resamples(np.arange(480), 200)
+    found = subgroup_metrics(labels, scores, groups, draws, findings=["a"], min_cases=2)["gap"]["a"]
+    rows = [groups == int(found[end]) for end in ("highest", "lowest")]
+    assert found["gap"] == auroc(labels[rows[0], 0], scores[rows[0], 0]) - auroc(
+        labels[rows[1], 0], scores[rows[1], 0]
+    )
+    highest, lowest = (bootstrap(labels[row], scores[row], draws[:, row])["auroc"][:, 0] for row in rows)
+    assert found["gap_ci95"] == pytest.approx(percentile_interval(highest - lowest))
+    low, high = found["gap_ci95"]
+    assert low < found["gap"] < high
+
+
 def test_subgroup_means_are_of_the_same_findings():
     labels, scores = normal_scores(120, 2)
     groups = np.array(["PA", "AP"] * 60)
@@ -411,7 +446,7 @@ def test_subgroup_means_are_of_the_same_findings():
         assert found["groups"][group]["mean"]["auroc"] == found["groups"][group]["auroc"]["a"]
     assert found["mean_gap"] == found["gap"]["a"]
     low, high = found["gap"]["a"]["gap_ci95"]
-    assert 0 <= low < high
+    assert low < found["gap"]["a"]["gap"] < high
 
 
 def test_subgroups_without_two_groups_have_no_gap():

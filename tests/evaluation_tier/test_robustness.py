@@ -195,13 +195,14 @@ def test_a_model_that_sees_sides():
     half = np.zeros((8, 8), dtype=np.uint8)
     half[:, 4:] = 200
     dataset = make_dataset(
-        [half, half[:, ::-1], half, half, half],
-        [1, 1, 1, 0, 1],
-        reports=["Small left pneumothorax.", "Right pneumothorax.", "LEFT PNEUMOTHORAX.", "No left pneumothorax.", ""],
+        [half, half[:, ::-1], half, half, half] * 3,
+        [1, 1, 1, 0, 1] * 3,
+        reports=["Small left pneumothorax.", "Right pneumothorax.", "LEFT PNEUMOTHORAX.", "No left pneumothorax.", ""]
+        * 3,
     )
     results = evaluate_robustness(StandIn(brightness), make_processor(), dataset, min_positives=1, n_bootstrap=50)
     sides = results["laterality"]
-    assert (sides["all"]["n_left"], sides["all"]["n_right"]) == (2, 1)
+    assert (sides["all"]["n_left"], sides["all"]["n_right"]) == (6, 3)
     assert sides["findings"] == {"Pneumothorax": sides["all"]}
     for name in ("accuracy", "mirrored_accuracy", "swapped"):
         assert sides["all"][name] == 1.0 and sides["all"][f"{name}_ci95"] == [1.0, 1.0]
@@ -242,6 +243,14 @@ def test_without_reports_there_are_no_sides(brightness, make_grey_dataset):
         ("No significant change in left effusion.", "left"),
         ("Right effusion is seen on the left lateral view.", "right"),
         ("Left-sided pacemaker. Small effusion.", None),
+        ("Right PICC line with small effusion.", None),
+        ("Left chest tube, small effusion.", None),
+        ("Right pacemaker; small left effusion.", "left"),
+        ("Right atelectasis; small effusion.", None),
+        ("Possible left effusion.", None),
+        ("Left effusion is probable.", None),
+        ("There may be a left effusion. Small effusion, possibly on the right.", None),
+        ("Left effusion in the midline view.", "left"),
         ("Left effusion and right atelectasis.", None),
         ("Left effusion. Small right effusion.", None),
         ("Bilateral effusions, left greater than right.", None),
@@ -297,7 +306,7 @@ def test_sides_of_real_reports(shared_data):
         labels = dataset[finding][:]
         sides = [stated_side(text, finding) for text, label in zip(texts, labels, strict=True) if label == 1]
         counts[finding] = (sides.count("left"), sides.count("right"), sides.count(None))
-    assert counts == {"Pleural Effusion": (5, 1, 8), "Atelectasis": (9, 2, 14), "Granuloma": (9, 6, 25)}
+    assert counts == {"Pleural Effusion": (4, 1, 9), "Atelectasis": (9, 2, 14), "Granuloma": (9, 6, 25)}
 
 
 @pytest.mark.parametrize("pixels", ["uint8", "float", "CLIP"])

@@ -79,8 +79,9 @@ def test_no_finding_is_minus_the_largest_standardised_score():
     np.testing.assert_allclose(rescaled, [0.0, -3.0, -3.0], atol=1e-9)
 
 
-def test_a_constant_score_says_nothing_of_no_finding():
-    assert no_finding_scores(np.array([[5.0, 1.0], [5.0, 3.0]]), np.array([[5.0, 1.0], [5.0, 3.0]])).tolist() == [
-        0,
-        -1,
-    ]
+@pytest.mark.parametrize("constant", [0.1, 0.3, 0.7, -5.0, 0.0])
+@pytest.mark.parametrize("num_images", [2, 6, 7, 10, 11, 100, 355])
+def test_a_constant_score_says_nothing_of_no_finding(constant, num_images):
+    scores = np.column_stack([np.full(num_images, constant), np.arange(num_images)])
+    np.testing.assert_array_equal(no_finding_scores(scores, scores), no_finding_scores(scores[:, 1:], scores[:, 1:]))
+    np.testing.assert_array_equal(no_finding_scores(scores[:, :1], scores[:, :1]), 0)

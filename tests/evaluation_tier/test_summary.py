@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -5,7 +7,7 @@ from sklearn.utils import resample
 
 from evaluation_tier.calibration import brier, ece, sigmoid
 from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
-from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples
+from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples, draw_stratified_resamples
 from evaluation_tier.summary import summarize
 
 FINDINGS = ["Edema", "Pneumonia"]
@@ -47,7 +49,8 @@ def test_every_number_is_the_plain_one():
         assert found["mean"][name] == pytest.approx(expected)
     simple = bootstrap_auroc(labels, scores, patients, 50, 4)
     assert found["mean"]["auroc_ci95"] == simple.mean_interval.tolist()
-    assert found["resamples_dropped"] == dict(zip(FINDINGS, simple.num_dropped.tolist(), strict=True))
+    dropped = dict(zip([*FINDINGS, "mean"], [*simple.num_dropped.tolist(), simple.mean_num_dropped], strict=True))
+    assert found["resamples_dropped"] == dropped
 
 
 def test_thresholds_come_from_the_data_where_there_is_no_split():
@@ -71,14 +74,53 @@ def test_probabilities_are_calibrated_by_their_log_odds():
     assert np.isfinite(sure["findings"]["Edema"]["brier"])
 
 
+@pytest.mark.parametrize("resampling", ["patients", "stratified"])
+def test_brier_scores_are_of_all_findings_and_have_intervals(resampling):
+    labels, scores, patients = make()
+    scores[:, 1] *= -1  # ranks upside down
+    found = summarize(labels, scores, patients, FINDINGS, num_resamples=40, resampling=resampling, seed=2)
+    draw = draw_resamples if resampling == "patients" else partial(draw_stratified_resamples, labels)
+    draws = np.broadcast_to(draw(patients, 40, 2), (2, 40, 120)) if draw is draw_resamples else draw(patients, 40, 2)
+    resampled = np.empty((40, 2))
+    for i, finding in enumerate(FINDINGS):
+        result = found["findings"][finding]
+        probabilities = sigmoid(result["scale"] * scores[:, i] + result["bias"])
+        for j, row in enumerate(draws[i]):
+            drawn = np.repeat(np.arange(120), row)
+            resampled[j, i] = brier(labels[drawn, i], probabilities[drawn])
+        assert result["brier_ci95"] == pytest.approx(np.percentile(resampled[:, i], [2.5, 97.5]))
+        assert result["brier_ci95"][0] < result["brier"] < result["brier_ci95"][1]
+    assert found["findings"]["Pneumonia"]["scale"] == 0
+    known = labels[:, 1] >= 0
+    prevalence = (labels[known, 1] == 1).mean()
+    assert found["findings"]["Pneumonia"]["brier"] == pytest.approx(prevalence * (1 - prevalence), abs=1e-3)
+    assert found["mean"]["brier"] == pytest.approx(np.mean([found["findings"][name]["brier"] for name in FINDINGS]))
+    assert found["mean"]["brier_ci95"] == pytest.approx(np.percentile(resampled.mean(axis=1), [2.5, 97.5]))
+
+
 def test_rare_findings_lose_no_resample_when_stratified():
     labels, scores, patients = np.zeros((60, 2)), np.arange(120.0).reshape(60, 2), np.arange(60)
     labels[[3, 50], 0], labels[:30, 1] = 1, 1
     plain = summarize(labels, scores, patients, FINDINGS, num_resamples=100)
     stratified = summarize(labels, scores, patients, FINDINGS, num_resamples=100, resampling="stratified")
     assert plain["resamples_dropped"]["Edema"] > 0
-    assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0}
+    assert plain["resamples_dropped"]["mean"] == plain["resamples_dropped"]["Edema"]
+    assert stratified["resamples_dropped"] == {"Edema": 0, "Pneumonia": 0, "mean": 0}
     assert stratified["findings"]["Edema"]["auroc"] == plain["findings"]["Edema"]["auroc"]
+
+
+def test_a_mean_of_few_resamples_has_no_interval():
+    """Ten findings with one positive each: most resamples of the patients lack one of the positives."""
+    labels = np.zeros((200, 10))
+    labels[np.arange(10), np.arange(10)] = 1
+    scores = np.random.default_rng(0).standard_normal(labels.shape) + labels
+    names = list("abcdefghij")
+    found = summarize(labels, scores, np.arange(200), names, num_resamples=300)
+    assert 290 <= found["resamples_dropped"]["mean"] < 300 and found["resamples_dropped"]["a"] < 150
+    assert np.isfinite(found["mean"]["auroc"]) and np.isnan(found["mean"]["auroc_ci95"]).all()
+    assert np.isfinite(found["findings"]["a"]["auroc_ci95"]).all()
+    stratified = summarize(labels, scores, np.arange(200), names, num_resamples=50, resampling="stratified")
+    assert stratified["resamples_dropped"]["mean"] == 0 and np.isfinite(stratified["mean"]["auroc_ci95"]).all()
 
 
 def test_chexzeros_bootstrap_is_that_of_the_reference():

@@ -213,6 +213,10 @@ def test_everything_optional_has_its_table(metrics):
         ("M", "2", "0.000 (0.000, 0.000)"),
         ("Gap", "", "1.000 (1.000, 1.000)"),
     )
+    assert sex.note.endswith("its interval is that of these two groups' difference.")
+    of_three = {"sex": subgroups | {"groups": subgroups["groups"] | {"X": subgroups["groups"]["F"]}}}
+    (note, _) = (table.note for table in evaluation_tables(metrics | {"subgroups": of_three})["subgroups"])
+    assert "chosen as the farthest apart" in note
     assert of_findings.header == ("Finding", "F", "M", "Gap (95 % CI)")
     assert of_findings.rows == (("A", "1.000", "0.000", "1.000 (1.000, 1.000)"),)
     model, readers = sections["radiologists"]

@@ -285,7 +285,7 @@ def launch(file, folder, *options, processes=1):
 @pytest.mark.slow
 def test_a_sharded_training_is_one_process_with_the_whole_batch_and_can_be_resumed(tmp_path):
     """train_tier.py, from the first step to the final model, its best checkpoint."""
-    from evaluation_tier.zeroshot import load_model  # heavy, and not for the processes above
+    from evaluation_tier.loading import load_model  # heavy, and not for the processes above
 
     file = tmp_path / "train.py"
     file.write_text(TRAIN)
