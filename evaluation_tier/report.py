@@ -388,8 +388,12 @@ def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
     """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
     sections = evaluation_tables(metrics)
     tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
-    shown = {"radiologists": 1, "retrieval": 1, "grounding": 2, "sparsity": 1, "robustness": None}
-    tables += [table for key, number in shown.items() for table in sections.get(key, [])[:number]]
+    tables += [table for key in ("radiologists", "retrieval") for table in sections.get(key, [])[:1]]
+    tables += [  # whose titles alone would not say of what they are
+        table._replace(title=f"{key.capitalize()}: {table.title[0].lower()}{table.title[1:]}")
+        for key, number in {"grounding": 2, "sparsity": 1, "robustness": None}.items()
+        for table in sections.get(key, [])[:number]
+    ]
     texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
     return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
 

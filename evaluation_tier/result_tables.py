@@ -148,7 +148,9 @@ def score_levels_table(metrics: Mapping) -> Table | None:
         (column_name(level), format_estimate(value.get("auroc"), value.get("auroc_ci95")))
         for level, value in numbers.items()
     )
-    return Table("score-levels", "Kinds of score", note, ("Score", "AUROC, mean (95 % CI)"), rows, "lr")
+    with_interval = any("auroc_ci95" in value for value in numbers.values())
+    header = ("Score", f"AUROC, mean{' (95 % CI)' if with_interval else ''}")
+    return Table("score-levels", "Kinds of score", note, header, rows, "lr")
 
 
 def subgroup_tables(metrics: Mapping) -> list[Table]:
@@ -161,9 +163,8 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         groups = order_groups(result.get("groups") or {})
         if not groups:
             continue
-        name = column_name(attribute)
-        in_mean = result.get("findings_in_mean") or []
-        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
+        name, in_mean = column_name(attribute), result.get("findings_in_mean") or []
+        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean)}). "
         note += (
             "The gap is the highest minus the lowest, so it is above 0 by chance alone; its interval is that of these "
         )

@@ -234,10 +234,14 @@ def test_card_has_baselines_and_the_short_tables_of_all_analyses(folder, metrics
     }
     write_model_card(folder, metrics)
     text = read_card(folder)[1]
-    assert "\n### Without the image\n" in text and "| Pointing | 0.375 |\n" in text
-    assert "\n### Entropies\n" in text and "| m | 3.5000 (3.0000, 4.0000) |\n" in text and "gini" not in text.lower()
-    assert "\n### Wordings\n" in text and "| name | 0.500 (0.250, 0.750) |\n" in text
-    assert "\n### Degraded images\n" in text and "| JPEG quality 10 | 0.500 | 0.250 |\n" in text
+    assert "\n### Grounding: without the image\n" in text and "| Pointing | 0.375 |\n" in text
+    assert (
+        "\n### Sparsity: entropies\n" in text
+        and "| m | 3.5000 (3.0000, 4.0000) |\n" in text
+        and "gini" not in text.lower()
+    )
+    assert "\n### Robustness: wordings\n" in text and "| name | 0.500 (0.250, 0.750) |\n" in text
+    assert "\n### Robustness: degraded images\n" in text and "| JPEG quality 10 | 0.500 | 0.250 |\n" in text
     text.encode("ascii")
 
 

@@ -229,7 +229,7 @@ def test_everything_optional_has_its_table(metrics):
 
 def test_kinds_of_score_of_an_older_evaluation(metrics):
     (table,) = evaluation_tables(metrics | {"score_levels": {"global": 0.9, "both-max": None}})["score_levels"]
-    assert table.rows == (("Global", "0.900"), ("Both-max", "–"))
+    assert table.rows == (("Global", "0.900"), ("Both-max", "–")) and table.header == ("Score", "AUROC, mean")
 
 
 def test_groups_without_a_common_finding_have_no_mean(metrics):
