@@ -129,8 +129,8 @@ def calibration_table(metrics: Mapping) -> Table | None:
     ]
     if lacking:
         note += (
-            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and a score "
-            "that rises with the finding."
+            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and scores "
+            "that differ."
         )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
