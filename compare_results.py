@@ -11,10 +11,13 @@ and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a fig
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from eval_zeroshot import Parser, check_writable
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="tier-compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,22 +42,23 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--n_bootstrap must be at least 1, but is {args.n_bootstrap}.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
+    if args.output_dir is not None:
+        check_writable(Path(args.output_dir), "--output_dir")
     comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed)
     for tables in comparison_tables(comparison).values():
         for table in tables:
-            print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.has_summary)}")
+            print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.num_summary)}")
             print(f"\n{table.note}")
-    if args.output_dir:
+    if args.output_dir is not None:
         print("\nWritten:", *write_comparison(args.output_dir, comparison), sep="\n  ")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    args = build_parser().parse_args(argv)
     try:
-        run(args)
+        run(build_parser().parse(argv))
     except (ValueError, OSError) as error:
-        print(f"tier-compare: error: {error}", file=sys.stderr)
+        print(f"compare_results.py: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -16,6 +16,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -45,8 +46,24 @@ OCCASIONAL = {
 
 
 class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as a ValueError, and which option was meant."""
+
     def error(self, message: str):
         raise ValueError(message)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments; positional ones may stand between options."""
+        args, unknown = self.parse_known_intermixed_args(argv)
+        if unknown and not unknown[0].startswith("-"):
+            raise ValueError(f"unknown argument {unknown[0]}: see --help.")
+        if unknown:
+            known = re.findall(r"--\w+", self.format_usage())
+            close = difflib.get_close_matches(
+                unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
+            )
+            hint = f"did you mean {close[0]}?" if close else "see --help."
+            raise ValueError(f"unknown option {unknown[0]}: {hint}")
+        return args
 
 
 def build_parser() -> Parser:
@@ -171,15 +188,7 @@ def build_parser() -> Parser:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, checked as far as that needs neither model nor data."""
-    parser = build_parser()
-    args, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        known = [f"--{name}" for name in vars(args)]
-        close = difflib.get_close_matches(
-            unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
-        )
-        hint = f"did you mean {close[0]}?" if close else "see --help."
-        raise ValueError(f"unknown option {unknown[0]}: {hint}")
+    args = build_parser().parse(argv)
     if not args.models:
         raise ValueError("no model is named: give the folder that train_tier.py wrote, or a name on the Hub.")
     if len(set(args.models)) < len(args.models):

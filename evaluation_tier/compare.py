@@ -12,6 +12,7 @@ from evaluation_tier import plots
 from evaluation_tier.html_report import Section, read_figure, render_page
 from evaluation_tier.metrics import nanmean
 from evaluation_tier.report import (
+    as_float,
     describe_dataset,
     is_synthetic,
     read_metrics,
@@ -41,6 +42,7 @@ NOT_OF_SCORES = (
     "seed",
     "n_patients",
     "min_positives",
+    "benchmark_differs",
     "findings_left_out",
     "resamples_dropped",
     "images_skipped",
@@ -95,9 +97,7 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
 
     labels = columns_of(tables[0], "label", findings)
     scores = [columns_of(table, "score", findings) for table in tables]
-    thresholds = [
-        [plots.as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics
-    ]
+    thresholds = [[as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics]
     patients = tables[0]["patient_id"].tolist()
     paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
     everyone = np.ones((1, len(labels)))
@@ -225,7 +225,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     if comparison["findings_left_out"]:
         left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
         note += f" Left out: {', '.join(left_out)}."
-    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", True)
+    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", 1)
 
     others = [name for name in COMPARED if name != "auroc"]
     rows = tuple(
@@ -234,7 +234,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     )
     header = ("Finding", *(f"{column_name(key)} (95 % CI)" for key in others))
     note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, the same in all resamples."
-    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", True)
+    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", 1)
 
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
     rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
@@ -282,7 +282,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
         f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
-        f"patients. {DASH} stands for what could not be measured. In brackets: 95 % confidence intervals.",
+        f"patients. A dash ({DASH}) stands for what could not be measured. In brackets: 95 % confidence intervals.",
         [
             ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
             ("A", format_number(auroc["first"], missing=DASH)),

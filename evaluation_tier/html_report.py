@@ -22,7 +22,7 @@ from evaluation_tier.report import (
     read_predictions,
     write_beside,
 )
-from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.tables import (
     DASH,
     Table,
@@ -51,6 +51,29 @@ SECTIONS = {  # in the page's order: heading, and what the names of its figures 
     "robustness": ("Robustness", ("robustness",)),
     "training": ("Training", ("training_curves.png",)),
     "protocol": ("Protocol", ()),
+}
+
+FIGURES_OF_ANALYSES = {  # what each shows, for those who do not see it, and its caption
+    "grounding.png": (
+        "A sheet of radiographs with a marked region and, beside each, the model's map; the tables hold the numbers.",
+        "The regions on which the map above the average one does best, middling and worst, by IoU. Left, the "
+        "radiograph with the marked region; right, the map, the outline of what reaches the threshold, and the "
+        "highest pixel, which hits or misses.",
+    ),
+    "sparsity.png": (
+        "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
+        "the numbers.",
+        "Above, the similarities of a word (left) and of a whole text (right) to the patches of its image, from the "
+        "highest down, mean and one standard deviation: the steeper, the sparser. Below, the Gini index and the share "
+        "near zero of each class of words, with 95 % intervals.",
+    ),
+    "robustness.png": (
+        "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
+        "the numbers.",
+        "Whether scores hold when the same is asked in other words and when images are degraded, whether they heed a "
+        "negation and the side that a sentence names, and what images that show nothing get. Dashed lines are chance, "
+        "or no difference; bars are 95 % intervals.",
+    ),
 }
 
 
@@ -94,9 +117,15 @@ def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
     folder = Path(folder)
     metrics = read_metrics(folder)
     predictions = read_predictions(folder, metrics) if (folder / "predictions.parquet").is_file() else None
-    written = draw_figures(folder, metrics, predictions) if draw else []
-    tables = evaluation_tables(metrics)
-    page = render_report(folder, metrics, tables)
+    try:
+        tables = evaluation_tables(metrics)
+        written = draw_figures(folder, metrics, predictions) if draw else []
+        page = render_report(folder, metrics, tables)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # deeper than read_metrics checks
+        raise ValueError(
+            f"{folder / 'metrics.json'} is not as an evaluation writes it ({type(error).__name__}: {error}): evaluate "
+            "the model again."
+        ) from error
     for name, text in (
         ("tables.md", markdown_tables(tables)),
         ("tables.tex", latex_tables(tables)),
@@ -128,7 +157,7 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
         written.append(plots.plot_precision_recall(metrics, predictions, folder / "precision_recall.png"))
         if any(result.get("scale") is not None for result in metrics["findings"].values()):
             written.append(plots.plot_calibration(metrics, predictions, folder / "calibration.png"))
-    if any(result.get("groups") for result in (metrics.get("subgroups") or {}).values()):
+    if any(map(has_common_findings, (metrics.get("subgroups") or {}).values())):
         written.append(plots.plot_subgroups(metrics, folder / "subgroups.png"))
     return written
 
@@ -151,7 +180,10 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
 
     protocol, mean = metrics["protocol"], metrics.get("mean") or {}
     split = f", split {protocol['split']}" if protocol.get("split") else ""
+    benchmark = f", benchmark {protocol['benchmark']}" if protocol.get("benchmark") else ""
     notices = []
+    if protocol.get("benchmark_differs"):
+        notices.append(" ".join(protocol["benchmark_differs"]))
     if is_synthetic(metrics["dataset"]):
         notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
     if "optimistic" in str(protocol.get("thresholds")):
@@ -167,9 +199,9 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     if "n_patients" in protocol:
         key_numbers.append(("Patients", f"{protocol['n_patients']:,}"))
     lead = (
-        f"How well a model tells radiographs with a finding from those without{split}. {DASH} stands for what could "
-        "not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with other "
-        "patients."
+        f"How well a model tells radiographs with a finding from those without{split}. A dash ({DASH}) stands for "
+        "what could not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with "
+        "other patients."
     )
     footer = ["For research. No medical device: decide nothing about a person by these numbers."]
     if not is_synthetic(metrics["dataset"]) and any(
@@ -177,7 +209,7 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     ):
         footer.append("This page shows radiographs of patients: share it only as the terms of the data allow.")
     return render_page(
-        f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}",
+        f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}{benchmark}",
         lead,
         key_numbers,
         sections,
@@ -214,7 +246,8 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
         return (
             alt,
-            "Observed share of positives against predicted probability; a calibrated model follows the diagonal.",
+            "Observed share of positives against predicted probability; a calibrated model follows the diagonal. "
+            "Findings that could not be calibrated have no panel.",
         )
     if path.name == "subgroups.png":
         return (
@@ -223,6 +256,8 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         )
     if path.name == "training_curves.png":
         return "Curves of the loss, its terms and the AUROC over the epochs.", "The training, epoch by epoch."
+    if path.name in FIGURES_OF_ANALYSES:
+        return FIGURES_OF_ANALYSES[path.name]
     name = path.stem.partition("_")[2]
     subject = next((finding for finding in findings if plots.file_name(finding) == name), name.replace("_", " "))
     if path.name.startswith("similarity_"):

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.calibration import calibrate, reliability_curve
 from evaluation_tier.grounding import MAPS, compute_grids, read_cases, read_region
 from evaluation_tier.metrics import precision_recall_curve, roc_curve
-from evaluation_tier.report import describe_dataset, write_beside
-from evaluation_tier.resampling import QUANTILE_975
-from evaluation_tier.result_tables import order_groups
+from evaluation_tier.report import as_float, describe_dataset, write_beside
+from evaluation_tier.resampling import wilson_interval
+from evaluation_tier.result_tables import has_common_findings, order_groups
 from evaluation_tier.summary import log_odds
 from evaluation_tier.tables import column_name, format_estimate, format_number
 from evaluation_tier.zeroshot import is_scored_by_others
@@ -225,7 +225,7 @@ def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
     """
     blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
     for attribute, result in metrics["subgroups"].items():
-        if result["groups"]:
+        if has_common_findings(result):
             number = len(result["findings_in_mean"])
             heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
             groups = order_groups(result["groups"]).items()
@@ -298,14 +298,6 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % score interval of a binomial share (Wilson 1927), lower and upper bounds."""
-    z = QUANTILE_975
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return centre - half, centre + half
-
-
 def plot_forest(
     blocks: Sequence[tuple[str, Sequence[tuple[str, float | None, Sequence[float | None]]]]],
     path: str | Path,
@@ -356,11 +348,6 @@ def plot_forest(
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-def as_float(value: float | None) -> float:
-    """NaN for None: metrics read back from JSON have None where they had NaN."""
-    return float("nan") if value is None else float(value)
 
 
 def similarity_grids(

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
+from pyarrow.types import is_floating, is_integer
 
-from evaluation_tier.result_tables import evaluation_tables
+from evaluation_tier.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.tables import (
     DASH,
     NOT_MEASURED,
@@ -37,6 +38,18 @@ from modeling_tier.configuration_tier import check_findings
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
 MAX_METRICS_BYTES = 64 * 2**20
+# Of metrics.json, as it is read again: what it must have, what it may have
+METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
+OPTIONAL_KEYS = {
+    "models": list,
+    **dict.fromkeys(("versions", "score_levels", "subgroups", "radiologists"), dict),
+    **dict.fromkeys(("retrieval", "grounding", "sparsity", "robustness"), dict),
+}
+PROTOCOL_KEYS = {
+    **dict.fromkeys(("n_patients", "n_bootstrap", "seed"), int),
+    **dict.fromkeys(("images_skipped", "benchmark_differs"), list),
+    **dict.fromkeys(("findings_left_out", "resamples_dropped"), dict),
+}
 MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
 
@@ -48,6 +61,16 @@ CARD_METRICS = {  # key of metrics.json: its name on the Hub
     "auprc": "average_precision",
     "mcc": "matthews_correlation",
     "f1": "f1",
+}
+CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
+    "benchmark": "Benchmark",
+    "split": "split",
+    "views": "views",
+    "name": "protocol",
+    "prompts": "prompts",
+    "scoring": "scoring",
+    "no_finding": '"No Finding" scored by',
+    "score_level": "score level",
 }
 CARD_PARTS = {  # key of metrics.json: task type and name
     "retrieval": ("feature-extraction", "Retrieval of images and reports"),
@@ -111,6 +134,11 @@ def to_json(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def as_float(value: float | None) -> float:
+    """NaN for None: metrics read back from JSON have None where they had NaN."""
+    return float("nan") if value is None else float(value)
+
+
 def write_metrics(path: str | Path, metrics: Mapping) -> Path:
     """Write `metrics.json`."""
     text = json.dumps(to_json(metrics), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -137,22 +165,48 @@ def read_metrics(folder: str | Path) -> dict:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: evaluate the model again.") from error
-    expected = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
-    for key, kind in expected.items():
-        if not isinstance(metrics, dict) or not isinstance(metrics.get(key), kind):
-            raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    for of, required, kinds in (
+        (metrics, True, METRICS_KEYS),
+        (metrics, False, OPTIONAL_KEYS),
+        (metrics.get("protocol"), False, PROTOCOL_KEYS),
+    ):
+        for key, kind in kinds.items():
+            if (required or key in of) and not isinstance(of.get(key), kind):
+                raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
     for finding, result in metrics["findings"].items():
         for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
             if not isinstance(result, dict) or key not in result:
                 raise ValueError(f"{path} has no {key!r} of {finding!r}: evaluate the model again.")
+    parts = {**metrics["findings"], "mean": metrics["mean"], "score_levels": metrics.get("score_levels") or {}}
+    for part, result in parts.items():
+        for key, value in result.items():
+            if not holds_numbers(value) or key.endswith("_ci95") and not is_interval(value):
+                raise ValueError(
+                    f"{path} has {str(value)[:40]!r} for {key!r} of {part!r}, which is no number: evaluate the model "
+                    "again."
+                )
     return metrics
+
+
+def holds_numbers(value) -> bool:
+    """Whether JSON's value is a number or null, or a list or an object of nothing else."""
+    if isinstance(value, (list, dict)):
+        return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, (int, float))
+
+
+def is_interval(value) -> bool:
+    """Whether JSON's value is null or a list of two."""
+    return value is None or isinstance(value, list) and len(value) == 2
 
 
 def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
     """The images, patients, labels and scores of the findings of `metrics`, from `predictions.parquet`.
 
     Raises:
-        ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`.
+        ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`, and when
+            labels or scores are no numbers.
     """
     path = Path(folder) / "predictions.parquet"
     if not path.is_file():
@@ -165,12 +219,20 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
     try:
         schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
         missing = [column for column in columns if column not in schema.names]
-        if not missing and num_rows == metrics["n_images"] and num_rows * len(columns) <= MAX_PREDICTIONS:
+        of_text = [
+            column
+            for column in columns[2:]
+            if not missing and not (is_floating(schema.field(column).type) or is_integer(schema.field(column).type))
+        ]
+        belongs = not missing and num_rows == metrics["n_images"]
+        if belongs and not of_text and num_rows * len(columns) <= MAX_PREDICTIONS:
             return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
     if num_rows * len(columns) > MAX_PREDICTIONS:
         raise ValueError(f"{path} holds more than {MAX_PREDICTIONS:,} values: it is too large for a report.")
+    if belongs:
+        raise ValueError(f"{path} holds no numbers in the column {of_text[0]!r}: evaluate the model again.")
     what = (
         f"it has no column {missing[0]!r}"
         if missing
@@ -220,7 +282,7 @@ def format_table(metrics: Mapping) -> str:
     ]
     mean = metrics["mean"]
     rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
-    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", has_summary=True)
+    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", num_summary=1)
 
 
 def write_model_card(
@@ -307,17 +369,31 @@ def write_model_card(
         synthetic_training=is_synthetic(training_data),
         synthetic_evaluation=is_synthetic(evaluation_data),
         metrics=data,
+        protocol=describe_protocol(data["protocol"]) if data else "",
         further=further_tables(data) if data else [],
+        has_subgroups=any(map(has_common_findings, ((data or {}).get("subgroups") or {}).values())),
         not_measured=NOT_MEASURED,
     )
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def describe_protocol(protocol: Mapping) -> str:
+    """What an evaluation did, in one sentence, and how its data differ from the benchmark's."""
+    parts = [f"{name} {protocol[key]}" for key, name in CARD_PROTOCOL.items() if protocol.get(key) is not None]
+    text = ", ".join(parts)
+    return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 
 def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
     """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
     sections = evaluation_tables(metrics)
     tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
-    tables += [table for key in ("radiologists", "retrieval", "grounding") for table in sections.get(key, [])[:1]]
+    tables += [table for key in ("radiologists", "retrieval") for table in sections.get(key, [])[:1]]
+    tables += [  # whose titles alone would not say of what they are
+        table._replace(title=f"{key.capitalize()}: {table.title[0].lower()}{table.title[1:]}")
+        for key, number in {"grounding": 2, "sparsity": 1, "robustness": None}.items()
+        for table in sections.get(key, [])[:number]
+    ]
     texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
     return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
 

@@ -444,6 +444,20 @@ def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarr
     )
 
 
+def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The 95 % score interval of a binomial share (Wilson 1927): lower and upper bounds, each like `share`.
+
+    Args:
+        share (`np.ndarray`): in [0, 1].
+        count (`np.ndarray`): of what the share is, above 0.
+    """
+    z = QUANTILE_975
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
+
+
 def midranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, the mean rank among equal values."""
     _, group, count = np.unique(values, return_inverse=True, return_counts=True)

@@ -68,7 +68,7 @@ def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: M
         cells = (cell(mean, key) if key in mean else "" for key in columns)
         rows.append((f"Mean of {len(findings)}", *cells))
     headers = (f"{header} (95 % CI)" if key in with_interval else header for key, header in columns.items())
-    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), has_mean)
+    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), int(has_mean))
 
 
 def results_table(metrics: Mapping) -> Table:
@@ -122,6 +122,16 @@ def calibration_table(metrics: Mapping) -> Table | None:
         "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both. Intervals "
         "take scale and bias as given. A finding whose score ranks images the wrong way has one probability for all."
     )
+    lacking = [
+        name
+        for name, result in metrics["findings"].items()
+        if "scale" in result and format_cell(result["scale"]) == DASH
+    ]
+    if lacking:
+        note += (
+            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and scores "
+            "that differ."
+        )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
 
@@ -131,10 +141,16 @@ def score_levels_table(metrics: Mapping) -> Table | None:
     if not levels:
         return None
     note = "The same images scored by the whole image and by its patches."
-    if all(isinstance(value, Mapping) for value in levels.values()):
-        return matrix_table("score-levels", "Kinds of score", note, levels, "Score")
-    rows = tuple((column_name(level), format_cell(value)) for level, value in levels.items())
-    return Table("score-levels", "Kinds of score", note, ("Score", "AUROC, mean"), rows, "lr")
+    numbers = {  # older evaluations have the AUROC alone
+        level: value if isinstance(value, Mapping) else {"auroc": value} for level, value in levels.items()
+    }
+    rows = tuple(
+        (column_name(level), format_estimate(value.get("auroc"), value.get("auroc_ci95")))
+        for level, value in numbers.items()
+    )
+    with_interval = any("auroc_ci95" in value for value in numbers.values())
+    header = ("Score", f"AUROC, mean{' (95 % CI)' if with_interval else ''}")
+    return Table("score-levels", "Kinds of score", note, header, rows, "lr")
 
 
 def subgroup_tables(metrics: Mapping) -> list[Table]:
@@ -147,9 +163,8 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         groups = order_groups(result.get("groups") or {})
         if not groups:
             continue
-        name = column_name(attribute)
-        in_mean = result.get("findings_in_mean") or []
-        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean) or 'none'}). "
+        name, in_mean = column_name(attribute), result.get("findings_in_mean") or []
+        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean)}). "
         note += (
             "The gap is the highest minus the lowest, so it is above 0 by chance alone; its interval is that of these "
         )
@@ -160,10 +175,11 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
             )
             note += "of the groups."
         left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
+        aside = ""
         if left_out:
-            note += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
+            aside += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
         if unknown:
-            note += f" Images of unknown group: {unknown:,}."
+            aside += f" Images of unknown group: {unknown:,}."
         rows = []
         for group, numbers in groups.items():
             mean = numbers.get("mean") or {}
@@ -174,7 +190,9 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
             rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         header = (name, "Images", "AUROC, mean (95 % CI)")
         slug = f"subgroups-{anchor(attribute)}"
-        tables.append(Table(slug, f"By {name.lower()}", note, header, tuple(rows), "lrr", bool(gap)))
+        if in_mean:
+            title = f"By {name.lower()}"
+            tables.append(Table(slug, title, note + aside, header, tuple(rows), "lrr", 1 if gap else 0))
 
         rows, gaps = [], result.get("gap") or {}
         for finding in metrics["findings"]:
@@ -184,10 +202,17 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
                 rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         if rows:
             note = "AUROC of each finding in each group that has enough cases of it."
+            if not in_mean:
+                note += f" No finding has enough in every group, so the groups have no mean to compare.{aside}"
             header = ("Finding", *groups, "Gap (95 % CI)")
             title = f"Each finding by {name.lower()}"
             tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
     return tables
+
+
+def has_common_findings(result: Mapping) -> bool:
+    """Whether the groups of an attribute have a finding in common, by which they compare."""
+    return bool(result.get("groups") and result.get("findings_in_mean"))
 
 
 def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
@@ -228,8 +253,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
         f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
         "0 leaves it open."
     )
-    has_mean = len(parts) > len(findings)
-    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", has_mean)
+    num_means = len(parts) - len(findings)
+    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)
     header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
     note = "The model at its threshold and each radiologist, against the reference labels."
     return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
@@ -242,6 +267,8 @@ def protocol_table(metrics: Mapping) -> Table:
     for key, value in metrics["protocol"].items():
         if key == "images_skipped":  # how many, never which: their names may identify patients
             value = len(value)
+        if key == "benchmark_differs":
+            value = " ".join(value)
         if key not in skipped:
             rows.append((column_name(key), value if isinstance(value, str) else format_cell_of_all(value)))
     dropped = {name: n for name, n in (metrics["protocol"].get("resamples_dropped") or {}).items() if n}
@@ -281,6 +308,26 @@ def retrieval_tables(retrieval: Mapping) -> list[Table]:
     return [Table("retrieval", "Retrieval", note, header, tuple(rows), "llrrr")] if rows else []
 
 
+GROUNDING_MEASURES = {  # what the names of measures begin with: what they are; see `grounding.METRICS`
+    "pointing": "Pointing: how often the highest pixel lies in the region.",
+    "pixel_auroc": "Pixel AUROC: how often a pixel inside is higher than one outside; 0.5 is chance.",
+    "cnr": "CNR: the difference of the means inside and outside over the noise, without its sign.",
+    "signed_cnr": "Signed CNR is below 0 where the map is lower inside.",
+    "miou": "IoU: the share that region and map have in common of all that either covers; 1 is perfect.",
+    "miou_cosine": "mIoU cosine: its mean where the cosine reaches 0.1, 0.2, 0.3, 0.4 and 0.5.",
+    "miou_scaled": "mIoU scaled: the same of the map scaled to 0 to 1 on each image.",
+    "dice": "Dice: as IoU, but what both cover counts twice.",
+    "iou_top": "IoU top 5 %: of the 5 % highest pixels of the image, and so on.",
+    "iou_best": "IoU best and Dice best: where the scaled map reaches the best threshold of the finding.",
+    "iou_best_optimistic": "Optimistic: that threshold was chosen on these very regions, which flatters.",
+}
+
+
+def measure_name(key: str) -> str:
+    """What a measure of grounding is called: "iou_top_5" is "IoU top 5 %"."""
+    return f"{column_name(key)} %" if key.startswith("iou_top_") else column_name(key)
+
+
 def grounding_tables(grounding: Mapping) -> list[Table]:
     """Maps beside what needs no model, and each finding; the layout is that of [`grounding.evaluate_grounding`]."""
     mean = grounding.get("mean") or {}
@@ -296,17 +343,16 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
 
     measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
     of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
-    note = (
+    sentences = [
         f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
-        f"{format_cell(mean.get('n_patients'))} patients{of}. Pointing: how often the highest pixel lies in the "
-        "region; pixel AUROC: how often a pixel inside is higher than one outside; CNR: contrast to noise; IoU and "
-        "Dice: overlap, 1 being perfect."
-    )
-    rows = tuple((column_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
+        f"{format_cell(mean.get('n_patients'))} patients{of}.",
+        *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
+    ]
+    rows = tuple((measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
     header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
-    tables = [Table("grounding", "Maps of the model", note, header, rows, "l" + "r" * len(maps))]
+    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, rows, "l" + "r" * len(maps))]
     rows = tuple(
-        (column_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
+        (measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
     )
     note = (
         "What needs no map of the image: the average map of all images, the mean region of the finding in other "
@@ -321,7 +367,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
         rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
     if rows:
         note = "The map above the average one. Few regions give wide intervals, or none."
-        header = ("Finding", "Regions", *(f"{column_name(key)} (95 % CI)" for key in shown))
+        header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in shown))
         align = "lr" + "r" * len(shown)
         tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
     return tables
@@ -361,12 +407,13 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
     if wordings.get("auroc"):
         intervals = wordings.get("auroc_ci95") or {}
         rows = [(name, format_estimate(value, intervals.get(name))) for name, value in wordings["auroc"].items()]
-        rows += [
+        summary = [
             (f"{name} over the wordings", format_cell(wordings.get(name))) for name in ("mean", "min", "max", "sd")
         ]
         note = "Mean AUROC when the same is asked in other words: the less it moves, the better."
         header = ("Wording", "AUROC, mean (95 % CI)")
-        tables.append(Table("robustness-wordings", "Wordings", note, header, tuple(rows), "lr"))
+        rows = (*rows, *summary)
+        tables.append(Table("robustness-wordings", "Wordings", note, header, rows, "lr", len(summary)))
     negation = (robustness.get("negation") or {}).get("mean") or {}
     if negation:
         note = (
@@ -381,7 +428,8 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
             "The share of images nearer to the sentence of the side that the report states, the same of mirrored "
             "images, whose side is the other (0.5 is chance), and the share whose preference mirroring turns round."
         )
-        tables.append(matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding"))
+        table = matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding")
+        tables.append(table._replace(num_summary=1 if sides.get("all") else 0))
     empty = (robustness.get("empty_images") or {}).get("findings") or {}
     if empty:
         cells = {}

@@ -37,7 +37,7 @@ class Table(NamedTuple):
         header: of each column.
         rows: text cells; the first of each row names the row.
         align: per column "l", "r", or "p" for text of many words.
-        has_summary: whether the last row sums up the others.
+        num_summary: how many of the last rows sum up the others.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Table(NamedTuple):
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     align: str
-    has_summary: bool = False
+    num_summary: int = 0
 
 
 # Cells
@@ -137,8 +137,8 @@ def matrix_table(
 # Formats
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, has_summary: bool = False) -> str:
-    """A table for the terminal, with rules of hyphens under the header and above a summary."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, num_summary: int = 0) -> str:
+    """A table for the terminal, with rules of hyphens under the header and above the rows that sum up the others."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -150,8 +150,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str,
 
     rule = "  ".join("-" * width for width in widths)
     lines = [line(header), rule, *map(line, rows)]
-    if has_summary:
-        lines.insert(-1, rule)
+    if num_summary:
+        lines.insert(-num_summary, rule)
     return "\n".join(lines)
 
 
@@ -168,8 +168,8 @@ def markdown_table(table: Table) -> str:
         ["---:" if side == "r" else "---" for side in table.align],
     ]
     rows = [[markdown_cell(cell) for cell in row] for row in table.rows]
-    if table.has_summary:
-        rows[-1] = [f"**{cell}**" if cell else "" for cell in rows[-1]]
+    for row in rows[len(rows) - table.num_summary :]:
+        row[:] = [f"**{cell}**" if cell else "" for cell in row]
     lines += rows
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -201,8 +201,8 @@ def latex_table(table: Table) -> str:
         return " & ".join(map(latex_cell, cells)) + r" \\"
 
     rows = [line(row) for row in table.rows]
-    if table.has_summary:
-        rows.insert(-1, r"\midrule")
+    if table.num_summary:
+        rows.insert(-table.num_summary, r"\midrule")
     caption = latex_cell(f"{table.title}. {table.note}".strip())
     columns = table.align.replace("p", r"p{0.7\linewidth}")
     return "\n".join(

@@ -42,13 +42,34 @@ def test_prints_and_writes_when_asked(folders, tmp_path, capsys):
     [
         (["--n_bootstrap", "0"], "--n_bootstrap must be at least 1, but is 0."),
         (["--seed", "-1"], "--seed must not be negative, but is -1."),
+        (["--n_boot", "5"], "unknown option --n_boot: did you mean --n_bootstrap?"),
+        (["--frist", "5"], "unknown option --frist: see --help."),
+        (["runs/third"], "unknown argument runs/third: see --help."),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(folders, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         main([*folders, *arguments, "--output_dir", str(tmp_path / "both")])
-    assert exit_.value.code == 2 and capsys.readouterr().err == f"tier-compare: error: {message}\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == f"compare_results.py: error: {message}\n"
     assert not (tmp_path / "both").exists()
+
+
+def test_without_folders_it_says_which_are_missing(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["a"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "compare_results.py: error: the following arguments are required: B\n"
+
+
+@pytest.mark.parametrize("name", ["file", "file/both"])
+def test_an_output_folder_that_cannot_be_is_refused_before_the_work(folders, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit) as exit_:
+        main([*folders, "--output_dir", str(tmp_path / name)])
+    output = capsys.readouterr()
+    assert exit_.value.code == 2 and output.out == ""
+    assert "cannot be written: choose another --output_dir." in output.err
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_damaged_file_is_one_sentence(folders, tmp_path, capsys):

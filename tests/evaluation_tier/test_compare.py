@@ -159,7 +159,7 @@ def test_table(make_result):
     for part in (comparison["findings"]["A"], comparison["mean"]):
         part["auroc"] |= {"difference_ci95": [-0.25, 0.5], "p_bootstrap": 0.0001}
     table = comparison_tables(comparison)["auroc"][0]
-    assert text_table(table.header, table.rows, table.align, table.has_summary).splitlines() == [
+    assert text_table(table.header, table.rows, table.align, table.num_summary).splitlines() == [
         "Finding    Positives  AUROC, A  AUROC, B    B minus A (95 % CI)       p",
         "---------  ---------  --------  --------  ---------------------  ------",
         "A                  2     0.750     1.000  0.250 (-0.250, 0.500)   0.480",

@@ -162,6 +162,40 @@ def test_warns_of_flattering_thresholds_and_synthetic_images(write, metrics):
     assert "Evaluation on phantom:seed=1 (synthetic)" in text and "say nothing about patients" in text
 
 
+def test_data_that_are_not_the_benchmarks_are_said_at_the_top(write, metrics):
+    folder = write(metrics)
+    page = page_of(folder, metrics)
+    assert len([tag for tag in page.all("p") if tag.get("class") == "notice"]) == 1
+    assert page.text[page.text.index("Evaluation on mine") :][0] == "Evaluation on mine"
+    sentences = ["It has 5 images and not 500.", "It has 2 findings and not 5."]
+    metrics["protocol"] |= {"benchmark": "chexpert-5", "benchmark_differs": sentences}
+    page = page_of(folder, metrics)
+    assert len([tag for tag in page.all("p") if tag.get("class") == "notice"]) == 2
+    assert page.text.count("Evaluation on mine, benchmark chexpert-5") == 2  # of the window, and on the page
+    assert page.text.count(" ".join(sentences)) == 2  # at the top, and in the protocol
+
+
+def test_the_page_reads_as_sentences(write, metrics):
+    folder = write(metrics)
+    for name in ("grounding", "sparsity", "robustness"):
+        Image.new("L", (30, 20)).save(folder / f"{name}.png")
+    page = page_of(folder, metrics)
+    assert "A dash (–) stands for what could not be measured." in "".join(page.text)
+    for begin in ("The regions on which", "Above, the similarities", "Whether scores hold"):
+        assert any(text.startswith(begin) for text in page.text)
+    for image, begin in zip(page.all("img"), ("A sheet of", "Curves of", "Five panels"), strict=True):
+        assert image["alt"].startswith(begin)
+
+
+def test_a_rule_stands_above_the_rows_that_sum_up(write, metrics):
+    wordings = {"auroc": {"name": 0.5}, "mean": 0.5, "min": 0.4, "max": 0.6, "sd": 0.1}
+    metrics["robustness"] = {"wordings": {"mean": wordings}}
+    page = page_of(write(metrics), metrics)
+    classes = [row.get("class") for row in page.all("tr")]
+    first = classes.index("summary")  # of the wordings; the other tables have one such row at most
+    assert classes[first - 2 : first + 3] == [None, "summary first", "summary", "summary", "summary"]
+
+
 def test_a_malicious_name_is_text(write, metrics):
     pytest.importorskip("matplotlib")
     metrics["findings"] = {EVIL: metrics["findings"]["Edema"]}
@@ -214,6 +248,57 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.json"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, "x", f"has no '{key}' as an")
+            for key in ("retrieval", "grounding", "score_levels", "subgroups", "mean")
+        ),
+        *((key, ["x"], f"has no '{key}' as an") for key in ("radiologists", "sparsity", "robustness", "versions")),
+        ("models", {"m": 1}, "has no 'models' as an"),
+        ("protocol", {"n_patients": "4"}, "has no 'n_patients' as an"),
+        ("protocol", {"images_skipped": 3}, "has no 'images_skipped' as an"),
+        ("protocol", {"benchmark_differs": "It has"}, "has no 'benchmark_differs' as an"),
+        ("mean", {"auroc": "high"}, "has 'high' for 'auroc' of 'mean', which is no number: evaluate"),
+        ("score_levels", {"global": {"auroc": "high"}}, "for 'global' of 'score_levels', which is no number"),
+        ("retrieval", {"image_to_text": {"r": "x", "r_ci95": 1}}, r"is not as an evaluation writes it \(TypeError"),
+        ("grounding", {"mean": {"maps": {"above_average": 1}}}, r"is not as an evaluation writes it \("),
+        ("subgroups", {"sex": {"groups": {"F": 1}}}, r"is not as an evaluation writes it \("),
+        ("sparsity", {"models": {"m": 1}}, r"is not as an evaluation writes it \("),
+        ("robustness", {"wordings": {"mean": 1}}, r"is not as an evaluation writes it \("),
+    ],
+)
+def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, key, value, message):
+    folder = write(metrics | {key: value})
+    with pytest.raises(ValueError, match=message):
+        write_report(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"auroc": "high"}, "metrics.json has 'high' for 'auroc' of 'Edema', which is no number: evaluate the model"),
+        ({"threshold": "low"}, "has 'low' for 'threshold' of 'Edema'"),
+        ({"auroc_ci95": [0.5]}, r"has '\[0.5\]' for 'auroc_ci95' of 'Edema'"),
+        ({"thresholds": {"mcc": "x"}}, "for 'thresholds' of 'Edema'"),
+    ],
+)
+def test_results_that_are_no_numbers_are_refused(write, metrics, changes, message):
+    metrics["findings"]["Edema"] |= changes
+    with pytest.raises(ValueError, match=message):
+        write_report(write(metrics))
+
+
+def test_predictions_that_are_no_numbers_are_refused(write, metrics):
+    folder = write(metrics)
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    write_predictions(folder / "predictions.parquet", predictions.astype({"score_Edema": str}))
+    with pytest.raises(ValueError, match="predictions.parquet holds no numbers in the column 'score_Edema': evaluate"):
+        write_report(folder)
 
 
 def test_files_of_two_evaluations_are_refused(write, metrics):

@@ -206,6 +206,53 @@ def test_card_tells_what_else_was_measured(folder, metrics):
     text.encode("ascii")
 
 
+def test_card_says_how_it_was_evaluated(folder, metrics):
+    write_model_card(folder, metrics)
+    assert "\nSplit validation, prompts report, scoring difference.\n" in read_card(folder)[1]
+    metrics["protocol"] |= {"name": "chexzero", "benchmark": "chexpert-5", "score_level": "both-max", "views": "all"}
+    metrics["protocol"] |= {"benchmark_differs": ["It has 355 images and not 500."], "no_finding": "others"}
+    write_model_card(folder, metrics)
+    expected = (
+        "Benchmark chexpert-5, split validation, views all, protocol chexzero, prompts report, scoring difference, "
+        '"No Finding" scored by others, score level both-max. It has 355 images and not 500.\n'
+    )
+    assert expected in read_card(folder)[1]
+
+
+def test_card_has_baselines_and_the_short_tables_of_all_analyses(folder, metrics):
+    part = {
+        "maps": {"above_average": {"pointing": {"mean": 0.25, "ci95": [0.125, 0.5]}}},
+        "baselines": {"center": {"pointing": {"mean": 0.375, "ci95": None}}},
+    }
+    metrics["grounding"] = {"mean": part}
+    words = {"all": {"n_words": 10, "gini": 0.25}}
+    sparse = {"num_patches": 49, "token_entropy": 3.5, "token_entropy_ci95": [3.0, 4.0], "words": words}
+    metrics["sparsity"] = {"models": {"m": sparse}}
+    metrics["robustness"] = {
+        "wordings": {"mean": {"auroc": {"name": 0.5}, "auroc_ci95": {"name": [0.25, 0.75]}, "mean": 0.5}},
+        "degradations": {"JPEG quality 10": {"findings": {}, "mean": {"auroc": 0.5, "drop": 0.25}}},
+    }
+    write_model_card(folder, metrics)
+    text = read_card(folder)[1]
+    assert "\n### Grounding: without the image\n" in text and "| Pointing | 0.375 |\n" in text
+    assert (
+        "\n### Sparsity: entropies\n" in text
+        and "| m | 3.5000 (3.0000, 4.0000) |\n" in text
+        and "gini" not in text.lower()
+    )
+    assert "\n### Robustness: wordings\n" in text and "| name | 0.500 (0.250, 0.750) |\n" in text
+    assert "\n### Robustness: degraded images\n" in text and "| JPEG quality 10 | 0.500 | 0.250 |\n" in text
+    text.encode("ascii")
+
+
+def test_card_leaves_out_an_attribute_whose_groups_have_nothing_in_common(folder, metrics):
+    group = {"n_images": 9, "mean": {"auroc": None, "auroc_ci95": [None, None]}, "auroc": {"Cardiomegaly": 0.75}}
+    metrics["subgroups"] = {"age": {"groups": {"18-39": group, "40-59": group}, "findings_in_mean": []}}
+    write_model_card(folder, metrics)
+    text = read_card(folder)[1]
+    assert "By age" not in text and "on subgroups by sex, age or origin: not measured" in text
+
+
 def test_card_is_clean(folder, metrics):
     text = write_model_card(folder, metrics, {"dataset": "iu_cxr", "epochs": np.int64(3)}).read_text()
     for leftover in ("!!python", "{{", "}}", "{%", "%}", "None", "nan", "Undefined", "\n\n\n"):

@@ -22,6 +22,7 @@ from evaluation_tier.resampling import (
     paired_bootstrap,
     percentile_interval,
     subgroup_metrics,
+    wilson_interval,
 )
 
 
@@ -459,3 +460,9 @@ def test_subgroups_without_two_groups_have_no_gap():
         subgroup_metrics(labels, scores, ["F"] * 59, draws, findings=["a"])
     with pytest.raises(ValueError, match="share their resamples"):
         subgroup_metrics(labels, scores, ["F"] * 60, draws[None], findings=["a"])
+
+
+def test_the_interval_of_a_share():
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611
+    low, high = wilson_interval(np.array([81 / 263, 0.0]), np.array([263, 20]))
+    assert low == pytest.approx([0.2553, 0.0], abs=5e-5) and high == pytest.approx([0.3662, 0.1611], abs=5e-5)

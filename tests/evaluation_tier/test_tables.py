@@ -29,7 +29,7 @@ TABLE = Table(
     ("Finding", "AUROC (95 % CI)", "Change"),
     (("Nodule|Mass_1", "0.900 (0.850, 0.950)", "-0.010"), ("Edema & more", "–", "0.020"), ("Mean of 2", "0.900", "")),
     "lrr",
-    True,
+    1,
 )
 
 
@@ -108,13 +108,23 @@ def test_markdown_escapes_what_would_be_markup():
 
 
 def test_terminal():
-    assert text_table(("Name", "N"), [("a", "10"), ("Mean", "5")], "lr", has_summary=True).splitlines() == [
+    assert text_table(("Name", "N"), [("a", "10"), ("Mean", "5")], "lr", num_summary=1).splitlines() == [
         "Name   N",
         "----  --",
         "a     10",
         "----  --",
         "Mean   5",
     ]
+
+
+def test_several_rows_may_sum_up_the_others():
+    table = TABLE._replace(rows=(*TABLE.rows, ("Highest", "0.950", "")), num_summary=2)
+    lines = text_table(table.header, table.rows, table.align, table.num_summary).splitlines()
+    assert lines[1] == lines[4] and lines[5].startswith("Mean of 2") and lines[6].startswith("Highest")
+    lines = latex_table(table).splitlines()
+    assert lines[-6] == r"\midrule" and lines[-5].startswith("Mean of 2") and lines[-4].startswith("Highest")
+    lines = markdown_table(table).splitlines()
+    assert lines[-3].startswith("| Edema") and lines[-2].startswith("| **Mean") and lines[-1].startswith("| **High")
 
 
 def test_cells():
@@ -171,7 +181,10 @@ def test_everything_optional_has_its_table(metrics):
         "n_uncertain": 3,
         "n_missing": 1,
     }
-    metrics["score_levels"] = {"global": 0.9, "patch_max": None}
+    metrics["score_levels"] = {
+        "global": {"auroc": 0.9, "auroc_ci95": [0.85, 0.95]},
+        "patches-max": {"auroc": None, "auroc_ci95": [None, None]},
+    }
     labels = np.array([[1, 1, 0, 0, 1, 0]]).T
     scores = np.array([[0.9, 0.8, 0.1, 0.2, 0.5, 0.6]]).T
     sexes = ["F", "F", "F", "F", "M", "M"]
@@ -191,7 +204,8 @@ def test_everything_optional_has_its_table(metrics):
     assert operating.rows[0] == ("A", "0.0123", "0.750 (0.700, 0.800)", "0.250", "0.400")
     assert thresholds.rows == (("A", "0.0123", "-0.0100", "0.0200"), ("B", "–", "–", "–"))
     assert sections["calibration"][0].rows == (("A", "0.100", "0.050"), ("B", "–", "–"))
-    assert sections["score_levels"][0].rows == (("Global", "0.900"), ("Patch max", "–"))
+    assert sections["score_levels"][0].rows == (("Global", "0.900 (0.850, 0.950)"), ("Patches-max", "–"))
+    assert sections["score_levels"][0].header == ("Score", "AUROC, mean (95 % CI)")
     sex, of_findings = sections["subgroups"]
     assert sex.header == ("Sex", "Images", "AUROC, mean (95 % CI)")
     assert sex.rows == (
@@ -211,6 +225,33 @@ def test_everything_optional_has_its_table(metrics):
     assert model.rows[0][1:3] == ("0.707", "0.707") and model.rows[0][3].startswith("0.000 (")
     assert readers.rows[0] == ("A", "Model", "0.707", "0.800", "0.667", "0.000", "1.000")
     assert readers.rows[1] == ("A", "R1", "0.707", "0.800", "0.667", "0.000", "1.000")
+
+
+def test_kinds_of_score_of_an_older_evaluation(metrics):
+    (table,) = evaluation_tables(metrics | {"score_levels": {"global": 0.9, "both-max": None}})["score_levels"]
+    assert table.rows == (("Global", "0.900"), ("Both-max", "–")) and table.header == ("Score", "AUROC, mean")
+
+
+def test_groups_without_a_common_finding_have_no_mean(metrics):
+    group = {"n_images": 9, "mean": {"auroc": None, "auroc_ci95": [None, None]}}
+    groups = {"AP": group | {"auroc": {"A": 0.75}}, "PA": group | {"auroc": {"B": 0.5}}}
+    view = {"groups": groups, "findings_in_mean": [], "mean_gap": None, "left_out": {"LL": "3 images"}, "n_unknown": 4}
+    (table,) = evaluation_tables(metrics | {"subgroups": {"view": view}})["subgroups"]
+    assert table.rows == (("A", "0.750", "–", "–"), ("B", "–", "0.500", "–"))
+    assert "so the groups have no mean to compare. Left out: LL (3 images). Images of unknown group: 4." in table.note
+    for numbers in groups.values():
+        numbers["auroc"] = {}
+    assert "subgroups" not in evaluation_tables(metrics | {"subgroups": {"view": view}})
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_finding_that_is_not_calibrated_has_a_reason(metrics, missing):
+    for result in metrics["findings"].values():
+        result |= {"scale": 30.0, "brier": 0.1}
+    assert "Not calibrated" not in evaluation_tables(metrics)["calibration"][0].note
+    metrics["findings"]["B"] |= {"scale": missing, "brier": missing}
+    (table,) = evaluation_tables(metrics)["calibration"]
+    assert "Not calibrated: B. That needs both classes" in table.note and table.rows[1] == ("B", "–")
 
 
 def test_groups_of_age_stand_in_their_order():
@@ -263,6 +304,12 @@ def test_grounding(metrics):
         ("Pixel AUROC", "0.750", "0.750"),
     )
     assert "3 regions of 2 patients" in maps.note
+    assert "Pointing: how often the highest pixel" in maps.note and "IoU" not in maps.note  # of what is shown
+    numbers |= {"iou_top_5": {"mean": 0.25}, "iou_best_optimistic": {"mean": 0.5}, "dice_best_optimistic": {}}
+    more = evaluation_tables(metrics | {"grounding": grounding})["grounding"][0]
+    assert [row[0] for row in more.rows[2:]] == ["IoU top 5 %", "IoU best optimistic", "Dice best optimistic"]
+    for sentence in ("IoU top 5 %: of the 5 % highest", "IoU best and Dice best: ", "Optimistic: that threshold was"):
+        assert sentence in more.note
     assert baselines.rows == (("Pointing", "0.125"), ("Pixel AUROC", "–"))
     assert findings.rows == (("A", "1", "0.500 (0.250, 0.750)", "0.750"),)
 
@@ -294,6 +341,7 @@ def test_robustness(metrics):
         "sd over the wordings",
         "0.125",
     )
+    assert tables[0].num_summary == 4 and tables[0].rows[-4][0] == "mean over the wordings"
     assert tables[1].rows == (("name", "0.500 (0.250, 0.750)"),)
     assert tables[2].rows == (("A", "0.500 *"),)
     assert tables[3].rows == (("JPEG quality 10", "0.500", "0.250"),)
