@@ -156,10 +156,8 @@ def test_what_a_classifier_cannot_be_asked(probe, argv, message, tmp_path, capsy
 
 def test_a_classifier_and_a_model_of_images_and_texts_are_no_ensemble(base, probe, tmp_path, capsys):
     message = refused(capsys, eval_zeroshot, probe, base, "--data", DATA, "--output_dir", tmp_path / "evaluation")
-    assert (
-        message
-        == f"{base.parent.name}/{base.name} is no classifier, and has no score in common with one: evaluate it by itself."
-    )
+    name = f"{base.parent.name}/{base.name}"
+    assert message == f"{name} is no classifier, and has no score in common with one: evaluate it by itself."
 
 
 @pytest.mark.slow

@@ -173,7 +173,8 @@ def test_a_head_from_prompts_starts_with_the_zero_shot_auroc(preset, tmp_path, p
                                prompts)  # fmt: skip
     # a random dual encoder's scores differ by little more than what zero-shot scores are rounded to, so that some tie
     assert metrics["auroc"] == pytest.approx(expected["mean"], abs=0.005)
-    assert [metrics[f"auroc_{finding}"] for finding in FINDINGS] == [expected[finding] for finding in FINDINGS]
+    for finding in FINDINGS:
+        assert metrics[f"auroc_{finding}"] == pytest.approx(expected[finding], abs=0.01)
     odds = [(labels[:, i] == 1).sum() / (labels[:, i] == 0).sum() for i in range(3)]
     assert classifier.classifier.bias.exp().tolist() == pytest.approx(odds)
 
