@@ -225,6 +225,8 @@ def train(
         print(f"Skipped {len(trainer.unreadable)} training images that do not decode: {', '.join(trainer.unreadable)}")
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a process that is gone too early aborts those that still talk to it
+    trainer.accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
