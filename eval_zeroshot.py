@@ -221,9 +221,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def find_existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+
+
 def check_writable(folder: Path, option: str) -> None:
     """ValueError when the folder could not be written; known before any work, without making it."""
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    existing = find_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
 
@@ -447,8 +452,7 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
     from evaluation_tier.zeroshot import is_scored_by_others
 
     folder = Path(args.output_dir)
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=existing) as made:
+    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=find_existing(folder)) as made:
         files = make_files(args, evaluation, Path(made))
         written = [folder / path.name for path in files]
         for path in written:

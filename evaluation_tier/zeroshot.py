@@ -126,9 +126,15 @@ def evaluate_zero_shot(
         {level: values[mask] for level, values in levels.items()}
         for levels, mask in zip(scores, readable, strict=True)
     ]
-    by_others = [i for i, finding in enumerate(findings) if normalize_name(finding) in NO_FINDING]
-    if are_logits or protocol.no_finding != "others":
-        by_others = []
+    described = {"name": protocol.name, "source": protocol.source, "prompts": prompts_name(protocol.prompts)}
+    described |= {"scoring": protocol.scoring, "no_finding": protocol.no_finding, "score_level": score_level}
+    if are_logits:
+        described = {"name": "classifier", "prompts": "none (trained heads)", "scoring": "logit"}
+        if protocol.name != "report":
+            logger.warning("The protocol %r has no effect on classifiers, which score by their logits.", protocol.name)
+    elif replaced_prompts:
+        described["prompts_replaced"] = [finding for finding in findings if finding in replaced_prompts]
+    by_others = [i for i, finding in enumerate(findings) if is_scored_by_others(finding, described)]
     if by_others:
         score_by_others(scores, findings, by_others)
 
@@ -168,14 +174,6 @@ def evaluate_zero_shot(
     intervals = "95 % percentile bootstrap over patients"
     if protocol.resampling == "chexzero":
         intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
-    described = {"name": protocol.name, "source": protocol.source, "prompts": prompts_name(protocol.prompts)}
-    described |= {"scoring": protocol.scoring, "no_finding": protocol.no_finding, "score_level": score_level}
-    if are_logits:
-        described = {"name": "classifier", "prompts": "none (trained heads)", "scoring": "logit"}
-        if protocol.name != "report":
-            logger.warning("The protocol %r has no effect on classifiers, which score by their logits.", protocol.name)
-    elif replaced_prompts:
-        described["prompts_replaced"] = [finding for finding in findings if finding in replaced_prompts]
     metrics = {
         "dataset": dataset_name,
         "protocol": {
