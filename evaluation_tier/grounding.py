@@ -411,7 +411,8 @@ def evaluate_grounding(
     """How well a model's maps lie on the marked regions, beside what needs no model, with intervals.
 
     Metrics, for each region (one finding, or one sentence, on one image), then averaged: see in `map_metrics`
-    `pointing_game`, `pixel_auroc`, `contrast_to_noise` (`cnr` as published, and `signed_cnr`), `overlap` and `top_percent_overlap`.
+    `pointing_game`, `pixel_auroc`, `contrast_to_noise` (`cnr` as published, and `signed_cnr`), `overlap` and
+    `top_percent_overlap`.
     `miou_cosine` is the mean IoU at the thresholds 0.1 to 0.5 of the map as it is (BioViL: Boecking et al., ECCV
     2022); `miou_scaled` and `dice_scaled` are means at the same of the map scaled to 0..1; `iou_best` and `dice_best`
     are taken at the best of 0.05, 0.10 to 0.95 of the scaled map, one per finding and per map or baseline, as
