@@ -260,7 +260,7 @@ def write_openclip(folder: Path, model, image_processor, tokenizer, name: str) -
     from safetensors.torch import save_file
     from transformers.image_utils import PILImageResampling
 
-    from modeling_tier.convert import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, to_openclip
+    from modeling_tier.checkpoints import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, to_openclip
 
     tensors, model_cfg = to_openclip(model.to_clip())
     notes = []
@@ -291,7 +291,7 @@ def convert(args: argparse.Namespace) -> None:
     from transformers import CLIPConfig
     from transformers.utils import logging
 
-    from modeling_tier.convert import load_source, open_source
+    from modeling_tier.checkpoints import load_source, open_source
 
     logging.disable_progress_bar()  # those of loading and writing weights
     output = Path(os.path.abspath(args.output))

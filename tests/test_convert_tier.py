@@ -21,7 +21,9 @@ from transformers import (
 
 import convert_tier
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
-from modeling_tier.convert import KINDS, dual_names, to_layout, to_openclip
+from modeling_tier.checkpoints import KINDS, to_openclip
+from modeling_tier.checkpoints.layout import to_layout
+from modeling_tier.checkpoints.tier import dual_names
 from processing_tier import TierProcessor, train_tokenizer
 
 CHEXZERO_FILE = "best_128_5e-05_original_22000_0.855.pt"
@@ -43,7 +45,7 @@ def tokenizer_folder(tmp_path, tokenizer):
 
 @pytest.fixture
 def make_clip(tokenizer):
-    """Function that makes a small TIER model of random weights; a test of each layout is in test_convert.py."""
+    """Function that makes a small TIER model of random weights; a test of each layout is in test_layouts.py."""
 
     def make(image_size=64, patch_size=32, **options):
         torch.manual_seed(0)

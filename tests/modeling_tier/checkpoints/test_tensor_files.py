@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modeling_tier.tensor_files import JSON_LIMIT, read_json, read_tensors
+from modeling_tier.checkpoints.tensor_files import JSON_LIMIT, read_json, read_tensors
 
 SYSTEM = f"{os.system.__module__}.system"  # posix.system, or nt.system
 

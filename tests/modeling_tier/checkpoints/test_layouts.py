@@ -13,19 +13,12 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
-from modeling_tier.convert import (
-    Source,
-    clip_config,
-    clip_names,
-    detect_kind,
-    dual_names,
-    from_layout,
-    load_source,
-    open_source,
-    resnet_config,
-    to_layout,
-    to_openclip,
-)
+from modeling_tier.checkpoints import Source, load_source, open_source, to_openclip
+from modeling_tier.checkpoints.clip import clip_config
+from modeling_tier.checkpoints.layout import from_layout, to_layout
+from modeling_tier.checkpoints.openai import clip_names
+from modeling_tier.checkpoints.source import detect_kind
+from modeling_tier.checkpoints.tier import dual_names, resnet_config
 
 TOLERANCE = 1e-5
 VOCAB, CONTEXT, DIM = 120, 12, 48

@@ -1,0 +1,129 @@
+"""What kind of checkpoint a file or folder is."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .openclip import OPENCLIP_CONFIG, WEIGHT_FILES
+from .tensor_files import read_json, read_tensors
+
+CLIP_LAYOUT = ("openai", "chexzero", "openclip")
+KINDS = (*CLIP_LAYOUT, "clip", "tier", "biovil")
+# The released files are called best_<batch>_<learning rate>_original_<step>_<score>.pt (notebooks/zero_shot.ipynb).
+CHEXZERO_NAME = re.compile(r"best_\d+_[\de.-]+_original_\d+_[\d.]+\.pt")
+CHEXZERO_SHAPE = {"patch": 16, "image": 320, "dim": 768}  # what `--random_init` makes (train.py:129-140)
+
+
+@dataclass
+class Source:
+    """
+    A checkpoint as it lies on disk.
+
+    Args:
+        path (`Path`): A file, or the folder of a model.
+        kind (`str`): One of `KINDS`.
+        tensors (`dict[str, torch.Tensor]`): By their original names; empty for a folder of transformers.
+        settings (`dict`): `open_clip_config.json`, where there is one.
+    """
+
+    path: Path
+    kind: str
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+
+
+def open_source(path: str | Path, kind: str | None = None) -> Source:
+    """
+    Read a checkpoint and find out what it is.
+
+    Args:
+        path (`str` or `Path`): A file, or the folder of a model (transformers or OpenCLIP).
+        kind (`str`, *optional*):
+            One of `KINDS`, for a file that does not show it: OpenAI's, CheXzero's and OpenCLIP's tensors have the same
+            names and shapes.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read safely, or it is none of these or another than `kind`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"There is no file or folder {str(path)!r}; name a checkpoint on this machine.")
+    if path.is_dir():
+        source = open_folder(path)
+        if kind not in (None, source.kind):
+            raise ValueError(f"{path} is of the kind {source.kind!r}, not {kind!r}; leave the kind out.")
+        return source
+    tensors, container = read_tensors(path)
+    beside = path.parent / OPENCLIP_CONFIG
+    settings = read_json(beside) if beside.is_file() and path.name in WEIGHT_FILES else {}
+    found = detect_kind(path.name, tensors, container, bool(settings))
+    layout = CLIP_LAYOUT if found is None else (found,)
+    if found in CLIP_LAYOUT and kind in CLIP_LAYOUT:  # the user may know better than the name of a file
+        layout = CLIP_LAYOUT
+    if kind not in (None, *layout):
+        raise ValueError(f"{path.name} has the tensors of the kind {' or '.join(layout)}, not {kind}.")
+    if kind is None and found is None:
+        raise ValueError(
+            f"{path.name} may be OpenAI's, CheXzero's or OpenCLIP's, which name their tensors alike but take other "
+            "pixels; say which with --kind openai, --kind chexzero or --kind openclip."
+        )
+    return Source(path, kind or found, tensors, settings if (kind or found) == "openclip" else {})
+
+
+def open_folder(path: Path) -> Source:
+    """The kind of model that a folder holds; the tensors of one of transformers are left to `from_pretrained`."""
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if config.get("model_type") in ("clip", TierCLIPConfig.model_type):
+        return Source(path, "clip")
+    if (path / OPENCLIP_CONFIG).is_file():
+        weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+        if weights is None:
+            raise ValueError(f"{path} has {OPENCLIP_CONFIG} but no weights ({', '.join(WEIGHT_FILES)}).")
+        return Source(path, "openclip", read_tensors(weights)[0], read_json(path / OPENCLIP_CONFIG))
+    if config.get("model_type") == TierDualEncoderConfig.model_type:
+        raise ValueError(f"{path} is a TierDualEncoderModel already; there is nothing to convert it from or to.")
+    if config:
+        raise ValueError(f"{path} holds a model of type {config.get('model_type')!r}, not a CLIP model.")
+    raise ValueError(
+        f"{path} holds no model: neither config.json (transformers) nor {OPENCLIP_CONFIG} (OpenCLIP). Name the "
+        "checkpoint file itself, or another folder."
+    )
+
+
+def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:
+    """One of `KINDS`; None where the tensors are laid out as CLIP's and nothing tells whose CLIP it is."""
+    if "cnn.encoder.encoder.conv1.weight" in tensors:
+        return "tier"
+    if "encoder.encoder.conv1.weight" in tensors:
+        return "biovil"
+    if any(key.startswith(("visual.layer", "visual.attnpool", "visual.trunk.")) for key in tensors):
+        raise ValueError(
+            f"{name} is a CLIP whose image tower is no plain vision transformer (ResNet or timm); only ViT models "
+            "can be converted."
+        )
+    if "visual.conv1.weight" not in tensors:
+        if any(key.startswith(("vision_model.", "text_model.")) for key in tensors):
+            raise ValueError(f"{name} holds the weights of a model of transformers; name its folder instead.")
+        raise ValueError(
+            f"{name} is of no kind that can be converted ({', '.join(KINDS)}); its first tensors are called "
+            f"{', '.join(list(tensors)[:3])}."
+        )
+    if container == "torchscript" or "input_resolution" in tensors:
+        return "openai"
+    if has_settings or container in ("safetensors", "state_dict") or any(key.startswith("text.") for key in tensors):
+        return "openclip"
+    if CHEXZERO_NAME.fullmatch(name):
+        return "chexzero"
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    grid = CHEXZERO_SHAPE["image"] // CHEXZERO_SHAPE["patch"]
+    if (
+        shapes["visual.conv1.weight"][2:] == (CHEXZERO_SHAPE["patch"],) * 2
+        and shapes.get("visual.positional_embedding", ())[:1] == (grid**2 + 1,)
+        and shapes.get("visual.proj", ())[1:] == (CHEXZERO_SHAPE["dim"],)
+    ):
+        return "chexzero"
+    return None
