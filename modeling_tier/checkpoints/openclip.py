@@ -1,4 +1,4 @@
-"""OpenCLIP (src/open_clip/model.py of mlfoundations/open_clip): what its settings say, and models written as its own."""
+"""OpenCLIP (src/open_clip/model.py of mlfoundations/open_clip): what its settings say, and models written in it."""
 
 from typing import Any
 
