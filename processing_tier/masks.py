@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .radiograph_tier import MAX_PIXELS
+from .limits_tier import MAX_PIXELS
 
 
 def encode_mask(mask: np.ndarray) -> list[int]:

@@ -33,7 +33,14 @@ from training_tier.trainer import TierTrainer
 MODEL_FILES = {"clip": {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"}}
 MODEL_FILES["dual"] = MODEL_FILES["clip"] | {"modeling_dual_tier.py"}
 MODEL_FILES["classifier"] = MODEL_FILES["dual"] | {"modeling_classification_tier.py"}
-PROCESSOR_FILES = {"image_processing_tier.py", "processing_tier.py", "radiograph_tier.py"}
+PROCESSOR_FILES = {
+    "dicom_tier.py",
+    "grey_levels_tier.py",
+    "image_processing_tier.py",
+    "limits_tier.py",
+    "processing_tier.py",
+    "radiograph_tier.py",
+}
 SENTENCES = ["There is a pleural effusion.", "No pleural effusion.", "Normal chest."]
 FINDINGS = ["Pleural Effusion", "Edema"]
 STEPS = (3, 6)  # where the two epochs of the trainings end

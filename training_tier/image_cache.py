@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from processing_tier import TierImageProcessor, radiograph_tier
+import processing_tier
+from processing_tier import TierImageProcessor
 from processing_tier.image_processing_tier import SIZE_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def source_key(source: Mapping) -> bytes | None:
 def reading_key(image_processor: TierImageProcessor) -> str:
     """Of all that decides what [`TierImageProcessor.read`] makes of a file: options, code, and decoders."""
     options = {name: getattr(image_processor, name) for name in SIZE_OPTIONS}
-    code = Path(radiograph_tier.__file__).read_bytes()
+    folder = Path(processing_tier.__file__).parent
+    code = b"".join(path.read_bytes() for path in sorted(folder.glob("*_tier.py")))
     facts = json.dumps([options, PIL.__version__, pydicom.__version__], default=dict, sort_keys=True)
     return blake2b(facts.encode() + code, digest_size=8).hexdigest()
 

@@ -46,7 +46,10 @@ FINDINGS = {
     "Edema": {"positive": SENTENCES[2:3], "negative": SENTENCES[3:]},
 }
 SHIPPED = {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"} | {
+    "dicom_tier.py",
+    "grey_levels_tier.py",
     "image_processing_tier.py",
+    "limits_tier.py",
     "processing_tier.py",
     "radiograph_tier.py",
 }

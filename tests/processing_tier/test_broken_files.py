@@ -22,8 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import processing_tier.radiograph_tier as radiograph
-from processing_tier import read_radiograph
+from processing_tier import dicom_tier, read_radiograph
 
 NOISE = np.asarray(Image.effect_noise((64, 48), 80))
 EMPTY = "the file is empty; copy or download it again."
@@ -241,7 +240,7 @@ def test_scans_without_end(make_dicom, tmp_path):
 
 
 def test_bombs_in_deflated_dicom(make_dicom, monkeypatch, tmp_path):
-    monkeypatch.setattr(radiograph, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(dicom_tier, "MAX_FILE_BYTES", 2**20)
     data = make_dicom(np.zeros((4000, 4000), dtype=np.uint16), syntax=DeflatedExplicitVRLittleEndian)
     assert len(data) < 100_000
     assert refusal(data, tmp_path) == "the file inflates to more than 1 MiB; export it as a smaller PNG."
@@ -265,7 +264,7 @@ def test_codestreams_larger_than_the_header_says(make_dicom, tmp_path):
 
 
 def test_run_lengths_that_expand(make_dicom, monkeypatch, tmp_path):
-    monkeypatch.setattr(radiograph, "MAX_RLE_BYTES", 1000)
+    monkeypatch.setattr(dicom_tier, "MAX_RLE_BYTES", 1000)
     frame = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 100_000  # 128 bytes of every two
     data = make_dicom(NOISE, 8, syntax=RLELossless, frame=frame)
     assert refusal(data, tmp_path) == "the DICOM pixels decode to more than 3,072 bytes; replace the file."
@@ -277,7 +276,7 @@ def test_run_lengths_that_expand(make_dicom, monkeypatch, tmp_path):
 
 
 def test_huge_headers(make_dicom, monkeypatch, tmp_path):
-    monkeypatch.setattr(radiograph, "MAX_HEADER_READS", 5_000)  # tracemalloc is slow
+    monkeypatch.setattr(dicom_tier, "MAX_HEADER_READS", 5_000)  # tracemalloc is slow
     start = make_dicom(NOISE, 8)
     at = start.index(struct.pack("<HH", 0x0010, 0x0010))  # the patient's name
     # Empty elements without end, of each of which pydicom would make an object: at the top, and in a sequence
@@ -326,22 +325,20 @@ def test_memory_of_a_process(make_dicom, tmp_path):
     for name, data in bombs.items():
         (tmp_path / name).write_bytes(data)
     script = """
-import importlib.util, pathlib, sys
-import numpy, PIL.Image, PIL.JpegImagePlugin, pydicom.pixels
-spec = importlib.util.spec_from_file_location("radiograph", sys.argv[1])
-radiograph = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(radiograph)
-radiograph.MAX_FILE_BYTES = 16 * 2**20
+import pathlib, sys
+import PIL.JpegImagePlugin, pydicom.pixels
+from processing_tier import dicom_tier, read_radiograph
+dicom_tier.MAX_FILE_BYTES = 16 * 2**20
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
 start = peak()
-for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
-        radiograph.read_radiograph(path)  # pydicom drops what an RLE image has too much
+        read_radiograph(path)  # pydicom drops what an RLE image has too much
     except ValueError:
         pass
     print(path.name, peak() - start)
 """
-    command = [sys.executable, "-c", script, radiograph.__file__, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     growth = dict(line.split() for line in result.stdout.splitlines())
     assert growth.keys() == bombs.keys()

@@ -11,8 +11,8 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from processing_tier import TierImageProcessor, read_radiograph
+from processing_tier.grey_levels_tier import to_uint8, window_to_uint8
 from processing_tier.image_processing_tier import place
-from processing_tier.radiograph_tier import to_uint8, window_to_uint8
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)

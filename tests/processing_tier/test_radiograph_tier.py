@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import processing_tier.radiograph_tier as radiograph
-from processing_tier import TierImageProcessor
+from processing_tier import TierImageProcessor, limits_tier
 from processing_tier.radiograph_tier import fetch_radiograph, original_size, path_under, read_radiograph, resize
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -232,10 +231,10 @@ def test_no_format_that_calls_another_program():
 def test_bounds(monkeypatch, tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(encode(Image.fromarray(RAMP)))
-    monkeypatch.setattr(radiograph, "MAX_PIXELS", 255)
+    monkeypatch.setattr(limits_tier, "MAX_PIXELS", 255)
     with pytest.raises(ValueError, match="^x.png: 16x16 pixels are more than 255; export it at a smaller size.$"):
         read_radiograph(path)
-    monkeypatch.setattr(radiograph, "MAX_FILE_BYTES", 20)
+    monkeypatch.setattr(limits_tier, "MAX_FILE_BYTES", 20)
     with pytest.raises(ValueError, match="^x.png: the file is larger than 0 MiB; export it as a smaller PNG.$"):
         read_radiograph(path)
 
