@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from evaluation_tier import plots
+from evaluation_tier.links import leads_outside
 from evaluation_tier.report import (
     describe_dataset,
     is_synthetic,
@@ -139,7 +140,12 @@ def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
 
 def find_figures(folder: Path) -> list[Path]:
     """The figures in a folder that its page shows, in the page's order."""
-    files = sorted(folder.glob("*.png"))
+    files = []
+    for path in sorted(folder.glob("*.png")):
+        if path.is_file() and not leads_outside(path, folder):
+            files.append(path)
+        else:
+            logger.warning("The page leaves out %s: it is not a file of this folder.", path.name)
     prefixes = [prefix for _, prefixes in SECTIONS.values() for prefix in prefixes]
     return [path for prefix in prefixes for path in files if path.name.startswith(prefix)]
 

@@ -21,6 +21,7 @@ from transformers.models.auto.image_processing_auto import (
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
+from modeling_tier.checkpoints.model_folder import check_model_folder
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -126,6 +127,7 @@ def check_folder(folder: Path) -> None:
             f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
             "save_pretrained; pickled weights (*.bin, *.pt) are never read."
         )
+    check_model_folder(folder)
 
 
 def is_classifier(model: PreTrainedModel) -> bool:

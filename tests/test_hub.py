@@ -464,6 +464,17 @@ def test_a_public_repository_is_refused_before_the_training(hub, make_trainer, c
     make_trainer(push_to_hub=True, hub_model_id="user/seen-by-all", hub_private_repo=False)
 
 
+def test_a_link_out_of_the_folder_is_not_published(hub, make_trainer, tmp_path):
+    (tmp_path / "secret.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match="notes.txt' is a link to something outside the folder"):
+        make_trainer(hub_model_id="user/linked", push_to_hub=True)
+    with pytest.raises(ValueError, match="notes.txt' is a link to something outside the folder"):
+        make_trainer(hub_model_id="user/linked").push_to_hub()
+    assert "user/linked" not in hub.repos
+
+
 def test_a_hub_that_does_not_know_us_is_one_sentence(hub, make_trainer, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ValueError, match="does not take the repository 'user/new'; log in with `hf auth login`"):

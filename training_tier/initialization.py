@@ -21,6 +21,7 @@ from transformers.models.auto.image_processing_auto import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier.checkpoints.model_folder import check_model_folder
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 from .arguments import ModelArguments
@@ -81,6 +82,8 @@ def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
 def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
     """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
     overrides = arguments.config_overrides()
+    for name in (arguments.vision_model, arguments.text_model):
+        check_model_folder(name)
     try:
         stored = AutoImageProcessor.from_pretrained(arguments.vision_model, backend="pil", trust_remote_code=False)
         overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
@@ -158,6 +161,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
         `ValueError`: it cannot be read, a tensor of it was not used, or one of the model was not there.
     """
     name = arguments.model
+    check_model_folder(name)
     overrides = arguments.config_overrides()
     if not hasattr(model_class.config_class, "frozen_text_layers"):
         overrides.pop("frozen_text_layers", None)  # see freeze_towers

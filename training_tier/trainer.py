@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
 from transformers.utils import PushInProgress, is_peft_available, logging
 
+from evaluation_tier.links import refuse_links_outside
 from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
 from processing_tier.prompts import load_prompts
@@ -450,11 +451,13 @@ class RadiographTrainer(Trainer):
                 `hub_private_repo`.
 
         Raises:
-            `ValueError`: the Hub refuses or is out of reach, or a public repository of that name is there already,
-            which asking for a private one would not change.
+            `ValueError`: a link in `output_dir` leads out of it, the Hub refuses or is out of reach, or a public
+                repository of that name is there already,
+                which asking for a private one would not change.
         """
         if not self.is_world_process_zero():
             return
+        refuse_links_outside(self.args.output_dir)
         try:
             super().init_hf_repo(token=token, **kwargs)
             is_public = not model_info(self.hub_model_id, token=token or self.args.hub_token).private

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from ..configuration_tier import TierCLIPConfig
 from ..modeling_tier import TierCLIPModel
 from .layout import count_parts, fill, refuse_tensors, shape_of
+from .model_folder import check_model_folder
 from .openai import clip_names
 from .openclip import HEAD_WIDTHS, openclip_settings
 from .source import Source
@@ -87,6 +88,7 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
 
 def load_clip_folder(path: Path) -> TierCLIPModel:
     """A folder that `save_pretrained` of a CLIP model of transformers, or of ours, wrote."""
+    check_model_folder(path)
     try:
         model, info = TierCLIPModel.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True

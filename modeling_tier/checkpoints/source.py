@@ -52,6 +52,8 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"There is no file or folder {str(path)!r}; name a checkpoint on this machine.")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{str(path)!r} is a pipe or a device, not a file or folder; name a checkpoint.")
     if path.is_dir():
         source = open_folder(path)
         if kind not in (None, source.kind):

@@ -5,16 +5,16 @@ They are read with safetensors or by the `weights_only` reader of torch, which k
 refuses everything else by name. Two things more are let through, both as placeholders that forget what they are given,
 so that no code but this module's is called: what old training scripts save beside the tensors, and the modules of
 TorchScript archives.
+
+What a file asks for is compared with what it holds before that, see `pickled.py`.
 """
 
+import contextlib
 import io
 import json
-import pickle
-import pickletools
-import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +22,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .pickled import BOOKKEEPING, PICKLE_LIMIT, CheckpointRefused, Placeholder, called_names, read_claims
+
 JSON_LIMIT = 2**20  # bytes; such a file has a few kilobytes
-
-# What training scripts save beside the tensors: arguments, and numbers that are numpy's. Never needed here.
-BOOKKEEPING = (
-    "argparse.Namespace",
-    "_codecs.encode",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-)
-
-
-class Placeholder:
-    """Stands for an object that is not needed: whatever it is built from is forgotten."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
+LEGACY_PICKLES = 3  # before the one with the tensors, in files of torch before 1.6: magic number, protocol, system
 
 
 class ScriptedModule(Placeholder):
@@ -74,58 +52,115 @@ def load_pickle(path: Path) -> tuple[Any, str]:
     What `torch.save` (`"bare"`) or `torch.jit.save` (`"torchscript"`) wrote, as tensors in plain containers and
     placeholders.
     """
-    stand_ins: list = [(Placeholder, name) for name in BOOKKEEPING]
-    file: Any = path
+    with reading(path):
+        if not is_torchscript(path):
+            check_pickle(path)
+            return load_weights(path, BOOKKEEPING), "bare"
+        file, pickled, sizes = without_code(path)
+        classes = {name for name in called_names(pickled) if name.startswith(("__torch__.", "torch.jit._pickle."))}
+        pickled.seek(0)
+        read_claims(pickled, path.name, lambda key: sizes[f"data/{key}"], classes)
+        return load_weights(file, classes).tensors(), "torchscript"
+
+
+def check_pickle(path: Path) -> Any:
+    """
+    Compare what a file of `torch.save` asks for with what it holds, without reading its tensors.
+
+    Returns:
+        What it holds, with `None` for each tensor and placeholders for what else is no plain data.
+
+    Raises:
+        ValueError: it asks to call something that tensors do not need, or for more memory than it has bytes; or it is
+            damaged.
+    """
+    with reading(path):
+        if zipfile.is_zipfile(path):
+            sizes = record_sizes(path)
+            with zipfile.ZipFile(path) as archive:
+                pickled = io.BytesIO(archive.read(next(name for name in archive.namelist() if is_data(name))))
+            return read_claims(pickled, path.name, lambda key: sizes[f"data/{key}"])[0]
+        with open(path, "rb") as file:  # of torch before 1.6, or not of torch
+            content, storages = read_claims(file, path.name, lambda _: path.stat().st_size)
+            if file.read(1):
+                file.seek(0)
+                for _ in range(LEGACY_PICKLES + 1):
+                    content, storages = read_claims(file, path.name, lambda _: path.stat().st_size)
+                if sum(storages.values()) > path.stat().st_size:
+                    raise CheckpointRefused(
+                        f"{path.name} describes tensors larger than the file itself, so it was not read."
+                    )
+            return content
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged or hostile file makes a reader raise, which can be anything, into one sentence."""
     try:
-        records = data_records(path)
-        scripted = any(name.endswith("/constants.pkl") for name in records)
-        if scripted:
-            file, names = without_code(path, records)
-            stand_ins += [(ScriptedModule if name.startswith("__torch__") else Placeholder, name) for name in names]
-        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that torch did not write; the error says what matters
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        return (content.tensors(), "torchscript") if scripted else (content, "bare")
-    except Exception as error:  # a damaged or hostile pickle can fail anywhere in the reader
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked and isinstance(error, pickle.UnpicklingError):
-            raise ValueError(
-                f"{path.name} asks to call {asked[1]} while it is read, which could run anything, so it was not read. "
-                "Where it was made, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')."
-            ) from None
-        raise ValueError(
+        yield
+    except CheckpointRefused:
+        raise
+    except Exception as error:
+        raise CheckpointRefused(
             f"{path.name} cannot be read: it is damaged, cut short, or no file of torch.save or safetensors "
             f"({type(error).__name__})."
         ) from None
 
 
-def data_records(path: Path) -> list[str]:
-    """The names in a zip archive, but those of code; none where the file is older than torch 1.6 and no archive."""
+def load_weights(file: Path | io.BytesIO, names: Collection[str]) -> Any:
+    """What the `weights_only` reader of torch makes of a file, with placeholders for what it names besides tensors."""
+    stand_ins: list = [(ScriptedModule if name.startswith("__torch__") else Placeholder, name) for name in names]
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickles that torch did not write; the error says what matters
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
-        return []
+        return False
     with zipfile.ZipFile(path) as archive:
-        entries = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise zipfile.BadZipFile("compressed data")  # torch compresses none, and this could be a bomb
-    return [entry.filename for entry in entries]
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def without_code(path: Path, records: list[str]) -> tuple[io.BytesIO, list[str]]:
+def is_data(record: str) -> bool:
+    """Whether a record of a zip archive of torch is the pickle of its content."""
+    return record.partition("/")[2] == "data.pkl"
+
+
+def record_sizes(path: Path) -> dict[str, int]:
     """
-    A TorchScript archive less its code, which the `weights_only` reader takes, and the classes of that code which its
-    data name. Reading it with `torch.jit.load` would be as good as running a program.
+    The bytes of what is in a zip archive of torch, by name and without the folder that all names begin with.
+
+    Raises:
+        zipfile.BadZipFile: compressed or overlapping records, or too long a pickle. torch writes none of them.
     """
-    slim, pickled = io.BytesIO(), b""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if is_torchscript(path):  # whose code is compressed, and not read
+        entries = [entry for entry in entries if not entry.filename.partition("/")[2].startswith("code/")]
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise zipfile.BadZipFile("compressed data")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise zipfile.BadZipFile("overlapping data")
+    if any(is_data(entry.filename) and entry.file_size > PICKLE_LIMIT for entry in entries):
+        raise zipfile.BadZipFile("too long a pickle")
+    return {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
+
+
+def without_code(path: Path) -> tuple[io.BytesIO, io.BytesIO, dict[str, int]]:
+    """
+    A TorchScript archive less its code, which the `weights_only` reader takes, the pickle in it, and its sizes.
+    Reading it with `torch.jit.load` would be as good as running a program.
+    """
+    slim, sizes = io.BytesIO(), record_sizes(path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(slim, "w") as target:
-        for record in records:
-            name = record.partition("/")[2]
+        folder = next(name for name in archive.namelist() if is_data(name)).partition("/")[0]
+        for name in sizes:
             if name in ("data.pkl", "version", "byteorder") or name.startswith("data/"):
-                content = archive.read(record)
-                target.writestr(f"archive/{name}", content)
-                pickled = content if name == "data.pkl" else pickled
-    called = {argument.replace(" ", ".") for op, argument, _ in pickletools.genops(pickled) if op.name == "GLOBAL"}
+                target.writestr(f"archive/{name}", archive.read(f"{folder}/{name}"))
+        pickled = io.BytesIO(archive.read(f"{folder}/data.pkl"))
     slim.seek(0)
-    return slim, sorted(name for name in called if name.startswith(("__torch__.", "torch.jit._pickle.")))
+    return slim, pickled, sizes
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -151,7 +186,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         raise ValueError(f"{path.name} holds no state dict (tensors by their names), so there is nothing to convert.")
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
-        raise ValueError(f"{path.name} describes tensors larger than the file itself; it is no honest checkpoint.")
+        raise ValueError(f"{path.name} describes tensors larger than the file itself, so it was not read.")
     if all(name.startswith("module.") for name in tensors):  # of a model wrapped for distributed training
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors, container
@@ -170,7 +205,7 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} has more than {JSON_LIMIT:,} bytes, which no such file needs.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object.")

@@ -1,8 +1,10 @@
 import json
 import logging
+import os
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -220,6 +222,25 @@ def test_without_predictions_or_matplotlib_there_are_tables(write, metrics, monk
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert [path.name for path in write_report(folder)] == ["tables.md", "tables.tex", "report.html"]
     assert "The report gets no new figures. Figures need matplotlib" in caplog.text
+
+
+def test_links_and_pipes_are_not_figures(write, metrics, tmp_path_factory, caplog):
+    folder = write(metrics)
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("L", (3, 3)).save(outside / "secret.png")
+    Image.new("L", (5, 5)).save(folder / "similarity_Edema.png")
+    (folder / "similarity_link.png").symlink_to(outside / "secret.png")
+    (folder / "similarity_relative.png").symlink_to(Path("..") / outside.name / "secret.png")
+    (folder / "similarity_inside.png").symlink_to(folder / "similarity_Edema.png")
+    os.mkfifo(folder / "similarity_pipe.png")
+    with caplog.at_level(logging.WARNING):
+        page = render_report(folder, metrics, evaluation_tables(metrics))
+    assert [figure["width"] for figure in Page(page).all("img")] == ["5", "5"]
+    left_out = [record.getMessage() for record in caplog.records]
+    assert left_out == [
+        f"The page leaves out similarity_{name}.png: it is not a file of this folder."
+        for name in ("link", "pipe", "relative")
+    ]
 
 
 def test_a_figure_that_is_none_is_left_out(write, metrics, caplog, monkeypatch):

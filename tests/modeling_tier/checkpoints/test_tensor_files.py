@@ -232,7 +232,12 @@ def test_tensors_without_numbers_of_their_own(tmp_path, tensor, message):
 
 def test_json(tmp_path):
     path = tmp_path / "config.json"
-    for content, message in (("{", "not valid JSON"), ("[1]", "not a JSON object"), (" " * (JSON_LIMIT + 1), "bytes")):
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[" * 10**5, "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        (" " * (JSON_LIMIT + 1), "bytes"),
+    ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_json(path)

@@ -1,0 +1,40 @@
+"""What a folder of transformers may ask for, checked before its weights are read."""
+
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME
+
+from .tensor_files import check_pickle, read_json
+
+
+def check_model_folder(folder: str | Path) -> None:
+    """
+    Check the weights that a folder names: they must lie in it, and pickled ones must ask for nothing but tensors.
+
+    Args:
+        folder (`str` or `Path`): Of a model; anything else, such as a name on the Hub, passes.
+
+    Raises:
+        ValueError: an index of weights names a file outside the folder, is damaged, or a pickle is not safe to read.
+    """
+    folder = Path(folder)
+    for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
+        if index.is_file():
+            check_index(index)
+    if not (folder / SAFE_WEIGHTS_NAME).is_file() and not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            if path.is_file():
+                check_pickle(path)
+
+
+def check_index(index: Path) -> None:
+    """ValueError for an index of weights whose files are not plain names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map of tensors and files; download the model again.")
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise ValueError(
+                f"{index} names the file {name!r}, which is outside the model's folder, so it was not read. Get the "
+                "model from its owner again."
+            )

@@ -1,0 +1,168 @@
+"""
+What a pickle of tensors asks for, without reading its tensors or calling anything that it names.
+
+A file of a few bytes can ask for gigabytes: by a call that only takes memory (`bytearray`), by a tensor larger than
+its storage, which torch would then enlarge, or by a storage larger than what the file holds. So a pickle is read here
+first, with placeholders for everything that it calls.
+"""
+
+import pickle
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from typing import Any, BinaryIO
+
+import torch
+
+PICKLE_LIMIT = 2**23  # bytes of a pickle without its tensors; those of large models have about 1 MB
+
+# What training scripts save beside the tensors: arguments, and numbers that are numpy's. Never needed here.
+BOOKKEEPING = (
+    "argparse.Namespace",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+)
+# What a state dict may call besides, whose results take no memory of their own
+HARMLESS = (
+    "torch.device",
+    "torch.nn.parameter.Parameter",
+    "torch.serialization._get_layout",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_meta_tensor_no_storage",
+    "torch._utils._rebuild_sparse_tensor",
+)
+STORAGES = {  # of torch, with the bytes of one element
+    **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage"), 1),
+    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
+    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
+    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
+    "ComplexDoubleStorage": 16,
+}
+# The operations that the `weights_only` reader of torch knows. The rest includes some that take memory themselves.
+OPERATIONS = {
+    *("PROTO", "STOP", "MARK", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID"),
+    *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "NONE", "NEWFALSE", "NEWTRUE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"),
+    *("BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT"),
+}
+
+
+class CheckpointRefused(ValueError):
+    """A file that is not read, with the reason."""
+
+
+class Placeholder:
+    """Stands for an object that is not needed: whatever it is built from is forgotten."""
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class ElementType:
+    """Stands for a dtype, or for the storage of one."""
+
+    def __init__(self, itemsize: int):
+        self.itemsize = itemsize
+
+
+class ClaimReader(pickle.Unpickler):
+    """
+    Reads a pickle with placeholders for all that it calls, and checks its storages and tensors.
+
+    Args:
+        file (`BinaryIO`): At the start of the pickle; a whole one of moderate size, see [`read_claims`].
+        name (`str`): Of the file, for errors.
+        bytes_of (`Callable`): From the key of a storage to the bytes that the file holds for it.
+        classes (`Collection[str]`): What else it may call.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, bytes_of: Callable[[str], int], classes: Collection[str]):
+        super().__init__(file, encoding="bytes")
+        self.name, self.bytes_of, self.classes = name, bytes_of, classes
+        self.storages: dict[str, int] = {}  # bytes by key
+
+    def find_class(self, module: str, name: str) -> Any:
+        whole = f"{module}.{name}"
+        if whole == "collections.OrderedDict":
+            return OrderedDict
+        if whole == "torch.Size":
+            return tuple
+        if whole in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
+            return self.rebuild
+        if whole == "torch._utils._rebuild_tensor_v3":
+            return self.rebuild_with_type
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return ElementType(dtype.itemsize)
+        if module == "torch" and name in STORAGES:
+            return ElementType(STORAGES[name])
+        if whole == "torch.storage.UntypedStorage":
+            return ElementType(1)
+        if whole in HARMLESS or whole in BOOKKEEPING or whole in self.classes:
+            return Placeholder
+        raise CheckpointRefused(
+            f"{self.name} asks to call {whole} while it is read, which tensors do not need, so it was not read. Where "
+            "it was made, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')."
+        )
+
+    def persistent_load(self, identifier: tuple) -> tuple[int, int]:
+        """Bytes of a storage, and of one element."""
+        _, element, key, _, count, *_ = identifier
+        key, size = key.decode() if isinstance(key, bytes) else key, count * element.itemsize
+        if not 0 <= size <= self.bytes_of(key) or self.storages.setdefault(key, size) != size:
+            self.refuse_sizes()
+        return size, element.itemsize
+
+    def rebuild(self, storage: tuple[int, int], offset: int, size: tuple, stride: tuple, *rest) -> None:
+        """A tensor that lies within its storage; it stands for nothing."""
+        available, itemsize = storage
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
+        if min((offset, *size, *stride)) < 0 or 0 not in size and end * itemsize > available:
+            self.refuse_sizes()
+
+    def rebuild_with_type(self, storage, offset, size, stride, requires_grad, hooks, element, *rest) -> None:
+        self.rebuild((storage[0], element.itemsize), offset, size, stride)
+
+    def refuse_sizes(self) -> None:
+        raise CheckpointRefused(f"{self.name} describes tensors larger than the file itself, so it was not read.")
+
+
+def read_claims(
+    file: BinaryIO, name: str, bytes_of: Callable[[str], int], classes: Collection[str] = ()
+) -> tuple[Any, dict[str, int]]:
+    """
+    Check the pickle at this place of a file; see [`ClaimReader`] for the arguments.
+
+    Returns:
+        `tuple`: what it holds, with `None` for each tensor and placeholders for the rest, and the bytes of each
+        storage.
+
+    Raises:
+        CheckpointRefused: it asks for more memory than the file has bytes, or to call what tensors do not need.
+        Exception: it is damaged, as `pickle` says.
+    """
+    start = file.tell()
+    for count, (operation, argument, position) in enumerate(pickletools.genops(file)):
+        far = operation.name in ("BINPUT", "LONG_BINPUT") and argument > count  # `pickle` makes room up to there
+        if operation.name not in OPERATIONS or far or position - start > PICKLE_LIMIT:
+            raise pickle.UnpicklingError(operation.name)
+    file.seek(start)
+    reader = ClaimReader(file, name, bytes_of, classes)
+    return reader.load(), reader.storages
+
+
+def called_names(file: BinaryIO) -> set[str]:
+    """What the pickle at this place of a file names, as `module.name`."""
+    return {argument.replace(" ", ".") for op, argument, _ in pickletools.genops(file) if op.name == "GLOBAL"}
