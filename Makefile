@@ -7,7 +7,8 @@ DATA ?= phantom
 NAME := $(basename $(notdir $(patsubst %/,%,$(DATA))))
 OUT ?= runs/$(NAME)
 RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.yaml)
-SPLIT ?= $(if $(filter phantom,$(DATA)),test,validation)
+# Of your own data: their validation split, or else what the training set aside
+SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -28,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
 	rm -rf $(OUT) $(OUT)-evaluation
 	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) --output_dir $(OUT)
-	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) --split $(SPLIT) --output_dir $(OUT)-evaluation \
+	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(if $(SPLIT),--split $(SPLIT)) --output_dir $(OUT)-evaluation \
 		--figures --model_card
 
 test: env lint  ## Check the code and run the fast tests

@@ -30,6 +30,22 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
     parser.add_argument("--output_dir", metavar="FOLDER", help="where to write (default: print only)")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--exclude_trained",
+        dest="trained",
+        action="store_const",
+        const="exclude",
+        default="refuse",
+        help="leave out of both the images that one of the models was trained on, which are otherwise refused",
+    )
+    trained.add_argument(
+        "--include_trained",
+        dest="trained",
+        action="store_const",
+        const="include",
+        help="count them; the comparison says so",
+    )
     return parser
 
 
@@ -44,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.output_dir is not None:
         check_writable(Path(args.output_dir), "--output_dir")
-    comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed)
+    comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed, args.trained)
     for tables in comparison_tables(comparison).values():
         for table in tables:
             print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.num_summary)}")

@@ -80,7 +80,28 @@ def build_parser() -> Parser:
         help='"phantom" (synthetic), an image folder, a .csv or .parquet table, NAME:FOLDER for an archive as its '
         "owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)",
     )
-    data.add_argument("--split", help="split to evaluate (default: validation, or the usual one of the benchmark)")
+    data.add_argument(
+        "--split",
+        help='split to evaluate; "held_out" is the part that the training of the model set aside (default: '
+        "validation, or the usual one of the benchmark; of data without splits held_out, else all images)",
+    )
+    trained = data.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--exclude_trained",
+        dest="trained",
+        action="store_const",
+        const="exclude",
+        default="refuse",
+        help="leave out images that the model was trained on, and other images of its training patients, which are "
+        "otherwise refused",
+    )
+    trained.add_argument(
+        "--include_trained",
+        dest="trained",
+        action="store_const",
+        const="include",
+        help="count them; metrics.json, page and card say so",
+    )
     data.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
     data.add_argument(
         "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="a table's own column names: image=Path ..."
@@ -270,17 +291,17 @@ class Evaluation(NamedTuple):
 
 def evaluate(args: argparse.Namespace, device) -> Evaluation:
     """Read models and data, and score the findings."""
-    from evaluation_tier import benchmarks, loading, protocols, zeroshot
+    from evaluation_tier import benchmarks, loading, protocols, trained_on, zeroshot
     from evaluation_tier.processes import fail_together
     from processing_tier import readers
     from processing_tier.records import check_disjoint_patients, select_views
 
     # 1. Models and data
     benchmark = benchmarks.load_benchmark(args.benchmark) if args.benchmark else None
-    split = args.split or (next(iter(benchmark.splits)) if benchmark else "validation")
     views = args.views or (benchmark.views if benchmark else "frontal")
     min_positives = args.min_positives or (benchmark.min_positives if benchmark else 10)
-    if args.threshold_split == split:
+    split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
+    if args.threshold_split and args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
     protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
     if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
@@ -292,13 +313,25 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         loading.check_name(name)
     names = loading.short_names(args.models)
     columns = dict(pair.split("=", 1) for pair in args.columns) or None
+    with fail_together():
+        lists = trained_on.read_lists(names)
+        split = split or trained_on.choose_split(args.data, columns, lists)
+    if args.threshold_split == split:
+        raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
+    name = readers.dataset_name(args.data)
+    overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
 
     def read(split: str):
-        data = benchmarks.benchmark_data(benchmark, args.data, split) if benchmark else args.data
-        dataset = readers.read_records(data, split, columns=columns, image_root=args.image_root)
+        if benchmark:
+            data = benchmarks.benchmark_data(benchmark, args.data, split)
+            dataset = readers.read_records(data, split, columns=columns, image_root=args.image_root)
+        else:
+            dataset = trained_on.read_split(args.data, split, columns, args.image_root, lists)
         dataset = select_views(dataset, views, split)
         dataset = benchmarks.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
-        return dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
+        dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
+        dataset, *overlaps[split] = trained_on.check_overlap(lists, dataset, name, split, args.trained)
+        return dataset
 
     with fail_together():
         models = {names[name]: partial(loading.load_model, name, device) for name in args.models}
@@ -340,7 +373,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         seed=args.seed,
         batch_size=args.batch_size,
         threshold_dataset=threshold_dataset,
-        dataset_name=readers.dataset_name(args.data),
+        dataset_name=name,
         protocol=args.protocol,
         no_finding=args.no_finding,
         replaced_prompts=replaced,
@@ -348,9 +381,16 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         cache_dir=args.cache_dir,
     )
     named = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
-    metrics["protocol"] = {**named, "split": split, "views": views, **metrics["protocol"]}
+    overlap, seen = overlaps[split]
+    metrics["protocol"] = {**named, "split": split, "views": views, **overlap, **metrics["protocol"]}
+    if seen.any():
+        predictions["trained_on"] = seen[predictions.index]
     if args.threshold_split:
         metrics["protocol"]["thresholds"] = f"highest MCC on the split {args.threshold_split!r}"
+        if "trained" in overlaps[args.threshold_split][0]:
+            metrics["protocol"]["threshold_overlap"] = overlaps[args.threshold_split][0]["training_overlap"]
+    if args.trained != "refuse" and not any("trained" in of_split for of_split, _ in overlaps.values()):
+        logger.warning("--%s_trained has no effect: no evaluated image is of the training.", args.trained)
     if metrics["protocol"]["scoring"] != "logit":
         prompts |= protocols.find_prompts(protocol.prompts, list(metrics["findings"]), replaced)
     return Evaluation(metrics, predictions, dataset, threshold_dataset, prompts, models, radiologists)

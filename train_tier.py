@@ -40,6 +40,7 @@ from training_tier.classification import make_classification_trainer, take_patie
 from training_tier.collator import PairCollator
 from training_tier.data import check_readable, load_splits, make_images
 from training_tier.dataset import PairDataset
+from training_tier.identities import describe_earlier, join_lists, list_training, resume_list
 from training_tier.initialization import make_model
 from training_tier.optimization import freeze_towers
 from training_tier.presets import PRESETS
@@ -192,7 +193,12 @@ def train(
         check_options(checkpoint, options, allow=training_arguments.resume_changed)
 
     # 2. Model, pairs and trainer
-    facts = training_facts(train_records, *all_arguments)
+    process = (training_arguments.process_index, training_arguments.world_size)
+    trained_on = resume_list(checkpoint)
+    if trained_on is None or training_arguments.resume_changed:
+        listed = list_training(train_records, eval_records, model_arguments, data_arguments, process)
+        trained_on = join_lists(*filter(None, [trained_on]), listed)
+    facts = training_facts(train_records, *all_arguments) | {"earlier_data": describe_earlier(trained_on)}
     records_and_arguments = (train_records, eval_records, model_arguments, data_arguments, training_arguments, facts)
     if classify:
         trainer = make_classification_trainer(task, *records_and_arguments)
@@ -200,6 +206,7 @@ def train(
         trainer = make_contrastive_trainer(*records_and_arguments)
         freeze_towers(trainer.model, task, model_arguments)
     trainer.run_options = options
+    trainer.trained_on = trained_on
     if checkpoint is not None:
         check_model(checkpoint, trainer.model, trainer.processing_class, allow=training_arguments.resume_changed)
     check_readable(trainer.train_dataset)

@@ -46,10 +46,17 @@ NOT_OF_SCORES = (
     "findings_left_out",
     "resamples_dropped",
     "images_skipped",
+    "training_overlap",
+    "threshold_overlap",
+    "n_trained_images",
+    "n_trained_patients_images",
+    "trained",
 )
 
 
-def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 1000, seed: int = 0) -> dict:
+def compare_results(
+    first: str | Path, second: str | Path, n_bootstrap: int = 1000, seed: int = 0, trained: str = "refuse"
+) -> dict:
     """
     The second evaluation's metrics minus the first's, on the same images, with paired 95 % intervals.
 
@@ -61,12 +68,16 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
         second (`str` or `Path`): likewise.
         n_bootstrap (`int`, *optional*, defaults to 1000): resamples of patients.
         seed (`int`, *optional*, defaults to 0): of the resamples.
+        trained (`str`, *optional*, defaults to `"refuse"`):
+            What to do with images that one of the models was trained on: `"refuse"`, `"exclude"` (from both) or
+            `"include"`.
 
     Returns:
         `dict`: of JSON's own types, numbers that are undefined being `None`.
 
         - `"first"`, `"second"`: `folder` and `models`.
         - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
+        - `"training_overlap"`: of each, what its evaluation says of images that the model was trained on.
         - `"protocol_differences"`: by key the two values; a warning names them too.
         - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
           `second`, `difference`, `difference_ci95` and `p_bootstrap`; of the AUROC also `p_delong`, by DeLong's test
@@ -87,9 +98,9 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
             f"The results have no finding in common: {first} has {of_first}; {second} has {of_second}. Evaluate both "
             "models on the same findings."
         )
-    tables = align(
-        read_predictions(first, metrics[0]), read_predictions(second, metrics[1]), str(first), str(second), findings
-    )
+    tables = [read_predictions(folder, read) for folder, read in zip((first, second), metrics, strict=True)]
+    tables = without_trained(tables, metrics, (str(first), str(second)), trained)
+    tables = align(*tables, str(first), str(second), findings)
     differing = protocol_differences(*metrics)
     if differing:
         described = ", ".join(f"{key} ({format_cell(a)} / {format_cell(b)})" for key, (a, b) in differing.items())
@@ -137,6 +148,8 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
             "n_patients": len(set(patients)),
             "n_bootstrap": n_bootstrap,
             "seed": seed,
+            "trained": trained,
+            "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
             "protocol_differences": differing,
             "findings": results,
             "mean": mean,
@@ -148,6 +161,36 @@ def compare_results(first: str | Path, second: str | Path, n_bootstrap: int = 10
 def columns_of(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> np.ndarray:
     """The labels or scores, (images, findings) float64."""
     return table[[f"{kind}_{finding}" for finding in findings]].to_numpy(dtype=np.float64)
+
+
+def without_trained(
+    tables: Sequence[pd.DataFrame], metrics: Sequence[Mapping], names: Sequence[str], choice: str
+) -> list[pd.DataFrame]:
+    """
+    Both tables without the images that one of the models was trained on, where the choice is to exclude them.
+
+    Raises:
+        ValueError: when there are such images and the choice is to refuse them, or none is left without them.
+    """
+    seen = [table["trained_on"] if "trained_on" in table else pd.Series(False, table.index) for table in tables]
+    for table_seen, name in zip(seen, names, strict=True):
+        if table_seen.any() and choice == "refuse":
+            raise ValueError(
+                f"{name} counts {table_seen.sum():,} images that its model was trained on, or of its training "
+                "patients: leave them out of both with --exclude_trained, or count them with --include_trained, which "
+                "the comparison will say."
+            )
+    if choice != "exclude":
+        return list(tables)
+    if not any(read["protocol"].get("trained") for read in metrics):
+        logger.warning("--exclude_trained has no effect: neither evaluation has met an image of the training.")
+    kept = [set(table["image_id"][~table_seen]) for table, table_seen in zip(tables, seen, strict=True)]
+    dropped = set().union(*(set(table["image_id"][mask]) for table, mask in zip(tables, seen, strict=True)))
+    if any(read["protocol"].get("trained") == "excluded" for read in metrics):
+        dropped |= kept[0] ^ kept[1]  # left out when one of them was evaluated
+    if not (kept[0] & kept[1]) - dropped:
+        raise ValueError("No image is left without those that the models were trained on: evaluate other data.")
+    return [table[~table["image_id"].isin(dropped)] for table in tables]
 
 
 def align(
@@ -166,7 +209,8 @@ def align(
     if shared < len(first) or shared < len(second):
         raise ValueError(
             f"The results are not of the same images: {first_name} has {len(first):,}, {second_name} {len(second):,}, "
-            f"and {shared:,} are in both. Evaluate both models on the same images."
+            f"and {shared:,} are in both. Evaluate both models on the same images, or pass --exclude_trained where "
+            "one was evaluated so."
         )
     second = second.set_index("image_id").loc[first["image_id"]].reset_index()
     patients = [table["patient_id"].astype(str).fillna("").to_numpy() for table in (first, second)]
@@ -238,6 +282,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
 
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
     rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
+    rows.insert(1, ("Training images", *map(format_cell, comparison["training_overlap"])))
     rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
     same = not comparison["protocol_differences"]
     differing = "are the same" if same else "differ in these: scores may differ for that reason"
@@ -277,6 +322,9 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     if comparison["protocol_differences"]:
         names = ", ".join(map(column_name, comparison["protocol_differences"]))
         notices.append(f"The protocols of A and B differ ({names}): scores may differ for that reason.")
+    if comparison["trained"] == "include":
+        for letter, told in zip("AB", comparison["training_overlap"], strict=True):
+            notices += [f"{letter}: {told}."] if told and "flatter" in told else []
     if is_synthetic(comparison["dataset"]):
         notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
     page = render_page(

@@ -188,6 +188,8 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     split = f", split {protocol['split']}" if protocol.get("split") else ""
     benchmark = f", benchmark {protocol['benchmark']}" if protocol.get("benchmark") else ""
     notices = []
+    if protocol.get("trained") == "included":
+        notices.append(f"These results count training images: {protocol['training_overlap']}.")
     if protocol.get("benchmark_differs"):
         notices.append(" ".join(protocol["benchmark_differs"]))
     if is_synthetic(metrics["dataset"]):

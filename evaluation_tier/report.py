@@ -49,6 +49,7 @@ PROTOCOL_KEYS = {
     **dict.fromkeys(("n_patients", "n_bootstrap", "seed"), int),
     **dict.fromkeys(("images_skipped", "benchmark_differs"), list),
     **dict.fromkeys(("findings_left_out", "resamples_dropped"), dict),
+    **dict.fromkeys(("training_overlap", "threshold_overlap", "trained"), str),
 }
 MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
@@ -84,6 +85,7 @@ TRAINING_FACTS = {
     "label_fraction": "Share of the training patients",
     "trained_part": "Trained part",
     "initialized_from": "Initial weights",
+    "earlier_data": "Data of the initial weights",
     "epochs": "Epochs",
     "batch_size": "Batch size",
     "learning_rate": "Peak learning rate",
@@ -226,6 +228,7 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
         ]
         belongs = not missing and num_rows == metrics["n_images"]
         if belongs and not of_text and num_rows * len(columns) <= MAX_PREDICTIONS:
+            columns += ["trained_on"] * ("trained_on" in schema.names)  # whether the model has seen the image
             return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
@@ -381,6 +384,9 @@ def describe_protocol(protocol: Mapping) -> str:
     """What an evaluation did, in one sentence, and how its data differ from the benchmark's."""
     parts = [f"{name} {protocol[key]}" for key, name in CARD_PROTOCOL.items() if protocol.get(key) is not None]
     text = ", ".join(parts)
+    told = protocol.get("training_overlap")
+    if told and protocol.get("trained") != "included":  # what is included has a sentence of its own
+        text += f", training images: {told}"
     return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 

@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_dual_tier import TierDualEncoderModel, check_image_tower, make_tower, make_visual_projection
-from .modeling_tier import TierCLIPModel, TierModelMixin
+from .modeling_tier import TierCLIPModel, TierModelMixin, copy_trained_on
 
 PROBLEM_TYPE = "multi_label_classification"
 
@@ -198,10 +198,15 @@ class ImageTowerClassifier:
         self.config.auto_map = {}
         vars(self.config).pop("custom_pipelines", None)
         super().save_pretrained(save_directory, *args, **kwargs)
+        copy_trained_on(self, save_directory)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
         """Uploads, as [`TierCLIPModel.push_to_hub`] does, to a repository that is private unless told otherwise."""
-        return super().push_to_hub(repo_id, private=private, **kwargs)
+        self._is_pushed_publicly = not private
+        try:
+            return super().push_to_hub(repo_id, private=private, **kwargs)
+        finally:
+            del self._is_pushed_publicly
 
 
 def check_problem_type(config) -> None:

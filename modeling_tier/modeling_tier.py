@@ -1,11 +1,13 @@
 """CLIP with text-image entropy regularization (TIER): the model, and what it returns."""
 
 import copy
+import os
+import shutil
 from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.processing_utils import Unpack
@@ -50,6 +52,22 @@ class TierCLIPOutput(CLIPOutput):
     patch_embeds: torch.Tensor | None = None
     entropy_sums: torch.Tensor | None = None
     entropy_counts: torch.Tensor | None = None
+
+
+TRAINED_ON = ("trained_on.json", "_trained_on.json")  # which images and patients a model has seen, as hashes
+
+
+def copy_trained_on(model: PreTrainedModel, save_directory: str | os.PathLike) -> None:
+    """
+    Keeps beside a model the list of its training images that lies in the folder it was loaded from, unless the model
+    is being pushed to a public repository: ids of patients can be guessed and hashed.
+    """
+    if getattr(model, "_is_pushed_publicly", False):
+        return
+    for name in TRAINED_ON:
+        source, target = (os.path.join(folder, name) for folder in (model.name_or_path, save_directory))
+        if model.name_or_path and os.path.isfile(source) and not os.path.exists(target):
+            shutil.copyfile(source, target)
 
 
 class TierModelMixin:
@@ -275,6 +293,7 @@ class TierModelMixin:
         }
         self.config.custom_pipelines = custom_pipelines()
         super().save_pretrained(save_directory, *args, **kwargs)
+        copy_trained_on(self, save_directory)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
         """
@@ -284,10 +303,15 @@ class TierModelMixin:
 
         Args:
             repo_id (`str`): Name on the Hub.
-            private (`bool`, *optional*, defaults to `True`): `False` for a public repository.
+            private (`bool`, *optional*, defaults to `True`):
+                `False` for a public repository, which gets no list of the training images (`trained_on.json`).
             kwargs: What [`PreTrainedModel.push_to_hub`] takes.
         """
-        return super().push_to_hub(repo_id, private=private, **kwargs)
+        self._is_pushed_publicly = not private
+        try:
+            return super().push_to_hub(repo_id, private=private, **kwargs)
+        finally:
+            del self._is_pushed_publicly
 
 
 class TierCLIPModel(TierModelMixin, CLIPModel):

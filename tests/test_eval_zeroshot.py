@@ -271,7 +271,10 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
             ["a", "--data", "phantom", "--save_thresholds"],
             "--save_thresholds writes into a model folder, and there is",
         ),
-        (["m", "--data", "phantom", "--threshold_split", "validation"], "--threshold_split is the evaluated split"),
+        (
+            ["m", "--data", "phantom", "--split", "test", "--threshold_split", "test"],
+            "--threshold_split is the evaluated split",
+        ),
         (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
         (["m", "--data", "phantom", "--protocol", "chexzro"], "no protocol 'chexzro': did you mean 'chexzero'?"),
         (["m", "--data", "phantom", "--benchmark", "siim2"], "no benchmark 'siim2': did you mean 'siim'?"),

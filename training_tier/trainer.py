@@ -25,6 +25,7 @@ from transformers.utils import PushInProgress, is_peft_available, logging
 from evaluation_tier.links import refuse_links_outside
 from evaluation_tier.report import write_model_card
 from evaluation_tier.zeroshot import zero_shot_auroc
+from processing_tier.identities import TrainedOn, write_trained_on
 from processing_tier.prompts import load_prompts
 
 from .callbacks import (
@@ -137,6 +138,7 @@ class RadiographTrainer(Trainer):
             self.model.forward = self.accelerator.autocast()(self.model.forward)
         self.training_facts = training_facts
         self.run_options = run_options
+        self.trained_on: TrainedOn | None = None  # saved with the model, see `processing_tier.identities`
         self.unreadable: dict[str, str] = {}
         self.preemption = Preemption()
         self._image_ids: list[str] = []  # of the step
@@ -374,6 +376,9 @@ class RadiographTrainer(Trainer):
             super()._save(output_dir, None if self.is_fsdp_enabled else state_dict)
         # The Trainer adds a pickle of the arguments, which nothing reads and nobody should open; JSON says the same.
         os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
+        if self.trained_on is not None:
+            public = self.args.push_to_hub and not self.args.hub_private_repo
+            write_trained_on(output_dir, self.trained_on, public)
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             json.dump(self.args.to_dict(), file, indent=2, default=str)
             file.write("\n")
@@ -519,6 +524,7 @@ class RadiographTrainer(Trainer):
                 upload_folder(
                     folder_path=checkpoint_folder,
                     path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+                    ignore_patterns=["_*"],
                     commit_message=f"{message}, checkpoint",
                     run_as_future=True,
                     **target,

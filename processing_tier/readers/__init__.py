@@ -125,6 +125,18 @@ def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = Non
     return sorted(frame[column].dropna().astype(str).unique()) if column in frame.columns else ["train"]
 
 
+def has_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None) -> bool:
+    """Whether data say which images are of which split: all do but a table, or the one of an image folder, without
+    such a column."""
+    reader, data, _ = parse_data(data)
+    if reader is not None or is_hub(data):
+        return True
+    table = Path(data) if is_table(data) else None
+    if table is None and os.path.isdir(data) and not split_folders(Path(data)):
+        table = find_metadata(Path(data))
+    return table is None or (columns or {}).get("split", "split") in read_frame(table).columns
+
+
 def dataset_name(data: str | os.PathLike) -> str:
     """What data are called in results and on model cards: without the folders of this machine."""
     reader, folder, _ = parse_data(data)
