@@ -282,8 +282,9 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
 
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
     rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
-    rows.insert(1, ("Training images", *map(format_cell, comparison["training_overlap"])))
     rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
+    if any(comparison["training_overlap"]):
+        rows.append(("Training images", *map(format_cell, comparison["training_overlap"])))
     same = not comparison["protocol_differences"]
     differing = "are the same" if same else "differ in these: scores may differ for that reason"
     what = Table(

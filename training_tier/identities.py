@@ -81,15 +81,15 @@ def shard_keys(records: datasets.Dataset, rows: Sequence[int]) -> np.ndarray:
     """[`image_key`] of records whose images are in shards, (rows,) uint64; a row group is in memory at a time."""
     place = records.select_columns(["shard", "row_group", "row"]).to_pandas().iloc[rows]
     keys = np.zeros(len(rows), dtype=np.uint64)
-    groups = tqdm(
-        place.reset_index(drop=True).groupby(["shard", "row_group"]), desc="hashing images", delay=3, disable=None
-    )
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for (file, group), members in groups:
+    bar = tqdm(total=len(rows), desc="hashing images", unit="image", delay=3, leave=False, disable=None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        for file, of_file in place.reset_index(drop=True).groupby("shard"):
             with open_shard(file) as shard:
-                images = shard.read_row_group(group, columns=["image"], use_threads=False)["image"]
-            group_images = (images[row].as_py() or {} for row in members["row"])
-            keys[members.index] = list(pool.map(image_key, group_images))
+                for group, members in of_file.groupby("row_group"):
+                    images = shard.read_row_group(group, columns=["image"], use_threads=False)["image"]
+                    group_images = (images[row].as_py() or {} for row in members["row"])
+                    keys[members.index] = list(pool.map(image_key, group_images))
+                    bar.update(len(members))
     return keys
 
 
