@@ -126,7 +126,8 @@ def build_parser() -> Parser:
         "--protocol",
         default="report",
         metavar="NAME",
-        help='"report" (sentences of reports), "chexzero", "tier", "tier-padchest" or "plain" (default: %(default)s)',
+        help='"report" (sentences of reports), "chexzero", "tier", "tier-padchest", "tier-covid" or "plain" (default: '
+        "%(default)s)",
     )
     protocol.add_argument(
         "--benchmark",
@@ -386,7 +387,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     if seen.any():
         predictions["trained_on"] = seen[predictions.index]
     if args.threshold_split:
-        metrics["protocol"]["thresholds"] = f"highest MCC on the split {args.threshold_split!r}"
+        metrics["protocol"]["thresholds"] = protocol.rule.describe(f"the split {args.threshold_split!r}")
         if "trained" in overlaps[args.threshold_split][0]:
             metrics["protocol"]["threshold_overlap"] = overlaps[args.threshold_split][0]["training_overlap"]
     if args.trained != "refuse" and not any("trained" in of_split for of_split, _ in overlaps.values()):

@@ -26,11 +26,12 @@ class Benchmark:
         reader: the one of `processing_tier.readers` that reads the archive.
         splits: name to what is known of it: `images` and `positives` (finding to number), as published, and
             `options` of the reader. The first is the usual one.
-        findings: name to other names that a table may use for it; None for all that the data have.
+        findings: name to other names that a table may use for it, in the order of the results. In the file a list of
+            names will do where there are no others.
         options: of the reader, in every split.
         views: `"frontal"` or `"all"`.
         min_positives: that a finding needs.
-        num_findings: as published, where `findings` is None.
+        only_with: findings of which an image must have one to be evaluated; by default all images are.
         prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
     """
 
@@ -38,11 +39,11 @@ class Benchmark:
     source: str
     reader: str
     splits: dict[str, dict]
-    findings: dict[str, list[str]] | None
+    findings: dict[str, list[str]]
     options: dict[str, str | int] = field(default_factory=dict)
     views: str = "all"
     min_positives: int = 1
-    num_findings: int | None = None
+    only_with: list[str] = field(default_factory=list)
     prompts: dict[str, dict[str, dict]] = field(default_factory=dict)
 
 
@@ -59,8 +60,8 @@ def load_benchmark(name: str) -> Benchmark:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"There is no benchmark {name!r}: {hint}there are {', '.join(names)}.")
     content = yaml.safe_load((BENCHMARKS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    if content["findings"] == "all":
-        content["findings"] = None
+    if isinstance(content["findings"], list):
+        content["findings"] = {finding: [] for finding in content["findings"]}
     return Benchmark(name=name, **content)
 
 
@@ -90,43 +91,43 @@ def benchmark_data(benchmark: Benchmark, data: str, split: str) -> str:
 
 
 def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> datasets.Dataset:
-    """The data set with the benchmark's findings alone, under its names, without the images that have no label.
+    """The data set with the benchmark's findings alone, under its names and in its order, without the images that have
+    no label or none of the findings of `only_with`.
 
     Raises:
         ValueError: for a finding that the data set has under no known name.
     """
     available = finding_columns(dataset)
-    if benchmark.findings is None:
-        columns = {finding: finding for finding in available}
-    else:
-        by_name = {normalize_name(column): column for column in available}
-        columns = {}
-        for finding, aliases in benchmark.findings.items():
-            found = [by_name[key] for name in (finding, *aliases) if (key := normalize_name(name)) in by_name]
-            if not found:
-                raise ValueError(
-                    f"{benchmark.name}: the data set has no column {finding!r}; it has "
-                    f"{', '.join(map(repr, available))}."
-                )
-            columns[finding] = found[0]
-    dataset = dataset.remove_columns([column for column in available if column not in columns.values()])
+    by_name = {normalize_name(column): column for column in available}
+    columns = {}
+    for finding, aliases in benchmark.findings.items():
+        found = [by_name[key] for name in (finding, *aliases) if (key := normalize_name(name)) in by_name]
+        if not found:
+            raise ValueError(
+                f"{benchmark.name}: the data set has no column {finding!r}; it has {', '.join(map(repr, available))}."
+            )
+        columns[finding] = found[0]
+    dataset = dataset.select_columns(
+        [*(name for name in dataset.column_names if name not in available), *columns.values()]
+    )
     dataset = dataset.rename_columns({column: finding for finding, column in columns.items() if column != finding})
     labels = {finding: np.array(dataset.with_format(None)[finding][:], dtype=np.float64) for finding in columns}
-    labelled = ~np.all([np.isnan(values) for values in labels.values()], axis=0)
-    if not labelled.all():
-        dataset = dataset.select(np.flatnonzero(labelled))
+    kept = ~np.all([np.isnan(values) for values in labels.values()], axis=0)
+    if benchmark.only_with:
+        kept &= np.any([labels[finding] == 1 for finding in benchmark.only_with], axis=0)
+    if not kept.all():
+        dataset = dataset.select(np.flatnonzero(kept))
     return dataset
 
 
 def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> list[str]:
-    """Sentences on the numbers of images, findings and positives that are not the published ones; none if all agree.
+    """Sentences on the numbers of images and positives that are not the published ones; none if all agree.
 
     Args:
         dataset: of `apply_benchmark`, and nothing but what is evaluated.
     """
-    findings = finding_columns(dataset)
     known = benchmark.splits[split]
-    counts = [("images", known.get("images"), len(dataset)), ("findings", benchmark.num_findings, len(findings))]
+    counts = [("images", known.get("images"), len(dataset))]
     for finding, number in known.get("positives", {}).items():
         found = int((np.array(dataset.with_format(None)[finding][:], dtype=np.float64) == 1).sum())
         counts.append((f"positives of {finding}", number, found))

@@ -21,6 +21,7 @@ from evaluation_tier.report import (
     write_beside,
 )
 from evaluation_tier.resampling import bootstrap, delong, draw_resamples, paired_bootstrap
+from evaluation_tier.statistics.thresholds import f1_threshold
 from evaluation_tier.tables import (
     DASH,
     Table,
@@ -108,7 +109,13 @@ def compare_results(
 
     labels = columns_of(tables[0], "label", findings)
     scores = [columns_of(table, "score", findings) for table in tables]
-    thresholds = [[as_float(read["findings"][finding].get("threshold")) for finding in findings] for read in metrics]
+    thresholds = [
+        {
+            "mcc": [as_float(read["findings"][finding].get("threshold")) for finding in findings],
+            "f1": [as_float(f1_threshold(read["findings"][finding])) for finding in findings],
+        }
+        for read in metrics
+    ]
     patients = tables[0]["patient_id"].tolist()
     paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
     everyone = np.ones((1, len(labels)))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-CRITERIA = ("mcc", "f1", "youden")
+CRITERIA = ("mcc", "f1", "youden", "corner")
 
 
 def select_known(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -240,6 +240,8 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
         scores (`np.ndarray`): (samples,).
         criterion (`str`, *optional*, defaults to `"mcc"`):
             What is highest there: `"mcc"`, `"f1"`, or `"youden"` (sensitivity + specificity - 1; Youden 1950).
+            `"corner"` is the point of the ROC curve that is nearest to (0, 1), as TIER takes it for COVID-19
+            (zero_shot_covid.py:18-21).
 
     Returns:
         `float`: NaN without both classes.
@@ -255,6 +257,9 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
     true_positives, predicted, thresholds = count_at_thresholds(labels, scores)
     if criterion == "youden":  # sensitivity - (1 - specificity) times both denominators: whole numbers tie exactly
         values = true_positives * (~labels).sum() - (predicted - true_positives) * labels.sum()
+    elif criterion == "corner":  # squared distances times both squared denominators, for the same reason
+        missed, false_alarms = labels.sum() - true_positives, predicted - true_positives
+        values = -((missed * (~labels).sum()) ** 2 + (false_alarms * labels.sum()) ** 2)
     else:
         values = metrics_from_counts(true_positives, predicted, labels.sum(), len(labels))[criterion]
     return float(thresholds[np.argmax(values)])

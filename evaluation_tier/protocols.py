@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluation_tier.scoring import SCORINGS
+from evaluation_tier.statistics.thresholds import HIGHEST_MCC, ThresholdRule
 from processing_tier.prompts import Prompts, load_prompts
 
 NO_FINDING_WAYS = ("prompts", "others")
@@ -23,6 +24,7 @@ class Protocol:
         no_finding: how "No Finding" and "Normal" are scored: by their own `"prompts"`, or by the `"others"`, see
             `evaluation_tier.scoring.no_finding_scores`.
         resampling: for the intervals, see `evaluation_tier.summary.summarize`.
+        rule: of the thresholds of MCC, F1 and accuracy.
         source: where it comes from.
         name: of a named protocol, with what was overridden.
     """
@@ -32,6 +34,7 @@ class Protocol:
     no_finding: str
     source: str
     resampling: str = "patients"
+    rule: ThresholdRule = HIGHEST_MCC
     name: str = ""
 
 
@@ -41,10 +44,20 @@ PROTOCOLS: dict[str, Protocol] = {
     # Tiu et al. 2022, zero_shot.py:119-124,258-261,526 and eval.py:164-229. "No Finding" by its prompts, as there,
     # has an AUROC of 0.07 in the authors' notebook.
     "chexzero": Protocol("chexzero", "softmax", "others", "CheXzero, Tiu et al. 2022", resampling="chexzero"),
-    # Palepu & Beam 2023, Modeling/CLIP_Embedding.py:221-232 and utils.py:376-381
-    "tier": Protocol("tier", "difference", "prompts", "TIER, Palepu & Beam 2023"),
+    # Palepu & Beam 2023, Modeling/CLIP_Embedding.py:221-232, utils.py:376-381 and evalMCCScores.py:22-41
+    "tier": Protocol("tier", "difference", "prompts", "TIER, Palepu & Beam 2023", rule=ThresholdRule(f1="f1")),
     # The same, CLIP_Embedding.py:216 and utils.py:449-454
-    "tier-padchest": Protocol("tier-padchest", "softmax", "others", "TIER on PadChest, Palepu & Beam 2023"),
+    "tier-padchest": Protocol(
+        "tier-padchest", "softmax", "others", "TIER on PadChest, Palepu & Beam 2023", rule=ThresholdRule(f1="f1")
+    ),
+    # The same, zero_shot_covid.py: COVID-19 against other pneumonia
+    "tier-covid": Protocol(
+        "tier-covid",
+        "difference",
+        "prompts",
+        "TIER on COVID-19, Palepu & Beam 2023",
+        rule=ThresholdRule(f1="f1", accuracy="corner"),
+    ),
     # One sentence and no negative, as CARZero asks (CVPR 2024)
     "plain": Protocol("plain", "sigmoid", "others", '"There is {finding}." of CARZero, 2024'),
 }

@@ -11,6 +11,7 @@ import pandas as pd
 
 from .metrics import metrics_at_threshold, nanmean
 from .resampling import bootstrap, draw_resamples, mean_over_findings, percentile_interval
+from .statistics.thresholds import f1_threshold
 
 COMPARED = ("mcc", "f1")
 
@@ -21,6 +22,7 @@ def compare_with_radiologists(
     thresholds: Mapping[str, float],
     readers: pd.DataFrame,
     *,
+    f1_thresholds: Mapping[str, float] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict:
@@ -36,6 +38,8 @@ def compare_with_radiologists(
         scores (`pd.DataFrame`): the model's, with those studies, one column per finding to compare.
         thresholds (`Mapping[str, float]`):
             By finding, chosen on a split apart (see [`best_threshold`]): present means score >= threshold.
+        f1_thresholds (`Mapping[str, float]`, *optional*):
+            Of F1, where it has thresholds of its own, as in TIER; by default those of MCC, as in CheXzero.
         readers (`pd.DataFrame`):
             Index `(reader, study_id)`, 0 or 1, as [`read_radiologists`] of `processing_tier.readers.chexpert` gives
             them.
@@ -45,7 +49,7 @@ def compare_with_radiologists(
     Returns:
         `dict`: `"n_studies"`, `"readers"` (their names), and for each finding in `"findings"`:
         - `"model"` and each of `"readers"`: `mcc`, `f1`, and the points `(fpr, tpr)` of the ROC plot and
-          `(recall, precision)` of the precision-recall plot;
+          `(recall, precision)` of the precision-recall plot, the model's points being at the threshold of MCC;
         - `"readers_mean"`: `mcc`, `f1`;
         - `"difference"`, model minus readers' mean: `mcc`, `mcc_ci95`, `f1`, `f1_ci95`.
         `"mean"` has the same `mcc` and `f1` as means over the findings.
@@ -60,6 +64,7 @@ def compare_with_radiologists(
         lacking = [finding for finding in findings if finding not in has]
         if lacking:
             raise ValueError(f"{lacking[0]!r} has scores, but {what} lack it: leave its scores out.")
+    f1_thresholds = f1_thresholds or thresholds
     tables = {"labels": labels, "scores": scores, **{f"reader {name}": readers.loc[name] for name in names}}
     for what, table in tables.items():
         if not table.index.is_unique:
@@ -73,7 +78,11 @@ def compare_with_radiologists(
     if not all(np.isin(values, (0, 1)).all() for values in decisions.values()):
         raise ValueError("Readers' labels must be 0 or 1, but some are not: recode or leave out those studies.")
     model = scores.loc[studies, findings].to_numpy(dtype=np.float64)
-    raters = {"model": (model, [thresholds[finding] for finding in findings])}
+    at = {
+        metric: [given[finding] for finding in findings]
+        for metric, given in (("mcc", thresholds), ("f1", f1_thresholds))
+    }
+    raters = {"model": (model, at)}
     raters |= {f"reader {name}": (values, [0.5] * len(findings)) for name, values in decisions.items()}
 
     draws = draw_resamples(studies, num_resamples, seed)
@@ -85,6 +94,7 @@ def compare_with_radiologists(
     mean = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
     for i, finding in enumerate(findings):
         results[finding]["model"] = describe_decisions(truth[:, i], model[:, i], thresholds[finding])
+        results[finding]["model"]["f1"] = float(points["model"]["f1"][0, i])
         for name, values in decisions.items():
             results[finding]["readers"][name] = describe_decisions(truth[:, i], values[:, i], 0.5)
     for metric in COMPARED:
@@ -139,6 +149,9 @@ def compare_evaluation(
 
     Raises:
         `ValueError`: readers who judged none of the findings, and as [`compare_with_radiologists`].
+
+    Returns:
+        `dict`: as [`compare_with_radiologists`], and in `"thresholds"` the rule that chose them.
     """
     findings = [finding for finding in metrics["findings"] if finding in readers.columns]
     if not findings:
@@ -148,14 +161,16 @@ def compare_evaluation(
         for kind in ("label", "score")
     }
     by_study = {kind: table.groupby(np.asarray(study_ids), sort=False) for kind, table in tables.items()}
-    return compare_with_radiologists(
+    found = compare_with_radiologists(
         by_study["label"].first(),
         by_study["score"].mean(),
         {finding: metrics["findings"][finding]["threshold"] for finding in findings},
         readers,
+        f1_thresholds={finding: f1_threshold(metrics["findings"][finding]) for finding in findings},
         num_resamples=metrics["protocol"]["n_bootstrap"],
         seed=metrics["protocol"]["seed"],
     )
+    return {"thresholds": metrics["protocol"]["thresholds"], **found}
 
 
 def describe_decisions(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:

@@ -20,7 +20,6 @@ NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memor
 RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
 AREAS = ("auroc", "auprc")
 AT_THRESHOLD = ("mcc", "f1", "sensitivity", "specificity")
-FEWEST_CHEXZERO_RESAMPLES = 40  # of fewer, the reference's lower position is the highest value
 QUANTILE_975 = 1.959963984540054  # of the standard normal distribution
 
 
@@ -162,24 +161,6 @@ def draw_stratified_resamples(
     return draws
 
 
-def draw_chexzero_resamples(num_images: int, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """
-    The resamples of CheXzero: images (there, one per study) one by one, resample i with the random state seed + i.
-
-    These are the draws of `sklearn.utils.resample(range(num_images), random_state=i)` in `bootstrap` of CheXzero's
-    eval.py:199-229 at 5c341db, whose seed is 0. See [`chexzero_interval`].
-
-    Returns:
-        `np.ndarray`: (resamples, images) uint16, how often each image was drawn.
-    """
-    check_num_resamples(num_resamples)
-    draws = np.empty((num_resamples, num_images), dtype=np.uint16)
-    for i in range(num_resamples):
-        drawn = np.random.RandomState(seed + i).randint(0, num_images, size=num_images)
-        draws[i] = np.bincount(drawn, minlength=num_images)
-    return draws
-
-
 def chunks(num_resamples: int, num_columns: int) -> list[slice]:
     """Parts of the resamples, each small enough for the memory."""
     size = max(1, min(NUMBERS_IN_MEMORY // max(num_columns, 1), RESAMPLES_AT_ONCE))
@@ -187,7 +168,10 @@ def chunks(num_resamples: int, num_columns: int) -> list[slice]:
 
 
 def bootstrap(
-    labels: np.ndarray, scores: np.ndarray, draws: np.ndarray, thresholds: Sequence[float] | None = None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    draws: np.ndarray,
+    thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, np.ndarray]:
     """
     The metrics of every finding in every resample.
@@ -201,8 +185,9 @@ def bootstrap(
             (resamples, images), how often each image was drawn, or (findings, resamples, images) where findings have
             draws of their own; from [`draw_resamples`], [`draw_stratified_resamples`], [`draw_chexzero_resamples`] or
             elsewhere. `np.ones((1, images))` gives the metrics of the data themselves.
-        thresholds (`Sequence[float]`, *optional*):
-            (findings,), fixed in all resamples: present means score >= threshold. NaN gives NaN.
+        thresholds (`Sequence[float]` or `Mapping[str, Sequence[float]]`, *optional*):
+            (findings,), fixed in all resamples: present means score >= threshold. NaN gives NaN. Where F1 has
+            thresholds of its own, they are given as `{"mcc": ..., "f1": ...}`, the others being at those of MCC.
 
     Returns:
         `dict[str, np.ndarray]`: `auroc`, `auprc` and, with thresholds, `mcc`, `f1`, `sensitivity`, `specificity`,
@@ -228,8 +213,11 @@ def bootstrap(
         )
     if draws.size and draws.min() < 0:
         raise ValueError("Draws count how often an image was drawn, but some are negative.")
-    if thresholds is not None and len(thresholds) != num_findings:
-        raise ValueError(f"There are {num_findings} findings, but {len(thresholds)} thresholds.")
+    if thresholds is not None and not isinstance(thresholds, Mapping):
+        thresholds = {"mcc": thresholds}
+    for given in (thresholds or {}).values():
+        if len(given) != num_findings:
+            raise ValueError(f"There are {num_findings} findings, but {len(given)} thresholds.")
 
     rows_of = [np.flatnonzero((column == 0) | (column == 1)) for column in labels.T]
     known = [select_known(labels[:, i], scores[:, i]) for i in range(num_findings)]
@@ -245,16 +233,22 @@ def bootstrap(
             results["auroc"][part, i], results["auprc"][part, i] = weighted_areas(known_labels, known_scores, weights)
             if thresholds is None:
                 continue
-            predicted = known_scores >= thresholds[i]
-            found = metrics_from_counts(
-                weights[predicted & known_labels].sum(axis=0),
-                weights[predicted].sum(axis=0),
-                weights[known_labels].sum(axis=0),
-                weights.sum(axis=0),
-            )
+            found = weighted_metrics(known_labels, known_scores, weights, thresholds["mcc"][i])
+            if "f1" in thresholds:
+                found["f1"] = weighted_metrics(known_labels, known_scores, weights, thresholds["f1"][i])["f1"]
             for name in AT_THRESHOLD:
-                results[name][part, i] = np.nan if np.isnan(thresholds[i]) else found[name]
+                results[name][part, i] = found[name]
     return results
+
+
+def weighted_metrics(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, threshold: float
+) -> dict[str, np.ndarray]:
+    """[`metrics_from_counts`] of score >= threshold, each (weightings,), with weights (samples, weightings)."""
+    predicted = scores >= threshold
+    counts = (weights[rows].sum(axis=0) for rows in (predicted & labels, predicted, labels, slice(None)))
+    found = metrics_from_counts(*counts)
+    return {name: np.full_like(values, np.nan) for name, values in found.items()} if np.isnan(threshold) else found
 
 
 def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -289,28 +283,6 @@ def percentile_interval(values: np.ndarray) -> np.ndarray:
     """The 2.5th and 97.5th percentile of the [`defined_values`]; NaN when there are none."""
     values = defined_values(values)
     return np.percentile(values, [2.5, 97.5]) if len(values) else np.full(2, np.nan)
-
-
-def chexzero_interval(values: np.ndarray) -> tuple[float, np.ndarray]:
-    """
-    Centre and 95 % interval as CheXzero reports them, but not rounded to 4 digits.
-
-    The centre is the mean of the resamples, not the value of the data, and the bounds are the sorted values at (from
-    0) `int(0.025 n) - 1` and `int(0.975 n) - 1`: 24 and 974 of 1,000 (`compute_cis` of CheXzero's eval.py:164-197 at
-    5c341db). As there, NaN values are left out of the mean but sorted last, so that those of a rare finding shift its
-    bounds: [`percentile_interval`] has neither trait.
-
-    Args:
-        values (`np.ndarray`): (resamples,), at least `FEWEST_CHEXZERO_RESAMPLES`.
-
-    Raises:
-        `ValueError`: fewer than 40 values, for which the reference's lower position is the highest value.
-    """
-    if len(values) < FEWEST_CHEXZERO_RESAMPLES:
-        raise ValueError(f"CheXzero's interval needs at least 40 resamples, but there are {len(values)}.")
-    bounds = np.sort(values)[[int(0.05 / 2 * len(values)) - 1, int((1 - 0.05 / 2) * len(values)) - 1]]
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan"), bounds
 
 
 def mean_over_findings(point: np.ndarray, resampled: np.ndarray) -> tuple[float, np.ndarray]:
@@ -363,8 +335,8 @@ def paired_bootstrap(
     first_scores: np.ndarray,
     second_scores: np.ndarray,
     draws: np.ndarray,
-    first_thresholds: Sequence[float] | None = None,
-    second_thresholds: Sequence[float] | None = None,
+    first_thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    second_thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, PairedDifference]:
     """
     The second model's metrics minus the first's, both on the same resamples of the same images.
@@ -372,7 +344,7 @@ def paired_bootstrap(
     Args:
         labels, draws: see [`bootstrap`].
         first_scores, second_scores (`np.ndarray`): (images, findings).
-        first_thresholds, second_thresholds (`Sequence[float]`, *optional*): (findings,), of both models or of neither.
+        first_thresholds, second_thresholds: as for [`bootstrap`], of both models or of neither.
 
     Returns:
         `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. A finding whose difference is undefined

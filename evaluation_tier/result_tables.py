@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from evaluation_tier.statistics.thresholds import f1_threshold
 from evaluation_tier.tables import (
     DASH,
     Table,
@@ -59,7 +60,7 @@ def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: M
         value = result.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return f"{value:,}"
-        digits = 4 if key.startswith("threshold") else 3  # differences of cosines are small
+        digits = 4 if "threshold" in key else 3  # differences of cosines are small
         return format_estimate(value, result.get(f"{key}_ci95"), digits)
 
     rows = [(finding, *(cell(result, key) for key in columns)) for finding, result in findings.items()]
@@ -88,7 +89,10 @@ def results_table(metrics: Mapping) -> Table:
 def operating_table(metrics: Mapping) -> Table | None:
     """Sensitivity, specificity, MCC and F1 of each finding at its threshold."""
     columns = {"threshold": "Threshold", "sensitivity": "Sensitivity", "specificity": "Specificity", "mcc": "MCC"}
-    columns["f1"] = "F1"
+    results = metrics["findings"].values()
+    if any(format_cell(f1_threshold(result)) != format_cell(result.get("threshold")) for result in results):
+        columns["f1_threshold"] = "Threshold of F1"
+    columns |= {"f1": "F1", "accuracy_threshold": "Threshold of accuracy", "accuracy": "Accuracy"}
     note = (
         "A finding is called present when its score reaches the threshold. Sensitivity is the share of the positives "
         "that are found, specificity that of the negatives that are left alone; MCC is the correlation of call and "
@@ -248,15 +252,16 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
             readers.append((finding, name, *numbers))
     header = ("Finding", "MCC, model", "MCC, readers", "Difference (95 % CI)")
     header += ("F1, model", "F1, readers", "Difference (95 % CI)")
+    rule = result.get("thresholds", "not stated")
     note = (
         f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
         f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
-        "0 leaves it open."
+        f"0 leaves it open. Thresholds: {rule}."
     )
     num_means = len(parts) - len(findings)
     table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)
     header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
-    note = "The model at its threshold and each radiologist, against the reference labels."
+    note = f"The model at its threshold and each radiologist, against the reference labels. Thresholds: {rule}."
     return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
 
 

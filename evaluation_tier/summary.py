@@ -5,22 +5,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .calibration import brier, calibrate, ece, fit_calibration
-from .metrics import CRITERIA, best_threshold, count_labels
+from .metrics import CRITERIA, best_threshold, count_labels, nanmean
 from .resampling import (
     AREAS,
     AT_THRESHOLD,
-    FEWEST_CHEXZERO_RESAMPLES,
     bootstrap,
     bootstrap_mean,
-    chexzero_interval,
-    defined_values,
-    draw_chexzero_resamples,
     draw_resamples,
     draw_stratified_resamples,
     mean_over_findings,
     percentile_interval,
     subgroup_metrics,
 )
+from .statistics.chexzero import (
+    FEWEST_RESAMPLES,
+    chexzero_interval,
+    draw_chexzero_resamples,
+    fill_one_class_resamples,
+)
+from .statistics.thresholds import HIGHEST_MCC, ThresholdRule
 
 WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
 RESAMPLINGS = ("patients", "stratified", "chexzero")
@@ -34,7 +37,7 @@ def summarize(
     *,
     threshold_labels: np.ndarray | None = None,
     threshold_scores: np.ndarray | None = None,
-    criterion: str = "mcc",
+    rule: ThresholdRule = HIGHEST_MCC,
     probabilities: bool | Sequence[bool] = False,
     num_resamples: int = 1000,
     resampling: str = "patients",
@@ -51,35 +54,36 @@ def summarize(
         threshold_labels, threshold_scores (`np.ndarray`, *optional*):
             The split on which thresholds and calibration are fitted; by default the evaluated images themselves, which
             flatters every metric but AUROC and AUPRC.
-        criterion (`str`, *optional*, defaults to `"mcc"`):
-            Of the threshold that MCC, F1, sensitivity and specificity are reported at; see [`best_threshold`].
+        rule ([`ThresholdRule`], *optional*):
+            Of the thresholds that MCC, F1, sensitivity and specificity are reported at; by default the one with the
+            highest MCC for all of them.
         probabilities (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
             The scores (or those of each finding) are probabilities: `scale` and `bias` are of their log-odds.
         num_resamples (`int`, *optional*, defaults to 1000): at least 1.
         resampling (`str`, *optional*, defaults to `"patients"`):
             `"stratified"`, so that no finding loses a class, see [`draw_stratified_resamples`]; or `"chexzero"`:
-            images whatever their patients, see [`draw_chexzero_resamples`], with the bounds of [`chexzero_interval`]
-            of the resamples that are defined, and its centre in `<metric>_bootstrap_mean`.
+            images whatever their patients, see [`draw_chexzero_resamples`], with the bounds of [`chexzero_interval`],
+            where undefined values are the highest, and its centre in `<metric>_bootstrap_mean`.
         seed (`int`, *optional*, defaults to 0): of the resamples.
 
     Returns:
         `dict`: three parts, numbers that are undefined being NaN.
         - `"findings"`: by name `auroc`, `auprc`, `mcc`, `f1`, `sensitivity`, `specificity`, each with an interval of
-          95 % in `<metric>_ci95` (the thresholds being fixed), `threshold`, `thresholds` (by criterion), `scale`,
-          `bias` (see [`fit_calibration`]), `ece` and `brier` of the probability sigmoid(scale * score + bias), the
-          latter with an interval (scale and bias being fixed), `n_positive`, `n_negative`, `n_uncertain`, `n_missing`,
-          `n_excluded` (the sum of the last two).
+          95 % in `<metric>_ci95` (the thresholds being fixed), `threshold`, `f1_threshold`, `thresholds` (by
+          criterion), `scale`, `bias` (see [`fit_calibration`]), `ece` and `brier` of the probability
+          sigmoid(scale * score + bias), the latter with an interval (scale and bias being fixed), `n_positive`,
+          `n_negative`, `n_uncertain`, `n_missing`, `n_excluded` (the sum of the last two). Where the rule has a
+          criterion for it, `accuracy` with its interval, and `accuracy_threshold`.
         - `"mean"`: over the findings for which a metric is defined, the same metrics and intervals, `brier`, `ece`.
         - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count, and
           under `"mean"`, how many lack one of any finding in the mean AUROC. Where that is more than half of them,
-          there is no interval.
+          there is no interval. (Of `"chexzero"` they count, and there is no upper bound where they are more than
+          2.5 %.)
 
     Raises:
         `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
             [`bootstrap`] and [`best_threshold`].
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"The criterion of a threshold is {criterion!r}; choose {', '.join(CRITERIA)}.")
     if resampling not in RESAMPLINGS:
         raise ValueError(f"The resampling must be one of {', '.join(RESAMPLINGS)}, but is {resampling!r}.")
     labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
@@ -100,23 +104,25 @@ def summarize(
         {name: best_threshold(chosen_labels[:, i], chosen_scores[:, i], name) for name in CRITERIA}
         for i in range(len(findings))
     ]
-    used = [of_finding[criterion] for of_finding in thresholds]
+    used = {metric: [of_finding[getattr(rule, metric)] for of_finding in thresholds] for metric in ("mcc", "f1")}
     if resampling == "stratified":
         draws = draw_stratified_resamples(labels, patient_ids, num_resamples, seed)
     elif resampling == "chexzero":
-        if num_resamples < FEWEST_CHEXZERO_RESAMPLES:
+        if num_resamples < FEWEST_RESAMPLES:
             raise ValueError(
-                f"CheXzero's intervals need at least {FEWEST_CHEXZERO_RESAMPLES} resamples, "
-                f"but there are {num_resamples}."
+                f"CheXzero's intervals need at least {FEWEST_RESAMPLES} resamples, but there are {num_resamples}."
             )
         draws = draw_chexzero_resamples(len(labels), num_resamples, seed)
     else:
         draws = draw_resamples(patient_ids, num_resamples, seed)
     point = bootstrap(labels, scores, np.ones((1, len(labels))), used)
     resampled = bootstrap(labels, scores, draws, used)
+    if resampling == "chexzero":
+        fill_one_class_resamples({name: resampled[name] for name in used}, labels, scores, draws, used)
 
     probabilities = np.broadcast_to(probabilities, len(findings))
     results, resampled_brier = {}, np.empty((num_resamples, len(findings)))
+    resampled_accuracy = np.empty((num_resamples, len(findings)))
     for i, finding in enumerate(findings):
         metrics = {}
         for name in WITH_INTERVAL:
@@ -126,10 +132,17 @@ def summarize(
         errors = calibration.pop("squared_errors")
         resampled_brier[:, i] = bootstrap_mean(errors, draws if draws.ndim == 2 else draws[i])
         calibration |= with_interval("brier", calibration["brier"], resampled_brier[:, i], resampling)
+        if rule.accuracy:
+            threshold = thresholds[i][rule.accuracy]
+            right = right_calls(labels[:, i], scores[:, i], threshold)
+            resampled_accuracy[:, i] = bootstrap_mean(right, draws if draws.ndim == 2 else draws[i])
+            metrics |= with_interval("accuracy", nanmean(right), resampled_accuracy[:, i], resampling)
+            metrics["accuracy_threshold"] = threshold
         counts = count_labels(labels[:, i])
         results[finding] = {
             **metrics,
-            "threshold": used[i],
+            "threshold": used["mcc"][i],
+            "f1_threshold": used["f1"][i],
             "thresholds": thresholds[i],
             **calibration,
             **counts,
@@ -141,9 +154,10 @@ def summarize(
         mean |= with_interval(name, value, resampled_mean, resampling)
         if name == "auroc":
             mean_dropped = int(np.isnan(resampled_mean).sum())
-    values = {name: np.array([result[name] for result in results.values()]) for name in ("brier", "ece")}
-    mean |= with_interval("brier", *mean_over_findings(values["brier"], resampled_brier), resampling)
-    mean["ece"] = mean_over_findings(values["ece"], values["ece"][None])[0]
+    for name, values in (("brier", resampled_brier), *([("accuracy", resampled_accuracy)] if rule.accuracy else [])):
+        of_findings = np.array([result[name] for result in results.values()])
+        mean |= with_interval(name, *mean_over_findings(of_findings, values), resampling)
+    mean["ece"] = nanmean(result["ece"] for result in results.values())
     dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
     return {"findings": results, "mean": mean, "resamples_dropped": {**dropped, "mean": mean_dropped}}
 
@@ -179,12 +193,17 @@ def with_interval(name: str, value: float, resampled: np.ndarray, resampling: st
     """A metric, its interval, and CheXzero's centre where that is asked for."""
     if resampling != "chexzero":
         return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
-    known = defined_values(resampled)
-    if len(known) < FEWEST_CHEXZERO_RESAMPLES:
-        center, interval = float("nan"), np.full(2, np.nan)
-    else:
-        center, interval = chexzero_interval(known)
+    center, interval = chexzero_interval(resampled)
     return {name: value, f"{name}_ci95": interval.tolist(), f"{name}_bootstrap_mean": center}
+
+
+def right_calls(labels: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """
+    1 where score >= threshold agrees with the label, else 0, (images,); NaN where the label is not known, and for a
+    threshold that is NaN.
+    """
+    known = ((labels == 0) | (labels == 1)) & ~np.isnan(threshold)
+    return np.where(known, (scores >= threshold) == (labels == 1), np.nan)
 
 
 def measure_calibration(

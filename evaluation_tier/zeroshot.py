@@ -27,7 +27,6 @@ from evaluation_tier.resampling import (
     age_bands,
     bootstrap,
     check_num_resamples,
-    draw_chexzero_resamples,
     draw_resamples,
     mean_over_findings,
 )
@@ -41,6 +40,7 @@ from evaluation_tier.scoring import (
     scores_from_differences,
     zero_shot_scores,
 )
+from evaluation_tier.statistics.chexzero import draw_chexzero_resamples
 from evaluation_tier.summary import summarize, summarize_subgroups, with_interval
 from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.records import finding_columns
@@ -84,8 +84,8 @@ def evaluate_zero_shot(
             prompts themselves. Classifiers need none.
         scoring: in place of the protocol's, see `zero_shot_scores`; an ensemble's score is the mean over its members.
         n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`.
-        threshold_dataset: where the thresholds of MCC and F1 are chosen (by the highest MCC) and `scale` and `bias`
-            are fitted; by default the evaluated images themselves, which flatters MCC and F1, and the protocol says
+        threshold_dataset: where the thresholds are chosen (by the protocol's rule) and `scale` and `bias` are
+            fitted; by default the evaluated images themselves, which flatters MCC and F1, and the protocol says
             so. sigmoid(scale * difference + bias), of the difference of the cosines whatever the scoring, is a
             probability on images like these (see `fit_calibration`).
         dataset_name: what the results call the data.
@@ -160,6 +160,7 @@ def evaluate_zero_shot(
         ],
         num_resamples=n_bootstrap,
         resampling=protocol.resampling,
+        rule=protocol.rule,
         seed=seed,
     )
     subgroups = summarize_subgroups(
@@ -178,7 +179,7 @@ def evaluate_zero_shot(
         "dataset": dataset_name,
         "protocol": {
             **described,
-            "thresholds": f"highest MCC on {threshold_source}",
+            "thresholds": protocol.rule.describe(threshold_source),
             "intervals": intervals,
             "n_bootstrap": n_bootstrap,
             "seed": seed,

@@ -39,7 +39,7 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            `"report"`, `"tier"`, `"tier-padchest"`, `"chexzero"`, `"plain"`, or a YAML file.
+            `"report"`, `"tier"`, `"tier-padchest"`, `"tier-covid"`, `"chexzero"`, `"plain"`, or a YAML file.
         findings (`Sequence[str]`): names, such as the finding columns of a data set.
 
     Returns:

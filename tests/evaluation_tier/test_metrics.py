@@ -146,6 +146,7 @@ def test_no_threshold_is_better_than_the_best(sample):
     tried = [metrics_at_threshold(labels, scores, threshold) for threshold in np.unique(scores)]
     for found in tried:
         found["youden"] = found["sensitivity"] + found["specificity"]
+        found["corner"] = -np.hypot(1 - found["sensitivity"], 1 - found["specificity"])
     for criterion in CRITERIA:
         best = best_threshold(labels, scores, criterion)
         assert best in scores

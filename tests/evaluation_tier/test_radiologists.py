@@ -3,8 +3,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from evaluation_tier.radiologists import compare_with_radiologists
+from evaluation_tier.protocols import PROTOCOLS
+from evaluation_tier.radiologists import compare_evaluation, compare_with_radiologists
 from evaluation_tier.resampling import draw_resamples
+from evaluation_tier.result_tables import radiologist_tables
+from evaluation_tier.summary import summarize
 
 # The three benchmark radiologists on the 500 studies of CheXpert's test set: true and false positives of each finding,
 # and MCC and F1 as published (to 4 digits), which these counts and no others give.
@@ -98,6 +101,48 @@ def test_difference_equals_a_loop_over_scikit_learn():
         assert found["mean"]["difference"][name] == pytest.approx(
             found["mean"]["model"][name] - found["mean"]["readers_mean"][name]
         )
+
+
+@pytest.mark.parametrize("protocol", ["tier", "chexzero"])
+def test_f1_is_at_the_threshold_of_the_protocol(protocol):
+    """TIER's F1 is at the threshold with the best F1 on validation, CheXzero's at that of MCC."""
+    labels, readers = benchmark()
+    scores, rule = noisy_scores(labels), PROTOCOLS[protocol].rule
+    validation = {"threshold_labels": labels.to_numpy(), "threshold_scores": noisy_scores(labels, 1).to_numpy()}
+    studies, ids = list(labels.index), {"image_id": labels.index, "patient_id": labels.index}
+    summary = summarize(
+        labels.to_numpy(), scores.to_numpy(), studies, FINDINGS, rule=rule, num_resamples=5, **validation
+    )
+    how = {"thresholds": rule.describe("the split 'validation'"), "n_bootstrap": 5, "seed": 0}
+    predictions = pd.DataFrame(
+        ids | scores.add_prefix("score_").to_dict("series") | labels.add_prefix("label_").to_dict("series")
+    )
+    found = compare_evaluation({"findings": summary["findings"], "protocol": how}, predictions, studies, readers)
+    differing = 0
+    for finding in FINDINGS:
+        candidates = np.sort(validation["threshold_scores"][:, FINDINGS.index(finding)])[::-1]
+        model, best = found["findings"][finding]["model"], {}
+        for name, function in (("mcc", matthews_corrcoef), ("f1", f1_score)):
+            values = [
+                function(labels[finding], validation["threshold_scores"][:, FINDINGS.index(finding)] >= at)
+                for at in candidates
+            ]
+            best[name] = candidates[np.argmax(values)]
+        at = best["f1" if protocol == "tier" else "mcc"]
+        differing += best["f1"] != best["mcc"]
+        assert model["mcc"] == pytest.approx(matthews_corrcoef(labels[finding], scores[finding] >= best["mcc"]))
+        assert model["f1"] == pytest.approx(f1_score(labels[finding], scores[finding] >= at))
+        assert model["f1"] == pytest.approx(summary["findings"][finding]["f1"])
+        assert found["findings"][finding]["difference"]["f1"] == pytest.approx(
+            model["f1"] - found["findings"][finding]["readers_mean"]["f1"]
+        )
+    assert differing > 1
+    expected = "highest MCC on the split 'validation'" + (
+        "; for F1 the highest F1 there" if protocol == "tier" else ""
+    )
+    assert found["thresholds"] == expected
+    (table, each) = radiologist_tables({"radiologists": found})
+    assert table.note.endswith(f"Thresholds: {expected}.") and each.note.endswith(f"Thresholds: {expected}.")
 
 
 def test_order_of_studies_and_excluded_labels_make_no_difference():

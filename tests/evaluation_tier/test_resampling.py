@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 from scipy.stats import norm, rankdata  # scikit-learn brings it
 from sklearn import metrics as yardstick
-from sklearn.utils import resample
 
 from evaluation_tier.metrics import auprc, auroc, metrics_at_threshold
 from evaluation_tier.resampling import (
@@ -13,9 +12,7 @@ from evaluation_tier.resampling import (
     bootstrap,
     bootstrap_auroc,
     bootstrap_p_value,
-    chexzero_interval,
     delong,
-    draw_chexzero_resamples,
     draw_resamples,
     draw_stratified_resamples,
     midranks,
@@ -264,26 +261,6 @@ def test_draws_do_not_depend_on_the_memory(monkeypatch):
     monkeypatch.setattr("evaluation_tier.resampling.NUMBERS_IN_MEMORY", 30 * 7)
     np.testing.assert_array_equal(draw_resamples(np.arange(30), 50), plain)
     np.testing.assert_array_equal(draw_stratified_resamples(labels, np.arange(30), 50), stratified)
-
-
-def test_chexzero_draws_are_those_of_the_reference():
-    draws = draw_chexzero_resamples(50, 20, seed=3)
-    for i, row in enumerate(draws):
-        drawn = resample(np.arange(50), replace=True, random_state=3 + i)
-        np.testing.assert_array_equal(row, np.bincount(drawn, minlength=50))
-
-
-def test_chexzero_interval_takes_the_reference_positions():
-    values = np.random.default_rng(0).permutation(1000).astype(float)
-    centre, bounds = chexzero_interval(values)
-    assert centre == 499.5 and bounds.tolist() == [24, 974]
-    assert percentile_interval(values) == pytest.approx([24.975, 974.025])
-    values[:100] = np.nan  # sorted last, as by pandas: the upper bound is one of them
-    centre, bounds = chexzero_interval(values)
-    assert centre == pytest.approx(values[100:].mean()) and np.isnan(bounds[1])
-    assert np.isnan(chexzero_interval(np.full(40, np.nan))[0])
-    with pytest.raises(ValueError, match="at least 40 resamples, but there are 39"):
-        chexzero_interval(np.zeros(39))
 
 
 def test_an_interval_is_of_half_of_the_resamples_at_least():

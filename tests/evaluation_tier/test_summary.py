@@ -2,12 +2,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
-from sklearn.utils import resample
 
 from evaluation_tier.calibration import brier, ece, sigmoid
 from evaluation_tier.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
 from evaluation_tier.resampling import bootstrap, bootstrap_auroc, draw_resamples, draw_stratified_resamples
+from evaluation_tier.statistics.thresholds import ThresholdRule
 from evaluation_tier.summary import summarize
 
 FINDINGS = ["Edema", "Pneumonia"]
@@ -55,7 +54,7 @@ def test_every_number_is_the_plain_one():
 
 def test_thresholds_come_from_the_data_where_there_is_no_split():
     labels, scores, patients = make()
-    found = summarize(labels, scores, patients, FINDINGS, criterion="youden", num_resamples=5)
+    found = summarize(labels, scores, patients, FINDINGS, rule=ThresholdRule(mcc="youden"), num_resamples=5)
     result = found["findings"]["Edema"]
     assert (
         result["threshold"] == result["thresholds"]["youden"] == best_threshold(labels[:, 0], scores[:, 0], "youden")
@@ -123,37 +122,6 @@ def test_a_mean_of_few_resamples_has_no_interval():
     assert stratified["resamples_dropped"]["mean"] == 0 and np.isfinite(stratified["mean"]["auroc_ci95"]).all()
 
 
-def test_chexzeros_bootstrap_is_that_of_the_reference():
-    """What CheXzero's eval.py computes, in a loop over scikit-learn."""
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 2, (60, 2)).astype(float)
-    scores = labels * 0.5 + generator.standard_normal((60, 2))
-    expected = np.empty((100, 2))
-    for i in range(100):
-        rows = resample(np.arange(60), replace=True, random_state=i)
-        expected[i] = [roc_auc_score(labels[rows, j], scores[rows, j]) for j in range(2)]
-    found = summarize(labels, scores, np.zeros(60), FINDINGS, num_resamples=100, resampling="chexzero")
-    means = [*expected.T, expected.mean(axis=1)]
-    for result, values in zip([*found["findings"].values(), found["mean"]], means, strict=True):
-        assert result["auroc_bootstrap_mean"] == pytest.approx(values.mean())
-        assert result["auroc_ci95"] == pytest.approx(np.sort(values)[[1, 96]])
-
-
-def test_chexzeros_interval_is_of_the_resamples_with_both_classes():
-    labels = np.array([[1.0], [0.0], [0.0], [-1.0], [np.nan]])
-    scores = np.array([[2.0], [1.0], [0.0], [3.0], [9.0]])
-    found = summarize(labels, scores, np.arange(5), ["Edema"], num_resamples=200, resampling="chexzero")
-    assert 0 < found["resamples_dropped"]["Edema"] < 160
-    assert found["findings"]["Edema"]["auroc_bootstrap_mean"] == 1.0
-    assert found["findings"]["Edema"]["auroc_ci95"] == [1.0, 1.0]
-    found = summarize(labels[:3], scores[:3] * 0, np.arange(3), ["Edema"], num_resamples=45, resampling="chexzero")
-    assert np.isnan(found["findings"]["Edema"]["auroc_ci95"]).all()  # of fewer than 40
-    with pytest.raises(ValueError, match="need at least 40 resamples, but there are 30"):
-        summarize(labels[:3], scores[:3], np.arange(3), ["Edema"], num_resamples=30, resampling="chexzero")
-    with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
-        summarize(labels, scores, np.arange(5), ["Edema"], resampling="images")
-
-
 def test_what_is_undefined_is_nan_and_leaves_the_mean():
     labels, scores, patients = make()
     labels[:, 1] = 0
@@ -177,4 +145,6 @@ def test_arguments_that_do_not_fit_are_refused():
         options = {"threshold_labels": labels[:, :1], "threshold_scores": scores[:, :1]}
         summarize(labels, scores, patients, FINDINGS, **options)
     with pytest.raises(ValueError, match="criterion of a threshold is 'best'"):
-        summarize(labels, scores, patients, FINDINGS, criterion="best")
+        summarize(labels, scores, patients, FINDINGS, rule=ThresholdRule(mcc="best"))
+    with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
+        summarize(labels, scores, patients, FINDINGS, resampling="images")

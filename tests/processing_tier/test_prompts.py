@@ -127,8 +127,8 @@ def test_unknown_names(tmp_path):
     with pytest.raises(ValueError) as error:
         load_prompts("chexpert", ["Edema"])
     assert str(error.value) == (
-        "prompts 'chexpert' are not known; choose one of chexzero, plain, report, tier, tier-padchest, "
-        "or a .yaml file."
+        "prompts 'chexpert' are not known; choose one of chexzero, plain, report, tier, tier-covid, "
+        "tier-padchest, or a .yaml file."
     )
     with pytest.raises(ValueError) as error:
         load_prompts(tmp_path / "x.yaml", ["Edema"])
