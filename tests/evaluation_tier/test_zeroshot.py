@@ -155,8 +155,19 @@ def test_keys_are_those_of_the_contract(tier_model, phantom):
     measured = "auroc auprc mcc f1 sensitivity specificity".split()
     measured = [key for name in measured for key in (name, f"{name}_ci95")]
     counts = "n_positive n_negative n_uncertain n_missing n_excluded".split()
-    keys = [*measured, "threshold", "f1_threshold", "thresholds", "scale", "bias", "ece", "brier", "brier_ci95", *counts]
-    assert all(list(result) == keys for result in metrics["findings"].values())
+    keys = [
+        *measured,
+        "threshold",
+        "f1_threshold",
+        "thresholds",
+        "scale",
+        "bias",
+        "ece",
+        "brier",
+        "brier_ci95",
+        *counts,
+    ]
+    assert all(list(result) == [*keys, *counts] for result in metrics["findings"].values())
     assert list(metrics["mean"]) == [*measured, "brier", "brier_ci95", "ece"]
     assert list(metrics["subgroups"]) == ["sex", "age", "view"]
     assert set(metrics["versions"]) == {"python", "torch", "transformers", "numpy", "tier-clip"}
