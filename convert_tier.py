@@ -29,6 +29,10 @@ CXR_BERT = "microsoft/BiomedVLP-CXR-BERT-specialized"
 TIER_MAX_LENGTH = 128  # tokens (authors' code, Modeling/CLIP_Embedding.py:79-82)
 CLIP_VOCABULARY = 49408  # tokens of the tokenizer that OpenCLIP brings along
 RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}  # OpenCLIP's name: TierImageProcessor's
+NO_WEIGHTS = (
+    "the checkpoint does not say with which entropy weights it was trained, so both are 0; to train on, pass "
+    "--token_entropy_weight and --patch_entropy_weight."
+)
 KIND_NAMES = {
     "openai": "OpenAI CLIP",
     "chexzero": "CheXzero",
@@ -114,8 +118,11 @@ def load_tokenizer(source, model, args: argparse.Namespace):
     """
     from transformers import AutoTokenizer, BertTokenizer, CLIPConfig
 
+    from modeling_tier.checkpoints.others import refuse_tokenizer
+
     text_config = model.config.text_config
     is_clip = isinstance(model.config, CLIPConfig)
+    refuse_tokenizer(args.tokenizer or "")
     name = args.tokenizer or args.text_model or (CLIP_TOKENIZER if is_clip else CXR_BERT)
     if args.tokenizer is None and source.path.is_dir() and (source.path / "tokenizer_config.json").is_file():
         name = str(source.path)
@@ -310,6 +317,12 @@ def convert(args: argparse.Namespace) -> None:
             "there is no open_clip_config.json, so gelu is taken for the activation; if the model has quick_gelu, "
             "convert again with --activation quick_gelu."
         )
+
+    if source.kind == "tier":
+        weights = f"token_entropy_weight={model.config.token_entropy_weight:g} (lam_words), "
+        weights += f"patch_entropy_weight={model.config.patch_entropy_weight:g} (lam_patches)"
+        said = "lam_words" in source.arguments or "lam_patches" in source.arguments
+        notes.append(f"the checkpoint was trained with {weights}." if said else NO_WEIGHTS)
 
     # 2. Processor
     tokenizer = load_tokenizer(source, model, args)

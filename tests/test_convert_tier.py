@@ -284,6 +284,7 @@ def test_tier(tmp_path, capsys, cxr_bert_folder, picture):
     torch.save({"model_state_dict": to_layout(state, names), "args": argparse.Namespace(lam_words=0.1)}, path)
     out = run(capsys, path, tmp_path / "tier", "--tokenizer", cxr_bert_folder)
     assert "TIER, as its authors save it" in out and "TierDualEncoderModel" in out
+    assert "Note: the checkpoint was trained with token_entropy_weight=0.1 (lam_words), patch_entropy_weight=0" in out
     model, processor = load(tmp_path / "tier")
 
     # Shortest side to 256 (bilinear), the centre 224, ImageNet's mean and deviation (MedCLIP_Datasets.py:46-52)

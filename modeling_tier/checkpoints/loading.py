@@ -34,7 +34,7 @@ def load_source(source: Source, activation: str | None = None, text_folder: str 
     if source.kind == "clip":
         return load_clip_folder(source.path)
     if source.kind == "tier":
-        return load_tier(source.tensors)
+        return load_tier(source.tensors, source.arguments)
     if source.kind == "biovil":
         return load_biovil(source.tensors, Path(text_folder))
     return load_clip(source, activation)

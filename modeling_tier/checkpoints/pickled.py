@@ -9,7 +9,7 @@ first, with placeholders for everything that it calls.
 import pickle
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -71,6 +71,15 @@ class Placeholder:
         pass
 
 
+class Arguments(Placeholder):
+    """Stands for an `argparse.Namespace`: its values, and nothing that it could be made to do."""
+
+    values: Mapping = {}
+
+    def __setstate__(self, state):
+        self.values = state if isinstance(state, dict) else {}
+
+
 class ElementType:
     """Stands for a dtype, or for the storage of one."""
 
@@ -110,6 +119,8 @@ class ClaimReader(pickle.Unpickler):
             return ElementType(STORAGES[name])
         if whole == "torch.storage.UntypedStorage":
             return ElementType(1)
+        if whole == "argparse.Namespace":
+            return Arguments
         if whole in HARMLESS or whole in BOOKKEEPING or whole in self.classes:
             return Placeholder
         raise CheckpointRefused(

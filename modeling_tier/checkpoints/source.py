@@ -9,7 +9,8 @@ import torch
 
 from ..configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .openclip import OPENCLIP_CONFIG, WEIGHT_FILES
-from .tensor_files import read_json, read_tensors
+from .others import refuse_file, refuse_model_type, refuse_settings, refuse_tensors
+from .tensor_files import read_arguments, read_json, read_tensors
 
 CLIP_LAYOUT = ("openai", "chexzero", "openclip")
 KINDS = (*CLIP_LAYOUT, "clip", "tier", "biovil")
@@ -28,12 +29,14 @@ class Source:
         kind (`str`): One of `KINDS`.
         tensors (`dict[str, torch.Tensor]`): By their original names; empty for a folder of transformers.
         settings (`dict`): `open_clip_config.json`, where there is one.
+        arguments (`dict`): TIER's, with which its model was trained, where the file has them.
     """
 
     path: Path
     kind: str
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
 
 
 def open_source(path: str | Path, kind: str | None = None) -> Source:
@@ -59,9 +62,11 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
         if kind not in (None, source.kind):
             raise ValueError(f"{path} is of the kind {source.kind!r}, not {kind!r}; leave the kind out.")
         return source
+    refuse_file(path)
     tensors, container = read_tensors(path)
     beside = path.parent / OPENCLIP_CONFIG
     settings = read_json(beside) if beside.is_file() and path.name in WEIGHT_FILES else {}
+    refuse_settings(path, settings)
     found = detect_kind(path.name, tensors, container, bool(settings))
     layout = CLIP_LAYOUT if found is None else (found,)
     if found in CLIP_LAYOUT and kind in CLIP_LAYOUT:  # the user may know better than the name of a file
@@ -73,6 +78,8 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
             f"{path.name} may be OpenAI's, CheXzero's or OpenCLIP's, which name their tensors alike but take other "
             "pixels; say which with --kind openai, --kind chexzero or --kind openclip."
         )
+    if found == "tier":
+        return Source(path, "tier", tensors, arguments=read_arguments(path))
     return Source(path, kind or found, tensors, settings if (kind or found) == "openclip" else {})
 
 
@@ -85,11 +92,16 @@ def open_folder(path: Path) -> Source:
         weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
         if weights is None:
             raise ValueError(f"{path} has {OPENCLIP_CONFIG} but no weights ({', '.join(WEIGHT_FILES)}).")
-        return Source(path, "openclip", read_tensors(weights)[0], read_json(path / OPENCLIP_CONFIG))
+        settings = read_json(path / OPENCLIP_CONFIG)
+        refuse_settings(path, settings)
+        refuse_file(weights)
+        tensors, _ = read_tensors(weights)
+        refuse_tensors(weights.name, tensors)
+        return Source(path, "openclip", tensors, settings)
     if config.get("model_type") == TierDualEncoderConfig.model_type:
         raise ValueError(f"{path} is a TierDualEncoderModel already; there is nothing to convert it from or to.")
     if config:
-        raise ValueError(f"{path} holds a model of type {config.get('model_type')!r}, not a CLIP model.")
+        refuse_model_type(path, config.get("model_type"))
     raise ValueError(
         f"{path} holds no model: neither config.json (transformers) nor {OPENCLIP_CONFIG} (OpenCLIP). Name the "
         "checkpoint file itself, or another folder."
@@ -98,15 +110,11 @@ def open_folder(path: Path) -> Source:
 
 def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:
     """One of `KINDS`; None where the tensors are laid out as CLIP's and nothing tells whose CLIP it is."""
+    refuse_tensors(name, tensors)
     if "cnn.encoder.encoder.conv1.weight" in tensors:
         return "tier"
     if "encoder.encoder.conv1.weight" in tensors:
         return "biovil"
-    if any(key.startswith(("visual.layer", "visual.attnpool", "visual.trunk.")) for key in tensors):
-        raise ValueError(
-            f"{name} is a CLIP whose image tower is no plain vision transformer (ResNet or timm); only ViT models "
-            "can be converted."
-        )
     if "visual.conv1.weight" not in tensors:
         if any(key.startswith(("vision_model.", "text_model.")) for key in tensors):
             raise ValueError(f"{name} holds the weights of a model of transformers; name its folder instead.")

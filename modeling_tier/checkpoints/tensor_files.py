@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .pickled import BOOKKEEPING, PICKLE_LIMIT, CheckpointRefused, Placeholder, called_names, read_claims
+from .pickled import BOOKKEEPING, PICKLE_LIMIT, Arguments, CheckpointRefused, Placeholder, called_names, read_claims
 
 JSON_LIMIT = 2**20  # bytes; such a file has a few kilobytes
 LEGACY_PICKLES = 3  # before the one with the tensors, in files of torch before 1.6: magic number, protocol, system
@@ -91,6 +91,14 @@ def check_pickle(path: Path) -> Any:
                         f"{path.name} describes tensors larger than the file itself, so it was not read."
                     )
             return content
+
+
+def read_arguments(path: Path) -> dict:
+    """The command-line arguments that a training script saved under `args`; numbers and words alone."""
+    content = check_pickle(path)
+    arguments = content.get("args") if isinstance(content, dict) else None
+    values = arguments.values if isinstance(arguments, Arguments) else {}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
 
 
 @contextlib.contextmanager

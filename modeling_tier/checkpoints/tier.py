@@ -3,6 +3,7 @@ TIER (Modeling/CLIP_Embedding.py of apalepu13/TIER_Regularized_CLIP at ce1e171):
 CXR-BERT under `transformer.`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -14,12 +15,17 @@ from ..modeling_dual_tier import TierDualEncoderModel
 from .layout import count_parts, fill, shape_of
 
 TEXT_HEAD = {"0": "dense_to_hidden", "2": "LayerNorm", "3": "dense_to_output"}
+# The authors' names of the weights (train.py:95-96), and ours
+WEIGHTS = {"lam_words": "token_entropy_weight", "lam_patches": "patch_entropy_weight"}
 # Tensors that the original code saves though its embeddings do not depend on them
 UNUSED = re.compile(r"cnn\.encoder\.encoder\.fc\.\w+|transformer\.(cls\.predictions\..+|.+\.position_ids)")
 
 
-def load_tier(tensors: dict[str, torch.Tensor]) -> TierDualEncoderModel:
-    """The authors' own; the text head is in the file twice, as a part of CXR-BERT and by itself."""
+def load_tier(tensors: dict[str, torch.Tensor], arguments: Mapping | None = None) -> TierDualEncoderModel:
+    """
+    The authors' own; the text head is in the file twice, as a part of CXR-BERT and by itself. The weights that it was
+    trained with become the configuration's.
+    """
     tensors = dict(tensors)
     for name in [name for name in tensors if name.startswith("cls_projection_head.")]:
         first = tensors.get(f"transformer.{name}")
@@ -34,6 +40,7 @@ def load_tier(tensors: dict[str, torch.Tensor]) -> TierDualEncoderModel:
         projection_dim=shape_of(tensors, "cnn.projector.model.0.weight", 4)[0],
         image_size=224,
         frozen_text_layers=min(8, bert.num_hidden_layers),
+        **entropy_weights(arguments or {}),
     )
     return fill(
         lambda: TierDualEncoderModel(config),
@@ -41,6 +48,27 @@ def load_tier(tensors: dict[str, torch.Tensor]) -> TierDualEncoderModel:
         lambda ours: {"logit_scale": ("logit_scale",), **dual_names(ours, "cnn.", "transformer.")},
         UNUSED,
     )
+
+
+def entropy_weights(arguments: Mapping) -> dict:
+    """
+    Fields of the configuration from the `args` of a checkpoint; none where it has none.
+
+    A comment in the authors' code (Modeling/utils.py:88-89) says that `lam_words` weighs the entropy of each patch
+    over the words. The code below it does the opposite, and so does this function: `lam_words` weighs the entropy of
+    each word over the patches. The authors' loss counts all tokens, padding among them.
+
+    Raises:
+        ValueError: a weight is not a number of at least 0.
+    """
+    fields = {}
+    for theirs, ours in WEIGHTS.items():
+        if theirs in arguments:
+            value = arguments[theirs]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"The args of the checkpoint have {theirs}={value!r}, not a number of at least 0.")
+            fields[ours] = float(value)
+    return {**fields, "entropy_tokens": "all"} if fields else {}
 
 
 def dual_names(ours: list[str], image: str, text: str) -> dict[str, tuple[str, ...]]:

@@ -529,6 +529,33 @@ def test_tier(tmp_path, tier_state, cxr_bert, dual_batch, record_property):
     assert model.visual_projection[1].num_batches_tracked == 7
 
 
+def test_the_weights_of_tier_become_those_of_the_config(tmp_path, tier_state, dual_batch):
+    """Each multiplies the entropy that it multiplies in the authors' code, whose comment says the opposite."""
+    checkpoint = tier_checkpoint(tier_state)
+    checkpoint["args"] = argparse.Namespace(lam_words=0.125, lam_patches=0.5, model_path="/x")
+    torch.save(checkpoint, tmp_path / "best_model.pt")
+    model = load(tmp_path / "best_model.pt")[1]
+    assert (model.config.token_entropy_weight, model.config.patch_entropy_weight) == (0.125, 0.5)
+    pixels, ids, mask = dual_batch
+    with torch.no_grad():
+        outputs = model(pixel_values=pixels, input_ids=ids, attention_mask=mask, return_loss=True)
+    similarity = outputs.token_embeds @ outputs.patch_embeds.transpose(1, 2)  # (pairs, tokens, patches)
+    words, patches = (similarity.softmax(dim).clamp(min=1e-7) for dim in (2, 1))
+    penalty = 0.125 * -(words * words.log()).sum(2).mean() + 0.5 * -(patches * patches.log()).sum(1).mean()
+    assert (outputs.loss - outputs.contrastive_loss).item() == pytest.approx(penalty.item(), abs=1e-4)
+
+    del checkpoint["args"]
+    torch.save(checkpoint, tmp_path / "without.pt")
+    config = load(tmp_path / "without.pt")[1].config
+    assert (config.token_entropy_weight, config.patch_entropy_weight) == (0.0, 0.0)
+    assert config.entropy_tokens == "words"
+    for value in (-1.0, float("nan"), "0.1", True):
+        checkpoint["args"] = argparse.Namespace(lam_words=value)
+        torch.save(checkpoint, tmp_path / "bad.pt")
+        with pytest.raises(ValueError, match="lam_words=.*, not a number of at least 0"):
+            load(tmp_path / "bad.pt")
+
+
 @pytest.fixture
 def biovil(tmp_path, cxr_bert):
     """BioViL's image file, its tensors, and the folder of CXR-BERT."""
@@ -670,7 +697,7 @@ def saved(path, state):
             lambda s: s.update({k.replace("blocks.2", "blocks.7"): s.pop(k) for k in list(s) if "blocks.2" in k}),
             "lacks tensors: visual.transformer.resblocks.2",
         ),
-        (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(2)}), "no plain vision transformer"),
+        (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(2)}), "with a ResNet as image tower"),
     ],
 )
 def test_missing_extra_and_wrong_tensors_are_named(tmp_path, change, message):
@@ -771,7 +798,7 @@ def test_clip_folders_that_do_not_fit(tmp_path, clip, change, message):
     [
         ({"text_cfg__pool_type": "last"}, "pool_type='last'"),
         ({"text_cfg__no_causal_mask": True}, "no_causal_mask=True"),
-        ({"vision_cfg__timm_model_name": "resnet50"}, "timm_model_name='resnet50'"),
+        ({"vision_cfg__timm_model_name": "resnet50"}, "with the image tower resnet50 of timm"),
         ({"vision_cfg__head_width": "64"}, "head_width='64'"),
         ({"text_cfg__norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs="),
         ({"text_cfg": None}, "no model_cfg with a vision_cfg and a text_cfg"),

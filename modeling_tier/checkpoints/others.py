@@ -1,0 +1,121 @@
+"""Files and models that cannot be converted: what each is, and what you can do instead."""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+ONLY_VIT = "Only CLIP models with a plain vision transformer and CLIP's own text tower can be converted"
+BPE_FILE = re.compile(r"bpe_simple_vocab\w*\.txt(\.gz)?")  # of openai/CLIP, which CheXzero and OpenCLIP have too
+BPE_ADVICE = (
+    "is the list of merges of CLIP's tokenizer (OpenAI's, CheXzero's and OpenCLIP's code have it), not a {what}. The "
+    "same tokenizer is openai/clip-vit-base-patch32 on the Hub: leave --tokenizer out, or name a folder with it."
+)
+FIRST_BYTES = {  # of a file: what it is, and what to do
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` where it came from.",
+    b"<!DOCTYPE": "is a web page, not a checkpoint; download the file itself.",
+    b"<html": "is a web page, not a checkpoint; download the file itself.",
+    b"\x1f\x8b": "is compressed with gzip; unpack it and name the checkpoint inside.",
+    b"\x89HDF\r\n": "is an HDF5 file (Keras or a CheXzero data set), not a PyTorch checkpoint; name a .pt file.",
+}
+
+
+def refuse_file(path: Path) -> None:
+    """ValueError for a file that its name or first bytes show to be no checkpoint."""
+    if BPE_FILE.fullmatch(path.name):
+        raise ValueError(f"{path.name} {BPE_ADVICE.format(what='checkpoint')}")
+    with open(path, "rb") as file:
+        start = file.read(32).lstrip()
+    for first, advice in FIRST_BYTES.items():
+        if start.lower().startswith(first.lower()):
+            raise ValueError(f"{path.name} {advice}")
+
+
+def refuse_tokenizer(name: str) -> None:
+    """ValueError for a tokenizer that is a file; a folder, or a name on the Hub, passes."""
+    path = Path(name)
+    if path.is_file():
+        advice = BPE_ADVICE.format(what="tokenizer folder") if BPE_FILE.fullmatch(path.name) else None
+        raise ValueError(f"{path.name} {advice or 'is a file; --tokenizer takes a folder or a name on the Hub.'}")
+
+
+def refuse_settings(folder: Path, settings: Mapping) -> None:
+    """ValueError for an OpenCLIP model, by its configuration, whose towers are not CLIP's."""
+    model = settings.get("model_cfg") if isinstance(settings.get("model_cfg"), dict) else {}
+    vision, text = (
+        model.get(name) if isinstance(model.get(name), dict) else {} for name in ("vision_cfg", "text_cfg")
+    )
+    timm, bert = vision.get("timm_model_name"), text.get("hf_model_name")
+    if "siglip" in str(timm).lower() or model.get("init_logit_bias") is not None:
+        raise ValueError(
+            f"{folder} is a SigLIP model in OpenCLIP's format, which is not a CLIP model: it has a bias, other text "
+            "padding and a pooling head. Use its release for transformers (SiglipModel), which eval_zeroshot.py reads."
+        )
+    if "multimodal_cfg" in model:
+        raise ValueError(f"{folder} is a CoCa model of OpenCLIP, with a text decoder. {ONLY_VIT}.")
+    if bert:
+        name = "BiomedCLIP" if "PubMedBERT" in str(bert) or "BiomedBERT" in str(bert) else "an OpenCLIP model"
+        tower = f"timm's {timm}" if timm else "a vision transformer"
+        raise ValueError(
+            f"{folder} is {name} with other towers than CLIP's: {tower} for images and {bert} for texts. {ONLY_VIT}. "
+            "Use it with the open_clip package, or train from such towers with --vision_model and --text_model."
+        )
+    if timm:
+        raise ValueError(
+            f"{folder} is an OpenCLIP model with the image tower {timm} of timm. {ONLY_VIT}; choose such a model (for "
+            "example ViT-B-32), or use this one with the open_clip package."
+        )
+    if isinstance(vision.get("layers"), list):
+        raise ValueError(
+            f"{folder} is an OpenCLIP model with a ResNet as image tower (layers {vision['layers']}, as RN50). "
+            f"{ONLY_VIT}; choose such a model (for example ViT-B-32)."
+        )
+
+
+def refuse_tensors(name: str, tensors: Collection[str]) -> None:
+    """ValueError for a file, by the names of its tensors, that holds a model of another kind."""
+    if has_prefix(tensors, "encoder.backbone_to_vit.", "encoder.vit_pooler.", "encoder.missing_previous_emb"):
+        raise ValueError(
+            f"{name} is the image tower of BioViL-T, which compares two studies by a transformer above its ResNet. "
+            "Only BioViL's can be converted: biovil_image_resnet50_proj_size_128.pt of "
+            "microsoft/BiomedVLP-CXR-BERT-specialized."
+        )
+    if has_prefix(tensors, "visual.attnpool.", "visual.layer"):
+        raise ValueError(
+            f"{name} is a CLIP model with a ResNet as image tower (RN50 and its kin). {ONLY_VIT}; choose such a model "
+            "(for example ViT-B-32)."
+        )
+    if has_prefix(tensors, "visual.trunk."):
+        if "logit_bias" in tensors:
+            raise ValueError(
+                f"{name} is a SigLIP model in OpenCLIP's format, which is not a CLIP model. Use its release for "
+                "transformers (SiglipModel), which eval_zeroshot.py reads."
+            )
+        text = " and a BERT for texts, as BiomedCLIP" if has_prefix(tensors, "text.transformer.embeddings.") else ""
+        raise ValueError(
+            f"{name} is an OpenCLIP model with an image tower of timm{text}. {ONLY_VIT}; use this one with the "
+            "open_clip package."
+        )
+    if has_prefix(tensors, "bert."):
+        raise ValueError(
+            f"{name} holds a BERT, such as CXR-BERT, BioViL's text tower. Name BioViL's image file as the checkpoint, "
+            "and the folder of CXR-BERT with --text_model."
+        )
+
+
+def refuse_model_type(folder: Path, model_type: str) -> None:
+    """ValueError for a folder of transformers that holds another model than CLIP."""
+    if model_type == "cxr-bert":
+        raise ValueError(
+            f"{folder} holds CXR-BERT, BioViL's text tower. Name BioViL's image file "
+            f"(biovil_image_resnet50_proj_size_128.pt) as the checkpoint, and this folder with --text_model."
+        )
+    if model_type in ("siglip", "siglip2"):
+        raise ValueError(
+            f"{folder} holds a SigLIP model of transformers, which is not a CLIP model and needs no conversion: "
+            "eval_zeroshot.py reads the folder as it is."
+        )
+    raise ValueError(f"{folder} holds a model of type {model_type!r}, not a CLIP model.")
+
+
+def has_prefix(names: Collection[str], *prefixes: str) -> bool:
+    return any(name.startswith(prefixes) for name in names)
