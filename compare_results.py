@@ -9,11 +9,10 @@ and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a fig
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval_zeroshot import Parser, check_writable
+from command_line import Parser, check_writable, one_sentence_errors
 
 
 def build_parser() -> Parser:
@@ -71,11 +70,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    try:
+    with one_sentence_errors("compare_results.py"):
         run(build_parser().parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"compare_results.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from command_line import Parser, one_sentence_errors
 
 TARGETS = ("tier", "clip", "openclip")
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -43,8 +44,8 @@ KIND_NAMES = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="tier-convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -344,14 +345,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    args = build_parser().parse_args(argv)
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        convert(args)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"tier-convert: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with one_sentence_errors("tier-convert"):
+        convert(build_parser().parse(argv))
 
 
 if __name__ == "__main__":

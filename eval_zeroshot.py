@@ -13,16 +13,15 @@ Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
 """
 
 import argparse
-import difflib
 import logging
 import os
-import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from command_line import Parser, check_writable, find_existing, one_sentence_errors
 
 if TYPE_CHECKING:
     import datasets
@@ -43,27 +42,6 @@ OCCASIONAL = {
     "sparsity": ("sparsity.png",),
     "robustness": ("robustness.png",),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as a ValueError, and which option was meant."""
-
-    def error(self, message: str):
-        raise ValueError(message)
-
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The arguments; positional ones may stand between options."""
-        args, unknown = self.parse_known_intermixed_args(argv)
-        if unknown and not unknown[0].startswith("-"):
-            raise ValueError(f"unknown argument {unknown[0]}: see --help.")
-        if unknown:
-            known = re.findall(r"--\w+", self.format_usage())
-            close = difflib.get_close_matches(
-                unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
-            )
-            hint = f"did you mean {close[0]}?" if close else "see --help."
-            raise ValueError(f"unknown option {unknown[0]}: {hint}")
-        return args
 
 
 def build_parser() -> Parser:
@@ -241,18 +219,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, name) is not None:
             check_writable(Path(getattr(args, name)), f"--{name}")
     return args
-
-
-def find_existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """ValueError when the folder could not be written; known before any work, without making it."""
-    existing = find_existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -599,12 +565,8 @@ def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Pat
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    try:
+    with one_sentence_errors("eval_zeroshot.py"):
         run(parse(argv))
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
-            print(f"eval_zeroshot.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from command_line import Parser, one_sentence_errors
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+
+def build_parser() -> Parser:
+    parser = Parser(
         prog="tier-prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -155,15 +157,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"tier-prepare: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("tier-prepare: broken off; run the same command again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
+    with one_sentence_errors("tier-prepare", interrupted="broken off; run the same command again to go on."):
+        run(build_parser().parse(argv))
 
 
 if __name__ == "__main__":

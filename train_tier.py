@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from huggingface_hub.errors import StrictDataclassError
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from command_line import one_sentence_errors
 from evaluation_tier.zeroshot import select_findings
 from processing_tier.readers import dataset_name
 from training_tier.arguments import (
@@ -241,21 +241,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logger.setLevel(logging.INFO)
     disable_progress_bar()  # those of writing weights
-    try:
-        train(
-            *parse_arguments(
-                sys.argv[1:] if argv is None else argv,
-                (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments),
-                "train_tier.py",
-            )
+    with one_sentence_errors("train_tier.py", every_process=True):
+        arguments = parse_arguments(
+            sys.argv[1:] if argv is None else argv,
+            (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments),
+            "train_tier.py",
         )
-    except TrainingStopped as stop:
-        if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
-            print(f"train_tier.py: {stop}", file=sys.stderr)
-        raise SystemExit(stop.exit_code) from None
-    except (ValueError, StrictDataclassError) as error:
-        print(f"train_tier.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        try:
+            train(*arguments)
+        except TrainingStopped as stop:
+            if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
+                print(f"train_tier.py: {stop}", file=sys.stderr)
+            raise SystemExit(stop.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import yaml
 
 from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.readers import parse_data
 from processing_tier.records import finding_columns
+from processing_tier.yaml_files import read_yaml
 
 BENCHMARKS_FOLDER = Path(__file__).parent / "benchmarks"
 
@@ -59,7 +59,7 @@ def load_benchmark(name: str) -> Benchmark:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"There is no benchmark {name!r}: {hint}there are {', '.join(names)}.")
-    content = yaml.safe_load((BENCHMARKS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(BENCHMARKS_FOLDER / f"{name}.yaml")
     if isinstance(content["findings"], list):
         content["findings"] = {finding: [] for finding in content["findings"]}
     return Benchmark(name=name, **content)

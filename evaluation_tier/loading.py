@@ -32,8 +32,10 @@ def choose_device(name: str | None = None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        # a number there and back: "meta" and devices without a backend make tensors that hold nothing
+        torch.ones(1, device=name).item()
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA fails with an AssertionError
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch built without CUDA
         raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
 
 

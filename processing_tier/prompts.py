@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from .yaml_files import read_yaml
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 SIDES = ("positive", "negative")
@@ -58,12 +58,9 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
             )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such prompt file; check the path.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: the file is not valid YAML; mend it.") from error
+    content = read_yaml(path)
     check_keys(content, ("templates", "findings"), "the file", path)
-    templates, entries = content.get("templates") or {}, content.get("findings") or {}
+    templates, entries = ({} if content.get(key) is None else content[key] for key in ("templates", "findings"))
     check_sentences(templates, SIDES, "templates", path)
 
     lookup = {}
@@ -90,7 +87,7 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
 @functools.lru_cache(maxsize=1)
 def known_findings() -> frozenset[str]:
     """Names and aliases of the findings that the prompts `"report"` know, as [`normalize_name`] writes them."""
-    entries = yaml.safe_load((PROMPTS_FOLDER / "report.yaml").read_text(encoding="utf-8"))["findings"]
+    entries = read_yaml(PROMPTS_FOLDER / "report.yaml")["findings"]
     return frozenset(
         normalize_name(name) for finding, entry in entries.items() for name in (finding, *entry.get("aliases", []))
     )

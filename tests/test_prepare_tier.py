@@ -95,7 +95,7 @@ def test_job_of_several(folder, tmp_path, capsys):
         ({"--data": "mimic:folder"}, "there is no reader 'mimic'"),
         ({"--data": "nowhere"}, "nowhere: there is no such folder; check the path of the data."),
         ({"--text": "impression"}, "none of 4 records is left"),
-        ({"--formt": "png"}, "unrecognized arguments: --formt png"),
+        ({"--formt": "png"}, "unknown option --formt: did you mean --format?"),
         ({"--format": "gif"}, "invalid choice: 'gif'"),
     ],
 )

@@ -102,9 +102,11 @@ def test_own_file(tmp_path):
             "findings: {Edema: {negative: [no]}}",
             "'negative' of finding 'Edema' is not a list of sentences; put each in quotes, in brackets.",
         ),
+        ("templates: false", "templates is not a mapping; use the form that load_prompts describes."),
+        ("findings: {}\nfindings: {Edema: {positive: [x]}}", "line 2 names 'findings' twice; keep one of them."),
         ("- x", "the file is not a mapping; use the form that load_prompts describes."),
         ("findings: [Edema]", "findings is not a mapping; use the form that load_prompts describes."),
-        ("a: [", "the file is not valid YAML; mend it."),
+        ("a: [", "the file is not valid YAML (line 1: expected the node content, but found '<stream end>'); mend it."),
         (
             "templates: {positive: ['{}']}",
             "finding 'Edema' has no negative prompts; add them or a negative template.",

@@ -1,0 +1,110 @@
+"""What every command has in common: the parser of its options, and one sentence instead of a traceback.
+
+Nothing heavy is imported here, so that --help and a mistyped option answer at once.
+"""
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+BAD_INPUT = 2  # exit code, as argparse's own
+INTERRUPTED = 130  # exit code, as shells tell of a program that Ctrl-C has ended
+# Classes of errors that libraries document without deriving them from ValueError, OSError or ImportError, by module.
+# A class is looked up only where its module has been imported: else nothing can have raised it.
+LIBRARY_ERRORS = {
+    "huggingface_hub.errors": ("StrictDataclassError",),
+    "safetensors": ("SafetensorError",),
+    "pyarrow.lib": ("ArrowException",),
+    "datasets.exceptions": ("DatasetsError",),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as a ValueError, and which option was meant."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The arguments; positional ones may stand between options."""
+        args, unknown = self.parse_known_intermixed_args(argv)
+        if unknown and not unknown[0].startswith("-"):
+            raise ValueError(f"unknown argument {unknown[0]}: see --help.")
+        if unknown:
+            known = re.findall(r"--\w+", self.format_usage())
+            close = difflib.get_close_matches(
+                unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
+            )
+            hint = f"did you mean {close[0]}?" if close else "see --help."
+            raise ValueError(f"unknown option {unknown[0]}: {hint}")
+        return args
+
+
+def find_existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """ValueError when the folder could not be written; known before any work, without making it."""
+    existing = find_existing(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
+
+
+@contextlib.contextmanager
+def one_sentence_errors(
+    prog: str, every_process: bool = False, interrupted: str = "interrupted; what was finished is kept."
+) -> Iterator[None]:
+    """
+    Ends the program with one sentence on stderr and code 2 for what bad input, missing packages, files, memory and
+    space raise, and with code 130 after Ctrl-C. Any other error is a defect of this package and keeps its traceback.
+
+    Args:
+        prog: the command's name, which the sentence begins with.
+        every_process: let each process of a distributed run tell its own error; by default the first one alone does.
+        interrupted: what to say after Ctrl-C.
+
+    Raises:
+        SystemExit: see above.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(f"{prog}: {interrupted}", every_process)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        sentence = describe_error(error)
+        if sentence is None:
+            raise
+        tell(f"{prog}: error: {sentence}", every_process)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def tell(message: str, every_process: bool) -> None:
+    if every_process or os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+def describe_error(error: Exception) -> str | None:
+    """One line on an error that a user can mend, without control characters; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "the memory does not suffice: use smaller batches, fewer images or fewer worker processes."
+    if is_instance(error, "torch", "OutOfMemoryError"):
+        return "the memory of the GPU does not suffice: lower the batch size."
+    documented = isinstance(error, (ValueError, OSError, ImportError)) or any(
+        is_instance(error, module, name) for module, names in LIBRARY_ERRORS.items() for name in names
+    )
+    if not documented:
+        return None
+    message = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def is_instance(error: Exception, module: str, name: str) -> bool:
+    return isinstance(error, getattr(sys.modules.get(module), name, ()))

@@ -1,0 +1,120 @@
+"""Reads a YAML file that somebody else may have written: bounded, and without what YAML does unasked."""
+
+import os
+from pathlib import Path
+
+import yaml
+
+MAX_BYTES = 2**20
+MAX_VALUES = 20_000  # each alias counted as all that it stands for
+MAX_DEPTH = 16
+MAX_DIGITS = 100  # of a number
+
+
+class Refused(Exception):
+    """What a file does that is not read, as the rest of a sentence that begins with its line."""
+
+    def __init__(self, node_or_event, what: str):
+        super().__init__(f"line {node_or_event.start_mark.line + 1} {what}")
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """
+    [`yaml.SafeLoader`] that refuses deep nesting, long numbers, aliases that stand for too many values (ten lines can
+    stand for a billion), and a key that is given twice, of which YAML would silently take the last.
+    """
+
+    depth = written = 0
+
+    def compose_node(self, parent, index):
+        self.depth, self.written = self.depth + 1, self.written + 1
+        if self.depth > MAX_DEPTH:
+            self.refuse_depth(self.peek_event())
+        if self.written > MAX_VALUES:
+            raise Refused(self.peek_event(), f"is beyond the {MAX_VALUES:,} values that a file may have; shorten it")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def refuse_depth(self, where):
+        raise Refused(where, f"is nested more than {MAX_DEPTH} levels deep; write it flatter")
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None:
+            self.measure(node, {})
+        return node
+
+    def measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
+        """How many values a node stands for, and how many levels. An alias is the node that it names, once more."""
+        if node in known:
+            if known[node] is None:
+                raise Refused(node, "contains itself; write the values out")
+            return known[node]
+        known[node] = None  # until it is measured
+        children = []
+        if isinstance(node, yaml.MappingNode):
+            check_keys_differ(node)
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        values, levels = 1, 0
+        for child in children:
+            child_values, child_levels = self.measure(child, known)
+            values, levels = values + child_values, max(levels, child_levels)
+        if values > MAX_VALUES:
+            raise Refused(node, f"stands for more than {MAX_VALUES:,} values; shorten it")
+        if levels >= MAX_DEPTH:
+            self.refuse_depth(node)
+        known[node] = values, levels + 1
+        return known[node]
+
+    def construct_yaml_int(self, node):
+        if len(node.value) > MAX_DIGITS:
+            raise Refused(node, f"has a number of {len(node.value)} digits; shorten it")
+        return super().construct_yaml_int(node)
+
+
+BoundedLoader.add_constructor("tag:yaml.org,2002:int", BoundedLoader.construct_yaml_int)
+
+
+def check_keys_differ(node: yaml.MappingNode) -> None:
+    names = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in names:
+                raise Refused(key, f"names {key.value!r} twice; keep one of them")
+            names.add((key.tag, key.value))
+
+
+def read_yaml(path: str | os.PathLike):
+    """
+    What a YAML file of at most 1 MiB holds.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+
+    Raises:
+        `ValueError`: it is not there, not UTF-8, not valid YAML, or refused: too large, too deeply nested, or with a
+            key that is given twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; check the path.")
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: the file is larger than {MAX_BYTES // 2**20} MiB; shorten it.")
+    try:
+        return yaml.load(content.decode("utf-8-sig"), Loader=BoundedLoader)
+    except Refused as error:
+        raise ValueError(f"{path}: {error}.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1}: {error.problem})" if mark else ""
+        raise ValueError(f"{path}: the file is not valid YAML{where}; mend it.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the file is not UTF-8 text; save it as UTF-8.") from error
+    except (yaml.YAMLError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # a control character, a date such as 2024-13-45, or a tag on a value that is of another kind
+        raise ValueError(f"{path}: the file is not valid YAML ({' '.join(str(error).split())}); mend it.") from error

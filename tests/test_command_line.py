@@ -1,0 +1,98 @@
+"""One sentence and exit code 2 from every command, and a traceback for nothing but a defect of the package."""
+
+import datasets
+import pyarrow as pa
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+import compare_results
+import convert_tier
+import eval_zeroshot
+import prepare_tier
+import train_tier
+from command_line import describe_error, one_sentence_errors
+
+COMMANDS = {
+    "train_tier.py": train_tier.main,
+    "eval_zeroshot.py": eval_zeroshot.main,
+    "tier-prepare": prepare_tier.main,
+    "tier-convert": convert_tier.main,
+    "compare_results.py": compare_results.main,
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train_tier.py", ["--outptu_dir", "x"], "Unknown option '--outptu_dir'; did you mean 'output_dir'?"),
+        ("train_tier.py", ["--data", "absent.csv"], "absent.csv"),
+        ("train_tier.py", ["--report_to", "nobody"], "report_to='nobody' is not known;"),
+        ("train_tier.py", ["--deepspeed", "absent.json"], "deepspeed='absent.json' cannot be used: "),
+        ("eval_zeroshot.py", ["m", "--data", "phantom", "--devise", "cpu"], "unknown option --devise: did you mean"),
+        ("eval_zeroshot.py", ["./absent", "--data", "phantom"], "absent"),
+        ("tier-prepare", ["--data", "x", "--output_dri", "y"], "the following arguments are required: --output_dir"),
+        (
+            "tier-prepare",
+            ["--data", "x", "--output_dir", "y", "--sise", "9"],
+            "unknown option --sise: did you mean --s",
+        ),
+        ("tier-prepare", ["--data", "absent.csv", "--output_dir", "y"], "absent.csv"),
+        ("tier-convert", ["absent.pt", "out"], "absent.pt"),
+        ("tier-convert", ["a.pt", "out", "--knd", "tier"], "unknown option --knd: did you mean --kind?"),
+        ("tier-convert", ["a.pt", "out", "--kind", "onnx"], "invalid choice: 'onnx'"),
+        ("compare_results.py", ["absent-a", "absent-b"], "absent-a"),
+        ("compare_results.py", ["a"], "the following arguments are required: B"),
+    ],
+)
+def test_bad_input_ends_each_command_with_one_sentence(command, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        COMMANDS[command](arguments)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith(f"{command}: error: ") and message in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("size=0 is too small;\n  use 1."), "size=0 is too small; use 1."),
+        (ValueError(), "ValueError"),
+        (FileNotFoundError(2, "No such file or directory", "a.csv"), "[Errno 2] No such file or directory: 'a.csv'"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ImportError("it needs bitsandbytes"), "it needs bitsandbytes"),
+        (StrictDataclassError("the field is not a number"), "the field is not a number"),
+        (SafetensorError("header too large"), "header too large"),
+        (pa.lib.ArrowNotImplementedError("no such codec"), "no such codec"),
+        (datasets.exceptions.DatasetGenerationError("a damaged shard"), "a damaged shard"),
+        (ValueError("name 'a\x1b[31m\u202eb' is bad"), "name 'a\\x1b[31m\\u202eb' is bad"),
+        (ValueError("no prompts for 'Épanchement 肺炎'"), "no prompts for 'Épanchement 肺炎'"),
+        (MemoryError(), "the memory does not suffice: use smaller batches, fewer images or fewer worker processes."),
+        (torch.OutOfMemoryError("CUDA"), "the memory of the GPU does not suffice: lower the batch size."),
+        (KeyError("defect"), None),
+        (RuntimeError("defect"), None),
+        (AssertionError("defect"), None),
+    ],
+)
+def test_what_is_told_of_an_error(error, sentence, capsys):
+    assert describe_error(error) == sentence
+    with pytest.raises(type(error) if sentence is None else SystemExit), one_sentence_errors("tier-x"):
+        raise error
+    assert capsys.readouterr().err == ("" if sentence is None else f"tier-x: error: {sentence}\n")
+
+
+def test_one_process_speaks_for_all_unless_each_may_fail_alone(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    for every_process, told in ((False, ""), (True, "tier-x: error: bad\n")):
+        with pytest.raises(SystemExit, match="2"), one_sentence_errors("tier-x", every_process):
+            raise ValueError("bad")
+        assert capsys.readouterr().err == told
+
+
+def test_ctrl_c_is_told_too(capsys):
+    with pytest.raises(SystemExit, match="130"), one_sentence_errors("tier-x"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "tier-x: interrupted; what was finished is kept.\n"
