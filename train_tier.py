@@ -31,7 +31,6 @@ from training_tier.arguments import (
     ModelArguments,
     TaskArguments,
     TierTrainingArguments,
-    parse_arguments,
     without_effect,
 )
 from training_tier.callbacks import TrainingStopped
@@ -40,10 +39,13 @@ from training_tier.classification import make_classification_trainer, take_patie
 from training_tier.collator import PairCollator
 from training_tier.data import check_readable, load_splits, make_images
 from training_tier.dataset import PairDataset
+from training_tier.default_options import fill_defaults
 from training_tier.identities import describe_earlier, join_lists, list_training, resume_list
 from training_tier.initialization import make_model
 from training_tier.optimization import freeze_towers
+from training_tier.option_checks import CONTRASTIVE_METRICS, auroc_names, check_metric
 from training_tier.presets import PRESETS
+from training_tier.recipes import parse_arguments
 from training_tier.resuming import check_model, check_options, choose_checkpoint, run_options
 from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import RadiographTrainer, TierTrainer
@@ -97,11 +99,13 @@ def make_contrastive_trainer(
 ) -> TierTrainer:
     """The model with its processor, the pairs, and the Trainer over both."""
     findings = []
-    if training_arguments.metric_for_best_model == "eval_auroc" or data_arguments.findings:
+    metric = training_arguments.metric_for_best_model
+    if str(metric).startswith("eval_auroc") or data_arguments.findings:
         findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
         logger.info(
             "Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {', '.join(left_out)})" if left_out else ""
         )
+    check_metric(metric, [*CONTRASTIVE_METRICS, *auroc_names(findings)])
 
     with training_arguments.main_process_first(desc="making the model"):
         sections = train_records.select_columns(["impression", "findings"])
@@ -169,6 +173,13 @@ def train(
     checkpoint = choose_checkpoint(training_arguments)
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
+    if not classify and training_arguments.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {training_arguments.n_gpu} GPUs and would divide each batch among them, and fewer "
+            "negatives are another training: start one process for each by accelerate launch, or show it one "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+    entropy_weights = fill_defaults(task, model_arguments, training_arguments)
     if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
     if classify and training_arguments.train_sampling_strategy == "group_by_length":
@@ -199,6 +210,8 @@ def train(
         listed = list_training(train_records, eval_records, model_arguments, data_arguments, process)
         trained_on = join_lists(*filter(None, [trained_on]), listed)
     facts = training_facts(train_records, *all_arguments) | {"earlier_data": describe_earlier(trained_on)}
+    if entropy_weights is not None:
+        facts["entropy_weights"] = entropy_weights
     records_and_arguments = (train_records, eval_records, model_arguments, data_arguments, training_arguments, facts)
     if classify:
         trainer = make_classification_trainer(task, *records_and_arguments)
@@ -239,7 +252,8 @@ def train(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
+    for name in ("train_tier", "training_tier"):
+        logging.getLogger(name).setLevel(logging.INFO)
     disable_progress_bar()  # those of writing weights
     with one_sentence_errors("train_tier.py", every_process=True):
         arguments = parse_arguments(

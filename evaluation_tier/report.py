@@ -56,7 +56,7 @@ TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later eva
 
 # What a card says of the training, in this order; `write_model_card` refuses any other key.
 FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
-FACTS_OF_CONTRASTIVE_MODELS = ("text",)
+FACTS_OF_CONTRASTIVE_MODELS = ("text", "entropy_weights")
 CARD_METRICS = {  # key of metrics.json: its name on the Hub
     "auroc": "roc_auc",
     "auprc": "average_precision",
@@ -89,6 +89,7 @@ TRAINING_FACTS = {
     "epochs": "Epochs",
     "batch_size": "Batch size",
     "learning_rate": "Peak learning rate",
+    "entropy_weights": "Entropy weights",
     "seed": "Seed",
 }
 MODEL_FACTS = {  # key of config.json: what the card calls it

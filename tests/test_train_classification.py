@@ -233,8 +233,8 @@ def test_labels_are_enough_no_report_is_needed(vit, tmp_path):
     ("argv", "message"),
     [
         (["--task", "clasification"], "task='clasification' is not known; choose one of contrastive, classification."),
-        (["--label_fraction", "0"], "label_fraction=0.0 must be above 0 and at most 1, for example 0.1."),
-        (["--label_fraction", "1.5"], "label_fraction=1.5 must be above 0 and at most 1, for example 0.1."),
+        (["--label_fraction", "0"], "label_fraction=0.0 must be above 0 and at most 1."),
+        (["--label_fraction", "1.5"], "label_fraction=1.5 must be above 0 and at most 1."),
         (["--label_fraction", "0.1"], "training images do not fill one batch of 8; lower --per_device_train_batch_si"),
         (["--findings", "Edma"], "The data set has no finding 'Edma': did you mean 'Edema'?"),
         (["--eval_split", "nowhere"], "nowhere"),

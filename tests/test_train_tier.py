@@ -27,9 +27,9 @@ from training_tier.arguments import (
     ModelArguments,
     TaskArguments,
     TierTrainingArguments,
-    parse_arguments,
 )
 from training_tier.data import hold_out, load_splits
+from training_tier.recipes import parse_arguments
 from training_tier.resuming import find_fault, last_checkpoint
 
 REPOSITORY = Path(train_tier.__file__).parent
@@ -203,7 +203,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
             ["--model", "./nowhere"],
             "There is no checkpoint folder './nowhere'; name one, or a preset (nano, tiny, small",
         ),
-        (["--token_entropy_weight", "-1"], "token_entropy_weight must be a finite number of at least 0"),
+        (["--token_entropy_weight", "-1"], "token_entropy_weight=-1.0 must be at least 0."),
         (
             ["--vision_model", "./nowhere", "--text_model", "./nowhere"],
             "No vision model can be loaded from './nowhere'",
@@ -340,7 +340,7 @@ def test_streaming_trains_a_classifier(prepared, tmp_path):
         (["--data", "phantom"], "--streaming reads the Parquet files that tier-prepare writes, in a folder or on the"),
         (["--train_split", "training"], "there is no split 'training'; it has train, validation."),
         (["--columns", "image=img"], "columns has no effect with streaming, which reads prepared data; leave it out."),
-        (["--shuffle_buffer", "0"], "shuffle_buffer=0 must be at least 1, which is no shuffling."),
+        (["--shuffle_buffer", "0"], "shuffle_buffer=0 must be at least 1."),
         (["--per_device_train_batch_size", "64"], "52 training pairs do not fill one batch of 64; lower"),
         (
             ["--dataloader_persistent_workers", "true"],
@@ -466,7 +466,7 @@ def test_what_changes_no_result_may_change_and_the_rest_when_forced(begun, tmp_p
     assert "otherwise" not in caplog.text
 
     run(*RESUMABLE, *argv, "--patch_entropy_weight", "0.3", "--resume_changed", "true", "--output_dir", tmp_path / "b")
-    assert "The run goes on otherwise than it began: patch_entropy_weight was 0.0 and is 0.3." in caplog.text
+    assert "The run goes on otherwise than it began: patch_entropy_weight was 0.2 and is 0.3." in caplog.text
     assert json.loads((tmp_path / "b" / "config.json").read_text())["patch_entropy_weight"] == 0.3
 
 

@@ -1,28 +1,34 @@
 """Options of `train_tier.py`, on the command line or in a YAML file, checked before anything is read."""
 
-import difflib
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
+from modeling_tier.configuration_tier import ENTROPY_TOKENS, IMAGE_POOLINGS
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports import DEIDENTIFIED_MODES
 
 from .augmentation import AUGMENTATIONS
+from .option_checks import (
+    ARGUMENT_ERRORS,
+    check_choice,
+    check_optimizer,
+    check_ranges,
+    check_training_options,
+    complete_metric,
+)
 from .presets import PRESETS
 from .streaming import SHUFFLE_BUFFER
 
 TASKS = ("contrastive", "classification")
 ORDERS = ("random", "sequential", "group_by_length")  # of train_sampling_strategy
 MAX_WORKERS = 16
+RANDOM_WEIGHTS_RATE = 5e-4  # peak learning rate
 COMPILED_LENGTHS = 16  # pad_to_multiple_of with torch_compile
 
 # What says how images are contrasted with texts; of no use to a classifier.
@@ -47,12 +53,6 @@ CONTRASTIVE_OPTIONS = (
     "pad_to_multiple_of",
     "group_texts",
 )
-
-
-def check_choice(name: str, value, choices) -> None:
-    if value not in choices:
-        names = ", ".join(choice for choice in choices if choice is not None)
-        raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
 
 
 def usable_cores() -> int:
@@ -111,8 +111,7 @@ class TaskArguments:
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)
-        if not 0 < self.label_fraction <= 1:
-            raise ValueError(f"label_fraction={self.label_fraction} must be above 0 and at most 1, for example 0.1.")
+        check_ranges(self)
         if self.task != "classification":
             for name in ("head_from_prompts", "label_fraction"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
@@ -187,11 +186,14 @@ class ModelArguments:
     )
     token_entropy_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight (>= 0) of the entropy of each word over the patches; 0 is plain CLIP."},
+        metadata={
+            "help": "Weight (>= 0) of the entropy of each word over the patches. Where not given: 0.2, or that of a "
+            "checkpoint one of whose two weights is not 0. Both 0 are plain CLIP."
+        },
     )
     patch_entropy_weight: float | None = field(
         default=None,
-        metadata={"help": "Weight (>= 0) of the entropy of each patch over the words; 0 is plain CLIP."},
+        metadata={"help": "Weight (>= 0) of the entropy of each patch over the words. Where not given: likewise."},
     )
     entropy_temperature: float | None = field(
         default=None, metadata={"help": "Divides the cosines before the softmax of the entropies; 1 is the paper's."}
@@ -205,6 +207,9 @@ class ModelArguments:
 
     def __post_init__(self):
         check_choice("geometry", self.geometry, (None, *GEOMETRIES))
+        check_choice("image_pooling", self.image_pooling, (None, *IMAGE_POOLINGS))
+        check_choice("entropy_tokens", self.entropy_tokens, (None, *ENTROPY_TOKENS))
+        check_ranges(self)
         if (self.vision_model is None) != (self.text_model is None):
             raise ValueError("vision_model and text_model go together; name both, or a --model.")
         if self.vision_model is not None:
@@ -217,10 +222,10 @@ class ModelArguments:
                     f"{name}={getattr(self, name)} would keep the random weights of {self.model!r} as they are; it is "
                     "for pretrained ones."
                 )
-        if self.text_warmup_epochs < 0 or self.text_warmup_epochs and self.model not in PRESETS:
+        if self.text_warmup_epochs and self.model not in PRESETS:
             raise ValueError(
-                f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}) "
-                "and at least 0; leave it out."
+                f"text_warmup_epochs={self.text_warmup_epochs} is for random weights (--model {', '.join(PRESETS)}); "
+                "leave it out."
             )
 
     def config_overrides(self) -> dict:
@@ -348,10 +353,13 @@ class DataArguments:
         check_choice("deidentified", self.deidentified, DEIDENTIFIED_MODES)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("views", self.views, VIEW_CHOICES)
-        if not 0 < self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1, for example 0.1.")
-        if self.max_train_images is not None and self.max_train_images < 2:
-            raise ValueError(f"max_train_images={self.max_train_images} is too few; use at least 2.")
+        check_ranges(self)
+        for name in ("findings", "columns"):
+            words = getattr(self, name)
+            if words is not None and (not words or not all(word.strip() for word in words)):
+                raise ValueError(f"{name}={words} names nothing; leave it out, or write names.")
+            if words is not None and len(set(words)) < len(words):
+                raise ValueError(f"{name}={words} names one twice; name each once.")
         if self.sample_sentences and self.deidentified not in ("keep", "remove"):
             raise ValueError(
                 f"deidentified={self.deidentified!r} has no effect with sample_sentences, which removes the marks; "
@@ -374,8 +382,6 @@ class DataArguments:
                 raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
         if self.shuffle_buffer is not None and not self.streaming:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} has no effect without --streaming; leave it out.")
-        if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
-            raise ValueError(f"shuffle_buffer={self.shuffle_buffer} must be at least 1, which is no shuffling.")
         for pair in self.columns or []:
             if not all(pair.partition("=")):
                 raise ValueError(f"columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
@@ -395,7 +401,14 @@ class TierTrainingArguments(TrainingArguments):
     """
 
     output_dir: str = field(default="runs/tier", metadata={"help": "New folder for the model, checkpoints and logs."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate. Where not given: 5e-4 for random weights, 5e-5 for pretrained ones (a "
+            "checkpoint or two towers), 1e-4 for a classifier on pretrained weights, and 1e-2 for its head alone "
+            "(--freeze_image_tower)."
+        },
+    )
     vision_lr_scale: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate of the image tower (not of its projection head)."}
     )
@@ -494,9 +507,16 @@ class TierTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "End with the best checkpoint, not the last."}
     )
     metric_for_best_model: str | None = field(
-        default="eval_auroc", metadata={"help": "What makes a checkpoint the best."}
+        default="eval_auroc",
+        metadata={
+            "help": "What makes a checkpoint the best: eval_auroc, eval_auroc_FINDING of one finding, or eval_loss "
+            "(of pairs also eval_contrastive_loss, eval_token_entropy, eval_patch_entropy)."
+        },
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    greater_is_better: bool | None = field(
+        default=None,
+        metadata={"help": "Whether more of that metric is better; where not given, of all but losses and entropies."},
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Without effect: a loss that is not finite ends the run."}
@@ -524,39 +544,33 @@ class TierTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint=True is not needed, SIGTERM saves a checkpoint anyway; leave it out."
-            )
         if self.resume_changed and self.resume_from_checkpoint is None:
             raise ValueError("resume_changed has no effect without --resume_from_checkpoint; leave it out.")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would remove the images; leave it out.")
-        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
-            raise ValueError(
-                f"contrastive_chunk_size={self.contrastive_chunk_size} must be at least 1 pair, for example 64."
-            )
-        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(f"pad_to_multiple_of={self.pad_to_multiple_of} must be at least 1, for example 16.")
         check_choice("train_sampling_strategy", self.train_sampling_strategy, ORDERS)
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = choose_workers(self.use_cpu)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and choose_bf16(self.use_cpu)
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers=True would repeat the random draws of the first epoch in all; leave it "
-                "out."
-            )
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        for name in ("vision_lr_scale", "text_lr_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0; to keep a tower as it is, freeze it.")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1, for example 0.75.")
-        if not 0 <= self.entropy_warmup_steps < math.inf:
-            raise ValueError(f"entropy_warmup_steps={self.entropy_warmup_steps} must be at least 0.")
-        super().__post_init__()
+        self.learning_rate_given = self.learning_rate is not None
+        if not self.learning_rate_given:
+            self.learning_rate = RANDOM_WEIGHTS_RATE  # until it is known what is trained, see fill_defaults
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_entropy"):
+            self.greater_is_better = False  # training lowers it; of the other metrics transformers decides
+        check_training_options(self)
+        try:
+            super().__post_init__()
+        except ValueError:
+            raise
+        except ARGUMENT_ERRORS as error:
+            raise ValueError(f"An option of the training cannot be used: {' '.join(str(error).split())}") from error
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "split_batches=True would divide a batch among the processes, and fewer negatives are another "
+                "training; leave it out, and choose --per_device_train_batch_size."
+            )
+        complete_metric(self)
+        check_optimizer(self)
         if self.pad_to_multiple_of is None and self.torch_compile:
             self.pad_to_multiple_of = COMPILED_LENGTHS
         self._check_choosing()
@@ -566,8 +580,6 @@ class TierTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is None:
                 continue
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1; leave it out for none.")
             if not self.load_best_model_at_end:
                 raise ValueError(f"{name} needs load_best_model_at_end, which has every checkpoint evaluated.")
         if self.average_top_k and (self.save_top_k or 0) < 2:
@@ -610,38 +622,3 @@ def without_effect(*arguments) -> list[str]:
         for name, described in group.__dataclass_fields__.items()
         if name in CONTRASTIVE_OPTIONS and getattr(group, name) != described.default
     ]
-
-
-def parse_arguments(argv: Sequence[str], types: Sequence[type], prog: str) -> tuple:
-    """
-    Parse the command line, whose first word may name a YAML file with values for the same options.
-
-    Raises:
-        `ValueError`: the file or an option in it is unknown, or a value is refused. (The command line's own errors
-        end the program with code 2, as argparse does.)
-    """
-    parser = HfArgumentParser(types, prog=prog)
-    argv = list(argv)
-    known = {name for cls in types for name in cls.__dataclass_fields__}
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path = Path(argv.pop(0))
-        if not path.is_file():
-            raise ValueError(f"There is no recipe {path}; see configs/ for those that come with the project.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid YAML; mend it.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} does not hold options; write one `name: value` a line.")
-        for key in values:
-            if key not in known:
-                raise ValueError(f"{path}: unknown option {key!r}; {nearest(key, known)}")
-        parser.set_defaults(**values)
-    *arguments, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if rest:
-        raise ValueError(f"Unknown option {rest[0]!r}; {nearest(rest[0].lstrip('-').split('=')[0], known)}")
-    return tuple(arguments)
-
-
-def nearest(name: str, known: set[str]) -> str:
-    return f"did you mean {difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]!r}?"

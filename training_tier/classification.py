@@ -26,6 +26,7 @@ from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainin
 from .data import make_images
 from .dataset import PairDataset
 from .initialization import load_image_processor, load_weights, make_model, read_stored_config
+from .option_checks import auroc_names, check_metric
 from .presets import PRESETS
 from .trainer import RadiographTrainer
 
@@ -223,6 +224,7 @@ def make_classification_trainer(
     findings, scored = choose_findings(
         train_records, eval_records, data_arguments.findings, data_arguments.min_positives
     )
+    check_metric(training_arguments.metric_for_best_model, ["eval_loss", *auroc_names(scored)])
     logger.info(
         "Learning %s from %d images of %d patients; AUROC of %s.",
         ", ".join(findings),

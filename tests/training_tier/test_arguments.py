@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from training_tier import arguments
-from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments, parse_arguments
+from training_tier.arguments import DataArguments, ModelArguments, TierTrainingArguments
+from training_tier.recipes import parse_arguments
 
 TYPES = (ModelArguments, DataArguments, TierTrainingArguments)
 
@@ -38,9 +39,9 @@ def test_defaults_that_differ_from_transformers(tmp_path):
         (["none.yaml"], "^There is no recipe none.yaml; see configs/"),
         (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),
         (["--geometry", "stretch"], "^geometry='stretch' is not known; choose one of pad, crop, squash.$"),
-        (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must lie between 0 and 1, for example 0.1.$"),
+        (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must be above 0 and below 1.$"),
         (["--columns", "image"], "^columns takes NAME=COLUMN, for example image=Path, but got 'image'.$"),
-        (["--max_train_images", "1"], "^max_train_images=1 is too few; use at least 2.$"),
+        (["--max_train_images", "1"], "^max_train_images=1 must be at least 2.$"),
         (["--vision_model", "x"], "^vision_model and text_model go together; name both, or a --model.$"),
         (
             ["--vision_model", "x", "--text_model", "y", "--model", "small"],
@@ -54,7 +55,7 @@ def test_defaults_that_differ_from_transformers(tmp_path):
             ["--model", "resnet-50-bert", "--frozen_text_layers", "8"],
             "^frozen_text_layers=8 would keep the random weights of 'resnet-50-bert' as they are; it is for pretraine",
         ),
-        (["--pad_to_multiple_of", "0"], "^pad_to_multiple_of=0 must be at least 1, for example 16.$"),
+        (["--pad_to_multiple_of", "0"], "^pad_to_multiple_of=0 must be at least 1.$"),
         (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
     ],
 )
@@ -69,7 +70,10 @@ def test_bad_options_are_refused(argv, message, tmp_path, monkeypatch):
     [
         ("modell: tiny\n", "unknown option 'modell'; did you mean 'model'\\?$"),
         ("- a\n", "does not hold options; write one `name: value` a line.$"),
-        ("a: [\n", "is not valid YAML; mend it.$"),
+        (
+            "a: [\n",
+            "the file is not valid YAML .line 2: expected the node content, but found '<stream end>'.; mend it.$",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(text, message, tmp_path):

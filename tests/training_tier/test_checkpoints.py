@@ -63,8 +63,8 @@ def test_weights_and_batch_norm_statistics_are_averaged(tmp_path, processor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"save_top_k": 0}, "^save_top_k=0 must be at least 1; leave it out for none.$"),
-        ({"early_stopping_patience": 0}, "^early_stopping_patience=0 must be at least 1; leave it out for none.$"),
+        ({"save_top_k": 0}, "^save_top_k=0 must be at least 1.$"),
+        ({"early_stopping_patience": 0}, "^early_stopping_patience=0 must be at least 1.$"),
         ({"average_top_k": True}, "^average_top_k has no effect with save_top_k=None; use for example 3.$"),
         ({"save_top_k": 3, "save_total_limit": 5}, "^save_total_limit=5 has no effect with save_top_k; leave it out."),
         (

@@ -162,8 +162,8 @@ def test_scales_alone(make_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_lr_scale": 0.0}, "^vision_lr_scale=0.0 must be above 0; to keep a tower as it is, freeze it.$"),
-        ({"layer_decay": 1.5}, "^layer_decay=1.5 must be above 0 and at most 1, for example 0.75.$"),
+        ({"vision_lr_scale": 0.0}, "^vision_lr_scale=0.0 must be above 0. To keep a tower as it is, freeze it.$"),
+        ({"layer_decay": 1.5}, "^layer_decay=1.5 must be above 0 and at most 1.$"),
         ({"entropy_warmup_steps": -1}, "^entropy_warmup_steps=-1 must be at least 0.$"),
     ],
 )
