@@ -2,10 +2,13 @@
 
     tier-compare runs/a-evaluation runs/b-evaluation
     tier-compare runs/a-evaluation runs/b-evaluation --output_dir runs/a-and-b
+    tier-compare predictions.csv --radiologists cheXpert-test-set-labels --threshold_table validation.csv
 
 Each folder is what eval_zeroshot.py wrote (metrics.json, predictions.parquet). Prints tables with paired intervals
-and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a figure and a page to look at. Exit code
-0, or 2 with one sentence on what is wrong; then nothing was written.
+and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a figure and a page to look at.
+With --radiologists, A is a table of predictions by any program (columns study_id, score_Edema and so on), compared
+with the three radiologists of CheXpert's test set.
+Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
 """
 
 import argparse
@@ -23,12 +26,30 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("first", metavar="A", help="folder of the evaluation that the other is compared with")
-    parser.add_argument("second", metavar="B", help="folder of the other evaluation; differences are B minus A")
+    parser.add_argument(
+        "second", nargs="?", metavar="B", help="folder of the other evaluation; differences are B minus A"
+    )
     parser.add_argument(
         "--n_bootstrap", type=int, default=1000, metavar="N", help="resamples of the patients (default: 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
     parser.add_argument("--output_dir", metavar="FOLDER", help="where to write (default: print only)")
+    readers = parser.add_argument_group("predictions of any program, against radiologists")
+    readers.add_argument(
+        "--radiologists", metavar="FOLDER", help="of the labels of CheXpert's test set, for a table A of predictions"
+    )
+    readers.add_argument(
+        "--threshold_table",
+        metavar="FILE",
+        help="predictions and labels (label_Edema, ...) of a validation set, where thresholds are chosen (default: on "
+        "the predictions themselves, which flatters)",
+    )
+    readers.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help='whose thresholds and intervals, of those of eval_zeroshot.py: "tier" has a threshold of its own for F1, '
+        '"chexzero" that of MCC (default: chexzero)',
+    )
     trained = parser.add_mutually_exclusive_group()
     trained.add_argument(
         "--exclude_trained",
@@ -59,6 +80,16 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.output_dir is not None:
         check_writable(Path(args.output_dir), "--output_dir")
+    if args.radiologists is not None:
+        compare_with_readers(args)
+        return
+    for name in ("threshold_table", "protocol"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} has no effect without --radiologists.")
+    if args.second is None:
+        raise ValueError(
+            "two evaluations are compared: name B too, or give --radiologists for a table of predictions."
+        )
     comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed, args.trained)
     for tables in comparison_tables(comparison).values():
         for table in tables:
@@ -66,6 +97,35 @@ def run(args: argparse.Namespace) -> None:
             print(f"\n{table.note}")
     if args.output_dir is not None:
         print("\nWritten:", *write_comparison(args.output_dir, comparison), sep="\n  ")
+
+
+def compare_with_readers(args: argparse.Namespace) -> None:
+    """A table of predictions beside CheXpert's radiologists, printed and, when asked, written."""
+    from evaluation_tier.analyses.outside_predictions import compare_predictions
+    from evaluation_tier.protocols import choose_protocol
+    from evaluation_tier.report import write_beside, write_metrics
+    from evaluation_tier.result_tables import evaluation_tables
+    from evaluation_tier.tables import latex_tables, markdown_tables, text_table
+
+    if args.second is not None:
+        raise ValueError("--radiologists is for one table of predictions: leave B out.")
+    if args.trained != "refuse":
+        raise ValueError(f"--{args.trained}_trained has no effect on predictions of an unknown model: leave it out.")
+    protocol = choose_protocol(args.protocol or "chexzero")
+    metrics = compare_predictions(
+        args.first, args.radiologists, protocol, args.threshold_table, num_resamples=args.n_bootstrap, seed=args.seed
+    )
+    sections = evaluation_tables(metrics)
+    for table in sections["radiologists"]:
+        print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.num_summary)}")
+        print(f"\n{table.note}")
+    if args.output_dir is not None:
+        folder = Path(args.output_dir)
+        written = [write_metrics(folder / "radiologists.json", metrics)]
+        for name, text in (("md", markdown_tables(sections)), ("tex", latex_tables(sections))):
+            path = folder / f"radiologists.{name}"
+            written.append(write_beside(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8")))
+        print("\nWritten:", *written, sep="\n  ")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

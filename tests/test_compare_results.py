@@ -58,7 +58,10 @@ def test_without_folders_it_says_which_are_missing(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["a"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == "compare_results.py: error: the following arguments are required: B\n"
+    assert capsys.readouterr().err == (
+        "compare_results.py: error: two evaluations are compared: name B too, or give --radiologists for a table of "
+        "predictions.\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["file", "file/both"])

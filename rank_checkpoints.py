@@ -1,0 +1,111 @@
+"""Rank the saved checkpoints of a training by their mean AUROC on a split, after the training.
+
+    tier-rank runs/mine --data FOLDER --split validation
+    tier-rank runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --split validation --protocol tier --top 5
+
+Takes the options of eval_zeroshot.py that say which images, findings and protocol, and evaluates each checkpoint-N of
+the run. Prints them from the best to the worst with 95 % intervals, and the command that evaluates the best ones as an
+ensemble (TIER averages its five best on CheXpert's validation set). A checkpoint is chosen for these very images:
+evaluate it on others. Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import eval_zeroshot
+from command_line import Parser, check_writable, one_sentence_errors
+
+NOT_FOR_RANKING = ("output_dir", "figures", "model_card", "save_thresholds", "analyses", "radiologists")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="tier-rank",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Other options: see eval_zeroshot.py --help.",
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of the training, with checkpoint-100, checkpoint-200, ...")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="checkpoints of the ensemble (default: %(default)s)"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the ranking there as JSON (default: print only)")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, argparse.Namespace]]:
+    """The arguments, and by step those of each checkpoint's evaluation."""
+    from training_tier.checkpoints import list_checkpoints
+
+    args, rest = build_parser().parse_known_args(argv)
+    for name in NOT_FOR_RANKING:
+        if any(given.split("=")[0] == f"--{name}" for given in rest):
+            raise ValueError(f"--{name} has no effect on a ranking: evaluate the best checkpoint with it.")
+    if args.top < 1:
+        raise ValueError(f"--top must be at least 1, but is {args.top}.")
+    if args.output is not None:
+        check_writable(Path(args.output).parent, "--output")
+    if not Path(args.run).is_dir():
+        raise ValueError(f"There is no folder {args.run}: name the --output_dir of a training.")
+    checkpoints = list_checkpoints(args.run)
+    if not checkpoints:
+        raise ValueError(
+            f"The folder {args.run} holds no checkpoint-N: train with a --save_total_limit that keeps them."
+        )
+    return args, {step: eval_zeroshot.parse([str(path), *rest]) for step, path in checkpoints.items()}
+
+
+def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) -> None:
+    # Imported here, so that --help and a mistyped option answer at once
+    from transformers.utils import logging
+
+    from evaluation_tier.processes import is_main_process, joined_processes
+
+    logging.disable_progress_bar()  # those of loading weights
+    ranked, protocol = [], {}
+    with joined_processes(next(iter(evaluations.values())).device) as device:
+        for step, given in evaluations.items():
+            metrics = eval_zeroshot.evaluate(given, device).metrics
+            protocol = {"dataset": metrics["dataset"], "n_images": metrics["n_images"], **metrics["protocol"]}
+            findings = {name: result["auroc"] for name, result in metrics["findings"].items()}
+            mean = {name: metrics["mean"][name] for name in ("auroc", "auroc_ci95")}
+            ranked.append({"checkpoint": Path(given.models[0]).name, "step": step, **mean, "findings": findings})
+        ranked.sort(key=lambda entry: (-entry["auroc"] if not math.isnan(entry["auroc"]) else 2, entry["step"]))
+        if is_main_process():
+            report(args, ranked, protocol)
+
+
+def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> None:
+    """Print the ranking, and write it where that was asked for."""
+    from evaluation_tier.report import to_json, write_beside
+    from evaluation_tier.tables import format_estimate, text_table
+
+    rows = [
+        (str(place), entry["checkpoint"], format_estimate(entry["auroc"], entry["auroc_ci95"]))
+        for place, entry in enumerate(ranked, 1)
+    ]
+    print(f"\nMean AUROC of {len(ranked[0]['findings'])} findings on {protocol['dataset']}, split ", end="")
+    print(f"{protocol['split']!r}, {protocol['n_images']:,} images, protocol {protocol['name']}\n")
+    print(text_table(("Rank", "Checkpoint", "AUROC, mean (95 % CI)"), rows, "rlr", 0))
+    best = " ".join(str(Path(args.run) / entry["checkpoint"]) for entry in ranked[: args.top])
+    print(
+        f"\nEvaluate the best on other images (the checkpoints were chosen on these):\n  eval_zeroshot.py {best} ..."
+    )
+    if args.output is not None:
+        content = json.dumps(to_json({"ranking": ranked, "protocol": protocol}), indent=2, allow_nan=False) + "\n"
+        write_beside(Path(args.output), lambda partial: partial.write_text(content, encoding="utf-8"))
+        print(f"\nWritten:\n  {args.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
+    with one_sentence_errors("rank_checkpoints.py"):
+        run(*parse(argv))
+
+
+if __name__ == "__main__":
+    main()
