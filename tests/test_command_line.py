@@ -11,6 +11,7 @@ import compare_results
 import convert_tier
 import eval_zeroshot
 import prepare_tier
+import rank_checkpoints
 import train_tier
 from command_line import describe_error, one_sentence_errors
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "tier-prepare": prepare_tier.main,
     "tier-convert": convert_tier.main,
     "compare_results.py": compare_results.main,
+    "rank_checkpoints.py": rank_checkpoints.main,
 }
 
 
@@ -43,7 +45,9 @@ COMMANDS = {
         ("tier-convert", ["a.pt", "out", "--knd", "tier"], "unknown option --knd: did you mean --kind?"),
         ("tier-convert", ["a.pt", "out", "--kind", "onnx"], "invalid choice: 'onnx'"),
         ("compare_results.py", ["absent-a", "absent-b"], "absent-a"),
-        ("compare_results.py", ["a"], "the following arguments are required: B"),
+        ("compare_results.py", ["a"], "two evaluations are compared: name B too"),
+        ("rank_checkpoints.py", ["absent", "--data", "phantom"], "There is no folder absent"),
+        ("rank_checkpoints.py", [], "the following arguments are required: RUN"),
     ],
 )
 def test_bad_input_ends_each_command_with_one_sentence(command, arguments, message, tmp_path, monkeypatch, capsys):
