@@ -15,7 +15,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from evaluation_tier.cache import EmbeddingCache, hash_image
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.processes import is_main_process
-from modeling_tier.pipeline_tier import embed_texts
+from modeling_tier.maps_tier import mean_direction
+from modeling_tier.texts_tier import embed_texts
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -28,8 +29,10 @@ def embed_images(
     model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32
 ) -> np.ndarray:
     """L2-normalised image embeddings, (images, dim) float32; a row of NaN for an image that does not decode."""
-    results = np.full((len(dataset), model.config.projection_dim), np.nan, dtype=np.float32)
+    results = None
     for rows, outputs in embed_batches(model, processor, dataset, batch_size, patches=False):
+        if results is None:
+            results = np.full((len(dataset), outputs["image"].shape[1]), np.nan, dtype=np.float32)
         results[rows] = outputs["image"].cpu().numpy()
     return results
 
@@ -102,9 +105,13 @@ def embed_batches(
         model.train(was_training)
 
 
-def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor, patches: bool) -> dict[str, torch.Tensor]:
+def embed_pixels(
+    model: PreTrainedModel, pixels: torch.Tensor | Mapping[str, torch.Tensor], patches: bool
+) -> dict[str, torch.Tensor]:
     """The outputs of one batch that `embed_batches` yields."""
     with torch.inference_mode():
+        if isinstance(pixels, Mapping):
+            return {"image": to_unit_length(model.get_image_features(**pixels).pooler_output)}
         if is_classifier(model):
             return {"logits": check_finite(model(pixels).logits)}
         if not patches:
@@ -130,7 +137,7 @@ def read_batches(
     batch_size: int,
     description: str = "embedding images",
     num_images: int | None = None,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+) -> Iterator[tuple[np.ndarray, torch.Tensor | dict[str, torch.Tensor]]]:
     """The pixels of a data set's images as the model wants them, in order, each image read once.
 
     An image that does not decode is logged and left out.
@@ -145,7 +152,8 @@ def read_batches(
 
     Yields:
         The rows of `dataset` (batch,) int64, and their pixels (batch, ...) on the model's device; a batch is smaller
-        than `batch_size` at the end and where images do not decode, but never empty.
+        than `batch_size` at the end and where images do not decode, but never empty. Of a processor that makes more
+        than pixels (SigLIP 2's, of images of any shape), all that it makes, by name.
 
     Raises:
         ValueError: for an empty data set, and when more than 1 % of the images do not decode.
@@ -155,13 +163,17 @@ def read_batches(
     image_processor = getattr(processor, "image_processor", processor)
     options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
     read = getattr(image_processor, "read", read_radiograph)  # an image processor of CLIP itself has none
+    names = getattr(image_processor, "model_input_names", ["pixel_values"])
+    gives_more = len(names) > 1
 
-    def read_pixels(image) -> torch.Tensor | ValueError:
+    def read_pixels(image) -> Mapping[str, torch.Tensor] | ValueError:
         try:
             radiograph = read(image)
         except ValueError as error:
             return error
-        return image_processor(images=[radiograph], return_tensors="pt", **options)["pixel_values"]
+        if gives_more:  # SigLIP 2's takes grey for one channel
+            radiograph = radiograph.convert("RGB")
+        return image_processor(images=[radiograph], return_tensors="pt", **options)
 
     start = num_unreadable = 0
     num_images = num_images or len(dataset)
@@ -191,7 +203,8 @@ def read_batches(
                 )
             readable = [i for i, image in enumerate(pixels) if not isinstance(image, ValueError)]
             if readable:
-                yield start + np.array(readable), torch.cat([pixels[i] for i in readable]).to(model.device)
+                batch = {name: torch.cat([pixels[i][name] for i in readable]).to(model.device) for name in names}
+                yield start + np.array(readable), batch if gives_more else batch["pixel_values"]
             start += len(pixels)
             bar.update(len(pixels))
             current = upcoming
@@ -217,25 +230,23 @@ def embed_prompts(
     """Positive and negative embeddings of each finding, both (findings, dim) float32 and L2-normalised; the negative
     one of a finding without negative sentences is zero.
 
-    Each sentence is embedded once, normalised, averaged within its ensemble, and the average normalised again
-    (TIER, CLIP_Embedding.py:221-232; CheXzero, zero_shot.py:119-124).
+    Each sentence is embedded once; those of one side of a finding give their `mean_direction`.
     """
     sentences = list(dict.fromkeys(text for prompt in prompts.values() for text in prompt.positive + prompt.negative))
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        embeddings = normalize(embed_texts(model, processor.tokenizer, sentences, batch_size))
+        embeddings = check_finite(embed_texts(model, processor.tokenizer, sentences, batch_size)).cpu()
     model.train(was_training)
     embedding_of = dict(zip(sentences, embeddings, strict=True))
 
-    def average(texts: Sequence[str]) -> np.ndarray:
+    def average(texts: Sequence[str]) -> torch.Tensor:
         if not texts:
-            return np.zeros(embeddings.shape[1], dtype=embeddings.dtype)
-        mean = np.mean([embedding_of[text] for text in texts], axis=0)
-        return mean / np.linalg.norm(mean)
+            return torch.zeros(embeddings.shape[1])
+        return mean_direction(torch.stack([embedding_of[text] for text in texts]))
 
-    positive = np.stack([average(prompt.positive) for prompt in prompts.values()])
-    negative = np.stack([average(prompt.negative) for prompt in prompts.values()])
+    positive = torch.stack([average(prompt.positive) for prompt in prompts.values()]).numpy()
+    negative = torch.stack([average(prompt.negative) for prompt in prompts.values()]).numpy()
     return positive, negative
 
 

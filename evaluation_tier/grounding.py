@@ -31,6 +31,7 @@ from evaluation_tier.metrics import divide
 from evaluation_tier.protocols import find_prompts, prompts_name
 from evaluation_tier.report import installed_versions, to_json
 from evaluation_tier.resampling import check_num_resamples, count_units, number_units, percentile_interval
+from modeling_tier.maps_tier import similarity_map
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
 from processing_tier.records import check_disjoint_patients
@@ -167,7 +168,7 @@ def compute_grids(
     """The maps of each case on the model's own grid of patches; every image goes through the model once.
 
     - `positive`: the patch's cosine to the positive sentences (averaged and normalised, as `embed_prompts` does), or
-      to the case's phrase.
+      to the case's phrase; see `similarity_map`.
     - `difference`: minus its cosine to the negative sentences of the finding; what the pipeline draws.
     - `above_average`: the difference minus that of the average image; what the figures of `plots.py` draw.
     - `average_positive`, `average`: positive and difference of the average image.
@@ -206,16 +207,17 @@ def compute_grids(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for indices, pixels in read_batches(model, processor, dataset.select(rows), batch_size, "mapping images"):
-            patches = F.normalize(check_finite(model.get_patch_map(pixels)), dim=-1)  # (images, rows, columns, dim)
-            in_average = torch.from_numpy(is_reference[indices]).to(patches.device)
-            total = total + patches[in_average].double().sum(dim=0)
+        part, num_images = dataset.select(rows), len(dataset)
+        for indices, pixels in read_batches(model, processor, part, batch_size, "mapping images", num_images):
+            patch_maps = check_finite(model.get_patch_map(pixels))  # (images, rows, columns, dim)
+            in_average = torch.from_numpy(is_reference[indices]).to(patch_maps.device)
+            total = total + F.normalize(patch_maps[in_average], dim=-1).double().sum(dim=0)
             num_reference += int(in_average.sum())
-            for row, patch in zip(rows[indices].tolist(), patches, strict=True):
+            for row, patch_map in zip(rows[indices].tolist(), patch_maps, strict=True):
                 asked = cases_of.get(row, [])
                 if asked:
                     those = embeds[:, [place[case.finding, case.phrase] for case in asked]]
-                    grids = torch.einsum("sfd,rcd->fsrc", those, patch).cpu().numpy()
+                    grids = similarity_map(those, patch_map[None])[0].transpose(0, 1).cpu().numpy()
                     cosines.update(zip(asked, grids, strict=True))
         average = torch.einsum("sfd,rcd->fsrc", embeds.double(), total / max(num_reference, 1)).float().cpu().numpy()
     model.train(was_training)

@@ -22,6 +22,7 @@ from transformers.models.auto.image_processing_auto import (
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
 from modeling_tier.checkpoints.model_folder import check_model_folder
+from modeling_tier.texts_tier import check_family
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -42,9 +43,9 @@ def choose_device(name: str | None = None) -> torch.device:
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model (float32, in evaluation mode, on `device`) and its processor.
 
-    TIER models, and any other checkpoint of the CLIP family with its processor, are read; so are TIER's classifiers,
-    whose processor is an image processor. Code that lies beside the weights is never run, and pickled weights are
-    never opened.
+    TIER models and those of the kinds that `check_family` knows, with their processors, are read; so are TIER's
+    classifiers, whose processor is an image processor. Code that lies beside the weights is never run, and pickled
+    weights are never opened.
 
     Args:
         name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name").
@@ -84,6 +85,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
             f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
             "name a TIER or CLIP model."
         )
+    check_family(model.config)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ValueError(
             f"The model {name} has no complete processor (image processor and tokenizer): "

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.calibration import calibrate, reliability_curve
-from evaluation_tier.grounding import MAPS, compute_grids, read_cases, read_region
+from evaluation_tier.grounding import MAPS, Case, compute_grids, read_cases, read_region
 from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import as_float, describe_dataset, write_beside
 from evaluation_tier.resampling import wilson_interval
@@ -26,7 +26,6 @@ from evaluation_tier.result_tables import has_common_findings, order_groups
 from evaluation_tier.summary import log_odds
 from evaluation_tier.tables import column_name, format_estimate, format_number
 from evaluation_tier.zeroshot import is_scored_by_others
-from modeling_tier.pipeline_tier import tokenize
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
@@ -54,7 +53,6 @@ STYLE = {
     "figure.facecolor": "white",
 }
 SCORINGS_OF_PROBABILITIES = ("softmax", "sigmoid")  # calibrated by their log-odds
-REFERENCE_IMAGES = 100  # what a similarity map is compared with; more change it little
 TERMS = {  # key of the Trainer's log: title of its panel
     "loss": "Loss",
     "contrastive_loss": "Contrastive loss",
@@ -350,43 +348,6 @@ def plot_forest(
         return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def similarity_grids(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    radiographs: Sequence[Image.Image],
-    prompts: Mapping[str, Prompts],
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """How much each patch resembles the positive sentences more than the negative ones.
-
-    Returns:
-        (images, findings, rows, columns) float32 on the CPU: the patch's cosine to a sentence, averaged over the
-        positive sentences, minus the same of the negative ones.
-
-    Raises:
-        ValueError: for a model without `get_similarity_map`.
-    """
-    if not hasattr(model, "get_similarity_map"):
-        raise ValueError(f"A {type(model).__name__} gives no similarity maps: use a TIER model.")
-    sentences = [text for prompt in prompts.values() for text in prompt.positive + prompt.negative]
-    weights = torch.zeros(len(sentences), len(prompts))  # averages the sentences of each finding
-    start = 0
-    for i, prompt in enumerate(prompts.values()):
-        middle, end = start + len(prompt.positive), start + len(prompt.positive) + len(prompt.negative)
-        weights[start:middle, i], weights[middle:end, i] = 1 / len(prompt.positive), -1 / max(len(prompt.negative), 1)
-        start = end
-    text = tokenize(model, processor.tokenizer, sentences).to(model.device)
-    grids = []
-    with torch.inference_mode():
-        for i in range(0, len(radiographs), batch_size):
-            pixels = processor.image_processor(images=list(radiographs[i : i + batch_size]), return_tensors="pt")
-            maps = model.get_similarity_map(
-                text["input_ids"], pixels["pixel_values"].to(model.device), text["attention_mask"]
-            )
-            grids.append(torch.einsum("isrc,sf->ifrc", maps.float().cpu(), weights))
-    return torch.cat(grids)
-
-
 def plot_similarity_maps(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -400,14 +361,17 @@ def plot_similarity_maps(
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
     Each shows the positive image with the highest score; the middle panel is left out where it has no mask. The map is
-    that of `similarity_grids` minus the average map of up to 100 images of the data set, whatever their labels: what
-    the sentences always find at a place (the heart, the film's edge) goes, what is special to this image stays. On 300
-    phantoms the AUROC of the map's pixels against the true mask, averaged over 8 findings, was 0.85 this way, 0.83
-    without the average, and 0.58 with the positive sentences alone.
+    `above_average` of `compute_grids`, the one that grounding measures: what the sentences always find at a place (the
+    heart, the film's edge) goes, what is special to this image stays. On 300 phantoms the AUROC of the map's pixels
+    against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and 0.58 with the
+    positive sentences alone.
 
     Args:
         dataset: the evaluated one; `predictions` is indexed by its rows.
         prompts: of the findings to draw.
+
+    Raises:
+        ValueError: for a model without similarity maps.
         model_name: to be named in the title, where the predictions are not of this model alone.
     """
     matplotlib = import_matplotlib()
@@ -420,17 +384,13 @@ def plot_similarity_maps(
     if not prompts:
         return []
     dataset = dataset.with_format(None)
-    spread = np.linspace(0, len(predictions) - 1, min(len(predictions), REFERENCE_IMAGES)).round().astype(int)
-    images = dataset.select_columns("image")
-    read = processor.image_processor.read  # at the size the model needs; what is drawn is read in full
-    reference = [read(images[int(row)]["image"]) for row in predictions.index[spread]]
-    average = similarity_grids(model, processor, reference, prompts).mean(dim=0)  # (findings, rows, columns)
+    cases = [Case(row, finding, "") for row, finding in sorted((row, finding) for finding, row in best.items())]
+    grids, _ = compute_grids(model, processor, dataset, cases, prompts)
     paths = []
-    for i, (finding, row) in enumerate(best.items()):
+    for finding, row in best.items():
         record = dataset[row]
         radiograph = read_radiograph(record["image"])
-        seen = [read(record["image"])]
-        grid = similarity_grids(model, processor, seen, {finding: prompts[finding]})[:, 0] - average[i]
+        grid = torch.from_numpy(grids[Case(row, finding, "")][MAPS.index("above_average")])[None]
         size = [(radiograph.height, radiograph.width)]
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)

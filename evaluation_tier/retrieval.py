@@ -19,7 +19,7 @@ from evaluation_tier.embedding import embed_images, normalize
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.report import installed_versions
 from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
-from modeling_tier.pipeline_tier import embed_texts
+from modeling_tier.texts_tier import embed_texts
 from processing_tier.records import select_text
 from processing_tier.reports import clean_text, duplicate_groups
 

@@ -22,7 +22,7 @@ from evaluation_tier.resampling import check_num_resamples, chunks, draw_resampl
 from evaluation_tier.retrieval import WORD, read_texts
 from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
-from modeling_tier.pipeline_tier import tokenize
+from modeling_tier.texts_tier import tokenize
 
 # English words of chest radiograph reports, lower case; plurals in -s, -es and -ies are recognised by themselves. Made
 # by hand, to compare models with: it is no terminology. What a sentence is about ("disease", "abnormality", a device)

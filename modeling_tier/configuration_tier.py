@@ -13,6 +13,9 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
 IMAGE_POOLINGS = ("cls", "patch_mean")
@@ -27,6 +30,7 @@ LIBRARY_KEYS = {
     "eos_token_id",
     "experts_implementation",
     "fusion_config",
+    "initializer_range",
     "model_type",
     "name_or_path",
     "num_labels",
@@ -40,6 +44,12 @@ LIBRARY_KEYS = {
     "use_cache",
     "vision_config_dict",
 }
+
+
+NEAR = 0.7  # similarity (`difflib`) from which on an unknown key is taken for a misspelt option
+STORED = "_stored"  # passed by `from_dict`: the keys come from a file, and no person has typed them
+
+Channels = float | int | list[float | int] | tuple[float | int, ...]
 
 
 @dataclass(kw_only=True)
@@ -62,18 +72,22 @@ class TierOptions:
     entropy_normalization: bool = False
     entropy_tokens: str = "words"
     image_pooling: str = "cls"
-    pixel_mean: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_MEAN)
-    pixel_std: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_STD)
+    pixel_mean: Channels = tuple(OPENAI_CLIP_MEAN)
+    pixel_std: Channels = tuple(OPENAI_CLIP_STD)
     zero_shot_findings: dict | None = None
 
     def __post_init__(self, **kwargs):
-        options = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
-        for key in kwargs:
-            if key not in LIBRARY_KEYS and not key.startswith("_"):
-                nearest = difflib.get_close_matches(key, sorted(options), n=1, cutoff=0.0)[0]
+        stored = kwargs.pop(STORED, False)
+        for key in kwargs.keys() - LIBRARY_KEYS:
+            nearest = self.nearest_option(key)
+            if nearest is not None and not stored:
                 raise ValueError(f"{type(self).__name__} has no option {key!r}; the nearest one is {nearest!r}.")
+            if (nearest is not None or not stored) and not key.startswith("_"):
+                resembles = f" (did you mean {nearest!r}?)" if nearest else ""
+                logger.warning(f"{type(self).__name__} has no option {key!r}{resembles}; it is kept, without effect.")
         kwargs.pop("model_type", None)  # a class attribute; as an instance attribute it could disagree
-        self.pixel_mean, self.pixel_std = list(self.pixel_mean), list(self.pixel_std)  # as they come back from JSON
+        # as they come back from JSON
+        self.pixel_mean, self.pixel_std = per_channel(self.pixel_mean), per_channel(self.pixel_std)
         self.validate_tier()  # here too, since @strict would wrap the ValueError into an exception of its own
         super().__post_init__(**kwargs)
 
@@ -94,26 +108,45 @@ class TierOptions:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) != 3:
+            if len(per_channel(getattr(self, name))) != 3:
                 raise ValueError(f"{name} must have 3 numbers, one per channel, not {len(getattr(self, name))}.")
-        if not all(0 < value < math.inf for value in self.pixel_std):
+        if not all(0 < value < math.inf for value in per_channel(self.pixel_std)):
             raise ValueError(f"pixel_std must have numbers above 0 only, not {self.pixel_std}.")
         check_findings(self.zero_shot_findings or {})
 
     @classmethod
+    def options(cls) -> set[str]:
+        """The names of the fields that these models have and others of transformers need not."""
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+
+    @classmethod
+    def nearest_option(cls, key: str) -> str | None:
+        """The option that an unknown key may be a misspelling of, if there is one."""
+        return next(iter(difflib.get_close_matches(key, sorted(cls.options()), n=1, cutoff=NEAR)), None)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Builds the configuration; keyword arguments for a model's own fields are checked like the file's."""
-        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
-        own -= {"text_config", "vision_config"}  # whose dicts are merged into the file's, field by field
-        overrides = {key: kwargs.pop(key) for key in own & kwargs.keys()}
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+        """
+        Builds the configuration from what a file says. Keys that are not known are kept, since other tools and persons
+        leave notes there; one that resembles an option is warned about. Keyword arguments for a model's own fields
+        are checked like the file's, and a misspelt one is an error.
+        """
+        overrides = {
+            key: kwargs.pop(key) for key in list(kwargs) if key in cls.options() and key not in cls.sub_configs
+        }
+        for key in kwargs.keys() - LIBRARY_KEYS - cls.sub_configs.keys():
+            nearest = cls.nearest_option(key)
+            if nearest is not None and key not in config_dict:
+                raise ValueError(f"{cls.__name__} has no option {key!r}; the nearest one is {nearest!r}.")
+        return super().from_dict({**config_dict, **overrides, STORED: True}, **kwargs)
 
 
 @strict
 class TierCLIPConfig(TierOptions, CLIPConfig):
     r"""
     Configuration of a [`TierCLIPModel`]. It has everything that [`CLIPConfig`] has and the fields below. Values are
-    checked when the configuration is built, loaded or saved, and a key that is not known is an error.
+    checked when the configuration is built, loaded or saved. A keyword that resembles one of these fields, but is
+    none, is an error; in a stored `config.json` such a key is warned about, and every other one is kept in silence.
 
     The lambdas that the authors of TIER used are not recoverable from their code, which defaults to 0 for both; the
     defaults here are 0 as well, so that a configuration without them is plain CLIP.
@@ -137,10 +170,11 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
         image_pooling (`str`, *optional*, defaults to `"cls"`):
             `"cls"`: the global image embedding comes from the class token, as in CLIP and CheXzero. `"patch_mean"`:
             it is the mean of the projected patch embeddings, as in TIER.
-        pixel_mean (`list[float]`, *optional*, defaults to CLIP's):
-            Mean of each of the 3 channels on the 0..1 scale; only used for pixels that arrive as uint8.
-        pixel_std (`list[float]`, *optional*, defaults to CLIP's):
-            Standard deviation, above 0, of each of the 3 channels on the 0..1 scale; used like `pixel_mean`.
+        pixel_mean (`list[float]` or `float`, *optional*, defaults to CLIP's):
+            Mean of each of the 3 channels, or of all, on the 0..1 scale; only used for pixels that arrive as uint8.
+        pixel_std (`list[float]` or `float`, *optional*, defaults to CLIP's):
+            Standard deviation, above 0, of each of the 3 channels, or of all, on the 0..1 scale; used like
+            `pixel_mean`.
         zero_shot_findings (`dict[str, dict]`, *optional*):
             What the pipeline `cxr-zero-shot-classification` knows of each finding, by name: the sentences `"positive"`
             and `"negative"` (lists), and, measured with these sentences, the `"scale"` (above 0, 1.0 by default) and
@@ -151,7 +185,7 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             The fields of [`CLIPConfig`].
 
     Raises:
-        ValueError: a value is out of range, or a key is unknown.
+        ValueError: a value is out of range, or a keyword is a misspelt option.
         StrictDataclassFieldValidationError: a value has the wrong type.
     """
 
@@ -159,11 +193,10 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads `config.json`. That of a plain CLIP checkpoint, less what CLIP does not know, is a TIER one's too."""
+        """Reads `config.json`. That of a plain CLIP checkpoint, less its code, is a TIER one's too."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == CLIPConfig.model_type:
-            known = {field.name for field in fields(cls)} | LIBRARY_KEYS
-            config_dict = {key: value for key, value in config_dict.items() if key in known and key != "auto_map"}
+            config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 
@@ -197,7 +230,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
             The other fields of [`TierCLIPConfig`] that are its own.
 
     Raises:
-        ValueError: a value is out of range, a key or a kind of tower is unknown.
+        ValueError: a value is out of range, a keyword is a misspelt option, or a kind of tower is unknown.
         StrictDataclassFieldValidationError: a value has the wrong type.
     """
 
@@ -211,8 +244,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     image_size: int | None = None
     frozen_text_layers: int = 0
     image_pooling: str = "patch_mean"
-    pixel_mean: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_MEAN)
-    pixel_std: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_STD)
+    pixel_mean: Channels = tuple(IMAGENET_DEFAULT_MEAN)
+    pixel_std: Channels = tuple(IMAGENET_DEFAULT_STD)
 
     def __post_init__(self, **kwargs):
         self.text_config = tower_config(self.text_config, "bert")
@@ -236,11 +269,16 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         channels = getattr(self.vision_config, "num_channels", 3)
         if channels not in (1, 3):
             raise ValueError(f"The image backbone must have 1 or 3 channels (num_channels), not {channels}.")
-        if channels == 1 and (len({*self.pixel_mean}) > 1 or len({*self.pixel_std}) > 1):
+        if channels == 1 and (len({*per_channel(self.pixel_mean)}) > 1 or len({*per_channel(self.pixel_std)}) > 1):
             raise ValueError(
                 "A backbone with one channel needs three equal numbers in pixel_mean and in pixel_std, not "
                 f"{self.pixel_mean} and {self.pixel_std}."
             )
+
+
+def per_channel(value: Channels) -> list[float]:
+    """Three numbers, also where one stands for all."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * 3
 
 
 def check_findings(findings: dict) -> None:

@@ -23,6 +23,7 @@ from .losses_tier import (
     mean_over_processes,
     token_patch_similarity,
 )
+from .maps_tier import similarity_map
 from .pipeline_tier import custom_pipelines
 
 
@@ -92,8 +93,8 @@ class TierModelMixin:
             )
         if not is_uint8:
             return pixel_values
-        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(3, 1, 1)
-        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(3, 1, 1)
+        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(-1, 1, 1)
+        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(-1, 1, 1)
         return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
 
     def check_text_length(self, input_ids: torch.Tensor) -> None:
@@ -215,10 +216,8 @@ class TierModelMixin:
             text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
         else:
             text_embeds = text_outputs.pooler_output  # (texts, dim)
-        patch_embeds = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
-        text_embeds = nn.functional.normalize(text_embeds.float(), dim=-1)
-        patch_embeds = nn.functional.normalize(patch_embeds.to(text_embeds.device).float(), dim=-1)
-        return torch.einsum("...d,ircd->i...rc", text_embeds, patch_embeds)
+        patch_map = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
+        return similarity_map(nn.functional.normalize(text_embeds.float(), dim=-1), patch_map)
 
     def resize_image_positions(self, image_size: int) -> None:
         """

@@ -23,7 +23,7 @@ from evaluation_tier.sparsity import (
 )
 from modeling_tier import TierCLIPForImageClassification, TierDualEncoderModel
 from modeling_tier.losses_tier import counted_tokens
-from modeling_tier.pipeline_tier import tokenize
+from modeling_tier.texts_tier import tokenize
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 ONE_HOT = torch.tensor([0.0, 0.0, 0.7, 0.0])

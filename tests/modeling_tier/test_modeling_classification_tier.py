@@ -35,10 +35,12 @@ CLASSIFIERS = {"clip": TierCLIPForImageClassification, "dual": TierDualEncoderFo
 SHIPPED = {
     "configuration_tier.py",
     "losses_tier.py",
+    "maps_tier.py",
     "modeling_classification_tier.py",
     "modeling_dual_tier.py",
     "modeling_tier.py",
     "pipeline_tier.py",
+    "texts_tier.py",
 }
 
 

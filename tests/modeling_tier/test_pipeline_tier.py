@@ -30,7 +30,8 @@ from modeling_tier import (
     TierDualEncoderConfig,
     TierDualEncoderModel,
 )
-from modeling_tier.pipeline_tier import MAX_CACHED_TEXTS, TASK, embed_texts, tokenize
+from modeling_tier.pipeline_tier import MAX_CACHED_TEXTS, TASK
+from modeling_tier.texts_tier import embed_texts, tokenize
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer
 from processing_tier.prompts import Prompts
 
@@ -45,7 +46,13 @@ FINDINGS = {
     },
     "Edema": {"positive": SENTENCES[2:3], "negative": SENTENCES[3:]},
 }
-SHIPPED = {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"} | {
+SHIPPED = {
+    "configuration_tier.py",
+    "losses_tier.py",
+    "maps_tier.py",
+    "modeling_tier.py",
+    "pipeline_tier.py",
+    "texts_tier.py",
     "dicom_tier.py",
     "grey_levels_tier.py",
     "image_processing_tier.py",

@@ -1,0 +1,33 @@
+"""Similarity maps, for all that draws or measures one: how near each patch of an image lies to what texts say."""
+
+import torch
+from torch.nn import functional as F
+
+
+def mean_direction(text_embeds: torch.Tensor) -> torch.Tensor:
+    """
+    The direction that several sentences stand for together: their mean, normalised again (TIER,
+    CLIP_Embedding.py:221-232; CheXzero, zero_shot.py:119-124).
+
+    Args:
+        text_embeds (`torch.Tensor` of shape `(sentences, dim)`): L2-normalised.
+
+    Returns:
+        `torch.Tensor` of shape `(dim,)`: L2-normalised.
+    """
+    return F.normalize(text_embeds.mean(dim=0), dim=-1)
+
+
+def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor) -> torch.Tensor:
+    """
+    Cosine of each text with each patch of each image.
+
+    Args:
+        text_embeds (`torch.Tensor` of shape `(..., dim)`): L2-normalised.
+        patch_map (`torch.Tensor` of shape `(images, rows, columns, dim)`): As `get_patch_map` gives it.
+
+    Returns:
+        `torch.Tensor` of shape `(images, ..., rows, columns)`: float32, in [-1, 1], on the device of the texts.
+    """
+    patches = F.normalize(patch_map.to(text_embeds.device).float(), dim=-1)
+    return torch.einsum("...d,ircd->i...rc", text_embeds.float(), patches)
