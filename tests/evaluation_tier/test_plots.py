@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from evaluation_tier.grounding import MAPS, Case, compute_grids
 from evaluation_tier.plots import (
     COLOURS,
     draw_similarity,
@@ -16,7 +18,6 @@ from evaluation_tier.plots import (
     plot_similarity_maps,
     plot_subgroups,
     plot_training_curves,
-    similarity_grids,
 )
 from evaluation_tier.report import to_json
 from evaluation_tier.zeroshot import evaluate_zero_shot
@@ -77,7 +78,10 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
     paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
     assert [path.name for path in paths] == [f"similarity_{file_name(finding)}.png" for finding in prompts]
     everything = [read_radiograph(image) for image in phantom["image"]]
-    grids = similarity_grids(*tier_model, everything, prompts)
+    cases = [Case(row, finding, "") for row in range(len(phantom)) for finding in prompts]
+    grids, _ = compute_grids(*tier_model, phantom, cases, prompts)
+    differences = np.stack([grids[case][MAPS.index("difference")] for case in cases])
+    differences = differences.reshape(len(phantom), len(prompts), *differences.shape[1:])
     for i, (finding, path, (radiograph, mask, similarity)) in enumerate(zip(prompts, paths, shown, strict=True)):
         picture = read(path)
         assert picture.shape[1] > 1.8 * picture.shape[0]  # three panels
@@ -89,8 +93,8 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
         np.testing.assert_array_equal(np.asarray(radiograph), np.asarray(everything[row]))
         assert mask.any() and mask.shape == similarity.shape == (64, 64)
         # against the average of all 60 images, seen in the radiograph's pixels
-        grid = grids[row, i] - grids[:, i].mean(dim=0)
-        expected = tier_model[1].image_processor.post_process_similarity_map(grid[None], [(64, 64)])[0]
+        grid = torch.from_numpy(differences[row, i] - differences[:, i].mean(axis=0))[None]
+        expected = tier_model[1].image_processor.post_process_similarity_map(grid, [(64, 64)])[0]
         np.testing.assert_allclose(similarity, expected.numpy(), atol=1e-5)
 
 
@@ -119,24 +123,10 @@ def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, eva
     assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
 
 
-def test_similarity_is_the_mean_positive_minus_the_mean_negative_cosine(tier_model, phantom):
-    model, processor = tier_model
-    radiographs = [read_radiograph(image) for image in phantom["image"][:5]]
-    positive, negative = ["Small effusion.", "Cardiomegaly."], ["No effusion."]
-    prompts = {"a": Prompts(positive, negative), "b": Prompts(negative, positive), "c": Prompts(negative, negative)}
-    grids = similarity_grids(model, processor, radiographs, prompts, batch_size=2)
-    assert grids.shape == (5, 3, 4, 4)
-    inputs = processor(text=positive + negative, images=radiographs, return_tensors="pt")
-    maps = model.get_similarity_map(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
-    maps = maps.detach()
-    np.testing.assert_allclose(grids[:, 0], (maps[:, 0] + maps[:, 1]) / 2 - maps[:, 2], atol=1e-6)
-    np.testing.assert_allclose(grids[:, 1], -grids[:, 0], atol=1e-6)
-    np.testing.assert_allclose(grids[:, 2], 0, atol=1e-6)
-
-
-def test_models_without_maps_are_refused(brightness):
+def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
+    _, predictions, prompts = evaluated
     with pytest.raises(ValueError, match="A BrightnessModel gives no similarity maps"):
-        similarity_grids(*brightness, [Image.new("L", (8, 8))], {"a": Prompts(["a"], ["b"])})
+        plot_similarity_maps(*brightness, phantom, prompts, predictions, tmp_path)
 
 
 def trainer_state(folder, *keys):
