@@ -23,7 +23,7 @@ from evaluation_tier.embedding import embed_images, embed_prompts
 from evaluation_tier.loading import load_model
 from evaluation_tier.robustness import evaluate_robustness
 from evaluation_tier.zeroshot import evaluate_zero_shot
-from modeling_tier.pipeline_tier import embed_texts
+from modeling_tier.texts_tier import embed_texts
 from processing_tier.prompts import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -134,8 +134,8 @@ def test_a_family_that_is_not_known_to_be_right_is_refused(tier_model, tmp_path)
     model.save_pretrained(tmp_path)
     tier_model[1].save_pretrained(tmp_path)
     message = (
-        "A model of the kind 'chinese_clip' is not known to be embedded right here, and could be scored wrongly without "
-        "a sign: use one of the kinds tier_clip, tier_dual_encoder, clip, siglip, siglip2."
+        "A model of the kind 'chinese_clip' is not known to be embedded right here, and could be scored wrongly "
+        "without a sign: use one of the kinds tier_clip, tier_dual_encoder, clip, siglip, siglip2."
     )
     with pytest.raises(ValueError) as error:
         load_model(tmp_path)

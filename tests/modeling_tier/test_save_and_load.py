@@ -21,7 +21,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_tier.TierCLIPModel",
     "AutoModelForZeroShotImageClassification": "modeling_tier.TierCLIPModel",
 }
-SHIPPED = {"configuration_tier.py", "losses_tier.py", "maps_tier.py", "modeling_tier.py", "pipeline_tier.py", "texts_tier.py"}
+SHIPPED = {
+    "configuration_tier.py",
+    "losses_tier.py",
+    "maps_tier.py",
+    "modeling_tier.py",
+    "pipeline_tier.py",
+    "texts_tier.py",
+}
 
 
 @pytest.fixture(scope="module")
