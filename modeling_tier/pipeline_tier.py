@@ -1,12 +1,15 @@
 """The pipeline `cxr-zero-shot-classification`: findings of chest radiographs from sentences alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_tier import check_findings
@@ -16,7 +19,9 @@ from .texts_tier import check_family, embed_texts, text_tower_state, tokenize
 logger = logging.get_logger(__name__)
 
 TASK = "cxr-zero-shot-classification"
-OPTIONS = ("findings", "return_heatmaps", "timeout")
+OPTIONS = ("findings", "return_heatmaps", "timeout", "on_error")
+RETURN_HEATMAPS = (False, True, "lists")
+ON_ERROR = ("raise", "skip")
 SIDES = ("positive", "negative")
 TEMPLATES = {"positive": "{}.", "negative": "No {}."}
 MIN_SIDE = 16  # pixels; the smallest radiographs in use have 28
@@ -36,6 +41,19 @@ def with_templates(finding: str, entry: Mapping) -> dict:
         if isinstance(entry[side], (str, tuple)):
             entry[side] = [entry[side]] if isinstance(entry[side], str) else list(entry[side])
     return entry
+
+
+def is_one_image(images) -> bool:
+    """Whether this is an image itself, and not several of them."""
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, Mapping, Image.Image, np.ndarray, torch.Tensor)):
+        return True
+    is_open_file, is_dicom = hasattr(images, "read"), type(images).__module__.split(".")[0] == "pydicom"
+    return is_open_file or is_dicom or not isinstance(images, Iterable)
+
+
+def to_lists(heatmap: np.ndarray) -> list[list[float | None]]:
+    """Rows of numbers, `None` for NaN, which JSON does not know."""
+    return np.where(np.isnan(heatmap), None, heatmap.astype(object)).tolist()
 
 
 class CxrZeroShotClassificationPipeline(Pipeline):
@@ -68,8 +86,13 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, model: PreTrainedModel, **kwargs):
+        device_map = getattr(model, "hf_device_map", None)
+        if device_map:  # the base class puts its inputs where the first module is, and "disk" is no device
+            model.hf_device_map = {"": next((place for place in device_map.values() if place != "disk"), "cpu")}
+        super().__init__(model=model, **kwargs)
+        if device_map:
+            model.hf_device_map = device_map
         if self.tokenizer is None or not hasattr(self.image_processor, "read"):
             raise ValueError(
                 f"The pipeline {TASK} needs a tokenizer and a TierImageProcessor, not {type(self.tokenizer).__name__} "
@@ -89,41 +112,51 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
         Args:
             images:
-                One image or a list of them: a path or an `http(s)://` URL of a PNG, JPEG, TIFF or DICOM file and the
-                like, its bytes, an open file, a PIL image, an array `(height, width[, 1 | 3 | 4])`, or an undecoded
-                image of `datasets`. A generator or a data set gives an iterator over the results.
+                One image: a path or an `http(s)://` URL of a PNG, JPEG, TIFF or DICOM file and the like, its bytes, an
+                open file, a PIL image, an array `(height, width[, 1 | 3 | 4])`, or an undecoded image of `datasets`.
+                Or several: a list, tuple, deque, data set, column of one or the like gives a list of results; a
+                generator or another iterator, a streamed data set and one of torch give an iterator over the results,
+                read image by image. In place of an image, a record may stand, whose `"image"` is taken.
             findings (`str`, `list[str]` or `dict[str, dict]`, *optional*):
                 Names, or names with their own sentences, `{"Edema": {"positive": ["Edema."], "negative": ["Dry."]}}`,
                 where a side may be one sentence, and where `"threshold"`, `"scale"` and `"bias"` may stand as well. A
                 name alone is looked up, whatever its case, in `zero_shot_findings` of the model's configuration; for
                 one that is not there, and for a side left out, the sentences are `"{}."` and `"No {}."`. By default
                 all findings of the configuration, in the order of the alphabet.
-            return_heatmaps (`bool`, *optional*, defaults to `False`):
+            return_heatmaps (`bool` or `"lists"`, *optional*, defaults to `False`):
                 Whether to add where the image resembles the positive sentences more than the negative ones. It takes 4
                 bytes for each pixel of the original and each finding, and with `image_pooling="cls"` a second pass
-                through the image tower.
+                through the image tower. `"lists"` gives what JSON can hold, and takes several times as much.
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                What an image does that cannot be read. `"skip"`: in its place stands `{"error": reason}`, and a
+                warning says so; the others are scored.
             timeout (`float`, *optional*, defaults to 30.0):
                 Seconds that a server may be silent; `None` waits for ever.
             batch_size, num_workers (`int`, *optional*): As in any pipeline.
 
         Returns:
-            `list[dict]`, or a list of them for a list of images: for each finding, in the order asked for, `label`;
+            `list[dict]`, or a list of them for several images: for each finding, in the order asked for, `label`;
             `score` (0..1); `present`, whether the score reaches the threshold, where there is one; and with
-            `return_heatmaps` `heatmap`, a float32 array `(height, width)` in the pixels of the original (upright)
-            image: the cosine of each place with the positive sentences minus that with the negative ones, in [-2, 2],
-            NaN where the model never saw the image.
+            `return_heatmaps` `heatmap`, a float32 numpy array `(height, width)` in the pixels of the original
+            (upright) image: the cosine of each place with the positive sentences minus that with the negative ones,
+            in [-2, 2], NaN where the model never saw the image. With `"lists"`, it is a list of rows of numbers,
+            `None` for NaN. All but the array is what JSON can hold.
 
         Raises:
-            ValueError: an image that cannot be read (the message names it, and its place in a list; none of the list
+            ValueError: an image that cannot be read (the message names it, and its place among several; none of a list
                 is scored then), an empty list of findings or sentences, an option that does not exist.
         """
         if findings is not None:
             kwargs["findings"] = findings
+        if is_one_image(images) or isinstance(images, torch.utils.data.Dataset):
+            return super().__call__(images, **kwargs)
+        total = f" of {len(images)}" if hasattr(images, "__len__") else ""
+        entries = ({"image": image, "place": f"image {i}{total}"} for i, image in enumerate(images, 1))
+        if isinstance(images, Iterator):
+            return super().__call__(entries, **kwargs)
         if isinstance(images, (list, tuple)):
-            if not images:
-                return []
-            images = [{"image": image, "place": f"image {i} of {len(images)}"} for i, image in enumerate(images, 1)]
-        return super().__call__(images, **kwargs)
+            entries = list(entries)
+        return list(super().__call__(entries, **kwargs)) if total != " of 0" else []
 
     def _sanitize_parameters(self, **options):
         options.pop("local_files_only", None)  # one of `pipeline`, which passes it on
@@ -133,11 +166,16 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                     f"The pipeline {TASK} has no option {name!r}; it has {', '.join(OPTIONS)}, batch_size, "
                     "num_workers."
                 )
+        for name, choices in (("return_heatmaps", RETURN_HEATMAPS), ("on_error", ON_ERROR)):
+            if name in options and options[name] not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {options[name]!r}.")
         if options.get("return_heatmaps"):
             self.check_gives_maps()
-        preprocess_params = {name: options[name] for name in ("timeout",) if name in options}
+        preprocess_params = {name: options[name] for name in ("timeout", "on_error") if name in options}
         forward_params = {name: options[name] for name in ("return_heatmaps",) if name in options}
-        postprocess_params = {}
+        postprocess_params = (
+            {"as_lists": options["return_heatmaps"] == "lists"} if "return_heatmaps" in options else {}
+        )
         if options.get("findings") is not None:
             forward_params["findings"] = postprocess_params["findings"] = self.resolve_findings(options["findings"])
         return preprocess_params, forward_params, postprocess_params
@@ -178,10 +216,12 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         if not hasattr(self.model, "get_patch_map"):
             raise ValueError(f"A {type(self.model).__name__} gives no heat-maps: use a TIER model.")
 
-    def preprocess(self, image, timeout: float | None = 30.0) -> dict[str, Any]:
-        place = ""
+    def preprocess(self, image, timeout: float | None = 30.0, on_error: str = "raise") -> dict[str, Any]:
+        place, error = "", None
         if isinstance(image, dict) and "place" in image:
             image, place = image["image"], f"{image['place']}: "
+        if isinstance(image, dict) and "image" in image:  # a record of a data set
+            image = image["image"]
         try:
             picture = self.image_processor.read(image, timeout)
             width, height = picture.info["original_size"]
@@ -189,15 +229,21 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 raise ValueError(
                     f"{width}x{height} pixels are too few for a radiograph; give at least {MIN_SIDE}x{MIN_SIDE}."
                 )
-        except ValueError as error:
-            if not place:
-                raise
-            raise ValueError(f"{place}{error}") from error
+        except ValueError as reason:
+            if on_error == "raise":
+                raise ValueError(f"{place}{reason}") from reason
+            error = f"{place}{reason}"
+            logger.warning(f"Skipped an image. {error}")
+            height, width = MIN_SIDE, MIN_SIDE
+            picture = Image.new("L", (width, height))  # so that a batch has all of its rows
         inputs = self.image_processor(images=[picture], output_dtype="float32", return_tensors="pt").to(self.dtype)
-        return {"pixel_values": inputs["pixel_values"], "size": (height, width)}
+        return {"pixel_values": inputs["pixel_values"], "size": (height, width), "error": error}
 
     def _forward(
-        self, model_inputs: dict[str, Any], findings: dict[str, dict] | None = None, return_heatmaps: bool = False
+        self,
+        model_inputs: dict[str, Any],
+        findings: dict[str, dict] | None = None,
+        return_heatmaps: bool | str = False,
     ) -> dict[str, Any]:
         positive, negative = self.embed_findings(findings or self.resolve_findings())  # each (findings, dim)
         pixel_values = model_inputs["pixel_values"]
@@ -207,19 +253,24 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             features = patches.mean(dim=(1, 2))  # (images, dim), as the model pools them
         else:
             features = self.model.get_image_features(pixel_values=pixel_values).pooler_output.float()
-        differences = F.normalize(features, dim=-1) @ (positive - negative).T  # (images, findings)
+        directions = (positive - negative).to(features.device)  # with device_map, each tower may have its own
+        differences = F.normalize(features, dim=-1) @ directions.T  # (images, findings)
         if not differences.isfinite().all():
             raise ValueError(
                 "The model's embeddings are not finite: its weights are damaged or the training diverged."
             )
-        outputs = {"differences": differences, "size": model_inputs["size"]}
+        outputs = {"differences": differences, "size": model_inputs["size"], "error": model_inputs["error"]}
         if return_heatmaps:
             # The difference, as the score: on 368 masks of the phantom the AUROC of the map's pixels, averaged over 8
             # findings, was 0.83 this way and 0.58 with the positive sentences alone.
             outputs["maps"] = similarity_map(positive, patches) - similarity_map(negative, patches)
         return outputs
 
-    def postprocess(self, model_outputs: dict[str, Any], findings: dict[str, dict] | None = None) -> list[dict]:
+    def postprocess(
+        self, model_outputs: dict[str, Any], findings: dict[str, dict] | None = None, as_lists: bool = False
+    ) -> list[dict] | dict[str, str]:
+        if model_outputs["error"] is not None:
+            return {"error": model_outputs["error"]}
         heatmaps = None
         if "maps" in model_outputs:
             maps, sizes = model_outputs["maps"], [model_outputs["size"]]
@@ -231,7 +282,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             if "threshold" in entry:
                 result["present"] = result["score"] >= entry["threshold"]
             if heatmaps is not None:
-                result["heatmap"] = heatmaps[i]
+                result["heatmap"] = to_lists(heatmaps[i]) if as_lists else heatmaps[i]
             results.append(result)
         return results
 

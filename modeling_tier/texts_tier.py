@@ -42,10 +42,12 @@ def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEn
 
 
 def embed_texts(model: PreTrainedModel, tokenizer, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
-    """Text embeddings, `(texts, dim)`, L2-normalised, float32, on the model's device."""
+    """Text embeddings, `(texts, dim)`, L2-normalised, float32, on the device of the text tower."""
+    # of offloaded weights nothing but a shape is there; their hooks move the inputs on
+    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
     embeddings = []
     for start in range(0, len(texts), batch_size):
-        inputs = tokenize(model, tokenizer, texts[start : start + batch_size]).to(model.device)
+        inputs = tokenize(model, tokenizer, texts[start : start + batch_size]).to(device)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         features = model.get_text_features(**inputs).pooler_output.float()
         embeddings.append(features / features.norm(dim=-1, keepdim=True))  # NaN, not 0, for one without a direction

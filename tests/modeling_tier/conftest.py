@@ -1,10 +1,21 @@
+import copy
+
 import pytest
 import torch
 from model_checks import BERT, MODELS, RESNET, VIT, WEIGHTS
+from pipeline_checks import SENTENCES, make_pipeline_model
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, pipeline
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import (
+    CxrZeroShotClassificationPipeline,
+    TierCLIPConfig,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderModel,
+)
+from modeling_tier.pipeline_tier import TASK
+from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 BOS, EOS = 97, 98  # EOS pads too, as in CLIP's own tokenizer
 TEXT = {
@@ -98,3 +109,25 @@ def make_model(make_tier):
 @pytest.fixture(params=MODELS)
 def model(request, make_model):
     return make_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def processor() -> TierProcessor:
+    tokenizer = train_tokenizer(SENTENCES * 2, 600, model_max_length=20)
+    return TierProcessor(TierImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def models(processor) -> dict:
+    special = {name: getattr(processor.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {kind: make_pipeline_model(kind, len(processor.tokenizer), special) for kind in ("clip", "dual")}
+
+
+@pytest.fixture(params=["clip", "dual"])
+def pipe(request, models, processor) -> CxrZeroShotClassificationPipeline:
+    return pipeline(TASK, model=copy.deepcopy(models[request.param]), processor=processor, device="cpu")
+
+
+@pytest.fixture
+def clip_pipe(models, processor) -> CxrZeroShotClassificationPipeline:
+    return pipeline(TASK, model=copy.deepcopy(models["clip"]), processor=processor, device="cpu")

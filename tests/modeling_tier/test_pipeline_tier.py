@@ -2,7 +2,6 @@
 
 import copy
 import http.server
-import io
 import json
 import math
 import os
@@ -14,9 +13,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pipeline_checks import (
+    FINDINGS,
+    SENTENCES,
+    assert_same,
+    encode,
+    make_dicom,
+    make_image,
+    scores,
+)
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
@@ -25,27 +30,13 @@ from evaluation_tier.embedding import embed_images, embed_prompts
 from evaluation_tier.scoring import zero_shot_scores
 from modeling_tier import (
     CxrZeroShotClassificationPipeline,
-    TierCLIPConfig,
     TierCLIPModel,
-    TierDualEncoderConfig,
-    TierDualEncoderModel,
 )
 from modeling_tier.pipeline_tier import MAX_CACHED_TEXTS, TASK
 from modeling_tier.texts_tier import embed_texts, tokenize
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer
 from processing_tier.prompts import Prompts
 
-SENTENCES = ["Small left pleural effusion.", "No pleural effusion.", "Pulmonary edema.", "The lungs are clear."]
-FINDINGS = {
-    "Pleural Effusion": {
-        "positive": SENTENCES[:1] + ["Effusion."],
-        "negative": SENTENCES[1:2],
-        "scale": 20.0,
-        "bias": -0.5,
-        "threshold": 0.4,
-    },
-    "Edema": {"positive": SENTENCES[2:3], "negative": SENTENCES[3:]},
-}
 SHIPPED = {
     "configuration_tier.py",
     "losses_tier.py",
@@ -60,87 +51,6 @@ SHIPPED = {
     "processing_tier.py",
     "radiograph_tier.py",
 }
-
-
-def make_model(kind: str, vocab_size: int, special: dict) -> TierCLIPModel | TierDualEncoderModel:
-    torch.manual_seed(0)
-    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**tower, **special, "vocab_size": vocab_size, "max_position_embeddings": 20}
-    options = {"projection_dim": 24, "image_pooling": "patch_mean", "zero_shot_findings": copy.deepcopy(FINDINGS)}
-    if kind == "clip":
-        vision = {**tower, "image_size": 32, "patch_size": 8}
-        model = TierCLIPModel(TierCLIPConfig(text_config=text, vision_config=vision, **options))
-    else:
-        vision = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-        vision |= {"layer_type": "basic"}
-        text |= {"model_type": "bert"}
-        model = TierDualEncoderModel(
-            TierDualEncoderConfig(text_config=text, vision_config=vision, image_size=32, **options)
-        )
-    with torch.no_grad():
-        for parameter in model.parameters():  # initial norms and biases are all ones and zeros
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def processor() -> TierProcessor:
-    tokenizer = train_tokenizer(SENTENCES * 2, 600, model_max_length=20)
-    return TierProcessor(TierImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def models(processor) -> dict:
-    special = {name: getattr(processor.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return {kind: make_model(kind, len(processor.tokenizer), special) for kind in ("clip", "dual")}
-
-
-@pytest.fixture(params=["clip", "dual"])
-def pipe(request, models, processor) -> CxrZeroShotClassificationPipeline:
-    return pipeline(TASK, model=copy.deepcopy(models[request.param]), processor=processor, device="cpu")
-
-
-@pytest.fixture
-def clip_pipe(models, processor) -> CxrZeroShotClassificationPipeline:
-    return pipeline(TASK, model=copy.deepcopy(models["clip"]), processor=processor, device="cpu")
-
-
-def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
-
-
-def encode(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def make_dicom(array: np.ndarray, **elements) -> bytes:
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset.Rows, dataset.Columns = array.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    dataset.PixelData = array.astype("<u2").tobytes()
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
-def scores(results: list[dict]) -> list[float]:
-    return [result["score"] for result in results]
-
-
-def assert_same(results: list[dict], expected: list[dict]) -> None:
-    """Equal labels and decisions, and scores up to the rounding of float32 in matrices of other sizes."""
-    for result, other in zip(results, expected, strict=True):
-        assert (result["label"], result.get("present")) == (other["label"], other.get("present"))
-        assert result["score"] == pytest.approx(other["score"], abs=1e-6)
 
 
 class Calls:
@@ -503,7 +413,7 @@ def test_bad_options(clip_pipe, processor):
         clip_pipe(make_image(40, 50), candidate_labels=["edema"])
     assert str(error.value) == (
         "The pipeline cxr-zero-shot-classification has no option 'candidate_labels'; it has findings, "
-        "return_heatmaps, timeout, batch_size, num_workers."
+        "return_heatmaps, timeout, on_error, batch_size, num_workers."
     )
     clip_pipe.model.config.zero_shot_findings = None
     with pytest.raises(ValueError) as error:
