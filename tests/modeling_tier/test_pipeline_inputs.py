@@ -7,7 +7,6 @@ from collections import deque
 import datasets
 import numpy as np
 import pytest
-import torch
 from pipeline_checks import SENTENCES, assert_same, encode, make_dicom, make_image
 from transformers import AutoModel, pipeline
 
