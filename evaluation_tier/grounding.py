@@ -196,7 +196,7 @@ def compute_grids(
         for case in cases
     }
     place = {key: i for i, key in enumerate(texts)}
-    embeds = np.stack(embed_prompts(model, processor, texts, batch_size))  # (2, texts, dim)
+    embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
     embeds = torch.from_numpy(embeds).to(model.device)
     cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
     reference = np.linspace(0, len(dataset) - 1, min(len(dataset), REFERENCE_IMAGES)).round().astype(int)

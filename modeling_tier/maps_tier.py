@@ -20,7 +20,8 @@ def mean_direction(text_embeds: torch.Tensor) -> torch.Tensor:
 
 def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor) -> torch.Tensor:
     """
-    Cosine of each text with each patch of each image.
+    Cosine of each text with each patch of each image. Each text is taken by itself, so that its map is the same, to
+    the last bit, whatever else is asked.
 
     Args:
         text_embeds (`torch.Tensor` of shape `(..., dim)`): L2-normalised.
@@ -30,4 +31,6 @@ def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor) -> torch.
         `torch.Tensor` of shape `(images, ..., rows, columns)`: float32, in [-1, 1], on the device of the texts.
     """
     patches = F.normalize(patch_map.to(text_embeds.device).float(), dim=-1)
-    return torch.einsum("...d,ircd->i...rc", text_embeds.float(), patches)
+    texts = text_embeds.float().reshape(-1, text_embeds.shape[-1])  # (texts, dim)
+    maps = torch.stack([patches @ text for text in texts], dim=1)  # (images, texts, rows, columns)
+    return maps.unflatten(1, text_embeds.shape[:-1]) if text_embeds.ndim > 1 else maps[:, 0]

@@ -397,7 +397,7 @@ def test_a_plain_clip_checkpoint_loads(clip, batch, tmp_path):
 
 def test_a_misspelt_option_does_not_load(clip, tmp_path):
     clip.save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="tokn_entropy_weight"):
+    with pytest.raises(ValueError, match="no option 'tokn_entropy_weight'; the nearest one is 'token_entropy_weight'"):
         TierCLIPModel.from_pretrained(tmp_path, tokn_entropy_weight=0.5)
 
 
