@@ -201,9 +201,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
-    for pair in args.columns:
-        if not all(pair.partition("=")):
-            raise ValueError(f"--columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
+    if args.columns:
+        from processing_tier.columns import read_columns  # which takes a while to import
+
+        args.columns = read_columns(args.columns)
     for name in ("model_card", "save_thresholds"):
         if getattr(args, name) and len(args.models) > 1:
             raise ValueError(f"--{name} is for one model: evaluate an ensemble without it.")
@@ -279,7 +280,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     for name in args.models:
         loading.check_name(name)
     names = loading.short_names(args.models)
-    columns = dict(pair.split("=", 1) for pair in args.columns) or None
+    columns = args.columns or None
     with fail_together():
         lists = trained_on.read_lists(names)
         split = split or trained_on.choose_split(args.data, columns, lists)

@@ -106,9 +106,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--shard_index {args.shard_index} must lie between 0 and --shard_count - 1 = {args.shard_count - 1}."
         )
-    for pair in args.columns or []:
-        if not all(pair.partition("=")):
-            raise ValueError(f"--columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
     if args.splits and len(set(args.splits)) < len(args.splits):
         raise ValueError("--splits names a split twice; name each once.")
 
@@ -117,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
     """Everything that the command does."""
     check_arguments(args)
     # Imported here, so that --help and a mistyped option answer at once
+    from processing_tier.columns import read_columns
     from processing_tier.prepare import PrepareOptions, prepare
     from processing_tier.prepare_summary import format_summary
 
@@ -124,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"Note: --quality has no effect on {args.format}.", file=sys.stderr)
     options = PrepareOptions(
         data=args.data,
-        columns=dict(pair.split("=", 1) for pair in args.columns) if args.columns else None,
+        columns=read_columns(args.columns),
         image_root=args.image_root,
         splits=tuple(args.splits) if args.splits else None,
         views=args.views,

@@ -6,6 +6,7 @@ CheXzero's cache was named after the checkpoint's file alone, so that a second d
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.report import installed_versions, write_beside
+
+logger = logging.getLogger(__name__)
 
 CHECKSUM = "sha256"
 MAX_ENTRY_BYTES = 2**28
@@ -76,6 +79,7 @@ class EmbeddingCache:
         }
         name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         self.folder = Path(folder) / name
+        self.writable = True
 
     def path(self, image_hash: str) -> Path:
         return self.folder / image_hash[:2] / f"{image_hash}.safetensors"
@@ -96,12 +100,19 @@ class EmbeddingCache:
         return arrays if intact else None
 
     def write(self, image_hash: str | None, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep the arrays of one image."""
-        if image_hash is None:
+        """Keep the arrays of one image; after the first failure (a full disk) none, with a warning."""
+        if image_hash is None or not self.writable:
             return
         checksum = np.frombuffer(hash_arrays(arrays), dtype=np.uint8)
         content = save({**{name: np.ascontiguousarray(array) for name, array in arrays.items()}, CHECKSUM: checksum})
-        write_beside(self.path(image_hash), lambda partial: partial.write_bytes(content))
+        try:
+            write_beside(self.path(image_hash), lambda partial: partial.write_bytes(content))
+        except OSError as error:
+            self.writable = False
+            logger.warning(
+                f"The cache {self.folder.parent} cannot be written ({error.strerror or error}): the evaluation goes "
+                "on without it."
+            )
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -264,6 +264,10 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         (["m", "--data", "phantom", "--batch_size", "-2"], "--batch_size must be at least 1, but is -2."),
         (["m", "--data", "phantom", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["m", "--data", "phantom", "--seed", "-1"], "--seed must not be negative, but is -1."),
+        (
+            ["m", "--data", "phantom", "--columns", "image=A", "image=B"],
+            "--columns gives 'image' two columns, 'A' and 'B'; keep one.",
+        ),
         (["m", "--data", "phantom", "--columns", "Path"], "--columns takes NAME=COLUMN, for example image=Path, but"),
         (["a", "b", "--data", "phantom", "--model_card"], "--model_card is for one model: evaluate an"),
         (["a", "b", "--data", "phantom", "--save_thresholds"], "--save_thresholds is for one model: evaluate an"),

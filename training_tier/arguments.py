@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
 from modeling_tier.configuration_tier import ENTROPY_TOKENS, IMAGE_POOLINGS
+from processing_tier.columns import read_columns
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports import DEIDENTIFIED_MODES
@@ -16,6 +17,7 @@ from processing_tier.reports import DEIDENTIFIED_MODES
 from .augmentation import AUGMENTATIONS
 from .option_checks import (
     ARGUMENT_ERRORS,
+    check_checkpointing,
     check_choice,
     check_optimizer,
     check_ranges,
@@ -354,12 +356,10 @@ class DataArguments:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("views", self.views, VIEW_CHOICES)
         check_ranges(self)
-        for name in ("findings", "columns"):
-            words = getattr(self, name)
-            if words is not None and (not words or not all(word.strip() for word in words)):
-                raise ValueError(f"{name}={words} names nothing; leave it out, or write names.")
-            if words is not None and len(set(words)) < len(words):
-                raise ValueError(f"{name}={words} names one twice; name each once.")
+        if self.findings is not None and (not self.findings or not all(name.strip() for name in self.findings)):
+            raise ValueError(f"findings={self.findings} names nothing; leave it out, or write names.")
+        if self.findings is not None and len(set(self.findings)) < len(self.findings):
+            raise ValueError(f"findings={self.findings} names one twice; name each once.")
         if self.sample_sentences and self.deidentified not in ("keep", "remove"):
             raise ValueError(
                 f"deidentified={self.deidentified!r} has no effect with sample_sentences, which removes the marks; "
@@ -382,13 +382,11 @@ class DataArguments:
                 raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
         if self.shuffle_buffer is not None and not self.streaming:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} has no effect without --streaming; leave it out.")
-        for pair in self.columns or []:
-            if not all(pair.partition("=")):
-                raise ValueError(f"columns takes NAME=COLUMN, for example image=Path, but got {pair!r}.")
+        read_columns(self.columns)
 
     def column_names(self) -> dict[str, str] | None:
         """Schema name to the table's column."""
-        return dict(pair.split("=", 1) for pair in self.columns) if self.columns else None
+        return read_columns(self.columns)
 
 
 @dataclass
@@ -557,6 +555,8 @@ class TierTrainingArguments(TrainingArguments):
             self.learning_rate = RANDOM_WEIGHTS_RATE  # until it is known what is trained, see fill_defaults
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_entropy"):
             self.greater_is_better = False  # training lowers it; of the other metrics transformers decides
+        if not self.output_dir:
+            raise ValueError("output_dir is empty; name a new folder.")
         check_training_options(self)
         try:
             super().__post_init__()
@@ -571,6 +571,7 @@ class TierTrainingArguments(TrainingArguments):
             )
         complete_metric(self)
         check_optimizer(self)
+        check_checkpointing(self)
         if self.pad_to_multiple_of is None and self.torch_compile:
             self.pad_to_multiple_of = COMPILED_LENGTHS
         self._check_choosing()

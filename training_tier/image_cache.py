@@ -1,5 +1,6 @@
 """Decoded training images on the disk, so that each is read and decoded once for all epochs and all runs."""
 
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 BATCH = 32  # images that pass from a worker to the file together
 PART = 4096  # images of one file: so many are lost where filling is interrupted
 LARGE = 2**20  # bytes of an image
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, of a user's share of it, of a file
 FORSAKEN = 3600  # seconds without a change after which an unfinished file is nobody's
 SCHEMA = pa.schema(
     {
@@ -98,7 +100,7 @@ class CachedImages:
             places = self._open()
             missing = {key: index for index, key in enumerate(keys) if key is not None and key not in places}
             if missing:
-                self._fill(list(missing.values()), keys, num_workers)
+                self._fill_what_fits(list(missing.values()), keys, num_workers)
                 places = self._open()
         except OSError as error:
             raise ValueError(
@@ -120,6 +122,19 @@ class CachedImages:
                 raise ValueError(f"{file} is no part of an image cache, or damaged; delete it.") from error
         self.table = datasets.concatenate_datasets(parts) if parts else None
         return {key: row for row, key in enumerate(self.table.with_format(None)["key"][:])} if parts else {}
+
+    def _fill_what_fits(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
+        """As [`_fill`], but goes on without the rest where the disk is full."""
+        try:
+            self._fill(missing, keys, num_workers)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            logger.warning(
+                "The image cache %s is full (%s): the images that it lacks are read from their files in each epoch.",
+                self.folder,
+                os.strerror(error.errno),
+            )
 
     def _fill(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
         """Decodes images and writes them a part at a time, each beside and then under its name."""

@@ -3,10 +3,13 @@
 import copy
 import difflib
 import importlib.util
+import json
 import math
+import multiprocessing
 from collections.abc import Collection, Iterable
 
 import torch
+import torch.utils.checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
@@ -132,7 +135,7 @@ def check_training_options(arguments: TrainingArguments) -> None:
         `ValueError`: an option that cannot be had, a number out of its range, or a package that is not installed.
     """
     for name, (allowed, reason) in REFUSED.items():
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, allowed)
         if value != allowed and not (allowed in (None, False) and not value):
             raise ValueError(f"{name}={value} {reason}")
     check_ranges(arguments)
@@ -150,9 +153,25 @@ def check_training_options(arguments: TrainingArguments) -> None:
             f"deepspeed={arguments.deepspeed!r} cannot be used: the package deepspeed is not installed; install it "
             "with pip install deepspeed, or use FSDP (configs/accelerate/fsdp.yaml)."
         )
-    if arguments.torch_compile_backend is not None:
-        check_choice("torch_compile_backend", arguments.torch_compile_backend, torch._dynamo.list_backends(None))
+    for name, choices in (
+        ("torch_compile_backend", torch._dynamo.list_backends(None)),
+        ("torch_compile_mode", torch._inductor.list_mode_options()),
+        ("dataloader_multiprocessing_context", multiprocessing.get_all_start_methods()),
+    ):
+        check_choice(name, getattr(arguments, name), (None, *choices))
+    check_json(arguments)
     check_reporting(arguments.report_to)
+
+
+def check_json(arguments: TrainingArguments) -> None:
+    """ValueError for a mapping on the command line that is not valid JSON."""
+    for name in type(arguments).__dataclass_fields__:
+        value = getattr(arguments, name)
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"{name}={value!r} is not valid JSON ({error}); mend it.") from error
 
 
 def check_reporting(report_to: str | list[str]) -> None:
@@ -196,6 +215,21 @@ def check_optimizer(arguments: TrainingArguments) -> None:
         given = f" with lr_scheduler_kwargs={arguments.lr_scheduler_kwargs}" if arguments.lr_scheduler_kwargs else ""
         raise ValueError(
             f"lr_scheduler_type={name!r}{given} cannot be used: {' '.join(str(error).split())}"
+        ) from error
+
+
+def check_checkpointing(arguments: TrainingArguments) -> None:
+    """ValueError for an option of gradient checkpointing that torch does not know."""
+    newer = getattr(arguments, "activation_checkpointing_kwargs", None)  # its name from transformers 5.23 on
+    options = newer or arguments.gradient_checkpointing_kwargs
+    if not options:
+        return
+    options = {"use_reentrant": False, **options}
+    try:
+        torch.utils.checkpoint.checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **options)
+    except ARGUMENT_ERRORS as error:
+        raise ValueError(
+            f"gradient_checkpointing_kwargs={options} cannot be used: {' '.join(str(error).split())}"
         ) from error
 
 

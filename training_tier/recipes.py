@@ -75,9 +75,13 @@ def read_recipe(path: Path, kinds: Sequence[type]) -> dict:
         for name, hint in typing.get_type_hints(cls).items()
         if name in cls.__dataclass_fields__
     }
-    for name in values:
+    fields = {name: field for cls in kinds for name, field in cls.__dataclass_fields__.items()}
+    for name, value in values.items():
         if name not in hints:
             raise ValueError(f"{path}: unknown option {name!r}; {nearest(name, set(hints))}")
+        choices = fields[name].metadata.get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"{path}: {name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
     return {name: convert(value, name, hints[name], path) for name, value in values.items()}
 
 

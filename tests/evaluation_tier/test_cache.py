@@ -1,4 +1,5 @@
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -117,3 +118,21 @@ def test_an_evaluation_with_a_cache_is_the_same(make_tier_model, phantom, tmp_pa
             assert json.dumps(result[0]) == json.dumps(expected[0]) and result[1].equals(expected[1])
     assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_evaluation(tier_model, phantom, tmp_path, caplog):
+    """A limit on the size of files fails a write as a full disk does."""
+    expected = collect(*tier_model, phantom)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with caplog.at_level("WARNING"):
+            found = collect(*tier_model, phantom, cache_dir=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The cache {tmp_path / 'cache'} cannot be written (File too large): the evaluation goes on without it."
+    ]
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -40,7 +40,16 @@ def test_defaults_that_differ_from_transformers(tmp_path):
         (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),
         (["--geometry", "stretch"], "^geometry='stretch' is not known; choose one of pad, crop, squash.$"),
         (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must be above 0 and below 1.$"),
-        (["--columns", "image"], "^columns takes NAME=COLUMN, for example image=Path, but got 'image'.$"),
+        (["--columns", "image"], "^--columns takes NAME=COLUMN, for example image=Path, but got 'image'.$"),
+        (
+            ["--columns", "image=Path", "image=File"],
+            "^--columns gives 'image' two columns, 'Path' and 'File'; keep one.$",
+        ),
+        (
+            ["--lr_scheduler_kwargs", "{num_cycles: 1}"],
+            "^lr_scheduler_kwargs='{num_cycles: 1}' is not valid JSON .Expec",
+        ),
+        (["--output_dir", ""], "^output_dir is empty; name a new folder.$"),
         (["--max_train_images", "1"], "^max_train_images=1 must be at least 2.$"),
         (["--vision_model", "x"], "^vision_model and text_model go together; name both, or a --model.$"),
         (

@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 
 import datasets
@@ -146,3 +147,21 @@ def test_a_folder_that_cannot_be_and_a_damaged_file_are_refused(records, tmp_pat
 def test_streaming_does_without():
     with pytest.raises(ValueError, match="^image_cache keeps a copy of the images, and streaming is for doing"):
         DataArguments(data="prepared", eval_split="validation", streaming=True, image_cache="cache")
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_training(records, tmp_path, caplog):
+    """A limit on the size of files fails a write as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        images = CachedImages(records, PROCESSOR, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The image cache {images.folder} is full (File too large): the images that it lacks are read from their "
+        "files in each epoch."
+    ]
+    assert (images.rows == -1).all() and not list(images.folder.iterdir())
+    plain, cached = PairDataset(records, PROCESSOR), PairDataset(records, PROCESSOR, images=images)
+    for index in range(len(records)):
+        assert torch.equal(plain[index]["pixel_values"], cached[index]["pixel_values"])

@@ -1,6 +1,7 @@
 """Options that are known to be bad are refused before any work; what is best is what the metric says."""
 
 import pytest
+from transformers import SchedulerType
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
 from training_tier.arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
@@ -32,7 +33,9 @@ def test_less_is_better_of_losses_and_entropies_alone(given, name, greater):
         assert make(metric_for_best_model=given, greater_is_better=told).greater_is_better is told
 
 
-@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(
+    "schedule", [kind.value for kind in SchedulerType if kind.value in ("reduce_lr_on_plateau", "greedy")]
+)
 def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
     assert make(lr_scheduler_type=schedule).lr_scheduler_kwargs["mode"] == "max"
     assert make(lr_scheduler_type=schedule, metric_for_best_model="loss").lr_scheduler_kwargs["mode"] == "min"
@@ -140,6 +143,18 @@ def test_bad_training_options(options, message):
         (
             {"accelerator_config": {"spilt_batches": True}},
             "^An option of the training cannot be used: .*spilt_batches",
+        ),
+        (
+            {"torch_compile_mode": "fast"},
+            "^torch_compile_mode='fast' is not known; choose one of .*reduce-overhead",
+        ),
+        (
+            {"dataloader_multiprocessing_context": "threads"},
+            "^dataloader_multiprocessing_context='threads' is not known; choose one of .*spawn",
+        ),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"reentrant": True}},
+            "^gradient_checkpointing_kwargs={.*'reentrant': True.*} cannot be used: .*reentrant",
         ),
         ({"report_to": ["none", "nobody"]}, "^report_to='nobody' is not known;"),
     ],

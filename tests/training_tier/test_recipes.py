@@ -68,6 +68,10 @@ def test_values_have_the_types_of_the_options(parse, text, name, value):
         ("sample_sentences: 1", "sample_sentences=1 is not a truth value; write true or false."),
         ("sample_sentences: 'true'", "sample_sentences='true' is not a truth value; write true or false."),
         ("lr_scheduler_kwargs: [1]", "lr_scheduler_kwargs=[1] is not a mapping; write {name: value}."),
+        (
+            "log_level: loud",
+            "log_level='loud' is not known; choose one of detail, debug, info, warning, error, critical, passive.",
+        ),
         ("seed: 1\nseed: 2", ": line 2 names 'seed' twice; keep one of them."),
     ],
 )
