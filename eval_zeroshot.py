@@ -55,8 +55,8 @@ def build_parser() -> Parser:
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
-        help='"phantom" (synthetic), an image folder, a .csv or .parquet table, NAME:FOLDER for an archive as its '
-        "owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)",
+        help='"phantom" (synthetic), an image folder, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), NAME:FOLDER for '
+        "an archive as its owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)",
     )
     data.add_argument(
         "--split",
@@ -83,6 +83,14 @@ def build_parser() -> Parser:
     data.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
     data.add_argument(
         "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="a table's own column names: image=Path ..."
+    )
+    data.add_argument("--sheet", help="sheet of an Excel table that has several")
+    data.add_argument(
+        "--label_values",
+        nargs="+",
+        metavar="WORD=LABEL",
+        help="words that a table has for findings: yes=1 no=0 unclear=-1 unknown= (1 present, 0 absent, -1 uncertain, "
+        "nothing not stated)",
     )
     data.add_argument(
         "--views",
@@ -194,7 +202,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if len(set(args.models)) < len(args.models):
         raise ValueError("a model is named twice: an ensemble needs models that differ.")
     if not args.data:
-        raise ValueError('no data are named: give --data "phantom", a folder, or a .csv or .parquet table.')
+        raise ValueError('no data are named: give --data "phantom", a folder, or a table.')
     for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -262,6 +270,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     from evaluation_tier import benchmarks, loading, protocols, trained_on, zeroshot
     from evaluation_tier.processes import fail_together
     from processing_tier import readers
+    from processing_tier.labels import parse_label_values
     from processing_tier.records import check_disjoint_patients, select_views
 
     # 1. Models and data
@@ -281,9 +290,10 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         loading.check_name(name)
     names = loading.short_names(args.models)
     columns = args.columns or None
+    label_values = parse_label_values(args.label_values)
     with fail_together():
         lists = trained_on.read_lists(names)
-        split = split or trained_on.choose_split(args.data, columns, lists)
+        split = split or trained_on.choose_split(args.data, columns, lists, args.sheet)
     if args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
     name = readers.dataset_name(args.data)
@@ -292,9 +302,10 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     def read(split: str):
         if benchmark:
             data = benchmarks.benchmark_data(benchmark, args.data, split)
-            dataset = readers.read_records(data, split, columns=columns, image_root=args.image_root)
+            dataset = readers.read_records(data, split, columns, args.image_root, args.sheet, label_values)
         else:
-            dataset = trained_on.read_split(args.data, split, columns, args.image_root, lists)
+            table = columns, args.image_root, args.sheet, label_values
+            dataset = trained_on.read_split(args.data, split, table, lists)
         dataset = select_views(dataset, views, split)
         dataset = benchmarks.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
         dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))

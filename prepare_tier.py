@@ -31,7 +31,7 @@ def build_parser() -> Parser:
         required=True,
         metavar="NAME:FOLDER",
         help="an archive (mimic_cxr_jpg:FOLDER; the names are in docs/datasets.md), an image folder with "
-        "<split>/metadata.csv, or a .csv or .parquet table",
+        "<split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), or what save_to_disk wrote",
     )
     parser.add_argument("--output_dir", required=True, help="a new or empty folder, or one that this command began")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to prepare (default: all there are)")
@@ -39,6 +39,14 @@ def build_parser() -> Parser:
         "--columns", nargs="+", metavar="NAME=COLUMN", help="a table's own column names: image=Path impression=Text"
     )
     parser.add_argument("--image_root", metavar="FOLDER", help="folder of the images of a table")
+    parser.add_argument("--sheet", help="sheet of an Excel table that has several")
+    parser.add_argument(
+        "--label_values",
+        nargs="+",
+        metavar="WORD=LABEL",
+        help="words that a table has for findings: yes=1 no=0 unclear=-1 unknown= (1 present, 0 absent, -1 uncertain, "
+        "nothing not stated)",
+    )
     parser.add_argument(
         "--size",
         default="512",
@@ -124,6 +132,8 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         columns=read_columns(args.columns),
         image_root=args.image_root,
+        sheet=args.sheet,
+        label_values=tuple(args.label_values) if args.label_values else None,
         splits=tuple(args.splits) if args.splits else None,
         views=args.views,
         text=args.text,

@@ -208,13 +208,18 @@ def select_held_out(held_out: tuple[str, str, np.ndarray], dataset: datasets.Dat
     return dataset.select(rows)
 
 
-def choose_split(data: str, columns: Mapping[str, str] | None, lists: Mapping[str, TrainedOn | None]) -> str:
+def choose_split(
+    data: str,
+    columns: Mapping[str, str] | None,
+    lists: Mapping[str, TrainedOn | None],
+    sheet: str | None = None,
+) -> str:
     """
     The split to evaluate where none is named: validation where the data have it, else what the training of the models
     set aside, else all images of data without splits.
     """
-    splits = has_splits(data, columns)
-    if splits and (is_hub(data) or "validation" in list_splits(data, columns)):
+    splits = has_splits(data, columns, sheet)
+    if splits and (is_hub(data) or "validation" in list_splits(data, columns, sheet)):
         return "validation"
     held_out = held_out_split(lists)
     if held_out and family(held_out[0]) == family(dataset_name(data)):
@@ -225,12 +230,12 @@ def choose_split(data: str, columns: Mapping[str, str] | None, lists: Mapping[st
 def read_split(
     data: str,
     split: str,
-    columns: Mapping[str, str] | None,
-    image_root: str | None,
+    table: tuple,
     lists: Mapping[str, TrainedOn | None],
 ) -> datasets.Dataset:
     """
-    The records of a split, of [`HELD_OUT`], or of [`ALL`] for data without splits.
+    The records of a split, of [`HELD_OUT`], or of [`ALL`] for data without splits; `table` holds the options of a
+    table as [`read_records`] takes them: `columns`, `image_root`, `sheet` and `label_values`.
 
     Raises:
         `ValueError`: a split of data without splits, a held-out part that is not known; see also [`read_records`].
@@ -240,10 +245,11 @@ def read_split(
         raise ValueError(
             f"--split {HELD_OUT} needs models whose training set patients aside, the same for all: name another split."
         )
-    if split not in (ALL, HELD_OUT) and not has_splits(data, columns):
+    columns, _, sheet, _ = table
+    if split not in (ALL, HELD_OUT) and not has_splits(data, columns, sheet):
         raise ValueError(
             f"{data} has no column 'split', so that {split!r} would be all of its images: leave --split out, or name "
             "its column by --columns split=NAME."
         )
-    records = read_records(data, held_out[1] if held_out else split, columns=columns, image_root=image_root)
+    records = read_records(data, held_out[1] if held_out else split, *table)
     return select_held_out(held_out, records) if held_out else records

@@ -46,7 +46,7 @@ def decode_mask(counts: Sequence[int], height: int, width: int) -> np.ndarray:
     Raises:
         `ValueError`: the run lengths do not fill height x width pixels.
     """
-    counts = check_counts(np.asarray(counts, dtype=np.int64), height, width)
+    counts = check_counts(counts, height, width)
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts).reshape((height, width), order="F")
 
@@ -122,15 +122,31 @@ def counts_from_siim(text: str, height: int = 1024, width: int = 1024) -> list[i
 
 
 def check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+    if height < 1 or width < 1 or int(height) * int(width) > MAX_PIXELS:
         raise ValueError(f"a mask of {height}x{width} pixels (height x width) is empty or larger than any radiograph.")
 
 
-def check_counts(counts: np.ndarray, height: int, width: int) -> np.ndarray:
+def check_counts(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
+    """
+    Run lengths that fill a mask, as int64. Each is held to the number of pixels before they are added up: their sum
+    could pass through the largest integer and come out right.
+
+    Raises:
+        `ValueError`: they do not fill height x width pixels, or are not whole numbers.
+    """
     check_size(height, width)
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+    pixels = int(height) * int(width)
+    try:
+        array = np.asarray(counts)
+        is_right = array.ndim == 1 and 0 < array.size <= 2 * pixels + 1 and array.dtype.kind in "iu"
+        is_right = (
+            is_right and bool(((array >= 0) & (array <= pixels)).all()) and int(array.sum(dtype=np.int64)) == pixels
+        )
+    except (ValueError, OverflowError, TypeError):  # lists of different lengths, numbers larger than 64 bits
+        is_right = False
+    if not is_right:
         raise ValueError(
             f"the run lengths of a mask do not fill its {height}x{width} pixels (height x width); download its file "
             "again."
         )
-    return counts
+    return array.astype(np.int64)

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from .annotations import MASKS
 from .masks import encode_mask
-from .records import MASKS
 
 PHANTOM_FINDINGS: tuple[str, ...] = (
     "Cardiomegaly",

@@ -48,11 +48,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .identifiers import check_unique_ids
+from .labels import parse_label_values
 from .masks import decode_mask, encode_mask
+from .paths import shown_path
 from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
 from .radiograph_tier import original_size, read_radiograph, resize
 from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
-from .readers.hub import SHARD
+from .readers.hub_files import SHARD
 from .records import (
     FRONTAL_VIEWS,
     OPTIONAL_COLUMNS,
@@ -80,6 +83,8 @@ class PrepareOptions:
 
     Args:
         data (`str`), columns (`dict[str, str]`, *optional*), image_root (`str`, *optional*): see [`read_records`].
+        sheet (`str`, *optional*): see [`read_records`].
+        label_values (`tuple[str, ...]`, *optional*): WORD=LABEL each, see [`parse_label_values`].
         splits (`tuple[str, ...]`, *optional*): by default all that the data have.
         views (`str`, *optional*, defaults to `"frontal"`): `"frontal"` or `"all"`.
         text (`str`, *optional*):
@@ -99,6 +104,8 @@ class PrepareOptions:
     data: str
     columns: dict[str, str] | None = None
     image_root: str | None = None
+    sheet: str | None = None
+    label_values: tuple[str, ...] | None = None
     splits: tuple[str, ...] | None = None
     views: str = "frontal"
     text: str | None = None
@@ -122,6 +129,7 @@ class PrepareOptions:
                 if name != "image_root"
             },
             "splits": list(self.splits) if self.splits else None,
+            "label_values": list(self.label_values) if self.label_values else None,
         }
 
 
@@ -252,14 +260,17 @@ def start_method() -> multiprocessing.context.BaseContext:
 def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
     """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
     datasets.disable_progress_bars()
-    splits = options.splits or list_splits(options.data, options.columns)
+    splits = options.splits or list_splits(options.data, options.columns, options.sheet)
+    source = {"columns": options.columns, "image_root": options.image_root, "sheet": options.sheet}
+    source["label_values"] = parse_label_values(options.label_values)
     check_splits(splits)
     records, images, counts = {}, {}, {}
     for split in splits:
         records[split], images[split], counts[split] = select_records(
-            read_records(options.data, split, options.columns, options.image_root), split, options
+            read_records(options.data, split, **source), split, options
         )
     check_disjoint_patients(**records)
+    check_unique_ids([image_id for dataset in records.values() for image_id in dataset["image_id"]], options.data)
     features = merge_features(records)
     orders = {split: shuffle(len(dataset), split, options.seed) for split, dataset in records.items()}
     shards = [shard for split, order in orders.items() for shard in cut(split, len(order), options.shard_images)]
@@ -531,7 +542,7 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
                         rows.append(make_row(record, options))
                         size += len(rows[-1]["image"]["bytes"])
                     except (ValueError, OSError) as error:
-                        failures.append(describe(record, error) | {"position": position})
+                        failures.append(describe(record, error, options) | {"position": position})
                         add(failed, 1)
                     add(done, 1)
                     if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
@@ -619,12 +630,14 @@ def scale_mask(mask: dict, new_width: int, new_height: int, width: int, height: 
     return mask | {"height": new_height, "width": new_width, "counts": counts}
 
 
-def describe(record: dict, error: Exception) -> dict:
-    """The entry of an image in the quarantine list; nothing of the folders of this machine."""
-    name = Path(record["image"]["path"] or "").name
+def describe(record: dict, error: Exception, options: PrepareOptions) -> dict:
+    """The entry of an image in the quarantine list, its file from the folder of the data on, so that it is found."""
+    path = record["image"]["path"] or ""
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-    reason = reason.removeprefix(f"{name}: ")
-    return {"split": record["split"], "image_id": record["image_id"], "file": name, "reason": reason}
+    reason = reason.removeprefix(f"{Path(path).name}: ")
+    folder = options.image_root or parse_data(options.data)[1]
+    file = shown_path(path, os.path.dirname(folder) if os.path.isfile(folder) else folder) if path else ""
+    return {"split": record["split"], "image_id": record["image_id"], "file": file, "reason": reason}
 
 
 # --- What is written when all shards are there

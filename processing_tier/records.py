@@ -12,15 +12,14 @@ The record schema that every reader yields and every command accepts.
 | `boxes`, `masks`, `sex`, `age` | optional; boxes and masks in pixels of the stored image, age in years |
 
 A box is `finding`, `phrase` (the words of a report that it shows, `""` where there are none), `x`, `y` (its top left
-corner), `w`, `h`. A mask is `finding`, `height`, `width` and `counts`, see [`masks`].
+corner), `w`, `h`. A mask is `finding`, `height`, `width` and `counts`, see [`masks`]. Identifiers are written one way,
+see [`normalize_identifier`].
 """
 
 import itertools
-import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -28,32 +27,22 @@ import pandas as pd
 import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 
-from .prompts import is_known_finding
-from .radiograph_tier import path_under
+from .annotations import ANNOTATIONS, read_annotations
+from .identifiers import check_unique_ids, ids_from_paths, normalize_identifiers
+from .labels import check_labels, detect_findings, to_ages
+from .paths import find_files, shown_path
+from .report_markup import join_text
+from .views import FRONTAL_VIEWS, normalize_view
 
 logger = logging.getLogger(__name__)
 
-FRONTAL_VIEWS = ("AP", "PA")
-VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")
 VIEW_CHOICES = ("frontal", "all")
+IDENTIFIERS = ("image_id", "patient_id", "study_id")
 TEXT_COLUMNS = ("findings", "impression", "report")
 REQUIRED_COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", *TEXT_COLUMNS, "split")
 OPTIONAL_COLUMNS = ("boxes", "masks", "sex", "age")
 TEXT_SOURCES = ("impression", "findings", "both")
 PART = 10_000  # rows
-FINDING_VALUES = (-1.0, 0.0, 1.0)  # or NaN
-TRUTH = {"true": 1, "false": 0}
-
-BOXES = [{name: datasets.Value("float32" if name in "xywh" else "string") for name in ("finding", "phrase", *"xywh")}]
-MASKS = [
-    {
-        "finding": datasets.Value("string"),
-        "height": datasets.Value("int32"),
-        "width": datasets.Value("int32"),
-        "counts": [datasets.Value("int32")],
-    }
-]
-VIEW_NAMES = {"FRONTAL": "PA", "LL": "LATERAL", "RL": "LATERAL", "L": "LATERAL", "LAT": "LATERAL"}
 
 
 def finding_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
@@ -128,6 +117,7 @@ def check_disjoint_patients(**splits: datasets.Dataset) -> None:
         `ValueError`: with the number of patients that two splits share.
     """
     patients = {name: set(dataset["patient_id"]) for name, dataset in splits.items()}
+    bare = {name: {patient.lstrip("0") for patient in found} for name, found in patients.items()}
     names = list(patients)
     for index, first in enumerate(names):
         for second in names[index + 1 :]:
@@ -137,18 +127,15 @@ def check_disjoint_patients(**splits: datasets.Dataset) -> None:
                     f"{shared} patient{'s are' if shared > 1 else ' is'} in both {first!r} and {second!r}; split by "
                     f"patient (the shared ones are set(a['patient_id']) & set(b['patient_id']))."
                 )
-
-
-def normalize_view(value) -> str:
-    """
-    A view in the words of the schema. `FRONTAL` without more becomes `PA`, the usual projection, so that a filter on
-    frontal views keeps it; blanks and anything unknown become `OTHER`.
-    """
-    name = str(value).strip().upper() if not pd.isna(value) else ""
-    first = name.split(" ")[0]
-    if name in VIEWS or name in VIEW_NAMES:
-        return VIEW_NAMES.get(name, name)
-    return VIEW_NAMES.get(first, first) if first in (*FRONTAL_VIEWS, "LATERAL") else "OTHER"
+            alike = len(bare[first] & bare[second])
+            if alike:
+                logger.warning(
+                    "%d patients of %r and %r differ in leading zeros alone (007 and 7): check that they are not the "
+                    "same.",
+                    alike,
+                    first,
+                    second,
+                )
 
 
 def make_records(
@@ -158,6 +145,7 @@ def make_records(
     split: str,
     name: str,
     skip_missing: bool = False,
+    label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset:
     """
     Bring a table of one row per image into the schema. No image is opened.
@@ -168,220 +156,158 @@ def make_records(
             Schema name to column of the table. A name outside the schema is a finding; where none is given, the
             findings are the other columns whose values are all -1, 0, 1 or blank, and those with the name of a known
             finding, whose values must be. Values of `boxes` and `masks` are
-            lists of dicts as the schema has them; boxes may be JSON, see [`read_boxes`].
+            lists of dicts as the schema has them, or JSON, see [`read_boxes`] and [`read_masks`].
         image_root (`str` or `os.PathLike`): folder that image paths are relative to and must not leave.
         split (`str`): value of the `split` column.
         name (`str`): what the table is called in errors.
         skip_missing (`bool`, *optional*, defaults to `False`):
             Leave out rows whose image is not there, with a warning, as archives that were downloaded in part need.
+        label_values (`Mapping[str, float]`, *optional*): words of findings and their labels, see
+            [`parse_label_values`].
 
     Returns:
-        `datasets.Dataset`: in the order of the table.
+        `datasets.Dataset`: in the order of the table. Without an `image_id`, it is the stem of the file, or the path
+        where stems repeat.
 
     Raises:
         `ValueError`: an empty table, a column that is not there, images that are not there or outside `image_root`,
-        a blank patient, or a finding with other values.
+        a blank patient, two rows of one `image_id`, or a finding with other values.
     """
     known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     columns = {**{column: column for column in known if column in frame.columns}, **columns}
-    for schema_name, column in columns.items():
-        if column not in frame.columns:
-            raise ValueError(
-                f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(frame.columns)}."
-            )
-    for schema_name in ("image", "patient_id"):
-        if schema_name not in columns:
-            raise ValueError(
-                f"{name}: no column is named for {schema_name!r}; name one in columns={{{schema_name!r}: ...}}; "
-                f"there are {', '.join(frame.columns)}."
-            )
-    if frame.empty:
-        raise ValueError(f"{name}: the split {split!r} is empty; check the file and the split.")
-
+    check_table(frame, columns, split, name)
     findings = {key: column for key, column in columns.items() if key not in known}
     if not findings:
-        used = set(columns.values())
-        others = [column for column in frame.columns if column not in used]
-        # a column that is called like a finding, but holds "yes" or 2, would else be left out without a word
-        findings = {
-            column: column
-            for column in others
-            if is_finding(frame[column]) or is_known_finding(str(column)) and frame[column].notna().any()
-        }
-    for finding, column in findings.items():
-        bad = frame[column].notna() & ~to_numbers(frame[column]).isin(FINDING_VALUES)
-        if bad.any():
-            raise ValueError(
-                f"{name}: finding {finding!r} has {bad.sum()} values other than 1 (present), 0 (absent), "
-                "-1 (uncertain) and blank (not stated); map or drop the column."
-            )
+        findings = {column: column for column in detect_findings([frame], columns.values(), name, label_values)}
+    labels = {
+        finding: check_labels(frame[column], finding, name, label_values).to_numpy(dtype=np.float32)
+        for finding, column in findings.items()
+    }
+    data = read_columns(frame, columns, name) | labels
 
-    paths = frame[columns["image"]]
-    for schema_name in ("image", "patient_id"):
-        blanks = frame[columns[schema_name]].isna().sum()
-        if blanks:
-            raise ValueError(
-                f"{name}: {blanks} rows have no {columns[schema_name]!r} (for {schema_name!r}); fill or remove them."
-            )
-    paths = [str(path) for path in paths]
-    resolved = resolve_paths(image_root, paths)
-    there = [os.path.isfile(file) for file in resolved]
-    missing = [path for path, found in zip(paths, there, strict=True) if not found]
-    if skip_missing and 0 < len(missing) < len(paths):
+    paths = [str(path) for path in frame[columns["image"]]]
+    files = find_files(image_root, paths)
+    there = np.array([is_there for _, is_there in files])
+    missing = [path for path, is_there in zip(paths, there, strict=True) if not is_there]
+    if "image_id" not in data or "" in data["image_id"]:
+        derived = ids_from_paths(paths, image_root)
+        data["image_id"] = [given or own for given, own in zip(data.get("image_id", derived), derived, strict=True)]
+    if missing and skip_missing and len(missing) < len(paths):
         logger.warning(
             "%s, split %s: %d of %d images are not there, the first is %s: left out.",
             name,
             split,
             len(missing),
             len(paths),
-            Path(missing[0]).name,
+            shown_path(missing[0], image_root),
         )
-        frame = frame[there]
-        paths, resolved = list(itertools.compress(paths, there)), list(itertools.compress(resolved, there))
+        data = {
+            key: column[there] if isinstance(column, np.ndarray) else list(itertools.compress(column, there))
+            for key, column in data.items()
+        }
+        frame, files = frame[there], list(itertools.compress(files, there))
     elif missing:
         raise ValueError(
-            f"{name}: {len(missing)} of {len(paths)} images are not there, the first is {Path(missing[0]).name}; "
-            "check the image folder."
+            f"{name}: {len(missing)} of {len(paths)} images are not there, the first is "
+            f"{shown_path(missing[0], image_root)}; check the image folder."
         )
+    check_unique_ids(data["image_id"], name)
 
     # A part at a time, because strings of Python take several times the memory of Arrow's
-    parts = [slice(start, start + PART) for start in range(0, len(frame), PART)]
-    table = pa.concat_tables(
-        to_table(frame.iloc[part], columns, findings, paths[part], resolved[part], split, name) for part in parts
-    )
+    texts = {column: columns[column] for column in TEXT_COLUMNS if column in columns}
+    tables = []
+    for start in range(0, len(files), PART):
+        part = slice(start, start + PART)
+        values = {key: column[part] for key, column in data.items()} | read_texts(frame.iloc[part], texts, name)
+        tables.append(to_table(values, files[part], list(findings), split))
+    table = pa.concat_tables(tables)
     # Without a fingerprint, `datasets` pickles all of the table to make one
     return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
 
 
-def to_table(
-    frame: pd.DataFrame,
-    columns: Mapping[str, str],
-    findings: Mapping[str, str],
-    paths: list[str],
-    resolved: list[str],
-    split: str,
-    name: str,
-) -> pa.Table:
-    """The rows of a table that [`make_records`] has checked, as records; `resolved` are the paths of the images."""
-
-    def text(schema_name: str, default) -> list[str]:
-        if schema_name not in columns:
-            return list(default)
+def check_table(frame: pd.DataFrame, columns: Mapping[str, str], split: str, name: str) -> None:
+    """
+    Raises:
+        `ValueError`: a column that is not there, no rows, or a row without an image or a patient.
+    """
+    check_named(frame, columns, name)
+    if frame.empty:
+        raise ValueError(f"{name}: the split {split!r} is empty; check the file and the split.")
+    for schema_name in ("image", "patient_id"):
         values = frame[columns[schema_name]]
-        return ["" if blank else str(value) for value, blank in zip(values, values.isna(), strict=True)]
+        blanks = (values.isna() | (values.astype(str).str.strip() == "")).sum()
+        if blanks:
+            raise ValueError(
+                f"{name}: {blanks} rows have no {columns[schema_name]!r} (for {schema_name!r}); fill or remove them."
+            )
 
-    blank = [""] * len(frame)
-    image_ids = text("image_id", [Path(path).stem for path in paths])
-    findings_text, impressions = text("findings", blank), text("impression", blank)
-    joined = (" ".join(filter(None, pair)) for pair in zip(findings_text, impressions, strict=True))
-    views = frame[columns["view"]] if "view" in columns else pd.Series("FRONTAL", index=frame.index)
-    known_views = {value: normalize_view(value) for value in views.dropna().unique()}
-    data = {
-        "image": [{"path": path, "bytes": None} for path in resolved],
-        "image_id": image_ids,
-        "patient_id": text("patient_id", blank),
-        "study_id": text("study_id", image_ids),
-        "view": [known_views.get(value, "OTHER") for value in views],
-        "findings": findings_text,
-        "impression": impressions,
-        "report": text("report", joined),
-        "split": [split] * len(frame),
+
+def check_named(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> None:
+    """
+    Raises:
+        `ValueError`: a column is not in the table, or none is that of the image or the patient.
+    """
+    for schema_name, column in columns.items():
+        if column not in frame.columns:
+            there = ", ".join(map(str, frame.columns))
+            raise ValueError(f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {there}.")
+    for schema_name in ("image", "patient_id"):
+        if schema_name not in columns:
+            raise ValueError(
+                f"{name}: no column is named for {schema_name!r}; name one in columns={{{schema_name!r}: ...}}; "
+                f"there are {', '.join(map(str, frame.columns))}."
+            )
+
+
+def read_columns(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> dict[str, list | np.ndarray]:
+    """The columns of a table but image, split, texts and findings, each in the schema's form."""
+    data: dict[str, list | np.ndarray] = {}
+    for schema_name, column in columns.items():
+        values = frame[column]
+        if schema_name in IDENTIFIERS:
+            data[schema_name] = normalize_identifiers(values, name, column)
+        elif schema_name == "view":
+            views = {value: normalize_view(value) for value in values.dropna().unique()}
+            data["view"] = [views.get(value, "OTHER") for value in values]
+        elif schema_name in ANNOTATIONS:
+            data[schema_name] = [read_annotations(schema_name, value, name) for value in values]
+        elif schema_name == "sex":
+            data["sex"] = ["" if pd.isna(value) else str(value) for value in values]
+        elif schema_name == "age":
+            data["age"] = to_ages(values, name).to_numpy(dtype=np.float32)
+    return data
+
+
+def read_texts(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> dict[str, list[str]]:
+    return {
+        key: [join_text(value, f"{name}: column {column!r}") for value in frame[column]]
+        for key, column in columns.items()
     }
-    features = {column: datasets.Value("string") for column in data} | {"image": datasets.Image(decode=False)}
-    for finding, column in findings.items():
-        data[finding] = to_numbers(frame[column]).to_numpy(dtype=np.float32)
-        features[finding] = datasets.Value("float32")
-    if "boxes" in columns:
-        data["boxes"] = [read_boxes(value, name) for value in frame[columns["boxes"]]]
-        features["boxes"] = BOXES
-    if "masks" in columns:
-        data["masks"] = list(frame[columns["masks"]])
-        features["masks"] = MASKS
-    if "sex" in columns:
-        data["sex"] = text("sex", blank)
-        features["sex"] = datasets.Value("string")
-    if "age" in columns:
-        data["age"] = to_numbers(frame[columns["age"]]).to_numpy(dtype=np.float32)
-        features["age"] = datasets.Value("float32")
+
+
+def to_table(
+    data: Mapping[str, Sequence], files: Sequence[tuple[str, bool]], findings: Sequence[str], split: str
+) -> pa.Table:
+    """Columns that [`make_records`] has checked, as records; `files` are the paths of the images."""
+    blank = [""] * len(files)
+    texts = {column: data.get(column, blank) for column in ("findings", "impression")}
+    joined = [" ".join(filter(None, pair)) for pair in zip(*texts.values(), strict=True)]
+    columns = {
+        "image": [{"path": path, "bytes": None} for path, _ in files],
+        "image_id": data["image_id"],
+        "patient_id": data["patient_id"],
+        "study_id": [
+            study or image for study, image in zip(data.get("study_id", blank), data["image_id"], strict=True)
+        ],
+        "view": data.get("view", [normalize_view("FRONTAL")] * len(files)),
+        **texts,
+        "report": data.get("report", joined),
+        "split": [split] * len(files),
+    }
+    features = {column: datasets.Value("string") for column in columns} | {"image": datasets.Image(decode=False)}
+    features |= {finding: datasets.Value("float32") for finding in findings}
+    optional = {**ANNOTATIONS, "sex": datasets.Value("string"), "age": datasets.Value("float32")}
+    features |= {column: feature for column, feature in optional.items() if column in data}
+    columns |= {column: data[column] for column in features if column not in columns}
     # `Dataset.from_dict` would encode each value of each column in Python, which is most of the time of large tables
-    return pa.Table.from_pydict(data, schema=datasets.Features(features).arrow_schema)
-
-
-def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:
-    """
-    What [`path_under`] gives for each of many paths; folders that they share are resolved once.
-
-    Raises:
-        `ValueError`: a path does not lie under `root`.
-    """
-    root = os.path.realpath(root)
-    folders, below = {root: root}, os.path.join(root, "")
-    resolved = []
-    for path in paths:
-        whole = os.path.normpath(os.path.join(root, path))
-        if ".." in path or not whole.startswith(below):  # seldom: nothing is taken for granted
-            resolved.append(str(path_under(root, path)))
-            continue
-        missing, folder = [], os.path.dirname(whole)
-        while folder not in folders:
-            missing.append(folder)
-            folder = os.path.dirname(folder)
-        for folder in reversed(missing):
-            real = os.path.join(folders[os.path.dirname(folder)], os.path.basename(folder))
-            folders[folder] = os.path.realpath(real) if os.path.islink(real) else real
-        real = os.path.join(folders[os.path.dirname(whole)], os.path.basename(whole))
-        if os.path.islink(real):
-            real = os.path.realpath(real)
-        if not real.startswith(below):
-            path_under(root, path)  # says so
-        resolved.append(real)
-    return resolved
-
-
-def to_numbers(values: pd.Series) -> pd.Series:
-    """A column as numbers, true and false as 1 and 0; NaN where it is blank or anything else."""
-    if pd.api.types.is_bool_dtype(values):
-        return values.astype(float)
-    numbers = pd.to_numeric(values, errors="coerce").astype(float)
-    words = numbers.isna() & values.notna()
-    if words.any():
-        numbers[words] = values[words].map(lambda value: TRUTH.get(str(value).strip().lower(), float("nan")))
-    return numbers
-
-
-def is_finding(values: pd.Series) -> bool:
-    return bool(values.notna().any() and to_numbers(values).isin(FINDING_VALUES)[values.notna()].all())
-
-
-def read_boxes(value, name: str) -> list[dict]:
-    """
-    Boxes of one image, as the schema has them.
-
-    Args:
-        value: a list of dicts with `finding`, `x`, `y`, `w`, `h` and perhaps `phrase`, or JSON such as
-            `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`; anything else is no box.
-        name (`str`): what the table is called in errors.
-
-    Raises:
-        `ValueError`: text that is not such JSON, other keys, or a coordinate that is no number.
-    """
-    if not isinstance(value, (list, tuple, np.ndarray, str)) or isinstance(value, str) and not value.strip():
-        return []
-    try:
-        if isinstance(value, str):
-            value = [
-                dict(zip("xywh", box["bbox_xywh"], strict=True), finding=box["label"]) for box in json.loads(value)
-            ]
-        boxes = [
-            {**{side: float(box[side]) for side in "xywh"}, "finding": box["finding"], "phrase": box.get("phrase", "")}
-            for box in value
-        ]
-        if not all(isinstance(box[key], str) for box in boxes for key in ("finding", "phrase")):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise ValueError(
-            f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
-        ) from None
-    if not np.isfinite([[box[side] for side in "xywh"] for box in boxes]).all():
-        raise ValueError(f"{name}: a box has a coordinate that is no number; mend or drop the column.")
-    return boxes
+    return pa.Table.from_pydict(columns, schema=datasets.Features(features).arrow_schema)

@@ -259,7 +259,7 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         (["m", "--data", "phantom", "--find", "Edema"], "unknown option --find: did you mean --findings?"),
         (["--data", "phantom"], "no model is named: give the folder that train_tier.py wrote, or a name on the Hub."),
         (["m", "m", "--data", "phantom"], "a model is named twice: an ensemble needs models that differ."),
-        (["m"], 'no data are named: give --data "phantom", a folder, or a .csv or .parquet table.'),
+        (["m"], 'no data are named: give --data "phantom", a folder, or a table.'),
         (["m", "--data", "phantom", "--n_bootstrap", "0"], "--n_bootstrap must be at least 1, but is 0."),
         (["m", "--data", "phantom", "--batch_size", "-2"], "--batch_size must be at least 1, but is -2."),
         (["m", "--data", "phantom", "--seed", "x"], "argument --seed: invalid int value: 'x'"),

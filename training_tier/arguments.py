@@ -11,6 +11,7 @@ from transformers.integrations import is_tensorboard_available
 from modeling_tier.configuration_tier import ENTROPY_TOKENS, IMAGE_POOLINGS
 from processing_tier.columns import read_columns
 from processing_tier.image_processing_tier import GEOMETRIES
+from processing_tier.labels import parse_label_values
 from processing_tier.records import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports import DEIDENTIFIED_MODES
 
@@ -252,8 +253,8 @@ class DataArguments:
         default="phantom",
         metadata={
             "help": '"phantom" (synthetic radiographs made on the spot; "phantom:num_images=500,seed=1"), an image '
-            "folder with <split>/metadata.csv, a .csv or .parquet table, NAME:FOLDER for an archive as its owner "
-            "ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)."
+            "folder with <split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), NAME:FOLDER "
+            "for an archive as its owner ships it, what tier-prepare wrote, or a data set on the Hub (owner/name)."
         },
     )
     columns: list[str] | None = field(
@@ -261,6 +262,14 @@ class DataArguments:
         metadata={"help": "A table's own column names, NAME=COLUMN each: image=Path impression=Text."},
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder of the images of a table."})
+    sheet: str | None = field(default=None, metadata={"help": "Sheet of an Excel table that has several."})
+    label_values: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Words that a table has for findings, WORD=LABEL each, with 1 (present), 0 (absent), -1 "
+            "(uncertain) or nothing (not stated): yes=1 no=0 unknown=."
+        },
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None,
@@ -377,12 +386,14 @@ class DataArguments:
                 "image_cache keeps a copy of the images, and streaming is for doing without one; leave one of them "
                 "out."
             )
-        for name in ("columns", "image_root"):
+        for name in ("columns", "image_root", "sheet", "label_values"):
             if self.streaming and getattr(self, name) is not None:
                 raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
         if self.shuffle_buffer is not None and not self.streaming:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} has no effect without --streaming; leave it out.")
         read_columns(self.columns)
+
+        parse_label_values(self.label_values)
 
     def column_names(self) -> dict[str, str] | None:
         """Schema name to the table's column."""

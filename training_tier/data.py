@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from processing_tier import TierImageProcessor
+from processing_tier.labels import parse_label_values
 from processing_tier.readers import read_records
 from processing_tier.records import check_disjoint_patients, select_text, select_views
 from processing_tier.reports import clean_text
@@ -46,7 +47,14 @@ def load_splits(
         if streaming:
             records = read_shards(arguments.data, split)
         else:
-            records = read_records(arguments.data, split, arguments.column_names(), arguments.image_root)
+            records = read_records(
+                arguments.data,
+                split,
+                arguments.column_names(),
+                arguments.image_root,
+                arguments.sheet,
+                parse_label_values(arguments.label_values),
+            )
         return select_views(records, arguments.views, split)
 
     train = read(arguments.train_split, arguments.streaming)

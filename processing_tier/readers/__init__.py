@@ -23,9 +23,11 @@ from . import (
     siim,
     vindr_cxr,
 )
+from .formats import is_table_name, read_frame
 from .hub import list_hub_splits, read_hub
+from .hub_files import has_embedded_images, is_saved, parquet_files
 from .imagefolder import find_metadata, read_imagefolder, split_folders
-from .table import read_frame, read_table
+from .table import list_table_splits, read_table
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PHANTOM = "phantom"
@@ -58,6 +60,8 @@ def read_records(
     split: str,
     columns: Mapping[str, str] | None = None,
     image_root: str | os.PathLike | None = None,
+    sheet: str | None = None,
+    label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset:
     """
     Read one split of whatever `data` names, in the schema of [`records`].
@@ -66,12 +70,16 @@ def read_records(
         data (`str` or `os.PathLike`):
             `"phantom"` for the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`), the
             name of a reader and the folder of its archive (`"padchest:/data/padchest"`, with the reader's options
-            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, a `.csv` or `.parquet` table,
-            a folder that `tier-prepare` wrote, or a data set on the Hub (`"owner/name"`).
+            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, a table (`.csv`, `.tsv`,
+            `.xlsx`, `.jsonl`, `.parquet`), a folder that `tier-prepare` or `save_to_disk` wrote, or a data set on the
+            Hub (`"owner/name"`).
         split (`str`): such as `"train"`, see [`list_splits`].
         columns (`Mapping[str, str]`, *optional*): schema name to column, see [`read_table`].
         image_root (`str` or `os.PathLike`, *optional*):
             Folder of the images of a table, or of an archive that comes without its images.
+        sheet (`str`, *optional*): the sheet of an Excel table that has several.
+        label_values (`Mapping[str, float]`, *optional*):
+            Words of the findings and their labels, such as `{"yes": 1, "no": 0}`, see [`parse_label_values`].
 
     Raises:
         `ValueError`: data of no such kind, an option that has no effect there, or what the reader itself raises.
@@ -79,6 +87,8 @@ def read_records(
     reader, data, options = parse_data(data)
     if reader is not None and columns or reader == PHANTOM and image_root:
         raise ValueError(f"columns and image_root have no effect on {reader!r}; leave them out.")
+    if reader is not None and (sheet or label_values):
+        raise ValueError(f"sheet and label_values have no effect on {reader!r}; leave them out.")
     if reader == PHANTOM:
         return read_phantom({name: int(value) for name, value in options.items()}, split)
     if reader is not None:
@@ -94,14 +104,21 @@ def read_records(
                 raise ValueError(f"{reader} has no option {name!r}; it has {', '.join(known) or 'none'}.")
         options = {name: parse_option(reader, name, value, known[name]) for name, value in options.items()}
         return function(data, split, **options, **({"image_root": image_root} if image_root else {}))
-    if is_table(data):
-        return read_table(data, image_root=image_root, split=split, columns=columns)
+    is_embedded = is_hub(data)
+    if is_table(data) and not is_embedded:
+        return read_table(data, image_root, split, columns, sheet, label_values)
     if image_root:
         raise ValueError(f"image_root={str(image_root)!r} has no effect on {dataset_name(data)!r}; leave it out.")
-    return read_hub(data, split, columns) if is_hub(data) else read_imagefolder(data, split, columns)
+    if not is_embedded:
+        return read_imagefolder(data, split, columns, sheet, label_values)
+    if sheet:
+        raise ValueError(f"sheet={sheet!r} is for Excel files alone; leave it out.")
+    return read_hub(data, split, columns, label_values=label_values)
 
 
-def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None) -> list[str]:
+def list_splits(
+    data: str | os.PathLike, columns: Mapping[str, str] | None = None, sheet: str | None = None
+) -> list[str]:
     """
     Names of the splits that [`read_records`] can read.
 
@@ -121,11 +138,10 @@ def list_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = Non
         table = find_metadata(Path(data))
         if table is None:
             read_imagefolder(data, "train")  # says what is missing
-    frame, column = read_frame(table), (columns or {}).get("split", "split")
-    return sorted(frame[column].dropna().astype(str).unique()) if column in frame.columns else ["train"]
+    return list_table_splits(read_frame(table, sheet=sheet), (columns or {}).get("split", "split"))
 
 
-def has_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None) -> bool:
+def has_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None, sheet: str | None = None) -> bool:
     """Whether data say which images are of which split: all do but a table, or the one of an image folder, without
     such a column."""
     reader, data, _ = parse_data(data)
@@ -134,7 +150,7 @@ def has_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None
     table = Path(data) if is_table(data) else None
     if table is None and os.path.isdir(data) and not split_folders(Path(data)):
         table = find_metadata(Path(data))
-    return table is None or (columns or {}).get("split", "split") in read_frame(table).columns
+    return table is None or (columns or {}).get("split", "split") in read_frame(table, sheet=sheet).columns
 
 
 def dataset_name(data: str | os.PathLike) -> str:
@@ -144,14 +160,18 @@ def dataset_name(data: str | os.PathLike) -> str:
 
 
 def is_table(data: str | os.PathLike) -> bool:
-    return Path(data).suffix.lower() in (".csv", ".parquet")
+    return is_table_name(Path(data)) and not os.path.isdir(data)
 
 
 def is_hub(data: str | os.PathLike) -> bool:
-    """Whether data are Parquet files with embedded images, in a folder or on the Hub; see [`read_hub`]."""
-    if os.path.isdir(data):
-        return any(Path(data, "data").glob("*.parquet"))
-    return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data) and not os.path.exists(data)
+    """Whether data are images embedded in Parquet or Arrow files, or a name on the Hub; see [`read_hub`]."""
+    path = Path(data)
+    if path.is_dir():
+        has_metadata = find_metadata(path) is not None or bool(split_folders(path))
+        return is_saved(path) or not has_metadata and bool(parquet_files(path))
+    if path.is_file():
+        return path.suffix.lower() == ".parquet" and has_embedded_images(path)
+    return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data)
 
 
 def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .table import read_frame
+from .formats import read_frame
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ import pandas as pd
 from ..records import make_records
 from .archive import check_split, drop_repeated, find_in_archive, read_bounded, read_columns
 from .boxes import group_boxes
-from .table import read_frame
+from .formats import read_frame
 
 SPLITS = ("train", "test")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -45,7 +45,6 @@ OTHER_LISTS = {"train": "train_list.txt", "validation": "val_list.txt", "test": 
 NAME = "chestxray14"
 SOURCE = "https://nihcc.app.box.com/v/ChestXray-NIHCC"
 SIDE = 1024  # pixels of the images as shipped
-MAX_AGE = 120
 MAX_LIST_BYTES = 64 * 2**20
 SEX_COLUMNS = ("Patient Gender", "Patient Sex")  # of the first and the second edition
 NO_FINDING = "No Finding"
@@ -125,7 +124,7 @@ def read_chestxray14(
             "patient_id": frame["Patient ID"].str.zfill(8),
             "view": frame["View Position"],
             "sex": frame[sex].str.strip(),
-            "age": to_years(frame["Patient Age"]),
+            "age": frame["Patient Age"],
             "boxes": names.map(read_box_list(Path(root), set(names), image_size)),
         }
     )
@@ -150,13 +149,6 @@ def find_images(root: Path) -> dict[str, str]:
             for name in os.listdir(folder):
                 images.setdefault(name, f"{below}/{name}")
     return images
-
-
-def to_years(ages: pd.Series) -> pd.Series:
-    """Ages such as `58`, `058Y`, `003M` or `012D` in years; NaN where they are blank or impossible."""
-    parts = ages.str.strip().str.upper().str.extract(r"^(\d+)([YMD]?)$")
-    years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
-    return years.where(years <= MAX_AGE)
 
 
 def read_box_list(root: Path, names: set[str], image_size: int) -> pd.Series:

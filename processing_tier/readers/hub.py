@@ -1,56 +1,47 @@
 """
-Parquet with embedded images: a folder that `tier-prepare` wrote, or a data set on the Hub.
+Images embedded in Parquet: a folder that `tier-prepare` wrote, one of `save_to_disk`, or a data set on the Hub.
 
-A folder holds `data/<split>-00000-of-00012.parquet`, as `Dataset.push_to_hub` lays a repository out too. A name is
-`owner/name`. Nothing of a data set is run, a folder's files are the ones found in it (its README.md is not asked), and
-no path in a record is followed out of the data set.
+Which files of a folder hold which split is in [`hub_files`]. A name is `owner/name`. Nothing of a data set is run, a
+folder's files are the ones found in it (its README.md is not asked), and no path in a record is followed out of the
+data set.
 """
 
-import hashlib
 import os
-import re
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
+from ..annotations import ANNOTATIONS
+from ..identifiers import check_unique_ids, normalize_identifier, normalize_identifiers
+from ..labels import FINDING_VALUES, to_ages, to_label
 from ..radiograph_tier import path_under
-from ..records import FINDING_VALUES, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TEXT_COLUMNS, normalize_view
+from ..records import IDENTIFIERS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, finding_columns
+from .formats import check_rows
+from .hub_files import ONLY_SPLIT, count_rows, find_shards, is_saved, saved_splits
+from .hub_records import (
+    IMAGE,
+    MISSING_IMAGE,
+    Layout,
+    convert_streamed,
+    embed,
+    make_features,
+    to_record,
+    wrong_value,
+)
 
-SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})(-\w+)?\.parquet")
-IMAGE = datasets.Image(decode=False)
-
-
-def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """
-    The files of each split of a folder, in their order.
-
-    Raises:
-        `ValueError`: there are none, some are missing, or one is a link to somewhere else.
-    """
-    shards, counts = defaultdict(dict), {}
-    for path in sorted((folder / "data").glob("*.parquet")):
-        if match := SHARD.fullmatch(path.name):
-            shards[match["split"]][int(match["index"])] = path_under(folder, path.relative_to(folder))
-            counts[match["split"]] = int(match["count"])
-    if not shards:
-        raise ValueError(f"{folder}: no data/<split>-00000-of-00001.parquet is in it; name a folder of tier-prepare.")
-    for split, files in shards.items():
-        missing = counts[split] - len(files)
-        if missing:
-            raise ValueError(
-                f"{folder}: {missing} of {counts[split]} files of the split {split!r} are not there; run the "
-                "tier-prepare that writes them to its end, or copy them all."
-            )
-    return {split: [files[index] for index in sorted(files)] for split, files in shards.items()}
+KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+IMAGE_DTYPES = ("string", "large_string", "binary", "large_binary")  # paths and files
+READ_ROWS = 10_000  # of a prepared data set at once
 
 
 def list_hub_splits(name_or_folder: str | os.PathLike) -> list[str]:
@@ -62,7 +53,11 @@ def list_hub_splits(name_or_folder: str | os.PathLike) -> list[str]:
     """
     name = os.fspath(name_or_folder)
     if os.path.isdir(name):
-        return list(find_shards(Path(name)))
+        return list((saved_splits if is_saved(Path(name)) else find_shards)(Path(name)))
+    if os.path.isfile(name):
+        has_splits = "split" in pq.read_schema(name).names
+        column = pq.read_table(name, columns=["split"]).column("split") if has_splits else pa.array([])
+        return sorted(filter(None, map(normalize_identifier, column.unique().to_pylist()))) or [ONLY_SPLIT]
     try:
         return list(datasets.get_dataset_split_names(name))
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
@@ -74,77 +69,116 @@ def read_hub(
     split: str,
     columns: Mapping[str, str] | None = None,
     streaming: bool = False,
+    label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
     Read one split of a prepared folder, or of a data set on the Hub, into the schema of [`records`].
 
     A data set that has the schema already (one of `tier-prepare`) is taken as it is. Of any other, columns called as
     in the schema or named in `columns` are taken; findings are the ones named. Without a `patient_id` every image
-    counts as a patient of its own, without a `view` it is taken as frontal.
+    counts as a patient of its own, without a `view` it is taken as frontal; of whole reports alone, findings and
+    impression are cut out by [`extract_sections`]. Classes count by their names.
 
     Args:
-        name_or_folder (`str` or `os.PathLike`): a folder, otherwise `owner/name` on the Hub.
+        name_or_folder (`str` or `os.PathLike`): a folder or a Parquet file, otherwise `owner/name` on the Hub.
         split (`str`): such as `"train"`.
         columns (`Mapping[str, str]`, *optional*):
             Schema name to column, such as `{"image": "img", "impression": "caption", "Edema": "edema"}`. Other names
             than the schema's are findings, whose values must be -1, 0, 1, true, false or blank.
         streaming (`bool`, *optional*, defaults to `False`): give an `IterableDataset`, which downloads as it goes.
+        label_values (`Mapping[str, float]`, *optional*): words of findings and their labels, as for [`read_table`].
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: images undecoded, as `{"bytes": ..., "path": ...}`; those of
         an `IterableDataset` have bytes.
 
     Raises:
-        `ValueError`: no such data set, split or column, another value of a finding, or an image outside of the data
-        set. Of an `IterableDataset`, the last two come up while it is read.
+        `ValueError`: no such data set, split or column, another value of a finding, two rows of one `image_id`, or an
+        image outside of the data set. Of an `IterableDataset`, the last three come up while it is read (repeated
+        identifiers do not).
     """
     name = os.fspath(name_or_folder)
     dataset = load(name, split, streaming)
     if dataset.features is None:
         raise ValueError(f"{name}: its columns are not known before all of it is read; read it without streaming.")
     there = dataset.column_names
-    known = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    is_prepared = not columns and all(
-        column == "image" or dataset.features.get(column) == datasets.Value("string") for column in REQUIRED_COLUMNS
-    )
-    columns = {**{column: column for column in known if column in there and column != "split"}, **(columns or {})}
-    for schema_name, column in columns.items():
-        if column not in there:
-            raise ValueError(
-                f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(there)}."
-            )
-        feature = dataset.features[column]
-        if schema_name not in known and isinstance(feature, datasets.ClassLabel):
-            raise ValueError(
-                f"{name}: finding {schema_name!r} has the classes {', '.join(feature.names)}; map it to 1, 0, -1 and "
-                "blank first."
-            )
-    if "image" not in columns:
-        raise ValueError(
-            f"{name}: no column is called 'image'; name one in columns={{'image': ...}}; it has {', '.join(there)}."
-        )
+    is_prepared = not columns and is_schema(dataset.features)
+    if label_values and is_prepared:
+        raise ValueError(f"label_values has no effect on {name}, whose findings are numbers; leave it out.")
+    columns = {**{column: column for column in KNOWN if column in there and column != "split"}, **(columns or {})}
+    check_features(dataset.features, columns, name, label_values)
+    layout = Layout(columns, split, name, dataset.features, label_values)
 
-    root = name if os.path.isdir(name) else Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    root = find_root(name)
     dataset = dataset.cast_column(columns["image"], IMAGE)
     if streaming:
-        features = dataset.features if is_prepared else make_features(columns, dataset.features)
-        convert = partial(embed, root=root)
+        features = dataset.features if is_prepared else make_features(columns)
+        convert = partial(embed_prepared, root=root, name=name, findings=finding_columns(dataset))
         if not is_prepared:
-            convert = partial(convert_streamed, columns=columns, split=split, name=name, root=root)
+            convert = partial(convert_streamed, layout=layout, root=root)
         return dataset.map(convert, features=features, remove_columns=[c for c in there if c not in features])
 
     check_paths(dataset, columns["image"], root)
     if is_prepared:
-        return dataset
-    features = make_features(columns, dataset.features)
-    texts = dataset.select_columns([column for key, column in columns.items() if key != "image"])
-    rows = texts if texts.column_names else ({} for _ in range(len(dataset)))
-    rows = [to_record(row, columns, split, f"{split}-{index}", name) for index, row in enumerate(rows)]
-    images = dataset.select_columns(columns["image"])
-    if columns["image"] != "image":
-        images = images.rename_column(columns["image"], "image")
-    others = datasets.Features({key: feature for key, feature in features.items() if key != "image"})
-    return datasets.concatenate_datasets([images, datasets.Dataset.from_list(rows, features=others)], axis=1)
+        return check_prepared(dataset, name)
+    return convert_all(dataset, layout)
+
+
+def find_root(name: str) -> Path:
+    """The folder that images of a data set must not leave."""
+    if os.path.isdir(name):
+        return Path(name)
+    return (
+        Path(name).parent
+        if os.path.isfile(name)
+        else Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="dataset"))
+    )
+
+
+def is_schema(features: datasets.Features) -> bool:
+    """Whether a data set has all columns of the schema as the schema has them."""
+    text = all(column == "image" or features.get(column) == datasets.Value("string") for column in REQUIRED_COLUMNS)
+    return text and all(column not in features or is_annotation(features[column], column) for column in ANNOTATIONS)
+
+
+def is_annotation(feature, column: str) -> bool:
+    """Whether a column of boxes or masks is that of the schema."""
+    schema = datasets.Features({column: ANNOTATIONS[column]}).arrow_schema.field(column).type
+    return datasets.Features({column: feature}).arrow_schema.field(column).type == schema
+
+
+def check_features(
+    features: datasets.Features, columns: Mapping[str, str], name: str, label_values: Mapping[str, float] | None
+) -> None:
+    """
+    Raises:
+        `ValueError`: a column that is not there, images that are not images, or a finding of classes without labels.
+    """
+    for schema_name, column in columns.items():
+        if column not in features:
+            raise ValueError(
+                f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(features)}."
+            )
+        feature = features[column]
+        if schema_name not in KNOWN and isinstance(feature, datasets.ClassLabel):
+            if any(to_label(word, label_values) is None for word in feature.names):
+                raise ValueError(
+                    f"{name}: finding {schema_name!r} has the classes {', '.join(feature.names)}; map it to 1, 0, -1 "
+                    "and blank first (--label_values yes=1 no=0)."
+                )
+    if "image" not in columns:
+        raise ValueError(
+            f"{name}: no column is called 'image'; name one in columns={{'image': ...}}; it has {', '.join(features)}."
+        )
+    feature = features[columns["image"]]
+    is_image = isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in IMAGE_DTYPES
+    if not is_image and not (isinstance(feature, dict) and {"bytes", "path"} & set(feature)):
+        kind = getattr(feature, "dtype", None) or type(feature).__name__
+        kind = "lists" if kind in ("List", "LargeList", "list") else f"values of type {kind}"
+        raise ValueError(
+            f"{name}: column {columns['image']!r} (for 'image') has {kind}, not one image in each row; name the "
+            "column of the images in columns."
+        )
 
 
 def list_files(name: str, split: str) -> list[str]:
@@ -157,9 +191,12 @@ def list_files(name: str, split: str) -> list[str]:
     """
     if os.path.isdir(name):
         shards = find_shards(Path(name))
-        if split not in shards:
-            raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(shards)}.")
+        check_split_name(split, shards, name)
         return [str(path) for path in shards[split]]
+    if os.path.isfile(name):
+        check_rows(count_rows([Path(name)]), Path(name))
+        check_split_name(split, list_hub_splits(name), name)
+        return [name]
     try:
         shards = datasets.load_dataset_builder(name).config.data_files or {}
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
@@ -172,12 +209,34 @@ def list_files(name: str, split: str) -> list[str]:
 
 def load(name: str, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
     """`datasets.load_dataset` of a split's files alone (of a name it would fetch all), errors in one sentence."""
+    if os.path.isdir(name) and is_saved(Path(name)):
+        return load_saved(Path(name), split, streaming)
     files = list_files(name, split)
     source = {"path": "parquet", "data_files": {split: files}} if files else {"path": name}
     try:
-        return datasets.load_dataset(**source, split=split, streaming=streaming)
+        dataset = datasets.load_dataset(**source, split=split, streaming=streaming)
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{name}: the split {split!r} cannot be read ({first_line(error)}).") from None
+    if os.path.isfile(name) and "split" in dataset.column_names:
+        return dataset.filter(lambda value: normalize_identifier(value) == split, input_columns="split")
+    return dataset
+
+
+def load_saved(folder: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """A split that `save_to_disk` wrote."""
+    splits = saved_splits(folder)
+    check_split_name(split, splits, str(folder))
+    try:
+        dataset = datasets.load_from_disk(str(splits[split])).with_format(None)
+    except (ValueError, OSError, RuntimeError, DatasetsError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ValueError(f"{folder}: the split {split!r} cannot be read ({first_line(error)}).") from None
+    check_rows(len(dataset), folder)
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def check_split_name(split: str, splits: Iterable[str], name: str) -> None:
+    if split not in splits:
+        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(splits)}.")
 
 
 def first_line(error: BaseException) -> str:
@@ -186,82 +245,68 @@ def first_line(error: BaseException) -> str:
 
 def check_paths(dataset: datasets.Dataset, column: str, root: str | os.PathLike) -> None:
     """ValueError for an image without bytes whose path leaves `root`; reads no bytes of images."""
-    for chunk in dataset.data.column(column).chunks:
-        embedded = pc.is_valid(pc.struct_field(chunk, "bytes"))
-        if pc.all(embedded).as_py() is not False:
-            continue
-        for path in pc.struct_field(chunk, "path").filter(pc.invert(embedded)).to_pylist():
-            if path is None:
-                raise ValueError("an image record has neither bytes nor a path; leave it out of the data set.")
-            path_under(root, path)
+    start = 0
+    for chunk in dataset.with_format("arrow").select_columns(column).iter(READ_ROWS):
+        for part in chunk[column].chunks:
+            embedded = pc.is_valid(pc.struct_field(part, "bytes")).to_pylist()
+            paths = pc.struct_field(part, "path").to_pylist()
+            for row, (is_embedded, path) in enumerate(zip(embedded, paths, strict=True), start + 1):
+                if not is_embedded and path is None:
+                    raise ValueError(f"the image of row {row} {MISSING_IMAGE}.")
+                if not is_embedded:
+                    path_under(root, path)
+            start += len(part)
 
 
-def embed(record: dict, root: str | os.PathLike, column: str = "image") -> dict:
-    """The image of a streamed record as bytes alone: `datasets` would prefer a file of that name, whosever it is."""
-    image = record[column] or {}
-    data = image.get("bytes")
-    if data is None and image.get("path"):
-        if "://" in image["path"]:
-            raise ValueError(
-                f"{Path(image['path']).name}: the image is a link and not in the table; read the data set without "
-                "streaming."
-            )
-        data = path_under(root, image["path"]).read_bytes()
-    if data is None:
-        raise ValueError("an image record has neither bytes nor a path; leave it out of the data set.")
-    return {"image": {"bytes": data, "path": None}}
+def check_prepared(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
+    """
+    A data set that has the schema, with identifiers as the schema writes them.
+
+    Raises:
+        `ValueError`: a finding with other values than -1, 0, 1 and blank, or two rows of one `image_id`.
+    """
+    findings = finding_columns(dataset)
+    for finding in findings:
+        values = np.unique(
+            np.concatenate([np.asarray(c) for c in dataset.data.column(finding).cast("float64").chunks])
+        )
+        wrong = [value for value in values if value == value and value not in FINDING_VALUES]
+        if wrong:
+            raise wrong_value(finding, wrong[0], name)
+    for column in IDENTIFIERS:
+        values = dataset.with_format(None)[column][:]
+        written = normalize_identifiers(values, name, column)
+        if written != values:
+            order = dataset.column_names
+            dataset = dataset.remove_columns(column).add_column(column, written).select_columns(order)
+        if column == "image_id":
+            check_unique_ids(written, name)
+    return dataset
 
 
-def convert_streamed(row: dict, columns: Mapping[str, str], split: str, name: str, root: str | os.PathLike) -> dict:
-    image = embed(row, root, columns["image"])
-    # A row number would differ with the number of processes that share the stream
-    image_id = hashlib.sha256(image["image"]["bytes"]).hexdigest()[:16]
-    return {**image, **to_record(row, columns, split, image_id, name)}
+def embed_prepared(record: dict, root: str | os.PathLike, name: str, findings: Sequence[str]) -> dict:
+    """A streamed record that has the schema, as [`check_prepared`] gives it."""
+    for finding in findings:
+        value = record[finding]
+        if value is not None and value == value and value not in FINDING_VALUES:
+            raise wrong_value(finding, value, name)
+    return {**embed(record, root), **{column: normalize_identifier(record[column]) for column in IDENTIFIERS}}
 
 
-def make_features(columns: Mapping[str, str], source: datasets.Features) -> datasets.Features:
-    """The features of the schema, with the findings that `columns` names."""
-    features = {column: datasets.Value("string") for column in REQUIRED_COLUMNS} | {"image": IMAGE}
-    for schema_name, column in columns.items():
-        if schema_name in ("boxes", "masks"):
-            features[schema_name] = source[column]
-        elif schema_name == "sex":
-            features["sex"] = datasets.Value("string")
-        elif schema_name not in features:  # age and the findings
-            features[schema_name] = datasets.Value("float32")
-    return datasets.Features(features)
-
-
-def to_record(row: Mapping, columns: Mapping[str, str], split: str, image_id: str, name: str) -> dict:
-    """All of one record but the image, from a row of other column names; `image_id` is taken where there is none."""
-
-    def text(schema_name: str, default: str = "") -> str:
-        value = row[columns[schema_name]] if schema_name in columns else None
-        return default if value is None or value != value else str(value)
-
-    image_id = text("image_id", image_id)
-    record = {
-        "image_id": image_id,
-        "patient_id": text("patient_id", image_id),
-        "study_id": text("study_id", image_id),
-        "view": normalize_view(row[columns["view"]]) if "view" in columns else normalize_view("FRONTAL"),
-        **{column: text(column) for column in TEXT_COLUMNS},
-        "split": split,
-    }
-    record["report"] = text("report", " ".join(filter(None, (record["findings"], record["impression"]))))
-    for schema_name, column in columns.items():
-        if schema_name in ("boxes", "masks"):
-            record[schema_name] = row[column]
-        elif schema_name == "sex":
-            record["sex"] = text("sex")
-        elif schema_name == "age":
-            record["age"] = float(pd.to_numeric(row[column], errors="coerce")) if row[column] is not None else np.nan
-        elif schema_name not in REQUIRED_COLUMNS:
-            value = np.nan if row[column] is None else row[column]
-            if not isinstance(value, (bool, int, float)) or not (value != value or value in FINDING_VALUES):
-                raise ValueError(
-                    f"{name}: finding {schema_name!r} has a value other than 1 (present), 0 (absent), -1 (uncertain) "
-                    "and blank (not stated); map or drop the column."
-                )
-            record[schema_name] = float(value)
-    return record
+def convert_all(dataset: datasets.Dataset, layout: Layout) -> datasets.Dataset:
+    """All rows of a data set as records; no bytes of images are read."""
+    features, split = make_features(layout.columns), layout.split
+    texts = dataset.select_columns([column for key, column in layout.columns.items() if key != "image"])
+    rows = texts if texts.column_names else ({} for _ in range(len(dataset)))
+    rows = [to_record(row, layout, f"{split}-{index}") for index, row in enumerate(rows)]
+    check_unique_ids([row["image_id"] for row in rows], layout.name)
+    if "age" in layout.columns:
+        ages = pd.Series(
+            [layout.value(row, "age") for row in texts.select_columns(layout.columns["age"])], dtype=object
+        )
+        to_ages(ages, layout.name)  # says how many are not ages
+    images = dataset.select_columns(layout.columns["image"])
+    if layout.columns["image"] != "image":
+        images = images.rename_column(layout.columns["image"], "image")
+    others = datasets.Features({key: feature for key, feature in features.items() if key != "image"})
+    return datasets.concatenate_datasets([images, datasets.Dataset.from_list(rows, features=others)], axis=1)

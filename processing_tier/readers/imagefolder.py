@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
+import pandas as pd
 
-from ..records import make_records, normalize_view
-from .table import add_sections, read_frame, select_split
+from ..identifiers import check_unique_ids, ids_from_paths
+from ..records import make_records
+from ..views import normalize_view
+from .formats import read_frame
+from .table import add_sections, drop_others, name_findings, select_split
 
-METADATA = ("metadata.csv", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.parquet", "metadata.jsonl", "metadata.tsv", "metadata.xlsx")
 VIEW_COLUMNS = ("dicom_view", "view_position", "view")  # the first one that says more than OTHER counts
+DEFAULTS = {"image": "file_name", "report": "text"}
 
 
 def find_metadata(folder: Path) -> Path | None:
@@ -23,20 +28,25 @@ def split_folders(folder: Path) -> list[str]:
 
 
 def read_imagefolder(
-    folder: str | os.PathLike, split: str, columns: Mapping[str, str] | None = None
+    folder: str | os.PathLike,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+    label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset:
     """
     Read one split of an image folder into the schema of [`records`].
 
-    The metadata lies in `<folder>/<split>/`, or in `<folder>/` with a `split` column. The whole report may be called
-    `text`; where it stands alone, findings and impression are cut out of it by [`extract_sections`]. The view is taken
-    from `dicom_view` or `view_position` where they name a projection, otherwise from `view`; a frontal image of
-    unknown projection counts as `PA`.
+    The metadata (`metadata.csv`, `.parquet` or `.jsonl`) lies in `<folder>/<split>/`, or in `<folder>/` with a `split`
+    column. The whole report may be called `text`; where it stands alone, findings and impression are cut out of it by
+    [`extract_sections`]. The view is taken from `dicom_view` or `view_position` where they name a projection,
+    otherwise from `view`; a frontal image of unknown projection counts as `PA`.
 
     Args:
-        folder (`str` or `os.PathLike`): the data set.
+        folder (`str` or `os.PathLike`): the data set. Images may be links to other places inside it.
         split (`str`): such as `"train"`.
         columns (`Mapping[str, str]`, *optional*): as for [`read_table`], for metadata of other column names.
+        sheet (`str`, *optional*), label_values (`Mapping[str, float]`, *optional*): as for [`read_table`].
 
     Raises:
         `ValueError`: see [`make_records`]; also a folder, split or metadata file that is not there.
@@ -50,19 +60,69 @@ def read_imagefolder(
             raise ValueError(f"{folder}: there is no split {split!r}; it has {', '.join(there)}.")
         raise ValueError(f"{folder}: no {METADATA[0]} is in it or in a folder for each split; add one.")
 
-    frame, columns = read_frame(metadata), dict(columns or {})
+    columns = dict(columns or {})
     split_column = columns.pop("split", "split")
+    frames = read_frames(folder, metadata, columns.get("image", DEFAULTS["image"]), sheet)
+    chosen = slice(None)
     if metadata.parent == folder:
-        frame, split = select_split(frame, split, split_column, str(folder))
-    defaults = {"image": "file_name", "report": "text"}
-    columns = {**{key: column for key, column in defaults.items() if column in frame.columns}, **columns}
-    view_columns = [column for column in VIEW_COLUMNS if column in frame.columns]
-    if "view" not in columns and view_columns:
-        views = frame[view_columns].map(normalize_view)
-        best = views[view_columns[-1]]
-        for column in reversed(view_columns):
-            best = views[column].where(views[column] != "OTHER", best)
-        frame["view"] = best
-    frame = frame.drop(columns="split", errors="ignore")
-    frame = add_sections(frame, columns)
-    return make_records(frame, columns, metadata.parent, split, str(metadata))
+        frames[metadata], chosen, split = select_split(frames[metadata], split, split_column, str(folder))
+    frame = frames[metadata]
+    columns = {**{key: name for key, name in DEFAULTS.items() if name in frame.columns}, **columns}
+    if image_id_is_missing(frame, columns):
+        frame, columns["image_id"] = (
+            frame.assign(image_id=find_ids(frames, metadata, columns["image"], folder)),
+            "image_id",
+        )
+    tables = [table.drop(columns=split_column, errors="ignore") for table in frames.values()]
+    columns = name_findings(tables, columns, str(metadata), label_values)
+    if metadata.parent == folder:
+        frame = frame[chosen]
+    if "view" not in columns:
+        frame = add_view(frame)
+    frame = drop_others(frame.drop(columns="split", errors="ignore"), columns)
+    return make_records(add_sections(frame, columns), columns, folder, split, str(metadata), label_values=label_values)
+
+
+def read_frames(folder: Path, metadata: Path, image: str, sheet: str | None) -> dict[Path, pd.DataFrame]:
+    """
+    The table of this split and those of the other splits, which tell what is a finding and which names of images are
+    taken; paths of images start from `folder`.
+    """
+    files = [metadata]
+    if metadata.parent != folder:
+        files += [find_metadata(folder / name) for name in split_folders(folder) if folder / name != metadata.parent]
+    frames = {}
+    for file in files:
+        frame = read_frame(file, sheet=sheet)
+        if image in frame.columns and file.parent != folder:
+            paths = [path if pd.isna(path) else os.path.join(file.parent.name, str(path)) for path in frame[image]]
+            frame = frame.assign(**{image: pd.Series(paths, frame.index, dtype=object)})
+        frames[file] = frame
+    return frames
+
+
+def image_id_is_missing(frame: pd.DataFrame, columns: Mapping[str, str]) -> bool:
+    return columns.get("image_id", "image_id") not in frame.columns and columns.get("image") in frame.columns
+
+
+def find_ids(frames: Mapping[Path, pd.DataFrame], metadata: Path, image: str, folder: Path) -> pd.Series:
+    """An `image_id` for each row of one split, which no row of another split has."""
+    paths = {path: frame[image].dropna().astype(str) for path, frame in frames.items() if image in frame.columns}
+    ids = iter(ids_from_paths([path for values in paths.values() for path in values], folder))
+    found = {
+        path: pd.Series([next(ids) for _ in values], values.index, dtype=object) for path, values in paths.items()
+    }
+    check_unique_ids(found[metadata].tolist(), str(metadata))
+    return found[metadata]
+
+
+def add_view(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with `view` from the first of [`VIEW_COLUMNS`] that says more than `OTHER`."""
+    columns = [column for column in VIEW_COLUMNS if column in frame.columns]
+    if not columns:
+        return frame
+    views = frame[columns].map(normalize_view)
+    best = views[columns[-1]]
+    for column in reversed(columns):
+        best = views[column].where(views[column] != "OTHER", best)
+    return frame.assign(view=best)

@@ -37,7 +37,8 @@ import datasets
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..records import make_records, resolve_paths
+from ..paths import resolve_paths
+from ..records import make_records
 from ..reports import extract_sections
 from .archive import (
     check_split,

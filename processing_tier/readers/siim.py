@@ -35,7 +35,7 @@ import pandas as pd
 from ..masks import counts_from_siim
 from ..records import make_records
 from .archive import check_split, find_in_archive
-from .table import read_frame
+from .formats import read_frame
 
 SPLITS = ("train", "test")
 NAME = "siim"

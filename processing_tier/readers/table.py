@@ -1,94 +1,65 @@
-"""A CSV or Parquet file of one row per image, with any column names."""
+"""A table of one row per image, with any column names: CSV, Excel, JSON lines or Parquet."""
 
 import functools
-import gzip
 import logging
 import os
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 
-from ..records import make_records
+from ..identifiers import check_unique_ids, ids_from_paths, normalize_identifier, normalize_identifiers
+from ..labels import detect_findings, label_key
+from ..records import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_named, make_records
+from ..report_markup import join_text
 from ..reports import extract_sections
+from .formats import read_frame
 
 logger = logging.getLogger(__name__)
 
-MAX_TABLE_BYTES = 2 * 2**30  # the reports of CheXpert Plus are the largest
+KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
 MAX_SPLITS = 20
 
 
-class TableTooLarge(ValueError):
-    """A reason of its own, which is not that the file cannot be read."""
+def list_table_splits(frame: pd.DataFrame, column: str) -> list[str]:
+    """Names of the splits of a table; a table without a split column is the split `train`."""
+    if column not in frame.columns:
+        return ["train"]
+    return sorted(filter(None, {normalize_identifier(value) for value in frame[column].unique()}))
 
 
-def read_frame(path: Path, usecols: Callable[[str], bool] | None = None) -> pd.DataFrame:
+def select_split(
+    frame: pd.DataFrame, split: str | None, column: str, name: str
+) -> tuple[pd.DataFrame, np.ndarray, str]:
     """
-    Args:
-        path (`Path`): a Parquet file, or a CSV file, plain or compressed.
-        usecols (`Callable[[str], bool]`, *optional*): which columns of a CSV file to read.
-
-    Raises:
-        `ValueError`: no such file, or not a readable CSV or Parquet table.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; check the path.")
-    try:
-        # All text: "00061" stays a patient and does not become the number 61
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        check_size(path)
-        frame = pd.read_csv(path, dtype=str, usecols=usecols)
-    except TableTooLarge:
-        raise
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two: a gzip file cut short, or damaged
-        raise ValueError(f"{path}: the file is not a readable {path.suffix[1:]} table; export it again.") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas moves all columns by one, under another's name
-        raise ValueError(f"{path}: the rows have more fields than the header; remove the comma at their ends.")
-    return frame
-
-
-def check_size(path: Path) -> None:
-    """
-    Raises:
-        `ValueError`: a CSV file, with what is gzipped in it inflated, is larger than any table of radiographs.
-    """
-    size = path.stat().st_size
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path) as file:
-            size = file.seek(MAX_TABLE_BYTES + 1)  # or where it ends
-    if size > MAX_TABLE_BYTES:
-        raise TableTooLarge(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
-
-
-def select_split(frame: pd.DataFrame, split: str | None, column: str, name: str) -> tuple[pd.DataFrame, str]:
-    """
-    The rows of one split without its column, and its name; a table without a column called split is one split, of
-    whatever name. Rows whose split is blank are in none, which is said once.
+    The rows that have a split, without its column; which of them are of the one asked for, and its name. A table
+    without a column called split is one split, of whatever name. Rows whose split is blank are in none, which is said
+    once.
     """
     if column not in frame.columns:
         if column != "split":
             there = ", ".join(frame.columns)
             raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
-        return frame, split or "train"
-    splits = frame[column]
-    blank = splits.isna()
+        return frame, np.ones(len(frame), dtype=bool), split or "train"
+    names = {value: normalize_identifier(value) for value in frame[column].dropna().unique()}
+    splits = np.array([names.get(value, "") for value in frame[column]], dtype=object)
+    blank = splits == ""
     if blank.any():
         warn_of_blank_splits(name, blank.sum(), len(frame))
-    there = list(map(str, splits.dropna().unique()))
+    there = list(dict.fromkeys(filter(None, names.values())))
     if len(there) > MAX_SPLITS:  # patients, perhaps
         raise ValueError(f"{name}: column {column!r} has {len(there)} values; is it the one of the split?")
     if split is None:
         raise ValueError(f"{name}: which split? It has {', '.join(there)}; name one.")
-    chosen = ~blank & (splits.astype(str) == split)
+    chosen = splits == split
     if not chosen.any() and not frame.empty:
         raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(there) or 'none'}.")
     frame = frame.drop(columns=column)
-    return frame if chosen.all() else frame[chosen], split  # a large table is copied no more often than it must
+    if not blank.any():  # a large table is copied no more often than it must
+        return frame, chosen, split
+    return frame[~blank], chosen[~blank], split
 
 
 @functools.lru_cache  # each split is read by a call of its own
@@ -102,10 +73,70 @@ def add_sections(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFram
     there = [name for name, column in sources.items() if column in frame.columns]
     if there != ["report"]:
         return frame
-    reports = frame[sources["report"]]
-    sections = {text: extract_sections(text) for text in reports.dropna().unique() if isinstance(text, str)}
-    none = {"findings": "", "impression": ""}
-    return frame.assign(**{name: [sections.get(text, none)[name] for text in reports] for name in none})
+    reports = [join_text(value, f"column {sources['report']!r}") for value in frame[sources["report"]]]
+    sections = {text: extract_sections(text) for text in set(reports)}
+    found = {name: [sections[text][name] for text in reports] for name in ("findings", "impression")}
+    return frame.assign(**{name: pd.Series(texts, frame.index, dtype=object) for name, texts in found.items()})
+
+
+def add_image_ids(
+    frame: pd.DataFrame, columns: Mapping[str, str], image_root: str | os.PathLike, name: str
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """
+    A table of all splits with an `image_id` that is unique among them, and the columns with it.
+
+    Raises:
+        `ValueError`: two rows with one identifier, or with one image and no identifier.
+    """
+    columns = dict(columns)
+    if "image_id" in columns:
+        column = columns["image_id"]
+        check_unique_ids(normalize_identifiers(frame[column], name, column), name, (frame.index + 1).tolist())
+    else:
+        image = columns["image"]
+        filled = frame[image].notna()
+        ids = ids_from_paths([str(path) for path in frame.loc[filled, image]], image_root)
+        check_unique_ids(ids, name, (frame.index[filled] + 1).tolist())
+        frame = frame.assign(**{"image_id": pd.Series(ids, frame.index[filled], dtype=object)})
+        columns["image_id"] = "image_id"
+    return frame, columns
+
+
+def name_findings(
+    frames: Sequence[pd.DataFrame],
+    columns: Mapping[str, str],
+    name: str,
+    label_values: Mapping[str, float] | None,
+) -> dict[str, str]:
+    """
+    The columns with the findings of all splits, where none is named: a count that is 0 or 1 in one split and 3 in
+    another is not one. A word of `label_values` that is nowhere is said in a warning.
+    """
+    columns = dict(columns)
+    if not any(key not in KNOWN for key in columns):
+        used = {*columns.values(), *KNOWN}
+        columns |= {finding: finding for finding in detect_findings(frames, used, name, label_values)}
+    if label_values:
+        named = [column for key, column in columns.items() if key not in KNOWN]
+        there = {
+            label_key(value)
+            for frame in frames
+            for column in named
+            if column in frame.columns
+            for value in frame[column].dropna().unique()
+        }
+        unused = [word for word in label_values if word not in there]
+        if unused:
+            logger.warning(
+                "%s: label_values: %s is in no finding column, and has no effect.", name, ", ".join(map(repr, unused))
+            )
+    return columns
+
+
+def drop_others(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with the columns of the schema and the named ones alone, so that no other is taken for a finding."""
+    used = {*columns.values(), *KNOWN}
+    return frame[[column for column in frame.columns if column in used]]
 
 
 def read_table(
@@ -113,20 +144,26 @@ def read_table(
     image_root: str | os.PathLike | None = None,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+    label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset:
     """
-    Read a CSV or Parquet table into the schema of [`records`].
+    Read a table into the schema of [`records`].
 
     Args:
-        path (`str` or `os.PathLike`): the table.
+        path (`str` or `os.PathLike`): the table, see [`read_frame`] for its forms.
         image_root (`str` or `os.PathLike`, *optional*): folder of the images; by default that of the table.
         split (`str`, *optional*):
             Rows to take, by the split column. A table without one is wholly that split.
         columns (`Mapping[str, str]`, *optional*):
             Schema name to the table's column, such as `{"image": "path", "impression": "report_text"}`. `image` and
             `patient_id` are needed (each image its own patient: map both to the path). Other names are findings; where
-            none is named, every other column of -1, 0, 1 and blank is one. A table without a view is taken as frontal;
-            of one with whole reports alone, findings and impression are cut out by [`extract_sections`].
+            none is named, every other column of -1, 0, 1 and blank (in all splits) is one. A table without a view is
+            taken as frontal; of one with whole reports alone, findings and impression are cut out by
+            [`extract_sections`].
+        sheet (`str`, *optional*): the sheet of an Excel file that has several.
+        label_values (`Mapping[str, float]`, *optional*):
+            Words of the findings and their labels, such as `{"yes": 1, "no": 0}`, see [`parse_label_values`].
 
     Returns:
         `datasets.Dataset`: in the order of the table; no image is opened.
@@ -135,6 +172,11 @@ def read_table(
         `ValueError`: see [`make_records`]; also a missing file or split.
     """
     path, columns = Path(path), dict(columns or {})
-    rows, split = select_split(read_frame(path), split, columns.pop("split", "split"), str(path))
-    rows = add_sections(rows, columns)
-    return make_records(rows, columns, image_root if image_root is not None else path.parent, split, str(path))
+    image_root = image_root if image_root is not None else path.parent
+    frame, chosen, split = select_split(read_frame(path, sheet=sheet), split, columns.pop("split", "split"), str(path))
+    columns = {**{column: column for column in KNOWN if column in frame.columns}, **columns}
+    check_named(frame, columns, str(path))
+    frame, columns = add_image_ids(frame, columns, image_root, str(path))
+    columns = name_findings([frame], columns, str(path), label_values)
+    rows = drop_others(frame if chosen.all() else frame[chosen], columns)
+    return make_records(add_sections(rows, columns), columns, image_root, split, str(path), label_values=label_values)

@@ -34,10 +34,11 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from ..records import make_records, to_numbers
+from ..labels import to_numbers
+from ..records import make_records
 from .archive import check_split, find_first, find_in_archive, read_columns
 from .boxes import group_boxes
-from .table import read_frame
+from .formats import read_frame
 
 SPLITS = ("train", "test")
 NAME = "vindr_cxr"

@@ -30,10 +30,10 @@ from evaluation_tier.map_metrics import METRICS, measure_map
 from evaluation_tier.plots import plot_grounding
 from modeling_tier import TierCLIPForImageClassification
 from processing_tier import TierImageProcessor
+from processing_tier.annotations import BOXES, MASKS
 from processing_tier.masks import counts_from_siim, encode_mask
 from processing_tier.prompts import Prompts, load_prompts
 from processing_tier.readers.ms_cxr import read_ms_cxr
-from processing_tier.records import BOXES, MASKS
 
 # Regions
 

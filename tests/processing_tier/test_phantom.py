@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from processing_tier.annotations import MASKS
 from processing_tier.masks import finding_mask
 from processing_tier.phantom import (
     CM_PER_UNIT,
@@ -24,7 +25,6 @@ from processing_tier.phantom import (
     write_findings,
     write_impression,
 )
-from processing_tier.records import MASKS
 
 SIZE = 64
 MENTIONS = {

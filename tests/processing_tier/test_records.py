@@ -5,18 +5,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from processing_tier.paths import resolve_paths
 from processing_tier.radiograph_tier import path_under
 from processing_tier.records import (
-    FRONTAL_VIEWS,
     REQUIRED_COLUMNS,
     check_columns,
     check_disjoint_patients,
     finding_columns,
     make_records,
-    normalize_view,
-    resolve_paths,
     select_text,
 )
+from processing_tier.views import FRONTAL_VIEWS, normalize_view
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def test_findings_are_detected_or_listed(folder):
         make_records(frame, {"Note": "note"}, folder, "train", "t.csv")
     assert str(error.value) == (
         "t.csv: finding 'Note' has 1 values other than 1 (present), 0 (absent), -1 (uncertain) and blank (not "
-        "stated); map or drop the column."
+        "stated): 'x'; map words with --label_values yes=1 no=0, or drop the column."
     )
 
 
@@ -152,7 +151,7 @@ def test_optional_columns(folder):
         (
             make_frame(image=["a.png", "sub/x.png", "y.png"]),
             {},
-            "t.csv: 2 of 3 images are not there, the first is x.png; check the image folder.",
+            "t.csv: 2 of 3 images are not there, the first is sub/x.png; check the image folder.",
         ),
         (
             make_frame(image=["a.png", "../b.png", "c.png"]),

@@ -52,7 +52,7 @@ def root(tmp_path):
 def test_train(root, caplog):
     dataset = read_chestxray14(root, "train")
     assert caplog.messages == [
-        "chestxray14, split train: 1 of 3 images are not there, the first is 00000004_000.png: left out.",
+        "chestxray14, split train: 1 of 3 images are not there, the first is images/00000004_000.png: left out.",
     ]
     assert finding_columns(dataset) == [*FINDINGS, "No Finding"]
     assert dataset["image_id"][:] == ["00000001_000", "00000001_001"]
@@ -71,6 +71,7 @@ def test_test_and_its_quirks(root, caplog):
     assert caplog.messages == [
         "chestxray14, split test: 1 of 3 rows repeat a 'Image Index': dropped.",
         "BBox_List_2017.csv: 1 boxes reach beyond their image and are cut, 0 have no area inside it and are left out.",
+        "chestxray14: 1 of 2 ages are not years from 0 to 120: left blank.",
     ]
     assert dataset["image_id"][:] == ["00000002_000", "00000003_000"]
     assert dataset["age"][0] == 0.5 and math.isnan(dataset["age"][1])

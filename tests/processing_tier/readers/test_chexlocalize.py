@@ -53,7 +53,8 @@ def root(tmp_path):
 def test_validation(root, caplog):
     dataset = read_chexlocalize(root, "validation")
     assert caplog.messages == [
-        "chexlocalize, split validation: 1 of 4 images are not there, the first is view1_frontal.jpg: left out.",
+        "chexlocalize, split validation: 1 of 4 images are not there, the first is "
+        "CheXpert/val/patient64543/study1/view1_frontal.jpg: left out.",
     ]
     assert finding_columns(dataset) == HEADER.split(",")[5:]
     assert dataset["image_id"][:] == [

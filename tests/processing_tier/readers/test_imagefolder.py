@@ -69,7 +69,7 @@ def test_errors(folder, tmp_path):
         (folder / "none", "train", f"{folder / 'none'}: there is no such folder; check the path of the data."),
         (folder, "test", f"{folder}: there is no split 'test'; it has train, validation."),
         (empty, "train", f"{empty}: no metadata.csv is in it or in a folder for each split; add one."),
-        (folder, "train", f"{train}: 1 of 2 images are not there, the first is b.png; check the image folder."),
+        (folder, "train", f"{train}: 1 of 2 images are not there, the first is train/b.png; check the image folder."),
         (folder, "validation", f"{validation}: the split 'validation' is empty; check the file and the split."),
     ]:
         with pytest.raises(ValueError) as error:
@@ -81,7 +81,7 @@ def test_errors(folder, tmp_path):
 
 
 def test_a_path_in_the_metadata_stays_in_the_folder(folder):
-    (folder / "train" / "metadata.csv").write_text(HEADER + ROWS.replace("a.png", "../validation/a.png"))
+    (folder / "train" / "metadata.csv").write_text(HEADER + ROWS.replace("a.png", "../../validation/a.png"))
     with pytest.raises(ValueError) as error:
         read_records(folder, "train")
     assert str(error.value) == "a.png: the path leaves the image folder; name the folder that holds the images."

@@ -196,7 +196,8 @@ def test_repeated_rows_and_missing_images(root, caplog):
     assert len(train) == 5
     assert caplog.messages == [
         "mimic_cxr_jpg, split train: 6 of 12 rows repeat a 'dicom_id': dropped.",
-        "mimic_cxr_jpg, split train: 1 of 6 images are not there, the first is 174413ec-4ec4c1f7.jpg: left out.",
+        "mimic_cxr_jpg, split train: 1 of 6 images are not there, the first is "
+        "files/p10/p10000032/s50414267/174413ec-4ec4c1f7.jpg: left out.",
     ]
 
 
@@ -265,7 +266,7 @@ def test_truncated_gzip(root):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "train")
-    assert str(error.value) == f"{path}: the file is not a readable gz table; export it again."
+    assert str(error.value) == f"{path}: the file is not a readable csv table; export it again."
 
 
 def test_reports_that_are_links_out_of_the_archive(root, tmp_path):

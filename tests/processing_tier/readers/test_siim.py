@@ -27,7 +27,8 @@ def root(tmp_path):
 
 def test_first_stage(root, caplog):
     dataset = read_siim(root, "train")
-    assert caplog.messages == [f"siim, split train: 1 of 3 images are not there, the first is {C}.dcm: left out."]
+    first = f"dicom-images-train/{C}.dcm"
+    assert caplog.messages == [f"siim, split train: 1 of 3 images are not there, the first is {first}: left out."]
     assert finding_columns(dataset) == ["Pneumothorax"]
     assert dataset["image_id"][:] == dataset["patient_id"][:] == [A, B]
     assert dataset["image"][0]["path"].endswith(f"dicom-images-train/study1/series1/{A}.dcm")

@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from processing_tier.readers import read_records, read_table
-from processing_tier.readers import table as table_module
+from processing_tier.readers import formats, read_records, read_table
 from processing_tier.records import finding_columns
 
 COLUMNS = {"image": "path", "patient_id": "subject", "impression": "report_text", "view": "Frontal/Lateral"}
@@ -64,7 +63,9 @@ def test_image_root(table, tmp_path):
     assert len(read_table(table, image_root=tmp_path, columns=columns)) == 3
     with pytest.raises(ValueError) as error:
         read_table(table, image_root=tmp_path / "images", columns=columns)
-    assert str(error.value) == f"{table}: 3 of 3 images are not there, the first is 1.png; check the image folder."
+    assert (
+        str(error.value) == f"{table}: 3 of 3 images are not there, the first is images/1.png; check the image folder."
+    )
 
 
 def test_errors(table, tmp_path):
@@ -105,8 +106,16 @@ def test_unreadable_tables(tmp_path):
         ("none.csv", None, "there is no such file; check the path."),
         ("empty.csv", b"", "the file is empty; give a table with a header line."),
         ("bad.parquet", b"PAR1 not", "the file is not a readable parquet table; export it again."),
-        ("bad.csv", b'a,b\n"1\n', "the file is not a readable csv table; export it again."),
-        ("latin.csv", b"a,b\n\xff,1\n", "the file is not a readable csv table; export it again."),
+        (
+            "bad.csv",
+            b'a,b\n"1\n',
+            "the file is not a readable csv table (a quotation mark is not closed); export it again.",
+        ),
+        (
+            "long.csv",
+            b"a,b\n1,2\n1,2,3\n",
+            "the file is not a readable csv table (line 3 has 3 fields, the header 2); export it again.",
+        ),
     ]:
         path = tmp_path / name
         if content is not None:
@@ -138,14 +147,14 @@ def test_sections_of_whole_reports(frame, tmp_path):
 
 
 def test_what_a_table_may_hold_is_bounded(frame, tmp_path, monkeypatch):
-    monkeypatch.setattr(table_module, "MAX_TABLE_BYTES", 10_000)
+    monkeypatch.setattr(formats, "MAX_TABLE_BYTES", 10_000)
     for name, data in (("large.csv", b"path\n" + b"a" * 10_000), ("large.csv.gz", gzip.compress(b"a" * 10_001))):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError) as error:
-            table_module.read_frame(tmp_path / name)
+            formats.read_frame(tmp_path / name)
         assert str(error.value) == f"{tmp_path / name}: the table is larger than 10,000 bytes; is it the right file?"
     (tmp_path / "small.csv.gz").write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
-    assert list(table_module.read_frame(tmp_path / "small.csv.gz")["subject"]) == ["007", "008", "008"]
+    assert list(formats.read_frame(tmp_path / "small.csv.gz")["subject"]) == ["007", "008", "008"]
 
 
 def test_rows_longer_than_the_header_show_nobody(tmp_path):

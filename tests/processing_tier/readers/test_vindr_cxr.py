@@ -80,7 +80,9 @@ def test_other_numbers_of_votes(root, caplog):
 
 def test_consensus_of_the_test_split(root, caplog):
     dataset = read_vindr_cxr(root, "test")
-    assert caplog.messages == ["vindr_cxr, split test: 1 of 2 images are not there, the first is d4.dicom: left out."]
+    assert caplog.messages == [
+        "vindr_cxr, split test: 1 of 2 images are not there, the first is test/d4.dicom: left out."
+    ]
     assert dataset["image_id"][:] == ["c3"]
     assert dataset["Nodule/Mass"][:] == [1] and dataset["Other diseases"][:] == [1]
     assert dataset["boxes"][0] == [{"finding": "Nodule/Mass", "phrase": "", "x": 1.0, "y": 2.0, "w": 2.0, "h": 3.0}]

@@ -1,0 +1,341 @@
+"""
+Tables in the forms that hospitals and data sets ship: CSV of any delimiter and encoding, Excel, JSON lines, Parquet.
+
+All values of CSV and Excel are text, so that the patient `00061` does not become the number 61. What is read is
+bounded, whatever a small file claims or inflates to.
+"""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import logging
+import lzma
+import re
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+logger = logging.getLogger(__name__)
+
+MAX_TABLE_BYTES = 2 * 2**30  # the reports of CheXpert Plus are the largest
+MAX_ROWS = 5_000_000  # the largest archives have less than a million images
+MAX_COLUMNS = 10_000
+DELIMITED = (".csv", ".tsv", ".tab", ".txt")
+EXCEL = (".xlsx", ".xlsm")
+JSON = (".jsonl", ".ndjson", ".json")
+TABLES = (*DELIMITED[:3], *EXCEL, ".xls", *JSON, ".parquet")
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+DELIMITERS = ",;\t|"
+SNIFFED_BYTES, SNIFFED_ROWS = 2**18, 50
+DECODED_BYTES = 2**24
+UTF16 = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    pa.ArrowException,
+    KeyError,
+    csv.Error,
+)
+IMAGE_NAME = re.compile(r"\.(?:png|jpe?g|dcm|dicom|tiff?|bmp|webp)\b", re.IGNORECASE)
+
+
+class TableError(ValueError):
+    """A reason of its own, which is not that the file cannot be read."""
+
+
+def suffix_of(path: Path) -> tuple[str, str]:
+    """The suffix that tells the form, and that of a compression behind it, lower case: `(".csv", ".gz")`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in OPENERS:
+        return (suffixes[-2] if len(suffixes) > 1 else ""), suffixes[-1]
+    return (suffixes[-1] if suffixes else ""), ""
+
+
+def is_table_name(path: Path) -> bool:
+    """Whether a name is that of a table, by its suffix."""
+    return suffix_of(path)[0] in TABLES
+
+
+def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: str | None = None) -> pd.DataFrame:
+    """
+    A table as a data frame. The delimiter (comma, semicolon, tab, bar) and the encoding (UTF-8, UTF-16, Windows-1252)
+    of text are told from the file.
+
+    Args:
+        path (`Path`):
+            CSV, TSV, JSON lines or JSON, plain or compressed (gzip, bzip2, xz), Excel (`.xlsx`), or Parquet.
+        usecols (`Callable[[str], bool]`, *optional*): which columns of a CSV file to read.
+        sheet (`str`, *optional*): the sheet of an Excel file that has several.
+
+    Raises:
+        `ValueError`: no such file, not a readable table, one that is larger than any table of radiographs, a quotation
+        mark that swallows rows, two columns of one name, or a sheet that is not there.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; check the path.")
+    form, compression = suffix_of(path)
+    if sheet is not None and form not in EXCEL:
+        raise ValueError(f"{path}: sheet={sheet!r} is for Excel files alone; leave it out.")
+    try:
+        if form == ".parquet":
+            frame = read_parquet(path)
+        elif form in EXCEL:
+            frame = read_excel(path, sheet)
+        elif form == ".xls":
+            raise TableError(f"{path}: the old Excel format .xls is not read; save the file as .xlsx or .csv.")
+        else:
+            check_size(path)
+            with (OPENERS[compression] if compression else open)(path, "rb") as file:
+                data = file.read(MAX_TABLE_BYTES + 1)
+            frame = read_json_rows(data, path) if form in JSON else read_delimited(data, path, form, usecols)
+    except TableError:
+        raise
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path}: the file is empty; give a table with a header line.") from None
+    except UNREADABLE as error:
+        kind = (form or path.suffix or ".csv")[1:]
+        raise ValueError(f"{path}: the file is not a readable {kind} table{reason(error)}; export it again.") from None
+    return check_names(frame, path)
+
+
+def reason(error: Exception) -> str:
+    """What pandas says about the place of an error: the line, and nothing of its content."""
+    text = str(error)
+    if match := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text):
+        return f" (line {match[2]} has {match[3]} fields, the header {match[1]})"
+    if "EOF inside string" in text:
+        return " (a quotation mark is not closed)"
+    return ""
+
+
+def check_size(path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a text table, with what is compressed in it inflated, is larger than any table of radiographs.
+    """
+    size = path.stat().st_size
+    compression = suffix_of(path)[1]
+    if compression:
+        with OPENERS[compression](path) as file:
+            size = file.seek(MAX_TABLE_BYTES + 1)  # or where it ends
+    if size > MAX_TABLE_BYTES:
+        raise TableError(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
+
+
+def check_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """
+    The table with its column names as text, without white space around them.
+
+    Raises:
+        `ValueError`: a name with a control character, or two columns of one name.
+    """
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas moves all columns by one, under another's name
+        raise ValueError(f"{path}: the rows have more fields than the header; remove the comma at their ends.")
+    names = [unicodedata.normalize("NFC", str(name)).strip().removeprefix("\ufeff") for name in frame.columns]
+    for name in names:
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise ValueError(f"{path}: the column name {name!r} has a control character; rename the column.")
+    repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if repeated is not None:
+        raise ValueError(f"{path}: two columns are called {repeated!r}; rename one of them.")
+    frame.columns = names
+    return frame
+
+
+# --- Delimited text
+
+
+def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], bool] | None) -> pd.DataFrame:
+    encoding = find_encoding(data, path)
+    delimiter = find_delimiter(data, encoding, "\t" if form in (".tsv", ".tab") else ",")
+    start = io.TextIOWrapper(io.BytesIO(data[:SNIFFED_BYTES]), encoding, "replace", newline="")
+    header = next(csv.reader(start, delimiter=delimiter), [])
+    named = [name.strip() for name in header if name.strip()]
+    if len(set(named)) < len(named):  # pandas would call the second "Edema.1"
+        repeated = next(name for name in named if named.count(name) > 1)
+        raise TableError(f"{path}: two columns are called {repeated!r}; rename one of them.")
+    if len(header) > MAX_COLUMNS:
+        raise TableError(f"{path}: the table has more than {MAX_COLUMNS:,} columns; is it the right file?")
+    if usecols is not None:
+        wanted = usecols
+        usecols = lambda name: wanted(name.strip())  # noqa: E731
+    frame = pd.read_csv(io.BytesIO(data), dtype=str, usecols=usecols, sep=delimiter, encoding=encoding)
+    if len(header) > 1 and header[0] in frame.columns:
+        check_quotes(frame, frame[header[0]], delimiter, len(header), path)
+    return frame
+
+
+def find_encoding(data: bytes, path: Path) -> str:
+    """
+    UTF-8 or UTF-16, with or without a mark; what is neither is taken as Windows-1252 (Latin-1 is a part of it), with a
+    warning.
+
+    Raises:
+        `ValueError`: UTF-8 with a few broken characters, which another encoding would turn into others.
+    """
+    if data[:2] in UTF16:
+        return UTF16[data[:2]]
+    head = data[:1000]
+    if len(head) >= 4 and head.count(0) > len(head) // 4:
+        return "utf-16-le" if head[1] == 0 else "utf-16-be"
+    if (line := first_line_that_is_not_utf8(data)) is None:
+        return "utf-8-sig"
+    text = data.decode("utf-8", errors="replace")
+    if sum(1 for _ in re.finditer(r"[^\x00-\x7f\ufffd]", text)) > text.count("\ufffd"):
+        raise TableError(f"{path}: line {line} is not UTF-8, which the rest of the file is; export it again as UTF-8.")
+    try:
+        data.decode("cp1252")
+        encoding = "cp1252"
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    logger.warning("%s: the file is not UTF-8; read as %s.", path, {"cp1252": "Windows-1252"}.get(encoding, encoding))
+    return encoding
+
+
+def first_line_that_is_not_utf8(data: bytes) -> int | None:
+    """From 1; `None` where all of it is UTF-8. A part at a time, because the file may be large."""
+    decoder, start = codecs.getincrementaldecoder("utf-8")(), 0
+    while start < len(data):
+        try:
+            decoder.decode(data[start : start + DECODED_BYTES], final=start + DECODED_BYTES >= len(data))
+        except UnicodeDecodeError as error:
+            return data.count(b"\n", 0, start + error.start) + 1
+        start += DECODED_BYTES
+    return None
+
+
+def find_delimiter(data: bytes, encoding: str, usual: str) -> str:
+    """The delimiter with which the first rows have as many fields as the header; the usual one where several have."""
+    text = data[:SNIFFED_BYTES].decode(encoding, errors="replace")
+    best, most = usual, (0.0, 1)
+    for delimiter in sorted(DELIMITERS, key=lambda candidate: candidate != usual):
+        try:
+            rows = list(islice(csv.reader(io.StringIO(text), delimiter=delimiter), SNIFFED_ROWS))
+        except csv.Error:
+            continue
+        counts = [len(row) for row in rows if row]
+        if not counts or counts[0] < 2:
+            continue
+        share = sum(count == counts[0] for count in counts[1:]) / len(counts[1:]) if counts[1:] else 1.0
+        if (round(share, 1), counts[0]) > most:
+            best, most = delimiter, (round(share, 1), counts[0])
+    return best
+
+
+def check_quotes(frame: pd.DataFrame, first: pd.Series, delimiter: str, num_columns: int, path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a field holds lines that are rows of the table (as many delimiters, and a first field like those
+            of the column `first`), because a quotation mark before them is not closed.
+    """
+    shapes = {first_shape(value) for value in first.iloc[:SNIFFED_ROWS].dropna()}
+    for column in frame.columns:
+        values = frame[column]
+        for index, value in values[values.str.contains("\n", regex=False, na=False)].items():
+            lines = (line for line in value.splitlines()[1:] if line.count(delimiter) >= num_columns - 1)
+            rows = sum(first_shape(line.partition(delimiter)[0]) in shapes for line in lines)
+            if rows:
+                raise TableError(
+                    f"{path}: row {index + 1} has {rows} other rows in its column {str(column).strip()!r}: a "
+                    "quotation mark there is not closed. Close it, or export the table again."
+                )
+
+
+def first_shape(value: str) -> str:
+    """`a9.a` of `img17.png`: runs of letters and digits as one character, and the suffix of an image as it is."""
+    value = value.strip().strip('"')
+    if found := IMAGE_NAME.search(value):
+        return found[0].lower()
+    return re.sub(r"\d+", "9", re.sub(r"[^\W\d_]+", "a", value))
+
+
+# --- Excel, JSON, Parquet
+
+
+def read_excel(path: Path, sheet: str | None) -> pd.DataFrame:
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_TABLE_BYTES:
+            raise TableError(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
+    try:
+        import openpyxl  # noqa: F401
+    except ImportError:
+        raise TableError(
+            f"{path}: Excel files need openpyxl; run pip install tier-clip[excel], or save the file as .csv."
+        ) from None
+    with pd.ExcelFile(path, engine="openpyxl") as file:
+        sheets = list(map(str, file.sheet_names))
+        if sheet is not None and sheet not in sheets:
+            raise TableError(f"{path}: there is no sheet {sheet!r}; it has {', '.join(sheets)}.")
+        if sheet is None and len(sheets) > 1:
+            raise TableError(f"{path}: which sheet? It has {', '.join(sheets)}; name one with --sheet.")
+        return file.parse(sheet or sheets[0], dtype=str)
+
+
+def read_json_rows(data: bytes, path: Path) -> pd.DataFrame:
+    """The objects of JSON lines, or of one list, as rows."""
+    text = data.decode(find_encoding(data, path))
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = list(parse_lines(text, path))
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise TableError(f"{path}: the file is not a list of JSON objects, one for each image; export it again.")
+    return pd.DataFrame.from_records(rows).astype(object)
+
+
+def parse_lines(text: str, path: Path) -> Iterator[dict]:
+    for number, line in enumerate(io.StringIO(text), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                raise TableError(f"{path}: line {number} is not a JSON object; mend or remove it.") from None
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet table, a few rows at a time, so that what a small file expands to is known before it is all there."""
+    with pq.ParquetFile(path) as file:
+        check_rows(file.metadata.num_rows, path)
+        if len(file.schema_arrow) > MAX_COLUMNS:
+            raise TableError(f"{path}: the table has more than {MAX_COLUMNS:,} columns; is it the right file?")
+        size, batches = 0, []
+        for batch in file.iter_batches(batch_size=1024):
+            size += batch.nbytes
+            if size > MAX_TABLE_BYTES:
+                raise TableError(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
+            batches.append(batch)
+        table = pa.Table.from_batches(batches, file.schema_arrow)
+    frame = table.to_pandas(ignore_metadata=True)
+    frame = frame.drop(columns=[name for name in frame.columns if re.fullmatch(r"__index_level_\d+__", name)])
+    return name_classes(frame, table.schema)
+
+
+def check_rows(rows: int, path: Path) -> None:
+    if rows > MAX_ROWS:
+        raise TableError(f"{path}: the table has {rows:,} rows, more than {MAX_ROWS:,}; is it the right file?")
+
+
+def name_classes(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
+    """The names of the classes in place of their numbers, which `datasets` stores."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return frame
+    for column, feature in Features.from_arrow_schema(schema).items():
+        if isinstance(feature, ClassLabel) and column in frame.columns:
+            names = dict(enumerate(feature.names))
+            frame[column] = frame[column].map(lambda value, names=names: names.get(value)).astype(object)
+    return frame
