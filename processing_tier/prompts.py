@@ -1,12 +1,15 @@
 """Positive and negative sentences per finding, from YAML files, for zero-shot scoring."""
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .yaml_files import read_yaml
+
+logger = logging.getLogger(__name__)
 
 PROMPTS_FOLDER = Path(__file__).parent / "prompts"
 SIDES = ("positive", "negative")
@@ -81,7 +84,20 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
                 raise ValueError(f"{path}: finding {finding!r} has no {side} prompts; add them or a {side} template.")
         name = finding.replace("_", " ")
         prompts[finding] = Prompts(**{s: [text.replace("{}", name) for text in sides[s]] for s in SIDES})
+    templated = [finding for finding in findings if normalize_name(finding) not in lookup]
+    if lookup and templated:  # a file without findings has templates for all of them
+        warn_of_templates(path.stem, tuple(templated))
     return prompts
+
+
+@functools.lru_cache  # once for each set of findings, however often a training evaluates
+def warn_of_templates(prompts: str, findings: tuple[str, ...]) -> None:
+    logger.warning(
+        "prompts %r: no sentences of their own for %s: the templates were used. Write a .yaml file with sentences for "
+        "them where the words differ.",
+        prompts,
+        ", ".join(map(repr, findings)),
+    )
 
 
 @functools.lru_cache(maxsize=1)

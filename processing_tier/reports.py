@@ -12,93 +12,22 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from .report_headings import HEADINGS, LINE_ONLY, LONGEST_HEADING, READ_TEXT
+from .report_markup import repair_markup
+
 STYLES = ("standard", "chexzero", "tier")
 DEIDENTIFIED_MODES = ("keep", "remove", "replace")
 
-# The canonical name of a section, and its headings: letters only, lower case, without accents. Of MIMIC-CXR, Open-i,
-# CheXpert-Plus, PadChest (Spanish) and other archives, with the typing errors that MIMIC-CXR is known for.
-SPELLINGS = {
-    "findings": """
-        findings, finding, report, body of report, description, radiographic findings,
-        findins, findindgs, findgings, findngs, findnings, finidngs, fidnings, fndings, finding s, reference findings,
-        hallazgos, hallazgo, descripcion, informe, informe radiologico,
-        findings and recommendation, findings and recommendations, findings recommendation,
-        findings recommendations""",
-    "impression": """
-        impression, impressions, conclusion, conclusions, final impression, opinion, summary, interpretation,
-        diagnosis, assessment, findings and impression, findings impression, impression and findings,
-        findings and impressions, findings conclusion, findings and conclusion, imp, impression s, conclusion s,
-        imprssion, impresson, imprression, imoression, impressoin, impresion, imperssion, mpression, pression,
-        impession, impresssion, impressio, impressin, imppression, inpression, conclsion, concusion,
-        impresion diagnostica, conclusiones, juicio diagnostico, diagnostico, juicio clinico, resumen,
-        impression and recommendation, impression and recommendations, impression and recommendation s,
-        impression recommendation, impression recommendations, impression recommendation s,
-        conclusion and recommendation, conclusion and recommendations, conclusion recommendation,
-        conclusion recommendations, conclusions and recommendations, impression and plan, impression plan,
-        overall impression, revised impression""",
-    "indication": """
-        indication, indications, clinical indication, clinical indications, reason for exam, reason for examination,
-        reason for study, reason for this exam, reason for this examination, reason, reason for procedure,
-        indication for exam, indication for examination, indication for study, indications for exam,
-        underlying medical condition, clinical question, idication, indicaton, inidcation, ndication, indcation,
-        indication s, history indication, indication history, history and indication,
-        indicacion, indicacion clinica, motivo, motivo de consulta, motivo de la exploracion, motivo de exploracion""",
-    "comparison": """
-        comparison, comparisons, comparison exam, comparison exams, comparison film, comparison films,
-        comparison study, comparison studies, comparison s, comparison radiograph, comparison radiographs,
-        reference exam, reference study, prior, priors, prior study, prior studies, prior exam, prior exams,
-        prior comparison, prior comparisons, comparision, comparsion, comparrison, comparisions, comparions,
-        comparacion, estudio previo, estudios previos""",
-    "technique": """
-        technique, techniques, procedure, procedures, procedure comments, protocol,
-        techinique, technqiue, tecnica, proyeccion, proyecciones""",
-    "history": """
-        history, clinical history, patient history, medical history, clinical information, clinical data,
-        clinical background, clinical details, relevant history, relevant clinical information, clinical statement,
-        pertinent history, brief history, history of present illness, clinical diagnosis, clinical hx, hx,
-        histroy, hisotry,
-        antecedentes, historia clinica, datos clinicos, informacion clinica""",
-    "recommendation": """
-        recommendation, recommendations, recommendation s, recommended follow up, follow up recommendations,
-        recommedation, recommedations, recomendation, recomendations, recomendacion, recomendaciones""",
-    "notification": """
-        notification, notifications, notification s, communication, communications, critical results,
-        critical result, critical communication, communication of critical results, notificiation""",
-    "addendum": """
-        addendum, addenda, addendum begins, addendum report, addendum to report, final addendum, adendum""",
-    "examination": """
-        examination, exam, examinations, exams, type of examination, type of exam, study, exam type, procedure name,
-        exam description, study type, narrative, examiantion, exmination, title of exam,
-        exploracion, estudio, prueba, tipo de exploracion""",
-    # Written before the radiologist had read it: used only where nothing better is there.
-    "provisional": """
-        wet read, wetread, provisional findings impression pfi, provisional findings impression, pfi,
-        provisional impression, provisional findings, preliminary report, preliminary read, preliminary findings,
-        preliminary impression, prelim""",
-    # The end of a section without the beginning of one that is used.
-    "": """
-        end of impression, end of impression summary, end of report, accession number, accession,
-        dictated by, electronically signed by, signed by, attending radiologist, transcribed by, approved by,
-        date of exam, date of service, addendum ends, end of addendum, disclaimer""",
-}
-HEADINGS = {" ".join(heading.split()): name for name, headings in SPELLINGS.items() for heading in headings.split(",")}
-LONGEST_HEADING = max(len(heading.split()) for heading in HEADINGS)
-# Everyday words: headings at the start of a line alone.
-LINE_ONLY = frozenset(
-    "report description summary opinion interpretation diagnosis assessment imp reason procedure procedures protocol "
-    "prior priors study exam exams informe descripcion resumen diagnostico motivo tecnica estudio prueba accession "
-    "disclaimer pression communication communications hx".split()
-)
-# Written by somebody who read the image.
-READ_TEXT = frozenset("findings impression recommendation notification addendum provisional".split())
-
 WORD = re.compile(r"[^\W\d_]+")
 # Not that of a time, 10:54.
-COLON = re.compile(r"[ \t*)_]{0,4}(?:(?<!\d):|:(?!\d)|\uff1a)[.:*-]{0,3}")
+COLON = re.compile(r"[ \t*)_]{0,4}(?:(?<!\d):|:(?!\d)|\uff1a)[.:*\]-]{0,3}")
+# "[IMPRESSION]" is a heading without a colon, "IMPRESSION #2:" goes on with the first one.
+BRACKETED = re.compile(r"[\[<]([^\[\]<>:\n]{3,60})[\]>][ \t]{0,3}:?")
+NUMBERED = re.compile(r"[ \t]{0,3}(#[ \t]?|no\.? ?)?(\d{1,2})[ \t]{0,3}", re.IGNORECASE)
 # Between a heading and its text where there is no colon. Two blanks are enough after capitals alone.
 NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")
-JOINT = re.compile(r"[ \t/&,()-]{1,4}")
+JOINT = re.compile(r"[ \t/&,()'\u2019-]{1,4}")
 # "FINDINGS, TWO VIEWS:" or "IMPRESSION (PRELIM):" up to its colon; only in brackets may there be another heading.
 QUALIFIED = re.compile(r"[ \t*#]*(findings?|impressions?)[ \t]*[,(\[](?:[^.!?]|[.!?](?!\s))*$", re.IGNORECASE)
 IN_BRACKETS = re.compile(r"[^,(\[]*[(\[][^)\]]*\]?$")
@@ -137,7 +66,17 @@ LONG_MARK = re.compile(
 )
 MARK = re.compile(r"(?:X{3,}|x{3,}|_{2,})+")
 RUN = re.compile(r"[^\s/,;:.()\[\]<>!?\"]+")
+CONTINUED = "#"  # behind the name of a section whose heading has a number after the first
 STOPS = frozenset(".,;:!?")
+MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec"
+MONTHS += "|january|february|march|april|june|july|august|september|october|november|december"
+# Not those of two numbers alone, which may be a fraction or a score: 1/2
+DATE = re.compile(
+    r"(?<![\w/.-])(?:\d{1,4}([/.-])\d{1,2}\1\d{2,4}"
+    rf"|(?:{MONTHS})\.? \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}|\d{{1,2}} (?:{MONTHS})\.?,? \d{{4}}|(?:{MONTHS}),? \d{{4}}"
+    r"|\d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]\.?m\b\.?)?)(?![\w/-])",
+    re.IGNORECASE,
+)
 MARK_HINT = re.compile(r"XXX|xxx|__|\[|<")
 
 
@@ -145,9 +84,9 @@ def split_sections(report: str) -> dict[str, str]:
     """
     The sections of a report under their canonical names.
 
-    A heading is one of [`SPELLINGS`] with a colon: at the start of a line, after the end of a sentence, or in
-    capitals. Alone on its line, or with a dash, it needs the start of a line and a capital. A word such as "findings"
-    or "comparison" inside a sentence is none.
+    A heading is one of [`SPELLINGS`] with a colon or in square brackets: at the start of a line, after the end of a
+    sentence, or in capitals. Alone on its line, or with a dash, it needs the start of a line and a capital. A word
+    such as "findings" or "comparison" inside a sentence is none.
 
     Args:
         report (`str`): the report as its archive has it, any line ends.
@@ -168,8 +107,9 @@ def split_sections(report: str) -> dict[str, str]:
     sections: dict[str, str] = {}
     for name, text in _segments(_plain(report)):
         text = " ".join(text.split())
-        name = "" if name in ("body", "signature") else name
-        sections[name] = text if name == "impression" or name not in sections else f"{sections[name]} {text}"
+        is_new = name == "impression"
+        name = "" if name in ("body", "signature") else name.removesuffix(CONTINUED)
+        sections[name] = text if is_new or name not in sections else f"{sections[name]} {text}"
     return sections
 
 
@@ -261,8 +201,9 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
     Which texts are the same report, and so false negatives of one another in a contrastive loss.
 
     The same means the same letters and digits in the same words: case, white space, punctuation, numbers of lists and
-    marks of de-identification do not count; compatible Unicode forms are one (NFKC). A text costs 8 bytes (a 64-bit
-    hash; among 400,000 texts two different ones share it with a chance of 4e-9).
+    marks of de-identification do not count, nor do dates and times of day, since those of de-identified reports are
+    surrogates, which differ among the images of one study (CheXpert Plus). Compatible Unicode forms are one (NFKC). A
+    text costs 8 bytes (a 64-bit hash; among 400,000 texts two different ones share it with a chance of 4e-9).
 
     Args:
         texts (`Iterable[str]`): sections or reports; read once and not kept.
@@ -282,7 +223,7 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
 
 def _plain(text: str) -> str:
     """Line ends are \\n, blanks and tabs are the only other white space, and lines that only draw a rule are empty."""
-    text = "\n".join(text.removeprefix("\ufeff").splitlines())
+    text = "\n".join(repair_markup(text).removeprefix("\ufeff").splitlines())
     return RULE.sub("", OTHER_SPACE.sub(" ", text))
 
 
@@ -300,16 +241,36 @@ def _heading_before(text: str, start: int, end: int) -> tuple[int, str] | None:
     words = list(WORD.finditer(text, start, end))[-LONGEST_HEADING - 1 :]
     if words and words[0].start() == start > 0 and WORD.match(text, start - 1):
         del words[0]  # cut short by the window
-    if not words or text[words[-1].end() : end].strip("s() \t"):
+    if not words:
+        return None
+    number = NUMBERED.fullmatch(text, words[-1].end(), end)
+    if not number and text[words[-1].end() : end].strip("s() \t"):
         return None
     first = len(words) - 1
     while first > 0 and JOINT.fullmatch(text, words[first - 1].end(), words[first].start()):
         first -= 1
     for i in range(first, len(words)):
         name = HEADINGS.get(_phrase(words[i:]))
-        if name is not None:
-            return words[i].start(), name
+        if name is not None and (not number or number[1] or name in READ_TEXT):
+            more = CONTINUED if number and int(number[2]) > 1 else ""
+            return _opening(text, words[i].start()), name + more
     return None
+
+
+def _opening(text: str, start: int) -> int:
+    """Where the bracket before a heading begins."""
+    return start - 1 if start and text[start - 1] in "[<" else start
+
+
+def _bracketed(text: str) -> Iterable[tuple[int, int, str, bool]]:
+    """The candidates of [`_candidates`] that stand in square or angle brackets, with a capital."""
+    for match in BRACKETED.finditer(text):
+        words = list(WORD.finditer(match[1]))
+        number = NUMBERED.search(match[1])
+        if words and words[0].group()[0].isupper() and len(words) <= LONGEST_HEADING:
+            name = HEADINGS.get(_phrase(words))
+            if name:
+                yield match.start(), match.end(), name + (CONTINUED if number and int(number[2]) > 1 else ""), True
 
 
 def _heading_of_line(line: str) -> tuple[int, int, str] | None:
@@ -360,6 +321,7 @@ def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
         if heading := _heading_of_line(line):
             found.append((start + heading[0], start + heading[1], heading[2], False))
         start += len(line) + 1
+    found += _bracketed(text)
     for match in SIGNATURE.finditer(text):
         name = "body" if match.group().endswith("FINAL REPORT") else "signature"
         found.append((match.start(), match.end() if match.group().isupper() else match.start(), name, True))
@@ -416,7 +378,7 @@ def _segments(text: str) -> list[tuple[str, str]]:
             continue
         pieces.append((name, text[begin:start]))
         name, begin = candidate, end
-        read = candidate in READ_TEXT or (read and candidate not in ("examination", "body"))
+        read = candidate.removesuffix(CONTINUED) in READ_TEXT or (read and candidate not in ("examination", "body"))
     pieces.append((name, text[begin:]))
     pieces = [(name, piece.strip(" \t\n*#")) for name, piece in pieces]
     pieces = [(name, piece) for name, piece in pieces if piece]
@@ -548,7 +510,7 @@ def _balanced(text: str) -> str:
 
 
 def _text_hash(text: str) -> int:
-    text = _without_marks(" ".join(_list_items(text)))
+    text = DATE.sub(" ", _without_marks(" ".join(_list_items(text))))
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
     if not words:
         return 0

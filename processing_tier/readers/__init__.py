@@ -34,6 +34,7 @@ PHANTOM = "phantom"
 PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
 PHANTOM_IMAGES = {"train": 2000}
 PHANTOM_OTHER_IMAGES = 300
+MAX_DIGITS = 9  # of a number behind the name of a reader
 PHANTOM_SPLITS = ("train", "validation", "test")
 
 # Archives as their owners ship them: name to the function that reads one split, and the splits it has
@@ -187,7 +188,7 @@ def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]
         parts = list(filter(None, rest.split(",")))
         for part in parts:
             option, _, value = part.partition("=")
-            if option not in PHANTOM_OPTIONS or not value.isdecimal():
+            if option not in PHANTOM_OPTIONS or not value.isdecimal() or len(value) > MAX_DIGITS:
                 raise ValueError(
                     f"phantom option {part!r} is not known; use {', '.join(PHANTOM_OPTIONS)} with a whole number each."
                 )
@@ -213,8 +214,8 @@ def parse_option(reader: str, name: str, value: str, default: str | int | bool |
             raise ValueError(f"{reader}: {name}={value} is not true or false.")
         return value.lower() in ("true", "1")
     if isinstance(default, int):
-        if not value.isdecimal():
-            raise ValueError(f"{reader}: {name}={value} is not a whole number.")
+        if not value.isdecimal() or len(value) > MAX_DIGITS:
+            raise ValueError(f"{reader}: {name}={value[:20]} is not a whole number of at most {MAX_DIGITS} digits.")
         return int(value)
     return value
 

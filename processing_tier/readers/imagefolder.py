@@ -74,7 +74,8 @@ def read_imagefolder(
             "image_id",
         )
     tables = [table.drop(columns=split_column, errors="ignore") for table in frames.values()]
-    columns = name_findings(tables, columns, str(metadata), label_values)
+    named = name_findings(tables, columns, str(metadata), label_values)
+    columns |= {key: column for key, column in named.items() if column in frame.columns}
     if metadata.parent == folder:
         frame = frame[chosen]
     if "view" not in columns:

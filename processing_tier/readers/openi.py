@@ -17,9 +17,11 @@ What is derived:
 
 - findings: from the major MeSH terms, by [`OPENI_FINDINGS`]; a term's qualifiers (`/lung/base/left`) are left out of
   account. 0 where a study was indexed without the term, blank where it was not indexed ("No Indexing").
-- view: `indiana_projections.csv` where it is there (frontal becomes PA, the usual projection), else `OTHER`. The
-  captions ("PA and lateral") describe the examination, not the image; of the images that they call PA, one in seven
-  is AP by its DICOM header. Neither does the end of a name tell: `-1001` is frontal in 93 of 100.
+- view: `indiana_projections.csv` where it is there (frontal becomes PA, the usual projection), else told from the
+  names of a study's images, see [`guess_views`]. In the 2,912 studies (5,762 images) whose 3,009 frontal images are
+  known, 9.6 of 100 images are told wrongly: 90 of 100 frontal images are found, and 8 of 100 that are taken as frontal
+  are not. The captions ("PA and lateral") describe the examination, not the image; of the images that they call PA,
+  one in seven is AP by its DICOM header.
 - text: the sections FINDINGS and IMPRESSION; `report` has all four, each after its heading. `XXXX` marks what
   de-identification removed.
 - split: none is official, so all is `train`. patient: the collection names none, so each study counts as one.
@@ -36,7 +38,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
@@ -81,7 +83,13 @@ REPORTS = ("NLMCXR_reports.tgz", "ecgen-radiology", "NLMCXR_reports/ecgen-radiol
 IMAGE_FOLDERS = ("NLMCXR_png", ".", "images", "images/images_normalized", "images_normalized", "NLMCXR_dcm")
 # CXR1_1_IM-0001-3001.png (the National Library of Medicine) and 1_IM-0001-3001.dcm.png (Kaggle) are one image
 IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-[\d-]+?)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE)
+# How likely the ends of names are those of frontal images, from the likeliest to the unlikeliest
+IMAGE_END = re.compile(r"IM-\d+-([\d-]+)$")
+UNKNOWN_RANK = 5
+VIEW_RANKS = {"4004": 0, "1002001": 0, "8001": 0, "1001": 1, "12012": 2, "2002": 2}
+VIEW_RANKS |= dict.fromkeys(("2001", "1002", "3003", "1003"), 9)
 MAX_XML_BYTES = 2**20  # of one report; the largest has 9 thousand
+MAX_XML_ELEMENTS, MAX_XML_DEPTH = 10_000, 50  # the largest report has 124, at most 7 within one another
 MAX_TAR_BYTES = 2**28  # of the archive, unpacked: 35 million as shipped
 
 
@@ -108,20 +116,21 @@ def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Datase
     for name, data in read_xml_files(source):
         study = parse_report(data, name)
         ids = study.pop("images")
+        guessed = guess_views(ids)
         studies, empty = studies + 1, empty + (not ids)
-        for image_id in ids:
-            key = image_key(image_id)
-            rows.append(
-                {**study, "image_id": image_id, "path": images.get(key, f"{image_id}.png"), "view": views.get(key)}
-            )
+        for image_id, guess in zip(ids, guessed, strict=True):
+            key, path = image_key(image_id), f"{image_id}.png"
+            view = views.get(key) if views else guess
+            rows.append({**study, "image_id": image_id, "path": images.get(key, path), "view": view})
     if not rows:
         raise ValueError(f"{source.name}: there is no report with an image in it; get it from {SOURCE}.")
     if empty:
         logger.warning("openi: %d of %d reports have no image: left out.", empty, studies)
     if not views:
         logger.warning(
-            "openi: without indiana_projections.csv the view of every image is OTHER, and a filter on frontal views "
-            "leaves none."
+            "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images "
+            "that are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder "
+            "for views that are known."
         )
     frame = drop_repeated(pd.DataFrame(rows), "image_id", "openi")
     columns = {finding: finding for finding in OPENI_FINDINGS}
@@ -132,6 +141,23 @@ def image_key(name: str) -> tuple[str, str] | None:
     """Study number and image number: what the names of one image have in common; `None` for any other file."""
     match = IMAGE_NAME.fullmatch(name)
     return (match[1], match[2]) if match else None
+
+
+def guess_views(names: Sequence[str]) -> list[str]:
+    """
+    `FRONTAL` or `LATERAL` for each image of a study, by the numbers at the ends of the names (`-1001`, `-2001`), which
+    the scanners of the hospitals gave: the only image is frontal; of two images the likelier one is; of more, those
+    whose number is mostly that of a frontal image, or the first one.
+    """
+    ends = [IMAGE_END.search(name) for name in names]
+    ranks = [VIEW_RANKS.get(end[1], UNKNOWN_RANK) if end else UNKNOWN_RANK for end in ends]
+    if len(ranks) <= 2:
+        frontal = [rank == min(ranks) for rank in ranks]
+        frontal = frontal if sum(frontal) == 1 else [index == 0 for index in range(len(ranks))]
+    else:
+        frontal = [rank < UNKNOWN_RANK for rank in ranks]
+        frontal = frontal if any(frontal) else [index == 0 for index in range(len(ranks))]
+    return ["FRONTAL" if is_frontal else "LATERAL" for is_frontal in frontal]
 
 
 def find_images(root: Path) -> dict[tuple[str, str], str]:
@@ -197,20 +223,37 @@ class DocumentType(Exception):
     """Stops a parser where a document declares its type."""
 
 
+class TooManyElements(Exception):
+    """Stops a parser where elements are nested deeper, or are more, than in any report."""
+
+
 def parse_xml(data: bytes, name: str) -> Element:
     """
     The root element of a document without a document type declaration: what has none can define no entities, external
     or expanding ones.
 
     Raises:
-        `ValueError`: it has one, or is not well-formed.
+        `ValueError`: it has one, is not well-formed, or has more elements than any report.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
+    depth = count = 0
 
     def refuse(*declaration) -> None:
         raise DocumentType
 
-    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    def start(tag: str, attributes: dict) -> None:
+        nonlocal depth, count
+        depth, count = depth + 1, count + 1
+        if depth > MAX_XML_DEPTH or count > MAX_XML_ELEMENTS:
+            raise TooManyElements
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
     parser.buffer_text = True
     try:
@@ -219,6 +262,11 @@ def parse_xml(data: bytes, name: str) -> Element:
     except DocumentType:
         raise ValueError(
             f"{name}: the XML has a document type declaration, which no report of the archive has."
+        ) from None
+    except TooManyElements:
+        raise ValueError(
+            f"{name}: the XML has more than {MAX_XML_ELEMENTS:,} elements, or more than {MAX_XML_DEPTH} within one "
+            "another, which no report of the archive has."
         ) from None
     except (expat.ExpatError, ParseError, AssertionError, LookupError, ValueError) as error:  # the last two: encodings
         raise ValueError(f"{name}: the report is not well-formed XML; get it from {SOURCE}.") from error

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from processing_tier.report_markup import repair_markup
 from processing_tier.reports import (
     HEADINGS,
     LINE_ONLY,
@@ -428,7 +429,7 @@ def test_the_sections_of_openi_are_read_back(shared_data):
         for member in archive:
             if member.name.endswith(".xml"):
                 texts = ElementTree.parse(archive.extractfile(member)).iter("AbstractText")
-                reports.append({t.get("Label").lower(): " ".join((t.text or "").split()) for t in texts})
+                reports.append({t.get("Label").lower(): " ".join(repair_markup(t.text or "").split()) for t in texts})
     assert len(reports) == 3955
     # Fifteen have a heading within a section, such as the indication "INDICATION: PAIN;": where it ends is unknown.
     heading = re.compile(r"\b(indication|comparison|history|impression|pression|findings|exam) ?:", re.IGNORECASE)
@@ -452,3 +453,47 @@ def test_duplicates_among_real_impressions(shared_data):
     groups = duplicate_groups(impressions)
     counts = np.bincount(groups[groups >= 0])
     assert (len(groups), (groups < 0).sum(), len(counts), counts[counts > 1].sum()) == (2654, 6, 1196, 1583)
+
+
+@pytest.mark.parametrize(
+    ("report", "findings", "impression"),
+    [
+        ("[FINDINGS]\nClear lungs.\n[IMPRESSION]\nNormal.", "Clear lungs.", "Normal."),
+        ("[FINDINGS] Clear lungs. [IMPRESSION] Normal.", "Clear lungs.", "Normal."),
+        ("[FINDINGS]: Clear lungs.\n[IMPRESSION:] Normal.", "Clear lungs.", "Normal."),
+        ("FINDINGS: Clear lungs.\nIMPRESSION #1: Normal.", "Clear lungs.", "Normal."),
+        ("FINDINGS: Clear.\nIMPRESSION #1: Heart normal.\nIMPRESSION #2: Dry.", "Clear.", "Heart normal. Dry."),
+        ("FINDINGS: Clear.\nIMPRESSION 1: Heart normal.\nIMPRESSION 2: Dry.", "Clear.", "Heart normal. Dry."),
+        ("FINDINGS: Clear lungs.\\n\\nIMPRESSION:\\nNormal.", "Clear lungs.", "Normal."),
+        ("FINDINGS: Clear lungs.<br><br/>IMPRESSION: Normal.", "Clear lungs.", "Normal."),
+        ("<p><b>FINDINGS:</b> Heart &amp; lungs.</p><p><b>IMPRESSION:</b> Dry.</p>", "Heart & lungs.", "Dry."),
+        ("FINDINGS:_x000D_\nClear lungs._x000D_\nIMPRESSION:_x000D_\nNormal.", "Clear lungs.", "Normal."),
+        ("Hallazgos: Pulmones claros.\nImpresión diagnóstica: Normal.", "Pulmones claros.", "Normal."),
+        ("TÉCNICA: PA.\nACHADOS: Pulmões livres.\nCONCLUSÃO: Exame normal.", "Pulmões livres.", "Exame normal."),
+        ("Indication : Toux.\nRésultats : Poumons clairs.\nConclusion : Normal.", "Poumons clairs.", "Normal."),
+        ("TECHNIQUE DE L'EXAMEN : Face.\nRÉSULTAT : Clair.\nAU TOTAL : Normal.", "Clair.", "Normal."),
+        ("Fragestellung: Pneumonie?\nBefund: Lunge frei.\nBeurteilung: Normal.", "Lunge frei.", "Normal."),
+        ("Klinische Angaben:\nHusten.\n\nBefund\nLunge frei.\n\nBeurteilung\nNormal.", "Lunge frei.", "Normal."),
+    ],
+)  # fmt: skip
+def test_headings_of_exports_and_other_languages(report, findings, impression):
+    assert extract_sections(report) == {"findings": findings, "impression": impression}
+
+
+def test_brackets_that_are_not_headings():
+    report = (
+        "FINDINGS: [DATE] The heart [see comparison] is <unk> normal at 1:30. IMPRESSION: Normal [**Hospital 2**]."
+    )
+    assert extract_sections(report) == {
+        "findings": "[DATE] The heart [see comparison] is <unk> normal at 1:30.",
+        "impression": "Normal [**Hospital 2**].",
+    }
+
+
+def test_surrogate_dates_do_not_make_two_reports():
+    """As CheXpert Plus has them: each image of a study with dates of its own."""
+    study = "FINDINGS: AP chest of {}, compared with {}. IMPRESSION: Small effusion. Signed {}."
+    dates = [("3/14/2012", "02-11-2012", "10:54 AM"), ("March 2, 2010", "2009-12-30", "7:05"), ("5 Jan 2014",) * 3]
+    texts = [study.format(*surrogates) for surrogates in dates]
+    other = study.replace("Small", "Large").format(*dates[0])
+    assert duplicate_groups([*texts, other, "Ratio 1/2.", "Ratio 1/3."]).tolist() == [0, 0, 0, 1, 2, 3]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from processing_tier.readers import openi as openi_module
-from processing_tier.readers.openi import OPENI_FINDINGS, image_key, parse_report, read_openi
+from processing_tier.readers.openi import OPENI_FINDINGS, guess_views, image_key, parse_report, read_openi
 from processing_tier.records import finding_columns
 from processing_tier.report_markup import repair_markup
 
@@ -84,11 +84,12 @@ def test_names_of_images(root, folder, name, caplog):
     (root / folder).mkdir(parents=True, exist_ok=True)
     (root / folder / name).touch()
     dataset = read_openi(root)
-    assert dataset["image_id"][:] == ["CXR1_1_IM-0001-3001"] and dataset["view"][:] == ["OTHER"]
+    assert dataset["image_id"][:] == ["CXR1_1_IM-0001-3001"] and dataset["view"][:] == ["PA"]
     assert dataset["image"][0]["path"] == str((root / folder / name).resolve())
     assert caplog.messages[1:] == [
-        "openi: without indiana_projections.csv the view of every image is OTHER, and a filter on frontal views "
-        "leaves none.",
+        "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images that "
+        "are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder for views "
+        "that are known.",
         "openi, split train: 3 of 4 images are not there, the first is CXR1_1_IM-0001-4001.png: left out.",
     ]
 
@@ -254,3 +255,49 @@ def test_reports_that_are_folders_or_links(root, tmp_path_factory):
     (root / "ecgen-radiology" / "5.xml").symlink_to(outside)
     with pytest.raises(ValueError, match="^5.xml: the path leaves the image folder; name the folder that"):
         read_openi(root)
+
+
+@pytest.mark.parametrize(
+    ("ends", "frontal"),
+    [
+        (["2001"], [True]),  # the only image
+        (["1001", "2001"], [True, False]),
+        (["2001", "4004"], [False, True]),
+        (["1001", "1002"], [True, False]),
+        (["7", "8"], [True, False]),  # nothing is known: the first
+        (["1001", "2001", "4004"], [True, False, True]),
+        (["2001", "1002", "3003"], [True, False, False]),
+    ],
+)
+def test_views_are_guessed_from_names(ends, frontal):
+    views = guess_views([f"CXR1_IM-0001-{end}" for end in ends])
+    assert views == ["FRONTAL" if is_frontal else "LATERAL" for is_frontal in frontal]
+
+
+def test_the_error_of_guessed_views(shared_data):
+    """Against the images that are known to be frontal; the others of their studies are taken as lateral."""
+    tables = [pd.read_csv(shared_data / "iu_cxr" / split / "metadata.csv") for split in ("train", "validation")]
+    table = pd.concat(tables)
+    frontal, studies = set(table["image_id"]), set(table["study_id"])
+    counts = {(is_frontal, guess): 0 for is_frontal in (True, False) for guess in ("FRONTAL", "LATERAL")}
+    for name, data in openi_module.read_xml_files(shared_data / "openi" / "NLMCXR_reports.tgz"):
+        report = parse_report(data, name)
+        if report["study_id"] in studies:
+            for image, guess in zip(report["images"], guess_views(report["images"]), strict=True):
+                counts[image in frontal, guess] += 1
+    assert counts == {
+        (True, "FRONTAL"): 2696,
+        (True, "LATERAL"): 313,
+        (False, "FRONTAL"): 238,
+        (False, "LATERAL"): 2515,
+    }
+
+
+@pytest.mark.parametrize("xml", ["<a>" * 300_000, "<r>" + "<a/>" * 20_000 + "</r>"])
+def test_elements_are_bounded(xml):
+    with pytest.raises(ValueError) as error:
+        parse_report(xml.encode(), "1.xml")
+    assert str(error.value) == (
+        "1.xml: the XML has more than 10,000 elements, or more than 50 within one another, which no report of the "
+        "archive has."
+    )

@@ -106,7 +106,7 @@ def test_phantom():
         ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
         ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? There are archive."),
         ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum, masks."),
-        ("archive:/x,minimum=few", {}, "archive: minimum=few is not a whole number."),
+        ("archive:/x,minimum=few", {}, "archive: minimum=few is not a whole number of at most 9 digits."),
         ("archive:/x,masks=no", {}, "archive: masks=no is not true or false."),
         ("ARCH-IVE:/x", {}, "there is no reader 'ARCH-IVE'; did you mean 'archive'? There are archive."),
         ("xyz:/x", {}, "there is no reader 'xyz'; there are archive."),
