@@ -88,8 +88,8 @@ def test_names_of_images(root, folder, name, caplog):
     assert dataset["image"][0]["path"] == str((root / folder / name).resolve())
     assert caplog.messages[1:] == [
         "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images that "
-        "are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder for views "
-        "that are known.",
+        "are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder for "
+        "views that are known.",
         "openi, split train: 3 of 4 images are not there, the first is CXR1_1_IM-0001-4001.png: left out.",
     ]
 
