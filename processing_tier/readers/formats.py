@@ -283,7 +283,7 @@ def read_excel(path: Path, sheet: str | None) -> pd.DataFrame:
             raise TableError(f"{path}: there is no sheet {sheet!r}; it has {', '.join(sheets)}.")
         if sheet is None and len(sheets) > 1:
             raise TableError(f"{path}: which sheet? It has {', '.join(sheets)}; name one with --sheet.")
-        return file.parse(sheet or sheets[0], dtype=str)
+        return pd.read_excel(file, sheet_name=sheet or sheets[0], dtype=str)
 
 
 def read_json_rows(data: bytes, path: Path) -> pd.DataFrame:

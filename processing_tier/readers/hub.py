@@ -272,7 +272,7 @@ def check_prepared(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
         )
         wrong = [value for value in values if value == value and value not in FINDING_VALUES]
         if wrong:
-            raise wrong_value(finding, wrong[0], name)
+            raise wrong_value(finding, float(wrong[0]), name)
     for column in IDENTIFIERS:
         values = dataset.with_format(None)[column][:]
         written = normalize_identifiers(values, name, column)
