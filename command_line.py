@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,10 +51,18 @@ def find_existing(folder: Path) -> Path:
     return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
 
 
+def can_write(folder: Path) -> bool:
+    """Whether the folder, or the one that it would be made in, takes a file; without making it."""
+    try:  # the permissions alone say yes to root on a disk that is read-only, and in /proc
+        tempfile.TemporaryFile(dir=find_existing(folder)).close()
+    except OSError:
+        return False
+    return True
+
+
 def check_writable(folder: Path, option: str) -> None:
-    """ValueError when the folder could not be written; known before any work, without making it."""
-    existing = find_existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    """ValueError when the folder could not be written; known before any work."""
+    if not can_write(folder):
         raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
 
 

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from command_line import Parser, one_sentence_errors
+from command_line import Parser, can_write, one_sentence_errors
 
 TARGETS = ("tier", "clip", "openclip")
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -91,8 +91,7 @@ def check_output(folder: Path) -> None:
     """ValueError when the folder could not be written or holds something; known before any work."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"the output {folder} exists and is not an empty folder; name another one.")
-    existing = next(path for path in folder.parents if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not can_write(folder.parent):
         raise ValueError(f"the output folder {folder} cannot be written; name another one.")
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_COUNT = 2**31 - 1  # of images, resamples and the like
 ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
 # What an evaluation writes only where it was asked for, by the part of metrics.json that tells of it; there is also a
 # similarity map for each finding
@@ -207,6 +208,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
+        if value is not None and value > MAX_COUNT:
+            raise ValueError(f"--{name} must be at most {MAX_COUNT:,}, but is {value}.")
+    for name in ("split", "threshold_split", "output_dir", "cache_dir", "prompts", "image_root", "radiologists"):
+        if getattr(args, name) == "":
+            raise ValueError(f"--{name} is empty: leave it out, or name one.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:

@@ -268,6 +268,16 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
             ["m", "--data", "phantom", "--columns", "image=A", "image=B"],
             "--columns gives 'image' two columns, 'A' and 'B'; keep one.",
         ),
+        (["m", "--data", "phantom", "--split", ""], "--split is empty: leave it out, or name one."),
+        (["m", "--data", "phantom", "--output_dir", ""], "--output_dir is empty: leave it out, or name one."),
+        (
+            ["m", "--data", "phantom", "--batch_size", "9" * 30],
+            "--batch_size must be at most 2,147,483,647, but is 999",
+        ),
+        (
+            ["m", "--data", "phantom", "--output_dir", "/proc/x"],
+            "the folder /proc/x cannot be written: choose another",
+        ),
         (["m", "--data", "phantom", "--columns", "Path"], "--columns takes NAME=COLUMN, for example image=Path, but"),
         (["a", "b", "--data", "phantom", "--model_card"], "--model_card is for one model: evaluate an"),
         (["a", "b", "--data", "phantom", "--save_thresholds"], "--save_thresholds is for one model: evaluate an"),

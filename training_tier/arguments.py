@@ -1,6 +1,7 @@
 """Options of `train_tier.py`, on the command line or in a YAML file, checked before anything is read."""
 
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from processing_tier.records import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports import DEIDENTIFIED_MODES
 
 from .augmentation import AUGMENTATIONS
+from .checkpoints import more_is_better
 from .option_checks import (
     ARGUMENT_ERRORS,
     check_checkpointing,
@@ -564,8 +566,8 @@ class TierTrainingArguments(TrainingArguments):
         self.learning_rate_given = self.learning_rate is not None
         if not self.learning_rate_given:
             self.learning_rate = RANDOM_WEIGHTS_RATE  # until it is known what is trained, see fill_defaults
-        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("_entropy"):
-            self.greater_is_better = False  # training lowers it; of the other metrics transformers decides
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = more_is_better(self.metric_for_best_model)
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a new folder.")
         check_training_options(self)
@@ -615,8 +617,10 @@ class TierTrainingArguments(TrainingArguments):
         """
         folder = Path(self.output_dir).absolute()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"output_dir {self.output_dir!r} cannot be written; choose another.")
+        try:  # the permissions alone say yes to root on a disk that is read-only, and in /proc
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            raise ValueError(f"output_dir {self.output_dir!r} cannot be written; choose another.") from error
         if self.resume_from_checkpoint is None and os.path.isdir(self.output_dir):
             content = os.listdir(self.output_dir)
             if "config.json" in content or any(name.startswith("checkpoint-") for name in content):

@@ -17,8 +17,13 @@ def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def more_is_better(metric: str) -> bool:
+    """Whether more of a metric is better: of all but losses (as in transformers) and entropies, which are lowered."""
+    return not metric.endswith(("loss", "_entropy"))
+
+
 def rank_checkpoints(
-    checkpoints: Iterable[int], log_history: Sequence[dict], metric: str, greater_is_better: bool = True
+    checkpoints: Iterable[int], log_history: Sequence[dict], metric: str, greater_is_better: bool | None = None
 ) -> list[tuple[int, float]]:
     """
     The steps of checkpoints and their value of the metric, the best first, and of equal ones the earlier. Those that
@@ -28,9 +33,11 @@ def rank_checkpoints(
         checkpoints (`Iterable[int]`): steps.
         log_history (`Sequence[dict]`): of the [`TrainerState`].
         metric (`str`): `metric_for_best_model`.
-        greater_is_better (`bool`, *optional*, defaults to `True`): whether more of it is better.
+        greater_is_better (`bool`, *optional*): whether more of it is better; by default [`more_is_better`].
     """
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if greater_is_better is None:
+        greater_is_better = more_is_better(metric)
     values = {entry["step"]: entry[name] for entry in log_history if name in entry}
     ranked = [(step, values[step]) for step in checkpoints if not math.isnan(values.get(step, math.nan))]
     return sorted(ranked, key=lambda pair: (-pair[1] if greater_is_better else pair[1], pair[0]))

@@ -7,7 +7,7 @@ from transformers import TrainerControl, TrainerState
 from modeling_tier import TierDualEncoderModel
 from training_tier.arguments import TierTrainingArguments
 from training_tier.callbacks import TopCheckpoints
-from training_tier.checkpoints import average_weights, list_checkpoints, rank_checkpoints
+from training_tier.checkpoints import average_weights, list_checkpoints, more_is_better, rank_checkpoints
 from training_tier.presets import preset_config
 
 HISTORY = [
@@ -76,3 +76,15 @@ def test_weights_and_batch_norm_statistics_are_averaged(tmp_path, processor):
 def test_bad_options_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         TierTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_without_a_direction_the_name_of_the_metric_gives_it():
+    log = [
+        {"step": step, "eval_loss": loss, "eval_auroc": 1 - loss} for step, loss in ((2, 0.5), (4, 0.25), (6, 0.75))
+    ]
+    assert rank_checkpoints([2, 4, 6], log, "eval_loss") == [(4, 0.25), (2, 0.5), (6, 0.75)]
+    assert rank_checkpoints([2, 4, 6], log, "loss") == [(4, 0.25), (2, 0.5), (6, 0.75)]
+    assert rank_checkpoints([2, 4, 6], log, "auroc") == [(4, 0.75), (2, 0.5), (6, 0.25)]
+    assert [more_is_better(name) for name in ("eval_auroc_Edema", "eval_contrastive_loss", "token_entropy")] == [
+        *(True, False, False)
+    ]
