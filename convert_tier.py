@@ -176,15 +176,8 @@ def make_image_processor(source, image_size: int):
         return TierImageProcessor.chexzero(size=size, **({"resize_edge": None} if image_size == 320 else {}))
     if source.kind == "tier":
         return TierImageProcessor.tier(size=size)
-    if source.kind == "biovil":  # hi-ml, image/data/transforms.py with 512 and 480: no mean, no standard deviation
-        return TierImageProcessor(
-            geometry="crop",
-            resize_edge=512,
-            size=size,
-            resample=PILImageResampling.BILINEAR,
-            image_mean=[0.0] * 3,
-            image_std=[1.0] * 3,
-        )
+    if source.kind == "biovil":
+        return TierImageProcessor.biovil(size=size)
     if source.kind == "clip":
         return from_stored(source.path, size)
     settings = source.settings.get("preprocess_cfg") or {}  # of OpenCLIP; its defaults are OpenAI's pixels

@@ -11,13 +11,21 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .radiograph_tier import fetch_radiograph, original_size, read_radiograph, resize, to_grey
+from .grey_levels_tier import GREY_LEVELS
+from .radiograph_tier import fetch_radiograph, original_size, read_radiograph, resize
 
 logger = logging.get_logger(__name__)
 
 GEOMETRIES = ("pad", "crop", "squash")
 OUTPUT_DTYPES = ("float32", "uint8")
-SIZE_OPTIONS = ("do_resize", "size", "geometry", "resize_edge", "reduced_decoding")  # that decide what is read
+SIZE_OPTIONS = (
+    "do_resize",
+    "size",
+    "geometry",
+    "resize_edge",
+    "reduced_decoding",
+    "grey_levels",
+)  # that decide what is read
 UNUSED_OPTIONS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 SERVICE_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
 
@@ -37,12 +45,16 @@ class TierImageProcessorKwargs(ImagesKwargs, total=False):
     reduced_decoding (`bool`, *optional*, defaults to `True`):
         Whether JPEG files are decoded at the least size that the geometry needs: several times as fast, and on average
         less than one grey level of 255 away.
+    grey_levels (`str`, *optional*, defaults to `"window"`):
+        How the numbers of a file become 256 grey levels: `"window"` as [`read_radiograph`] says, `"stretch"` from each
+        picture's smallest number to its largest (BioViL), `"divide"` by 255 where there are more than 8 bits (TIER).
     """
 
     geometry: str | None
     resize_edge: int | None
     output_dtype: str | None
     reduced_decoding: bool | None
+    grey_levels: str | None
 
 
 def place(height: int, width: int, geometry: str, edge: int, size: int) -> tuple[int, int, int, int]:
@@ -81,7 +93,8 @@ class TierImageProcessor(CLIPImageProcessorPil):
             The square that the model sees, in pixels.
         geometry (`str`, *optional*, defaults to `"pad"`), resize_edge (`int`, *optional*),
         output_dtype (`str`, *optional*, defaults to `"float32"`),
-        reduced_decoding (`bool`, *optional*, defaults to `True`):
+        reduced_decoding (`bool`, *optional*, defaults to `True`),
+        grey_levels (`str`, *optional*, defaults to `"window"`):
             See [`TierImageProcessorKwargs`].
         image_mean, image_std (`list[float]`, *optional*, default to CLIP's):
             Three numbers each on the 0..1 scale; equal to `pixel_mean` and `pixel_std` of the model's config.
@@ -102,6 +115,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
     resize_edge = None
     output_dtype = "float32"
     reduced_decoding = True
+    grey_levels = "window"
 
     def __init__(self, **kwargs):
         unknown = [k for k in kwargs if k not in self.valid_kwargs.__annotations__ and k not in SERVICE_KEYS]
@@ -131,15 +145,38 @@ class TierImageProcessor(CLIPImageProcessorPil):
     def tier(cls, **kwargs) -> "TierImageProcessor":
         """
         The pixels TIER was evaluated on: shortest side to 256 (bilinear, antialiased), centre crop 224, ImageNet mean
-        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, as there.
+        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, as there, and
+        those of more than 8 bits are divided by 255 (:124). TIER divides PadChest's 8-bit files as well, which leaves
+        0 and 1; here they keep their values.
         """
         preset = {
             "reduced_decoding": False,
+            "grey_levels": "divide",
             "geometry": "crop",
             "resize_edge": 256,
             "resample": PILImageResampling.BILINEAR,
             "image_mean": list(IMAGENET_DEFAULT_MEAN),
             "image_std": list(IMAGENET_DEFAULT_STD),
+        }
+        return cls(**{**preset, **kwargs})
+
+    @classmethod
+    def biovil(cls, **kwargs) -> "TierImageProcessor":
+        """
+        The pixels of BioViL's own inference: each file stretched from its smallest number to its largest, shortest
+        side to 512 (bilinear, antialiased), centre crop 480, 0..1 without mean and standard deviation
+        (hi-ml-multimodal, image/data/io.py and transforms.py). Of DICOM, the stored values are stretched; MONOCHROME1
+        is inverted, unlike there.
+        """
+        preset = {
+            "reduced_decoding": False,
+            "grey_levels": "stretch",
+            "geometry": "crop",
+            "size": {"height": 480, "width": 480},
+            "resize_edge": 512,
+            "resample": PILImageResampling.BILINEAR,
+            "image_mean": [0.0] * 3,
+            "image_std": [1.0] * 3,
         }
         return cls(**{**preset, **kwargs})
 
@@ -182,6 +219,10 @@ class TierImageProcessor(CLIPImageProcessorPil):
             raise ValueError(f"geometry={geometry!r} is not known; choose one of {', '.join(GEOMETRIES)}.")
         if output_dtype not in OUTPUT_DTYPES:
             raise ValueError(f"output_dtype={output_dtype!r} is not known; choose one of {', '.join(OUTPUT_DTYPES)}.")
+        if kwargs["grey_levels"] not in GREY_LEVELS:
+            raise ValueError(
+                f"grey_levels={kwargs['grey_levels']!r} is not known; choose one of {', '.join(GREY_LEVELS)}."
+            )
         if not size.height or size.height != size.width:
             raise ValueError(
                 f"size={dict(size)} is not a square; give {{'height': S, 'width': S}} with the model's image_size."
@@ -221,15 +262,15 @@ class TierImageProcessor(CLIPImageProcessorPil):
 
     @staticmethod
     def read_at_least(
-        source, timeout=30.0, root=None, *, do_resize, size, geometry, resize_edge, reduced_decoding
+        source, timeout=30.0, root=None, *, do_resize, size, geometry, resize_edge, reduced_decoding, grey_levels
     ) -> Image.Image:
         """[`~TierImageProcessor.read`] for options other than the processor's own."""
         least_size = None
         if do_resize and reduced_decoding:
             least_size = {"longest_edge" if geometry == "pad" else "shortest_edge": resize_edge or size["height"]}
         if isinstance(source, str) and source.startswith(("http://", "https://")):
-            return fetch_radiograph(source, timeout, least_size)
-        return read_radiograph(source, root, least_size)
+            return fetch_radiograph(source, timeout, least_size, grey_levels)
+        return read_radiograph(source, root, least_size, grey_levels)
 
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
         options = {name: kwargs[name] for name in SIZE_OPTIONS}
@@ -245,11 +286,11 @@ class TierImageProcessor(CLIPImageProcessorPil):
             return image_url_or_urls[None]  # (1, height, width): super knows no picture without channels
         return super().fetch_images(image_url_or_urls)
 
-    def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return to_grey(image)
-        image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
-        return to_grey(np.moveaxis(image, 0, -1))  # (height, width, channels)
+    def process_image(self, image, input_data_format=None, grey_levels=None, **kwargs) -> Image.Image:
+        if not isinstance(image, Image.Image):
+            image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
+            image = np.moveaxis(image, 0, -1)  # (height, width, channels)
+        return read_radiograph(image, grey_levels=grey_levels or self.grey_levels)
 
     def _preprocess(
         self,

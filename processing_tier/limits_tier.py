@@ -1,36 +1,39 @@
-"""What a file of an image may be at most, and the errors that say so."""
+"""The budget of every image reader, in bytes, pixels and steps, and the error that says what is wrong with a file."""
 
-MAX_FILE_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20  # also of what a deflated DICOM file inflates to
 MAX_PIXELS = 80_000_000  # four times the largest detectors; below PIL's own bomb warning
-MAX_HEADER_READS = 200_000  # pydicom reads a DICOM header in steps: two or three for an element, which takes 300 bytes
-MAX_VALUE_BYTES, MAX_SEQUENCE_BYTES = 2**16, 4 * 2**20  # of a DICOM element that is looked into
-MAX_RLE_BYTES = 8 * 2**20  # of what is decoded unmeasured: run lengths make 64 bytes of one
+MAX_ASPECT = 100  # longest side over shortest; "crop" enlarges the longest as well
+MAX_PARTS = 100_000  # chunks, segments or tiles of a file, each of which takes a step in Python
 MAX_SCANS = 100  # of a JPEG, which need not be large to have any number of them; common ones have up to 12
-CUT_SHORT = "{name}: the file is cut short, its end is missing; copy or download it again."
+MAX_SLOW_BYTES = 16 * 2**20  # of formats that Pillow decodes in Python: some seconds
+MAX_HEADER_READS = 200_000  # pydicom reads a DICOM header in steps: two or three for an element, which takes 300 bytes
+MAX_VALUE_BYTES, MAX_SEQUENCE_BYTES = 2**16, 4 * 2**20  # of an element of a header that is looked into
+
+CUT_SHORT = "the file is cut short, its end is missing; copy or download it again."
+DAMAGED = "the image cannot be decoded: the file is damaged; replace the file or leave it out."
 
 
 class Refusal(ValueError):
-    """A reason of this file's own; pydicom raises errors of every kind, and some quote the patient's data."""
+    """A reason in words of our own, without the name of the file. What decoders raise may quote the patient's data."""
 
 
-def check_bytes(size: int, name: str) -> None:
+def check_bytes(size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise ValueError(f"{name}: the file is larger than {MAX_FILE_BYTES >> 20} MiB; export it as a smaller PNG.")
+        raise Refusal(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; export it as a smaller PNG.")
 
 
-def check_pixels(width: int, height: int, name: str, samples: int = 1) -> None:
+def check_pixels(width: int, height: int, samples: int = 1) -> None:
+    """
+    Raises:
+        `Refusal`: no pixels, too many, or a strip of them. Each may have several samples of 16 bits.
+    """
     limit = MAX_PIXELS // samples
+    if width < 1 or height < 1:
+        raise Refusal(f"an image of {width}x{height} pixels is empty; replace the file or leave it out.")
     if width * height > limit:
-        raise Refusal(f"{name}: {width}x{height} pixels are more than {limit:,}; export it at a smaller size.")
-
-
-def check_scans(codestream: bytes, name: str) -> None:
-    if codestream.count(b"\xff\xda") > MAX_SCANS:  # in pixels, ff is never followed by da
+        raise Refusal(f"{width}x{height} pixels are more than {limit:,}; export it at a smaller size.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
         raise Refusal(
-            f"{name}: a JPEG of more than {MAX_SCANS} scans would take too long to decode; replace the file."
+            f"{width}x{height} pixels are not a radiograph: one side is more than {MAX_ASPECT} times the other; leave "
+            "it out."
         )
-
-
-def has_end(codestream: bytes) -> bool:
-    """Whether a JPEG, JPEG-LS or JPEG 2000 image ends with the marker that says so, and perhaps some padding."""
-    return b"\xff\xd9" in codestream[-64:]

@@ -53,7 +53,7 @@ from .labels import parse_label_values
 from .masks import decode_mask, encode_mask
 from .paths import shown_path
 from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
-from .radiograph_tier import original_size, read_radiograph, resize
+from .radiograph_tier import original_size, read_source, resize
 from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from .readers.hub_files import SHARD
 from .records import (
@@ -177,7 +177,8 @@ def prepare(
         options ([`PrepareOptions`]): what is made.
         output_dir (`str` or `os.PathLike`): a new or empty folder, or one that was begun with the same options.
         num_workers (`int`, *optional*): worker processes; by default one for each core this process may use.
-        max_failed (`float`, *optional*, defaults to 0.01): share of the images that may fail to decode.
+        max_failed (`float`, *optional*, defaults to 0.01):
+            Share of the images that may fail to decode; those whose pixels are all equal do not count.
         shard_index (`int`, *optional*, defaults to 0), shard_count (`int`, *optional*, defaults to 1):
             Which part of the shards this machine makes; the machine that ends last writes the card.
 
@@ -226,15 +227,17 @@ def run(
         plan = executor.submit(make_plan, options, output_dir, work_dir, shard_index, shard_count).result()
     failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
     allowed = int(max_failed * plan.total)
-    failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, allowed - len(failures))
+    left = allowed - count_unreadable(failures)
+    failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, left)
     is_done = all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards)
     if is_done:  # with what other machines did meanwhile
         failures = list(list_quarantine(output_dir, plan.shards))
-    if len(failures) > allowed:
+    if count_unreadable(failures) > allowed:
         write_quarantine(output_dir, work_dir, failures)
+        first = next(failure for failure in failures if not failure.get("blank"))
         raise ValueError(
-            f"{len(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
-            f"max_failed={max_failed} allows; the first is {failures[0]['file']}: {failures[0]['reason']} "
+            f"{count_unreadable(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
+            f"max_failed={max_failed} allows; the first is {first['file']}: {first['reason']} "
             f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
         )
     summary = write_rest(options, plan, output_dir, work_dir, failures) if is_done else None
@@ -243,6 +246,11 @@ def run(
     for path in output_dir.glob(WORK_PREFIX + part):
         shutil.rmtree(path, ignore_errors=True)
     return summary
+
+
+def count_unreadable(failures: Sequence[dict]) -> int:
+    """Pictures that show nothing are left out as well, but say nothing of the decoders or the folder."""
+    return sum(not failure.get("blank", False) for failure in failures)
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -530,7 +538,7 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
             if is_whole(target, shard):
                 failures = read_quarantine(pq.read_metadata(target))
                 if not failures or not can_be_mended(records, {failure["position"] for failure in failures}):
-                    add(failed, len(failures))
+                    add(failed, count_unreadable(failures))
                     add(done, shard.stop - shard.start)
                     return failures
                 failures = []
@@ -543,7 +551,7 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
                         size += len(rows[-1]["image"]["bytes"])
                     except (ValueError, OSError) as error:
                         failures.append(describe(record, error, options) | {"position": position})
-                        add(failed, 1)
+                        add(failed, count_unreadable(failures[-1:]))
                     add(done, 1)
                     if len(rows) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
                         writer.write_batch(pa.RecordBatch.from_pylist(rows, records.schema))
@@ -574,7 +582,7 @@ def can_be_mended(records: pa.ipc.RecordBatchFileReader, positions: set[int]) ->
         if position not in positions:
             continue
         try:
-            read_radiograph(record["image"])
+            read_picture(record)
             return True
         except (ValueError, OSError):
             pass
@@ -600,8 +608,7 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
     Raises:
         `ValueError`, `OSError`: the image cannot be read.
     """
-    least_size = None if options.size is None else {"shortest_edge": options.size}
-    image = read_radiograph(record["image"], least_size=least_size)
+    image = read_picture(record, options.size)
     width, height = original_size(image)
     shortest = min(width, height)
     if options.size is not None and options.size < shortest:
@@ -615,6 +622,21 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
     image.save(buffer, options.format, **({"quality": options.quality} if options.format == "jpeg" else {}))
     # Without a name: `datasets` would take a file of that name in the working folder for the image
     return record | {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+
+class BlankPicture(ValueError):
+    """All pixels are equal: it can be read, and is of no use."""
+
+
+def read_picture(record: dict, size: int | None = None) -> Image.Image:
+    """
+    Raises:
+        `ValueError`: the image cannot be read, or shows nothing.
+    """
+    image, _ = read_source(record["image"], None, None if size is None else {"shortest_edge": size})
+    if "blank" in image.info:
+        raise BlankPicture(image.info["blank"])
+    return image
 
 
 def scale_box(box: dict, new_width: int, new_height: int, width: int, height: int) -> dict:
@@ -637,7 +659,8 @@ def describe(record: dict, error: Exception, options: PrepareOptions) -> dict:
     reason = reason.removeprefix(f"{Path(path).name}: ")
     folder = options.image_root or parse_data(options.data)[1]
     file = shown_path(path, os.path.dirname(folder) if os.path.isfile(folder) else folder) if path else ""
-    return {"split": record["split"], "image_id": record["image_id"], "file": file, "reason": reason}
+    entry = {"split": record["split"], "image_id": record["image_id"], "file": file, "reason": reason}
+    return entry | {"blank": isinstance(error, BlankPicture)}
 
 
 # --- What is written when all shards are there
@@ -692,6 +715,7 @@ def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, work_dir: 
         split: {
             **summarize(files[split]),
             "quarantined": sum(failure["split"] == split for failure in failures),
+            "blank": sum(failure["split"] == split and failure.get("blank", False) for failure in failures),
             "not_frontal": counts["not_frontal"],
             "without_text": counts["without_text"],
         }

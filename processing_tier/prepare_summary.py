@@ -175,7 +175,7 @@ datasets.load_dataset("FOLDER_OR_REPOSITORY", split="{next(iter(files))}", strea
 ## Counts
 """
     lines += [text, *format_summary(summary), ""]
-    lines += ["`quarantine.csv` lists the images that cannot be read; `sheet.jpg` shows some of those that can."]
+    lines += ["`quarantine.csv` lists the images that cannot be read or show nothing; `sheet.jpg` shows some others."]
     return "\n".join(lines) + f"\n{SOURCE_HEADING}\n{source}\n"
 
 
@@ -198,6 +198,7 @@ def format_summary(summary: Mapping) -> list[str]:
         ("left out: not frontal", "not_frontal"),
         ("left out: without text", "without_text"),
         ("left out: quarantined", "quarantined"),
+        ("of these: all pixels equal", "blank"),
     ):
         rows[name] = [split[key] for split in splits.values()]
     lines = format_table(["", *splits], rows)

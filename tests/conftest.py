@@ -33,6 +33,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """The folder of small files that broke decoders; as `shared_data`."""
+    folder = SHARED_DATA.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/cases beside the repository: the tests on these files are skipped")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tower_folders(tmp_path_factory) -> tuple[Path, Path]:
     """A small classifier of images and a small masked language model, as transformers saves them."""
     folder = tmp_path_factory.mktemp("towers")

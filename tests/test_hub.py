@@ -34,12 +34,16 @@ MODEL_FILES = {"clip": {"configuration_tier.py", "losses_tier.py", "modeling_tie
 MODEL_FILES["dual"] = MODEL_FILES["clip"] | {"modeling_dual_tier.py"}
 MODEL_FILES["classifier"] = MODEL_FILES["dual"] | {"modeling_classification_tier.py"}
 PROCESSOR_FILES = {
+    "codestreams_tier.py",
+    "dicom_levels_tier.py",
     "dicom_tier.py",
     "grey_levels_tier.py",
+    "image_files_tier.py",
     "image_processing_tier.py",
     "limits_tier.py",
     "processing_tier.py",
     "radiograph_tier.py",
+    "tiff_tier.py",
 }
 SENTENCES = ["There is a pleural effusion.", "No pleural effusion.", "Normal chest."]
 FINDINGS = ["Pleural Effusion", "Edema"]

@@ -37,6 +37,7 @@ from modeling_tier.texts_tier import embed_texts, tokenize
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer
 from processing_tier.prompts import Prompts
 
+<<<<<<< HEAD
 SHIPPED = {
     "configuration_tier.py",
     "losses_tier.py",
@@ -44,12 +45,30 @@ SHIPPED = {
     "modeling_tier.py",
     "pipeline_tier.py",
     "texts_tier.py",
+=======
+SENTENCES = ["Small left pleural effusion.", "No pleural effusion.", "Pulmonary edema.", "The lungs are clear."]
+FINDINGS = {
+    "Pleural Effusion": {
+        "positive": SENTENCES[:1] + ["Effusion."],
+        "negative": SENTENCES[1:2],
+        "scale": 20.0,
+        "bias": -0.5,
+        "threshold": 0.4,
+    },
+    "Edema": {"positive": SENTENCES[2:3], "negative": SENTENCES[3:]},
+}
+SHIPPED = {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"} | {
+    "codestreams_tier.py",
+    "dicom_levels_tier.py",
+>>>>>>> 6ac087d (Radiographs: all bits, true reasons, one place for errors, one budget)
     "dicom_tier.py",
     "grey_levels_tier.py",
+    "image_files_tier.py",
     "image_processing_tier.py",
     "limits_tier.py",
     "processing_tier.py",
     "radiograph_tier.py",
+    "tiff_tier.py",
 }
 
 

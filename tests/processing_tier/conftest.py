@@ -16,7 +16,9 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRBigEndian, Ex
 def make_dicom() -> Callable[..., bytes]:
     """A function from stored values (height, width[, 3]) to the bytes of a DICOM file, with a patient's name in it."""
 
-    def make(array: np.ndarray, bits: int = 12, syntax: str = ExplicitVRLittleEndian, frame=None, **elements) -> bytes:
+    def make(
+        array: np.ndarray, bits: int = 12, syntax: str = ExplicitVRLittleEndian, frame=None, overlays=(), **elements
+    ) -> bytes:
         dataset = Dataset()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -34,6 +36,9 @@ def make_dicom() -> Callable[..., bytes]:
                 dataset[tag] = RawDataElement(tag, dictionary_VR(keyword), len(raw), raw, 0, False, True)
             else:
                 setattr(dataset, keyword, value)
+        for index, position in enumerate(overlays):  # in bits of the pixels
+            dataset.add_new((0x6000 + 2 * index, 0x0100), "US", 8 * array.itemsize)
+            dataset.add_new((0x6000 + 2 * index, 0x0102), "US", position)
         if frame is not None:
             dataset.PixelData = encapsulate([frame])
             dataset["PixelData"].VR = "OB"

@@ -381,10 +381,35 @@ def test_summary(table, tmp_path):
     assert min(read_radiograph(read_hub(tmp_path / "smaller", "train")[0]["image"]).size) == 16
 
 
+def test_pictures_that_show_nothing_are_quarantined(table, make_dicom, tmp_path):
+    """They are not failures: no share of them stops a run."""
+    out, folder = tmp_path / "out", table.parent
+    Image.new("L", (40, 30), 128).save(folder / "03.png")
+    ramp = np.arange(1200, dtype=np.uint16).reshape(30, 40)
+    (folder / "15.png").write_bytes(make_dicom(ramp, WindowCenter=4000, WindowWidth=10))
+    summary = prepare(options(table), out, num_workers=1, max_failed=0)
+    rows = list(csv.DictReader(io.StringIO((out / "quarantine.csv").read_text())))
+    assert [(row["file"], row["reason"]) for row in rows] == [
+        ("03.png", "all pixels of the image are equal; replace the file or leave it out."),
+        (
+            "15.png",
+            "the window or lookup table of the DICOM file lies outside all pixel values, so that the picture is of "
+            "one grey; correct it, or leave the file out.",
+        ),
+    ]
+    assert [summary["splits"][split]["blank"] for split in ("train", "validation")] == [1, 1]
+    assert [summary["splits"][split]["quarantined"] for split in ("train", "validation")] == [1, 1]
+    assert "03" not in read_hub(out, "train")["image_id"] and len(read_hub(out, "train")) == 13
+    assert "of these: all pixels equal" in (out / "README.md").read_text()
+    before = contents(out)
+    prepare(options(table), out, max_failed=0)  # tried again, and still blank
+    assert contents(out) == before
+
+
 def test_splits_with_other_findings(tmp_path):
     for split, finding in (("train", "Edema"), ("test", "Nodule")):
         (tmp_path / "data" / split).mkdir(parents=True)
-        Image.new("L", (8, 8), 7).save(tmp_path / "data" / split / "a.png")
+        Image.linear_gradient("L").save(tmp_path / "data" / split / "a.png")
         frame = pd.DataFrame({"file_name": ["a.png"], "patient_id": [split], finding: [1]})
         frame.to_csv(tmp_path / "data" / split / "metadata.csv", index=False)
     prepare(PrepareOptions(str(tmp_path / "data")), tmp_path / "out")

@@ -17,12 +17,16 @@ from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 PACKAGE = Path(processing_tier.__file__).parent
 SHIPPED = {
+    "codestreams_tier.py",
+    "dicom_levels_tier.py",
     "dicom_tier.py",
     "grey_levels_tier.py",
+    "image_files_tier.py",
     "image_processing_tier.py",
     "limits_tier.py",
     "processing_tier.py",
     "radiograph_tier.py",
+    "tiff_tier.py",
 }
 TEXTS = ["No acute cardiopulmonary abnormality.", "Small left pleural effusion."]
 

@@ -134,7 +134,7 @@ def test_sources_that_are_no_image():
 def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path):
     path = tmp_path / "x.png"
     path.write_bytes(png_header(20000, 20000))  # PIL itself refuses to open it
-    with pytest.raises(ValueError, match="^x.png: more than 80,000,000 pixels; export it at a smaller size.$"):
+    with pytest.raises(ValueError, match="^x.png: 20000x20000 pixels are more than 80,000,000; export it at a sm"):
         read_radiograph(path)
     path.write_bytes(png_header(9000, 9000))
     message = "9000x9000 pixels are more than 80,000,000; export it at a smaller size."
