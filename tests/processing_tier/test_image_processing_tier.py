@@ -103,6 +103,68 @@ def test_tier_preset_against_its_own_steps():
         )
 
 
+def remap_to_uint8(array: np.ndarray) -> np.ndarray:
+    """BioViL's loader, by its description: minimum to 0, maximum to 255, in float64, cut to whole numbers."""
+    array = array.astype(np.float64) - array.min()
+    return (array / array.max() * 255).astype(np.uint8)
+
+
+def test_biovil_preset_against_its_own_steps(make_dicom, tmp_path):
+    """hi-ml image/data/io.py, then transforms.py: Resize(512), CenterCrop(480), ToTensor."""
+    rng = np.random.default_rng(0)
+    small = np.asarray(make_image(600, 700))
+    for name, array in (
+        ("eight.png", (small * 0.6 + 31).astype(np.uint8)),
+        ("sixteen.png", rng.integers(300, 3500, (700, 600), dtype=np.uint16)),
+        ("colour.png", rng.integers(40, 200, (700, 600, 3), dtype=np.uint8)),
+    ):
+        Image.fromarray(array).save(tmp_path / name)
+        image = Image.fromarray(remap_to_uint8(array)).convert("L")
+        image = image.resize((512, int(512 * 700 / 600)), Image.Resampling.BILINEAR)
+        top = int(round((image.height - 480) / 2.0))
+        expected = np.asarray(image.crop((16, top, 496, top + 480)), dtype=np.float32) / 255
+        processor = TierImageProcessor.biovil()
+        path = tmp_path / name
+        sources = [path, path.read_bytes(), Image.open(path), processor.read(path), np.asarray(Image.open(path))]
+        for source in sources:
+            result = pixels(processor, source)
+            torch.testing.assert_close(result, torch.from_numpy(expected).expand(1, 3, -1, -1), rtol=0, atol=1e-6)
+    stored = rng.integers(300, 3500, (480, 480), dtype=np.uint16)
+    for photometric in ("MONOCHROME2", "MONOCHROME1"):  # whatever the window says
+        data = make_dicom(stored, WindowCenter=5, WindowWidth=5, PhotometricInterpretation=photometric)
+        grey = np.asarray(TierImageProcessor.biovil().read(data))
+        expected = remap_to_uint8(stored)
+        np.testing.assert_array_equal(grey, expected if photometric == "MONOCHROME2" else 255 - expected)
+
+
+def test_tier_divides_sixteen_bits(tmp_path):
+    """TIER Modeling/MedCLIP_Datasets.py:124: the numbers over 255 as float32, which PIL cuts to 8 bits."""
+    array = np.random.default_rng(0).integers(0, 65536, (256, 256), dtype=np.uint16)
+    array[0, :4] = (255, 254, 65279, 65535)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    expected = np.asarray(Image.fromarray((array / 255).astype(np.float32)).convert("L"))
+    processor = TierImageProcessor.tier()
+    np.testing.assert_array_equal(np.asarray(processor.read(tmp_path / "x.png")), expected)
+    grey = pixels(processor, tmp_path / "x.png", output_dtype="uint8")[0, 0].numpy()
+    np.testing.assert_array_equal(grey, expected[16:240, 16:240])
+    eight = make_image(256, 256)  # which TIER makes 0 and 1
+    np.testing.assert_array_equal(np.asarray(processor.read(eight)), np.asarray(eight))
+
+
+def test_grey_levels_of_one_call(tmp_path):
+    array = np.linspace(1000, 3000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    processor = TierImageProcessor(size=64, output_dtype="uint8")
+    for source in (str(tmp_path / "x.png"), array, Image.fromarray(array)):
+        for option, expected in (
+            ("window", to_uint8(array)),
+            ("stretch", remap_to_uint8(array)),
+            ("divide", array // 255),
+        ):
+            grey = pixels(processor, source, grey_levels=option)[0, 0].numpy()
+            np.testing.assert_array_equal(grey, expected)
+
+
 def test_presets_take_other_options():
     processor = TierImageProcessor.tier(size=112, resize_edge=128)
     assert (processor.size.height, processor.resize_edge, processor.geometry) == (112, 128, "crop")
@@ -207,6 +269,7 @@ def test_rescale_and_normalise_can_be_left_out():
         {"geometry": "squash", "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]},
         {"preset": "chexzero"},
         {"preset": "tier"},
+        {"preset": "biovil"},
     ],
 )
 def test_save_and_load(options, tmp_path):
@@ -221,6 +284,8 @@ def test_save_and_load(options, tmp_path):
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_tier.TierImageProcessor"}
     assert saved["size"] == dict(processor.size) and "crop_size" not in saved
+    levels = {"tier": "divide", "biovil": "stretch"}.get(preset, "window")
+    assert loaded.grey_levels == saved["grey_levels"] == processor.grey_levels == levels
     assert loaded.reduced_decoding == saved["reduced_decoding"] == processor.reduced_decoding
     assert processor.reduced_decoding == (preset is None and options.get("reduced_decoding", True))
     assert (tmp_path / "image_processing_tier.py").exists()
@@ -238,6 +303,7 @@ def test_options_given_at_loading_win(tmp_path, caplog):
     ("options", "message"),
     [
         ({"geometry": "stretch"}, "geometry='stretch' is not known; choose one of pad, crop, squash."),
+        ({"grey_levels": "log"}, "grey_levels='log' is not known; choose one of window, stretch, divide."),
         ({"output_dtype": "int8"}, "output_dtype='int8' is not known; choose one of float32, uint8."),
         (
             {"size": {"height": 10, "width": 20}},
