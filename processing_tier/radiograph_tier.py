@@ -71,7 +71,10 @@ def read_radiograph(
 
 
 def read_source(
-    source, root: str | os.PathLike | None, least_size: Mapping[str, int] | None, grey_levels: str = "window"
+    source,
+    root: str | os.PathLike | None = None,
+    least_size: Mapping[str, int] | None = None,
+    grey_levels: str = "window",
 ) -> tuple[Image.Image, str]:
     """What [`read_radiograph`] says, and what the source is called; without a warning."""
     if isinstance(source, dict):

@@ -37,7 +37,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..masks import encode_mask
-from ..radiograph_tier import read_radiograph
+from ..radiograph_tier import read_source
 from ..records import make_records
 from .archive import check_split, find_in_archive
 
@@ -102,7 +102,7 @@ def read_masks(image: Path, root: Path) -> list[dict]:
     for finding, folder in MASK_FOLDERS.items():
         path = image.parent.parent / folder / image.name
         if path.is_file():
-            mask = np.asarray(read_radiograph(path.relative_to(root), root)) > 127
+            mask = np.asarray(read_source(path.relative_to(root), root)[0]) > 127  # which may be empty
             if mask.any():
                 height, width = mask.shape
                 masks.append({"finding": finding, "height": height, "width": width, "counts": encode_mask(mask)})
