@@ -7,6 +7,7 @@ classifier of findings on the image tower of one.
     python train_tier.py configs/linear-probe.yaml --data FOLDER --model runs/indiana --label_fraction 0.1
     python train_tier.py --data PREPARED --eval_split validation --streaming    # what tier-prepare wrote, in place
     accelerate launch train_tier.py --data FOLDER               # on all GPUs
+    python train_tier.py --data FOLDER --search_trials 30       # which entropy weights? One short training each
     torchrun --nproc_per_node 2 train_tier.py --data FOLDER     # on CPUs, where accelerate launch starts one process
     python train_tier.py --vision_model microsoft/resnet-50 --text_model NAME --frozen_text_layers 8   # as the paper
 
@@ -47,6 +48,7 @@ from training_tier.option_checks import CONTRASTIVE_METRICS, auroc_names, check_
 from training_tier.presets import PRESETS
 from training_tier.recipes import parse_arguments
 from training_tier.resuming import check_model, check_options, choose_checkpoint, run_options
+from training_tier.search import SearchArguments, prepare_search, run_search
 from training_tier.text_warmup import warm_up_text
 from training_tier.trainer import RadiographTrainer, TierTrainer
 
@@ -167,8 +169,12 @@ def train(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: TierTrainingArguments,
+    search: SearchArguments | None = None,
+    argv: Sequence[str] = (),
 ) -> None:
     """Everything that the command does; see the functions above and `training_tier`."""
+    if search is not None and search.search_trials is not None:
+        prepare_search(search, task, training_arguments)
     training_arguments.check_output_dir()
     checkpoint = choose_checkpoint(training_arguments)
     set_seed(training_arguments.seed)
@@ -234,6 +240,10 @@ def train(
             seed=training_arguments.seed,
         )
         logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
+    if search is not None and search.search_trials is not None:
+        for line in run_search(trainer, search, options, argv):
+            print(line)
+        return
     trainer.train(resume_from_checkpoint=checkpoint)
     if training_arguments.save_top_k is not None:
         use_top_checkpoints(trainer)
@@ -256,13 +266,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     disable_progress_bar()  # those of writing weights
     with one_sentence_errors("train_tier.py", every_process=True):
-        arguments = parse_arguments(
-            sys.argv[1:] if argv is None else argv,
-            (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments),
-            "train_tier.py",
-        )
+        argv = sys.argv[1:] if argv is None else argv
+        types = (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments, SearchArguments)
+        arguments = parse_arguments(argv, types, "train_tier.py")
         try:
-            train(*arguments)
+            train(*arguments, argv=argv)
         except TrainingStopped as stop:
             if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
                 print(f"train_tier.py: {stop}", file=sys.stderr)
