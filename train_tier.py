@@ -129,6 +129,7 @@ def make_contrastive_trainer(
             sample_sentences=data_arguments.sample_sentences,
             images=make_images(train_records, processor.image_processor, data_arguments, training_arguments),
             soft_targets=data_arguments.soft_targets,
+            image_views=data_arguments.image_views,
             **pairs,
         ),
         eval_dataset=PairDataset(eval_records, **pairs),

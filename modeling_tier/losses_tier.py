@@ -9,6 +9,7 @@ below have to be called by all of them, and the gradients, averaged over the pro
 are those of one process that has the whole batch.
 """
 
+import itertools
 import math
 
 import torch
@@ -110,6 +111,39 @@ def contrastive_loss(
     )
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return total * (processes / (2.0 * len(all_images)))
+
+
+def views_contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    image_views: int,
+    text_groups: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    The mean of [`contrastive_loss`] over each view with the texts and over each two views with one another, as in the
+    authors' code (Modeling/utils.py:109-141 at ce1e171; there, by mistake, the latter repeats the former).
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(image_views * batch, dim)`): L2-normalised; all first views in the
+            order of the texts, then all second ones, and so on.
+        text_embeds, logit_scale, text_groups: See [`contrastive_loss`].
+        image_views (`int`): Views of each image.
+
+    Returns:
+        `torch.Tensor`: Scalar, nats.
+
+    Raises:
+        ValueError: the number of images is not `image_views` times that of the texts.
+    """
+    if len(image_embeds) != image_views * len(text_embeds):
+        raise ValueError(
+            f"image_views={image_views} needs {image_views * len(text_embeds)} images for {len(text_embeds)} texts, "
+            f"but there are {len(image_embeds)}."
+        )
+    views = image_embeds.chunk(image_views)
+    pairs = [(view, text_embeds) for view in views] + list(itertools.combinations(views, 2))
+    return sum(contrastive_loss(*pair, logit_scale, text_groups) for pair in pairs) / len(pairs)
 
 
 def summed_cross_entropy(

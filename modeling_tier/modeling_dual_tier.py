@@ -301,6 +301,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
+        image_views: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -319,6 +320,9 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
             text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
                 Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
+            image_views (`int`, *optional*, defaults to 1):
+                Views of each image, see [`views_contrastive_loss`]; `pixel_values` then has all first views in the
+                order of the texts, then all second ones, and so on.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -360,7 +364,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         }
         if return_entropy_sums:
             return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
-        terms = self.compute_loss(image_embeds, text_embeds, **local, text_groups=text_groups)
+        terms = self.compute_loss(image_embeds, text_embeds, **local, text_groups=text_groups, image_views=image_views)
         return TierCLIPOutput(**terms, **outputs)
 
 

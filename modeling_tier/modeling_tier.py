@@ -22,6 +22,7 @@ from .losses_tier import (
     entropy_sums,
     mean_over_processes,
     token_patch_similarity,
+    views_contrastive_loss,
 )
 from .maps_tier import similarity_map
 from .pipeline_tier import custom_pipelines
@@ -130,6 +131,7 @@ class TierModelMixin:
         patch_embeds: torch.Tensor,
         token_mask: torch.Tensor,
         text_groups: torch.Tensor | None = None,
+        image_views: int = 1,
     ) -> dict[str, torch.Tensor]:
         """
         The loss of matched pairs, its three terms, and the local embeddings, L2-normalised: all that
@@ -141,11 +143,19 @@ class TierModelMixin:
             patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Likewise.
             token_mask (`torch.Tensor` of shape `(batch, tokens)`): bool; which tokens the entropies count.
             text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): See [`contrastive_loss`].
+            image_views (`int`, *optional*, defaults to 1):
+                Views of each image, which are so many times more images than texts; see [`views_contrastive_loss`].
+                Each entropy is then the mean over all pairs of a text and a view of its image.
         """
         device = text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:
             text_groups = text_groups.to(device)
-        clip_loss = contrastive_loss(image_embeds.to(device), text_embeds, self.logit_scale.to(device), text_groups)
+        image_embeds, logit_scale = image_embeds.to(device), self.logit_scale.to(device)
+        if image_views == 1:
+            clip_loss = contrastive_loss(image_embeds, text_embeds, logit_scale, text_groups)
+        else:
+            clip_loss = views_contrastive_loss(image_embeds, text_embeds, logit_scale, image_views, text_groups)
+            token_embeds, token_mask = token_embeds.repeat(image_views, 1, 1), token_mask.repeat(image_views, 1)
         local = self.compute_entropy_sums(token_embeds.to(device), patch_embeds.to(device), token_mask.to(device))
         token_entropy, patch_entropy = mean_over_processes(
             local.pop("entropy_sums"), local.pop("entropy_counts")
@@ -419,6 +429,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
+        image_views: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -438,6 +449,9 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 Return `entropy_sums` and `entropy_counts` instead of the loss: of some pairs of a larger batch.
             text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
                 Equal for pairs whose reports say the same, which are then no negatives of one another in the loss.
+            image_views (`int`, *optional*, defaults to 1):
+                Views of each image, see [`views_contrastive_loss`]; `pixel_values` then has all first views in the
+                order of the texts, then all second ones, and so on.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -470,7 +484,9 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         }
         if return_entropy_sums:
             return TierCLIPOutput(**self.compute_entropy_sums(**local), **outputs)
-        terms = self.compute_loss(outputs.image_embeds, outputs.text_embeds, **local, text_groups=text_groups)
+        terms = self.compute_loss(
+            outputs.image_embeds, outputs.text_embeds, **local, text_groups=text_groups, image_views=image_views
+        )
         return TierCLIPOutput(**terms, **outputs)
 
     def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:

@@ -54,6 +54,7 @@ CONTRASTIVE_OPTIONS = (
     "text",
     "deidentified",
     "sample_sentences",
+    "image_views",
     "contrastive_chunk_size",
     "pad_to_multiple_of",
     "group_texts",
@@ -323,6 +324,14 @@ class DataArguments:
             "paper's, with crops of at least 0.6 of the area), or none (CheXzero's). Never a mirror image."
         },
     )
+    image_views: int = field(
+        default=1,
+        metadata={
+            "help": "In training, vary each image so many times. The loss is the mean over all views with the texts "
+            "and over the views with one another (TIER's code; its default is 1 too). Each view costs the memory and "
+            "time of an image."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -365,6 +374,11 @@ class DataArguments:
         check_choice("text", self.text, TEXT_SOURCES)
         check_choice("deidentified", self.deidentified, DEIDENTIFIED_MODES)
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        if self.image_views < 1 or self.image_views > 1 and self.augmentation == "none":
+            raise ValueError(
+                f"image_views={self.image_views} must be at least 1, and several need an augmentation that makes them "
+                "differ; use 1, or another --augmentation."
+            )
         check_choice("views", self.views, VIEW_CHOICES)
         check_ranges(self)
         if self.findings is not None and (not self.findings or not all(name.strip() for name in self.findings)):

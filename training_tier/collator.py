@@ -13,7 +13,8 @@ logger = logging.get_logger(__name__)
 @dataclass
 class PairCollator:
     """
-    Stacks the pixels, and pads the texts to the longest of the batch, or to a few lengths a little above.
+    Stacks the pixels, all first views of the images before all second ones, and pads the texts to the longest of the
+    batch, or to a few lengths a little above.
 
     Pairs whose image did not decode are left out and reported under `unreadable` (image id to reason); the ids of the
     others are under `image_ids`. [`TierTrainer`] takes both out of the batch again.
@@ -37,6 +38,9 @@ class PairCollator:
                 f"The last one: {pairs[-1]['error']}"
             )
         batch = {"pixel_values": torch.stack([pair["pixel_values"] for pair in readable])}
+        if batch["pixel_values"].ndim == 5:  # (pairs, views, 1, height, width)
+            batch["image_views"] = batch["pixel_values"].shape[1]
+            batch["pixel_values"] = batch["pixel_values"].transpose(0, 1).flatten(0, 1)
         texts = [pair["text"] for pair in readable]
         tokens = self.tokenizer(texts, truncation=True)
         if any(text.overflowing for text in tokens.encodings or ()):

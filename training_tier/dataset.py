@@ -37,6 +37,8 @@ class PairDataset(torch.utils.data.Dataset):
         images ([`ShardedImages`] or [`CachedImages`], *optional*): where to read them instead of in the records.
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair has a `group` as well, the same for texts that say the same, see [`duplicate_groups`].
+        image_views (`int`, *optional*, defaults to 1): views of each image, each varied by itself; with
+            several, `pixel_values` is of shape (image_views, 1, height, width).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PairDataset(torch.utils.data.Dataset):
         seed: int = 0,
         images: ShardedImages | CachedImages | None = None,
         soft_targets: bool = False,
+        image_views: int = 1,
     ):
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
@@ -59,6 +62,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.sample_sentences = sample_sentences
         self.seed = seed
+        self.image_views = image_views
         self.epoch = 0
         self.groups = duplicate_groups(self.texts()) if soft_targets else None
         # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
@@ -90,6 +94,8 @@ class PairDataset(torch.utils.data.Dataset):
         except ValueError as error:
             return {"image_id": record["image_id"], "error": str(error)}
         pixels = self.make_pixels(image, rng)
+        if self.image_views > 1:
+            pixels = torch.stack([pixels, *(self.make_pixels(image, rng) for _ in range(self.image_views - 1))])
         if self.sample_sentences:
             text = sample_text(record, rng)
         else:

@@ -614,6 +614,8 @@ class TierTrainer(RadiographTrainer):
                 f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
                 "chunk; lower it, or raise --per_device_train_batch_size."
             )
+        if getattr(self.train_dataset, "image_views", 1) > 1:
+            raise ValueError("contrastive_chunk_size does not work with image_views; leave one of them out.")
         if self.args.torch_compile and self.args.world_size > 1:
             raise ValueError(
                 "contrastive_chunk_size and torch_compile go together in one process alone; leave one out."

@@ -119,8 +119,11 @@ def test_what_a_search_cannot_have(capsys, tmp_path, options, message):
 
 @pytest.mark.slow
 def test_a_search_is_short_trainings_and_continues(tmp_path, capsys):
+    rate = ("--learning_rate", "3e-3")
+
     def search(name, trials):
-        train_tier.main([*QUICK, "--search_trials", str(trials), "--output_dir", str(tmp_path / name)])
+        options = ["--search_trials", str(trials), "--search_max_weight", "50"]  # large, so that few steps tell
+        train_tier.main([*QUICK, *rate, *options, "--output_dir", str(tmp_path / name)])
         return capsys.readouterr().out, pd.read_csv(tmp_path / name / "trials.csv").drop(columns="seconds")
 
     out, whole = search("whole", 3)
@@ -130,14 +133,14 @@ def test_a_search_is_short_trainings_and_continues(tmp_path, capsys):
     assert whole["state"].tolist() == ["complete"] * 3 and whole["eval_auroc"].nunique() > 1
     assert not list((tmp_path / "whole").rglob("*.safetensors"))
     assert "Best of 3 trials: trial" in out and "Train with them: python train_tier.py --data phantom" in out
-    options = ("--search_trials", 3, "--output_dir", tmp_path / "whole", "--learning_rate", "1e-3")
+    options = ("--search_trials", 3, "--search_max_weight", 50, "--output_dir", tmp_path / "whole")
     assert "holds a search that began with another learning_rate" in refused(capsys, *options)
 
     # each trial is the training with its weights: the first and the last one
     for row in (whole.iloc[0], whole.iloc[-1]):
         run = tmp_path / f"trial-{row['trial']}"
         weights = [word for name in whole.columns[1:3] for word in (f"--{name}", f"{row[name]:g}")]
-        train_tier.main([*QUICK, *weights, "--num_train_epochs", "1", "--output_dir", str(run)])
+        train_tier.main([*QUICK, *rate, *weights, "--num_train_epochs", "1", "--output_dir", str(run)])
         history = pd.read_json(run / "trainer_state.json", typ="series")["log_history"]
         assert [entry["eval_auroc"] for entry in history if "eval_auroc" in entry] == pytest.approx(
             [row["eval_auroc"]]
