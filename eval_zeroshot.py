@@ -37,10 +37,10 @@ ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
 OCCASIONAL = {
     "findings": (
         *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png"),
-        "training_curves.png",
+        *("training_curves.png", "similarity_of_models.png"),
     ),
     "grounding": ("grounding.png", "grounding_regions.parquet"),
-    "sparsity": ("sparsity.png",),
+    "sparsity": ("sparsity.png", "sparsity_relative.png"),
     "robustness": ("robustness.png",),
 }
 
@@ -522,30 +522,17 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
     """Fill a folder with what an evaluation writes."""
     import pandas as pd
 
-    from evaluation_tier import html_report, plots, report
+    from evaluation_tier import html_report, plots, protocols, report
+    from evaluation_tier.figures.of_evaluation import draw_figures
 
     metrics, predictions, dataset, _, prompts, _, _ = evaluation
     files = []
     if args.figures:
-        model, processor = evaluation.load()
-        if hasattr(model, "get_similarity_map"):
-            evaluated = {finding: prompts[finding] for finding in metrics["findings"]}
-            files += plots.plot_similarity_maps(
-                model,
-                processor,
-                dataset,
-                evaluated,
-                predictions,
-                folder,
-                metrics["dataset"],
-                model_name=metrics["models"][0] if len(metrics["models"]) > 1 else "",
-            )
-        if "grounding" in metrics:
-            path = folder / "grounding.png"
-            files.append(plots.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
-        for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
-            if name in metrics:
-                files.append(plot(metrics[name], folder / f"{name}.png"))
+        no_finding = None
+        if metrics["protocol"]["scoring"] != "logit":
+            sentences = protocols.choose_protocol(args.protocol).prompts  # a file of one's own may have none
+            no_finding = protocols.find_prompts(sentences, ["No Finding"])["No Finding"]
+        files += draw_figures(evaluation.load, dataset, prompts, no_finding, metrics, predictions, folder)
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
             files.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))

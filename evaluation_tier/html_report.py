@@ -68,6 +68,16 @@ FIGURES_OF_ANALYSES = {  # what each shows, for those who do not see it, and its
         "highest down, mean and one standard deviation: the steeper, the sparser. Below, the Gini index and the share "
         "near zero of each class of words, with 95 % intervals.",
     ),
+    "sparsity_relative.png": (
+        "Curves of the sorted shares of the similarity of whole texts to the patches, one per model.",
+        "Which share of a text's total similarity each patch has, from the highest down, mean and one standard "
+        "deviation; the dashed line is that of patches which are all alike.",
+    ),
+    "similarity_of_models.png": (
+        "Radiographs and, beside each, the heat-map of every model.",
+        "For each finding a radiograph that has it, and how much more each place resembles the finding's sentences "
+        'than those of "No Finding", by model. Both are scaled to the 1st and 99th percentile of all images.',
+    ),
     "robustness.png": (
         "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
         "the numbers.",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import BatchEncoding, CLIPModel, PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.analyses.relative_similarity import RelativeSimilarity, name_ranked
 from evaluation_tier.embedding import check_finite, read_batches
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.metrics import divide
@@ -189,14 +190,15 @@ def measure(
         Sums and counts per image: `"entropy_sums"` and `"entropy_counts"` (images, 2) of tokens and of patches;
         `"sums"` (images, classes, statistics) and `"counts"` (images, classes) of words, NaN for an image that does
         not decode. Then the rank-ordered similarities over all images: `"ranked"` (classes + 1, 2, patches), sums of
-        the cosines and of their squares, and `"ranked_counts"` (classes + 1,), the last of them being whole texts.
-        Then the number of texts that are cut off.
+        the cosines and of their squares, and `"ranked_counts"` (classes + 1,), the last of them being whole texts,
+        and the `"relative"` ones of whole texts. Then the number of texts that are cut off.
     """
     num_classes = len(WORD_CLASSES) + 1
     shapes = {"entropy_sums": (2,), "entropy_counts": (2,), "counts": (num_classes,)}
     shapes["sums"] = (num_classes, len(STATISTICS))
     per_image = {name: np.full((len(dataset), *shape), np.nan) for name, shape in shapes.items()}
     ranked, ranked_counts, num_cut = 0.0, np.zeros(num_classes + 1), 0
+    relative = RelativeSimilarity()
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -226,9 +228,10 @@ def measure(
                 for power in (1, 2)
             ]
             ranked = ranked + torch.stack(moments, dim=1).double().cpu().numpy()
+            relative.add(whole.squeeze(1))
             ranked_counts += np.append(weights.sum((0, 2)).cpu().numpy(), len(rows))
     model.train(was_training)
-    return per_image, {"ranked": ranked, "ranked_counts": ranked_counts}, num_cut
+    return per_image, {"ranked": ranked, "ranked_counts": ranked_counts, "relative": relative}, num_cut
 
 
 def evaluate_sparsity(
@@ -266,7 +269,8 @@ def evaluate_sparsity(
         `"models"`, by name: `token_entropy` and `patch_entropy` in nats, over all tokens but special ones as in the
         loss; `"words"`, by class (`"all"`, those of `WORD_CLASSES`, `"punctuation"`), with `n_words` and the means of
         the `STATISTICS`; and `"ranked"`, by class and for `"text"` (the embedding of the whole text), the mean and the
-        standard deviation of the similarities sorted from the highest down, each a list of `num_patches` numbers.
+        standard deviation of the similarities sorted from the highest down, each a list of `num_patches` numbers, and
+        the `"relative"` ones of whole texts (see [`RelativeSimilarity`]).
         `"differences"`, by name of all but the first: the same numbers minus those of the first model. Beside each
         number stands `<name>_ci95`. Undefined numbers are NaN.
 
@@ -313,7 +317,7 @@ def evaluate_sparsity(
             "token_entropy_weight": getattr(models[name][0].config, "token_entropy_weight", 0.0),
             "patch_entropy_weight": getattr(models[name][0].config, "patch_entropy_weight", 0.0),
             **name_numbers(values[name], sums["counts"][readable].sum(axis=0)),
-            "ranked": name_ranked(**ranked),
+            "ranked": name_ranked(**ranked, word_classes=WORD_CLASSES),
         }
         for name, (sums, ranked, num_cut) in measured.items()
     }
@@ -383,19 +387,4 @@ def name_numbers(values: np.ndarray, counts: np.ndarray | None = None) -> dict:
         results["words"][name] = {} if counts is None else {"n_words": round(counts[i])}
         for j, statistic in enumerate(STATISTICS):
             results["words"][name] |= number(statistic, values[:, 2 + i * len(STATISTICS) + j])
-    return results
-
-
-def name_ranked(ranked: np.ndarray, ranked_counts: np.ndarray) -> dict:
-    """Mean and standard deviation of the rank-ordered similarities, by class of words and of whole texts."""
-    words = len(WORD_CLASSES)
-    ranked = np.concatenate([ranked[:words].sum(axis=0, keepdims=True), ranked])
-    counts = np.append(ranked_counts[:words].sum(), ranked_counts)
-    results = {}
-    for name, (total, squares), count in zip(
-        ("all", *WORD_CLASSES, "punctuation", "text"), ranked, counts, strict=True
-    ):
-        mean = total / count if count > 0 else np.full_like(total, np.nan)
-        variance = squares / count - mean**2 if count > 0 else mean
-        results[name] = {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 0)).tolist()}
     return results

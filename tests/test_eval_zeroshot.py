@@ -408,6 +408,21 @@ def test_only_what_an_evaluation_wrote_is_removed(models, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)  # nor any folder
 
 
+def test_figures_of_two_models_side_by_side(models, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ["--data", PHANTOM, "--max_images", 20, "--min_positives", 3, "--n_bootstrap", 5]
+    arguments += ["--findings", "Cardiomegaly", "--figures", "--output_dir", tmp_path]
+    run(*models, *arguments, "--analyses", "sparsity", capsys=capsys)
+    names = {path.name for path in tmp_path.iterdir()}
+    page = (tmp_path / "report.html").read_text()
+    relative = json.loads((tmp_path / "metrics.json").read_text())["sparsity"]["models"]
+    drawn = any(model["ranked"]["relative"]["n_pairs"] for model in relative.values())
+    assert "similarity_of_models.png" in names and "the heat-map of every model" in page
+    assert ("sparsity_relative.png" in names) == drawn
+    run(models[0], *arguments, capsys=capsys)
+    assert not {"similarity_of_models.png", "sparsity_relative.png"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     from evaluation_tier import plots

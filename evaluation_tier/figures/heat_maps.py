@@ -1,0 +1,138 @@
+"""TIER's heat-maps: what several models see of a finding on the same radiographs, side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, ProcessorMixin
+
+from processing_tier.prompts import Prompts
+from processing_tier.radiograph_tier import read_radiograph
+
+from ..embedding import check_finite, embed_prompts, read_batches
+from ..plots import STYLE, import_matplotlib, literal
+from ..report import describe_dataset, write_beside
+
+LOW, HIGH = 1, 99  # percentiles of all patches of the set that become 0 and 1
+COLOURS_FROM, COLOURS_TO = -0.3, 0.5  # of the difference, as in TIER's figure
+UPSAMPLED = 16  # pixels along a patch before the map is laid over the image, whose resizing is not nearest
+MAX_ROWS = 6
+
+
+class HeatMaps(NamedTuple):
+    """Of one model, on its grid of patches."""
+
+    maps: np.ndarray  # (images, findings, rows, columns) float32, in [-1, 1]; NaN where an image does not decode
+    findings: list[str]
+
+
+def compute_heat_maps(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    prompts: Mapping[str, Prompts],
+    no_finding: Prompts,
+    batch_size: int = 32,
+) -> HeatMaps:
+    """
+    For each finding the patch's cosine to its positive sentences, minus that to those of "No Finding", both scaled.
+
+    Scaled means that the 1st and the 99th percentile over all patches of all images become 0 and 1, and what lies
+    beyond is clipped, so that a map is high where this set of images seldom is (TIER zero_shot_heatmaps.py:30-66).
+
+    Args:
+        model, processor: of a TIER model.
+        dataset: with the column `image`; its images are the set of the percentiles.
+        prompts: of the findings.
+        no_finding: whose positive sentences are the background.
+
+    Raises:
+        ValueError: as [`read_batches`].
+    """
+    asked = {**prompts, "": Prompts(no_finding.positive, [])}
+    directions = torch.from_numpy(embed_prompts(model, processor, asked)[0]).to(model.device)
+    cosines: np.ndarray | None = None
+    with torch.inference_mode():
+        for rows, pixels in read_batches(model, processor, dataset, batch_size, "mapping images"):
+            patches = F.normalize(check_finite(model.get_patch_map(pixels)), dim=-1)  # (images, rows, columns, dim)
+            maps = torch.einsum("fd,irsd->ifrs", directions, patches).float().cpu().numpy()
+            if cosines is None:
+                cosines = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
+            cosines[rows] = maps
+    scaled = np.stack([scale(cosines[:, i]) for i in range(len(asked))], axis=1)
+    return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts))
+
+
+def scale(values: np.ndarray) -> np.ndarray:
+    """The 1st and the 99th percentile of the values become 0 and 1, what lies beyond too; 0 where all are alike."""
+    low, high = np.nanpercentile(values, [LOW, HIGH])
+    return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+
+
+def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, int]:
+    """By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one."""
+    best = {}
+    for finding in findings:
+        scores = predictions.loc[predictions[f"label_{finding}"] == 1, f"score_{finding}"]
+        if len(scores) and len(best) < MAX_ROWS:
+            best[finding] = int(scores.idxmax())
+    return best
+
+
+def plot_heat_maps(
+    maps: Mapping[str, HeatMaps],
+    processors: Mapping[str, ProcessorMixin],
+    dataset: datasets.Dataset,
+    images: Mapping[str, int],
+    path: str | Path,
+    dataset_name: str = "",
+) -> Path:
+    """
+    A row per finding: a radiograph that has it, and the map of each model over it.
+
+    Args:
+        maps: by model, of this data set.
+        processors: by model.
+        dataset: the one that was mapped.
+        images: by finding the row of its image, see [`choose_images`].
+        path: of the PNG file.
+        dataset_name: what the title calls the data.
+
+    Raises:
+        ValueError: when there is no image to draw.
+    """
+    if not images:
+        raise ValueError("No evaluated image has a finding: there is nothing to draw.")
+    matplotlib = import_matplotlib()
+    dataset = dataset.with_format(None)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
+        size = (3.3 * (1 + len(maps)) + 0.8, 3.5 * len(images) + 0.5)
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(images), 1 + len(maps), squeeze=False)
+        for (finding, row), (first, *others) in zip(images.items(), panels, strict=True):
+            radiograph = read_radiograph(dataset[row]["image"])
+            grey = np.asarray(radiograph)
+            first.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            first.set_title(literal(finding))
+            for axes, (name, of_model) in zip(others, maps.items(), strict=True):
+                grid = torch.from_numpy(of_model.maps[row, of_model.findings.index(finding)])
+                grid = grid.repeat_interleave(UPSAMPLED, 0).repeat_interleave(UPSAMPLED, 1)
+                post_process = processors[name].image_processor.post_process_similarity_map
+                heat = post_process(grid[None], [(radiograph.height, radiograph.width)])[0].numpy()
+                axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+                overlay = axes.imshow(heat, cmap="coolwarm", vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
+                axes.set_title(literal(name))
+            for axes in (first, *others):
+                axes.set_axis_off()
+        bar = figure.colorbar(overlay, ax=panels[:, -1].tolist(), fraction=0.03, pad=0.02, extend="both")
+        bar.set_label('scaled similarity minus that to "No Finding"')
+        bar.outline.set_visible(False)
+        bar.solids.set_alpha(1)
+        title = f"What the models see, {describe_dataset(dataset_name)}".removesuffix(", ")
+        figure.suptitle(literal(title), fontsize=12, fontweight="bold")
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))

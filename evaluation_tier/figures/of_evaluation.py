@@ -1,0 +1,68 @@
+"""All figures of an evaluation that need its models, drawn into a folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import datasets
+import pandas as pd
+
+from processing_tier.prompts import Prompts
+
+from .. import plots
+from .heat_maps import choose_images, compute_heat_maps, plot_heat_maps
+from .relative_similarity import plot_relative_similarity
+
+
+def draw_figures(
+    load: Callable[[str], tuple],
+    dataset: datasets.Dataset,
+    prompts: Mapping[str, Prompts],
+    no_finding: Prompts | None,
+    metrics: Mapping,
+    predictions: pd.DataFrame,
+    folder: Path,
+) -> list[Path]:
+    """
+    The similarity maps of the first model, the heat-maps of several side by side, and a figure of each analysis.
+
+    Args:
+        load: gives a model and its processor by its name in `metrics["models"]`.
+        dataset: the evaluated one; `predictions` is indexed by its rows.
+        prompts: of the findings, also of those that only boxes and masks mark.
+        no_finding: sentences of a normal chest, which the heat-maps need; None where the scores are not of sentences.
+        metrics: with the results of the analyses.
+
+    Returns:
+        The files written.
+    """
+    names, files = metrics["models"], []
+    model, processor = load(names[0])
+    evaluated = {finding: prompts[finding] for finding in metrics["findings"] if finding in prompts}
+    if hasattr(model, "get_similarity_map"):
+        model_name = names[0] if len(names) > 1 else ""
+        files += plots.plot_similarity_maps(
+            model, processor, dataset, evaluated, predictions, folder, metrics["dataset"], model_name=model_name
+        )
+    if "grounding" in metrics:
+        path = folder / "grounding.png"
+        files.append(plots.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
+    for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
+        if name in metrics:
+            files.append(plot(metrics[name], folder / f"{name}.png"))
+    if any(
+        part["ranked"]["relative"]["n_pairs"] for part in metrics.get("sparsity", {"models": {}})["models"].values()
+    ):
+        files.append(plot_relative_similarity(metrics["sparsity"], folder / "sparsity_relative.png"))
+    images = choose_images(predictions, list(evaluated))
+    if len(names) > 1 and no_finding is not None and images:
+        maps, processors = {}, {}
+        for name in names:  # one model at a time is in memory
+            model, processor = load(name)
+            if hasattr(model, "get_patch_map"):
+                shown = {finding: prompts[finding] for finding in images}
+                maps[name] = compute_heat_maps(model, processor, dataset, shown, no_finding)
+                processors[name] = processor
+        if len(maps) > 1:
+            path = folder / "similarity_of_models.png"
+            files.append(plot_heat_maps(maps, processors, dataset, images, path, metrics["dataset"]))
+    return files

@@ -1,0 +1,44 @@
+"""The ranked shares of the similarity of whole texts and patches, models side by side (TIER's relative similarity)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..plots import COLOURS, GREY, LINES, STYLE, import_matplotlib, literal
+from ..report import describe_dataset, write_beside
+
+
+def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:
+    """
+    Which share of a text's total similarity each patch of its image has, from the highest down: mean and one standard
+    deviation over the pairs (TIER token_patch_sims.py:89-108). A model that looks at few places has a steep curve; the
+    dashed line is that of patches which are all alike.
+
+    Args:
+        results (`Mapping`): as `evaluate_sparsity` returns them, or read back from JSON.
+        path (`str` or `Path`): of the PNG file.
+
+    Raises:
+        `ValueError`: results in which no model has a pair to draw.
+    """
+    matplotlib = import_matplotlib()
+    drawn = {name: model["ranked"]["relative"] for name, model in results["models"].items()}
+    drawn = {name: relative for name, relative in drawn.items() if relative["n_pairs"]}
+    if not drawn:
+        raise ValueError("No pair of text and image has a positive total similarity: there are no shares to draw.")
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(6.4, 5.0), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, relative) in enumerate(drawn.items()):
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+            mean, std = (np.array(relative[part]) for part in ("mean", "std"))
+            ranks = np.arange(1, len(mean) + 1)
+            axes.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
+            left_out = f", {relative['n_left_out']:,} left out" if relative["n_left_out"] else ""
+            axes.plot(ranks, mean, label=f"{literal(name)} ({relative['n_pairs']:,} pairs{left_out})", **style)
+        axes.axhline(1 / len(mean), color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1, label="all alike")
+        title = f"Relative similarity of patches, {describe_dataset(results['dataset'])}".removesuffix(", ")
+        axes.set(title=title, xlabel="Rank of the patch", ylabel="Share of the text's total similarity")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
+        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
