@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from processing_tier.prompts import Prompts
+from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.radiograph_tier import read_radiograph
 
 from ..embedding import check_finite, embed_prompts, read_batches
 from ..plots import STYLE, import_matplotlib, literal
 from ..report import describe_dataset, write_beside
+from ..zeroshot import NO_FINDING
 
 LOW, HIGH = 1, 99  # percentiles of all patches of the set that become 0 and 1
 COLOURS_FROM, COLOURS_TO = -0.3, 0.5  # of the difference, as in TIER's figure
@@ -75,9 +76,12 @@ def scale(values: np.ndarray) -> np.ndarray:
 
 
 def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, int]:
-    """By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one."""
+    """
+    By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one. "No
+    Finding" is what the others are compared with, and its own map would be empty.
+    """
     best = {}
-    for finding in findings:
+    for finding in (name for name in findings if normalize_name(name) not in NO_FINDING):
         scores = predictions.loc[predictions[f"label_{finding}"] == 1, f"score_{finding}"]
         if len(scores) and len(best) < MAX_ROWS:
             best[finding] = int(scores.idxmax())

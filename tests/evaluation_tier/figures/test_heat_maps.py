@@ -49,6 +49,8 @@ def test_each_finding_is_shown_on_its_surest_positive():
         {"label_A": [1, 1, 0], "score_A": [0.2, 0.5, 0.9], "label_B": [0, 0, 0], "score_B": [1, 2, 3]}, index=[4, 7, 9]
     )
     assert choose_images(predictions, ["A", "B"]) == {"A": 7}
+    normal = predictions.rename(columns=lambda name: name.replace("_A", "_No Finding"))
+    assert choose_images(normal, ["No Finding"]) == {}  # what the others are compared with
 
 
 def test_the_figure_has_a_row_per_finding_and_a_column_per_model(tier_model, phantom, tmp_path):
