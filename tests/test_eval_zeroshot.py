@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_curve
 from transformers import pipeline
 
 from eval_zeroshot import main
@@ -536,6 +537,30 @@ def test_analyses_ask_what_the_evaluation_asked(models, tmp_path, capsys):
         assert result["auroc"] == pytest.approx(metrics["findings"][finding]["auroc"], abs=1e-12)
     assert robustness["protocol"]["min_positives"] == 3
     assert robustness["protocol"]["prompts"] == metrics["protocol"]["prompts"]
+
+
+def test_covid_is_told_from_pneumonia_as_tier_does(models, tmp_path, capsys):
+    labels = {name: [float(i % 3 == k) for i in range(40)] for k, name in enumerate(COVID)}
+    table = write_table(tmp_path, **labels)
+    kept = ["image", "patient_id", "view", "split", *COVID]
+    pd.read_csv(table)[kept].to_csv(table, index=False)
+    arguments = [models[0], "--benchmark", "covid-pneumonia", "--data", table, "--split", "validation"]
+    arguments += ["--protocol", "tier-covid", "--min_positives", 3, "--n_bootstrap", 5]
+    run(*arguments, "--output_dir", tmp_path / "out", capsys=capsys)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["n_images"] == 27 and list(metrics["findings"]) == ["COVID-19", "Pneumonia"]  # of 40
+    assert metrics["protocol"]["thresholds"] == (
+        "highest MCC on the evaluated images (optimistic); for F1 the highest F1 there; for accuracy the ROC point "
+        "nearest to (0, 1) there"
+    )
+    predictions = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    for finding, result in metrics["findings"].items():
+        truth, scores = predictions[f"label_{finding}"], predictions[f"score_{finding}"]
+        false_positives, true_positives, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+        nearest = thresholds[np.argmin(np.hypot(false_positives, 1 - true_positives))]
+        assert result["accuracy"] == pytest.approx(((scores >= nearest) == truth).mean())
+    assert metrics["mean"]["accuracy"] == np.mean([result["accuracy"] for result in metrics["findings"].values()])
+    assert "Accuracy (95 % CI)" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_grounding_asks_the_evaluated_sentences(models, tmp_path, capsys, monkeypatch):

@@ -16,8 +16,9 @@ What is derived:
 
 - findings: a column for each label of `Labels` (stripped, lower case) that at least `min_images` rows have; 1 where
   the row lists it, 0 where it lists others, blank where it lists none. Localisations (`loc ...`) are no findings.
-  With `method="Physician"` the default gives the labels of more than 50 images that CheXzero and TIER evaluate (57 by
-  their count); `min_images=1` gives all of them. Rows are counted whether their images are there or not.
+  With `method="Physician"`, `min_images=1` gives all of them (KAD names 193); the default gives those of more than 50
+  images. TIER's 57 are a list by hand, see the benchmark `padchest-57`. Rows count whether their images are there or
+  not.
 - view: `Projection`; `L` is LATERAL, `AP_horizontal` is AP, `COSTAL` and `UNK` are OTHER. Rows of `EXCLUDE` (not chest
   radiographs) are left out.
 - text: `Report` is Spanish, without stop words and without headings; it describes findings and stands in `findings`
