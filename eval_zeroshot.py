@@ -181,9 +181,8 @@ def build_parser() -> Parser:
     run.add_argument(
         "--figures",
         action="store_true",
-        help="also draw curves, calibration, one similarity map per finding (of several models side by side, too), what "
-        "--analyses found, and the model's "
-        "training curves where it has them",
+        help="also draw curves, calibration, one similarity map per finding (several models side by side, too), what "
+        "--analyses found, and the model's training curves where it has them",
     )
     run.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     run.add_argument(
