@@ -17,6 +17,7 @@ TRUTH = {"true": 1.0, "false": 0.0}
 MAX_AGE = 120
 SHOWN_VALUES = 5  # of a column of few different values; one of many may hold names
 CATEGORIES = 12
+GLANCE = 20  # values that tell most columns without a label
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d{1,2}")
 AGE = re.compile(r"(\d{1,4})([YMWD])")
 DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
@@ -104,15 +105,17 @@ def to_labels(values: pd.Series, label_values: Mapping[str, float] | None = None
     Returns:
         `tuple[pd.Series, pd.Series]`: the labels, NaN where they are blank or not labels; which values are not labels.
     """
-    mapped = pd.Series(False, index=values.index)
-    labels = to_numbers(values)
-    if label_values:
-        keys = pd.Series([label_key(v) if not isinstance(v, (list, dict)) else "" for v in values], values.index)
-        mapped = keys.isin(list(label_values))
-        labels = labels.mask(mapped, keys.map(label_values).astype(float))
-    blank = values.isna() | values.map(lambda value: isinstance(value, str) and not value.strip())
-    wrong = ~mapped & ~blank & ~labels.isin(FINDING_VALUES)
-    return labels.mask(wrong), wrong
+    stated = values[values.notna()]
+    try:
+        known = {value: to_label(value, label_values) for value in stated.unique()}
+        found = [known[value] for value in stated]
+    except TypeError:  # lists
+        found = [to_label(value, label_values) for value in stated]
+    is_stated = values.notna().to_numpy()
+    wrong, labels = np.zeros(len(values), dtype=bool), np.full(len(values), np.nan)
+    wrong[is_stated] = [label is None for label in found]
+    labels[is_stated] = [np.nan if label is None else label for label in found]
+    return pd.Series(labels, values.index), pd.Series(wrong, values.index)
 
 
 def check_labels(
@@ -161,8 +164,13 @@ def detect_findings(
         values = pd.concat([frame[column] for frame in frames if column in frame.columns], ignore_index=True)
         if not values.notna().any():
             continue
+        if is_known_finding(str(column)):
+            findings.append(column)
+            continue
+        if not label_values and to_labels(values[values.notna()].iloc[:GLANCE])[1].any():
+            continue  # most columns of a table, such as texts
         labels, wrong = to_labels(values, label_values)
-        if is_known_finding(str(column)) or (not wrong.any() and labels.notna().any()):
+        if not wrong.any() and labels.notna().any():
             findings.append(column)
         elif label_values and values[~wrong].map(label_key).isin(list(label_values)).any():
             logger.warning(

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from processing_tier.readers import is_hub
-from processing_tier.readers.hub import list_files
+from processing_tier.readers.hub import check_prepared, list_files
 from processing_tier.records import REQUIRED_COLUMNS
 
 PLACE = ("shard", "row_group", "row")  # columns that say where the image of a record lies
@@ -45,7 +45,8 @@ def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
         split (`str`): such as `"train"`.
 
     Raises:
-        `ValueError`: other data than these, no such split, or a column of the schema that is not there.
+        `ValueError`: other data than these, no such split, a column of the schema that is not there, or what
+            [`check_prepared`] raises.
     """
     data = os.fspath(data)
     files = list_files(data, split) if is_hub(data) else []
@@ -71,7 +72,7 @@ def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
         table = table.replace_schema_metadata().append_column("shard", pa.repeat(file, len(table)))
         table = table.append_column("row_group", pa.array(np.repeat(np.arange(len(sizes)), sizes)))
         tables.append(table.append_column("row", pa.array(np.arange(len(table)) - starts)))
-    return datasets.Dataset(pa.concat_tables(tables))
+    return check_prepared(datasets.Dataset(pa.concat_tables(tables)), data)
 
 
 class ShardedImages(torch.utils.data.Sampler):

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from processing_tier.phantom import PHANTOM_FINDINGS
-from processing_tier.prompts import PROMPTS_FOLDER, Prompts, load_prompts
+from processing_tier.prompts import PROMPTS_FOLDER, Prompts, load_prompts, warn_of_templates
 
 CHEXPERT = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
@@ -135,3 +135,17 @@ def test_unknown_names(tmp_path):
     with pytest.raises(ValueError) as error:
         load_prompts(tmp_path / "x.yaml", ["Edema"])
     assert str(error.value) == f"{tmp_path / 'x.yaml'}: there is no such prompt file; check the path."
+
+
+def test_findings_without_sentences_of_their_own_are_told(caplog):
+    warn_of_templates.cache_clear()
+    load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])
+    load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])  # said once
+    assert caplog.messages == [
+        "prompts 'report': no sentences of their own for 'Derrame pleural', '肺炎': the templates were used. Write a "
+        ".yaml file with sentences for them where the words differ."
+    ]
+    caplog.clear()
+    load_prompts("report", ["Edema", "Enlarged_Heart"])
+    load_prompts("plain", ["Edema", "肺炎"])  # has templates alone
+    assert caplog.messages == []

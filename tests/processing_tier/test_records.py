@@ -180,6 +180,21 @@ def test_bad_tables(frame, columns, message, folder):
         (None, "OTHER"),
         (float("nan"), "OTHER"),
         ("swimmers", "OTHER"),
+        ("postero-anterior", "PA"),
+        ("Postero Anterior", "PA"),
+        ("póstero-anterior", "PA"),
+        ("P.A.", "PA"),
+        ("chest pa view", "PA"),
+        ("antero-posterior", "AP"),
+        ("AP_horizontal", "AP"),
+        ("ap-portable", "AP"),
+        ("AP LLD", "AP"),
+        ("left lateral", "LATERAL"),
+        ("perfil", "LATERAL"),
+        ("LATERAL DECUBITUS", "OTHER"),
+        ("LLD", "OTHER"),
+        ("PA and lateral", "OTHER"),  # of the examination, not of the image
+        (1, "OTHER"),
     ],
 )
 def test_views(value, view):

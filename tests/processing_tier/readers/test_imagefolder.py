@@ -1,11 +1,12 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from processing_tier import read_radiograph
-from processing_tier.readers import read_imagefolder, read_records
+from processing_tier.readers import list_splits, read_imagefolder, read_records
 from processing_tier.records import check_columns, check_disjoint_patients, finding_columns, select_text
 
 HEADER = "file_name,patient_id,view,dicom_view,text,impression,Edema,orig_width\n"
@@ -125,3 +126,42 @@ def test_nih(shared_data):
     boxes = [box for image in train["boxes"] for box in image]
     assert len(boxes) == 45
     assert all(0 <= box["x"] < box["x"] + box["w"] <= 320.5 for box in boxes)
+
+
+def test_links_inside_the_data_set(tmp_path):
+    """The images of all splits may lie in one place, and the splits hold links to them."""
+    (tmp_path / "store").mkdir()
+    for split, name in (("train", "a"), ("validation", "b")):
+        Image.new("L", (4, 4)).save(tmp_path / "store" / f"{name}.png")
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"{name}.png").symlink_to(tmp_path / "store" / f"{name}.png")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,patient_id\n{name}.png,{name}\n")
+    dataset = read_records(tmp_path, "train")
+    assert dataset["image"][0]["path"] == str((tmp_path / "store" / "a.png").resolve())
+    assert dataset["image_id"][:] == ["a"]
+    outside = tmp_path.parent / f"{tmp_path.name}_outside.png"
+    Image.new("L", (4, 4)).save(outside)
+    (tmp_path / "train" / "a.png").unlink()
+    (tmp_path / "train" / "a.png").symlink_to(outside)
+    with pytest.raises(ValueError, match="a.png: the path leaves the image folder; name the folder that holds"):
+        read_records(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.parquet", "metadata.tsv", "metadata.csv"])
+def test_forms_of_metadata(tmp_path, name):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / split / f"{split}.png")
+        frame = pd.DataFrame(
+            {"file_name": [f"{split}.png"], "patient_id": ["007"], "text": "IMPRESSION: Ok.", "Edema": 1}
+        )
+        path = tmp_path / split / name
+        if name.endswith("jsonl"):
+            frame.to_json(path, orient="records", lines=True)
+        elif name.endswith("parquet"):
+            frame.to_parquet(path)
+        else:
+            frame.to_csv(path, index=False, sep="\t" if name.endswith("tsv") else ",")
+    dataset = read_records(tmp_path, "train")
+    assert (dataset["patient_id"][0], dataset["impression"][0], dataset["Edema"][0]) == ("007", "Ok.", 1)
+    assert list_splits(tmp_path) == ["test", "train"]
