@@ -135,7 +135,6 @@ def make_contrastive_trainer(
         eval_dataset=PairDataset(eval_records, **pairs),
         data_collator=PairCollator(processor.tokenizer, training_arguments.pad_to_multiple_of),
         processing_class=processor,
-        eval_records=eval_records,
         findings=findings,
         prompts=data_arguments.prompts,
         avoid_duplicates=data_arguments.avoid_duplicates,
@@ -253,7 +252,8 @@ def train(
     if trainer.is_world_process_zero():
         trainer.write_card()
     if trainer.unreadable:
-        print(f"Skipped {len(trainer.unreadable)} training images that do not decode: {', '.join(trainer.unreadable)}")
+        image_ids = [image_id for image_id, _ in trainer.unreadable.values()]
+        print(f"Skipped {len(image_ids)} training images that do not decode: {', '.join(image_ids)}")
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # a process that is gone too early aborts those that still talk to it

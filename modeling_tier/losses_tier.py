@@ -9,8 +9,10 @@ below have to be called by all of them, and the gradients, averaged over the pro
 are those of one process that has the whole batch.
 """
 
+import contextlib
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -24,9 +26,27 @@ MASKED_LOGIT = torch.finfo(torch.float32).min / 2
 REFERENCE_EPS = 1e-7
 
 
+_share_batches = True  # see `separate_batches`
+
+
+@contextlib.contextmanager
+def separate_batches() -> Iterator[None]:
+    """
+    Inside, the batch of each process counts as a whole one: the losses exchange nothing. An evaluation does so, where
+    the loss must not depend on the number of processes.
+    """
+    global _share_batches
+    before, _share_batches = _share_batches, False
+    try:
+        yield
+    finally:
+        _share_batches = before
+
+
 def world_size() -> int:
-    """Number of processes that share a batch; 1 outside `torch.distributed`."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes that share a batch; 1 outside `torch.distributed` and in [`separate_batches`]."""
+    is_shared = _share_batches and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if is_shared else 1
 
 
 class GatherWithGradient(torch.autograd.Function):

@@ -504,7 +504,10 @@ class TierTrainingArguments(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(
         default=32,
-        metadata={"help": "Pairs per process in evaluation; as many as in training, or their losses do not compare."},
+        metadata={
+            "help": "Pairs of a batch in evaluation, each contrasted with the others of it, whatever the number "
+            "of processes; as many as in a step of training, or the two losses do not compare."
+        },
     )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})

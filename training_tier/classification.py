@@ -23,8 +23,10 @@ from processing_tier import TierImageProcessor
 from processing_tier.prompts import load_prompts
 
 from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
+from .collator import list_unreadable
 from .data import make_images
 from .dataset import PairDataset
+from .evaluation import NOT_STATED
 from .initialization import load_image_processor, load_weights, make_model, read_stored_config
 from .option_checks import auroc_names, check_metric
 from .presets import PRESETS
@@ -32,7 +34,6 @@ from .trainer import RadiographTrainer
 
 logger = logging.getLogger(__name__)
 
-NOT_STATED = -100.0  # the one label that the Trainer does not count
 CLASSIFIERS = {
     TierCLIPModel: TierCLIPForImageClassification,
     TierDualEncoderModel: TierDualEncoderForImageClassification,
@@ -94,6 +95,7 @@ class LabelledDataset(PairDataset):
 
     def __init__(self, records: datasets.Dataset, findings: Sequence[str], **kwargs):
         super().__init__(records, **kwargs)
+        self.findings = list(findings)
         labels = read_labels(records, findings)
         self.labels = torch.tensor(np.where(labels >= 0, labels, NOT_STATED), dtype=torch.float32)
 
@@ -104,24 +106,21 @@ class LabelledDataset(PairDataset):
 def collate_labelled(items: list[dict]) -> dict:
     """
     Stacks pixels and labels. An image that did not decode is black and has no label, and is reported under
-    `unreadable` (image id to reason). The Trainer takes that and the `image_ids` out of the batch again.
+    `unreadable`, see [`list_unreadable`]. Where no image of a batch decodes, there are no pixels. The numbers of all
+    records are under `indices`, and their ids under `image_ids`. The Trainer takes these out of the batch again.
     """
-    unreadable = {item["image_id"]: item["error"] for item in items if "error" in item}
-    if len(unreadable) == len(items):
-        raise ValueError(
-            f"None of the {len(items)} images of a batch decodes: repair or remove them. "
-            f"The last one: {items[-1]['error']}"
-        )
-    black = torch.zeros_like(next(item["pixel_values"] for item in items if "error" not in item))
     batch = {
-        "pixel_values": torch.stack([item.get("pixel_values", black) for item in items]),
         "labels": torch.stack(
             [torch.full_like(item["labels"], NOT_STATED) if "error" in item else item["labels"] for item in items]
         ),
         "image_ids": [item["image_id"] for item in items],
+        "indices": [item["index"] for item in items],
+        "unreadable": list_unreadable(items),
     }
-    if unreadable:
-        batch["unreadable"] = unreadable
+    readable = [item["pixel_values"] for item in items if "error" not in item]
+    if readable:
+        black = torch.zeros_like(readable[0])
+        batch["pixel_values"] = torch.stack([item.get("pixel_values", black) for item in items])
     return batch
 
 

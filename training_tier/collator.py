@@ -1,6 +1,8 @@
 """Pairs to a batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -10,14 +12,37 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
+def list_unreadable(items: list[dict]) -> list[tuple[int, str, str]]:
+    """
+    Of the items of a [`PairDataset`] whose image did not decode: number of the record, image id, and reason. The
+    number tells them apart, which an id need not.
+    """
+    return [(item["index"], item["image_id"], item["error"]) for item in items if "error" in item]
+
+
+def refuse_batch(unreadable: Sequence[tuple[int, str, str]]) -> NoReturn:
+    """
+    Args:
+        unreadable (`Sequence[tuple]`): all the items of a batch, see [`list_unreadable`].
+
+    Raises:
+        `ValueError`: always.
+    """
+    raise ValueError(
+        f"None of the {len(unreadable)} images of a batch decodes: repair or remove them. The last one: "
+        f"{unreadable[-1][2]}"
+    )
+
+
 @dataclass
 class PairCollator:
     """
     Stacks the pixels, all first views of the images before all second ones, and pads the texts to the longest of the
     batch, or to a few lengths a little above.
 
-    Pairs whose image did not decode are left out and reported under `unreadable` (image id to reason); the ids of the
-    others are under `image_ids`. [`TierTrainer`] takes both out of the batch again.
+    Pairs whose image did not decode are left out and reported under `unreadable`, see [`list_unreadable`]. Where no
+    image of a batch decodes, that is all there is. The numbers of the records of the others are under `indices`, and
+    their ids under `image_ids`. [`TierTrainer`] takes these out of the batch again.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]): truncates at its `model_max_length`.
@@ -31,12 +56,13 @@ class PairCollator:
 
     def __call__(self, pairs: list[dict]) -> dict:
         readable = [pair for pair in pairs if "error" not in pair]
-        unreadable = {pair["image_id"]: pair["error"] for pair in pairs if "error" in pair}
+        reports = {
+            "image_ids": [pair["image_id"] for pair in readable],
+            "indices": [pair["index"] for pair in readable],
+            "unreadable": list_unreadable(pairs),
+        }
         if not readable:
-            raise ValueError(
-                f"None of the {len(pairs)} images of a batch decodes: repair or remove them. "
-                f"The last one: {pairs[-1]['error']}"
-            )
+            return reports
         batch = {"pixel_values": torch.stack([pair["pixel_values"] for pair in readable])}
         if batch["pixel_values"].ndim == 5:  # (pairs, views, 1, height, width)
             batch["image_views"] = batch["pixel_values"].shape[1]
@@ -57,8 +83,6 @@ class PairCollator:
         )
         if "group" in readable[0]:
             batch["text_groups"] = torch.tensor([pair["group"] for pair in readable])
-        batch["image_ids"] = [pair["image_id"] for pair in readable]
-        if unreadable:
-            batch["unreadable"] = unreadable
+        batch.update(reports)
         batch["return_loss"] = True  # last: accelerate takes the batch size from the first value
         return batch

@@ -20,7 +20,7 @@ SECTIONS = ("impression", "findings")
 
 class PairDataset(torch.utils.data.Dataset):
     """
-    One image and its text per record.
+    One image and its text per record. `all_columns` are the records as they were given, with the columns of findings.
 
     What is random is drawn from (seed, epoch, index) alone. So a pair is the same in every process, with any number
     of workers and in a resumed run.
@@ -54,6 +54,7 @@ class PairDataset(torch.utils.data.Dataset):
         soft_targets: bool = False,
         image_views: int = 1,
     ):
+        self.all_columns = records
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
         self.image_processor = image_processor
@@ -85,14 +86,14 @@ class PairDataset(torch.utils.data.Dataset):
             yield clean_text(select_text(record, source), self.deidentified)
 
     def __getitem__(self, index: int) -> dict:
-        """`image_id`, and either `pixel_values` (1, height, width) with `text`, or the `error` of the image."""
+        """`index`, `image_id`, and either `pixel_values` (1, height, width) with `text`, or the image's `error`."""
         record = self.records[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
         try:
             source = record["image"] if self.images is None else self.images.read(index)
             image = self.image_processor.read(source)
         except ValueError as error:
-            return {"image_id": record["image_id"], "error": str(error)}
+            return {"index": index, "image_id": record["image_id"], "error": str(error)}
         pixels = self.make_pixels(image, rng)
         if self.image_views > 1:
             pixels = torch.stack([pixels, *(self.make_pixels(image, rng) for _ in range(self.image_views - 1))])
@@ -100,7 +101,7 @@ class PairDataset(torch.utils.data.Dataset):
             text = sample_text(record, rng)
         else:
             text = clean_text(select_text(record, self.text), self.deidentified)
-        pair = {"image_id": record["image_id"], "pixel_values": pixels, "text": text}
+        pair = {"index": index, "image_id": record["image_id"], "pixel_values": pixels, "text": text}
         return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:

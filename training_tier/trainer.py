@@ -1,30 +1,31 @@
 """The Trainer of every task, and that of TIER models: its terms in the log, zero-shot AUROC in each evaluation."""
 
 import contextlib
-import functools
 import json
 import math
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from huggingface_hub import model_info, upload_folder
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
-from transformers.utils import PushInProgress, is_peft_available, logging
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    rotate_checkpoints,
+)
+from transformers.utils import is_peft_available, logging
 
-from evaluation_tier.links import refuse_links_outside
-from evaluation_tier.report import write_model_card
+from evaluation_tier.embedding import MAX_UNREADABLE
+from evaluation_tier.processes import fail_together
 from evaluation_tier.zeroshot import zero_shot_auroc
+from modeling_tier.modeling_tier import TierCLIPOutput
 from processing_tier.identities import TrainedOn, write_trained_on
 from processing_tier.prompts import load_prompts
 
@@ -38,7 +39,11 @@ from .callbacks import (
     TopCheckpoints,
     TrainingStopped,
 )
+from .collator import refuse_batch
+from .dataset import PairDataset
+from .evaluation import EvaluatingTrainer
 from .gradient_caching import backward_in_chunks
+from .hub import HubTrainer
 from .optimization import learning_rate_scales, scale_learning_rates
 from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
 from .samplers import DistinctTextSampler, SimilarLengthSampler
@@ -52,6 +57,7 @@ from .sharding import (
 )
 from .streaming import ShardedImages
 from .text_lengths import read_by_length
+from .workers import shield_workers
 
 if is_peft_available():
     from peft import PeftModel
@@ -60,8 +66,6 @@ logger = logging.get_logger(__name__)
 
 LEARNING_RATE_OPTIONS = ("vision_lr_scale", "text_lr_scale", "layer_decay")
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
-MAX_UNREADABLE = 0.01  # share of the training images that may fail to decode before the run stops
-RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
 PEER_ERRORS = ("closed by peer", "reset by peer", "Broken pipe")  # of gloo, which has no class of errors
 
 
@@ -96,26 +100,7 @@ def is_peer_error(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in PEER_ERRORS)
 
 
-def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) -> None:
-    """
-    What a data-loader worker does first: where SIGTERM goes to a whole job, the main process still needs it. Only from
-    that process does it take one, which is how that ends a worker that does not end by itself.
-    """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        parent = os.getppid()
-
-        def wait():
-            while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-                pass
-            os._exit(0)
-
-        threading.Thread(target=wait, daemon=True).start()
-    if then is not None:
-        then(worker_id)
-
-
-class RadiographTrainer(Trainer):
+class RadiographTrainer(EvaluatingTrainer, HubTrainer):
     """
     [`Trainer`] that goes on without images that do not decode, decays matrices alone, and trains each tower and layer
     at its own learning rate. On the Hub, whatever it pushes and whenever, can be loaded and has this project's card.
@@ -139,10 +124,10 @@ class RadiographTrainer(Trainer):
         self.training_facts = training_facts
         self.run_options = run_options
         self.trained_on: TrainedOn | None = None  # saved with the model, see `processing_tier.identities`
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[int, tuple[str, str]] = {}  # training record to image id and reason, of this process
+        self._new_unreadable = False
         self.preemption = Preemption()
         self._image_ids: list[str] = []  # of the step
-        self._saving = False
         self.add_callback(EpochSetter())
         if self.args.save_top_k is not None:
             self.add_callback(TopCheckpoints(self.args.save_top_k))
@@ -197,7 +182,8 @@ class RadiographTrainer(Trainer):
             broadcast_weights(self.model, self.args.device)
         with self.preemption.listening():
             try:
-                return super().train(resume_from_checkpoint, **kwargs)
+                output = super().train(resume_from_checkpoint, **kwargs)
+                return output._replace(training_loss=output.metrics["train_loss"])
             except TrainingStopped:
                 self.callback_handler.on_train_end(self.args, self.state, self.control)  # closes the logs
                 raise
@@ -216,6 +202,9 @@ class RadiographTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         self.throughput.on_batch_wait()
         batches, num_items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            if "pixel_values" not in batch:
+                refuse_batch(batch["unreadable"])
         self.throughput.on_batches(batches)
         return batches, num_items
 
@@ -223,28 +212,62 @@ class RadiographTrainer(Trainer):
         if "loss" in logs:
             half_precision = self.args.bf16 or self.args.fp16
             logs |= self.throughput.pop(self.model, self.args.world_size, half_precision)
+        if "train_loss" in logs:  # super's is wrong in a resumed run: all steps' losses, divided by the resumed ones
+            logs["train_loss"] = self.mean_training_loss()
         super().log(logs, start_time)
 
+    def mean_training_loss(self) -> float:
+        """Over all the steps of the run, those before it was resumed among them; all processes have to call this."""
+        logged = [(entry["step"], entry["loss"]) for entry in self.state.log_history if "loss" in entry]
+        total, last = 0.0, 0
+        for step, loss in logged:
+            total, last = total + loss * (step - last), step
+        unlogged = self.state.global_step - self._globalstep_last_logged
+        if unlogged:
+            total += self.accelerator.reduce(self._tr_loss, "mean").item()
+        return total / max(last + unlogged, 1)
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        # transformers (5.23) compares the options with the numbers of steps in the checkpoint: 0.1 with 12, say
+        shares = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
+        shares = {name: share for name, share in shares.items() if share is not None and share < 1}
+        for name, share in shares.items():
+            setattr(self.args, name, math.ceil(max_steps * share))
+        try:
+            return super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            for name, share in shares.items():
+                setattr(self.args, name, share)
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        self.pop_unreadable(inputs)
+        self.pop_reports(inputs)
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
-    def pop_unreadable(self, inputs: dict) -> None:
+    def pop_reports(self, inputs: dict) -> None:
         """
-        Takes out of a batch what the collator reports besides the model's inputs, and remembers it: the image ids,
-        and which images do not decode.
+        Takes out of a training batch what the collator reports besides the model's inputs, and remembers it: the image
+        ids, and which images do not decode.
+        """
+        self._image_ids.extend(inputs.pop("image_ids", ()))
+        inputs.pop("indices", None)
+        for index, image_id, error in inputs.pop("unreadable", ()):
+            self._new_unreadable = self._new_unreadable or index not in self.unreadable
+            self.unreadable[index] = (image_id, error)
+
+    def check_unreadable(self) -> None:
+        """
+        Counts the training images that did not decode in any process, which all have to call this.
 
         Raises:
-            `ValueError`: the latter are too many.
+            `ValueError`: they are too many.
         """
-        image_ids = inputs.pop("image_ids", ())
-        if self.model.training:
-            self._image_ids.extend(image_ids)
-        self.unreadable.update(inputs.pop("unreadable", {}))
+        if self.args.world_size > 1:
+            self.unreadable = dict(gather_object(list(self.unreadable.items())))
+        self._new_unreadable = False
         if len(self.unreadable) > MAX_UNREADABLE * len(self.train_dataset):
             raise ValueError(
                 f"At least {len(self.unreadable)} of {len(self.train_dataset)} training images do not decode, more "
-                f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1]}"
+                f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1][1]}"
             )
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -255,7 +278,8 @@ class RadiographTrainer(Trainer):
 
     def check_step(self, grad_norm: torch.Tensor | float | None) -> None:
         """
-        Agrees with the other processes on whether SIGTERM has come, and whether loss and gradient are finite.
+        Agrees with the other processes on whether SIGTERM has come, whether loss and gradient are finite, and whether
+        too many images do not decode.
 
         Args:
             grad_norm (`torch.Tensor` or `float`, *optional*): of this step; not looked at where a gradient scaler
@@ -263,15 +287,18 @@ class RadiographTrainer(Trainer):
 
         Raises:
             `TrainingStopped`: one of them is not.
+            `ValueError`: see [`check_unreadable`].
         """
         image_ids, self._image_ids = self._image_ids, []
         scaled = getattr(self.accelerator, "scaler", None) is not None
         norm = 0.0 if grad_norm is None or scaled else float(grad_norm)
         loss = self._tr_loss.item()  # since the last log, all steps before this one finite
-        flags = [not math.isfinite(loss), not math.isfinite(norm), self.preemption.requested]
+        flags = [not math.isfinite(loss), not math.isfinite(norm), self.preemption.requested, self._new_unreadable]
         if self.args.world_size > 1:
             flags = self.accelerator.reduce(self._tr_loss.new_tensor(flags), "sum").tolist()
-        bad_loss, bad_gradient, self.preemption.agreed = map(bool, flags)
+        bad_loss, bad_gradient, self.preemption.agreed, new_unreadable = map(bool, flags)
+        if new_unreadable:
+            self.check_unreadable()
         if not bad_loss and not bad_gradient:
             return
         if self.args.world_size > 1:
@@ -297,21 +324,7 @@ class RadiographTrainer(Trainer):
         return images
 
     def get_train_dataloader(self):
-        return self.shield_workers(super().get_train_dataloader())
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = False  # meant for training; in evaluation every pair counts
-        try:
-            return self.shield_workers(super().get_eval_dataloader(eval_dataset))
-        finally:
-            self.args.dataloader_drop_last = drop_last
-
-    def shield_workers(self, loader: DataLoader) -> DataLoader:
-        """Makes the workers of a loader, in place, outlive a SIGTERM."""
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap one
-        inner.worker_init_fn = functools.partial(ignore_sigterm, then=inner.worker_init_fn)
-        return loader
+        return shield_workers(super().get_train_dataloader())
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
@@ -427,11 +440,13 @@ class RadiographTrainer(Trainer):
 
     def log_sums(self) -> dict:
         """What the next line of the log is made of, apart from what is still to come; JSON."""
-        return {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged}
+        unreadable = [[index, *report] for index, report in self.unreadable.items()]
+        return {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged, "unreadable": unreadable}
 
     def restore_log_sums(self, sums: Mapping) -> None:
         self._tr_loss.fill_(sums["loss"])
         self._globalstep_last_logged = sums["step"]
+        self.unreadable |= {index: tuple(report) for index, *report in sums.get("unreadable", ())}
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -446,101 +461,19 @@ class RadiographTrainer(Trainer):
     def log_sums_file(self, checkpoint: str) -> str:
         return os.path.join(checkpoint, f"log_sums_{self.args.process_index}.json")
 
-    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
-        """
-        Makes the repository on the Hub, private unless told otherwise.
-
-        Args:
-            token (`str`, *optional*): instead of `hub_token`.
-            kwargs: `private` where [`Trainer`] takes it (from transformers 5.23 at the latest), instead of
-                `hub_private_repo`.
-
-        Raises:
-            `ValueError`: a link in `output_dir` leads out of it, the Hub refuses or is out of reach, or a public
-                repository of that name is there already,
-                which asking for a private one would not change.
-        """
-        if not self.is_world_process_zero():
-            return
-        refuse_links_outside(self.args.output_dir)
-        try:
-            super().init_hf_repo(token=token, **kwargs)
-            is_public = not model_info(self.hub_model_id, token=token or self.args.hub_token).private
-        except Exception as error:  # huggingface_hub and its HTTP library raise many kinds
-            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-            raise ValueError(
-                f"The Hub does not take the repository {name!r}; log in with `hf auth login` or choose another "
-                f"--hub_model_id ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
-            ) from error
-        private = kwargs.get("private")
-        if is_public and (self.args.hub_private_repo if private is None else private):
-            raise ValueError(
-                f"The repository {self.hub_model_id!r} exists and is public; choose another --hub_model_id, or, where "
-                "the training data allow a public model, --hub_private_repo false."
-            )
-
-    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
-        """Writes this project's card into `output_dir` unless one is there, which [`Trainer`] would replace."""
-        if kwargs:
-            logger.warning(f"{', '.join(kwargs)}: no effect on the model card, which write_model_card writes.")
-        if self.is_world_process_zero() and not os.path.isfile(os.path.join(self.args.output_dir, "README.md")):
-            self.write_card(model_name)
-
-    def write_card(self, model_name: str | None = None) -> None:
-        """Writes the card into `output_dir`, under the name of the repository on the Hub if there is one."""
-        write_model_card(
-            self.args.output_dir, training=self.training_facts, model_name=self.hub_model_id or model_name
-        )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
-        # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
-        args = self.args
-        if self._saving or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return  # while it is being saved, super calls this too early
-        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
-            return
-        self._finish_current_push()  # which reads the files that are about to change
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        for path in Path(checkpoint_folder).iterdir():
-            if path.is_file() and path.suffix not in RESUME_SUFFIXES:
-                shutil.copy(path, args.output_dir)
-        self.write_card()
-
-        message = f"Training in progress, step {self.state.global_step}"
-        target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
-        jobs = [
-            upload_folder(
-                folder_path=args.output_dir,
-                ignore_patterns=["_*", "*/*"],
-                commit_message=message,
-                run_as_future=True,
-                **target,
-            )
-        ]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = args.hub_strategy == HubStrategy.CHECKPOINT
-            jobs.append(
-                upload_folder(
-                    folder_path=checkpoint_folder,
-                    path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
-                    ignore_patterns=["_*"],
-                    commit_message=f"{message}, checkpoint",
-                    run_as_future=True,
-                    **target,
-                )
-            )
-        self.push_in_progress = PushInProgress(jobs)
-
 
 class TierTrainer(RadiographTrainer):
     """
     [`RadiographTrainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in
-    evaluation, adds the zero-shot AUROC to each evaluation, and clamps `logit_scale`.
+    evaluation, adds the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
+
+    The loss of an evaluation is over batches of `per_device_eval_batch_size` pairs in the order of the records,
+    whatever the number of processes. `predict` returns `text_embeds` and `image_embeds`, in this order (the
+    model's), with a row for each record: NaN where the image does not decode.
 
     Args:
-        eval_records (`datasets.Dataset`, *optional*): images with finding columns for the zero-shot AUROC.
-        findings (`Sequence[str]`, *optional*): the finding columns to score; none for no AUROC.
+        findings (`Sequence[str]`, *optional*):
+            the columns of findings of which the AUROC is computed, on whatever data are evaluated; none for no AUROC.
         prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
         avoid_duplicates (`bool`, *optional*, defaults to `False`): see [`DistinctTextSampler`].
         kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
@@ -549,7 +482,6 @@ class TierTrainer(RadiographTrainer):
     def __init__(
         self,
         *,
-        eval_records: datasets.Dataset | None = None,
         findings: Sequence[str] = (),
         prompts: str = "report",
         avoid_duplicates: bool = False,
@@ -557,9 +489,8 @@ class TierTrainer(RadiographTrainer):
     ):
         self.avoid_duplicates = avoid_duplicates
         super().__init__(**kwargs)
-        self.eval_records = eval_records
         self.prompts = load_prompts(prompts, findings)
-        self._terms = {"train": [], "eval": []}
+        self._terms: list[torch.Tensor] = []  # of training, since the last line of the log
         self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
@@ -645,22 +576,30 @@ class TierTrainer(RadiographTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
-        self.pop_unreadable(inputs)
+        self.pop_reports(inputs)
         steps = self.current_gradient_accumulation_steps
         outputs = backward_in_chunks(
             model, inputs, self.args.contrastive_chunk_size, lambda loss: self.accelerator.backward(loss / steps)
         )
-        self.add_terms("train", outputs, len(inputs["input_ids"]))
+        self.add_terms(outputs, len(inputs["input_ids"]))
         return outputs["loss"] / steps
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.add_terms("train" if model.training else "eval", outputs, len(inputs["input_ids"]))
+        if self._evaluated is None:
+            self.add_terms(outputs, len(inputs["input_ids"]))
+        else:
+            self._eval_terms = {term: outputs[term].detach() for term in TERMS}
         return (loss, outputs) if return_outputs else loss
 
-    def add_terms(self, mode: str, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        kept = ("image_embeds", "text_embeds")
+        ignored = [output.name for output in fields(TierCLIPOutput) if output.name not in kept]
+        return super().prediction_step(model, inputs, prediction_loss_only, [*ignored, *(ignore_keys or ())])
+
+    def add_terms(self, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
         terms = torch.stack([outputs[term].detach().float() for term in TERMS])
-        self._terms[mode].append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
+        self._terms.append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -672,49 +611,62 @@ class TierTrainer(RadiographTrainer):
             return SimilarLengthSampler(dataset, self.processing_class.tokenizer, batch_size, multiple, self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
-    def pop_terms(self, mode: str) -> dict[str, float]:
+    def pop_terms(self) -> dict[str, float]:
         """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
-        sums = self.accelerator.reduce(torch.stack(self._terms[mode]).sum(dim=0), "sum")
-        self._terms[mode].clear()
+        sums = self.accelerator.reduce(torch.stack(self._terms).sum(dim=0), "sum")
+        self._terms.clear()
         return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._terms["train"]:
-            logs |= self.pop_terms("train")
+        if "loss" in logs and self._terms:
+            logs |= self.pop_terms()
             scale = whole_tensor(self.accelerator.unwrap_model(self.model).logit_scale.detach())
             logs["logit_scale"] = scale.exp().item()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
         # here and not in evaluate(), so that the log and every callback see these numbers too
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        added = self.pop_terms("eval") if self._terms["eval"] else {}
-        if self.prompts:
-            aurocs = self.zero_shot_auroc()
-            added["auroc"] = aurocs.pop("mean")
-            added |= {f"auroc_{finding}": value for finding, value in aurocs.items()}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in added.items()})
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        aurocs = self.zero_shot_auroc(dataloader.dataset)
+        for name, value in aurocs.items():
+            key = "auroc" if name == "mean" else f"auroc_{name}"
+            output.metrics[f"{metric_key_prefix}_{key}"] = value
         return output
 
     def log_sums(self) -> dict:
-        return super().log_sums() | {"terms": [terms.tolist() for terms in self._terms["train"]]}
+        return super().log_sums() | {"terms": [terms.tolist() for terms in self._terms]}
 
     def restore_log_sums(self, sums: Mapping) -> None:
         super().restore_log_sums(sums)
-        self._terms["train"] = [torch.tensor(terms, device=self.args.device) for terms in sums["terms"]]
+        self._terms = [torch.tensor(terms, device=self.args.device) for terms in sums["terms"]]
 
-    def zero_shot_auroc(self) -> dict[str, float]:
-        """See [`evaluation_tier.zeroshot.zero_shot_auroc`]; computed by the main process, known to all."""
+    def zero_shot_auroc(self, dataset: PairDataset) -> dict[str, float]:
+        """
+        See [`evaluation_tier.zeroshot.zero_shot_auroc`], of the images and labels of a data set; computed by the main
+        process, known to all. A finding without labels there is left out, with a warning.
+        """
+        records = dataset.all_columns
+        findings = [finding for finding in self.prompts if finding in records.column_names]
+        if "image" not in records.column_names:
+            findings = []
+        missing = [finding for finding in self.prompts if finding not in findings]
+        if missing:
+            reason = "labels" if "image" in records.column_names else "images (they are streamed)"
+            logger.warning(f"The evaluated records hold no {reason} of {', '.join(missing)}: its AUROC is left out.")
+        if not findings:
+            return {}
         result = [None]
-        with self.whole_model() as model:
+        with self.whole_model() as model, fail_together():
             if self.accelerator.is_main_process:
                 model.to(self.args.device)
                 with torch.autocast(model.device.type, enabled=False):
                     result[0] = zero_shot_auroc(
                         model,
                         self.processing_class,
-                        self.eval_records,
-                        list(self.prompts),
+                        records,
+                        findings,
                         self.prompts,
                         batch_size=self.args.eval_batch_size,
                     )

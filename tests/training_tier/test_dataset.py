@@ -120,23 +120,26 @@ class Words:
 
 
 def test_a_batch_has_return_loss_last_and_no_key_that_the_trainer_takes_for_labels():
-    pairs = [{"image_id": str(i), "pixel_values": torch.full((1, 2, 2), i), "text": "a " * (i + 1)} for i in range(3)]
+    pairs = [
+        {"index": i, "image_id": str(i), "pixel_values": torch.full((1, 2, 2), i), "text": "a " * (i + 1)}
+        for i in range(3)
+    ]
     batch = PairCollator(Words())(pairs)
-    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", "image_ids", "return_loss"]
+    reports = ["image_ids", "indices", "unreadable"]
+    assert list(batch) == ["pixel_values", "input_ids", "attention_mask", *reports, "return_loss"]
     assert batch["pixel_values"].shape == (3, 1, 2, 2) and batch["return_loss"] is True
     assert batch["attention_mask"].sum(1).tolist() == [1, 2, 3] and batch["image_ids"] == ["0", "1", "2"]
 
 
 def test_an_image_that_does_not_decode_leaves_the_batch_and_is_named():
     pairs = [
-        {"image_id": "a", "pixel_values": torch.zeros(1, 2, 2), "text": "x"},
-        {"image_id": "b", "error": "cut short"},
+        {"index": 4, "image_id": "a", "pixel_values": torch.zeros(1, 2, 2), "text": "x"},
+        {"index": 7, "image_id": "a", "error": "cut short"},
     ]
     batch = PairCollator(Words())(pairs)
     assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 1
-    assert batch["unreadable"] == {"b": "cut short"}
-    with pytest.raises(ValueError, match="^None of the 1 images of a batch decodes: repair or remove them. The last"):
-        PairCollator(Words())(pairs[1:])
+    assert batch["indices"] == [4] and batch["unreadable"] == [(7, "a", "cut short")]
+    assert PairCollator(Words())(pairs[1:]) == {"image_ids": [], "indices": [], "unreadable": [(7, "a", "cut short")]}
 
 
 def test_a_truncated_file_is_an_error_of_its_pair_alone(records, image_processor):

@@ -241,3 +241,31 @@ def test_the_name_of_the_best_checkpoint_is_its_final_one(make_trainer):
     assert trainer.state.best_model_checkpoint == str(best) and best.is_dir()
     assert {path.name for path in folder.iterdir()} == {best.name}
     assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
+
+
+def test_the_loss_of_the_whole_training_counts_each_step_once(make_trainer):
+    """Of 12 steps, logged after 5 and 10, and resumed after 4 and after 8."""
+    whole = make_trainer(save_total_limit=None)
+    whole.train()
+    folder = Path(whole.args.output_dir)
+    losses = {entry["step"]: entry["loss"] for entry in whole.state.log_history if "loss" in entry}
+    final = whole.state.log_history[-1]["train_loss"]
+    unlogged = whole._tr_loss.item()  # of steps 11 and 12
+    assert list(losses) == [5, 10] and final == pytest.approx((5 * losses[5] + 5 * losses[10] + unlogged) / 12)
+    for step in (4, 8):
+        resumed = make_trainer(f"resumed-{step}")
+        output = resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        assert output.training_loss == output.metrics["train_loss"] == resumed.state.log_history[-1]["train_loss"]
+        assert output.training_loss == final
+
+
+def test_a_resumed_run_warns_of_no_option_that_is_the_same(make_trainer, caplog):
+    options = {"eval_strategy": "steps", "eval_steps": 0.25, "logging_steps": 0.4, "save_steps": 0.25}
+    options["save_total_limit"] = None
+    trainer = make_trainer(**options, max_steps=4)
+    trainer.train()
+    resumed = make_trainer("resumed", **options, max_steps=4)
+    resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert "do not match" not in caplog.text
+    assert (resumed.args.eval_steps, resumed.args.logging_steps, resumed.args.save_steps) == (0.25, 0.4, 0.25)
+    assert [entry["step"] for entry in resumed.state.log_history if "eval_loss" in entry] == [1, 2, 3, 4]
