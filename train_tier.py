@@ -43,6 +43,7 @@ from training_tier.dataset import PairDataset
 from training_tier.default_options import fill_defaults
 from training_tier.identities import describe_earlier, join_lists, list_training, resume_list
 from training_tier.initialization import make_model
+from training_tier.locking import only_run
 from training_tier.optimization import freeze_towers
 from training_tier.option_checks import CONTRASTIVE_METRICS, auroc_names, check_metric
 from training_tier.presets import PRESETS
@@ -176,7 +177,7 @@ def train(
     if search is not None and search.search_trials is not None:
         prepare_search(search, task, training_arguments)
     training_arguments.check_output_dir()
-    checkpoint = choose_checkpoint(training_arguments)
+    checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
     if not classify and training_arguments.n_gpu > 1:
@@ -271,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         types = (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments, SearchArguments)
         arguments = parse_arguments(argv, types, "train_tier.py")
         try:
-            train(*arguments, argv=argv)
+            with only_run(arguments[types.index(TierTrainingArguments)]):
+                train(*arguments, argv=argv)
         except TrainingStopped as stop:
             if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
                 print(f"train_tier.py: {stop}", file=sys.stderr)

@@ -2,11 +2,17 @@
 
 import math
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .integrity import find_change
+
+logger = logging.get_logger(__name__)
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -20,6 +26,21 @@ def list_checkpoints(folder: str | Path) -> dict[int, Path]:
 def more_is_better(metric: str) -> bool:
     """Whether more of a metric is better: of all but losses (as in transformers) and entropies, which are lowered."""
     return not metric.endswith(("loss", "_entropy"))
+
+
+def set_later_aside(folder: str | Path, step: int) -> None:
+    """
+    Renames the checkpoints after the step at which a run starts or resumes. They belong to a run that was given up, or
+    are damaged; left where they are, the latest of them would be taken for the last one of this run.
+    """
+    if not Path(folder).is_dir():
+        return
+    for other, path in list_checkpoints(folder).items():
+        if other > step:
+            aside = path.with_name(f"stale-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning(f"The run goes on from step {step}: {path} is renamed to {aside.name}, and can be deleted.")
 
 
 def rank_checkpoints(
@@ -52,7 +73,13 @@ def average_weights(model: PreTrainedModel, folders: Sequence[str | Path]) -> No
     Args:
         model ([`PreTrainedModel`]): changed in place.
         folders (`Sequence[str | Path]`): at least one, each as `save_pretrained` writes it.
+
+    Raises:
+        `ValueError`: a checkpoint is not as it was saved.
     """
+    for folder in folders:
+        if fault := find_change(Path(folder)):
+            raise ValueError(f"{folder} cannot be averaged: {fault}; delete it and average those that are left.")
     sums = {name: torch.zeros_like(t, dtype=torch.float64, device="cpu") for name, t in model.state_dict().items()}
     for folder in folders:
         member = type(model).from_pretrained(folder, use_safetensors=True).state_dict()

@@ -13,9 +13,9 @@ from transformers.utils import PushInProgress, logging
 from evaluation_tier.links import refuse_links_outside
 from evaluation_tier.report import write_model_card
 
-logger = logging.get_logger(__name__)
+from .integrity import CHECKSUMS, PICKLES
 
-RESUME_SUFFIXES = (".pt", ".pth", ".bin")  # pickles of optimizer, scheduler and random state, only for resuming
+logger = logging.get_logger(__name__)
 
 
 class HubTrainer(Trainer):
@@ -80,7 +80,7 @@ class HubTrainer(Trainer):
         self._finish_current_push()  # which reads the files that are about to change
         self.callback_handler.on_push_begin(args, self.state, self.control)
         for path in Path(checkpoint_folder).iterdir():
-            if path.is_file() and path.suffix not in RESUME_SUFFIXES:
+            if path.is_file() and path.suffix not in PICKLES and path.name != CHECKSUMS:
                 shutil.copy(path, args.output_dir)
         self.write_card()
 

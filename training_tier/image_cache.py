@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from zlib import crc32
 
 import datasets
 import numpy as np
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         "size": pa.list_(pa.int32(), 2),  # width, height
         "original_size": pa.list_(pa.int32(), 2),
         "reduction": pa.int32(),
+        "checksum": pa.uint32(),  # of all these, see row_checksum
     }
 )
 
@@ -61,8 +63,28 @@ def reading_key(image_processor: TierImageProcessor) -> str:
     options = {name: getattr(image_processor, name) for name in SIZE_OPTIONS}
     folder = Path(processing_tier.__file__).parent
     code = b"".join(path.read_bytes() for path in sorted(folder.glob("*_tier.py")))
-    facts = json.dumps([options, PIL.__version__, pydicom.__version__], default=dict, sort_keys=True)
+    facts = [options, PIL.__version__, pydicom.__version__, str(SCHEMA)]
+    facts = json.dumps(facts, default=dict, sort_keys=True)
     return blake2b(facts.encode() + code, digest_size=8).hexdigest()
+
+
+def open_part(file: Path) -> datasets.Dataset:
+    """
+    Raises:
+        `ValueError` and what pyarrow raises: it is not a file of the cache, or a value lies outside of it.
+    """
+    part = datasets.Dataset.from_file(str(file))
+    table = part.data.table
+    table.validate(full=True)
+    if table.schema.remove_metadata() != SCHEMA:
+        raise ValueError("it has other columns")
+    return part
+
+
+def row_checksum(row: Mapping) -> int:
+    """CRC-32 of an image as the cache holds it: any flipped bit changes it, and it takes less time than decoding."""
+    facts = (row["key"], list(row["size"]), list(row["original_size"]), row["reduction"])
+    return crc32(row["pixels"], crc32(repr(facts).encode()))
 
 
 class CachedImages:
@@ -72,6 +94,7 @@ class CachedImages:
 
     An image that has changed, or is read in another way, is another one; what is no longer asked for stays in the
     folder. Several processes may share it. Images that do not decode are not kept, and give their error each time.
+    A damaged image is read from its source instead, and a damaged file is deleted, so that it is filled anew.
 
     Args:
         records (`datasets.Dataset`): with undecoded images.
@@ -114,12 +137,14 @@ class CachedImages:
 
     def _open(self) -> dict[bytes, int]:
         """Maps the files of the folder into memory as one table, and tells the row of each key."""
-        parts = []
+        parts, self.files = [], []
         for file in sorted(self.folder.glob("*.arrow")):
             try:
-                parts.append(datasets.Dataset.from_file(str(file)))
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise ValueError(f"{file} is no part of an image cache, or damaged; delete it.") from error
+                parts.append(open_part(file))
+            except (pa.ArrowException, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+                self._discard(file, f"{type(error).__name__}")
+                continue
+            self.files += [file] * len(parts[-1])
         self.table = datasets.concatenate_datasets(parts) if parts else None
         return {key: row for row, key in enumerate(self.table.with_format(None)["key"][:])} if parts else {}
 
@@ -135,6 +160,10 @@ class CachedImages:
                 self.folder,
                 os.strerror(error.errno),
             )
+
+    def _discard(self, file: Path, reason: str) -> None:
+        logger.warning("%s is damaged (%s) and is deleted: its images are decoded again.", file, reason)
+        file.unlink(missing_ok=True)
 
     def _fill(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
         """Decodes images and writes them a part at a time, each beside and then under its name."""
@@ -175,10 +204,19 @@ class CachedImages:
             yield [image for image in batch if image is not None], len(batch)
 
     def read(self, index: int) -> Image.Image | dict:
-        """The image of a record; as the record has it where it does not decode."""
+        """The image of a record; as the record has it where it does not decode, or where the cache is damaged."""
         if self.rows[index] < 0:
             return self.records[index]["image"]
-        row = self.table[int(self.rows[index])]
+        number = int(self.rows[index])
+        try:
+            row = self.table[number]
+            intact = row_checksum(row) == row["checksum"]
+        except (pa.ArrowException, TypeError, ValueError):  # a value that is not there
+            intact = False
+        if not intact:
+            self._discard(self.files[number], "a checksum differs")
+            self.rows[index] = -1
+            return self.records[index]["image"]
         image = Image.frombytes("L", tuple(row["size"]), row["pixels"])
         image.info = {"original_size": tuple(row["original_size"]), "reduction": row["reduction"]}
         return image
@@ -197,10 +235,11 @@ class Decoder:
             image = self.image_processor.read(self.records[index]["image"])
         except ValueError:
             return None
-        return {
+        row = {
             "key": self.keys[index],
             "pixels": image.tobytes(),
             "size": image.size,
             "original_size": image.info["original_size"],
             "reduction": image.info["reduction"],
         }
+        return {**row, "checksum": row_checksum(row)}

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
@@ -11,17 +9,16 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
+from .checkpoints import list_checkpoints
+from .integrity import RUN_OPTIONS, find_fault
 
 logger = logging.get_logger(__name__)
 
 UNFINISHED = "_saving"  # folder in output_dir of what is being written
-RUN_OPTIONS = "run_options.json"  # in each checkpoint
-FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # beside the model.safetensors of a checkpoint that FSDP resumes from
 
 # Options of the training that change neither the losses nor the weights nor which checkpoint is the best.
 FREE_PREFIXES = ("dataloader_pin", "dataloader_prefetch", "ddp_", "hub_", "log_", "logging_", "push_to_hub", "save_")
@@ -59,42 +56,12 @@ FREE_FIELDS = {
 }
 
 
-def find_fault(checkpoint: str | os.PathLike) -> str | None:
-    """What keeps a folder from being a whole checkpoint, such as a file that is cut short; `None` for nothing."""
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        return "there is no such folder"
-    paths = sorted(folder.iterdir())
-    needed = ["trainer_state.json", "rng_state"]
-    if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in a folder of its own
-        sharded = any(path.name == FSDP_WEIGHTS for path in paths)
-        needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"]
-        if not any(path.suffix == ".safetensors" for path in paths):
-            return "it holds no weights"
-    for name in needed:
-        if not any(path.name.startswith(name) for path in paths):
-            return f"it holds no {name}"
-    for path in paths:
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):  # compares its length with its header
-                    pass
-            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-                return f"{path.name} is cut short"
-        except (ValueError, SafetensorError):
-            return f"{path.name} is cut short"
-    return None
-
-
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """The newest whole checkpoint of a run, by its step; a warning for each newer one that is not whole."""
     if not os.path.isdir(output_dir):
         return None
-    matches = [re.fullmatch(r"checkpoint-(\d+)", name) for name in os.listdir(output_dir)]
-    for match in sorted(filter(None, matches), key=lambda match: -int(match[1])):
-        checkpoint = os.path.join(output_dir, match[0])
+    for folder in reversed(list_checkpoints(output_dir).values()):
+        checkpoint = os.path.join(output_dir, folder.name)
         fault = find_fault(checkpoint)
         if fault is None:
             return checkpoint
@@ -102,18 +69,17 @@ def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return None
 
 
-def choose_checkpoint(arguments: TierTrainingArguments) -> str | None:
+def choose_checkpoint(checkpoint: str | None, output_dir: str | os.PathLike) -> str | None:
     """
-    The folder to resume from; `None` where that is not asked for.
+    The folder to resume from: the last whole one of `output_dir` for `"last"`, `None` where that is not asked for.
 
     Raises:
         `ValueError`: there is none, or the one that was named is not whole.
     """
-    checkpoint = arguments.resume_from_checkpoint
     if checkpoint == "last":
-        checkpoint = last_checkpoint(arguments.output_dir)
+        checkpoint = last_checkpoint(output_dir)
         if checkpoint is None:
-            raise ValueError(f"output_dir {arguments.output_dir!r} holds no checkpoint to resume from.")
+            raise ValueError(f"output_dir {os.fspath(output_dir)!r} holds no whole checkpoint to resume from.")
     elif checkpoint is not None and (fault := find_fault(checkpoint)):
         raise ValueError(
             f"resume_from_checkpoint={checkpoint!r} is no whole checkpoint: {fault}; name another, or "

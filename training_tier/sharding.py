@@ -12,7 +12,7 @@ from torch.distributed.fsdp.api import StateDictType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from .resuming import FSDP_WEIGHTS
+from .integrity import FSDP_WEIGHTS
 
 
 def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
@@ -39,13 +39,16 @@ from .callbacks import (
     TopCheckpoints,
     TrainingStopped,
 )
+from .checkpoints import set_later_aside
 from .collator import refuse_batch
 from .dataset import PairDataset
 from .evaluation import EvaluatingTrainer
 from .gradient_caching import backward_in_chunks
 from .hub import HubTrainer
+from .integrity import RUN_OPTIONS, check_weights, find_fault, reading, write_checksums
+from .locking import only_run
 from .optimization import learning_rate_scales, scale_learning_rates
-from .resuming import RUN_OPTIONS, UNFINISHED, last_checkpoint
+from .resuming import UNFINISHED, choose_checkpoint, last_checkpoint
 from .samplers import DistinctTextSampler, SimilarLengthSampler
 from .sharding import (
     broadcast_weights,
@@ -167,16 +170,35 @@ class RadiographTrainer(EvaluatingTrainer, HubTrainer):
                 "(configs/accelerate/deepspeed.yaml), or FSDP."
             )
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
         See [`Trainer.train`].
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                a checkpoint, or `True` or `"last"` for the last whole one in `output_dir`.
 
         Raises:
             `TrainingStopped`: by SIGTERM, a loss that is not finite, a checkpoint that cannot be written, or the death
                 of another process.
+            `ValueError`: the checkpoint is not whole, is not as it was saved, or belongs to another model; another run
+                is under way in `output_dir`.
         """
-        if self.args.should_save:
-            shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        with only_run(self.args):
+            checkpoint = "last" if resume_from_checkpoint is True else resume_from_checkpoint or None
+            checkpoint = choose_checkpoint(checkpoint, self.args.output_dir)
+            if checkpoint is not None:
+                check_weights(checkpoint, self.model)
+            self.accelerator.wait_for_everyone()  # all have chosen
+            if self.args.should_save:
+                shutil.rmtree(os.path.join(self.args.output_dir, UNFINISHED), ignore_errors=True)
+                step = 0
+                if checkpoint is not None:
+                    step = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+                set_later_aside(self.args.output_dir, step)
+            return self._train(checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | None, **kwargs):
         if self.is_fsdp_enabled:
             check_sharded_checkpoint(resume_from_checkpoint)
             broadcast_weights(self.model, self.args.device)
@@ -423,6 +445,7 @@ class RadiographTrainer(EvaluatingTrainer, HubTrainer):
                     )
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                write_checksums(unfinished / folder.name)
                 sync(unfinished / folder.name)
                 if folder.is_dir():  # of a run that was resumed from before it
                     folder.rename(unfinished / "replaced")
@@ -432,7 +455,7 @@ class RadiographTrainer(EvaluatingTrainer, HubTrainer):
                     output_dir=str(run),
                     save_total_limit=self.args.save_total_limit,
                     best_model_checkpoint=self.state.best_model_checkpoint,
-                    use_mtime=True,
+                    use_mtime=False,  # by step: a clock may be set back
                 )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -454,9 +477,33 @@ class RadiographTrainer(EvaluatingTrainer, HubTrainer):
             json.dump(self.log_sums(), file)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+        with reading("random state", checkpoint):
+            super()._load_rng_state(checkpoint)
         if checkpoint is not None and os.path.isfile(file := self.log_sums_file(checkpoint)):
-            self.restore_log_sums(json.loads(Path(file).read_text(encoding="utf-8")))
+            with reading("log", checkpoint):
+                self.restore_log_sums(json.loads(Path(file).read_text(encoding="utf-8")))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        with reading("weights", resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading("optimizer or scheduler", checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading("gradient scaler", checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if fault := find_fault(best):
+            raise TrainingStopped(
+                f"The training is complete, but its best checkpoint {best} is not whole: {fault}; delete it and add "
+                "--resume_from_checkpoint last, which then ends with the last weights.",
+                in_all_processes=True,
+            )
+        super()._load_best_model()
 
     def log_sums_file(self, checkpoint: str) -> str:
         return os.path.join(checkpoint, f"log_sums_{self.args.process_index}.json")

@@ -10,7 +10,8 @@ def test_a_report_too_long_is_cut_before_its_end_token_and_told_once_without_its
     tokenizer = train_tokenizer(["small left effusion"], vocab_size=600, model_max_length=24)
     told = []
     monkeypatch.setattr(logging.get_logger("training_tier.collator"), "warning_once", told.append)
-    pair = {"image_id": "a", "pixel_values": torch.zeros(1, 4, 4, dtype=torch.uint8), "text": "small left effusion"}
+    pair = {"index": 0, "image_id": "a", "pixel_values": torch.zeros(1, 4, 4, dtype=torch.uint8)}
+    pair["text"] = "small left effusion"
     collate = PairCollator(tokenizer)
     collate([pair])
     assert not told
@@ -27,7 +28,7 @@ def test_texts_are_padded_to_a_multiple_but_not_beyond_what_the_model_reads(side
     tokenizer = train_tokenizer(["small left effusion"], vocab_size=600, model_max_length=24)
     tokenizer.padding_side = side
     pairs = [
-        {"image_id": "a", "pixel_values": torch.zeros(1, 4, 4, dtype=torch.uint8), "text": "e " * count}
+        {"index": 0, "image_id": "a", "pixel_values": torch.zeros(1, 4, 4, dtype=torch.uint8), "text": "e " * count}
         for count in (words, 1)
     ]
     plain, padded = PairCollator(tokenizer)(pairs), PairCollator(tokenizer, 16)(pairs)

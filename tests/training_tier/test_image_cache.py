@@ -134,14 +134,51 @@ def test_large_images_are_warned_of(records, tmp_path, monkeypatch, caplog):
     assert "MiB each; tier-prepare with a --size makes smaller ones." in caplog.text
 
 
-def test_a_folder_that_cannot_be_and_a_damaged_file_are_refused(records, tmp_path):
+def test_a_folder_that_cannot_be_is_refused(records, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^image_cache '.*file' cannot be used \(.*\); make room there, or choose"):
         CachedImages(records, PROCESSOR, tmp_path / "file")
+
+
+def pixels_of(images, records):
+    return [np.asarray(PROCESSOR.read(images.read(index))) for index in range(len(records))]
+
+
+@pytest.mark.parametrize("damage", ["nothing of the kind", "cut short", "empty"])
+def test_a_damaged_file_is_filled_anew(records, decoded, tmp_path, caplog, damage):
     images = CachedImages(records, PROCESSOR, tmp_path / "cache")
-    next(images.folder.glob("*.arrow")).write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"arrow is no part of an image cache, or damaged; delete it\.$"):
-        CachedImages(records, PROCESSOR, tmp_path / "cache")
+    expected = pixels_of(images, records)
+    (file,) = images.folder.glob("*.arrow")
+    whole = file.read_bytes()
+    file.write_bytes({"nothing of the kind": b"nothing", "cut short": whole[: len(whole) // 2], "empty": b""}[damage])
+    decoded.clear()
+    again = CachedImages(records, PROCESSOR, tmp_path / "cache")
+    assert len(decoded) == 8 and file.read_bytes() == whole
+    assert all(np.array_equal(*pair) for pair in zip(pixels_of(again, records), expected, strict=True))
+    assert f"{file} is damaged (" in caplog.text and "and is deleted: its images are decoded again." in caplog.text
+
+
+def test_a_flipped_bit_anywhere_changes_no_pixel(records, tmp_path, caplog):
+    """In pixels, sizes, keys or structure: the image comes from its source, and the file is filled anew."""
+    images = CachedImages(records, PROCESSOR, tmp_path / "cache")
+    expected = pixels_of(images, records)
+    (file,) = images.folder.glob("*.arrow")
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [whole.index(images.table[0]["pixels"]) + 5, *rng.integers(0, len(whole), 10), *range(0, 1500, 113)]
+    for place in places:
+        for other in images.folder.glob("*.arrow"):
+            other.unlink()
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
+        opened = CachedImages(records, PROCESSOR, tmp_path / "cache")
+        assert all(np.array_equal(*pair) for pair in zip(pixels_of(opened, records), expected, strict=True)), place
+    file.write_bytes(whole[: places[0]] + bytes([whole[places[0]] ^ 1]) + whole[places[0] + 1 :])
+    caplog.clear()
+    opened = CachedImages(records, PROCESSOR, tmp_path / "cache")
+    assert np.array_equal(PROCESSOR.read(opened.read(0)), expected[0])
+    assert f"{file} is damaged (a checksum differs) and is deleted: its images are decoded again." in caplog.text
+    CachedImages(records, PROCESSOR, tmp_path / "cache")
+    assert file.read_bytes() == whole
 
 
 def test_streaming_does_without():
