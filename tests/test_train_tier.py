@@ -584,7 +584,7 @@ def test_a_kill_within_a_save_leaves_the_checkpoint_before(breakable, prepared, 
     killed = breakable(argv, event="kill in a save", step=4)
     assert killed.returncode == -9
     content = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert content == ["_saving", "checkpoint-2"]
+    assert content == ["_lock", "_saving", "checkpoint-2"]
     assert find_fault(tmp_path / "run" / "_saving" / "checkpoint-4") is not None
     assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-2")
     run(*argv, "--resume_from_checkpoint", "last")
