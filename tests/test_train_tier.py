@@ -224,7 +224,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
         (["--train_sampling_strategy", "batch_rebalance"], "train_sampling_strategy='batch_rebalance' is not known"),
         (["--lerning_rate", "1"], "Unknown option '--lerning_rate'; did you mean 'learning_rate'?"),
         (["--text", "history"], "text='history' is not known"),
-        (["--resume_from_checkpoint", "last"], "holds no checkpoint to resume from"),
+        (["--resume_from_checkpoint", "last"], "holds no whole checkpoint to resume from"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(argv, message, capsys, tmp_path, monkeypatch):
