@@ -142,7 +142,9 @@ class CachedImages:
             try:
                 parts.append(open_part(file))
             except (pa.ArrowException, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-                self._discard(file, f"{type(error).__name__}")
+                if getattr(error, "errno", None):  # it cannot be opened, which says nothing of what it holds
+                    raise
+                self._discard(file, type(error).__name__)
                 continue
             self.files += [file] * len(parts[-1])
         self.table = datasets.concatenate_datasets(parts) if parts else None
