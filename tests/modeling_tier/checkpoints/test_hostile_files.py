@@ -1,5 +1,6 @@
 """Files that ask for more than they hold, links and pipes: one sentence, in little memory and time."""
 
+import argparse
 import io
 import json
 import os
@@ -39,6 +40,50 @@ for path in map(Path, sys.argv[2:]):
         errors[path.name] = str(error)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 print(json.dumps({"errors": errors, "grown": grown}))
+"""
+
+# Reads random damages of each file, in limited memory, and prints how many were read, how many refused, and the rest.
+FUZZ = """
+import json, random, resource, sys
+from pathlib import Path
+from modeling_tier.checkpoints.tensor_files import read_arguments, read_json, read_tensors
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+random.seed(0)
+counts, odd = {"read": 0, "refused": 0}, []
+for path in map(Path, sys.argv[3:]):
+    content = path.read_bytes()
+    damaged = path.with_name("damaged" + path.suffix)
+    for number in range(int(sys.argv[2])):
+        data = bytearray(content)
+        head = min(len(data), 4000)
+        for _ in range(random.choice((1, 1, 3, 20))):
+            if not data:
+                break
+            place = random.choice((random.randrange(head), random.randrange(len(content)))) % len(data)
+            kind = random.randrange(5)
+            if kind < 2:
+                data[place] = random.randrange(256)
+            elif kind == 2:
+                data[place : place + 4] = random.choice((bytes(4), bytes([255] * 4), bytes([0, 0, 0, 127])))
+            elif kind == 3:
+                del data[place : place + random.choice((1, 8, 300))]
+            else:
+                data[place:place] = data[place // 2 : place // 2 + random.choice((1, 8, 300))]
+        damaged.write_bytes(data)
+        readers = {".json": (read_json,), ".pt": (read_tensors, read_arguments)}.get(path.suffix, (read_tensors,))
+        for read in readers:
+            try:
+                read(damaged)
+                counts["read"] += 1
+            except ValueError as error:
+                counts["refused"] += 1
+                if not str(error).startswith("damaged") and str(damaged) not in str(error):
+                    odd.append(f"{path.name} {number}: {error}")
+            except Exception as error:
+                odd.append(f"{path.name} {number}: {type(error).__name__} {error}")
+print(json.dumps({**counts, "odd": odd}))
 """
 
 
@@ -136,6 +181,32 @@ def test_refusing_takes_little_memory(hostile):
     assert found["errors"].keys() == {path.name for path in hostile} and all(found["errors"].values())
     assert not [message for message in found["errors"].values() if "MemoryError" in message]
     assert found["grown"] < MEMORY / 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from Linux's /proc")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_damaged_files_are_read_or_refused(tmp_path):
+    state = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3).half(), "count": torch.tensor(5)}
+    checkpoint = {"model_state_dict": state, "args": argparse.Namespace(lam_words=0.1), "epoch": 3}
+    torch.save(checkpoint, tmp_path / "zip.pt")
+    torch.save(checkpoint, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "weights.safetensors")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "scripted.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"a": [1, {"b": "c"}], "d": 0.5}))
+    files = sorted(tmp_path.iterdir())
+    result = subprocess.run(
+        [sys.executable, "-c", FUZZ, str(4 * MEMORY), "100", *map(str, files)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).resolve().parents[3],
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
+    assert found["odd"] == []
+    assert found["read"] > 20 and found["refused"] > 200 and len(files) == 5
 
 
 def test_a_link_to_a_device_and_a_pipe(tmp_path):
