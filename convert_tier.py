@@ -131,11 +131,11 @@ def load_tokenizer(source, model, args: argparse.Namespace):
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         else:  # CXR-BERT's own class is remote code, and BERT's in all that matters here
             tokenizer = BertTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises many kinds for damaged files
         files = "tokenizer.json, or vocab.json and merges.txt" if is_clip else "vocab.txt"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(
-            f"no tokenizer can be loaded from {name!r} ({str(error).splitlines()[0]}); name a folder that holds "
-            f"{files} with --tokenizer."
+            f"no tokenizer can be loaded from {name!r} ({reason}); name a folder that holds {files} with --tokenizer."
         ) from None
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
@@ -202,10 +202,16 @@ def from_stored(folder: Path, size: dict[str, int]):
 
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return TierImageProcessor(geometry="crop", size=size)
-    stored = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    if isinstance(stored, TierImageProcessor):
-        return stored
-    image_processor = TierImageProcessor.from_clip(stored)
+    try:
+        stored = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        if isinstance(stored, TierImageProcessor):
+            return stored
+        image_processor = TierImageProcessor.from_clip(stored)
+    except Exception as error:  # likewise
+        raise ValueError(
+            f"the image processor of {folder} cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); mend or remove its preprocessor_config.json."
+        ) from None
     if dict(image_processor.size) != size:
         raise ValueError(f"the image processor of {folder} does not make squares of {size['height']} pixels.")
     return image_processor

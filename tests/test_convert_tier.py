@@ -361,6 +361,28 @@ def test_bad_input_leaves_nothing(tmp_path, capsys, make_clip, tokenizer, tokeni
     assert (out / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("preprocessor_config.json", "[1]", "the image processor of"),
+        ("preprocessor_config.json", "[" * 10**5, "the image processor of"),
+        ("preprocessor_config.json", '{"crop_size": null, "size": []}', "the image processor of"),
+        ("processor_config.json", "null", "the image processor of"),
+        ("tokenizer_config.json", "null", "no tokenizer can be loaded from"),
+        ("tokenizer.json", '{"a": 1}', "no tokenizer can be loaded from"),
+        ("tokenizer.json", "[" * 10**5, "no tokenizer can be loaded from"),
+        ("special_tokens_map.json", "[1]", "no tokenizer can be loaded from"),
+    ],
+)
+def test_damaged_files_beside_the_weights(tmp_path, capsys, make_clip, tokenizer, name, content, message):
+    make_clip().to_clip().save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / name).write_text(content)
+    capsys.readouterr()  # the bar of saving
+    assert message in refuse(capsys, tmp_path / "clip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failure_in_the_middle_of_writing_leaves_nothing(tmp_path, capsys, monkeypatch, make_clip, tokenizer_folder):
     path = save_openai(make_clip(), tmp_path / CHEXZERO_FILE)
 

@@ -196,8 +196,8 @@ def load_image_processor(
     """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
     try:
         stored = AutoImageProcessor.from_pretrained(arguments.model, backend="pil", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
     image_processor = stored if isinstance(stored, TierImageProcessor) else TierImageProcessor.from_clip(stored)
     if arguments.geometry not in (None, image_processor.geometry):
@@ -217,5 +217,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if get_tokenizer_config(name).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
             return BertTokenizer.from_pretrained(name)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer can be loaded from {name!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"No tokenizer can be loaded from {name!r}: {reason}") from error

@@ -272,3 +272,21 @@ def test_cxr_bert_with_its_tokenizer_is_read_without_remote_code(tower_folders, 
         assert torch.equal(tensor, expected.text_model.state_dict()[name]), name
     texts = ["No pleural effusion."]
     assert processor.tokenizer(texts)["input_ids"] == expected_processor.tokenizer(texts)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("preprocessor_config.json", "[" * 10**5, "No image processor can be loaded from .*: RecursionError"),
+        ("tokenizer.json", '{"a": 1}', "No tokenizer can be loaded from .*: KeyError: 'added_tokens'"),
+        ("tokenizer_config.json", "null", "No tokenizer can be loaded from .*: AttributeError"),
+    ],
+)
+def test_damaged_files_beside_the_weights_of_a_checkpoint(tmp_path, name, content, message):
+    model, processor = make_model(ModelArguments(model="nano", image_size=32), ["no acute disease of the chest"] * 4)
+    model.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        make_model(ModelArguments(model=str(tmp_path)), [])
