@@ -36,6 +36,17 @@ def make_result(tmp_path):
     return make
 
 
+def test_f1_is_at_the_threshold_of_each_protocol(make_result):
+    folders = [make_result(name, [0.9, 0.6, 0.8, 0.0], threshold=0.85) for name in ("mcc", "own")]
+    metrics = json.loads((folders[1] / "metrics.json").read_text())
+    metrics["findings"]["A"]["f1_threshold"] = 0.6  # as TIER chooses it; the other has one threshold for all
+    write_metrics(folders[1] / "metrics.json", metrics)
+    part = compare_results(*folders, n_bootstrap=20)["findings"]["A"]
+    # at 0.85 one of two positives and nothing else: 2/3; at 0.6 both and one negative: 4/5
+    assert (part["f1"]["first"], part["f1"]["second"]) == (pytest.approx(2 / 3), pytest.approx(4 / 5))
+    assert part["f1"]["difference"] == pytest.approx(2 / 15) and part["mcc"]["difference"] == 0
+
+
 def test_differences_by_hand(make_result):
     # of the 4 pairs of positive and negative the first ranks 2 rightly, the second all
     first = make_result("first", [0.9, 0.1, 0.8, 0.0], threshold=0.85)
