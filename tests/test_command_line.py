@@ -29,7 +29,9 @@ COMMANDS = {
     ("command", "arguments", "message"),
     [
         ("train_tier.py", ["--outptu_dir", "x"], "Unknown option '--outptu_dir'; did you mean 'output_dir'?"),
+        ("train_tier.py", ["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         ("train_tier.py", ["--data", "absent.csv"], "absent.csv"),
+        ("rank_checkpoints.py", ["absent"], "absent"),
         ("train_tier.py", ["--report_to", "nobody"], "report_to='nobody' is not known;"),
         ("train_tier.py", ["--deepspeed", "absent.json"], "deepspeed='absent.json' cannot be used: "),
         ("eval_zeroshot.py", ["m", "--data", "phantom", "--devise", "cpu"], "unknown option --devise: did you mean"),

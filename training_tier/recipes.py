@@ -26,6 +26,13 @@ UNFIT = {
 }
 
 
+class Parser(HfArgumentParser):
+    """Says what is wrong in one sentence, as a ValueError, without the three hundred lines of its usage."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
 def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tuple:
     """
     Parse the command line, whose first word may name a YAML file with values for the same options.
@@ -36,10 +43,9 @@ def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tu
         prog (`str`): the command's name.
 
     Raises:
-        `ValueError`: the file or an option in it is unknown, or a value is refused. (The command line's own errors
-        end the program with code 2, as argparse does.)
+        `ValueError`: the file or an option is unknown, or a value is refused.
     """
-    parser = HfArgumentParser(kinds, prog=prog, allow_abbrev=False)
+    parser = Parser(kinds, prog=prog, allow_abbrev=False)
     argv = list(argv)
     known = {name for cls in kinds for name in cls.__dataclass_fields__}
     if argv and argv[0].endswith((".yaml", ".yml")):
