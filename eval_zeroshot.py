@@ -51,7 +51,8 @@ def build_parser() -> Parser:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="model folder, or a name on the Hub (owner/name); several are one ensemble, their scores averaged",
+        help="model folder, or a name on the Hub (owner/name, or owner/name@revision); several are one "
+        "ensemble, their scores averaged",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -367,6 +368,8 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     )
     named = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
     overlap, seen = overlaps[split]
+    commits = {names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
+    metrics |= {"commits": commits} if commits else {}
     metrics["protocol"] = {**named, "split": split, "views": views, **overlap, **metrics["protocol"]}
     if seen.any():
         predictions["trained_on"] = seen[predictions.index]

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,11 +22,12 @@ from transformers.models.auto.image_processing_auto import (
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
-from modeling_tier.checkpoints.model_folder import check_model_folder
+from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
+from modeling_tier.configuration_tier import located
 from modeling_tier.texts_tier import check_family
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")  # owner/name, or owner/name@revision
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -48,23 +50,24 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
     weights are never opened.
 
     Args:
-        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name").
+        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name", or
+            "owner/name@revision" for a branch, a tag or a commit).
 
     Raises:
         ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
     """
     check_name(name)
-    folder = Path(name)
+    folder, place = Path(name), {**located(name), "trust_remote_code": False}
     try:
-        architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [""]
-        auto_class = AutoModelForImageClassification if architectures[0] in CLASSIFIERS else AutoModel
+        config = AutoConfig.from_pretrained(**place)
+        auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
         model, info = auto_class.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            **place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         if is_classifier(model):
-            processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(**place, backend="pil")
         else:
-            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(**place)
     except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
         reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         if folder.is_dir():
@@ -92,6 +95,17 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
             "save it beside the model with processor.save_pretrained."
         )
     return model.to(device).eval(), processor
+
+
+def hub_commit(name: str) -> str | None:
+    """The commit of a loaded model that was named on the Hub; None for a folder."""
+    place = located(name)
+    if not HUB_NAME.fullmatch(name) or os.path.isdir(name):
+        return None
+    cached = try_to_load_from_cache(
+        place["pretrained_model_name_or_path"], "config.json", revision=place.get("revision")
+    )
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
@@ -122,6 +136,7 @@ def check_name(name: str | Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
+    check_not_adapter(folder)
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."

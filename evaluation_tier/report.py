@@ -42,7 +42,7 @@ MAX_METRICS_BYTES = 64 * 2**20
 METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
 OPTIONAL_KEYS = {
     "models": list,
-    **dict.fromkeys(("versions", "score_levels", "subgroups", "radiologists"), dict),
+    **dict.fromkeys(("versions", "weights", "commits", "score_levels", "subgroups", "radiologists"), dict),
     **dict.fromkeys(("retrieval", "grounding", "sparsity", "robustness"), dict),
 }
 PROTOCOL_KEYS = {

@@ -112,7 +112,7 @@ def evaluate_zero_shot(
     evaluated = [dataset] if threshold_dataset is None else [dataset, threshold_dataset]
 
     # 1. Scores
-    scores, findings, left_out, are_logits = score_models(
+    scores, findings, left_out, are_logits, weights = score_models(
         models, evaluated, findings, min_positives, protocol, replaced_prompts, score_level, batch_size, cache_dir
     )
     readable = [~np.isnan(levels[LEVELS[0]]).any(axis=1) for levels in scores]
@@ -191,6 +191,7 @@ def evaluate_zero_shot(
         },
         "n_images": len(labels),
         "models": list(models),
+        "weights": weights,
         "findings": summary["findings"],
         "mean": summary["mean"],
         "versions": installed_versions(),
@@ -219,12 +220,13 @@ def score_models(
     score_level: str,
     batch_size: int,
     cache_dir: str | Path | None,
-) -> tuple[list[dict[str, np.ndarray]], list[str], dict[str, str], bool]:
+) -> tuple[list[dict[str, np.ndarray]], list[str], dict[str, str], bool, dict[str, str]]:
     """Scores averaged over the models, of which one at a time is in memory; see `evaluate_zero_shot`.
 
     Returns:
         For each data set level to (images, findings) float64, with rows of NaN for images that do not decode; the
-        findings; those left out with the reason; and whether the scores are logits of classifiers.
+        findings; those left out with the reason; whether the scores are logits of classifiers; and the SHA-256 of
+        each model's weights.
     """
     findings: list[str] = []
     totals: list[dict[str, np.ndarray]] = []
@@ -233,9 +235,8 @@ def score_models(
     for i, (name, member) in enumerate(models.items()):
         with fail_together():
             model, processor = member() if callable(member) else member
-            if len(models) > 1:
-                weights[name] = hash_weights(model)
-                check_members_differ(weights)
+            weights[name] = hash_weights(model)
+            check_members_differ(weights)
             earlier = findings
             if is_classifier(model):
                 learnt[name] = list(model.config.label2id)
@@ -280,7 +281,7 @@ def score_models(
             ]
         )
     averages = [{level: values / len(models) for level, values in total.items()} for total in totals]
-    return averages, findings, left_out, bool(learnt)
+    return averages, findings, left_out, bool(learnt), weights
 
 
 def name_split(dataset: datasets.Dataset) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -274,6 +275,20 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
                 "A backbone with one channel needs three equal numbers in pixel_mean and in pixel_std, not "
                 f"{self.pixel_mean} and {self.pixel_std}."
             )
+
+
+def located(name: str | os.PathLike) -> dict[str, str]:
+    """
+    What `from_pretrained` takes for a model.
+
+    Args:
+        name (`str` or `os.PathLike`):
+            A folder, or a name on the Hub: `"owner/name"`, or `"owner/name@revision"` for a branch, a tag or a commit.
+    """
+    repository, _, revision = os.fspath(name).partition("@")
+    if not revision or os.path.isdir(name):
+        return {"pretrained_model_name_or_path": os.fspath(name)}
+    return {"pretrained_model_name_or_path": repository, "revision": revision}
 
 
 def per_channel(value: Channels) -> list[float]:

@@ -22,7 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_tier import TierDualEncoderConfig
+from .configuration_tier import TierDualEncoderConfig, located
 from .losses_tier import attended_tokens, counted_tokens
 from .modeling_tier import TierCLIPOutput, TierModelMixin
 
@@ -470,15 +470,15 @@ def make_visual_projection(config: TierDualEncoderConfig) -> nn.Sequential:
 def load_tower(name: str, kind: str) -> PreTrainedModel:
     """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
     try:
-        config_dict, _ = PreTrainedConfig.get_config_dict(name)
+        config_dict, _ = PreTrainedConfig.get_config_dict(**located(name))
         if config_dict.get("model_type") == "cxr-bert":
             config = cxr_bert_config(config_dict)
         else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(**located(name), trust_remote_code=False)
             config = getattr(config, f"{kind}_config", config)
         options = without_pooler(tower_class(config))
         tower, info = AutoModel.from_pretrained(
-            name,
+            **located(name),
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # they are told below

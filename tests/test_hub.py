@@ -25,12 +25,15 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import eval_zeroshot
 import train_tier
+from evaluation_tier.cache import hash_weights
 from evaluation_tier.loading import load_model
-from training_tier.arguments import TierTrainingArguments
+from training_tier.arguments import ModelArguments, TierTrainingArguments
+from training_tier.initialization import make_model
 from training_tier.presets import PRESETS
 from training_tier.trainer import TierTrainer
 
-MODEL_FILES = {"clip": {"configuration_tier.py", "losses_tier.py", "modeling_tier.py", "pipeline_tier.py"}}
+SHARED_FILES = {"configuration_tier.py", "losses_tier.py", "maps_tier.py", "pipeline_tier.py", "texts_tier.py"}
+MODEL_FILES = {"clip": SHARED_FILES | {"modeling_tier.py"}}
 MODEL_FILES["dual"] = MODEL_FILES["clip"] | {"modeling_dual_tier.py"}
 MODEL_FILES["classifier"] = MODEL_FILES["dual"] | {"modeling_classification_tier.py"}
 PROCESSOR_FILES = {
@@ -505,11 +508,30 @@ def evaluate(model, folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_evaluation_by_name_gives_what_the_folder_gives(runs, tmp_path):
+def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
     by_name, by_folder = evaluate("user/clip", tmp_path / "name"), evaluate(runs["clip"], tmp_path / "folder")
-    assert by_name.pop("models") == ["user/clip"] and by_folder.pop("models") == ["/".join(runs["clip"].parts[-2:])]
+    short = "/".join(runs["clip"].parts[-2:])
+    assert by_name.pop("models") == ["user/clip"] and by_folder.pop("models") == [short]
+    assert by_name.pop("commits") == {"user/clip": hub.find("user/clip").commits[-1].sha}
+    assert "commits" not in by_folder
+    [weights] = by_name.pop("weights").values()
+    assert by_folder.pop("weights") == {short: weights} == {short: hash_weights(load_model(runs["clip"])[0])}
     assert by_name == by_folder
     assert load_model("user/dual")[0].state_dict().keys() == load_model(runs["dual"])[0].state_dict().keys()
+
+
+def test_a_revision_may_be_named(runs, hub, tmp_path):
+    commits = [commit.sha for commit in hub.find("user/clip").commits if "model.safetensors" in commit.files]
+    name = f"user/clip@{commits[0]}"
+    early = evaluate(name, tmp_path / "early")
+    assert early["models"] == [name] and early["commits"] == {name: commits[0]}
+    model, newest = load_model(name)[0], load_model("user/clip")[0]
+    assert early["weights"] == {name: hash_weights(model)} and hash_weights(model) != hash_weights(newest)
+    assert hash_weights(load_model(f"user/clip@{commits[-1]}")[0]) == hash_weights(newest)
+    arguments = ModelArguments(model=name)
+    assert hash_weights(make_model(arguments, [])[0]) == hash_weights(model)
+    with pytest.raises(ValueError, match="There is no model folder user/clip@nothing, and from the Hub"):
+        load_model("user/clip@nothing")
 
 
 def test_training_goes_on_from_a_name(runs, tmp_path):

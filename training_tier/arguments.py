@@ -135,7 +135,7 @@ class ModelArguments:
         default="tiny",
         metadata={
             "help": f"Random weights of a preset ({', '.join(PRESETS)}), or a CLIP or TIER checkpoint to start from: "
-            "a folder, or a name on the Hub."
+            "a folder, or a name on the Hub (owner/name, or owner/name@revision)."
         },
     )
     vision_model: str | None = field(

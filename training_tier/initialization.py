@@ -21,7 +21,8 @@ from transformers.models.auto.image_processing_auto import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
-from modeling_tier.checkpoints.model_folder import check_model_folder
+from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
+from modeling_tier.configuration_tier import located
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 from .arguments import ModelArguments
@@ -85,7 +86,8 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
     for name in (arguments.vision_model, arguments.text_model):
         check_model_folder(name)
     try:
-        stored = AutoImageProcessor.from_pretrained(arguments.vision_model, backend="pil", trust_remote_code=False)
+        place = located(arguments.vision_model)
+        stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
         overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
     except (OSError, ValueError, AttributeError):
         pass  # a bare backbone: ImageNet's, as the paper's
@@ -119,8 +121,10 @@ def set_sine_positions(model: TierCLIPModel) -> None:
 def read_stored_config(arguments: ModelArguments) -> dict:
     """What config.json of the checkpoint `arguments.model` says, once it is known to be there and to have weights."""
     name = arguments.model
-    if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or name.count("/") > 1):
+    num_slashes = name.partition("@")[0].count("/")
+    if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or num_slashes > 1):
         raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}).")
+    check_not_adapter(name)
     if os.path.isdir(name) and not any(file.endswith(".safetensors") for file in os.listdir(name)):
         raise ValueError(
             f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
@@ -129,7 +133,7 @@ def read_stored_config(arguments: ModelArguments) -> dict:
     if arguments.tokenizer is not None:
         raise ValueError(f"tokenizer has no effect on the checkpoint {name!r}, which has its own.")
     try:
-        stored_config = PreTrainedConfig.get_config_dict(name)[0]
+        stored_config = PreTrainedConfig.get_config_dict(**located(name))[0]
     except OSError as error:
         raise ValueError(
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
@@ -167,7 +171,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
         overrides.pop("frozen_text_layers", None)  # see freeze_towers
     try:
         model, info = model_class.from_pretrained(
-            name,
+            **located(name),
             dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are told below
@@ -195,7 +199,8 @@ def load_image_processor(
 ) -> TierImageProcessor:
     """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
     try:
-        stored = AutoImageProcessor.from_pretrained(arguments.model, backend="pil", trust_remote_code=False)
+        place = located(arguments.model)
+        stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
@@ -214,9 +219,10 @@ def load_image_processor(
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        if get_tokenizer_config(name).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
-            return BertTokenizer.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        place = located(name)
+        if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
+            return BertTokenizer.from_pretrained(**place)
+        return AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"No tokenizer can be loaded from {name!r}: {reason}") from error

@@ -6,6 +6,18 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from .tensor_files import check_pickle, read_json
 
+ADAPTER = "adapter_config.json"
+
+
+def check_not_adapter(folder: str | Path) -> None:
+    """ValueError for a folder that holds a LoRA adapter and no model."""
+    folder = Path(folder)
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"The folder {folder} holds a LoRA adapter alone ({ADAPTER}): merge it into its model first (peft's "
+            "merge_and_unload, then save_pretrained), and name the folder of the merged model."
+        )
+
 
 def check_model_folder(folder: str | Path) -> None:
     """

@@ -10,6 +10,8 @@ from evaluation_tier.cache import hash_weights
 from evaluation_tier.embedding import embed_images, takes_uint8
 from evaluation_tier.loading import check_members_differ, choose_device, load_model, short_names
 from evaluation_tier.zeroshot import evaluate_zero_shot
+from training_tier.arguments import ModelArguments
+from training_tier.initialization import make_model
 
 
 def test_an_ensemble_of_copies_is_refused(make_tier_model):
@@ -59,6 +61,19 @@ def test_what_is_no_model_folder_is_refused(folder, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match="holds no weights .*pickled weights"):
         load_model(folder)
+
+
+def test_an_adapter_alone_is_to_be_merged_first(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    message = (
+        f"The folder {tmp_path} holds a LoRA adapter alone (adapter_config.json): merge it into its model first "
+        "(peft's merge_and_unload, then save_pretrained), and name the folder of the merged model."
+    )
+    for load in (load_model, lambda folder: make_model(ModelArguments(model=str(folder)), [])):
+        with pytest.raises(ValueError) as error:
+            load(tmp_path)
+        assert str(error.value) == message
 
 
 def test_damaged_folders_are_refused(folder, tmp_path):

@@ -13,11 +13,6 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
-from transformers_tests import test_modeling_common
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
@@ -38,37 +33,6 @@ TEXT = {**TOWER, "vocab_size": 99, "max_position_embeddings": 64, "bos_token_id"
 IMAGE = {**TOWER, "image_size": 32, "patch_size": 8}
 RESNET = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}
 WEIGHTS = {"token_entropy_weight": 0.3, "patch_entropy_weight": 0.2}
-
-# Two helpers of the library write into a configuration what ours refuses, because it checks its values and its keys.
-
-zero_init = test_modeling_common._config_zero_init
-
-
-def config_zero_init(config):
-    """Takes every `*_std` for the spread of initial weights, and would make one number of the three of pixel_std."""
-    pixel_std = config.__dict__.pop("pixel_std", None)
-    zeroed = zero_init(config)
-    if pixel_std is not None:
-        config.pixel_std = zeroed.pixel_std = pixel_std
-    return zeroed
-
-
-def set_config_for_less_flaky_test(config):
-    """Sets the epsilon of norms, also where the configuration has none and, reloaded, does not know the key."""
-    for part in (config, config.text_config, config.vision_config):
-        for name in ("layer_norm_eps", "batch_norm_eps"):
-            if hasattr(part, name):
-                setattr(part, name, 1.0)
-
-
-# Several tests pass over the classes whose names the library does not list.
-MODEL_MAPPING_NAMES.update(tier_clip="TierCLIPModel", tier_dual_encoder="TierDualEncoderModel")
-MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.update(
-    tier_clip="TierCLIPForImageClassification", tier_dual_encoder="TierDualEncoderForImageClassification"
-)
-
-test_modeling_common._config_zero_init = config_zero_init
-test_modeling_common.set_config_for_less_flaky_test = set_config_for_less_flaky_test
 
 
 class TowerTester:
