@@ -512,7 +512,7 @@ def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
     by_name, by_folder = evaluate("user/clip", tmp_path / "name"), evaluate(runs["clip"], tmp_path / "folder")
     short = "/".join(runs["clip"].parts[-2:])
     assert by_name.pop("models") == ["user/clip"] and by_folder.pop("models") == [short]
-    assert by_name.pop("commits") == {"user/clip": hub.find("user/clip").commits[-1].sha}
+    assert by_name.pop("commits") == {"user/clip": hub.repos["user/clip"].commits[-1].sha}
     assert "commits" not in by_folder
     [weights] = by_name.pop("weights").values()
     assert by_folder.pop("weights") == {short: weights} == {short: hash_weights(load_model(runs["clip"])[0])}
@@ -521,7 +521,7 @@ def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
 
 
 def test_a_revision_may_be_named(runs, hub, tmp_path):
-    commits = [commit.sha for commit in hub.find("user/clip").commits if "model.safetensors" in commit.files]
+    commits = [commit.sha for commit in hub.repos["user/clip"].commits if "model.safetensors" in commit.files]
     name = f"user/clip@{commits[0]}"
     early = evaluate(name, tmp_path / "early")
     assert early["models"] == [name] and early["commits"] == {name: commits[0]}

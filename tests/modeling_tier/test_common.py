@@ -1,5 +1,5 @@
 """
-The library's own common tests on our classes: whatever passes for CLIP's classes passes for ours.
+The library's own common tests on our classes, as they are: whatever passes for CLIP's classes passes for ours.
 
 They come with the source distribution of transformers, which is downloaded once into pytest's cache and never becomes
 part of this repository. It has the mixins, but not the test of each model, so that library_cases.py sets up CLIP's
@@ -63,10 +63,6 @@ EXCEPTIONS = {
         "test_can_set_attention_dynamically": "skipped for a tower without a choice of attention",
         "test_can_load_from_already_mapped_keys": "skipped for towers whose weights were never renamed",
     },
-    "TierCLIPClassificationTest": {
-        "test_problem_types": "findings do not exclude one another: another problem_type is refused"
-    },
-    "TierDualEncoderClassificationTest": {"test_problem_types": "likewise"},
     "TierImageProcessorTest": {
         "test_call_numpy_4_channels": "asks for four channels out, and a radiograph is grey",
     },
