@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation_tier.cache import hash_weights
 from evaluation_tier.embedding import embed_prompts
 from evaluation_tier.scoring import LEVELS
 from evaluation_tier.zeroshot import evaluate_zero_shot, select_findings, zero_shot_auroc
@@ -141,11 +142,13 @@ def test_numbers_of_a_known_case(brightness, make_grey_dataset):
 
 def test_keys_are_those_of_the_contract(tier_model, phantom):
     metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=10)
+    assert metrics["weights"] == {"m": hash_weights(tier_model[0])}
     assert list(metrics) == [
         "dataset",
         "protocol",
         "n_images",
         "models",
+        "weights",
         "findings",
         "mean",
         "versions",
