@@ -73,6 +73,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
         "protocol",
         "n_images",
         "models",
+        "weights",
         "findings",
         "mean",
         "versions",
