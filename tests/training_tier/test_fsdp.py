@@ -273,8 +273,7 @@ def launch(file, folder, *options, processes=1):
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment |= fsdp_environment()
-    for name in ("train", "eval"):
-        options = (*options, f"--per_device_{name}_batch_size", str(8 // processes))
+    options = (*options, "--per_device_train_batch_size", str(8 // processes), "--per_device_eval_batch_size", "8")
     command = [*launcher, str(file), *QUICK, "--output_dir", str(folder), *options]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
