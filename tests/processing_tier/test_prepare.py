@@ -506,3 +506,24 @@ def test_card_repeats_the_terms():
     assert "PhysioNet Credentialed Health Data License" in describe_source("mimic_cxr_jpg:/archives/mimic")
     assert "show nobody" in describe_source("phantom:num_images=2")
     assert describe_source("/archives/reports.csv").startswith("reports.csv, as its owner has it. The terms of its")
+
+
+def test_images_of_a_tree_can_be_found(tmp_path):
+    """All files are called alike: identifiers, quarantine and messages have their paths."""
+    data = tmp_path / "data"
+    paths = [f"p{patient}/s1/view1_frontal.png" for patient in range(4)]
+    for path in paths:
+        (data / path).parent.mkdir(parents=True)
+        Image.linear_gradient("L").resize((8, 8)).save(data / path)
+    (data / paths[2]).write_bytes(b"<html>")
+    pd.DataFrame({"image": paths, "patient_id": range(4), "Edema": ["yes", "no"] * 2}).to_csv(data / "t.csv")
+    chosen = PrepareOptions(str(data / "t.csv"), label_values=("yes=1", "no=0"), size=None)
+    prepare(chosen, tmp_path / "out", num_workers=1, max_failed=0.5)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "quarantine.csv").read_text())))
+    assert [(row["image_id"], row["file"]) for row in rows] == [("p2/s1/view1_frontal", paths[2])]
+    records = read_hub(tmp_path / "out", "train")
+    assert sorted(zip(records["image_id"], records["Edema"], strict=True)) == [
+        ("p0/s1/view1_frontal", 1.0),
+        ("p1/s1/view1_frontal", 0.0),
+        ("p3/s1/view1_frontal", 0.0),
+    ]
