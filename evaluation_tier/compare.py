@@ -20,8 +20,9 @@ from evaluation_tier.report import (
     to_json,
     write_beside,
 )
-from evaluation_tier.resampling import bootstrap, delong, draw_resamples, paired_bootstrap
+from evaluation_tier.resampling import bootstrap, delong, draw_resamples, find_too_few, paired_bootstrap
 from evaluation_tier.statistics.thresholds import f1_threshold
+from evaluation_tier.summary import TOO_FEW
 from evaluation_tier.tables import (
     DASH,
     Table,
@@ -117,7 +118,11 @@ def compare_results(
         for read in metrics
     ]
     patients = tables[0]["patient_id"].tolist()
-    paired = paired_bootstrap(labels, *scores, draw_resamples(patients, n_bootstrap, seed), *thresholds)
+    draws = draw_resamples(patients, n_bootstrap, seed)
+    too_few = find_too_few(labels, patients)
+    for finding in np.array(findings)[too_few]:
+        logger.warning("No interval and no p-value for %s: %s.", finding, TOO_FEW)
+    paired = paired_bootstrap(labels, *scores, draws, *thresholds, unit_ids=patients)
     everyone = np.ones((1, len(labels)))
     values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
 
@@ -132,7 +137,8 @@ def compare_results(
                 "difference_ci95": paired[name].interval[i],
                 "p_bootstrap": paired[name].p_value[i],
             }
-        part["auroc"]["p_delong"] = delong(labels[:, i], scores[0][:, i], scores[1][:, i]).p_value
+        p_delong = delong(labels[:, i], scores[0][:, i], scores[1][:, i]).p_value
+        part["auroc"]["p_delong"] = float("nan") if too_few[i] else p_delong
         results[finding] = part
     mean = {}
     for name in COMPARED:

@@ -30,7 +30,14 @@ from evaluation_tier.map_metrics import FIXED_THRESHOLDS, METRICS, SCALED_THRESH
 from evaluation_tier.metrics import divide
 from evaluation_tier.protocols import find_prompts, prompts_name
 from evaluation_tier.report import installed_versions, to_json
-from evaluation_tier.resampling import check_num_resamples, count_units, number_units, percentile_interval
+from evaluation_tier.resampling import (
+    MIN_PATIENTS,
+    check_num_resamples,
+    count_units,
+    describe_intervals,
+    number_units,
+    percentile_interval,
+)
 from modeling_tier.maps_tier import similarity_map
 from processing_tier.masks import finding_mask
 from processing_tier.prompts import Prompts
@@ -45,7 +52,6 @@ BEST = ("iou_best", "dice_best")
 REFERENCE_IMAGES = 100  # whose average map is taken; more change it little
 PRIOR_SIDE = 32  # places of the position prior along each side of an image
 MAX_OUTSIDE = 0.05  # share of the boxes that may reach beyond their image
-MIN_PATIENTS = 5  # fewer give no interval
 
 
 class Case(NamedTuple):
@@ -477,7 +483,7 @@ def evaluate_grounding(
         "phrases": phrases,
         "tolerance": tolerance,
         "fixed_thresholds": FIXED_THRESHOLDS,
-        "intervals": "95 % percentile bootstrap over patients",
+        "intervals": describe_intervals(measured.patients, "95 % percentile bootstrap over patients"),
         "n_bootstrap": n_bootstrap,
         "seed": seed,
         "n_patients": len(set(measured.patients)),

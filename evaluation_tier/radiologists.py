@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .metrics import metrics_at_threshold, nanmean
-from .resampling import bootstrap, draw_resamples, mean_over_findings, percentile_interval
+from .resampling import bootstrap, draw_resamples, find_too_few, mean_over_findings, percentile_interval
 from .statistics.thresholds import f1_threshold
 
 COMPARED = ("mcc", "f1")
@@ -89,6 +89,7 @@ def compare_with_radiologists(
     data = np.ones((1, len(studies)))
     points = {rater: bootstrap(truth, given[0], data, given[1]) for rater, given in raters.items()}
     resampled = {rater: bootstrap(truth, given[0], draws, given[1]) for rater, given in raters.items()}
+    too_few = find_too_few(truth, studies)
     readers_of = [f"reader {name}" for name in names]
     results = {finding: {"model": {}, "readers": {}, "readers_mean": {}, "difference": {}} for finding in findings}
     mean = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
@@ -105,7 +106,9 @@ def compare_with_radiologists(
         for i, finding in enumerate(findings):
             results[finding]["readers_mean"][metric] = float(readers_point[i])
             results[finding]["difference"][metric] = float(difference[i])
-            results[finding]["difference"][f"{metric}_ci95"] = percentile_interval(differences[:, i]).tolist()
+            results[finding]["difference"][f"{metric}_ci95"] = (
+                percentile_interval(differences[:, i]) if not too_few[i] else np.full(2, np.nan)
+            ).tolist()
         compared = ~np.isnan(difference)  # means are of the findings that model and readers have a value for
         mean_difference, mean_differences = mean_over_findings(difference, differences)
         mean["difference"][metric] = mean_difference

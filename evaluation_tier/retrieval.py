@@ -18,7 +18,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.embedding import embed_images, normalize
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.report import installed_versions
-from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
+from evaluation_tier.resampling import (
+    check_num_resamples,
+    chunks,
+    describe_intervals,
+    draw_resamples,
+    percentile_interval,
+)
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.records import select_text
 from processing_tier.reports import clean_text, duplicate_groups
@@ -257,7 +263,9 @@ def evaluate_retrieval(
             "hits": "every text that says the same, and the images of all of them",
             "galleries": "each text once; each image",
             "ties": f"by lot, in expectation; cosines nearer than {TIE:g} are tied",
-            "intervals": "95 % percentile bootstrap over the patients of the queries",
+            "intervals": describe_intervals(
+                patient_ids.tolist(), "95 % percentile bootstrap over the patients of the queries"
+            ),
             "n_bootstrap": n_bootstrap,
             "seed": seed,
             "n_patients": len(set(patient_ids.tolist())),

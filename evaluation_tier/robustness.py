@@ -22,7 +22,14 @@ from evaluation_tier.loading import is_classifier
 from evaluation_tier.metrics import best_threshold
 from evaluation_tier.protocols import find_prompts, prompts_name
 from evaluation_tier.report import installed_versions, to_json
-from evaluation_tier.resampling import bootstrap, check_num_resamples, chunks, draw_resamples, percentile_interval
+from evaluation_tier.resampling import (
+    bootstrap,
+    check_num_resamples,
+    chunks,
+    describe_intervals,
+    draw_resamples,
+    percentile_interval,
+)
 from evaluation_tier.scoring import zero_shot_scores
 from evaluation_tier.zeroshot import read_labels, select_findings
 from processing_tier.prompts import Prompts, normalize_name
@@ -184,7 +191,7 @@ def evaluate_robustness(
                 "prompts": described,
                 "wordings": WORDINGS,
                 "side_prompts": SIDE_PROMPTS,
-                "intervals": "95 % percentile bootstrap over patients",
+                "intervals": describe_intervals(patient_ids.tolist(), "95 % percentile bootstrap over patients"),
                 "n_bootstrap": n_bootstrap,
                 "seed": seed,
                 "n_patients": len(set(patient_ids.tolist())),
@@ -272,8 +279,11 @@ def with_interval(statistic: Callable[[np.ndarray], np.ndarray], draws: np.ndarr
         statistic: from (resamples, images), how often each image was drawn, to (resamples, values).
         draws: see `draw_resamples`.
     """
+    point = statistic(np.ones((1, draws.shape[1])))[0]
+    if not len(draws):
+        return point, np.full((len(point), 2), np.nan)
     resampled = np.concatenate([statistic(draws[part]) for part in chunks(*draws.shape)])
-    return statistic(np.ones((1, draws.shape[1])))[0], np.array([percentile_interval(each) for each in resampled.T])
+    return point, np.array([percentile_interval(each) for each in resampled.T])
 
 
 def resampled_aurocs(draws: np.ndarray, labels: np.ndarray, scores: Iterable[np.ndarray]) -> np.ndarray:

@@ -19,7 +19,13 @@ from evaluation_tier.embedding import check_finite, read_batches
 from evaluation_tier.loading import is_classifier
 from evaluation_tier.metrics import divide
 from evaluation_tier.report import installed_versions
-from evaluation_tier.resampling import check_num_resamples, chunks, draw_resamples, percentile_interval
+from evaluation_tier.resampling import (
+    check_num_resamples,
+    chunks,
+    describe_intervals,
+    draw_resamples,
+    percentile_interval,
+)
 from evaluation_tier.retrieval import WORD, read_texts
 from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
@@ -303,7 +309,7 @@ def evaluate_sparsity(
 
     values = {name: [] for name in models}  # each model's numbers, first on all the images, then in each resample
     draws = draw_resamples(patient_ids[readable], n_bootstrap, seed)
-    draws = np.concatenate([np.ones_like(draws[:1]), draws])
+    draws = np.concatenate([np.ones((1, draws.shape[1]), draws.dtype), draws])
     for part in chunks(*draws.shape):
         weights = draws[part].astype(np.float64)
         for name, (sums, _, _) in measured.items():
@@ -329,7 +335,9 @@ def evaluate_sparsity(
             "temperature": temperature,
             "near_zero": near_zero,
             "gini_and_hoyer": "of the magnitudes of the cosines",
-            "intervals": "95 % percentile bootstrap over patients, paired between models",
+            "intervals": describe_intervals(
+                patient_ids[readable].tolist(), "95 % percentile bootstrap over patients, paired between models"
+            ),
             "n_bootstrap": n_bootstrap,
             "seed": seed,
             "n_patients": len(set(patient_ids[readable].tolist())),

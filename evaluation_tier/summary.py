@@ -9,10 +9,12 @@ from .metrics import CRITERIA, best_threshold, count_labels, nanmean
 from .resampling import (
     AREAS,
     AT_THRESHOLD,
+    MIN_PATIENTS,
     bootstrap,
     bootstrap_mean,
     draw_resamples,
     draw_stratified_resamples,
+    find_too_few,
     mean_over_findings,
     percentile_interval,
     subgroup_metrics,
@@ -26,6 +28,8 @@ from .statistics.chexzero import (
 from .statistics.thresholds import HIGHEST_MCC, ThresholdRule
 
 WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
+TOO_FEW = f"fewer than {MIN_PATIENTS} patients with it, or without it"
+TOO_FEW_AT_ALL = f"fewer than {MIN_PATIENTS} patients"
 RESAMPLINGS = ("patients", "stratified", "chexzero")
 
 
@@ -79,6 +83,7 @@ def summarize(
           under `"mean"`, how many lack one of any finding in the mean AUROC. Where that is more than half of them,
           there is no interval. (Of `"chexzero"` they count, and there is no upper bound where they are more than
           2.5 %.)
+        - `"no_interval"`: by name why a finding has none, or `"mean"`, where patients are too few.
 
     Raises:
         `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
@@ -112,31 +117,40 @@ def summarize(
             raise ValueError(
                 f"CheXzero's intervals need at least {FEWEST_RESAMPLES} resamples, but there are {num_resamples}."
             )
-        draws = draw_chexzero_resamples(len(labels), num_resamples, seed)
+        enough = len(set(patient_ids)) >= MIN_PATIENTS  # images are drawn, but those of a patient are alike
+        draws = draw_chexzero_resamples(len(labels), num_resamples, seed)[: num_resamples if enough else 0]
     else:
         draws = draw_resamples(patient_ids, num_resamples, seed)
     point = bootstrap(labels, scores, np.ones((1, len(labels))), used)
     resampled = bootstrap(labels, scores, draws, used)
     if resampling == "chexzero":
         fill_one_class_resamples({name: resampled[name] for name in used}, labels, scores, draws, used)
+    too_few = find_too_few(labels, patient_ids)
+    if resampling == "chexzero":  # as the reference, which knows no floor
+        too_few[:] = False
+    no_interval = {finding: TOO_FEW for finding, few in zip(findings, too_few, strict=True) if few}
+    if not draws.shape[-2]:
+        no_interval = dict.fromkeys((*findings, "mean"), TOO_FEW_AT_ALL)
 
     probabilities = np.broadcast_to(probabilities, len(findings))
-    results, resampled_brier = {}, np.empty((num_resamples, len(findings)))
-    resampled_accuracy = np.empty((num_resamples, len(findings)))
+    results, resampled_brier = {}, np.empty((draws.shape[-2], len(findings)))
+    resampled_accuracy = np.empty((draws.shape[-2], len(findings)))
     for i, finding in enumerate(findings):
         metrics = {}
         for name in WITH_INTERVAL:
-            metrics |= with_interval(name, float(point[name][0, i]), resampled[name][:, i], resampling)
+            values = resampled[name][:, i] if not too_few[i] else np.empty(0)
+            metrics |= with_interval(name, float(point[name][0, i]), values, resampling)
         fitted_on = chosen_labels[:, i], chosen_scores[:, i]
         calibration = measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i])
         errors = calibration.pop("squared_errors")
         resampled_brier[:, i] = bootstrap_mean(errors, draws if draws.ndim == 2 else draws[i])
-        calibration |= with_interval("brier", calibration["brier"], resampled_brier[:, i], resampling)
+        kept = slice(0, 0) if too_few[i] else slice(None)
+        calibration |= with_interval("brier", calibration["brier"], resampled_brier[kept, i], resampling)
         if rule.accuracy:
             threshold = thresholds[i][rule.accuracy]
             right = right_calls(labels[:, i], scores[:, i], threshold)
             resampled_accuracy[:, i] = bootstrap_mean(right, draws if draws.ndim == 2 else draws[i])
-            metrics |= with_interval("accuracy", nanmean(right), resampled_accuracy[:, i], resampling)
+            metrics |= with_interval("accuracy", nanmean(right), resampled_accuracy[kept, i], resampling)
             metrics["accuracy_threshold"] = threshold
         counts = count_labels(labels[:, i])
         results[finding] = {
@@ -159,7 +173,12 @@ def summarize(
         mean |= with_interval(name, *mean_over_findings(of_findings, values), resampling)
     mean["ece"] = nanmean(result["ece"] for result in results.values())
     dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
-    return {"findings": results, "mean": mean, "resamples_dropped": {**dropped, "mean": mean_dropped}}
+    return {
+        "findings": results,
+        "mean": mean,
+        "resamples_dropped": {**dropped, "mean": mean_dropped},
+        "no_interval": no_interval,
+    }
 
 
 def summarize_subgroups(
@@ -183,9 +202,8 @@ def summarize_subgroups(
         `dict[str, dict]`: by attribute that has at least two groups.
     """
     draws = draw_resamples(patient_ids, num_resamples, seed)
-    results = {
-        name: subgroup_metrics(labels, scores, groups, draws, findings=findings) for name, groups in attributes.items()
-    }
+    options = {"findings": findings, "unit_ids": np.asarray(patient_ids)}
+    results = {name: subgroup_metrics(labels, scores, groups, draws, **options) for name, groups in attributes.items()}
     return {name: result for name, result in results.items() if len(result["groups"]) + len(result["left_out"]) > 1}
 
 
@@ -193,7 +211,10 @@ def with_interval(name: str, value: float, resampled: np.ndarray, resampling: st
     """A metric, its interval, and CheXzero's centre where that is asked for."""
     if resampling != "chexzero":
         return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
-    center, interval = chexzero_interval(resampled)
+    if len(resampled):
+        center, interval = chexzero_interval(resampled)
+    else:
+        center, interval = float("nan"), np.full(2, np.nan)
     return {name: value, f"{name}_ci95": interval.tolist(), f"{name}_bootstrap_mean": center}
 
 

@@ -24,9 +24,11 @@ from evaluation_tier.processes import fail_together, gather_rows, own_rows
 from evaluation_tier.protocols import Protocol, choose_protocol, find_prompts, prompts_name
 from evaluation_tier.report import installed_versions
 from evaluation_tier.resampling import (
+    MIN_PATIENTS,
     age_bands,
     bootstrap,
     check_num_resamples,
+    describe_intervals,
     draw_resamples,
     mean_over_findings,
 )
@@ -172,6 +174,7 @@ def evaluate_zero_shot(
         num_resamples=n_bootstrap,
         seed=seed,
     )
+    warn_of_no_interval(summary["no_interval"])
     intervals = "95 % percentile bootstrap over patients"
     if protocol.resampling == "chexzero":
         intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
@@ -180,7 +183,8 @@ def evaluate_zero_shot(
         "protocol": {
             **described,
             "thresholds": protocol.rule.describe(threshold_source),
-            "intervals": intervals,
+            "intervals": describe_intervals(patient_ids.tolist(), intervals),
+            "no_interval": summary["no_interval"],
             "n_bootstrap": n_bootstrap,
             "seed": seed,
             "n_patients": len(set(patient_ids.tolist())),
@@ -307,6 +311,13 @@ def warn_of_missing_classes(findings: Sequence[str], labels: np.ndarray, dataset
             )
 
 
+def warn_of_no_interval(reasons: Mapping[str, str]) -> None:
+    """Say which findings have no interval, by their reason."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join("the mean" if name == "mean" else name for name in reasons if reasons[name] == reason)
+        logger.warning("No interval for %s: %s.", names, reason)
+
+
 def compare_levels(
     labels: np.ndarray,
     levels: Mapping[str, np.ndarray],
@@ -322,7 +333,8 @@ def compare_levels(
         levels: name to scores (images, findings).
     """
     if resampling == "chexzero":
-        draws = draw_chexzero_resamples(len(labels), n_bootstrap, seed)
+        enough = len(set(patient_ids.tolist())) >= MIN_PATIENTS
+        draws = draw_chexzero_resamples(len(labels), n_bootstrap, seed)[: n_bootstrap if enough else 0]
     else:
         draws = draw_resamples(patient_ids, n_bootstrap, seed)
     results = {}

@@ -49,11 +49,12 @@ def test_f1_is_at_the_threshold_of_each_protocol(make_result):
 
 def test_differences_by_hand(make_result):
     # of the 4 pairs of positive and negative the first ranks 2 rightly, the second all
-    first = make_result("first", [0.9, 0.1, 0.8, 0.0], threshold=0.85)
-    second = make_result("second", [0.9, 0.8, 0.1, 0.0], threshold=0.5)
+    labels = (1, 1, 0, 0) * 5
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, labels, threshold=0.85)
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0] * 5, labels, threshold=0.5)
     comparison = compare_results(first, second, n_bootstrap=200)
     part = comparison["findings"]["A"]
-    assert (part["n_positive"], part["n_negative"]) == (2, 2)
+    assert (part["n_positive"], part["n_negative"]) == (10, 10)
     assert part["auroc"]["first"] == 0.75 and part["auroc"]["second"] == 1.0 and part["auroc"]["difference"] == 0.25
     # precision at the recalls 1/2 and 1: 1 and 2/3, against 1 and 1
     assert part["auprc"]["difference"] == pytest.approx(1 - (1 + 2 / 3) / 2)
@@ -61,15 +62,15 @@ def test_differences_by_hand(make_result):
     assert part["f1"]["difference"] == pytest.approx(1 / 3)
     assert part["mcc"]["difference"] == pytest.approx(1 - 2 / np.sqrt(12))
     # DeLong by hand: the positives' shares (1, 1/2) and (1, 1), the negatives' (1/2, 1) and (1, 1); the variance of
-    # the difference is var(0, 1/2) / 2 + var(1/2, 0) / 2 = 1/8, z = 0.25 / sqrt(1/8)
-    assert part["auroc"]["p_delong"] == pytest.approx(0.4795, abs=1e-4)
+    # the difference is twice that of five 0 and five 1/2, 10 / 16 / 9, by 10: 1/72, z = 0.25 / sqrt(1/72)
+    assert part["auroc"]["p_delong"] == pytest.approx(0.0339, abs=1e-4)
     assert comparison["mean"]["auroc"]["difference"] == 0.25
     assert 0 <= part["auroc"]["difference_ci95"][0] <= 0.25 <= part["auroc"]["difference_ci95"][1] <= 1
-    assert comparison["n_patients"] == comparison["n_images"] == 4 and comparison["protocol_differences"] == {}
+    assert comparison["n_patients"] == comparison["n_images"] == 20 and comparison["protocol_differences"] == {}
 
 
 def test_against_itself_nothing_differs(make_result, caplog):
-    folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
+    folder = make_result("one", [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5)
     comparison = compare_results(folder, folder, n_bootstrap=50)
     part = comparison["findings"]["A"]["auroc"]
     assert part == {
@@ -92,13 +93,22 @@ def test_rows_may_come_in_any_order_and_labels_may_be_missing(make_result):
     assert compare_results(first, second, 20)["findings"]["A"]["auroc"]["difference"] == 0
 
 
-def test_resamples_are_of_patients(make_result):
-    # two patients: in a resample of one of them alone a class is missing, so only the data themselves are left, which
-    # are half of the resamples in the long run and 30 of 50 with this seed
-    first = make_result("first", [0.9, 0.1, 0.8, 0.0], patients=["p", "p", "q", "q"])
-    second = make_result("second", [0.9, 0.8, 0.1, 0.0], patients=["p", "p", "q", "q"])
-    comparison = compare_results(first, second, 50, seed=5)
+def test_resamples_are_of_patients(make_result, caplog):
+    labels = (1, 1, 0, 0) * 5
+    # five patients with four images each that are alike: every resample of patients has the AUROC of the data
+    names = ("first", [0.9, 0.1, 0.8, 0.0] * 5), ("second", [0.9, 0.8, 0.1, 0.0] * 5)
+    pair = [make_result(name, scores, labels, patients=[f"p{i // 4}" for i in range(20)]) for name, scores in names]
+    comparison = compare_results(*pair, 50, seed=5)
     assert comparison["findings"]["A"]["auroc"]["difference_ci95"] == [0.25, 0.25]
+    assert not caplog.records
+    # one patient, and one with all the positives: neither interval nor p-value, and why
+    for patients in (["p"] * 20, [f"p{i // 2}" if i % 4 > 1 else "p" for i in range(20)]):
+        pair = [make_result(name, scores, labels, patients=patients) for name, scores in names]
+        caplog.clear()
+        part = compare_results(*pair, 50)["findings"]["A"]["auroc"]
+        assert part["difference"] == 0.25 and part["difference_ci95"] == [None, None]
+        assert part["p_bootstrap"] is part["p_delong"] is None
+        assert caplog.messages == ["No interval and no p-value for A: fewer than 5 patients with it, or without it."]
 
 
 def test_p_is_of_the_resamples_where_a_patient_has_several_images(make_result):
@@ -148,8 +158,9 @@ def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
 
 
 def test_protocols_that_differ_are_named(make_result, caplog):
-    first = make_result("first", [0.9, 0.1, 0.8, 0.0], seed=1)
-    second = make_result("second", [0.9, 0.1, 0.8, 0.0], prompts="chexzero", views="all", seed=2)
+    scores, labels = [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5
+    first = make_result("first", scores, labels, seed=1)
+    second = make_result("second", scores, labels, prompts="chexzero", views="all", seed=2)
     comparison = compare_results(first, second, 5)
     assert comparison["protocol_differences"] == {"prompts": ["report", "chexzero"], "views": [None, "all"]}
     (record,) = caplog.records
@@ -164,8 +175,9 @@ def test_protocols_that_differ_are_named(make_result, caplog):
 
 
 def test_table(make_result):
-    first = make_result("first", [0.9, 0.1, 0.8, 0.0], threshold=None)
-    second = make_result("second", [0.9, 0.8, 0.1, 0.0])
+    labels = (1, 1, 0, 0) * 5
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, labels, threshold=None)
+    second = make_result("second", [0.9, 0.8, 0.1, 0.0] * 5, labels)
     comparison = compare_results(first, second, 5)
     for part in (comparison["findings"]["A"], comparison["mean"]):
         part["auroc"] |= {"difference_ci95": [-0.25, 0.5], "p_bootstrap": 0.0001}
@@ -173,7 +185,7 @@ def test_table(make_result):
     assert text_table(table.header, table.rows, table.align, table.num_summary).splitlines() == [
         "Finding    Positives  AUROC, A  AUROC, B    B minus A (95 % CI)       p",
         "---------  ---------  --------  --------  ---------------------  ------",
-        "A                  2     0.750     1.000  0.250 (-0.250, 0.500)   0.480",
+        "A                 10     0.750     1.000  0.250 (-0.250, 0.500)   0.034",
         "---------  ---------  --------  --------  ---------------------  ------",
         "Mean of 1                0.750     1.000  0.250 (-0.250, 0.500)  <0.001",
     ]

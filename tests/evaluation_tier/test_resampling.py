@@ -13,8 +13,10 @@ from evaluation_tier.resampling import (
     bootstrap_auroc,
     bootstrap_p_value,
     delong,
+    describe_intervals,
     draw_resamples,
     draw_stratified_resamples,
+    find_too_few,
     midranks,
     paired_bootstrap,
     percentile_interval,
@@ -81,7 +83,10 @@ def test_resamples_without_both_classes_are_dropped_and_counted():
     result = bootstrap_auroc(labels, scores, np.arange(5), 1000, seed=0)
     assert 250 < result.num_dropped[0] < 410  # the one positive is missing from (4/5)^5 = 32.8 % of the resamples
     assert result.mean_num_dropped >= result.num_dropped.max()
-    np.testing.assert_array_equal(result.interval, 1.0)  # always separated: no NaN has leaked into the percentiles
+    assert np.isnan(result.interval).all()  # of so few
+    resampled = bootstrap(labels, scores, draw_resamples(np.arange(5), 1000))["auroc"]
+    for column in resampled.T:  # always separated: no NaN has leaked into the percentiles
+        np.testing.assert_array_equal(percentile_interval(column), 1.0)
 
 
 def test_bootstrap_leaves_excluded_labels_out():
@@ -94,7 +99,7 @@ def test_bootstrap_leaves_excluded_labels_out():
 
 
 def test_bootstrap_without_a_class_is_nan_without_a_warning():
-    result = bootstrap_auroc(np.zeros((4, 1)), np.arange(4.0)[:, None], np.arange(4), 20)
+    result = bootstrap_auroc(np.zeros((5, 1)), np.arange(5.0)[:, None], np.arange(5), 20)
     assert np.isnan(result.interval).all() and np.isnan(result.mean_interval).all()
     assert result.num_dropped.tolist() == [20]
     assert np.isnan(percentile_interval(np.full(3, np.nan))).all()
@@ -194,17 +199,17 @@ def test_bootstrap_refuses_what_does_not_fit():
 
 
 def test_one_study_is_not_an_error():
-    found = bootstrap(np.ones((1, 1)), np.ones((1, 1)), draw_resamples(["a"], 3), [0.5])
+    found = bootstrap(np.ones((1, 1)), np.ones((1, 1)), np.ones((3, 1)), [0.5])
     assert np.isnan(found["auroc"]).all() and np.isnan(found["mcc"]).all()
     np.testing.assert_array_equal(found["sensitivity"], 1.0)
 
 
 def test_draws_are_whole_units():
-    units = ["a", "b", "a", "c", "d", "b"]
+    units = ["a", "b", "a", "c", "d", "b", "e"]
     draws = draw_resamples(units, 200, seed=3)
     np.testing.assert_array_equal(draws[:, 0], draws[:, 2])
     np.testing.assert_array_equal(draws[:, 1], draws[:, 5])
-    np.testing.assert_array_equal(draws[:, [0, 1, 3, 4]].sum(axis=1), 4)
+    np.testing.assert_array_equal(draws[:, [0, 1, 3, 4, 6]].sum(axis=1), 5)
     assert draws.mean() == pytest.approx(1, abs=0.1)
 
 
@@ -443,3 +448,32 @@ def test_the_interval_of_a_share():
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662, 0 of 20 gives 0 to 0.1611
     low, high = wilson_interval(np.array([81 / 263, 0.0]), np.array([263, 20]))
     assert low == pytest.approx([0.2553, 0.0], abs=5e-5) and high == pytest.approx([0.3662, 0.1611], abs=5e-5)
+
+
+def test_few_patients_give_no_interval_and_no_p_value():
+    rng = np.random.default_rng(0)
+    labels = np.tile([[1.0], [0.0]], (20, 1))
+    first, second = rng.normal(size=(2, 40, 1)) + labels
+    for num_patients, defined in ((1, False), (2, False), (4, False), (5, True)):
+        patients = np.arange(40) // 2 % num_patients
+        draws = draw_resamples(patients, 50)
+        assert draws.shape == (50 if defined else 0, 40)
+        assert draw_stratified_resamples(labels, patients, 50).shape == (1, 50 if defined else 0, 40)
+        result = bootstrap_auroc(labels, first, patients, 50)
+        paired = paired_bootstrap(labels, first, second, draws, unit_ids=patients)["auroc"]
+        for value in (result.interval, result.mean_interval, paired.interval, paired.p_value, paired.mean_p_value):
+            assert np.isfinite(value).all() == defined, num_patients
+    # one patient in 20 has all the positives
+    labels = np.repeat([[1.0], [0.0]], [4, 76], axis=0)
+    patients, scores = np.arange(80) // 4, rng.normal(size=(80, 1))
+    assert find_too_few(labels, patients).tolist() == [True]
+    assert find_too_few(labels, np.arange(80)).tolist() == [True]  # 4 positives
+    assert np.isnan(bootstrap_auroc(labels, scores, patients, 50).interval).all()
+    paired = paired_bootstrap(labels, scores, -scores, draw_resamples(patients, 50), unit_ids=patients)["auroc"]
+    assert np.isnan(paired.p_value).all() and paired.difference[0] != 0
+
+
+def test_what_results_say_of_intervals():
+    assert describe_intervals(["a"] * 60, "bootstrap") == "none: 1 patient, and an interval needs 5"
+    assert describe_intervals(list("abcd"), "bootstrap") == "none: 4 patients, and an interval needs 5"
+    assert describe_intervals(list("abcde"), "bootstrap") == "bootstrap"

@@ -201,7 +201,7 @@ def test_one_pair(brightness, pairs):
     result = evaluate_retrieval(*brightness, pairs([0], ["No."]), n_bootstrap=3)["image_to_text"]
     assert {name: value for name, value in result.items() if name.startswith("recall_at_5")} == {
         "recall_at_5": 1,
-        "recall_at_5_ci95": [1, 1],
+        "recall_at_5_ci95": [pytest.approx(np.nan, nan_ok=True)] * 2,
         "recall_at_5_chance": 1,
         "recall_at_5_most_frequent": 1,
     }
@@ -224,13 +224,17 @@ def test_empty_texts_and_broken_images_are_left_out(brightness, pairs, caplog):
 
 
 def test_intervals_resample_patients(brightness, pairs):
-    levels, texts = [0, 255, 0, 255], ["No.", "Yes.", "Yes.", "No."]  # half of them the wrong way round
-    one = evaluate_retrieval(*brightness, pairs(levels, texts, patients=["a"] * 4), ks=(1,))
-    assert one["image_to_text"]["recall_at_1_ci95"] == [0.5, 0.5]
-    assert one["protocol"]["n_patients"] == 1
-    four = evaluate_retrieval(*brightness, pairs(levels, texts), ks=(1,))
-    assert four["image_to_text"]["recall_at_1_ci95"] == [0, 1]
-    assert four == evaluate_retrieval(*brightness, pairs(levels, texts), ks=(1,))
+    levels, texts = [0, 255, 0, 255] * 5, ["No.", "Yes.", "Yes.", "No."] * 5  # half of them the wrong way round
+    five = evaluate_retrieval(*brightness, pairs(levels, texts, patients=[f"p{i // 4}" for i in range(20)]), ks=(1,))
+    assert five["image_to_text"]["recall_at_1_ci95"] == [0.5, 0.5]
+    assert five["protocol"]["n_patients"] == 5
+    one = evaluate_retrieval(*brightness, pairs(levels, texts, patients=["a"] * 20), ks=(1,))
+    assert one["image_to_text"]["recall_at_1"] == 0.5 and np.isnan(one["image_to_text"]["recall_at_1_ci95"]).all()
+    assert one["protocol"]["intervals"] == "none: 1 patient, and an interval needs 5"
+    all_apart = evaluate_retrieval(*brightness, pairs(levels, texts), ks=(1,))
+    low, high = all_apart["image_to_text"]["recall_at_1_ci95"]
+    assert 0.25 <= low < 0.4 and 0.6 < high <= 0.75
+    assert all_apart == evaluate_retrieval(*brightness, pairs(levels, texts), ks=(1,))
 
 
 @pytest.mark.parametrize("batch_size, chunk_size", [(1, 7), (16, 256)])

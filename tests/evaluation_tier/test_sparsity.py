@@ -250,7 +250,7 @@ def test_a_seed_fixes_the_result_and_patients_stand_together(tier_model, pairs):
     assert to_json(one) == to_json(evaluate_sparsity(models, pairs, n_bootstrap=5, seed=3))
     single = pairs.remove_columns("patient_id").add_column("patient_id", ["a"] * len(pairs))
     result = evaluate_sparsity(models, single, n_bootstrap=5)["models"]["plain"]
-    assert result["token_entropy_ci95"] == pytest.approx([result["token_entropy"]] * 2)
+    assert np.isnan(result["token_entropy_ci95"]).all() and result["token_entropy"] > 0
 
 
 def test_clip_itself_has_patches(tier_model, pairs):

@@ -117,7 +117,7 @@ def test_a_mean_of_few_resamples_has_no_interval():
     found = summarize(labels, scores, np.arange(200), names, num_resamples=300)
     assert 290 <= found["resamples_dropped"]["mean"] < 300 and found["resamples_dropped"]["a"] < 150
     assert np.isfinite(found["mean"]["auroc"]) and np.isnan(found["mean"]["auroc_ci95"]).all()
-    assert np.isfinite(found["findings"]["a"]["auroc_ci95"]).all()
+    assert np.isnan(found["findings"]["a"]["auroc_ci95"]).all()  # one positive
     stratified = summarize(labels, scores, np.arange(200), names, num_resamples=50, resampling="stratified")
     assert stratified["resamples_dropped"]["mean"] == 0 and np.isfinite(stratified["mean"]["auroc_ci95"]).all()
 
@@ -148,3 +148,21 @@ def test_arguments_that_do_not_fit_are_refused():
         summarize(labels, scores, patients, FINDINGS, rule=ThresholdRule(mcc="best"))
     with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
         summarize(labels, scores, patients, FINDINGS, resampling="images")
+
+
+def test_images_of_one_patient_have_no_interval_and_a_reason():
+    rng = np.random.default_rng(0)
+    labels = np.tile([[1.0, 1.0], [0.0, 0.0]], (20, 1))
+    scores = rng.normal(size=(40, 2)) + labels
+    for resampling in ("patients", "stratified", "chexzero"):
+        result = summarize(labels, scores, ["p"] * 40, ["A", "B"], num_resamples=50, resampling=resampling)
+        for part in (*result["findings"].values(), result["mean"]):
+            assert 0.5 < part["auroc"] < 1
+            for name in ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "brier"):
+                assert np.isnan(part[f"{name}_ci95"]).all()
+        assert result["no_interval"] == dict.fromkeys(("A", "B", "mean"), "fewer than 5 patients")
+    labels[:, 1] = np.arange(40) < 4  # and of B four patients only
+    result = summarize(labels, scores, np.arange(40), ["A", "B"], num_resamples=50)
+    assert result["no_interval"] == {"B": "fewer than 5 patients with it, or without it"}
+    assert np.isfinite(result["findings"]["A"]["auroc_ci95"]).all()
+    assert np.isnan(result["findings"]["B"]["auroc_ci95"]).all() and np.isfinite(result["mean"]["auroc_ci95"]).all()

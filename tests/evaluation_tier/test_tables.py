@@ -191,9 +191,9 @@ def test_everything_optional_has_its_table(metrics):
     everyone = np.ones((1, 6))
     subgroups = subgroup_metrics(labels, scores, sexes, everyone, findings=["A"], min_cases=1)
     metrics["subgroups"] = {"sex": subgroups}
-    studies = pd.Index([f"s{i}" for i in range(6)], name="study_id")
-    readers = pd.concat({"R1": pd.DataFrame({"A": [1, 1, 0, 0, 0, 0]}, studies)}, names=["reader"])
-    labels, scores = pd.DataFrame(labels, studies, ["A"]), pd.DataFrame(scores, studies, ["A"])
+    studies = pd.Index([f"s{i}" for i in range(12)], name="study_id")
+    readers = pd.concat({"R1": pd.DataFrame({"A": [1, 1, 0, 0, 0, 0] * 2}, studies)}, names=["reader"])
+    labels, scores = (pd.DataFrame(np.tile(values, (2, 1)), studies, ["A"]) for values in (labels, scores))
     metrics["radiologists"] = compare_with_radiologists(labels, scores, {"A": 0.7}, readers, num_resamples=2)
     sections = evaluation_tables(metrics)
     (results,) = sections["results"]

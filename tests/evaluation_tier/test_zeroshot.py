@@ -244,7 +244,7 @@ def test_a_finding_without_a_class_where_thresholds_are_chosen_is_named(brightne
     assert "The split 'train' has no positive image of Bright: it gets no threshold" in caplog.text
     caplog.clear()
     evaluate_zero_shot({"m": brightness}, dataset, **options)
-    assert not caplog.text
+    assert caplog.messages == ["No interval for Bright, the mean: fewer than 5 patients."]
 
 
 def test_prompts_for_every_finding_are_needed(brightness, make_grey_dataset):
