@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that --help and a mistyped option answer at o
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import re
 import sys
@@ -83,7 +84,8 @@ def one_sentence_errors(
         SystemExit: see above.
     """
     try:
-        yield
+        with escaped_logs():
+            yield
     except KeyboardInterrupt:
         tell(f"{prog}: {interrupted}", every_process)
         raise SystemExit(INTERRUPTED) from None
@@ -97,7 +99,35 @@ def one_sentence_errors(
 
 def tell(message: str, every_process: bool) -> None:
     if every_process or os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(escape(message), file=sys.stderr)
+
+
+def escape(message: str) -> str:
+    """See `processing_tier.display.printable`, which most messages need not even import."""
+    if message.replace("\n", "").isprintable():
+        return message
+    from processing_tier.display import printable
+
+    return printable(message)
+
+
+@contextlib.contextmanager
+def escaped_logs() -> Iterator[None]:
+    """Names of findings and files in the log of a command cannot drive the terminal."""
+    factory = logging.getLogRecordFactory()
+
+    def make_record(*args, **kwargs) -> logging.LogRecord:
+        record = factory(*args, **kwargs)
+        message = record.getMessage()
+        if (escaped := escape(message)) != message:
+            record.msg, record.args = escaped, None
+        return record
+
+    logging.setLogRecordFactory(make_record)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(factory)
 
 
 def describe_error(error: Exception) -> str | None:

@@ -119,6 +119,7 @@ def load_tokenizer(source, model, args: argparse.Namespace):
     from transformers import AutoTokenizer, BertTokenizer, CLIPConfig
 
     from modeling_tier.checkpoints.others import refuse_tokenizer
+    from processing_tier.hub_names import check_hub_name
 
     text_config = model.config.text_config
     is_clip = isinstance(model.config, CLIPConfig)
@@ -126,6 +127,7 @@ def load_tokenizer(source, model, args: argparse.Namespace):
     name = args.tokenizer or args.text_model or (CLIP_TOKENIZER if is_clip else CXR_BERT)
     if args.tokenizer is None and source.path.is_dir() and (source.path / "tokenizer_config.json").is_file():
         name = str(source.path)
+    check_hub_name(name, "tokenizer")
     try:
         if is_clip:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

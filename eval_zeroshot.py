@@ -177,7 +177,14 @@ def build_parser() -> Parser:
         "--cache_dir", metavar="FOLDER", help="keep embeddings there, and take those of the same images and weights"
     )
     run.add_argument(
-        "--output_dir", default="runs/evaluation", metavar="FOLDER", help="where to write (default: %(default)s)"
+        "--output_dir",
+        metavar="FOLDER",
+        help="where to write (default: runs/evaluation/MODEL-DATA-SPLIT, by their names)",
+    )
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an evaluation of another model, of other data or of another split in --output_dir",
     )
     run.add_argument(
         "--figures",
@@ -274,7 +281,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(args: argparse.Namespace, device) -> Evaluation:
     """Read models and data, and score the findings."""
-    from evaluation_tier import benchmarks, loading, protocols, trained_on, zeroshot
+    from evaluation_tier import benchmarks, loading, output_folder, protocols, trained_on, zeroshot
     from evaluation_tier.processes import fail_together
     from processing_tier import readers
     from processing_tier.labels import parse_label_values
@@ -304,6 +311,8 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     if args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
     name = readers.dataset_name(args.data)
+    identity = {"models": list(names.values()), "dataset": name, "split": split, "benchmark": args.benchmark}
+    args.output_dir = output_folder.choose_folder(args.output_dir, identity, args.overwrite)
     overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
 
     def read(split: str):
@@ -508,7 +517,8 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
 
 def find_occasional(folder: Path) -> list[Path]:
     """The files in a folder that an earlier evaluation wrote there, and that another may not write again."""
-    from evaluation_tier import plots, report
+    from evaluation_tier import report
+    from evaluation_tier.file_names import file_names
 
     if not (folder / "metrics.json").is_file():
         return []
@@ -517,7 +527,7 @@ def find_occasional(folder: Path) -> list[Path]:
     except ValueError:  # damaged: whose similarity maps these are is not known
         metrics = {"findings": {}}
     names = [name for part, names in OCCASIONAL.items() if part in metrics for name in names]
-    names += [f"similarity_{plots.file_name(finding)}.png" for finding in metrics["findings"]]
+    names += [f"similarity_{name}.png" for name in file_names(metrics["findings"]).values()]
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -550,10 +560,13 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
 def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Path]) -> None:
     """What the user sees."""
     from evaluation_tier import report
+    from processing_tier.display import printable
 
     protocol = metrics["protocol"]
     kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"
-    print(f"\n{kind} on {report.describe_dataset(metrics['dataset'])}, split {protocol['split']!r}: ", end="")
+    print(
+        f"\n{kind} on {printable(report.describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: ", end=""
+    )
     print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
     print(report.format_table(metrics))
     if "score_levels" in metrics:
@@ -564,11 +577,11 @@ def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Pat
         print(f"\nMean AUROC by score level (95 % CI): {levels}")
     if protocol["findings_left_out"]:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
-        print(f"\nLeft out: {reasons}")
+        print(f"\nLeft out: {printable(reasons)}")
     if protocol["images_skipped"]:
-        print(f"\nSkipped, did not decode: {', '.join(protocol['images_skipped'])}")
-    print("\nModel:", *args.models, sep="\n  ")
-    print("\nWritten:", *written, sep="\n  ")
+        print(f"\nSkipped, did not decode: {printable(', '.join(protocol['images_skipped']))}")
+    print("\nModel:", *map(printable, args.models), sep="\n  ")
+    print("\nWritten:", *map(printable, written), sep="\n  ")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

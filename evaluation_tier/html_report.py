@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from evaluation_tier import plots
+from evaluation_tier.file_names import file_names
 from evaluation_tier.links import leads_outside
 from evaluation_tier.report import (
     describe_dataset,
@@ -276,8 +277,8 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
         return "Curves of the loss, its terms and the AUROC over the epochs.", "The training, epoch by epoch."
     if path.name in FIGURES_OF_ANALYSES:
         return FIGURES_OF_ANALYSES[path.name]
-    name = path.stem.partition("_")[2]
-    subject = next((finding for finding in findings if plots.file_name(finding) == name), name.replace("_", " "))
+    name, names = path.stem.partition("_")[2], file_names(findings)
+    subject = next((finding for finding in findings if names[finding] == name), name.replace("_", " "))
     if path.name.startswith("similarity_"):
         return (
             f"A radiograph with {subject} and, over it, the similarity of each place to the prompts.",

@@ -1,7 +1,6 @@
 """Models and their processors, from folders and from the Hub."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -25,9 +24,9 @@ import processing_tier  # noqa: F401 (registers the processor with AutoProcessor
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
 from modeling_tier.texts_tier import check_family
+from processing_tier.hub_names import check_hub_name
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")  # owner/name, or owner/name@revision
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -127,7 +126,9 @@ def check_name(name: str | Path) -> None:
     """ValueError for what is neither a model folder nor could be a name on the Hub; nothing is loaded."""
     if Path(name).is_dir():
         check_folder(Path(name))
-    elif not HUB_NAME.fullmatch(str(name)):
+        return
+    check_hub_name(name, "model folder")
+    if "/" not in str(name):
         raise ValueError(
             f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
             "the Hub (owner/name)."

@@ -5,7 +5,6 @@ behind.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.calibration import calibrate, reliability_curve
+from evaluation_tier.file_names import file_names
 from evaluation_tier.grounding import MAPS, Case, compute_grids, read_cases, read_region
 from evaluation_tier.metrics import precision_recall_curve, roc_curve
 from evaluation_tier.report import as_float, describe_dataset, write_beside
@@ -70,11 +70,6 @@ def import_matplotlib():
     except ImportError as error:
         raise ValueError("Figures need matplotlib: install it with pip install matplotlib.") from error
     return matplotlib
-
-
-def file_name(finding: str) -> str:
-    """A finding as part of a file name: letters and digits only ("Nodule/Mass" becomes "nodule_mass")."""
-    return re.sub(r"[^a-z0-9]+", "_", finding.lower()).strip("_") or "finding"
 
 
 def plot_roc(metrics: Mapping, predictions: pd.DataFrame, path: str | Path) -> Path:
@@ -387,6 +382,7 @@ def plot_similarity_maps(
     cases = [Case(row, finding, "") for row, finding in sorted((row, finding) for finding, row in best.items())]
     grids, _ = compute_grids(model, processor, dataset, cases, prompts)
     paths = []
+    names = file_names(prompts)
     for finding, row in best.items():
         record = dataset[row]
         radiograph = read_radiograph(record["image"])
@@ -401,7 +397,7 @@ def plot_similarity_maps(
             if model_name:
                 title += f"\nmap of {model_name} alone"
             figure.suptitle(literal(title), fontsize=12, fontweight="bold")
-            path = Path(folder) / f"similarity_{file_name(finding)}.png"
+            path = Path(folder) / f"similarity_{names[finding]}.png"
             paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
     return paths
 

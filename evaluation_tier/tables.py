@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from processing_tier.display import markdown_text, printable
+
 NOT_MEASURED = "not measured"
 DASH = "–"  # stands for "not measured" where a table has no room for words
 
@@ -139,6 +141,7 @@ def matrix_table(
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, num_summary: int = 0) -> str:
     """A table for the terminal, with rules of hyphens under the header and above the rows that sum up the others."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -157,8 +160,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str,
 
 def markdown_cell(text: str) -> str:
     """Text that Markdown shows as it is, within a table."""
-    text = re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(str(text).split()))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word an underscore is one
+    return markdown_text(text)
 
 
 def markdown_table(table: Table) -> str:

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 from transformers.utils import cached_file
 
+from processing_tier.hub_names import check_hub_name
 from processing_tier.identities import (
     FILE,
     HELD_OUT,
@@ -44,8 +45,11 @@ def locate(name: str | os.PathLike) -> Path | None:
     """The list that a model keeps, in its folder or its repository on the Hub; None where it keeps none."""
     if os.path.isdir(name):
         return find_trained_on(name)
+    check_hub_name(name, "model")
     try:
-        path = cached_file(str(name), FILE, _raise_exceptions_for_missing_entries=False)
+        repository, _, revision = str(name).partition("@")
+        options = {"revision": revision or None, "_raise_exceptions_for_missing_entries": False}
+        path = cached_file(repository, FILE, **options)
     except (OSError, ValueError):  # not there, or out of reach: whoever loads the weights says so
         return None
     return Path(path) if path else None

@@ -48,6 +48,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
+from .display import spreadsheet_cell
 from .identifiers import check_unique_ids
 from .labels import parse_label_values
 from .masks import decode_mask, encode_mask
@@ -688,7 +689,7 @@ def write_quarantine(output_dir: Path, work_dir: Path, failures: Iterable[dict])
     text = io.StringIO()
     table = csv.DictWriter(text, QUARANTINE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
-    table.writerows(failures)
+    table.writerows({key: spreadsheet_cell(value) for key, value in failure.items()} for failure in failures)
     write(output_dir / "quarantine.csv", work_dir, text.getvalue())
 
 

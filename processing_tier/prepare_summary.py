@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from .display import markdown_text
 from .radiograph_tier import read_radiograph
 from .records import TEXT_COLUMNS, finding_columns
 from .reports import duplicate_groups
@@ -153,15 +154,15 @@ def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str
     size, stored = summary["size"], summary["format"].upper()
     pixels = "as large as in their files" if size is None else f"shortest side {size} pixels, smaller ones as they are"
     quality = f" of quality {summary['quality']}" if "quality" in summary else ""
-    reader = ", ".join(f"{name}={value}" for name, value in summary["reader_options"].items())
+    reader = ", ".join(f"{name}={markdown_text(value)}" for name, value in summary["reader_options"].items())
     text = f"""\
-# {summary["data"]}, prepared
+# {markdown_text(summary["data"])}, prepared
 
 Chest radiographs with reports, written by `tier-prepare` of tier-clip. The terms of the source (below) apply to these
 derived data too; what came under a signed agreement must stay in a private repository.
 
 ```python
-datasets.load_dataset("FOLDER_OR_REPOSITORY", split="{next(iter(files))}", streaming=True)
+datasets.load_dataset("FOLDER_OR_REPOSITORY", split={json.dumps(next(iter(files)))}, streaming=True)
 ```
 
 - Images: one channel of 8 bits, {pixels}, {stored}{quality}. Boxes and masks are in the pixels of these images.
@@ -213,6 +214,7 @@ def format_summary(summary: Mapping) -> list[str]:
 
 def format_table(header: Sequence[str], rows: Mapping[str, Sequence]) -> list[str]:
     cells = [[name, *(f"{n:,}" if isinstance(n, int) else n for n in row)] for name, row in rows.items()]
+    header, cells = [*map(markdown_text, header)], [[*map(markdown_text, row)] for row in cells]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 

@@ -22,6 +22,7 @@ from processing_tier.identities import (
 from processing_tier.readers import dataset_name
 
 from .arguments import DataArguments, ModelArguments
+from .initialization import check_start
 from .presets import PRESETS
 from .streaming import open_shard
 
@@ -64,6 +65,8 @@ def list_training(
     )
     earlier: list[TrainedOn] = []
     for name in starts(model_arguments):
+        if model_arguments.vision_model is None:
+            check_start(name)
         path = locate(name)
         unlisted = (Path(name).resolve().name if os.path.isdir(name) else name,)
         earlier.append(read_trained_on(path) if path else TrainedOn((), unlisted))

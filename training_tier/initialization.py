@@ -24,6 +24,7 @@ from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, 
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+from processing_tier.hub_names import check_hub_name
 
 from .arguments import ModelArguments
 from .presets import PRESETS, preset_config
@@ -84,6 +85,7 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
     """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
     overrides = arguments.config_overrides()
     for name in (arguments.vision_model, arguments.text_model):
+        check_hub_name(name, "tower")
         check_model_folder(name)
     try:
         place = located(arguments.vision_model)
@@ -121,9 +123,7 @@ def set_sine_positions(model: TierCLIPModel) -> None:
 def read_stored_config(arguments: ModelArguments) -> dict:
     """What config.json of the checkpoint `arguments.model` says, once it is known to be there and to have weights."""
     name = arguments.model
-    num_slashes = name.partition("@")[0].count("/")
-    if not os.path.isdir(name) and (os.sep in name[:2] or name.startswith(".") or num_slashes > 1):
-        raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}).")
+    check_start(name)
     check_not_adapter(name)
     if os.path.isdir(name) and not any(file.endswith(".safetensors") for file in os.listdir(name)):
         raise ValueError(
@@ -217,7 +217,26 @@ def load_image_processor(
     return image_processor
 
 
+def check_start(name: str) -> None:
+    """
+    Raises:
+        `ValueError`: `--model` is neither a folder nor could be a name on the Hub, which is not asked then.
+    """
+    if os.path.isdir(name):
+        return
+    try:
+        check_hub_name(name, "checkpoint folder", known=PRESETS)
+        if "/" not in name:
+            raise ValueError("no owner.")
+    except ValueError as error:
+        hint = str(error).rpartition(": ")[2] if "did you mean" in str(error) else "it was not looked up on the Hub."
+        raise ValueError(
+            f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}"
+        ) from None
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    check_hub_name(name, "tokenizer")
     try:
         place = located(name)
         if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation_tier.file_names import file_names
 from evaluation_tier.grounding import MAPS, Case, compute_grids
 from evaluation_tier.plots import (
     COLOURS,
     draw_similarity,
-    file_name,
     plot_calibration,
     plot_findings,
     plot_precision_recall,
@@ -76,7 +76,7 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
 
     monkeypatch.setattr("evaluation_tier.plots.draw_similarity", spy)
     paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
-    assert [path.name for path in paths] == [f"similarity_{file_name(finding)}.png" for finding in prompts]
+    assert [path.name for path in paths] == [f"similarity_{name}.png" for name in file_names(prompts).values()]
     everything = [read_radiograph(image) for image in phantom["image"]]
     cases = [Case(row, finding, "") for row in range(len(phantom)) for finding in prompts]
     grids, _ = compute_grids(*tier_model, phantom, cases, prompts)
@@ -162,9 +162,8 @@ def test_training_curves_of_what_is_no_training(tmp_path):
 
 
 def test_file_names_stay_in_their_folder():
-    assert file_name("Nodule/Mass") == "nodule_mass"
-    assert file_name("../../etc/passwd") == "etc_passwd"
-    assert file_name("///") == "finding"
+    found = file_names(["Nodule/Mass", "../../etc/passwd", "///"])
+    assert list(found.values())[:2] == ["nodule_mass", "etc_passwd"] and found["///"].startswith("finding_")
 
 
 def test_without_matplotlib(monkeypatch, tmp_path):

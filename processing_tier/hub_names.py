@@ -1,0 +1,55 @@
+"""What may be looked up on the Hub: never a path of this machine that was mistyped."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@\w[\w./-]*)?")  # owner/name, or owner/name@revision
+
+
+def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()) -> None:
+    """
+    Refuse what could not be a name on the Hub, or could be a path: a folder of its first part, or something of a
+    similar name, is on this disk. Nothing is sent anywhere; a file or folder that is there passes.
+
+    Args:
+        name (`str` or `os.PathLike`): a folder or file, or `owner/name`.
+        kind (`str`): what it should be, such as `"model"`.
+        known (`Sequence[str]`, *optional*): other names that it may be a slip of.
+
+    Raises:
+        `ValueError`: with the nearest name.
+    """
+    text = os.fspath(name)
+    if os.path.exists(text):
+        return
+    slips = difflib.get_close_matches(text, known, n=1)
+    near = near_path(text) if not slips else slips[0]
+    looks_like_a_path = (
+        not HUB_NAME.fullmatch(text) or near is not None or "/" in text and os.path.isdir(text.split("/")[0])
+    )
+    if looks_like_a_path:
+        remedy = f"did you mean {near}?" if near else f"name one on this disk, or a {kind} on the Hub (owner/name)."
+        raise ValueError(f"There is no {kind} {text} on this disk, and it was not looked up on the Hub: {remedy}")
+
+
+def near_path(text: str) -> str | None:
+    """The file or folder whose path is most like `text`, each part matched with what is there."""
+    path = Path(text)
+    found = Path(path.anchor)
+    parts = path.parts[1:] if path.anchor else path.parts
+    for part in parts:
+        if (found / part).exists():
+            found /= part
+            continue
+        try:
+            there = [entry.name for entry in os.scandir(found)]
+        except OSError:
+            return None
+        matches = difflib.get_close_matches(part, there, n=1, cutoff=0.75)
+        if not matches:
+            return None
+        found /= matches[0]
+    return found.as_posix() if parts else None
