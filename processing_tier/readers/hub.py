@@ -21,13 +21,10 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
-<<<<<<< HEAD
 from ..annotations import ANNOTATIONS
+from ..hub_names import check_hub_name
 from ..identifiers import check_unique_ids, normalize_identifier, normalize_identifiers
 from ..labels import FINDING_VALUES, to_ages, to_label
-=======
-from ..hub_names import check_hub_name
->>>>>>> a12dce6 (Names: files of findings, default folder of an evaluation, nothing mistyped is sent to the Hub; terminal, CSV and card are escaped)
 from ..radiograph_tier import path_under
 from ..records import IDENTIFIERS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, finding_columns
 from .formats import check_rows
@@ -57,16 +54,12 @@ def list_hub_splits(name_or_folder: str | os.PathLike) -> list[str]:
     """
     name = os.fspath(name_or_folder)
     if os.path.isdir(name):
-<<<<<<< HEAD
         return list((saved_splits if is_saved(Path(name)) else find_shards)(Path(name)))
     if os.path.isfile(name):
         has_splits = "split" in pq.read_schema(name).names
         column = pq.read_table(name, columns=["split"]).column("split") if has_splits else pa.array([])
         return sorted(filter(None, map(normalize_identifier, column.unique().to_pylist()))) or [ONLY_SPLIT]
-=======
-        return list(find_shards(Path(name)))
     check_hub_name(name, "data set")
->>>>>>> a12dce6 (Names: files of findings, default folder of an evaluation, nothing mistyped is sent to the Hub; terminal, CSV and card are escaped)
     try:
         return list(datasets.get_dataset_split_names(name))
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
@@ -202,14 +195,11 @@ def list_files(name: str, split: str) -> list[str]:
         shards = find_shards(Path(name))
         check_split_name(split, shards, name)
         return [str(path) for path in shards[split]]
-<<<<<<< HEAD
     if os.path.isfile(name):
         check_rows(count_rows([Path(name)]), Path(name))
         check_split_name(split, list_hub_splits(name), name)
         return [name]
-=======
     check_hub_name(name, "data set")
->>>>>>> a12dce6 (Names: files of findings, default folder of an evaluation, nothing mistyped is sent to the Hub; terminal, CSV and card are escaped)
     try:
         shards = datasets.load_dataset_builder(name).config.data_files or {}
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
