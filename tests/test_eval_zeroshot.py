@@ -421,7 +421,8 @@ def test_figures_of_two_models_side_by_side(models, tmp_path, capsys):
     drawn = any(model["ranked"]["relative"]["n_pairs"] for model in relative.values())
     assert "similarity_of_models.png" in names and "the heat-map of every model" in page
     assert ("sparsity_relative.png" in names) == drawn
-    run(models[0], *arguments, capsys=capsys)
+    assert "choose another --output_dir, or pass --overwrite." in fails(models[0], *arguments, capsys=capsys)
+    run(models[0], *arguments, "--overwrite", capsys=capsys)
     assert not {"similarity_of_models.png", "sparsity_relative.png"} & {path.name for path in tmp_path.iterdir()}
 
 
