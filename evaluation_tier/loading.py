@@ -99,7 +99,7 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
 def hub_commit(name: str) -> str | None:
     """The commit of a loaded model that was named on the Hub; None for a folder."""
     place = located(name)
-    if not HUB_NAME.fullmatch(name) or os.path.isdir(name):
+    if "/" not in name or os.path.isdir(name):
         return None
     cached = try_to_load_from_cache(
         place["pretrained_model_name_or_path"], "config.json", revision=place.get("revision")
