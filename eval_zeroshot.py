@@ -17,6 +17,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -503,7 +504,16 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
                 for finding, result in metrics["findings"].items()
                 if not is_scored_by_others(finding, metrics["protocol"])  # which the pipeline cannot do
             }
-            of_model.append(report.write_thresholds(args.models[0], {**metrics, "findings": kept}, evaluation.prompts))
+            fitted_on = evaluation.threshold_dataset
+            measured_on = {
+                "dataset": metrics["dataset"],
+                "split": args.threshold_split or metrics["protocol"]["split"],
+                "images": metrics["n_images"] if fitted_on is None else len(fitted_on),
+                "date": date.today().isoformat(),
+            }
+            of_model.append(
+                report.write_thresholds(args.models[0], {**metrics, "findings": kept}, evaluation.prompts, measured_on)
+            )
         if args.model_card:  # last: it says whether the model is calibrated
             of_model.append(report.write_model_card(args.models[0], metrics))
         stale = set(find_occasional(folder)) - set(written)

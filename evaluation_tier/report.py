@@ -7,6 +7,7 @@
 """
 
 import json
+import logging
 import math
 import os
 import platform
@@ -34,9 +35,11 @@ from evaluation_tier.tables import (
     text_table,
 )
 from modeling_tier.configuration_tier import check_findings
+from modeling_tier.pipeline_tier import describe_measurement
 
 # Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "tier_template.md"
+logger = logging.getLogger(__name__)
 MAX_METRICS_BYTES = 64 * 2**20
 # Of metrics.json, as it is read again: what it must have, what it may have
 METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
@@ -245,16 +248,19 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
     raise ValueError(f"{path} does not belong to the metrics.json beside it ({what}): evaluate the model again.")
 
 
-def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> Path:
+def write_thresholds(
+    folder: str | Path, metrics: Mapping, prompts: Mapping, measured_on: Mapping[str, str | int]
+) -> Path:
     """Keep prompts, threshold and calibration of each finding in a model's config.json, where the pipeline looks.
 
     The findings of earlier evaluations are kept, unless they are of the same names. A finding whose scale is 0 or
-    undefined gets no calibration.
+    undefined gets no calibration, and a warning says so.
 
     Args:
         folder: the model's.
         metrics: as `evaluate_zero_shot` returns it for this model alone.
         prompts: those that it was evaluated with, of each finding (`processing_tier.prompts.Prompts`).
+        measured_on: the images that thresholds and calibration come from: `dataset`, `split`, `images`, `date`.
     """
     entries = {}
     for finding, result in metrics["findings"].items():
@@ -269,13 +275,33 @@ def write_thresholds(folder: str | Path, metrics: Mapping, prompts: Mapping) -> 
             # a little below it, since float32 rounds differently in a batch of another size
             logit = entry.get("scale", 1.0) * (difference - 1e-6) + entry.get("bias", 0.0)
             entry["threshold"] = 0.5 * (1 + math.tanh(logit / 2))
+        if entry.keys() & {"scale", "threshold"}:
+            entry["measured_on"] = dict(measured_on)
         entries[finding] = entry
+    lacking = [finding for finding, entry in entries.items() if "scale" not in entry]
+    if lacking:
+        logger.warning(
+            "Kept without calibration: %s. A calibration needs images with and without the finding, and scores that "
+            "are higher where it is present.",
+            ", ".join(lacking),
+        )
     check_findings(entries)
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["zero_shot_findings"] = {**(config.get("zero_shot_findings") or {}), **entries}
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"  # as transformers writes it
     return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def describe_calibration(findings: Mapping[str, Mapping]) -> str:
+    """For a card: which findings of a model's configuration are calibrated, and on which images; `""` for none."""
+    calibrated = [finding for finding, entry in findings.items() if "scale" in entry]
+    if not calibrated:
+        return ""
+    sources = dict.fromkeys(describe_measurement(findings[finding].get("measured_on")) for finding in calibrated)
+    text = f"They were measured on {'; '.join(sources)}."
+    lacking = [finding for finding in findings if finding not in calibrated]
+    return f"{text} Not calibrated: {', '.join(lacking)}." if lacking else text
 
 
 def format_table(metrics: Mapping) -> str:
@@ -352,7 +378,7 @@ def write_model_card(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters["cell"] = lambda text: re.sub(r"\s+", " ", str(text)).replace("|", "\\|")  # in a table
+    environment.filters["cell"] = markdown_cell
     environment.filters["number"] = format_number
     environment.filters["interval"] = format_interval
     data = to_json(metrics) if metrics else None
@@ -365,7 +391,7 @@ def write_model_card(
         architecture=architecture,
         facts=[(label, state(value)) for label, value in facts.items()],
         classifier=classifier,
-        calibrated=bool(config.get("zero_shot_findings")),
+        calibration=describe_calibration(config.get("zero_shot_findings") or {}),
         training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in not_of_it],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
         training_data=state(training_data),

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
 IMAGE_POOLINGS = ("cls", "patch_mean")
-FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias")
+FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias", "measured_on")
 
 # What transformers itself passes to a configuration or writes into config.json, beside the declared fields.
 LIBRARY_KEYS = {
@@ -180,8 +180,9 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             What the pipeline `cxr-zero-shot-classification` knows of each finding, by name: the sentences `"positive"`
             and `"negative"` (lists), and, measured with these sentences, the `"scale"` (above 0, 1.0 by default) and
             the `"bias"` (0.0 by default) that make a probability of their difference in cosine, and the
-            `"threshold"` (0..1), from which on the finding is called present. `eval_zeroshot.py --save_thresholds`
-            writes it.
+            `"threshold"` (0..1), from which on the finding is called present. `"measured_on"` says on which images:
+            `{"dataset": name, "split": name, "images": number, "date": "YYYY-MM-DD"}`.
+            `eval_zeroshot.py --save_thresholds` writes it.
         kwargs:
             The fields of [`CLIPConfig`].
 
@@ -317,6 +318,9 @@ def check_findings(findings: dict) -> None:
             value = entry.get(key, 0.5)
             if type(value) not in (int, float) or not fits(value):
                 raise ValueError(f"The {key} of the finding {name!r} must be a number {wanted}, not {value!r}.")
+        told = entry.get("measured_on", {})
+        if not isinstance(told, dict) or not all(isinstance(value, (str, int)) for value in told.values()):
+            raise ValueError(f"measured_on of the finding {name!r} must hold names and numbers, not {told!r}.")
 
 
 def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:

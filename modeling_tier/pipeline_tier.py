@@ -43,6 +43,15 @@ def with_templates(finding: str, entry: Mapping) -> dict:
     return entry
 
 
+def describe_measurement(told: Mapping | None) -> str:
+    """`measured_on` of a finding in words: which images made its scale, bias and threshold."""
+    if not told:
+        return "images that are not named"
+    images = f"{told.get('images', 'an unknown number of')} images of {told.get('dataset', 'unnamed data')}"
+    split = f", split {told['split']!r}" if told.get("split") else ""
+    return f"{images}{split}{', ' + str(told['date']) if told.get('date') else ''}"
+
+
 def is_one_image(images) -> bool:
     """Whether this is an image itself, and not several of them."""
     if isinstance(images, (str, os.PathLike, bytes, bytearray, Mapping, Image.Image, np.ndarray, torch.Tensor)):
@@ -64,7 +73,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     ```python
     >>> pipe = pipeline("cxr-zero-shot-classification", model=folder, trust_remote_code=True)
     >>> pipe("chest.dcm", findings=["Pleural Effusion", "Cardiomegaly"])
-    [{'label': 'Pleural Effusion', 'score': 0.81, 'present': True}, {'label': 'Cardiomegaly', 'score': 0.12, ...}]
+    [{'label': 'Pleural Effusion', 'score': 0.81, 'calibrated': True, 'threshold': 0.4, 'present': True}, ...]
     ```
 
     A score is `sigmoid(scale * (cosine to the positive sentences - cosine to the negative ones) + bias)`: the softmax
@@ -136,7 +145,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
         Returns:
             `list[dict]`, or a list of them for several images: for each finding, in the order asked for, `label`;
-            `score` (0..1); `present`, whether the score reaches the threshold, where there is one; and with
+            `score` (0..1); `calibrated`, whether the score is a probability, with a scale measured on labelled
+            images; `threshold` and `present`, whether the score reaches it, where there is one; and with
             `return_heatmaps` `heatmap`, a float32 numpy array `(height, width)` in the pixels of the original
             (upright) image: the cosine of each place with the positive sentences minus that with the negative ones,
             in [-2, 2], NaN where the model never saw the image. With `"lists"`, it is a list of rows of numbers,
@@ -210,7 +220,25 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         if not resolved:
             raise ValueError("The list of findings is empty: name at least one, or leave it out for the model's own.")
         check_findings(resolved)
+        self.tell_calibration(resolved)
         return resolved
+
+    def tell_calibration(self, findings: dict[str, dict]) -> None:
+        """Says once which scores are probabilities, and for which images."""
+        calibrated = {name: entry for name, entry in findings.items() if "scale" in entry}
+        if not calibrated:
+            return
+        sources = dict.fromkeys(describe_measurement(entry.get("measured_on")) for entry in calibrated.values())
+        logger.warning_once(
+            f"The calibrated scores are probabilities for images like those of the calibration ({'; '.join(sources)}). "
+            "Calibrate again for other images."
+        )
+        lacking = [name for name in findings if name not in calibrated]
+        if lacking:
+            logger.warning_once(
+                f"Not calibrated: {', '.join(lacking)}. These scores are not probabilities; do not compare them with "
+                "those of the other findings."
+            )
 
     def check_gives_maps(self) -> None:
         if not hasattr(self.model, "get_patch_map"):
@@ -279,8 +307,9 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         for i, (label, entry) in enumerate((findings or self.resolve_findings()).items()):
             logit = entry.get("scale", 1.0) * model_outputs["differences"][0, i].item() + entry.get("bias", 0.0)
             result = {"label": label, "score": 0.5 * (1 + math.tanh(logit / 2))}  # the sigmoid, which cannot overflow
+            result["calibrated"] = "scale" in entry
             if "threshold" in entry:
-                result["present"] = result["score"] >= entry["threshold"]
+                result |= {"threshold": entry["threshold"], "present": result["score"] >= entry["threshold"]}
             if heatmaps is not None:
                 result["heatmap"] = to_lists(heatmaps[i]) if as_lists else heatmaps[i]
             results.append(result)

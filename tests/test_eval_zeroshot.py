@@ -130,10 +130,12 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
     model = shutil.copytree(models[0], tmp_path / "model")
     before = (model / "model.safetensors").read_bytes()
     arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--scoring", scoring]
-    text = run(*arguments, "--output_dir", tmp_path, "--save_thresholds", capsys=capsys).out
+    text = run(*arguments, "--output_dir", tmp_path, "--save_thresholds", "--model_card", capsys=capsys).out
     assert str(model / "config.json") in text
     assert (model / "model.safetensors").read_bytes() == before and not list(model.glob("*partial*"))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    measured = f"They were measured on 40 images of {metrics['dataset']}, split 'validation', "
+    assert measured in (model / "README.md").read_text()
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     pipe = pipeline("cxr-zero-shot-classification", model=str(model), pipeline_class=CxrZeroShotClassificationPipeline)
     assert pipe.model.config.zero_shot_findings.keys() == metrics["findings"].keys()
@@ -141,6 +143,11 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
     results = pipe(dataset["image"][:])
     for i, finding in enumerate(sorted(metrics["findings"])):
         result = metrics["findings"][finding]
+        kept = pipe.model.config.zero_shot_findings[finding]
+        told = kept["measured_on"]
+        assert (told["split"], told["images"]) == ("validation", 40) and told["dataset"] == metrics["dataset"]
+        assert all(image[i]["calibrated"] == bool(result["scale"]) for image in results)
+        assert all(image[i]["threshold"] == kept["threshold"] for image in results)
         present = [image[i]["present"] for image in results]
         assert present == (predictions[f"score_{finding}"] >= result["threshold"]).tolist()
         labels, probabilities = predictions[f"label_{finding}"], np.array([image[i]["score"] for image in results])

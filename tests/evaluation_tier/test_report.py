@@ -324,10 +324,25 @@ def test_card_of_a_calibrated_model_says_for_what_it_is(folder, metrics):
     assert "are not calibrated" in read_card(folder)[1]
     config = json.loads((folder / "config.json").read_text())
     findings = {"Edema": {"positive": ["Edema."], "negative": ["Dry."], "scale": 30.0, "bias": -2.0}}
+    findings["Edema"]["measured_on"] = {"dataset": "padchest", "split": "test", "images": 40, "date": "2026-01-31"}
+    findings["Hernia"] = {"positive": ["Hernia."], "negative": ["None."], "threshold": 0.4}
     (folder / "config.json").write_text(json.dumps(config | {"zero_shot_findings": findings}))
     write_model_card(folder, metrics)
     assert "hold for images like those on which they were measured" in read_card(folder)[1]
+    assert (
+        "They were measured on 40 images of padchest, split 'test', 2026-01-31. Not calibrated: Hernia."
+        in read_card(folder)[1]
+    )
     assert "are not calibrated" not in read_card(folder)[1]
+
+
+def test_names_of_findings_cannot_write_the_card(folder, metrics):
+    """A finding's name comes from the table of whoever made the data."""
+    metrics["findings"]["<img src=x>[a](http://b)"] = metrics["findings"]["Cardiomegaly"]
+    metrics["protocol"]["findings_left_out"] = {"Edema": "no <b>images</b>"}
+    write_model_card(folder, metrics)
+    text = read_card(folder)[1]
+    assert r"| \<img src=x\>\[a\](http://b) | 25 |" in text and r"Edema (no \<b\>images\</b\>)" in text
 
 
 def test_training_facts_stay_with_the_model(folder, metrics):
@@ -354,12 +369,14 @@ def test_a_misspelt_name_in_the_template_is_an_error_not_a_blank(folder, tmp_pat
     assert not (folder / "README.md").exists()
 
 
-def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path):
+def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path, caplog):
     kept = {"Edema": {"positive": ["Edema."], "negative": ["Dry."], "threshold": 0.25}}
     before = {"model_type": "tier_clip", "zero_shot_findings": {**kept, "Cardiomegaly": {"positive": ["Old."]}}}
     (tmp_path / "config.json").write_text(json.dumps(before))
     prompts = {name: Prompts([f"{name}.", f"There is {name}."], [f"No {name}."]) for name in metrics["findings"]}
-    assert write_thresholds(tmp_path, metrics, prompts) == tmp_path / "config.json"
+    told = {"dataset": "padchest", "split": "validation", "images": 40, "date": "2026-01-31"}
+    assert write_thresholds(tmp_path, metrics, prompts, told) == tmp_path / "config.json"
+    assert "Kept without calibration: Nodule|Mass. A calibration needs" in caplog.text
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.keys() == before.keys() and not list(tmp_path.glob("*partial*"))
     findings = config["zero_shot_findings"]
@@ -371,20 +388,22 @@ def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path):
         "scale": 30.0,
         "bias": -2.0,
         "threshold": pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-12),
+        "measured_on": told,
     }
     assert findings["Nodule|Mass"].keys() == {"positive", "negative"}  # nothing was measured
 
     # a scale of 0, one probability for all images, is no calibration that a pipeline could rank by
     metrics["findings"]["Cardiomegaly"] |= {"scale": 0.0, "bias": -2.0}
-    write_thresholds(tmp_path, metrics, prompts)
+    write_thresholds(tmp_path, metrics, prompts, told)
     again = json.loads((tmp_path / "config.json").read_text())["zero_shot_findings"]["Cardiomegaly"]
-    assert again.keys() == {"positive", "negative", "threshold"}
+    assert again.keys() == {"positive", "negative", "threshold", "measured_on"}
+    assert "Kept without calibration: Cardiomegaly, Nodule|Mass." in caplog.text
     assert again["threshold"] == pytest.approx(1 / (1 + math.exp(-(0.01 - 1e-6))), abs=1e-12)
     metrics["findings"]["Cardiomegaly"] |= {"scale": 30.0, "bias": -2.0}
 
     # CheXzero's scores are the sigmoid of the difference
     metrics["protocol"]["scoring"] = "softmax"
     metrics["findings"]["Cardiomegaly"]["threshold"] = 1 / (1 + math.exp(-0.01))
-    write_thresholds(tmp_path, metrics, prompts)
+    write_thresholds(tmp_path, metrics, prompts, told)
     again = json.loads((tmp_path / "config.json").read_text())["zero_shot_findings"]
     assert again["Cardiomegaly"]["threshold"] == pytest.approx(findings["Cardiomegaly"]["threshold"], abs=1e-12)

@@ -171,12 +171,12 @@ PROMPTS = {"positive": ["Edema."], "negative": ["No edema."]}
         ({"": PROMPTS}, "The name of a finding must be text, not ''."),
         (
             {"Edema": {**PROMPTS, "treshold": 1}},
-            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, not "
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not "
             "{'positive': ['Edema.'], 'negative': ['No edema.'], 'treshold': 1}.",
         ),
         (
             {"Edema": ["Edema."]},
-            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, not ['Edema.'].",
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not ['Edema.'].",
         ),
         (
             {"Edema": {"positive": ["Edema."]}},
@@ -199,6 +199,10 @@ PROMPTS = {"positive": ["Edema."], "negative": ["No edema."]}
             "The threshold of the finding 'Edema' must be a number between 0 and 1, not '0.5'.",
         ),
         ({"Edema": {**PROMPTS, "scale": 0}}, "The scale of the finding 'Edema' must be a number above 0, not 0."),
+        (
+            {"Edema": {**PROMPTS, "measured_on": ["padchest"]}},
+            "measured_on of the finding 'Edema' must hold names and numbers, not ['padchest'].",
+        ),
         (
             {"Edema": {**PROMPTS, "bias": None}},
             "The bias of the finding 'Edema' must be a number that is finite, not None.",

@@ -90,7 +90,9 @@ def test_scores_are_those_of_the_evaluation(pipe, processor):
     for result in results:
         assert [finding["label"] for finding in result] == ["Edema", "Pleural Effusion"]
         assert result[1]["present"] is (result[1]["score"] >= 0.4)
-        assert result[0].keys() == {"label", "score"} and result[1].keys() == {"label", "score", "present"}
+        assert result[0].keys() == {"label", "score", "calibrated"} and result[0]["calibrated"] is False
+        assert result[1].keys() == {"label", "score", "calibrated", "threshold", "present"}
+        assert (result[1]["calibrated"], result[1]["threshold"]) == (True, 0.4)
 
 
 def test_batches_generators_and_datasets_equal_single_images(pipe):
@@ -164,7 +166,7 @@ def test_findings_by_name_or_by_sentences(clip_pipe):
     assert_same(clip_pipe(image, ["Pleural Effusion", "Edema"]), [effusion, edema])  # in the order asked for
     own = {"positive": SENTENCES[2], "negative": (SENTENCES[3],)}
     assert_same(clip_pipe(image, {"Edema": own}), [edema])
-    assert_same(clip_pipe(image, {"Edema": {**own, "threshold": 0.0}}), [{**edema, "present": True}])
+    assert_same(clip_pipe(image, {"Edema": {**own, "threshold": 0.0}}), [{**edema, "threshold": 0.0, "present": True}])
     # templates, for a name without sentences and for a side left out
     templates = clip_pipe(image, {"Lung Lesion": {"positive": ["Lung Lesion."], "negative": ["No Lung Lesion."]}})
     assert_same(clip_pipe(image, {"Lung Lesion": {"positive": "Lung Lesion."}}), templates)
@@ -190,6 +192,28 @@ def test_a_name_without_sentences_is_told_once(clip_pipe, monkeypatch):
     clip_pipe.model.config.zero_shot_findings = None  # a model that keeps none has nothing to compare with
     clip_pipe(make_image(40, 50), ["Oedema"])
     assert len(told) == 1
+
+
+def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch):
+    told = []
+    monkeypatch.setattr(logging.get_logger("modeling_tier.pipeline_tier"), "warning_once", told.append)
+    clip_pipe(make_image(40, 50), ["Edema"])
+    assert told == []
+    clip_pipe(make_image(40, 50), ["Pleural Effusion"])
+    assert told == [
+        "The calibrated scores are probabilities for images like those of the calibration (images that are not named). "
+        "Calibrate again for other images."
+    ]
+    entry = clip_pipe.model.config.zero_shot_findings["Pleural Effusion"]
+    entry["measured_on"] = {"dataset": "padchest", "split": "test", "images": 40, "date": "2026-01-31"}
+    told.clear()
+    clip_pipe(make_image(40, 50), ["Pleural Effusion", "Edema"])
+    assert told[:2] == [
+        "The calibrated scores are probabilities for images like those of the calibration (40 images of padchest, "
+        "split 'test', 2026-01-31). Calibrate again for other images.",
+        "Not calibrated: Edema. These scores are not probabilities; do not compare them with those of the other "
+        "findings.",
+    ]
 
 
 def test_a_text_embedding_is_computed_once(pipe, monkeypatch):
@@ -352,7 +376,7 @@ BAD_FINDINGS = [
     ([3], "The name of a finding must be text, not 3."),
     (
         {"A": "Yes."},
-        "The finding 'A' must have the keys positive, negative, threshold, scale, bias, not 'Yes.'.",
+        "The finding 'A' must have the keys positive, negative, threshold, scale, bias, measured_on, not 'Yes.'.",
     ),
     (
         {"A": {"threshold": 2}},
