@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 PICKLE_LIMIT = 2**23  # bytes of a pickle without its tensors; those of large models have about 1 MB
+WORK_LIMIT = 2**25  # values that are read or hashed; those of large models have about a million
 
 # What training scripts save beside the tensors: arguments, and numbers that are numpy's. Never needed here.
 BOOKKEEPING = (
@@ -131,6 +132,8 @@ class ClaimReader(pickle.Unpickler):
     def persistent_load(self, identifier: tuple) -> tuple[int, int]:
         """Bytes of a storage, and of one element."""
         _, element, key, _, count, *_ = identifier
+        if not isinstance(key, (str, bytes)) or type(count) is not int:
+            raise pickle.UnpicklingError("a storage without a name or a size")
         key, size = key.decode() if isinstance(key, bytes) else key, count * element.itemsize
         if not 0 <= size <= self.bytes_of(key) or self.storages.setdefault(key, size) != size:
             self.refuse_sizes()
@@ -139,6 +142,8 @@ class ClaimReader(pickle.Unpickler):
     def rebuild(self, storage: tuple[int, int], offset: int, size: tuple, stride: tuple, *rest) -> None:
         """A tensor that lies within its storage; it stands for nothing."""
         available, itemsize = storage
+        if not all(type(number) is int for number in (offset, *size, *stride)):
+            raise pickle.UnpicklingError("a tensor without a size")
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         if min((offset, *size, *stride)) < 0 or 0 not in size and end * itemsize > available:
             self.refuse_sizes()
@@ -170,8 +175,45 @@ def read_claims(
         if operation.name not in OPERATIONS or far or position - start > PICKLE_LIMIT:
             raise pickle.UnpicklingError(operation.name)
     file.seek(start)
+    check_work(file)
+    file.seek(start)
     reader = ClaimReader(file, name, bytes_of, classes)
     return reader.load(), reader.storages
+
+
+def check_work(file: BinaryIO) -> None:
+    """
+    Bound the values that the pickle at this place of a file makes `pickle` go through. A tuple that is doubled 60
+    times takes 120 bytes, and 2^60 steps where it is the key of a dictionary.
+
+    Raises:
+        pickle.UnpicklingError: more than [`WORK_LIMIT`].
+    """
+    stack: list[int | None] = []  # values within each, `None` for a mark
+    memo: dict[int, int] = {}
+    work = 0
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1] or 1
+            continue
+        if operation.name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+            continue
+        taken = []
+        for needed in reversed(operation.stack_before):
+            if needed is pickletools.stackslice:
+                while stack[-1] is not None:
+                    taken.append(stack.pop())
+            else:
+                taken.append(stack.pop() or 0)
+        work += sum(taken)
+        if work > WORK_LIMIT:
+            raise pickle.UnpicklingError("too many values within each other")
+        for made in operation.stack_after:
+            if made is pickletools.markobject:
+                stack.append(None)
+            else:  # lists and dictionaries are never hashed: what is in them counts once
+                stack.append(1 + sum(taken) if operation.name.startswith(("TUPLE", "REDUCE", "NEWOBJ")) else 1)
 
 
 def called_names(file: BinaryIO) -> set[str]:

@@ -165,6 +165,38 @@ def test_files_that_ask_for_gigabytes_are_refused(hostile):
         assert str(error.value).startswith(expected)
 
 
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
+    """A tuple doubled 60 times, or 100,000 within each other, which would end the process."""
+    doubled = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
+    zipped(tmp_path / "doubled.pt", b"\x80\x02}K\x01q\x00" + doubled + b"K\x00s.", {})
+    zipped(tmp_path / "nested.pt", b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"K\x00s.", {})
+    zipped(tmp_path / "flat.pt", b"\x80\x02}K\x01" + b"\x85" * 5 + b"K\x00s.", {})  # is read, and holds no tensors
+    for name, reason in (("doubled", "damaged"), ("nested", "damaged"), ("flat", "no state dict")):
+        with pytest.raises(ValueError, match=f"{name}.pt .*{reason}"):
+            read_tensors(tmp_path / f"{name}.pt")
+
+
+def test_sizes_that_are_no_numbers_are_refused(tmp_path):
+    """A step of text, times the rows of a tensor, would take gigabytes."""
+    start, middle = data_of({"a": torch.zeros(3, 4)}).split(b"K\x04K\x01\x86")  # the steps, 4 and 1
+    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20
+    zipped(tmp_path / "text.pt", start + text + b"K\x01\x86" + middle, {"data/0": bytes(48)})
+    with pytest.raises(ValueError, match="text.pt cannot be read: it is damaged.*UnpicklingError"):
+        read_tensors(tmp_path / "text.pt")
+
+
+def test_an_old_file_without_all_of_its_values_is_refused(tmp_path):
+    """torch would make the tensors all the same, of whatever the memory held."""
+    path = tmp_path / "old.pt"
+    torch.save({"a": torch.ones(7), "b": torch.ones(9)}, path, _use_new_zipfile_serialization=False)
+    assert read_tensors(path)[0]["b"].tolist() == [1] * 9
+    content = path.read_bytes()
+    listed = content.rindex(b"\x80\x02]")  # the names of the storages, then each with its length
+    path.write_bytes(content[:listed] + b"\x80\x02]q\x00.")
+    with pytest.raises(ValueError, match="old.pt lacks the values of 2 of its 2 tensors, so it was not read."):
+        read_tensors(path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from Linux's /proc")
 def test_refusing_takes_little_memory(hostile):
