@@ -230,8 +230,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             return
         sources = dict.fromkeys(describe_measurement(entry.get("measured_on")) for entry in calibrated.values())
         logger.warning_once(
-            f"The calibrated scores are probabilities for images like those of the calibration ({'; '.join(sources)}). "
-            "Calibrate again for other images."
+            "The calibrated scores are probabilities for images like those of the calibration "
+            f"({'; '.join(sources)}). Calibrate again for other images."
         )
         lacking = [name for name in findings if name not in calibrated]
         if lacking:

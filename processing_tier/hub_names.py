@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+OUR_FOLDERS = ("runs", "prepared", "models")  # where the commands of the documentation write; no owner on the Hub
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@\w[\w./-]*)?")  # owner/name, or owner/name@revision
 
 
@@ -28,7 +29,10 @@ def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()
     slips = difflib.get_close_matches(text, known, n=1)
     near = near_path(text) if not slips else slips[0]
     looks_like_a_path = (
-        not HUB_NAME.fullmatch(text) or near is not None or "/" in text and os.path.isdir(text.split("/")[0])
+        not HUB_NAME.fullmatch(text)
+        or near is not None
+        or "/" in text
+        and (text.split("/")[0] in OUR_FOLDERS or os.path.isdir(text.split("/")[0]))
     )
     if looks_like_a_path:
         remedy = f"did you mean {near}?" if near else f"name one on this disk, or a {kind} on the Hub (owner/name)."

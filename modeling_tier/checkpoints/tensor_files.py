@@ -93,8 +93,8 @@ def check_pickle(path: Path) -> Any:
                 listed, _ = read_claims(file, path.name, lambda _: 0)
                 if missing := storages.keys() - set(listed):  # which torch would leave as the memory was
                     raise CheckpointRefused(
-                        f"{path.name} lacks the values of {len(missing)} of its {len(storages)} tensors, so it was not "
-                        "read."
+                        f"{path.name} lacks the values of {len(missing)} of its {len(storages)} tensors, so it was "
+                        "not read."
                     )
             return content
 

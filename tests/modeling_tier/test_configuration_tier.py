@@ -176,7 +176,8 @@ PROMPTS = {"positive": ["Edema."], "negative": ["No edema."]}
         ),
         (
             {"Edema": ["Edema."]},
-            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not ['Edema.'].",
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not "
+            "['Edema.'].",
         ),
         (
             {"Edema": {"positive": ["Edema."]}},

@@ -201,8 +201,8 @@ def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch
     assert told == []
     clip_pipe(make_image(40, 50), ["Pleural Effusion"])
     assert told == [
-        "The calibrated scores are probabilities for images like those of the calibration (images that are not named). "
-        "Calibrate again for other images."
+        "The calibrated scores are probabilities for images like those of the calibration (images that are not "
+        "named). Calibrate again for other images."
     ]
     entry = clip_pipe.model.config.zero_shot_findings["Pleural Effusion"]
     entry["measured_on"] = {"dataset": "padchest", "split": "test", "images": 40, "date": "2026-01-31"}

@@ -33,6 +33,13 @@ def test_what_looks_like_a_path_is_never_sent(here, name, remedy):
     assert str(error.value) == f"There is no model {name} on this disk, and it was not looked up on the Hub: {remedy}"
 
 
+@pytest.mark.parametrize("name", ["runs/phantmo", "prepared/mimic", "models/clip"])
+def test_the_folders_of_the_documentation_are_never_sent_from_elsewhere_either(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no model {name} on this disk, and it was not looked up on the Hub"):
+        check_hub_name(name, "model")
+
+
 def test_names_on_the_hub_and_what_is_there_pass(here):
     for name in ("microsoft/resnet-50", "bert-base-uncased", "runs/phantom", here / "runs"):
         check_hub_name(name, "model")
