@@ -17,12 +17,16 @@ from safetensors.numpy import load, save
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+import modeling_tier
 from evaluation_tier.report import installed_versions, write_beside
+from processing_tier.code_hash import FOLDER as PIXELS
+from processing_tier.code_hash import hash_code
 
 logger = logging.getLogger(__name__)
 
 CHECKSUM = "sha256"
 MAX_ENTRY_BYTES = 2**28
+MODELS = Path(modeling_tier.__file__).parent
 NOT_OF_THE_NUMBERS = ("_name_or_path", "zero_shot_findings", "transformers_version")  # of a config
 
 
@@ -56,7 +60,8 @@ class EmbeddingCache:
     Args:
         folder: where the entries of all models are.
         model: its weights and its config are part of the key, and so is the kind of its device.
-        processor: the settings of its image processor are part of the key, and so are the versions of the packages.
+        processor: the settings of its image processor are part of the key, and so are the versions of the packages and
+            the code that decodes images and embeds them.
         what: what is computed, such as `"image and patches"`.
     """
 
@@ -74,6 +79,7 @@ class EmbeddingCache:
             "config": config,
             "preprocessing": image_processor.to_dict(),
             "versions": installed_versions(),
+            "code": hash_code((PIXELS, MODELS)),
             "device": model.device.type,
             "what": what,
         }

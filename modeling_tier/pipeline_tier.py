@@ -36,7 +36,14 @@ def normalize_name(finding: str) -> str:
 def with_templates(finding: str, entry: Mapping) -> dict:
     """An entry of `zero_shot_findings` from one whose sides may be missing (templates) or single sentences."""
     label = finding.replace("_", " ")
-    entry = {**{side: template.replace("{}", label) for side, template in TEMPLATES.items()}, **entry}
+    templates = {side: template.replace("{}", label) for side, template in TEMPLATES.items()}
+    if not any(side in entry for side in SIDES):
+        positive, negative = templates.values()
+        logger.warning_once(
+            f"The finding {finding!r} has no sentences of its own: scored with {positive!r} and {negative!r}, "
+            "uncalibrated."
+        )
+    entry = {**templates, **entry}
     for side in SIDES:
         if isinstance(entry[side], (str, tuple)):
             entry[side] = [entry[side]] if isinstance(entry[side], str) else list(entry[side])
@@ -211,11 +218,6 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 entry = by_name.get(normalize_name(str(name)))
                 if entry is None:
                     entry = with_templates(str(name), {})
-                    if stored:
-                        logger.warning_once(
-                            f"The model's configuration keeps no finding {name!r}: scored with "
-                            f"{entry['positive'][0]!r} and {entry['negative'][0]!r}, uncalibrated."
-                        )
                 resolved[name] = entry
         if not resolved:
             raise ValueError("The list of findings is empty: name at least one, or leave it out for the model's own.")

@@ -510,7 +510,7 @@ def test_analyses_are_checked_before_the_evaluation(models, tmp_path, capsys, no
         ("sparsity", "No record has a word in its 'both' text"),
     ):
         assert message in fails(*arguments, "--analyses", analysis, capsys=capsys)
-    assert "the radiologists' labels" in fails(*arguments, "--radiologists", "", capsys=capsys)
+    assert "--radiologists is empty: leave it out" in fails(*arguments, "--radiologists", "", capsys=capsys)
     readers = tmp_path / "radiologists"
     readers.mkdir()
     for name in ("bc4", "bc6", "bc8"):

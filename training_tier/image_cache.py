@@ -12,15 +12,13 @@ from zlib import crc32
 
 import datasets
 import numpy as np
-import PIL
 import pyarrow as pa
-import pydicom
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-import processing_tier
 from processing_tier import TierImageProcessor
+from processing_tier.code_hash import hash_code
 from processing_tier.image_processing_tier import SIZE_OPTIONS
 
 logger = logging.getLogger(__name__)
@@ -61,11 +59,8 @@ def source_key(source: Mapping) -> bytes | None:
 def reading_key(image_processor: TierImageProcessor) -> str:
     """Of all that decides what [`TierImageProcessor.read`] makes of a file: options, code, and decoders."""
     options = {name: getattr(image_processor, name) for name in SIZE_OPTIONS}
-    folder = Path(processing_tier.__file__).parent
-    code = b"".join(path.read_bytes() for path in sorted(folder.glob("*_tier.py")))
-    facts = [options, PIL.__version__, pydicom.__version__, str(SCHEMA)]
-    facts = json.dumps(facts, default=dict, sort_keys=True)
-    return blake2b(facts.encode() + code, digest_size=8).hexdigest()
+    facts = json.dumps([options, hash_code(), str(SCHEMA)], default=dict, sort_keys=True)
+    return blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
 def open_part(file: Path) -> datasets.Dataset:

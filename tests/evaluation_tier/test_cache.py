@@ -77,6 +77,10 @@ def test_whatever_decides_the_numbers_is_in_the_key(make_tier_model, phantom, tm
     processor.image_processor.geometry = "squash" if geometry != "squash" else "pad"
     assert EmbeddingCache(tmp_path, model, processor, "image").folder != first
     processor.image_processor.geometry = geometry
+    levels = processor.image_processor.grey_levels
+    processor.image_processor.grey_levels = "divide"
+    assert EmbeddingCache(tmp_path, model, processor, "image").folder != first
+    processor.image_processor.grey_levels = levels
 
 
 def test_weights_are_hashed_with_names_and_types(make_tier_model):

@@ -181,17 +181,21 @@ def test_findings_by_name_or_by_sentences(clip_pipe):
     assert_same(bound(image, "Pleural Effusion"), [effusion])
 
 
-def test_a_name_without_sentences_is_told_once(clip_pipe, monkeypatch):
+def test_a_name_without_sentences_is_told(clip_pipe, monkeypatch):
     told = []
     logger = logging.get_logger("modeling_tier.pipeline_tier")
     monkeypatch.setattr(logger, "warning_once", told.append)
     clip_pipe(make_image(40, 50), ["Oedema"])
-    assert told == [
-        "The model's configuration keeps no finding 'Oedema': scored with 'Oedema.' and 'No Oedema.', uncalibrated."
-    ]
-    clip_pipe.model.config.zero_shot_findings = None  # a model that keeps none has nothing to compare with
-    clip_pipe(make_image(40, 50), ["Oedema"])
-    assert len(told) == 1
+    sentence = (
+        "The finding 'Oedema' has no sentences of its own: scored with 'Oedema.' and 'No Oedema.', uncalibrated."
+    )
+    assert told == [sentence]
+    clip_pipe.model.config.zero_shot_findings = None
+    for findings in ("Oedema", ["Oedema"], {"Oedema": {}}):
+        clip_pipe(make_image(40, 50), findings)
+    assert told == [sentence] * 4  # `warning_once` itself keeps the repeats back
+    clip_pipe(make_image(40, 50), {"Oedema": {"positive": ["Oedema is seen."]}})
+    assert len(told) == 4
 
 
 def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch):

@@ -1,0 +1,23 @@
+"""What the code and its decoders make of a file decides the content of a cache: a key that tells when they change."""
+
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+import PIL
+import pydicom
+
+FOLDER = Path(__file__).parent
+
+
+def hash_code(folders: Iterable[str | Path] = (FOLDER,)) -> str:
+    """
+    SHA-256 of the shipped modules (`*_tier.py`) in `folders`, by default those that turn a file into pixels, and of
+    the versions of Pillow and pydicom.
+    """
+    digest = sha256(f"{PIL.__version__} {pydicom.__version__}".encode())
+    for path in sorted(path for folder in folders for path in Path(folder).glob("*_tier.py")):
+        content = path.read_bytes()
+        digest.update(f"\n{path.name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
