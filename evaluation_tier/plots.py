@@ -429,6 +429,11 @@ def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None
     return figure
 
 
+def read_curve(history: Sequence[Mapping], key: str) -> np.ndarray:
+    """(points, 2): epoch and value of each entry of a Trainer's history that logs the key."""
+    return np.array([(entry["epoch"], entry[key]) for entry in history if key in entry], dtype=float).reshape(-1, 2)
+
+
 def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
     """The loss, its terms where it has any, and the AUROC over the epochs, from a Trainer's `trainer_state.json`.
 
@@ -438,15 +443,10 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
     matplotlib = import_matplotlib()
     try:
         history = json.loads(Path(trainer_state).read_text(encoding="utf-8"))["log_history"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        curves = {term: (read_curve(history, term), read_curve(history, f"eval_{term}")) for term in TERMS}
+        last = max((float(entry.get("epoch", 0)) for entry in history), default=1.0) or 1.0
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{trainer_state} is not the trainer_state.json of a training: name that file.") from error
-
-    def series(key: str) -> np.ndarray:
-        return np.array([(entry["epoch"], entry[key]) for entry in history if key in entry], dtype=float).reshape(
-            -1, 2
-        )
-
-    curves = {term: (series(term), series(f"eval_{term}")) for term in TERMS}
     curves = {term: pair for term, pair in curves.items() if len(pair[0]) or len(pair[1])}
     if not curves:
         raise ValueError(f"{trainer_state} logs no loss: train with logging_steps below the number of steps.")
@@ -458,7 +458,6 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
         for axes in panels[len(curves) :]:
             axes.set_axis_off()
         handles = {}
-        last = max(entry.get("epoch", 0) for entry in history) or 1
         for axes, (term, (train, evaluation)) in zip(panels, curves.items(), strict=False):
             if len(train):
                 handles["training"] = axes.plot(*train.T, color=COLOURS[0])[0]

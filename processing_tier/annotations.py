@@ -1,11 +1,11 @@
 """Boxes and masks of a record, checked and brought into the schema."""
 
-import json
 from collections.abc import Mapping
 
 import datasets
 import numpy as np
 
+from .json_text import parse_json
 from .masks import check_counts
 
 BOXES = [{name: datasets.Value("float32" if name in "xywh" else "string") for name in ("finding", "phrase", *"xywh")}]
@@ -44,7 +44,7 @@ def read_boxes(value, name: str) -> list[dict]:
         items = to_list(value)
         are_bare = is_four_numbers(items) or any(map(is_four_numbers, items))
         boxes = [] if are_bare else [read_box(box) for box in items]
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, ValueError):
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError):
         raise ValueError(
             f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
         ) from None
@@ -90,25 +90,30 @@ def read_masks(value, name: str) -> list[dict]:
     if is_blank(value):
         return []
     try:
-        masks = []
-        for mask in to_list(value):
-            height, width = int(mask["height"]), int(mask["width"])
-            if not isinstance(mask["finding"], str):
-                raise TypeError
-            counts = check_counts(mask["counts"], height, width).tolist()
-            masks.append({"finding": mask["finding"], "height": height, "width": width, "counts": counts})
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError, json.JSONDecodeError):
+        masks = [(mask["finding"], int(mask["height"]), int(mask["width"]), mask["counts"]) for mask in to_list(value)]
+        if not all(isinstance(finding, str) for finding, *_ in masks):
+            raise TypeError
+    except (KeyError, TypeError, AttributeError, OverflowError, ValueError):
         raise ValueError(
             f"{name}: a value of the masks column is not a list of finding, height, width and counts; mend or drop "
             "the column."
         ) from None
+    try:
+        return [
+            {
+                "finding": finding,
+                "height": height,
+                "width": width,
+                "counts": check_counts(counts, height, width).tolist(),
+            }
+            for finding, height, width, counts in masks
+        ]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return masks
 
 
 def to_list(value) -> list:
-    value = json.loads(value) if isinstance(value, str) else value
+    value = parse_json(value) if isinstance(value, str) else value
     if isinstance(value, Mapping) or not isinstance(value, (list, tuple, np.ndarray)):
         raise TypeError
     return list(value)

@@ -129,8 +129,10 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
     `path`, relative to `root` or absolute, with every symbolic link resolved.
 
     Raises:
-        `ValueError`: it does not lie under `root`.
+        `ValueError`: it does not lie under `root`, or no path can be called so.
     """
+    if "\0" in os.fspath(path):
+        raise ValueError(f"{os.fspath(path)!r} is not a path, since it has a NUL character; mend the record.")
     root = os.path.realpath(root)
     resolved = Path(os.path.realpath(os.path.join(root, path)))
     if not resolved.is_relative_to(root):
@@ -144,8 +146,8 @@ def read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"{path.name}: there is no such image file; check the path and the image folder.")
-        with open(path, "rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
+        with open(path, "rb") as file:  # whose size is asked first: Python takes the memory for all that may be read
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise ValueError(f"{path.name}: the file cannot be read ({error.strerror}); check its permissions.") from error
 

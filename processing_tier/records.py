@@ -264,6 +264,8 @@ def read_columns(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> 
     data: dict[str, list | np.ndarray] = {}
     for schema_name, column in columns.items():
         values = frame[column]
+        if schema_name in ("view", "sex", "age") and any(isinstance(v, (list, dict, np.ndarray)) for v in values):
+            raise ValueError(f"{name}: column {column!r} (for {schema_name!r}) has lists; give one value in each row.")
         if schema_name in IDENTIFIERS:
             data[schema_name] = normalize_identifiers(values, name, column)
         elif schema_name == "view":

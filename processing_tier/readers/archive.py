@@ -1,7 +1,6 @@
 """What the readers of archives share: finding the tables of an archive, reading them, and dropping repeated rows."""
 
 import itertools
-import json
 import logging
 import os
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..json_text import parse_json
 from .formats import read_frame
 
 logger = logging.getLogger(__name__)
@@ -136,8 +136,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         `ValueError`: the file cannot be read, or is larger than `max_bytes`.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+        with open(path, "rb") as file:  # whose size is asked first: Python takes the memory for all that may be read
+            data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise ValueError(f"{path.name}: the file cannot be read ({error.strerror}); check it.") from error
     if len(data) > max_bytes:
@@ -150,7 +150,8 @@ def read_json(path: Path):
     Raises:
         `ValueError`: not a JSON file, or one larger than annotations are.
     """
+    data = read_bounded(path, MAX_JSON_BYTES)
     try:
-        return json.loads(read_bounded(path, MAX_JSON_BYTES))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        return parse_json(data.decode("utf-8-sig"))
+    except ValueError:
         raise ValueError(f"{path.name}: the file is empty, cut short or not JSON; download it again.") from None

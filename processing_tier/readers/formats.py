@@ -10,7 +10,6 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import logging
 import lzma
 import re
@@ -25,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
+
+from ..json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,9 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: 
         elif form == ".xls":
             raise TableError(f"{path}: the old Excel format .xls is not read; save the file as .xlsx or .csv.")
         else:
-            check_size(path)
+            size = check_size(path)
             with (OPENERS[compression] if compression else open)(path, "rb") as file:
-                data = file.read(MAX_TABLE_BYTES + 1)
+                data = file.read(size)  # Python takes the memory of as many bytes as are asked for, at once
             frame = read_json_rows(data, path) if form in JSON else read_delimited(data, path, form, usecols)
     except TableError:
         raise
@@ -123,10 +124,12 @@ def reason(error: Exception) -> str:
     return ""
 
 
-def check_size(path: Path) -> None:
+def check_size(path: Path) -> int:
     """
+    The number of bytes of a text table, with what is compressed in it inflated.
+
     Raises:
-        `ValueError`: a text table, with what is compressed in it inflated, is larger than any table of radiographs.
+        `ValueError`: it is larger than any table of radiographs.
     """
     size = path.stat().st_size
     compression = suffix_of(path)[1]
@@ -135,6 +138,7 @@ def check_size(path: Path) -> None:
             size = file.seek(MAX_TABLE_BYTES + 1)  # or where it ends
     if size > MAX_TABLE_BYTES:
         raise TableError(f"{path}: the table is larger than {MAX_TABLE_BYTES:,} bytes; is it the right file?")
+    return size
 
 
 def check_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -175,7 +179,7 @@ def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], 
         wanted = usecols
         usecols = lambda name: wanted(name.strip())  # noqa: E731
     frame = pd.read_csv(io.BytesIO(data), dtype=str, usecols=usecols, sep=delimiter, encoding=encoding)
-    if len(header) > 1 and header[0] in frame.columns:
+    if len(header) > 1 and header[0] in frame.columns and isinstance(frame.index, pd.RangeIndex):
         check_quotes(frame, frame[header[0]], delimiter, len(header), path)
     return frame
 
@@ -290,7 +294,7 @@ def read_json_rows(data: bytes, path: Path) -> pd.DataFrame:
     """The objects of JSON lines, or of one list, as rows."""
     text = data.decode(find_encoding(data, path))
     if text.lstrip().startswith("["):
-        rows = json.loads(text)
+        rows = parse_json(text)
     else:
         rows = list(parse_lines(text, path))
     if not rows or not all(isinstance(row, dict) for row in rows):
@@ -302,8 +306,8 @@ def parse_lines(text: str, path: Path) -> Iterator[dict]:
     for number, line in enumerate(io.StringIO(text), 1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError):
+                yield parse_json(line)
+            except ValueError:
                 raise TableError(f"{path}: line {number} is not a JSON object; mend or remove it.") from None
 
 

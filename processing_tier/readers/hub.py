@@ -231,9 +231,15 @@ def load_saved(folder: Path, split: str, streaming: bool) -> datasets.Dataset | 
     check_split_name(split, splits, str(folder))
     try:
         dataset = datasets.load_from_disk(str(splits[split])).with_format(None)
-    except (ValueError, OSError, RuntimeError, DatasetsError, KeyError, TypeError, pa.ArrowException) as error:
+        dataset.data.validate(full=True)  # the file is mapped as it is: wrong offsets would lead out of it
+    except (
+        *(ValueError, OSError, RuntimeError, DatasetsError),
+        *(AttributeError, LookupError, TypeError, pa.ArrowException),
+    ) as error:
         raise ValueError(f"{folder}: the split {split!r} cannot be read ({first_line(error)}).") from None
     check_rows(len(dataset), folder)
+    for field in ("description", "citation", "homepage", "license"):  # never read, and joined as texts by `datasets`
+        setattr(dataset.info, field, "")
     return dataset.to_iterable_dataset() if streaming else dataset
 
 

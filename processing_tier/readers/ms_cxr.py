@@ -131,17 +131,17 @@ def read_coco(path: Path) -> pd.DataFrame:
                 "category_name": categories[annotation["category_id"]],
                 "label_text": annotation["label_text"],
                 "path": image["path"],
-                **dict(zip("xywh", annotation["bbox"], strict=True)),
-                "image_width": image["width"],
-                "image_height": image["height"],
-                **({"split": image["split"]} if "split" in image else {}),
+                **dict(zip("xywh", map(float, annotation["bbox"]), strict=True)),
+                "image_width": float(image["width"]),
+                "image_height": float(image["height"]),
+                **({"split": str(image["split"])} if "split" in image else {}),
             }
             for annotation in data["annotations"]
             for image in [images[annotation["image_id"]]]
         ]
         if not all(isinstance(row[key], str) for row in rows for key in ("category_name", "label_text", "path")):
             raise TypeError
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise ValueError(
             f"{path.name}: images, annotations and categories are not as shipped; download it again."
         ) from None

@@ -105,7 +105,10 @@ def read_patients(root: Path) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        return {entry["subset_img_id"]: entry["img_id"][:8] for entry in read_json(path)}
+        pairs = {entry["subset_img_id"]: entry["img_id"][:8] for entry in read_json(path)}
+        if not all(isinstance(text, str) for pair in pairs.items() for text in pair):
+            raise TypeError
+        return pairs
     except (TypeError, KeyError):
         raise ValueError(
             f"{path.name}: this is not the mapping of the RSNA; download it again or remove it."

@@ -27,7 +27,14 @@ def list_table_splits(frame: pd.DataFrame, column: str) -> list[str]:
     """Names of the splits of a table; a table without a split column is the split `train`."""
     if column not in frame.columns:
         return ["train"]
-    return sorted(filter(None, {normalize_identifier(value) for value in frame[column].unique()}))
+    return sorted(filter(None, {normalize_identifier(value) for value in split_values(frame, column)}))
+
+
+def split_values(frame: pd.DataFrame, column: str) -> np.ndarray:
+    try:
+        return frame[column].dropna().unique()
+    except TypeError:  # lists or objects of a JSON file
+        raise ValueError(f"column {column!r} (for 'split') has lists; give one value in each row.") from None
 
 
 def select_split(
@@ -43,7 +50,7 @@ def select_split(
             there = ", ".join(frame.columns)
             raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
         return frame, np.ones(len(frame), dtype=bool), split or "train"
-    names = {value: normalize_identifier(value) for value in frame[column].dropna().unique()}
+    names = {value: normalize_identifier(value) for value in split_values(frame, column)}
     splits = np.array([names.get(value, "") for value in frame[column]], dtype=object)
     blank = splits == ""
     if blank.any():

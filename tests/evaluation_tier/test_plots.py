@@ -156,6 +156,10 @@ def test_training_curves_of_what_is_no_training(tmp_path):
     (tmp_path / "trainer_state.json").write_text("[]")
     with pytest.raises(ValueError, match="is not the trainer_state.json"):
         plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
+    for history in ([7], [{"loss": 1}], [{"loss": "x", "epoch": 1}], [{"loss": 1, "epoch": {}}], 7, {"a": 1}):
+        (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+        with pytest.raises(ValueError, match="is not the trainer_state.json"):
+            plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
     with pytest.raises(ValueError, match="logs no loss"):
         plot_training_curves(trainer_state(tmp_path), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()

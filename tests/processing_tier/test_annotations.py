@@ -16,7 +16,12 @@ def test_masks_are_read_from_lists_and_json():
     assert read_masks(None, "t") == read_masks(math.nan, "t") == read_masks(" ", "t") == []
 
 
-@pytest.mark.parametrize("value", ["x", "5", "[5]", '{"a": 1}', "[" * 100_000, [{"finding": 1}], '[{"finding": "a"}]'])
+WORDS = [{"finding": "a", "height": "two", "width": 2, "counts": [4]}]
+
+
+@pytest.mark.parametrize(
+    "value", ["x", "5", "[5]", '{"a": 1}', "[" * 100_000, [{"finding": 1}], '[{"finding": "a"}]', WORDS]
+)
 def test_other_masks(value):
     with pytest.raises(ValueError) as error:
         read_masks(value, "t.csv")

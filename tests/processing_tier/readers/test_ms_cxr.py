@@ -129,6 +129,17 @@ def test_errors(root, tmp_path):
         ("", "the file is empty, cut short or not JSON; download it again."),
         ("[]", "images, annotations and categories are not as shipped; download it again."),
         ("{}", "images, annotations and categories are not as shipped; download it again."),
+        *(
+            (
+                json.dumps(to_coco()).replace(*change, 1),
+                "images, annotations and categories are not as shipped; download it again.",
+            )
+            for change in (('"bbox": [1,', '"bbox": [{},'), ('"width": 2544', '"width": []'))
+        ),
+        (
+            json.dumps(to_coco()).replace("mild", "\\ud800"),
+            "the file is empty, cut short or not JSON; download it again.",
+        ),
         (
             json.dumps({**to_coco(), "images": []}),
             "images, annotations and categories are not as shipped; download it again.",

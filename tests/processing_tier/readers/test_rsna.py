@@ -72,7 +72,7 @@ def test_patients_of_the_nih(root):
     ]
     (root / MAPPING).write_text(json.dumps(mapping))
     assert read_rsna(root, "train")["patient_id"][:] == ["00000007", "p-b", "00000007"]
-    for text in ("", '{"a": 1}', "[1]", '[{"subset_img_id": "p-a"}]'):
+    for text in ("", '{"a": 1}', "[1]", '[{"subset_img_id": "p-a"}]', '[{"subset_img_id": "p-a", "img_id": [1]}]'):
         (root / MAPPING).write_text(text)
         with pytest.raises(ValueError, match=f"^{MAPPING}: .*download it again"):
             read_rsna(root, "train")
