@@ -103,8 +103,11 @@ def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str)
     for finding, aliases in benchmark.findings.items():
         found = [by_name[key] for name in (finding, *aliases) if (key := normalize_name(name)) in by_name]
         if not found:
+            options = ",".join(f"{name}={value}" for name, value in benchmark.options.items())
+            remedy = f" Prepare it again from {benchmark.reader}:FOLDER,{options}." if options else ""
             raise ValueError(
                 f"{benchmark.name}: the data set has no column {finding!r}; it has {', '.join(map(repr, available))}."
+                f"{remedy}"
             )
         columns[finding] = found[0]
     dataset = dataset.select_columns(

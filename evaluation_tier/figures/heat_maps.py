@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
+from modeling_tier.maps_tier import similarity_map
 from processing_tier.prompts import Prompts, normalize_name
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -60,8 +60,7 @@ def compute_heat_maps(
     cosines: np.ndarray | None = None
     with torch.inference_mode():
         for rows, pixels in read_batches(model, processor, dataset, batch_size, "mapping images"):
-            patches = F.normalize(check_finite(model.get_patch_map(pixels)), dim=-1)  # (images, rows, columns, dim)
-            maps = torch.einsum("fd,irsd->ifrs", directions, patches).float().cpu().numpy()
+            maps = similarity_map(directions, check_finite(model.get_patch_map(pixels))).cpu().numpy()
             if cosines is None:
                 cosines = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
             cosines[rows] = maps
