@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= phantom
 NAME := $(basename $(notdir $(patsubst %/,%,$(DATA))))
+# Only the synthetic demo replaces its last run: training refuses a folder that holds a run
 OUT ?= runs/$(NAME)
 RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.yaml)
 # Of your own data: their validation split, or else what the training set aside
@@ -16,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 .PHONY: help env demo test slow lint bench clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | column -t -s ':'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
 
 env: $(VENV)/.installed  ## Make the environment (.venv) with the versions of constraints.txt
 
@@ -27,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
-	rm -rf $(OUT) $(OUT)-evaluation
+	$(if $(filter runs/phantom,$(OUT)),rm -rf runs/phantom runs/phantom-evaluation)
 	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) --output_dir $(OUT)
 	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(if $(SPLIT),--split $(SPLIT)) --output_dir $(OUT)-evaluation \
 		--figures --model_card

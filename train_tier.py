@@ -105,9 +105,8 @@ def make_contrastive_trainer(
     metric = training_arguments.metric_for_best_model
     if str(metric).startswith("eval_auroc") or data_arguments.findings:
         findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
-        logger.info(
-            "Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {', '.join(left_out)})" if left_out else ""
-        )
+        reasons = "; ".join(f"{finding}: {reason}" for finding, reason in left_out.items())
+        logger.info("Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {reasons})" if reasons else "")
     check_metric(metric, [*CONTRASTIVE_METRICS, *auroc_names(findings)])
 
     with training_arguments.main_process_first(desc="making the model"):

@@ -254,7 +254,7 @@ def check_named(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> N
     for schema_name in ("image", "patient_id"):
         if schema_name not in columns:
             raise ValueError(
-                f"{name}: no column is named for {schema_name!r}; name one in columns={{{schema_name!r}: ...}}; "
+                f"{name}: no column is named for {schema_name!r}; name one by --columns {schema_name}=COLUMN; "
                 f"there are {', '.join(map(str, frame.columns))}."
             )
 

@@ -42,7 +42,7 @@ class SearchArguments:
         metadata={
             "help": "Do not train, but try so many pairs of entropy weights (TIER: 30) in short trainings, the first "
             "pair 0 and 0, and end with the command that trains with the best. Needs Optuna: pip install "
-            "'tier-clip[search]'. Start it again to continue it."
+            "optuna. Start it again to continue it."
         },
     )
     search_epochs: float = field(default=1.0, metadata={"help": "Epochs of each trial of the search (TIER: 1)."})
@@ -62,9 +62,7 @@ class SearchArguments:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
         if not is_optuna_available():
-            raise ValueError(
-                "search_trials needs Optuna, which is not installed; run: pip install 'tier-clip[search]'"
-            )
+            raise ValueError("search_trials needs Optuna, which is not installed; run: pip install optuna")
 
 
 def prepare_search(search: SearchArguments, task: TaskArguments, arguments: TierTrainingArguments) -> None:
@@ -137,8 +135,7 @@ def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv
         model = copy.deepcopy(start)
         for name in WEIGHTS:
             setattr(model.config, name, trial.suggest_float(name, 0, search.search_max_weight))
-        for terms in trainer._terms.values():
-            terms.clear()  # of the trial before
+        trainer._terms.clear()  # of the trial before
         return model
 
     def draw(trial) -> dict:  # here, so that all processes know the weights; they are the model's, not the Trainer's

@@ -279,7 +279,7 @@ def read_excel(path: Path, sheet: str | None) -> pd.DataFrame:
         import openpyxl  # noqa: F401
     except ImportError:
         raise TableError(
-            f"{path}: Excel files need openpyxl; run pip install tier-clip[excel], or save the file as .csv."
+            f"{path}: Excel files need openpyxl; run pip install openpyxl, or save the file as .csv."
         ) from None
     with pd.ExcelFile(path, engine="openpyxl") as file:
         sheets = list(map(str, file.sheet_names))

@@ -170,7 +170,7 @@ def check_features(
                 )
     if "image" not in columns:
         raise ValueError(
-            f"{name}: no column is called 'image'; name one in columns={{'image': ...}}; it has {', '.join(features)}."
+            f"{name}: no column is called 'image'; name one by --columns image=COLUMN; it has {', '.join(features)}."
         )
     feature = features[columns["image"]]
     is_image = isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in IMAGE_DTYPES

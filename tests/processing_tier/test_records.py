@@ -140,7 +140,7 @@ def test_optional_columns(folder):
         (
             make_frame().drop(columns="patient_id"),
             {},
-            "t.csv: no column is named for 'patient_id'; name one in columns={'patient_id': ...}; there are image.",
+            "t.csv: no column is named for 'patient_id'; name one by --columns patient_id=COLUMN; there are image.",
         ),
         (make_frame()[:0], {}, "t.csv: the split 'train' is empty; check the file and the split."),
         (

@@ -96,7 +96,7 @@ def test_excel_without_its_reader(folder):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == (
-        f"{folder / 't.xlsx'}: Excel files need openpyxl; run pip install tier-clip[excel], or save the file as .csv."
+        f"{folder / 't.xlsx'}: Excel files need openpyxl; run pip install openpyxl, or save the file as .csv."
     )
 
 

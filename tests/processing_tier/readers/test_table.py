@@ -75,7 +75,7 @@ def test_errors(table, tmp_path):
         ({"columns": {**COLUMNS, "split": "set"}}, f"column 'set' (for 'split') is not there; it has {there}."),
         (
             {"columns": {"patient_id": "subject"}},
-            f"no column is named for 'image'; name one in columns={{'image': ...}}; there are {there}.",
+            f"no column is named for 'image'; name one by --columns image=COLUMN; there are {there}.",
         ),
         ({"columns": {**COLUMNS, "split": "fold"}}, "which split? It has train, test; name one."),
         (
