@@ -42,7 +42,7 @@ from training_tier.data import check_readable, load_splits, make_images
 from training_tier.dataset import PairDataset
 from training_tier.default_options import fill_defaults
 from training_tier.identities import describe_earlier, join_lists, list_training, resume_list
-from training_tier.initialization import make_model
+from training_tier.initialization import check_names, make_model
 from training_tier.locking import only_run
 from training_tier.optimization import freeze_towers
 from training_tier.option_checks import CONTRASTIVE_METRICS, auroc_names, check_metric
@@ -85,7 +85,7 @@ def training_facts(
         "n_patients": len(set(records["patient_id"][:])),
         **learnt_from,
         "initialized_from": initialized_from,
-        "epochs": arguments.num_train_epochs,
+        "epochs": f"{arguments.max_steps:,} steps" if arguments.max_steps > 0 else arguments.num_train_epochs,
         "batch_size": arguments.train_batch_size * arguments.world_size,
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
@@ -185,6 +185,7 @@ def train(
             "negatives are another training: start one process for each by accelerate launch, or show it one "
             "(CUDA_VISIBLE_DEVICES=0)."
         )
+    check_names(model_arguments)
     entropy_weights = fill_defaults(task, model_arguments, training_arguments)
     if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))

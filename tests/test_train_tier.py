@@ -89,6 +89,22 @@ def refused(capsys, *argv) -> str:
     return captured.removeprefix("train_tier.py: error: ")
 
 
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (["--vision_model", "./nowhere", "--text_model", "bert-base-uncased"], "tower"),
+        (["--vision_model", "microsoft/resnet-50", "--text_model", "./nowhere"], "tower"),
+        (["--model", "nano", "--tokenizer", "./nowhere"], "tokenizer"),
+    ],
+)
+def test_a_mistyped_tower_is_known_before_data_are_read(capsys, tmp_path, options, kind):
+    """The data are not there either, and are not asked for first."""
+    assert refused(capsys, "--data", tmp_path / "no_data", *options, "--output_dir", tmp_path / "run") == (
+        f"There is no {kind} ./nowhere on this disk, and it was not looked up on the Hub: name one on this disk, or a "
+        f"{kind} on the Hub (owner/name)."
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -128,7 +144,8 @@ def test_a_dual_encoder_is_trained_continued_and_evaluated(tmp_path):
         assert torch.equal(tensor, second[name]) == name.startswith(frozen), name
     config = json.loads((tmp_path / "second" / "config.json").read_text())
     assert (config["model_type"], config["frozen_text_layers"], config["image_size"]) == ("tier_dual_encoder", 1, 32)
-    assert "a dual encoder of two towers, resnet for images" in (tmp_path / "second" / "README.md").read_text()
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert "a dual encoder of two towers, resnet for images" in card and "| Epochs | 3 steps |" in card
 
     argv = [tmp_path / "second", "--data", QUICK[1], "--split", "validation", "--min_positives", "2"]
     argv += ["--n_bootstrap", "10", "--figures", "--output_dir", tmp_path / "evaluation"]

@@ -7,17 +7,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from modeling_tier.modeling_tier import TierModelMixin
 
 from .checkpoints import list_checkpoints, rank_checkpoints
 from .text_lengths import padded_lengths
+
+logger = logging.get_logger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 PREEMPTED = 128 + signal.SIGTERM  # exit code, as shells tell of a program that SIGTERM has ended
@@ -195,6 +200,28 @@ class TopCheckpoints(TrainerCallback):
         kept = {step for step, _ in ranked[: self.count]} | {max(checkpoints, default=None)}
         for step in checkpoints.keys() - kept:
             shutil.rmtree(checkpoints[step], ignore_errors=True)
+
+
+class BestOfThisRun(TrainerCallback):
+    """
+    Finds the best checkpoint of a resumed run in the run's own folder. The log of a run names it by its whole path,
+    which is wrong, or another run's, once the folder has been moved or copied.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not args.load_best_model_at_end or not state.best_global_step:
+            return
+        run, named = Path(args.output_dir), state.best_model_checkpoint
+        own = run / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        resumed = Path(args.resume_from_checkpoint or run)
+        if own.is_dir():
+            state.best_model_checkpoint = str(own)
+        elif named is None or Path(named).resolve().parent != resumed.resolve().parent:
+            logger.warning(
+                f"The best checkpoint so far, of step {state.best_global_step}, is not in {run}: the best one of the "
+                "steps to come is taken. To choose among all, copy it there and resume again."
+            )
+            state.best_model_checkpoint = state.best_global_step = state.best_metric = None
 
 
 class EntropyWarmup(TrainerCallback):

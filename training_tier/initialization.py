@@ -84,9 +84,7 @@ def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
 def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
     """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
     overrides = arguments.config_overrides()
-    for name in (arguments.vision_model, arguments.text_model):
-        check_hub_name(name, "tower")
-        check_model_folder(name)
+    check_names(arguments)
     try:
         place = located(arguments.vision_model)
         stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
@@ -233,6 +231,16 @@ def check_start(name: str) -> None:
         raise ValueError(
             f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}"
         ) from None
+
+
+def check_names(arguments: ModelArguments) -> None:
+    """ValueError for a tower or a tokenizer that is mistyped or not safe to read; before any data are read."""
+    for name in (arguments.vision_model, arguments.text_model):
+        if name is not None:
+            check_hub_name(name, "tower")
+            check_model_folder(name)
+    if arguments.tokenizer is not None:
+        check_hub_name(arguments.tokenizer, "tokenizer")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

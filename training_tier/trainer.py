@@ -30,6 +30,7 @@ from processing_tier.identities import TrainedOn, write_trained_on
 from processing_tier.prompts import load_prompts
 
 from .callbacks import (
+    BestOfThisRun,
     EntropyWarmup,
     EpochSetter,
     LogitScaleClamp,
@@ -132,6 +133,7 @@ class RadiographTrainer(EvaluatingTrainer, HubTrainer):
         self.preemption = Preemption()
         self._image_ids: list[str] = []  # of the step
         self.add_callback(EpochSetter())
+        self.add_callback(BestOfThisRun())
         if self.args.save_top_k is not None:
             self.add_callback(TopCheckpoints(self.args.save_top_k))
         if self.args.early_stopping_patience is not None:

@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import TrainerState
 from twelve_steps import At, assert_same, make_twelve_steps, truncate
 
-from training_tier.callbacks import TrainingStopped
+from training_tier.callbacks import BestOfThisRun, TrainingStopped
 from training_tier.resuming import find_fault, last_checkpoint
 
 
@@ -173,6 +174,25 @@ def test_the_name_of_the_best_checkpoint_is_its_final_one(make_trainer):
     assert trainer.state.best_model_checkpoint == str(best) and best.is_dir()
     assert {path.name for path in folder.iterdir()} == {best.name}
     assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_its_own(make_trainer, tmp_path, caplog):
+    """The state of a checkpoint names the best one by its path; another run may be there by now."""
+    options = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True, "save_total_limit": None}
+    options["greater_is_better"] = True  # of a loss that falls: the first evaluation is the best
+    make_trainer("first", **options).train()
+    first, moved = tmp_path / "first", shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    resumed = make_trainer("moved", **options)
+    resumed.train(resume_from_checkpoint=str(moved / "checkpoint-12"))
+    assert resumed.state.best_model_checkpoint == str(moved / "checkpoint-4")
+
+    state = TrainerState(best_global_step=4, best_metric=0.5, best_model_checkpoint=str(first / "checkpoint-4"))
+    shutil.rmtree(moved / "checkpoint-4")
+    BestOfThisRun().on_train_begin(resumed.args, state, None)
+    assert (state.best_global_step, state.best_metric, state.best_model_checkpoint) == (None, None, None)
+    assert (
+        f"The best checkpoint so far, of step 4, is not in {moved}: the best one of the steps to come" in caplog.text
+    )
 
 
 def test_the_loss_of_the_whole_training_counts_each_step_once(make_trainer):
