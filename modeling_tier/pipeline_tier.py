@@ -215,7 +215,9 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             by_name = {normalize_name(name): entry for name, entry in stored.items()}
             resolved = {}
             for name in [findings] if isinstance(findings, str) else findings:
-                entry = by_name.get(normalize_name(str(name)))
+                entry = stored.get(str(name)) or by_name.get(
+                    normalize_name(str(name))
+                )  # "Edema" may be beside "edema"
                 if entry is None:
                     entry = with_templates(str(name), {})
                 resolved[name] = entry
@@ -265,7 +267,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             error = f"{place}{reason}"
             logger.warning(f"Skipped an image. {error}")
             height, width = MIN_SIDE, MIN_SIDE
-            picture = Image.new("L", (width, height))  # so that a batch has all of its rows
+            picture = Image.linear_gradient("L")  # so that a batch has all of its rows
         inputs = self.image_processor(images=[picture], output_dtype="float32", return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "size": (height, width), "error": error}
 

@@ -88,7 +88,9 @@ def test_an_image_that_cannot_be_read_is_skipped_where_asked(pipe, batch_size, t
         assert results[2]["error"].endswith("8x8 pixels are too few for a radiograph; give at least 16x16.")
         assert [message.split("image. ")[0] for message in caplog.messages] == ["Skipped an "] * 2
     assert results[1]["error"].startswith("image 2: ")  # of an iterator nobody knows how many there are
+    caplog.clear()
     assert set(pipe(images[1], on_error="skip")) == {"error"}
+    assert "all pixels of the image are equal" not in caplog.text  # of the picture that takes its place
     with pytest.raises(ValueError, match="^on_error must be one of 'raise', 'skip', not 'ignore'.$"):
         pipe(images, on_error="ignore")
 

@@ -198,6 +198,14 @@ def test_a_name_without_sentences_is_told(clip_pipe, monkeypatch):
     assert len(told) == 4
 
 
+def test_a_name_as_it_stands_goes_before_one_of_another_case(clip_pipe):
+    stored = clip_pipe.model.config.zero_shot_findings
+    clip_pipe.model.config.zero_shot_findings = {"Edema": stored["Edema"], "edema": stored["Pleural Effusion"]}
+    for name in ("Edema", "edema"):
+        assert clip_pipe.resolve_findings([name])[name] == clip_pipe.model.config.zero_shot_findings[name]
+    assert clip_pipe.resolve_findings("EDEMA")["EDEMA"] in (stored["Edema"], stored["Pleural Effusion"])
+
+
 def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch):
     told = []
     monkeypatch.setattr(logging.get_logger("modeling_tier.pipeline_tier"), "warning_once", told.append)
