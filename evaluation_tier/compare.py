@@ -20,7 +20,7 @@ from evaluation_tier.report import (
     to_json,
     write_beside,
 )
-from evaluation_tier.resampling import bootstrap, delong, draw_resamples, find_too_few, paired_bootstrap
+from evaluation_tier.resampling import MIN_PATIENTS, bootstrap, delong, draw_resamples, find_too_few, paired_bootstrap
 from evaluation_tier.statistics.thresholds import f1_threshold
 from evaluation_tier.summary import TOO_FEW
 from evaluation_tier.tables import (
@@ -269,12 +269,17 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
         p_value = auroc["p_delong"] if independent and "p_delong" in auroc else auroc["p_bootstrap"]
         rows.append((name, counts, *numbers, difference, format_p(p_value)))
     header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
+    names = f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}"
     note = (
-        f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}; a difference above 0 is in "
-        f"favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} resamples of the patients, the same "
-        "for both. p, of no difference: "
+        f"{names}; a difference above 0 is in favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} "
+        "resamples of the patients, the same for both. p, of no difference: "
     )
-    if independent:
+    if comparison["n_patients"] < MIN_PATIENTS:
+        note = (
+            f"{names}; a difference above 0 is in favour of B. There is no interval and no p-value, which need images "
+            f"of at least {MIN_PATIENTS} patients (here: {comparison['n_patients']})."
+        )
+    elif independent:
         note += "DeLong's test for a finding, the resamples for the mean; not corrected for the number of findings."
     else:
         note += "from the resamples, since DeLong's test would take the images of one patient as independent; not "

@@ -114,6 +114,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 f"The pipeline {TASK} needs a tokenizer and a TierImageProcessor, not {type(self.tokenizer).__name__} "
                 f"and {type(self.image_processor).__name__}: save a TierProcessor with the model, or pass processor=."
             )
+        if getattr(self.model, "_hf_peft_config_loaded", False):  # of a folder with an adapter, or `load_adapter`
+            raise ValueError(
+                "The model carries a LoRA adapter, and its calibration was measured without it: merge the adapter "
+                "first (peft's merge_and_unload, then save_pretrained), and name the folder of the merged model."
+            )
         check_family(self.model.config)
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
             raise ValueError(

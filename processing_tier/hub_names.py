@@ -49,11 +49,12 @@ def near_path(text: str) -> str | None:
             found /= part
             continue
         try:
-            there = [entry.name for entry in os.scandir(found)]
+            names = [entry.name for entry in os.scandir(found)]
         except OSError:
             return None
+        there = {Path(name).stem: name for name in names} | {name: name for name in names}
         matches = difflib.get_close_matches(part, there, n=1, cutoff=0.75)
         if not matches:
             return None
-        found /= matches[0]
+        found /= there[matches[0]]
     return found.as_posix() if parts else None

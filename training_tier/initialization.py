@@ -189,6 +189,10 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
                 f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
                 f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
+    if findings := getattr(model.config, "zero_shot_findings", None):  # measured with weights that now change
+        model.config.zero_shot_findings = {
+            name: {side: entry[side] for side in ("positive", "negative")} for name, entry in findings.items()
+        }
     return model
 
 

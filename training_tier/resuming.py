@@ -53,6 +53,7 @@ FREE_FIELDS = {
     "torch_dtype",
     "transformers_version",
     "use_cache",
+    "zero_shot_findings",  # which an evaluation measures
 }
 
 

@@ -105,10 +105,14 @@ def test_resamples_are_of_patients(make_result, caplog):
     for patients in (["p"] * 20, [f"p{i // 2}" if i % 4 > 1 else "p" for i in range(20)]):
         pair = [make_result(name, scores, labels, patients=patients) for name, scores in names]
         caplog.clear()
-        part = compare_results(*pair, 50)["findings"]["A"]["auroc"]
+        comparison = compare_results(*pair, 50)
+        part = comparison["findings"]["A"]["auroc"]
         assert part["difference"] == 0.25 and part["difference_ci95"] == [None, None]
         assert part["p_bootstrap"] is part["p_delong"] is None
         assert caplog.messages == ["No interval and no p-value for A: fewer than 5 patients with it, or without it."]
+        note = comparison_tables(comparison)["auroc"][0].note
+        sentence = "There is no interval and no p-value, which need images of at least 5 patients (here: 1)."
+        assert (sentence in note, "resamples of the patients" in note) == (patients[2] == "p", patients[2] != "p")
 
 
 def test_p_is_of_the_resamples_where_a_patient_has_several_images(make_result):

@@ -95,6 +95,17 @@ def test_an_image_that_cannot_be_read_is_skipped_where_asked(pipe, batch_size, t
         pipe(images, on_error="ignore")
 
 
+def test_a_folder_with_an_adapter_is_to_be_merged_first(clip_pipe, processor, tmp_path):
+    """transformers loads it over its base, whose calibration was measured without it."""
+    peft = pytest.importorskip("peft")
+    clip_pipe.model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    base = type(clip_pipe.model).from_pretrained(tmp_path / "base")
+    peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="^The model carries a LoRA adapter, .* merge the adapter first"):
+        pipeline(TASK, model=str(tmp_path / "adapter"), pipeline_class=type(clip_pipe), processor=processor)
+
+
 def test_results_are_what_json_can_hold(clip_pipe, processor):
     image = make_image(40, 60)
     results = clip_pipe(image, findings=FINDINGS)

@@ -8,6 +8,7 @@ from processing_tier.readers import read_records
 def here(tmp_path, monkeypatch):
     (tmp_path / "runs" / "phantom" / "checkpoint-12").mkdir(parents=True)
     (tmp_path / "indiana").mkdir()
+    (tmp_path / "indiana" / "labels.csv").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -20,6 +21,7 @@ def here(tmp_path, monkeypatch):
         ("runs/phantom/checkpoint-21", "did you mean runs/phantom/checkpoint-12?"),
         ("runs/else", "name one on this disk, or a model on the Hub (owner/name)."),
         ("indana", "did you mean indiana?"),
+        ("indana/lables", "did you mean indiana/labels.csv?"),
         ("./nowhere", "name one on this disk, or a model on the Hub (owner/name)."),
         ("a/b/c", "name one on this disk, or a model on the Hub (owner/name)."),
         ("~/model", "name one on this disk, or a model on the Hub (owner/name)."),

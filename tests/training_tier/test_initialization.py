@@ -190,6 +190,18 @@ def test_a_checkpoint_without_an_image_processor_is_refused(clip_folder):
         make_model(ModelArguments(model=str(folder)), [])
 
 
+def test_the_calibration_of_a_checkpoint_is_not_that_of_the_model_trained_from_it(clip_folder, processor, tmp_path):
+    folder, _ = clip_folder
+    model, processor = make_model(ModelArguments(model=str(folder)), [])
+    sentences = {"positive": ["Edema."], "negative": ["Dry."]}
+    measured = {"scale": 30.0, "bias": -2.0, "threshold": 0.4, "measured_on": {"dataset": "padchest", "images": 40}}
+    model.config.zero_shot_findings = {"Edema": sentences | measured}
+    model.save_pretrained(tmp_path / "calibrated")
+    processor.save_pretrained(tmp_path / "calibrated")
+    again, _ = make_model(ModelArguments(model=str(tmp_path / "calibrated")), [])
+    assert again.config.zero_shot_findings == {"Edema": sentences}
+
+
 def test_options_without_effect_on_a_checkpoint_are_refused(clip_folder):
     with pytest.raises(ValueError, match="^tokenizer has no effect on the checkpoint .*, which has its own.$"):
         make_model(ModelArguments(model=str(clip_folder[0]), tokenizer="elsewhere"), [])
