@@ -311,7 +311,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         split = split or trained_on.choose_split(args.data, columns, lists, args.sheet)
     if args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
-    name = readers.dataset_name(args.data)
+    name, origin = readers.dataset_name(args.data), readers.origin_name(args.data)
     identity = {"models": list(names.values()), "dataset": name, "split": split, "benchmark": args.benchmark}
     args.output_dir = output_folder.choose_folder(args.output_dir, identity, args.overwrite)
     overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
@@ -326,7 +326,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         dataset = select_views(dataset, views, split)
         dataset = benchmarks.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
         dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
-        dataset, *overlaps[split] = trained_on.check_overlap(lists, dataset, name, split, args.trained)
+        dataset, *overlaps[split] = trained_on.check_overlap(lists, dataset, origin, split, args.trained)
         return dataset
 
     with fail_together():

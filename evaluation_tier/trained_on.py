@@ -22,7 +22,7 @@ from processing_tier.identities import (
     patient_keys,
     read_trained_on,
 )
-from processing_tier.readers import READERS, dataset_name, has_splits, is_hub, list_splits, read_records
+from processing_tier.readers import READERS, has_splits, is_hub, list_splits, origin_name, read_records
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ def check_overlap(
     Args:
         lists: of [`read_lists`].
         dataset (`datasets.Dataset`): to be evaluated.
-        name (`str`): what results call the data.
-        split (`str`): likewise.
+        name (`str`): of the data, or of those that they are a copy of ([`origin_name`]).
+        split (`str`): as results call it.
         choice (`str`): `"refuse"`, `"exclude"` or `"include"`.
 
     Returns:
@@ -212,6 +212,11 @@ def select_held_out(held_out: tuple[str, str, np.ndarray], dataset: datasets.Dat
     return dataset.select(rows)
 
 
+def is_remote(data: str) -> bool:
+    """Whether the splits of the data are on the Hub alone, where listing them needs the network."""
+    return is_hub(data) and not os.path.exists(data)
+
+
 def choose_split(
     data: str,
     columns: Mapping[str, str] | None,
@@ -223,10 +228,10 @@ def choose_split(
     set aside, else all images of data without splits.
     """
     splits = has_splits(data, columns, sheet)
-    if splits and (is_hub(data) or "validation" in list_splits(data, columns, sheet)):
+    if splits and (is_remote(data) or "validation" in list_splits(data, columns, sheet)):
         return "validation"
     held_out = held_out_split(lists)
-    if held_out and family(held_out[0]) == family(dataset_name(data)):
+    if held_out and family(held_out[0]) == family(origin_name(data)):
         return HELD_OUT
     return "validation" if splits else ALL
 
@@ -255,5 +260,11 @@ def read_split(
             f"{data} has no column 'split', so that {split!r} would be all of its images: leave --split out, or name "
             "its column by --columns split=NAME."
         )
+    if held_out and not is_remote(data) and has_splits(data, columns, sheet):
+        if held_out[1] not in list_splits(data, columns, sheet):
+            raise ValueError(
+                f"--split {HELD_OUT} is a part of the split {held_out[1]!r} of {held_out[0]}, and {data} has no such "
+                "split: name the data that the model was trained on, or another --split."
+            )
     records = read_records(data, held_out[1] if held_out else split, *table)
     return select_held_out(held_out, records) if held_out else records

@@ -55,7 +55,17 @@ from .masks import decode_mask, encode_mask
 from .paths import shown_path
 from .prepare_summary import SOURCE_HEADING, draw_sheet, make_card, summarize
 from .radiograph_tier import original_size, read_source, resize
-from .readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
+from .readers import (
+    PHANTOM,
+    PREPARED_FILE,
+    READERS,
+    dataset_name,
+    is_hub,
+    list_splits,
+    origin_name,
+    parse_data,
+    read_records,
+)
 from .readers.hub_files import SHARD
 from .records import (
     FRONTAL_VIEWS,
@@ -123,7 +133,7 @@ class PrepareOptions:
         if self.format != "jpeg":
             del options["quality"]
         return options | {
-            "data": dataset_name(self.data),
+            "data": origin_name(self.data),
             "reader_options": {
                 name: Path(value).name if isinstance(value, str) else value
                 for name, value in parse_data(self.data)[2].items()
@@ -410,7 +420,7 @@ def check_output(output_dir: Path) -> None:
         raise ValueError(
             f"the output folder {output_dir} cannot be written ({error.strerror}); name another one."
         ) from None
-    if existing != output_dir or (output_dir / "prepare.json").is_file():
+    if existing != output_dir or (output_dir / PREPARED_FILE).is_file():
         return
     if any(not path.name.startswith(".") for path in output_dir.iterdir()):  # what a killed run leaves is hidden
         raise ValueError(f"the output {output_dir} is not empty and holds no prepared data; name another folder.")
@@ -423,7 +433,7 @@ def claim(output_dir: Path, work_dir: Path, options: dict) -> None:
     Raises:
         `ValueError`: the output was begun with other options; the message names both values.
     """
-    path = output_dir / "prepare.json"
+    path = output_dir / PREPARED_FILE
     partial = work_dir / path.name
     partial.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     try:

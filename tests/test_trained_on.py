@@ -8,11 +8,13 @@ import pytest
 
 import compare_results
 import eval_zeroshot
+import prepare_tier
 import train_tier
 from evaluation_tier.loading import load_model
 from processing_tier import read_radiograph
 from processing_tier.identities import read_trained_on
 from processing_tier.phantom import make_phantom
+from processing_tier.readers import origin_name
 
 OPTIONS = [
     *("--per_device_train_batch_size", "8"),
@@ -147,6 +149,32 @@ def test_renamed_copies_and_other_images_of_a_patient_are_found(trained, table, 
     metrics = evaluate(trained, tmp_path / "elsewhere.csv", tmp_path / "elsewhere")
     assert metrics["protocol"]["split"] == "all" and metrics["n_images"] == 64
     assert metrics["protocol"]["training_overlap"].endswith("; 48 have the patient id of another training set")
+
+
+@pytest.mark.slow
+def test_a_prepared_copy_has_the_patients_of_its_original(trained, table, tmp_path, capsys):
+    prepared = tmp_path / "small"
+    prepare_tier.main(["--data", str(table), "--output_dir", str(prepared), "--size", "32", "--num_workers", "1"])
+    assert origin_name(prepared) == "own.csv"  # all images are written anew
+    argv = [trained, "--data", prepared, *EVALUATION, "--output_dir", tmp_path / "x"]
+    assert refused(capsys, eval_zeroshot.main, *argv, "--split", "train").startswith(
+        "eval_zeroshot.py: error: 0 of 64 images of the split 'train' are images that the model was trained on, 48 "
+        "more are of its training patients: choose another --split"
+    )
+    metrics = evaluate(trained, prepared, tmp_path / "held_out")  # which is the default here
+    assert metrics["protocol"]["split"] == "held_out" and metrics["n_images"] == 16
+    assert metrics["dataset"] == "small"
+
+
+def test_held_out_of_other_data_names_the_split_that_it_is_of(trained, table, tmp_path, capsys):
+    frame = pd.read_csv(table, dtype=str).assign(split="test")
+    frame["image"] = [str(table.parent / name) for name in frame["image"]]
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    argv = [trained, "--data", tmp_path / "other.csv", "--split", "held_out", *EVALUATION]
+    assert refused(capsys, eval_zeroshot.main, *argv) == (
+        "eval_zeroshot.py: error: --split held_out is a part of the split 'train' of own.csv, and "
+        f"{tmp_path / 'other.csv'} has no such split: name the data that the model was trained on, or another --split."
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from processing_tier.identities import (
     make_source,
     read_trained_on,
 )
-from processing_tier.readers import dataset_name
+from processing_tier.readers import origin_name
 
 from .arguments import DataArguments, ModelArguments
 from .initialization import check_start
@@ -57,7 +57,7 @@ def list_training(
         keys = np.array(gather_object(keys.tolist()), dtype=np.uint64)
     held_out = eval_records["patient_id"][:] if data_arguments.eval_split is None else ()
     own = make_source(
-        dataset_name(data_arguments.data),
+        origin_name(data_arguments.data),
         data_arguments.train_split,
         keys,
         train_records["patient_id"][:],

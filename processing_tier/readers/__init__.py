@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from .imagefolder import find_metadata, read_imagefolder, split_folders
 from .table import list_table_splits, read_table
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+PREPARED_FILE = "prepare.json"  # the options of `tier-prepare`, in its output
+MAX_PREPARED_BYTES = 2**20
 PHANTOM = "phantom"
 PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
 PHANTOM_IMAGES = {"train": 2000}
@@ -158,6 +161,22 @@ def dataset_name(data: str | os.PathLike) -> str:
     """What data are called in results and on model cards: without the folders of this machine."""
     reader, folder, _ = parse_data(data)
     return os.fspath(data) if reader == PHANTOM else reader or Path(folder).resolve().name
+
+
+def origin_name(data: str | os.PathLike) -> str:
+    """
+    What the data are a copy of: the name of the data that a folder of `tier-prepare` was made from, which has the same
+    patients and other files; [`dataset_name`] of all others.
+    """
+    path = Path(data, PREPARED_FILE)
+    try:
+        if path.stat().st_size <= MAX_PREPARED_BYTES:
+            name = json.loads(path.read_text(encoding="utf-8"))["data"]
+            if isinstance(name, str) and name:
+                return name
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    return dataset_name(data)
 
 
 def is_table(data: str | os.PathLike) -> bool:

@@ -52,6 +52,10 @@ def read_imagefolder(
         `ValueError`: see [`make_records`]; also a folder, split or metadata file that is not there.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder}: files of this kind are not read; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet."
+        )
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; check the path of the data.")
     metadata = find_metadata(folder / split) or find_metadata(folder)

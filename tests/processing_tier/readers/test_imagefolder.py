@@ -63,11 +63,18 @@ def test_sections_of_whole_reports(folder):
 def test_errors(folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
+    archive = tmp_path / "table.csv.zip"
+    archive.write_bytes(b"PK")
     (folder / "train" / "b.png").unlink()
     (folder / "validation" / "metadata.csv").write_text(HEADER)
     train, validation = (folder / split / "metadata.csv" for split in ("train", "validation"))
     for path, split, message in [
         (folder / "none", "train", f"{folder / 'none'}: there is no such folder; check the path of the data."),
+        (
+            archive,
+            "train",
+            f"{archive}: files of this kind are not read; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet.",
+        ),
         (folder, "test", f"{folder}: there is no split 'test'; it has train, validation."),
         (empty, "train", f"{empty}: no metadata.csv is in it or in a folder for each split; add one."),
         (folder, "train", f"{train}: 1 of 2 images are not there, the first is train/b.png; check the image folder."),

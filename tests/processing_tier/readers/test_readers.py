@@ -3,7 +3,7 @@ import pytest
 
 from processing_tier import readers
 from processing_tier.phantom import PHANTOM_FINDINGS, make_phantom
-from processing_tier.readers import dataset_name, list_splits, read_records
+from processing_tier.readers import dataset_name, list_splits, origin_name, read_records
 from processing_tier.records import check_columns, check_disjoint_patients, finding_columns
 
 
@@ -123,3 +123,24 @@ def test_bad_data(data, options, message, archive):
     with pytest.raises(ValueError) as error:
         read_records(data, **{"split": "train", **options})
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "content, origin",
+    [
+        ('{"data": "mimic_cxr"}', "mimic_cxr"),
+        ('{"data": 5}', "copy"),
+        ('{"data": ""}', "copy"),
+        ('["mimic_cxr"]', "copy"),
+        ("[" * 100_000, "copy"),
+        (" " * 2**20 + '{"data": "mimic_cxr"}', "copy"),
+        (None, "copy"),
+    ],
+)
+def test_a_prepared_folder_knows_its_origin(content, origin, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    if content is not None:
+        (folder / "prepare.json").write_text(content)
+    assert origin_name(folder) == origin
+    assert dataset_name(folder) == "copy"  # what results call it
