@@ -7,7 +7,7 @@ and the Hub.
     tier-prepare --data reports.csv --columns image=Path patient_id=Subject --output_dir prepared/table
     tier-prepare --data ... --output_dir ... --shard_index $SLURM_ARRAY_TASK_ID --shard_count 16    # a part per job
 
-Run the same command again to go on with a run that was broken off; the result is the same bytes as without the break.
+Run the same command again to resume after an interruption; the result has the same bytes as an uninterrupted run.
 Images that cannot be read are listed in quarantine.csv. Exit code 0, or 2 with one sentence on what is wrong, or 130
 after Ctrl-C; finished shards are kept.
 """

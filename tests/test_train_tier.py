@@ -374,7 +374,7 @@ def test_what_streaming_cannot_do_is_refused(argv, message, capsys, prepared, tm
 def test_streaming_needs_a_split_for_evaluation(capsys, prepared, tmp_path):
     argv = [word for word in QUICK if word not in ("--eval_split", "validation")]
     message = refused(capsys, *argv, "--data", prepared, "--streaming", "--output_dir", tmp_path / "run")
-    assert message == "streaming holds no patients out of the training split; name an --eval_split."
+    assert message == "Streaming cannot hold out patients: pass --eval_split."
     message = refused(capsys, *QUICK, "--shuffle_buffer", "5", "--output_dir", tmp_path / "run")
     assert message == "shuffle_buffer=5 has no effect without --streaming; leave it out."
 

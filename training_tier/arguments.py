@@ -396,7 +396,7 @@ class DataArguments:
                 "them out (--soft_targets goes with both)."
             )
         if self.streaming and self.eval_split is None:
-            raise ValueError("streaming holds no patients out of the training split; name an --eval_split.")
+            raise ValueError("Streaming cannot hold out patients: pass --eval_split.")
         if self.streaming and self.image_cache is not None:
             raise ValueError(
                 "image_cache keeps a copy of the images, and streaming is for doing without one; leave one of them "
