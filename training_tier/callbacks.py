@@ -213,10 +213,12 @@ class BestOfThisRun(TrainerCallback):
             return
         run, named = Path(args.output_dir), state.best_model_checkpoint
         own = run / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if named is not None and not own.is_dir():  # a better step than the best that was saved
+            own = run / Path(named).name
         resumed = Path(args.resume_from_checkpoint or run)
         if own.is_dir():
             state.best_model_checkpoint = str(own)
-        elif named is None or Path(named).resolve().parent != resumed.resolve().parent:
+        elif named is not None and Path(named).resolve().parent != resumed.resolve().parent:
             logger.warning(
                 f"The best checkpoint so far, of step {state.best_global_step}, is not in {run}: the best one of the "
                 "steps to come is taken. To choose among all, copy it there and resume again."

@@ -186,6 +186,12 @@ def test_the_best_checkpoint_of_a_run_that_was_moved_is_its_own(make_trainer, tm
     resumed.train(resume_from_checkpoint=str(moved / "checkpoint-12"))
     assert resumed.state.best_model_checkpoint == str(moved / "checkpoint-4")
 
+    # a better step than the best that was saved, and one of which nothing was saved
+    for step, named, found in ((6, first / "checkpoint-4", moved / "checkpoint-4"), (6, None, None)):
+        state = TrainerState(best_global_step=step, best_metric=0.5, best_model_checkpoint=named and str(named))
+        BestOfThisRun().on_train_begin(resumed.args, state, None)
+        assert state.best_model_checkpoint == (found and str(found))
+        assert (state.best_global_step, state.best_metric) == (6, 0.5)
     state = TrainerState(best_global_step=4, best_metric=0.5, best_model_checkpoint=str(first / "checkpoint-4"))
     shutil.rmtree(moved / "checkpoint-4")
     BestOfThisRun().on_train_begin(resumed.args, state, None)
