@@ -222,6 +222,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("split", "threshold_split", "output_dir", "cache_dir", "prompts", "image_root", "radiologists"):
         if getattr(args, name) == "":
             raise ValueError(f"--{name} is empty: leave it out, or name one.")
+    if args.radiologists is not None and not Path(args.radiologists).is_dir():
+        raise ValueError(f"--radiologists {args.radiologists}: name the folder that holds the radiologists' labels.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:

@@ -81,3 +81,14 @@ def test_a_damaged_file_is_one_sentence(folders, tmp_path, capsys):
         main(folders)
     assert exit_.value.code == 2
     assert "predictions.parquet cannot be read as Parquet: evaluate the model again." in capsys.readouterr().err
+
+
+def test_a_file_of_radiologists_is_not_called_missing(tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit) as exit_:
+        main([str(tmp_path / "labels.csv"), "--radiologists", str(tmp_path / "labels.csv")])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == (
+        f"compare_results.py: error: {tmp_path}/labels.csv: this is a file; name the folder that holds the "
+        "radiologists' labels.\n"
+    )

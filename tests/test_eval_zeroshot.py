@@ -511,6 +511,10 @@ def test_analyses_are_checked_before_the_evaluation(models, tmp_path, capsys, no
     ):
         assert message in fails(*arguments, "--analyses", analysis, capsys=capsys)
     assert "--radiologists is empty: leave it out" in fails(*arguments, "--radiologists", "", capsys=capsys)
+    for missing in (tmp_path / "nowhere", table):  # known before the data are read
+        assert fails("nowhere", "--data", "nowhere", "--radiologists", missing, capsys=capsys) == (
+            f"--radiologists {missing}: name the folder that holds the radiologists' labels."
+        )
     readers = tmp_path / "radiologists"
     readers.mkdir()
     for name in ("bc4", "bc6", "bc8"):

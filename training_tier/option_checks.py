@@ -112,6 +112,8 @@ def check_ranges(arguments) -> None:
     """
     for name in RANGES.keys() & type(arguments).__dataclass_fields__.keys():
         value = getattr(arguments, name)
+        if value == math.inf:
+            raise ValueError(f"{name}={value} must be a finite number.")
         if value is not None and not is_within(value, *RANGES[name]):
             raise ValueError(f"{name}={value} {describe_range(*RANGES[name])}{REMEDIES.get(name, '')}")
 

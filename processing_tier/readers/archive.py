@@ -57,7 +57,8 @@ def find_in_archive(root: str | os.PathLike, patterns: Sequence[str], name: str,
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder; name the folder that holds {name}.")
+        what = "this is a file" if Path(root).is_file() else "there is no such folder"
+        raise ValueError(f"{root}: {what}; name the folder that holds {name}.")
     found = find_first(root, patterns)
     if found is not None:
         return found

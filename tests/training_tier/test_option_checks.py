@@ -50,7 +50,7 @@ def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1."),
         ({"num_train_epochs": 0}, "num_train_epochs=0 must be above 0."),
         ({"num_train_epochs": float("nan")}, "num_train_epochs=nan must be above 0."),
-        ({"num_train_epochs": float("inf")}, "num_train_epochs=inf must be above 0."),
+        ({"num_train_epochs": float("inf")}, "num_train_epochs=inf must be a finite number."),
         ({"max_steps": 0}, "max_steps=0 must be at least 1; leave it out to train by epochs."),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1."),
         ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1 must be at least 1."),
