@@ -23,6 +23,7 @@ from evaluation_tier.metrics import best_threshold
 from evaluation_tier.protocols import find_prompts, prompts_name
 from evaluation_tier.report import installed_versions, to_json
 from evaluation_tier.resampling import (
+    MIN_PATIENTS,
     bootstrap,
     check_num_resamples,
     chunks,
@@ -463,10 +464,14 @@ def compare_sides(
 
     values, intervals = with_interval(statistic, draws)
     results = {}
+    patients = np.array(dataset["patient_id"]).astype(str)[rows]
     for i, (finding, group) in enumerate(groups.items()):
         results[finding] = {"n_left": (group & is_left).sum(), "n_right": (group & ~is_left).sum()}
+        each_side = min(len(np.unique(patients[group & side])) for side in (is_left, ~is_left))
+        num_patients = (each_side, each_side, len(np.unique(patients[group])))
         for j, name in enumerate(("accuracy", "mirrored_accuracy", "swapped")):
-            results[finding] |= {name: values[3 * i + j], f"{name}_ci95": intervals[3 * i + j]}
+            interval = intervals[3 * i + j] if num_patients[j] >= MIN_PATIENTS else np.full(2, np.nan)
+            results[finding] |= {name: values[3 * i + j], f"{name}_ci95": interval}
     pooled = results.pop("all")
     return {"chance": 0.5, "findings": results, "all": pooled}
 
