@@ -34,6 +34,7 @@ from evaluation_tier.tables import (
     markdown_table,
     text_table,
 )
+from modeling_tier.checkpoints.tensor_files import read_json
 from modeling_tier.configuration_tier import check_findings
 from modeling_tier.pipeline_tier import describe_measurement
 
@@ -54,6 +55,10 @@ PROTOCOL_KEYS = {
     **dict.fromkeys(("findings_left_out", "resamples_dropped"), dict),
     **dict.fromkeys(("training_overlap", "threshold_overlap", "trained"), str),
 }
+CONFIG_KEYS = {
+    **dict.fromkeys(("text_config", "vision_config", "id2label", "zero_shot_findings"), dict),
+    "architectures": list,
+}  # of config.json, as cards and thresholds read it
 MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
 
@@ -287,10 +292,28 @@ def write_thresholds(
         )
     check_findings(entries)
     path = Path(folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_config(path)
     config["zero_shot_findings"] = {**(config.get("zero_shot_findings") or {}), **entries}
     text = json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n"  # as transformers writes it
     return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_config(path: Path) -> dict:
+    """A model's config.json; ValueError where what a card states, or thresholds are added to, is damaged."""
+    config = read_json(path)
+    for key, kind in CONFIG_KEYS.items():
+        if not isinstance(config.get(key), kind | None):
+            raise ValueError(f"{path}: {key} is {config[key]!r:.80}, which no model has; save the model again.")
+    if not all(isinstance(name, str) for name in (config.get("id2label") or {}).values()):
+        raise ValueError(f"{path}: id2label names a finding by what is not text; save the model again.")
+    check_findings(config.get("zero_shot_findings") or {})
+    try:
+        json.dumps(config, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise ValueError(
+            f"{path}: a value is not finite, is not text, or lies too deep; save the model again."
+        ) from None
+    return config
 
 
 def describe_calibration(findings: Mapping[str, Mapping]) -> str:
@@ -343,14 +366,16 @@ def write_model_card(
         raise ValueError(f"The folder {folder} holds no model (no config.json) that a card could describe.")
     kept = folder / TRAINING_FILE
     if training is None:
-        training = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        training = read_json(kept) if kept.is_file() else {}
     unknown = sorted(set(training) - set(TRAINING_FACTS))
     if unknown:
         raise ValueError(f"A card has no training fact {unknown[0]!r}: use {', '.join(TRAINING_FACTS)}.")
+    if not isinstance(training.get("dataset"), str | None):
+        raise ValueError(f"{folder}: the training data of a card have a name, not {training['dataset']!r:.80}.")
     if training:
         facts = json.dumps(to_json(training), indent=2) + "\n"
         write_beside(kept, lambda partial: partial.write_text(facts, encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "config.json")
     vision = config.get("vision_config") or {}
     architecture = "a CLIP model"
     facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}

@@ -12,9 +12,11 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from modeling_tier.checkpoints.tensor_files import read_json
+
 from .arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
 from .checkpoints import list_checkpoints
-from .integrity import RUN_OPTIONS, find_fault
+from .integrity import RUN_OPTIONS, find_fault, reading
 
 logger = logging.get_logger(__name__)
 
@@ -147,7 +149,9 @@ def check_options(checkpoint: str, options: Mapping, allow: bool) -> None:
     if not file.is_file():
         logger.warning(f"{checkpoint} does not tell the options of its run: they are not compared with those given.")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
+    if not isinstance(before.get("data"), dict) or not before["data"].keys() >= {"images", "digest"}:
+        raise ValueError(f"{file} does not tell the data of the run; resume from another checkpoint, or start again.")
     changes = []
     for name in sorted(before.keys() & options.keys()):
         if name == "data":
@@ -194,14 +198,15 @@ def check_model(checkpoint: str, model: PreTrainedModel, processing_class, allow
     """
     if not Path(checkpoint, "config.json").is_file():  # an adapter alone
         return
-    stored = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+    stored = read_json(Path(checkpoint, "config.json"))
     kind, other_kind = model.config.model_type, stored.get("model_type")
     if kind != other_kind:
         raise ValueError(
             f"{checkpoint} belongs to another model: it is a {other_kind!r} and that of this run a {kind!r}."
         )
-    configs = type(model.config).from_pretrained(checkpoint), model.config
-    before, now = (flatten(json.loads(json.dumps(config.to_dict(), default=str))) for config in configs)
+    with reading("configuration", checkpoint):
+        configs = type(model.config).from_pretrained(checkpoint), model.config
+        before, now = (flatten(json.loads(json.dumps(config.to_dict(), default=str))) for config in configs)
     now["architectures"] = [type(model).__name__]
     differing = [name for name in sorted(before.keys() & now.keys()) if before[name] != now[name]]
     for name in differing:
@@ -213,7 +218,8 @@ def check_model(checkpoint: str, model: PreTrainedModel, processing_class, allow
     refuse_changes(checkpoint, [f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing], allow)
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        words, other_words = tokenizer.get_vocab(), type(tokenizer).from_pretrained(checkpoint).get_vocab()
+        with reading("tokenizer", checkpoint):
+            words, other_words = tokenizer.get_vocab(), type(tokenizer).from_pretrained(checkpoint).get_vocab()
         if words != other_words:
             raise ValueError(
                 f"{checkpoint} belongs to another model: {len(words.items() - other_words.items())} of the "

@@ -22,6 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from evaluation_tier.report import write_beside
+from modeling_tier.checkpoints.tensor_files import read_json
 
 from .arguments import TaskArguments, TierTrainingArguments
 from .resuming import flatten
@@ -170,7 +171,7 @@ def check_search_options(folder: Path, options: Mapping) -> None:
         text = json.dumps(options, indent=2) + "\n"
         write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     ignored = {*WEIGHTS, *(f"config.{name}" for name in WEIGHTS)}  # which the search draws
     changed = [name for name in sorted({*before, *options} - ignored) if before.get(name) != options.get(name)]
     if changed:

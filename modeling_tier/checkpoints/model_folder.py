@@ -6,6 +6,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from .tensor_files import check_pickle, read_json
 
+MODEL_JSON_LIMIT = 64 * 2**20  # bytes; a tokenizer of many languages has half of it, and the log of a training less
 ADAPTER = "adapter_config.json"
 
 
@@ -27,9 +28,13 @@ def check_model_folder(folder: str | Path) -> None:
         folder (`str` or `Path`): Of a model; anything else, such as a name on the Hub, passes.
 
     Raises:
-        ValueError: an index of weights names a file outside the folder, is damaged, or a pickle is not safe to read.
+        ValueError: an index of weights names a file outside the folder or is damaged, a pickle is not safe to read, or
+            a JSON file is too large.
     """
     folder = Path(folder)
+    for path in sorted(folder.glob("*.json")):
+        if path.is_file() and path.stat().st_size > MODEL_JSON_LIMIT:
+            raise ValueError(f"{path} is larger than {MODEL_JSON_LIMIT >> 20} MiB, which no such file needs.")
     for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         if index.is_file():
             check_index(index)

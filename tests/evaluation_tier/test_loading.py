@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_damaged_folders_are_refused(folder, tmp_path):
             path.unlink()
     with pytest.raises(ValueError, match="does not load|processor"):
         load_model(without_processor)
+
+
+def test_a_text_of_a_model_has_a_bound(folder):
+    os.truncate(folder / "config.json", 64 * 2**20 + 1)  # takes no space on the disk
+    with pytest.raises(ValueError) as error:
+        load_model(folder)
+    assert str(error.value) == f"{folder / 'config.json'} is larger than 64 MiB, which no such file needs."
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(folder):

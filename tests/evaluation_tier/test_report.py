@@ -371,7 +371,10 @@ def test_a_misspelt_name_in_the_template_is_an_error_not_a_blank(folder, tmp_pat
 
 def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path, caplog):
     kept = {"Edema": {"positive": ["Edema."], "negative": ["Dry."], "threshold": 0.25}}
-    before = {"model_type": "tier_clip", "zero_shot_findings": {**kept, "Cardiomegaly": {"positive": ["Old."]}}}
+    before = {
+        "model_type": "tier_clip",
+        "zero_shot_findings": {**kept, "Cardiomegaly": {"positive": ["Old."], "negative": ["No."]}},
+    }
     (tmp_path / "config.json").write_text(json.dumps(before))
     prompts = {name: Prompts([f"{name}.", f"There is {name}."], [f"No {name}."]) for name in metrics["findings"]}
     told = {"dataset": "padchest", "split": "validation", "images": 40, "date": "2026-01-31"}
@@ -407,3 +410,57 @@ def test_thresholds_are_kept_in_the_configuration(metrics, tmp_path, caplog):
     write_thresholds(tmp_path, metrics, prompts, told)
     again = json.loads((tmp_path / "config.json").read_text())["zero_shot_findings"]
     assert again["Cardiomegaly"]["threshold"] == pytest.approx(findings["Cardiomegaly"]["threshold"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "{",
+            "{path} is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1).",
+        ),
+        ("[]", "{path} is not a JSON object."),
+        (" " * (2**20 + 1), "{path} has more than 1,048,576 bytes, which no such file needs."),
+        ('{"vision_config": 0.5}', "{path}: vision_config is 0.5, which no model has; save the model again."),
+        (
+            '{"zero_shot_findings": ["x"]}',
+            "{path}: zero_shot_findings is ['x'], which no model has; save the model again.",
+        ),
+        ('{"id2label": {"0": 1}}', "{path}: id2label names a finding by what is not text; save the model again."),
+        (
+            '{"logit_scale_init_value": NaN}',
+            "{path}: a value is not finite, is not text, or lies too deep; save the model again.",
+        ),
+        ('{"x": "\\ud800"}', "{path}: a value is not finite, is not text, or lies too deep; save the model again."),
+        (
+            '{"zero_shot_findings": {"Mass": 1}}',
+            "The finding 'Mass' must have the keys positive, negative, threshold, scale, bias, measured_on, not 1.",
+        ),
+    ],
+)
+def test_a_damaged_configuration_is_one_sentence_and_stays_as_it_is(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    metrics = {"findings": {"Edema": result(0.8)}, "protocol": {"scoring": "difference"}}
+    prompts = {"Edema": Prompts(["edema"], ["no edema"])}
+    for write in (lambda: write_thresholds(tmp_path, metrics, prompts, {}), lambda: write_model_card(tmp_path)):
+        with pytest.raises(ValueError) as error:
+            write()
+        assert type(error.value) is ValueError and str(error.value) == message.format(path=path)
+    assert path.read_text() == content and [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "{folder}/training_facts.json is not a JSON object."),
+        ('{"dataset": 7}', "{folder}: the training data of a card have a name, not 7."),
+    ],
+)
+def test_damaged_training_facts_are_one_sentence(tmp_path, content, message):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_facts.json").write_text(content)
+    with pytest.raises(ValueError) as error:
+        write_model_card(tmp_path)
+    assert type(error.value) is ValueError and str(error.value) == message.format(folder=tmp_path)
+    assert (tmp_path / "training_facts.json").read_text() == content and not (tmp_path / "README.md").exists()

@@ -114,13 +114,18 @@ def too_slow(*_) -> None:
     raise TooSlow
 
 
-def fuzz(read: Callable[[Path], object], damaged: Callable[[Path], Sequence[Path]] = lambda path: [path]) -> None:
+def fuzz(
+    read: Callable[[Path], object],
+    damaged: Callable[[Path], Sequence[Path]] = lambda path: [path],
+    damage: Callable[[Path, random.Random], bytes] = damage,
+) -> None:
     """
     The program of a child: reads damages of each file or folder that its command line names, and prints the outcomes.
 
     Args:
         read: what is tested; it may print.
         damaged: the files of a seed, which is a file or a folder, of which each damage changes one.
+        damage: a file and a source of chance to the damaged content of the file.
     """
     mebibytes, count, *seeds = sys.argv[1:]
     pages = int(Path("/proc/self/statm").read_text().split()[0])

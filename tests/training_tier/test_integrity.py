@@ -17,9 +17,9 @@ from twelve_steps import At, assert_same, make_twelve_steps, truncate
 
 from training_tier.callbacks import TrainingStopped
 from training_tier.checkpoints import average_weights, list_checkpoints
-from training_tier.integrity import CHECKSUMS, find_fault
+from training_tier.integrity import CHECKSUMS, RUN_OPTIONS, find_fault
 from training_tier.locking import LOCK, locked
-from training_tier.resuming import choose_checkpoint, last_checkpoint
+from training_tier.resuming import check_model, check_options, choose_checkpoint, last_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -140,6 +140,54 @@ def test_a_configuration_may_gain_thresholds(run):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"zero_shot_findings": {}}))
     (run / "checkpoint-12" / "README.md").write_text("results")
     assert find_fault(run / "checkpoint-12") is None
+
+
+def test_a_text_of_a_checkpoint_has_a_bound(run):
+    os.truncate(run / "checkpoint-12" / "tokenizer.json", 64 * 2**20 + 1)  # takes no space on the disk
+    assert find_fault(run / "checkpoint-12") == "tokenizer.json is larger than 64 MiB"
+    assert last_checkpoint(run) == str(run / "checkpoint-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "config.json",
+            {"vision_config": 0.5},
+            r"The configuration of .*checkpoint-12 cannot be used \(StrictDataclassFieldValidationError: Validation "
+            r"error for field 'vision_config':\); resume from another checkpoint, or start again\.",
+        ),
+        (
+            "tokenizer.json",
+            {"model": 7},
+            r"The tokenizer of .*checkpoint-12 cannot be used \(\w+: .*\); resume from another checkpoint, or start "
+            r"again\.",
+        ),
+    ],
+)
+def test_a_damaged_configuration_or_tokenizer_is_one_sentence(run, whole, processor, name, change, message):
+    file = run / "checkpoint-12" / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_model(str(run / "checkpoint-12"), whole.model, processor, allow=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
+        ("{}", "does not tell the data of the run; resume from another checkpoint, or start again."),
+        (
+            '{"data": {"images": 1}}',
+            "does not tell the data of the run; resume from another checkpoint, or start again.",
+        ),
+    ],
+)
+def test_damaged_options_of_a_run_are_one_sentence(tmp_path, content, message):
+    (tmp_path / RUN_OPTIONS).write_text(content)
+    with pytest.raises(ValueError) as error:
+        check_options(str(tmp_path), {"data": {"images": "x", "digest": "y"}}, allow=True)
+    assert type(error.value) is ValueError and str(error.value) == f"{tmp_path / RUN_OPTIONS} {message}"
 
 
 def test_the_run_goes_on_from_the_whole_checkpoint_before(make_trainer, whole, run, caplog):
