@@ -10,6 +10,7 @@ import train_tier
 from training_tier.search import (
     STUDY_FILE,
     SearchArguments,
+    check_search_options,
     describe_best,
     draw_weights,
     enqueue_missing,
@@ -88,6 +89,14 @@ def test_the_best_command(tmp_path, direction, best):
     assert words[:5] == ["python", "train_tier.py", "configs/tier.yaml", "--data", "my data"]
     assert words[5:7] == ["--token_entropy_weight", best] and words[-2:] == ["--output_dir", f"{tmp_path}/search-best"]
     assert len(words) == 11
+
+
+def test_damaged_options_of_a_search_are_one_sentence(tmp_path):
+    path = tmp_path / "search_options.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError) as error:
+        check_search_options(tmp_path, {"seed": 1})
+    assert str(error.value) == f"{path} is not a JSON object." and path.read_text() == "[]"
 
 
 def test_options_are_taken_out_with_their_values():
