@@ -315,6 +315,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
     name, origin = readers.dataset_name(args.data), readers.origin_name(args.data)
     identity = {"models": list(names.values()), "dataset": name, "split": split, "benchmark": args.benchmark}
+    identity["protocol"] = protocol.name
     args.output_dir = output_folder.choose_folder(args.output_dir, identity, args.overwrite)
     overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
 

@@ -13,11 +13,12 @@ def choose_folder(asked: str | Path | None, identity: Mapping, overwrite: bool) 
 
     Args:
         asked: the folder that the user names, if any.
-        identity: `models` (a list), `dataset`, `split` and `benchmark` (None without one) of the evaluation.
+        identity: `models` (a list), `dataset`, `split`, `benchmark` (None without one) and `protocol` (its name).
         overwrite: whether it may replace one of another identity.
 
     Raises:
-        ValueError: the folder holds an evaluation of another model, of other data or of another split.
+        ValueError: the folder holds an evaluation of another model, of other data, of another split or by another
+            protocol.
     """
     folder = Path("runs", "evaluation", default_name(identity)) if asked is None else Path(asked)
     if overwrite or not (folder / "metrics.json").is_file():
@@ -31,11 +32,15 @@ def choose_folder(asked: str | Path | None, identity: Mapping, overwrite: bool) 
     protocol = metrics["protocol"]
     there = {"models": metrics.get("models") or [], "dataset": metrics["dataset"]}
     there |= {key: protocol.get(key) for key in ("split", "benchmark")}
+    there["protocol"] = protocol.get("name", identity["protocol"])
+    if there["protocol"] == "classifier":  # which has no other
+        there["protocol"] = identity["protocol"]
     if any(there[key] != identity[key] for key in there):
         raise ValueError(
             f"{folder} holds an evaluation of {', '.join(map(str, there['models'])) or 'a model'} on "
-            f"{there['dataset'] or 'unnamed data'}, split {there['split']!r}, not of {', '.join(identity['models'])} "
-            f"on {identity['dataset']}, split {identity['split']!r}: choose another --output_dir, or pass --overwrite."
+            f"{there['dataset'] or 'unnamed data'}, split {there['split']!r}, protocol {there['protocol']!r}, not of "
+            f"{', '.join(identity['models'])} on {identity['dataset']}, split {identity['split']!r}, protocol "
+            f"{identity['protocol']!r}: choose another --output_dir, or pass --overwrite."
         )
     return folder
 

@@ -337,7 +337,10 @@ def bootstrap_auroc(
     resampled = bootstrap(labels, scores, draw_resamples(patient_ids, num_resamples, seed))["auroc"]
     complete = resampled.mean(axis=1) if resampled.shape[1] else np.full(num_resamples, np.nan)
     dropped, mean_dropped = np.isnan(resampled).sum(axis=0), int(np.isnan(complete).sum())
-    resampled[:, find_too_few(labels, patient_ids)] = np.nan
+    too_few = find_too_few(labels, patient_ids)
+    resampled[:, too_few] = np.nan
+    if too_few.all():
+        complete[:] = np.nan
     return BootstrapAUROC(
         interval=np.array([percentile_interval(column) for column in resampled.T]).reshape(-1, 2),
         mean_interval=percentile_interval(complete),
@@ -377,7 +380,8 @@ def paired_bootstrap(
         first_scores, second_scores (`np.ndarray`): (images, findings).
         first_thresholds, second_thresholds: as for [`bootstrap`], of both models or of neither.
         unit_ids (`Sequence`, *optional*):
-            (images,), the patients that were drawn; a finding of too few gets neither interval nor p-value.
+            (images,), the patients that were drawn; a finding of too few gets neither interval nor p-value, and
+            neither does the mean where that is so of all findings.
 
     Returns:
         `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. A finding whose difference is undefined
@@ -395,6 +399,8 @@ def paired_bootstrap(
         point, resampled = second_point[name][0] - first_point[name][0], second[name] - first[name]
         mean, resampled_mean = mean_over_findings(point, resampled)
         resampled[:, too_few] = np.nan
+        if too_few.all():
+            resampled_mean[:] = np.nan
         results[name] = PairedDifference(
             difference=point,
             interval=np.array([percentile_interval(column) for column in resampled.T]).reshape(-1, 2),

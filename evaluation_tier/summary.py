@@ -129,6 +129,9 @@ def summarize(
     if resampling == "chexzero":  # as the reference, which knows no floor
         too_few[:] = False
     no_interval = {finding: TOO_FEW for finding, few in zip(findings, too_few, strict=True) if few}
+    in_mean = slice(0, 0) if too_few.all() else slice(None)  # the mean of findings that all lack an interval lacks one
+    if too_few.all():
+        no_interval["mean"] = TOO_FEW
     if not draws.shape[-2]:
         no_interval = dict.fromkeys((*findings, "mean"), TOO_FEW_AT_ALL)
 
@@ -165,12 +168,12 @@ def summarize(
     mean = {}
     for name in WITH_INTERVAL:
         value, resampled_mean = mean_over_findings(point[name][0], resampled[name])
-        mean |= with_interval(name, value, resampled_mean, resampling)
+        mean |= with_interval(name, value, resampled_mean[in_mean], resampling)
         if name == "auroc":
             mean_dropped = int(np.isnan(resampled_mean).sum())
     for name, values in (("brier", resampled_brier), *([("accuracy", resampled_accuracy)] if rule.accuracy else [])):
         of_findings = np.array([result[name] for result in results.values()])
-        mean |= with_interval(name, *mean_over_findings(of_findings, values), resampling)
+        mean |= with_interval(name, *mean_over_findings(of_findings, values[in_mean]), resampling)
     mean["ece"] = nanmean(result["ece"] for result in results.values())
     dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
     return {

@@ -30,6 +30,7 @@ from evaluation_tier.resampling import (
     check_num_resamples,
     describe_intervals,
     draw_resamples,
+    find_too_few,
     mean_over_findings,
 )
 from evaluation_tier.scoring import (
@@ -336,7 +337,8 @@ def compare_levels(
         enough = len(set(patient_ids.tolist())) >= MIN_PATIENTS
         draws = draw_chexzero_resamples(len(labels), n_bootstrap, seed)[: n_bootstrap if enough else 0]
     else:
-        draws = draw_resamples(patient_ids, n_bootstrap, seed)
+        too_few = find_too_few(labels, patient_ids).all()
+        draws = draw_resamples(patient_ids, n_bootstrap, seed)[: 0 if too_few else n_bootstrap]
     results = {}
     for level, scores in levels.items():
         point = bootstrap(labels, scores, np.ones((1, len(labels))))["auroc"][0]

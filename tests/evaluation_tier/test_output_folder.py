@@ -3,11 +3,17 @@ import pytest
 from evaluation_tier.output_folder import choose_folder
 from evaluation_tier.report import write_metrics
 
-IDENTITY = {"models": ["runs/demo"], "dataset": "own.csv", "split": "held_out", "benchmark": None}
+IDENTITY = {
+    "models": ["runs/demo"],
+    "dataset": "own.csv",
+    "split": "held_out",
+    "benchmark": None,
+    "protocol": "report",
+}
 
 
-def write(folder, split="held_out", models=("runs/demo",), dataset="own.csv"):
-    metrics = {"dataset": dataset, "protocol": {"split": split}, "n_images": 1, "models": list(models)}
+def write(folder, split="held_out", models=("runs/demo",), dataset="own.csv", name="report"):
+    metrics = {"dataset": dataset, "protocol": {"split": split, "name": name}, "n_images": 1, "models": list(models)}
     write_metrics(folder / "metrics.json", metrics | {"findings": {}, "mean": {}})
 
 
@@ -22,9 +28,15 @@ def test_only_an_evaluation_of_the_same_is_replaced(tmp_path):
     assert choose_folder(tmp_path, IDENTITY, False) == tmp_path
     write(tmp_path)
     assert choose_folder(tmp_path, IDENTITY, False) == tmp_path
-    for other in ({"split": "test"}, {"models": ["runs/other"]}, {"dataset": "phantom"}):
+    for other in (
+        {"split": "test"},
+        {"models": ["runs/other"]},
+        {"dataset": "phantom"},
+        {"name": "chexzero"},
+    ):
         write(tmp_path, **other)
-        with pytest.raises(ValueError, match="not of runs/demo on own.csv, split 'held_out': choose another --output"):
+        ours = "not of runs/demo on own.csv, split 'held_out', protocol 'report': choose another --output"
+        with pytest.raises(ValueError, match=ours):
             choose_folder(tmp_path, IDENTITY, False)
         assert choose_folder(tmp_path, IDENTITY, True) == tmp_path
     (tmp_path / "metrics.json").write_text("{")

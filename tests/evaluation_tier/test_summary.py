@@ -119,7 +119,13 @@ def test_a_mean_of_few_resamples_has_no_interval():
     assert np.isfinite(found["mean"]["auroc"]) and np.isnan(found["mean"]["auroc_ci95"]).all()
     assert np.isnan(found["findings"]["a"]["auroc_ci95"]).all()  # one positive
     stratified = summarize(labels, scores, np.arange(200), names, num_resamples=50, resampling="stratified")
-    assert stratified["resamples_dropped"]["mean"] == 0 and np.isfinite(stratified["mean"]["auroc_ci95"]).all()
+    assert (
+        stratified["resamples_dropped"]["mean"] == 0
+    )  # but one positive is too few for each finding, and for the mean
+    assert np.isnan(stratified["mean"]["auroc_ci95"]).all()
+    labels[10:50] = np.eye(10)[np.arange(40) % 10]  # five positives each
+    stratified = summarize(labels, scores, np.arange(200), names, num_resamples=50, resampling="stratified")
+    assert np.isfinite(stratified["mean"]["auroc_ci95"]).all()
 
 
 def test_what_is_undefined_is_nan_and_leaves_the_mean():
@@ -166,3 +172,8 @@ def test_images_of_one_patient_have_no_interval_and_a_reason():
     assert result["no_interval"] == {"B": "fewer than 5 patients with it, or without it"}
     assert np.isfinite(result["findings"]["A"]["auroc_ci95"]).all()
     assert np.isnan(result["findings"]["B"]["auroc_ci95"]).all() and np.isfinite(result["mean"]["auroc_ci95"]).all()
+    labels[:, 0] = np.arange(40) < 3  # of neither finding enough: then not of their mean either
+    result = summarize(labels, scores, np.arange(40), ["A", "B"], num_resamples=50)
+    assert set(result["no_interval"]) == {"A", "B", "mean"}
+    for name in ("auroc", "auprc", "mcc", "f1", "sensitivity", "specificity", "brier"):
+        assert np.isnan(result["mean"][f"{name}_ci95"]).all()
