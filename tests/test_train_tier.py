@@ -698,7 +698,7 @@ def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys
     shutil.copytree(members[0], tmp_path / "copy")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
-        eval_zeroshot.main([str(word) for word in (*members, tmp_path / "copy", *data)])
+        eval_zeroshot.main([str(word) for word in (*members, tmp_path / "copy", *data, "--overwrite")])
     assert exit_.value.code == 2
     copies = f"{members[0].parent.name}/{members[0].name} and {tmp_path.name}/copy"
     assert f"{copies} have identical weights" in capsys.readouterr().err
