@@ -599,9 +599,15 @@ def test_pickled_weights_are_never_opened(upload, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["user/nothing", "runs/nothing"])
 def test_a_name_that_neither_disk_nor_hub_has(hub, name, capsys, tmp_path):
     message = refused(eval_zeroshot.main, [name, "--data", "phantom", "--output_dir", tmp_path / "output"], capsys)
-    assert f"There is no model folder {name}, and from the Hub it does not load" in message
+    asked = (
+        ", and from the Hub it does not load" if name.startswith("user/") else " on this disk, and it was not looked"
+    )
+    assert f"There is no model folder {name}{asked}" in message
     message = refused(train_tier.main, [*TRAINING, "--model", name, "--output_dir", tmp_path / "output"], capsys)
-    assert f"'{name}' is neither a preset" in message and "nor a checkpoint that can be loaded" in message
+    if name.startswith("user/"):
+        assert f"'{name}' is neither a preset" in message and "nor a checkpoint that can be loaded" in message
+    else:
+        assert f"There is no checkpoint folder '{name}'; name one, or a preset" in message
 
 
 def test_a_model_card_cannot_be_written_into_the_hub(capsys):

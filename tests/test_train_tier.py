@@ -223,7 +223,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
         (["--token_entropy_weight", "-1"], "token_entropy_weight=-1.0 must be at least 0."),
         (
             ["--vision_model", "./nowhere", "--text_model", "./nowhere"],
-            "There is no model ./nowhere on this disk, and it was not looked up on the Hub",
+            "There is no tower ./nowhere on this disk, and it was not looked up on the Hub",
         ),
         (
             ["--image_size", "100"],

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils.logging import warning_once
 
 from processing_tier import TierImageProcessor, read_radiograph
 
@@ -251,6 +252,7 @@ def test_a_palette_that_is_missing():
 
 def test_pictures_of_one_grey_are_flagged(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    warning_once.cache_clear()  # of earlier tests in this process
     with caplog.at_level("WARNING", logger="transformers"):
         for source in (
             png(np.full((8, 8), 77, np.uint8), 0),
