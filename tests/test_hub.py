@@ -599,9 +599,7 @@ def test_pickled_weights_are_never_opened(upload, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["user/nothing", "runs/nothing"])
 def test_a_name_that_neither_disk_nor_hub_has(hub, name, capsys, tmp_path):
     message = refused(eval_zeroshot.main, [name, "--data", "phantom", "--output_dir", tmp_path / "output"], capsys)
-    asked = (
-        ", and from the Hub it does not load" if name.startswith("user/") else " on this disk, and it was not looked"
-    )
+    asked = ", and from the Hub it does not load" if name.startswith("user/") else " on this disk, and it was not"
     assert f"There is no model folder {name}{asked}" in message
     message = refused(train_tier.main, [*TRAINING, "--model", name, "--output_dir", tmp_path / "output"], capsys)
     if name.startswith("user/"):
