@@ -108,13 +108,13 @@ def test_folders_of_transformers_with_other_models(tmp_path, model_type, sentenc
     [
         (
             "bpe_simple_vocab_16e6.txt.gz",
-            gzip.compress(b"#version: 0.2"),
+            gzip.compress(b"#version: 0.2", mtime=0),
             "is the list of merges of CLIP's tokenizer (OpenAI's, CheXzero's and OpenCLIP's code have it), not a "
             "checkpoint",
         ),
         ("best_model.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
         ("best_model.pt", b"<!doctype html><html>", "is a web page, not a checkpoint; download the file itself"),
-        ("best_model.pt.gz", gzip.compress(b"a"), "is compressed with gzip; unpack it"),
+        ("best_model.pt.gz", gzip.compress(b"a", mtime=0), "is compressed with gzip; unpack it"),
         ("cxr.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
     ],
 )
@@ -127,7 +127,7 @@ def test_files_that_are_not_checkpoints(tmp_path, name, content, sentence):
 
 def test_a_tokenizer_that_is_a_file(tmp_path):
     path = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
-    path.write_bytes(gzip.compress(b"#version: 0.2"))
+    path.write_bytes(gzip.compress(b"#version: 0.2", mtime=0))
     with pytest.raises(ValueError, match="not a tokenizer folder. The same tokenizer is openai/clip-vit-base-patch32"):
         refuse_tokenizer(str(path))
     (tmp_path / "vocab.json").write_text("{}")
