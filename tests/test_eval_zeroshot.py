@@ -399,6 +399,7 @@ def evaluated(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_only_what_an_evaluation_wrote_is_removed(models, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
@@ -433,6 +434,7 @@ def test_figures_of_two_models_side_by_side(models, tmp_path, capsys):
     assert not {"similarity_of_models.png", "sparsity_relative.png"} & {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     from evaluation_tier import plots

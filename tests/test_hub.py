@@ -306,6 +306,7 @@ def code_in(files) -> set[str]:
     return {path for path in map(str, files) if path.endswith(".py")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "trainer", "parts", "own"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_remote_code_gives_the_same_numbers(clean, runs, name, source):
@@ -323,6 +324,7 @@ def test_remote_code_gives_the_same_numbers(clean, runs, name, source):
     assert seen["modules"] == ["transformers_modules"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "trainer", "parts", "stock", "own"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_both_pipelines_give_the_same_numbers(clean, runs, name, source):
@@ -339,6 +341,7 @@ def test_both_pipelines_give_the_same_numbers(clean, runs, name, source):
     assert [score["score"] for score in scores] == pytest.approx([score["score"] for score in here], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "parts"])
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_what_came_as_remote_code_can_be_saved_and_pushed_again(clean, hub, runs, name, source):
@@ -376,6 +379,7 @@ def test_exactly_the_shipped_files_are_copied(hub, runs, pushed, tmp_path, name)
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_a_push_in_mid_training_loads_like_the_last_one(clean, hub, runs, name, step):
@@ -398,6 +402,7 @@ def test_a_push_in_mid_training_loads_like_the_last_one(clean, hub, runs, name, 
     assert "**Trained on synthetic radiographs.**" in card and f'AutoModel.from_pretrained("user/{name}"' in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["clip-last-checkpoint", "dual-checkpoint-3", "dual-checkpoint-6"])
 def test_a_checkpoint_in_a_folder_of_its_own_loads_and_can_be_resumed(clean, hub, runs, source):
     result, folder = clean
@@ -422,6 +427,7 @@ def test_the_last_push_is_the_folder_with_our_card(hub, runs, name):
     assert "| Initial weights | random" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["trainer", "step"])
 def test_a_classifier_loads_by_name_as_well(clean, hub, classifier, source):
     result, folder = clean
@@ -437,6 +443,7 @@ def test_a_classifier_loads_by_name_as_well(clean, hub, classifier, source):
     assert code_in(files) == code_in(path.name for path in where.iterdir())
 
 
+@pytest.mark.slow
 def test_everything_is_private_unless_told_otherwise(hub, runs, pushed, clean):
     assert len(hub.repos) >= 15 and all(repo.private for repo in hub.repos.values())
     pushed["clip"].push_to_hub("user/public-model", private=False)
@@ -498,6 +505,7 @@ def test_help_says_what_becomes_of_credentialed_data(capsys):
     assert "--hub_private_repo" in text and "a model trained on credentialed data (MIMIC-CXR, CheXpert)" in text
 
 
+@pytest.mark.slow
 def test_the_hub_was_asked_for_nothing_it_does_not_have(hub, clean):
     assert hub.unknown == []
 

@@ -132,6 +132,7 @@ def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_is_trained_continued_and_evaluated(tmp_path):
 
     three_steps = [*QUICK, "--max_steps", "3"]

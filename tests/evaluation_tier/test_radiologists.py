@@ -103,6 +103,7 @@ def test_difference_equals_a_loop_over_scikit_learn():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["tier", "chexzero"])
 def test_f1_is_at_the_threshold_of_the_protocol(protocol):
     """TIER's F1 is at the threshold with the best F1 on validation, CheXzero's at that of MCC."""

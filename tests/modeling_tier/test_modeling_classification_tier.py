@@ -293,6 +293,7 @@ print("RESULT" + json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_saved_classifiers_load_with_and_without_the_package(make_tier, batch, labels, tmp_path):
     expected = {}
     for kind, model in (("clip", make_tier(image_pooling="cls")), ("dual", make_dual())):

@@ -555,6 +555,7 @@ print("RESULT" + json.dumps(result))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_folder_gives_the_same_where_only_transformers_is(models, processor, tmp_path):
     kinds = list(models)
     (tmp_path / "x.png").write_bytes(encode(make_image(40, 50)))

@@ -309,6 +309,7 @@ def test_huge_headers(make_dicom, monkeypatch, tmp_path):
     assert refusal(start[:200] + sequence * 2000, tmp_path) == HEADER
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_memory_of_a_process(make_dicom, tmp_path):
     """Decoders take memory that Python knows nothing of: what a process that reads the bombs has at its peak."""

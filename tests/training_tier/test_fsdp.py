@@ -179,6 +179,7 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_are_one_with_the_whole_batch(tmp_path, monkeypatch):
     for name, value in fsdp_environment().items():
         monkeypatch.setenv(name, value)

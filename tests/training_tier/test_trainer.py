@@ -258,6 +258,7 @@ def test_a_faster_run_is_the_same_run(make_trainer, phantom, processor, tmp_path
         assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_a_compiled_run_is_the_same_run(make_trainer, chunk_size):
     options = {"max_steps": 2, "contrastive_chunk_size": chunk_size, "pad_to_multiple_of": 16, **NOTHING_BUT_TRAINING}

@@ -37,6 +37,7 @@ def scores_of(archive, seed: int) -> pd.DataFrame:
     return truth + np.random.default_rng(seed).normal(0, 0.7, truth.shape)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_scikit_learn(archive, tmp_path):
     truth, scores, validation = pd.read_csv(archive / "groundtruth.csv"), scores_of(archive, 1), scores_of(archive, 2)
     table, other = tmp_path / "mine.csv", tmp_path / "valid.parquet"

@@ -44,6 +44,7 @@ def test_rows_of_more_fields_than_the_header(tmp_path, rows):
     assert str(error.value) == f"{path}: the rows have more fields than the header; remove the comma at their ends."
 
 
+@pytest.mark.slow
 def test_a_small_table_takes_little_memory(tmp_path):
     """Reading asks for the memory of the file, not of the largest file that is read."""
     for name in ("t.csv", "t.csv.gz", "t.jsonl"):

@@ -86,6 +86,7 @@ def test_sheets(folder):
         read_records(folder / "t.xls", "train")
 
 
+@pytest.mark.slow
 def test_excel_without_its_reader(folder):
     """In a process that cannot import it."""
     pd.DataFrame(ROWS).to_excel(folder / "t.xlsx", index=False)
