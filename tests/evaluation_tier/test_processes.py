@@ -87,7 +87,7 @@ def test_two_processes_write_what_one_writes(models, tmp_path):
 def test_the_failure_of_one_process_ends_all(models, tmp_path):
     """The second process alone meets the broken images."""
     (tmp_path / "table.csv").write_text(
-        "image,patient_id,Mass\n" + "".join(f"{i // 4}.png,{i},{i % 2}\n" for i in range(8))
+        "image,image_id,patient_id,Mass\n" + "".join(f"{i // 4}.png,image-{i},{i},{i % 2}\n" for i in range(8))
     )
     (tmp_path / "0.png").write_bytes(make_phantom(1, image_size=64)[0]["image"]["bytes"])
     (tmp_path / "1.png").write_bytes(b"no image")
