@@ -44,7 +44,7 @@ lint: env  ## Check format and style
 	$(BIN)/ruff check .
 
 bench: env  ## Measure speed, as ratios against a baseline in the same run
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in speed/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the environment and all runs
 	rm -rf $(VENV) runs

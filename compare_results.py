@@ -71,8 +71,9 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once
-    from evaluation_tier.compare import compare_results, comparison_tables, write_comparison
-    from evaluation_tier.tables import text_table
+    from evaluation_tier.output.comparison import comparison_tables, write_comparison
+    from evaluation_tier.output.tables import text_table
+    from evaluation_tier.statistics.comparison import compare_results
 
     if args.n_bootstrap < 1:
         raise ValueError(f"--n_bootstrap must be at least 1, but is {args.n_bootstrap}.")
@@ -102,10 +103,10 @@ def run(args: argparse.Namespace) -> None:
 def compare_with_readers(args: argparse.Namespace) -> None:
     """A table of predictions beside CheXpert's radiologists, printed and, when asked, written."""
     from evaluation_tier.analyses.outside_predictions import compare_predictions
-    from evaluation_tier.protocols import choose_protocol
-    from evaluation_tier.report import write_beside, write_metrics
-    from evaluation_tier.result_tables import evaluation_tables
-    from evaluation_tier.tables import latex_tables, markdown_tables, text_table
+    from evaluation_tier.output.metrics_file import write_beside, write_metrics
+    from evaluation_tier.output.result_tables import evaluation_tables
+    from evaluation_tier.output.tables import latex_tables, markdown_tables, text_table
+    from evaluation_tier.scoring.protocols import choose_protocol
 
     if args.second is not None:
         raise ValueError("--radiologists is for one table of predictions: leave B out.")

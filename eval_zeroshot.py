@@ -227,7 +227,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:
-        from processing_tier.columns import read_columns  # which takes a while to import
+        from processing_tier.records.columns import read_columns  # which takes a while to import
 
         args.columns = read_columns(args.columns)
     for name in ("model_card", "save_thresholds"):
@@ -251,12 +251,12 @@ def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once
     from transformers.utils import logging
 
-    from evaluation_tier import plots
-    from evaluation_tier.processes import is_main_process, joined_processes
+    from evaluation_tier.figures import style
+    from evaluation_tier.models.processes import is_main_process, joined_processes
 
     logging.disable_progress_bar()  # those of loading weights
     if args.figures:
-        plots.import_matplotlib()
+        style.import_matplotlib()
     with joined_processes(args.device) as device:
         evaluation = evaluate(args, device)
         if is_main_process():
@@ -284,14 +284,17 @@ class Evaluation(NamedTuple):
 
 def evaluate(args: argparse.Namespace, device) -> Evaluation:
     """Read models and data, and score the findings."""
-    from evaluation_tier import benchmarks, loading, output_folder, protocols, trained_on, zeroshot
-    from evaluation_tier.processes import fail_together
+    from evaluation_tier.models import loading, trained_on
+    from evaluation_tier.models.processes import fail_together
+    from evaluation_tier.output import folder
+    from evaluation_tier.scoring import protocols, zeroshot
+    from evaluation_tier.test_sets import loader
     from processing_tier import readers
-    from processing_tier.labels import parse_label_values
-    from processing_tier.records import check_disjoint_patients, select_views
+    from processing_tier.records.labels import parse_label_values
+    from processing_tier.records.schema import check_disjoint_patients, select_views
 
     # 1. Models and data
-    benchmark = benchmarks.load_benchmark(args.benchmark) if args.benchmark else None
+    benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
     views = args.views or (benchmark.views if benchmark else "frontal")
     min_positives = args.min_positives or (benchmark.min_positives if benchmark else 10)
     split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
@@ -316,18 +319,18 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     name, origin = readers.dataset_name(args.data), readers.origin_name(args.data)
     identity = {"models": list(names.values()), "dataset": name, "split": split, "benchmark": args.benchmark}
     identity["protocol"] = protocol.name
-    args.output_dir = output_folder.choose_folder(args.output_dir, identity, args.overwrite)
+    args.output_dir = folder.choose_folder(args.output_dir, identity, args.overwrite)
     overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
 
     def read(split: str):
         if benchmark:
-            data = benchmarks.benchmark_data(benchmark, args.data, split)
+            data = loader.benchmark_data(benchmark, args.data, split)
             dataset = readers.read_records(data, split, columns, args.image_root, args.sheet, label_values)
         else:
             table = columns, args.image_root, args.sheet, label_values
             dataset = trained_on.read_split(args.data, split, table, lists)
         dataset = select_views(dataset, views, split)
-        dataset = benchmarks.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
+        dataset = loader.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
         dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
         dataset, *overlaps[split] = trained_on.check_overlap(lists, dataset, origin, split, args.trained)
         return dataset
@@ -352,9 +355,9 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
         differs = [
             sentence
             for name, data in (read_splits.items() if benchmark else ())
-            for sentence in benchmarks.published_differences(benchmark, data, name)
+            for sentence in loader.published_differences(benchmark, data, name)
         ]
-        replaced = benchmarks.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
+        replaced = loader.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
         marked, radiologists = check_analyses(args, models, dataset, threshold_dataset)
         prompts = protocols.find_prompts(protocol.prompts, marked, replaced)
     for sentence in differs:
@@ -408,26 +411,28 @@ def check_analyses(
     Returns:
         The findings that grounding is to be measured of, and the radiologists' labels, as far as they are asked for.
     """
-    from evaluation_tier import grounding, radiologists, retrieval, robustness, sparsity
+    from evaluation_tier.analyses import radiologists, retrieval, sparsity
+    from evaluation_tier.analyses.grounding import maps, regions
+    from evaluation_tier.analyses.robustness import evaluation
     from processing_tier.readers.chexpert import read_radiologists
 
     for name, member in models.items() if args.analyses else ():  # one at a time; only sparsity takes several
         model, processor = member() if callable(member) else member
         if "grounding" in args.analyses:
-            grounding.check_gives_maps(model)
+            maps.check_gives_maps(model)
         if "retrieval" in args.analyses:
             retrieval.check_embeds_texts(model)
         if "sparsity" in args.analyses:
             sparsity.check_models({name: (model, processor)})
         if "robustness" in args.analyses:
-            robustness.check_has_sentences(model)
+            evaluation.check_has_sentences(model)
     if {"retrieval", "sparsity"} & set(args.analyses):
         retrieval.read_texts(dataset)
     marked = []
     if "grounding" in args.analyses:
-        marked = sorted({case.finding for case in grounding.read_cases(dataset)})
+        marked = sorted({case.finding for case in regions.read_cases(dataset)})
         if threshold_dataset is not None:
-            grounding.read_cases(threshold_dataset)
+            regions.read_cases(threshold_dataset)
     if args.radiologists is None:
         return marked, None
     readers = read_radiologists(args.radiologists)
@@ -437,12 +442,12 @@ def check_analyses(
 
 def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
     """What --analyses and --radiologists ask for, by name."""
-    from evaluation_tier.grounding import evaluate_grounding
-    from evaluation_tier.radiologists import compare_evaluation
-    from evaluation_tier.retrieval import evaluate_retrieval
-    from evaluation_tier.robustness import evaluate_robustness
-    from evaluation_tier.sparsity import evaluate_sparsity
-    from evaluation_tier.zeroshot import is_scored_by_others
+    from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
+    from evaluation_tier.analyses.radiologists import compare_evaluation
+    from evaluation_tier.analyses.retrieval import evaluate_retrieval
+    from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
+    from evaluation_tier.analyses.sparsity import evaluate_sparsity
+    from evaluation_tier.scoring.findings import is_scored_by_others
 
     metrics, dataset = evaluation.metrics, evaluation.dataset
     results = {}
@@ -489,8 +494,8 @@ def analyse(args: argparse.Namespace, evaluation: Evaluation) -> dict:
 
 def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
     """Write the files; those of an earlier evaluation stay until all are made, and what is not made again goes."""
-    from evaluation_tier import report
-    from evaluation_tier.zeroshot import is_scored_by_others
+    from evaluation_tier.output import model_card, thresholds
+    from evaluation_tier.scoring.findings import is_scored_by_others
 
     folder = Path(args.output_dir)
     with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=find_existing(folder)) as made:
@@ -515,10 +520,12 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
                 "date": date.today().isoformat(),
             }
             of_model.append(
-                report.write_thresholds(args.models[0], {**metrics, "findings": kept}, evaluation.prompts, measured_on)
+                thresholds.write_thresholds(
+                    args.models[0], {**metrics, "findings": kept}, evaluation.prompts, measured_on
+                )
             )
         if args.model_card:  # last: it says whether the model is calibrated
-            of_model.append(report.write_model_card(args.models[0], metrics))
+            of_model.append(model_card.write_model_card(args.models[0], metrics))
         stale = set(find_occasional(folder)) - set(written)
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in zip(files, written, strict=True):
@@ -530,13 +537,13 @@ def write(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
 
 def find_occasional(folder: Path) -> list[Path]:
     """The files in a folder that an earlier evaluation wrote there, and that another may not write again."""
-    from evaluation_tier import report
-    from evaluation_tier.file_names import file_names
+    from evaluation_tier.output import metrics_file
+    from evaluation_tier.output.file_names import file_names
 
     if not (folder / "metrics.json").is_file():
         return []
     try:
-        metrics = report.read_metrics(folder)
+        metrics = metrics_file.read_metrics(folder)
     except ValueError:  # damaged: whose similarity maps these are is not known
         metrics = {"findings": {}}
     names = [name for part, names in OCCASIONAL.items() if part in metrics for name in names]
@@ -548,8 +555,11 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
     """Fill a folder with what an evaluation writes."""
     import pandas as pd
 
-    from evaluation_tier import html_report, plots, protocols, report
+    from evaluation_tier.figures import training
     from evaluation_tier.figures.of_evaluation import draw_figures
+    from evaluation_tier.output import metrics_file, page
+    from evaluation_tier.output.predictions import write_predictions
+    from evaluation_tier.scoring import protocols
 
     metrics, predictions, dataset, _, prompts, _, _ = evaluation
     files = []
@@ -561,30 +571,31 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
         files += draw_figures(evaluation.load, dataset, prompts, no_finding, metrics, predictions, folder)
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
-            files.append(plots.plot_training_curves(training_log, folder / "training_curves.png"))
-    files.append(report.write_predictions(folder / "predictions.parquet", predictions))
+            files.append(training.plot_training_curves(training_log, folder / "training_curves.png"))
+    files.append(write_predictions(folder / "predictions.parquet", predictions))
     if "grounding" in metrics:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
-        files.append(report.write_predictions(folder / "grounding_regions.parquet", regions))
-    files.append(report.write_metrics(folder / "metrics.json", metrics))
-    return files + html_report.write_report(folder, draw=args.figures)
+        files.append(write_predictions(folder / "grounding_regions.parquet", regions))
+    files.append(metrics_file.write_metrics(folder / "metrics.json", metrics))
+    return files + page.write_report(folder, draw=args.figures)
 
 
 def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Path]) -> None:
     """What the user sees."""
-    from evaluation_tier import report
+    from evaluation_tier.output import model_card, tables
     from processing_tier.display import printable
 
     protocol = metrics["protocol"]
     kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"
     print(
-        f"\n{kind} on {printable(report.describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: ", end=""
+        f"\n{kind} on {printable(model_card.describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: ",
+        end="",
     )
     print(f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients\n")
-    print(report.format_table(metrics))
+    print(model_card.format_table(metrics))
     if "score_levels" in metrics:
         levels = ", ".join(
-            f"{level} {report.format_number(result['auroc'])} ({report.format_interval(result['auroc_ci95'])})"
+            f"{level} {tables.format_number(result['auroc'])} ({tables.format_interval(result['auroc_ci95'])})"
             for level, result in metrics["score_levels"].items()
         )
         print(f"\nMean AUROC by score level (95 % CI): {levels}")

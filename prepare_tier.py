@@ -122,9 +122,10 @@ def run(args: argparse.Namespace) -> None:
     """Everything that the command does."""
     check_arguments(args)
     # Imported here, so that --help and a mistyped option answer at once
-    from processing_tier.columns import read_columns
-    from processing_tier.prepare import PrepareOptions, prepare
-    from processing_tier.prepare_summary import format_summary
+    from processing_tier.prepare.options import PrepareOptions
+    from processing_tier.prepare.run import prepare
+    from processing_tier.prepare.summary import format_summary
+    from processing_tier.records.columns import read_columns
 
     if args.quality is not None and args.format != "jpeg":
         print(f"Note: --quality has no effect on {args.format}.", file=sys.stderr)

@@ -39,7 +39,7 @@ def build_parser() -> Parser:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, argparse.Namespace]]:
     """The arguments, and by step those of each checkpoint's evaluation."""
-    from training_tier.checkpoints import list_checkpoints
+    from training_tier.loop.checkpoints import list_checkpoints
 
     args, rest = build_parser().parse_known_args(argv)
     for name in NOT_FOR_RANKING:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
     # Imported here, so that --help and a mistyped option answer at once
     from transformers.utils import logging
 
-    from evaluation_tier.processes import is_main_process, joined_processes
+    from evaluation_tier.models.processes import is_main_process, joined_processes
 
     logging.disable_progress_bar()  # those of loading weights
     ranked, protocol = [], {}
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
 
 def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> None:
     """Print the ranking, and write it where that was asked for."""
-    from evaluation_tier.report import to_json, write_beside
-    from evaluation_tier.tables import format_estimate, text_table
+    from evaluation_tier.output.metrics_file import to_json, write_beside
+    from evaluation_tier.output.tables import format_estimate, text_table
 
     rows = [
         (str(place), entry["checkpoint"], format_estimate(entry["auroc"], entry["auroc_ci95"]))

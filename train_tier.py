@@ -25,33 +25,32 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from command_line import one_sentence_errors
-from evaluation_tier.zeroshot import select_findings
+from evaluation_tier.scoring.findings import select_findings
 from processing_tier.readers import dataset_name
-from training_tier.arguments import (
-    DataArguments,
-    ModelArguments,
-    TaskArguments,
-    TierTrainingArguments,
-    without_effect,
-)
-from training_tier.callbacks import TrainingStopped
-from training_tier.checkpoints import average_weights, list_checkpoints, rank_checkpoints
-from training_tier.classification import make_classification_trainer, take_patients
-from training_tier.collator import PairCollator
-from training_tier.data import check_readable, load_splits, make_images
-from training_tier.dataset import PairDataset
-from training_tier.default_options import fill_defaults
-from training_tier.identities import describe_earlier, join_lists, list_training, resume_list
-from training_tier.initialization import check_names, make_model
-from training_tier.locking import only_run
-from training_tier.optimization import freeze_towers
-from training_tier.option_checks import CONTRASTIVE_METRICS, auroc_names, check_metric
-from training_tier.presets import PRESETS
-from training_tier.recipes import parse_arguments
-from training_tier.resuming import check_model, check_options, choose_checkpoint, run_options
-from training_tier.search import SearchArguments, prepare_search, run_search
-from training_tier.text_warmup import warm_up_text
-from training_tier.trainer import RadiographTrainer, TierTrainer
+from training_tier.data.collator import PairCollator
+from training_tier.data.identities import describe_earlier, join_lists, list_training, resume_list
+from training_tier.data.pairs import PairDataset
+from training_tier.data.splits import check_readable, load_splits, make_images
+from training_tier.loop.callbacks import TrainingStopped
+from training_tier.loop.checkpoints import average_weights, list_checkpoints, rank_checkpoints
+from training_tier.loop.classification import make_classification_trainer, take_patients
+from training_tier.loop.contrastive import TierTrainer
+from training_tier.loop.locking import only_run
+from training_tier.loop.resuming import check_model, check_options, choose_checkpoint, run_options
+from training_tier.loop.search import SearchArguments, prepare_search, run_search
+from training_tier.loop.trainer import RadiographTrainer
+from training_tier.options.checks import CONTRASTIVE_METRICS, auroc_names, check_metric
+from training_tier.options.compatibility import without_effect
+from training_tier.options.data import DataArguments
+from training_tier.options.defaults import fill_defaults
+from training_tier.options.model import ModelArguments
+from training_tier.options.recipes import parse_arguments
+from training_tier.options.task import TaskArguments
+from training_tier.options.training import TierTrainingArguments
+from training_tier.start.freezing import freeze_towers
+from training_tier.start.initialization import check_names, make_model
+from training_tier.start.presets import PRESETS
+from training_tier.start.text_warmup import warm_up_text
 
 logger = logging.getLogger("train_tier")
 
@@ -63,7 +62,7 @@ def training_facts(
     data_arguments: DataArguments,
     arguments: TierTrainingArguments,
 ) -> dict:
-    """What the model card says about the training; see `evaluation_tier.report.TRAINING_FACTS`."""
+    """What the model card says about the training; see `evaluation_tier.output.model_card.TRAINING_FACTS`."""
     model, towers = model_arguments.model, (model_arguments.vision_model, model_arguments.text_model)
     # folders by their last name, names on the Hub whole
     names = [Path(name).resolve().name if name and os.path.isdir(name) else name for name in (model, *towers)]

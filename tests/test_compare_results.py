@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from compare_results import main
-from evaluation_tier.report import write_metrics, write_predictions
+from evaluation_tier.output.metrics_file import write_metrics
+from evaluation_tier.output.predictions import write_predictions
 
 
 @pytest.fixture

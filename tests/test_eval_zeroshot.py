@@ -16,7 +16,7 @@ from transformers import pipeline
 from eval_zeroshot import main
 from modeling_tier import CxrZeroShotClassificationPipeline, TierCLIPConfig, TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
-from processing_tier.prompts import Prompts
+from processing_tier.prompts.loader import Prompts
 from processing_tier.readers import read_records
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
 
@@ -437,7 +437,7 @@ def test_figures_of_two_models_side_by_side(models, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    from evaluation_tier import plots
+    from evaluation_tier.figures import curves
 
     arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
     run(*arguments, "--figures", capsys=capsys)
@@ -448,7 +448,7 @@ def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, mo
         raise ValueError("nothing to draw.")
 
     with monkeypatch.context() as patched:
-        patched.setattr(plots, "plot_roc", fail)
+        patched.setattr(curves, "plot_roc", fail)
         assert fails(*arguments, capsys=capsys) == "nothing to draw."
     assert evaluated(tmp_path) == before
     (tmp_path / "report.html").unlink()
@@ -459,12 +459,12 @@ def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, mo
 
 
 def test_an_error_of_the_disk_is_one_sentence(models, tmp_path, capsys, monkeypatch):
-    from evaluation_tier import report
+    from evaluation_tier.output import metrics_file
 
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "write_metrics", fail)
+    monkeypatch.setattr(metrics_file, "write_metrics", fail)
     output = tmp_path / "deep" / "output"
     arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", output]
     assert fails(*arguments, capsys=capsys) == "[Errno 28] No space left on device"
@@ -477,7 +477,7 @@ def test_an_error_of_the_disk_is_one_sentence(models, tmp_path, capsys, monkeypa
 @pytest.fixture
 def no_evaluation(monkeypatch):
     """Whatever is refused must be so before any image is embedded."""
-    from evaluation_tier import zeroshot
+    from evaluation_tier.scoring import zeroshot
 
     monkeypatch.setattr(zeroshot, "evaluate_zero_shot", lambda *_, **__: pytest.fail("the images were embedded"))
 
@@ -579,21 +579,22 @@ def test_covid_is_told_from_pneumonia_as_tier_does(models, tmp_path, capsys):
 
 
 def test_grounding_asks_the_evaluated_sentences(models, tmp_path, capsys, monkeypatch):
-    from evaluation_tier import benchmarks, grounding
+    from evaluation_tier.analyses.grounding import evaluation
+    from evaluation_tier.test_sets import loader
 
     own = Prompts(["A sentence of its own."], ["None."])
-    monkeypatch.setattr(benchmarks, "benchmark_prompts", lambda *_: {"Edema": own})
-    monkeypatch.setattr(benchmarks, "benchmark_data", lambda benchmark, data, split: data)
-    monkeypatch.setattr(benchmarks, "apply_benchmark", lambda benchmark, dataset, split: dataset)
-    monkeypatch.setattr(benchmarks, "published_differences", lambda *_: ["Other counts."])
+    monkeypatch.setattr(loader, "benchmark_prompts", lambda *_: {"Edema": own})
+    monkeypatch.setattr(loader, "benchmark_data", lambda benchmark, data, split: data)
+    monkeypatch.setattr(loader, "apply_benchmark", lambda benchmark, dataset, split: dataset)
+    monkeypatch.setattr(loader, "published_differences", lambda *_: ["Other counts."])
     asked = []
-    evaluate = grounding.evaluate_grounding
+    evaluate = evaluation.evaluate_grounding
 
     def spy(model, processor, dataset, prompts, **options):
         asked.append(prompts)
         return evaluate(model, processor, dataset, prompts, **options)
 
-    monkeypatch.setattr(grounding, "evaluate_grounding", spy)
+    monkeypatch.setattr(evaluation, "evaluate_grounding", spy)
     arguments = [models[0], "--data", PHANTOM, "--benchmark", "siim", "--split", "validation", "--n_bootstrap", 5]
     arguments += ["--min_positives", 5, "--findings", "Cardiomegaly", "--analyses", "grounding"]
     run(*arguments, "--output_dir", tmp_path, capsys=capsys)

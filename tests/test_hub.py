@@ -25,12 +25,13 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import eval_zeroshot
 import train_tier
-from evaluation_tier.cache import hash_weights
-from evaluation_tier.loading import load_model
-from training_tier.arguments import ModelArguments, TierTrainingArguments
-from training_tier.initialization import make_model
-from training_tier.presets import PRESETS
-from training_tier.trainer import TierTrainer
+from evaluation_tier.models.cache import hash_weights
+from evaluation_tier.models.loading import load_model
+from training_tier.loop.contrastive import TierTrainer
+from training_tier.options.model import ModelArguments
+from training_tier.options.training import TierTrainingArguments
+from training_tier.start.initialization import make_model
+from training_tier.start.presets import PRESETS
 
 SHARED_FILES = {"configuration_tier.py", "losses_tier.py", "maps_tier.py", "pipeline_tier.py", "texts_tier.py"}
 MODEL_FILES = {"clip": SHARED_FILES | {"modeling_tier.py"}}

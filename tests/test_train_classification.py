@@ -16,13 +16,13 @@ from transformers import pipeline, set_seed
 
 import eval_zeroshot
 import train_tier
-from evaluation_tier.loading import load_model
-from evaluation_tier.zeroshot import evaluate_zero_shot
+from evaluation_tier.models.loading import load_model
+from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from processing_tier import read_radiograph
-from processing_tier.phantom import make_phantom
+from processing_tier.phantom.dataset import make_phantom
 from processing_tier.readers import read_records
-from training_tier.arguments import ModelArguments
-from training_tier.initialization import make_model
+from training_tier.options.model import ModelArguments
+from training_tier.start.initialization import make_model
 
 REPOSITORY = Path(train_tier.__file__).parent
 DATA = "phantom:num_images=48,image_size=64"

@@ -21,16 +21,15 @@ from safetensors.torch import load_file
 import eval_zeroshot
 import train_tier
 from processing_tier import TierProcessor, read_radiograph
-from processing_tier.phantom import make_phantom
-from training_tier.arguments import (
-    DataArguments,
-    ModelArguments,
-    TaskArguments,
-    TierTrainingArguments,
-)
-from training_tier.data import hold_out, load_splits
-from training_tier.recipes import parse_arguments
-from training_tier.resuming import find_fault, last_checkpoint
+from processing_tier.phantom.dataset import make_phantom
+from training_tier.data.splits import hold_out, load_splits
+from training_tier.loop.integrity import find_fault
+from training_tier.loop.resuming import last_checkpoint
+from training_tier.options.data import DataArguments
+from training_tier.options.model import ModelArguments
+from training_tier.options.recipes import parse_arguments
+from training_tier.options.task import TaskArguments
+from training_tier.options.training import TierTrainingArguments
 
 REPOSITORY = Path(train_tier.__file__).parent
 QUICK = [
@@ -113,7 +112,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_leaves_a_model_that_loads_with_its_processor_and_log(trained):
-    from evaluation_tier.loading import load_model
+    from evaluation_tier.models.loading import load_model
 
     model, processor = load_model(trained)
     assert model.config.token_entropy_weight == 0.1 and model.config.image_pooling == "patch_mean"
@@ -495,7 +494,7 @@ import torch
 from pathlib import Path
 from transformers import TrainerCallback
 import train_tier
-from training_tier.trainer import RadiographTrainer
+from training_tier.loop.trainer import RadiographTrainer
 
 EVENT, STEP = os.environ["EVENT"], int(os.environ["STEP"])
 RANKS = os.environ.get("RANKS", "0,1").split(",")

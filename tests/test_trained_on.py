@@ -10,11 +10,11 @@ import compare_results
 import eval_zeroshot
 import prepare_tier
 import train_tier
-from evaluation_tier.loading import load_model
+from evaluation_tier.models.loading import load_model
 from processing_tier import read_radiograph
-from processing_tier.identities import read_trained_on
-from processing_tier.phantom import make_phantom
+from processing_tier.phantom.dataset import make_phantom
 from processing_tier.readers import origin_name
+from processing_tier.records.identities import read_trained_on
 
 OPTIONS = [
     *("--per_device_train_batch_size", "8"),
@@ -235,8 +235,8 @@ def test_a_comparison_refuses_leaves_out_or_tells_training_images(trained, table
 
 
 def test_an_evaluation_on_a_published_training_set_warns():
-    from evaluation_tier.trained_on import shared_archives
-    from processing_tier.identities import EMPTY, Source, TrainedOn
+    from evaluation_tier.models.trained_on import shared_archives
+    from processing_tier.records.identities import EMPTY, Source, TrainedOn
 
     lists = {"m": TrainedOn((Source("mimic_cxr", "train", EMPTY, EMPTY),)), "other": None}
     assert shared_archives(lists, "ms_cxr") == [

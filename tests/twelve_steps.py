@@ -4,12 +4,12 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from modeling_tier import TierCLIPModel
-from processing_tier.phantom import make_phantom
-from training_tier.arguments import TierTrainingArguments
-from training_tier.collator import PairCollator
-from training_tier.dataset import PairDataset
-from training_tier.presets import preset_config
-from training_tier.trainer import TierTrainer
+from processing_tier.phantom.dataset import make_phantom
+from training_tier.data.collator import PairCollator
+from training_tier.data.pairs import PairDataset
+from training_tier.loop.contrastive import TierTrainer
+from training_tier.options.training import TierTrainingArguments
+from training_tier.start.presets import preset_config
 
 
 def make_twelve_steps(parent, phantom, processor, folder="run", **options):

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from processing_tier.prompts import normalize_name
+from evaluation_tier.analyses.radiologists import compare_evaluation
+from evaluation_tier.scoring.protocols import Protocol
+from evaluation_tier.statistics.summary import summarize
+from processing_tier.prompts.loader import normalize_name
 from processing_tier.readers.archive import find_first
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS, read_radiologists, read_study_table
 from processing_tier.readers.table import read_frame
-
-from ..protocols import Protocol
-from ..radiologists import compare_evaluation
-from ..summary import summarize
 
 STUDY_COLUMNS = ("study_id", "Study", "Path", "image_id", "image")
 ALIASES = {"effusion": "Pleural Effusion", "airspace opacity": "Lung Opacity"}

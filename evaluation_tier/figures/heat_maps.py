@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.figures.style import STYLE, import_matplotlib, literal
+from evaluation_tier.models.embedding import check_finite, embed_prompts, read_batches
+from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.model_card import describe_dataset
+from evaluation_tier.scoring.findings import NO_FINDING
 from modeling_tier.maps_tier import similarity_map
-from processing_tier.prompts import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_name
 from processing_tier.radiograph_tier import read_radiograph
-
-from ..embedding import check_finite, embed_prompts, read_batches
-from ..plots import STYLE, import_matplotlib, literal
-from ..report import describe_dataset, write_beside
-from ..zeroshot import NO_FINDING
 
 LOW, HIGH = 1, 99  # percentiles of all patches of the set that become 0 and 1
 COLOURS_FROM, COLOURS_TO = -0.3, 0.5  # of the difference, as in TIER's figure

@@ -6,9 +6,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from processing_tier.prompts import Prompts
+from evaluation_tier.figures import grounding, robustness, similarity, sparsity
+from processing_tier.prompts.loader import Prompts
 
-from .. import plots
 from .heat_maps import choose_images, compute_heat_maps, plot_heat_maps
 from .relative_similarity import plot_relative_similarity
 
@@ -40,13 +40,13 @@ def draw_figures(
     evaluated = {finding: prompts[finding] for finding in metrics["findings"] if finding in prompts}
     if hasattr(model, "get_similarity_map"):
         model_name = names[0] if len(names) > 1 else ""
-        files += plots.plot_similarity_maps(
+        files += similarity.plot_similarity_maps(
             model, processor, dataset, evaluated, predictions, folder, metrics["dataset"], model_name=model_name
         )
     if "grounding" in metrics:
         path = folder / "grounding.png"
-        files.append(plots.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
-    for name, plot in (("sparsity", plots.plot_sparsity), ("robustness", plots.plot_robustness)):
+        files.append(grounding.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
+    for name, plot in (("sparsity", sparsity.plot_sparsity), ("robustness", robustness.plot_robustness)):
         if name in metrics:
             files.append(plot(metrics[name], folder / f"{name}.png"))
     if any(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..plots import COLOURS, GREY, LINES, STYLE, import_matplotlib, literal
-from ..report import describe_dataset, write_beside
+from evaluation_tier.figures.style import COLOURS, GREY, LINES, STYLE, import_matplotlib, literal
+from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.model_card import describe_dataset
 
 
 def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:

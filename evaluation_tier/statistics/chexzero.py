@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..resampling import check_num_resamples
+from evaluation_tier.statistics.bootstrap import check_num_resamples
 
 FEWEST_RESAMPLES = 40  # of fewer, the reference's lower position is the highest value
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..metrics import CRITERIA
+from evaluation_tier.statistics.metrics import CRITERIA
 
 NAMES = {
     "mcc": "highest MCC",

@@ -241,6 +241,6 @@ def parse_option(reader: str, name: str, value: str, default: str | int | bool |
 
 def read_phantom(options: Mapping[str, int], split: str) -> datasets.Dataset:
     """The phantom of these options, with its usual number of images for the split where none is given."""
-    from ..phantom import make_phantom
+    from processing_tier.phantom.dataset import make_phantom
 
     return make_phantom(**{"num_images": PHANTOM_IMAGES.get(split, PHANTOM_OTHER_IMAGES), **options}, split=split)

@@ -34,9 +34,10 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from ..records import make_records
+from processing_tier.records.boxes import group_boxes
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, drop_repeated, find_in_archive, read_bounded, read_columns
-from .boxes import group_boxes
 from .formats import read_frame
 
 SPLITS = ("train", "test")

@@ -28,8 +28,9 @@ from pathlib import Path
 
 import datasets
 
-from ..masks import counts_from_coco_string
-from ..records import make_records
+from processing_tier.records.masks import counts_from_coco_string
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, drop_repeated, find_in_archive, read_columns, read_json
 from .chexpert import CHEXPERT_FINDINGS, DETAILS, add_details, add_ids
 

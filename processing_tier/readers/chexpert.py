@@ -45,8 +45,9 @@ from pathlib import Path, PurePosixPath
 import datasets
 import pandas as pd
 
-from ..records import make_records
-from ..reports import extract_sections
+from processing_tier.records.schema import make_records
+from processing_tier.reports.sections import extract_sections
+
 from .archive import (
     check_split,
     drop_repeated,

@@ -36,9 +36,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..masks import encode_mask
+from processing_tier.records.masks import encode_mask
+from processing_tier.records.schema import make_records
+
 from ..radiograph_tier import read_source
-from ..records import make_records
 from .archive import check_split, find_in_archive
 
 SPLITS = ("train", "validation", "test")

@@ -21,12 +21,13 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
-from ..annotations import ANNOTATIONS
+from processing_tier.records.annotations import ANNOTATIONS
+from processing_tier.records.identifiers import check_unique_ids, normalize_identifier, normalize_identifiers
+from processing_tier.records.labels import FINDING_VALUES, to_ages, to_label
+from processing_tier.records.schema import IDENTIFIERS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, finding_columns
+
 from ..hub_names import check_hub_name
-from ..identifiers import check_unique_ids, normalize_identifier, normalize_identifiers
-from ..labels import FINDING_VALUES, to_ages, to_label
 from ..radiograph_tier import path_under
-from ..records import IDENTIFIERS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, finding_columns
 from .formats import check_rows
 from .hub_files import ONLY_SPLIT, count_rows, find_shards, is_saved, saved_splits
 from .hub_records import (

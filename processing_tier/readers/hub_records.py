@@ -8,14 +8,15 @@ from pathlib import Path
 
 import datasets
 
-from ..annotations import ANNOTATIONS, read_annotations
-from ..identifiers import normalize_identifiers
-from ..labels import to_age, to_label
+from processing_tier.records.annotations import ANNOTATIONS, read_annotations
+from processing_tier.records.identifiers import normalize_identifiers
+from processing_tier.records.labels import to_age, to_label
+from processing_tier.records.schema import REQUIRED_COLUMNS, TEXT_COLUMNS
+from processing_tier.records.views import normalize_view
+from processing_tier.reports.markup import join_text
+from processing_tier.reports.sections import extract_sections
+
 from ..radiograph_tier import path_under
-from ..records import REQUIRED_COLUMNS, TEXT_COLUMNS
-from ..report_markup import join_text
-from ..reports import extract_sections
-from ..views import normalize_view
 
 IMAGE = datasets.Image(decode=False)
 MISSING_IMAGE = "has neither bytes nor a path; leave it out of the data set"

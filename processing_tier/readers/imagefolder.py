@@ -7,9 +7,10 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from ..identifiers import check_unique_ids, ids_from_paths
-from ..records import make_records
-from ..views import normalize_view
+from processing_tier.records.identifiers import check_unique_ids, ids_from_paths
+from processing_tier.records.schema import make_records
+from processing_tier.records.views import normalize_view
+
 from .formats import read_frame
 from .table import add_sections, drop_others, name_findings, select_split
 

@@ -37,9 +37,10 @@ import datasets
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..paths import resolve_paths
-from ..records import make_records
-from ..reports import extract_sections
+from processing_tier.records.paths import resolve_paths
+from processing_tier.records.schema import make_records
+from processing_tier.reports.sections import extract_sections
+
 from .archive import (
     check_split,
     drop_repeated,

@@ -32,9 +32,10 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from ..records import make_records
+from processing_tier.records.boxes import group_boxes
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, find_in_archive, read_columns, read_json
-from .boxes import group_boxes
 
 SPLITS = ("train", "validation", "test")
 NAME = "ms_cxr"

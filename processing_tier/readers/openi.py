@@ -46,8 +46,9 @@ from xml.parsers import expat
 import datasets
 import pandas as pd
 
+from processing_tier.records.schema import make_records
+
 from ..radiograph_tier import path_under
-from ..records import make_records
 from .archive import check_split, drop_repeated, find_first, find_in_archive, read_bounded, read_columns
 
 logger = logging.getLogger(__name__)

@@ -40,7 +40,8 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from ..records import make_records
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, drop_repeated, find_in_archive, read_columns
 
 logger = logging.getLogger(__name__)

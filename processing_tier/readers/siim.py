@@ -32,8 +32,9 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from ..masks import counts_from_siim
-from ..records import make_records
+from processing_tier.records.masks import counts_from_siim
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, find_in_archive
 from .formats import read_frame
 

@@ -10,11 +10,17 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from ..identifiers import check_unique_ids, ids_from_paths, normalize_identifier, normalize_identifiers
-from ..labels import detect_findings, label_key
-from ..records import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_named, make_records
-from ..report_markup import join_text
-from ..reports import extract_sections
+from processing_tier.records.identifiers import (
+    check_unique_ids,
+    ids_from_paths,
+    normalize_identifier,
+    normalize_identifiers,
+)
+from processing_tier.records.labels import detect_findings, label_key
+from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_named, make_records
+from processing_tier.reports.markup import join_text
+from processing_tier.reports.sections import extract_sections
+
 from .formats import read_frame
 
 logger = logging.getLogger(__name__)

@@ -34,10 +34,11 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from ..labels import to_numbers
-from ..records import make_records
+from processing_tier.records.boxes import group_boxes
+from processing_tier.records.labels import to_numbers
+from processing_tier.records.schema import make_records
+
 from .archive import check_split, find_first, find_in_archive, read_columns
-from .boxes import group_boxes
 from .formats import read_frame
 
 SPLITS = ("train", "test")

@@ -10,7 +10,7 @@ from transformers import BatchEncoding
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
-from processing_tier.phantom import make_phantom
+from processing_tier.phantom.dataset import make_phantom
 
 SIZE = 32
 

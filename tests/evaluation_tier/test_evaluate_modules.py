@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import evaluation_tier
-from evaluation_tier.metrics import best_threshold
-from evaluation_tier.resampling import bootstrap_auroc
+from evaluation_tier.statistics.bootstrap import bootstrap_auroc
+from evaluation_tier.statistics.metrics import best_threshold
 
 MODULES = Path(evaluation_tier.__file__).parent / "evaluate_modules"
 LABELS, SCORES = [0, 0, 1, 1, -1, math.nan], [0.1, 0.4, 0.4, 0.8, 9.0, -9.0]

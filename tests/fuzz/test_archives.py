@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fuzz.mutations import VALUES, fuzz, run_child
 
-from processing_tier.annotations import read_annotations
-from processing_tier.masks import counts_from_coco_string, counts_from_siim, decode_mask
 from processing_tier.readers import READERS, read_records
+from processing_tier.records.annotations import read_annotations
+from processing_tier.records.masks import counts_from_coco_string, counts_from_siim, decode_mask
 
 OPENI = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract>

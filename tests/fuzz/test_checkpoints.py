@@ -12,14 +12,15 @@ from fuzz.mutations import fuzz, run_child
 from transformers import AutoTokenizer
 from twelve_steps import make_twelve_steps
 
-from evaluation_tier.loading import load_model
-from evaluation_tier.report import write_model_card, write_thresholds
+from evaluation_tier.models.loading import load_model
+from evaluation_tier.output.model_card import write_model_card
+from evaluation_tier.output.thresholds import write_thresholds
 from modeling_tier import TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
-from processing_tier.phantom import make_phantom
-from training_tier.integrity import CHECKSUMS, RUN_OPTIONS, check_weights, write_checksums
-from training_tier.presets import PRESETS
-from training_tier.resuming import check_model, check_options, choose_checkpoint
+from processing_tier.phantom.dataset import make_phantom
+from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, check_weights, write_checksums
+from training_tier.loop.resuming import check_model, check_options, choose_checkpoint
+from training_tier.start.presets import PRESETS
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINIEST = {"projection_dim": 16, "text_config": TOWER, "vision_config": {**TOWER, "image_size": 32, "patch_size": 16}}

@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 from fuzz.mutations import fuzz, run_child
 
-from evaluation_tier.compare import compare_results, write_comparison
-from evaluation_tier.html_report import write_report
-from evaluation_tier.plots import plot_training_curves
-from evaluation_tier.report import format_table, read_metrics, read_predictions, write_metrics, write_predictions
-from processing_tier.identities import TrainedOn, make_source, read_trained_on, write_trained_on
+from evaluation_tier.figures.training import plot_training_curves
+from evaluation_tier.output.comparison import write_comparison
+from evaluation_tier.output.metrics_file import read_metrics, write_metrics
+from evaluation_tier.output.model_card import format_table
+from evaluation_tier.output.page import write_report
+from evaluation_tier.output.predictions import read_predictions, write_predictions
+from evaluation_tier.statistics.comparison import compare_results
+from processing_tier.records.identities import TrainedOn, make_source, read_trained_on, write_trained_on
 
 FINDINGS = ("Edema", "No Finding")
 

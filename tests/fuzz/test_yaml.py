@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from fuzz.mutations import REPOSITORY, fuzz, run_child
 
-from processing_tier.prompts import Prompts, load_prompts
-from training_tier.arguments import DataArguments, ModelArguments, TaskArguments, TierTrainingArguments
-from training_tier.recipes import parse_arguments, read_recipe
+from processing_tier.prompts.loader import Prompts, load_prompts
+from training_tier.options.data import DataArguments
+from training_tier.options.model import ModelArguments
+from training_tier.options.recipes import parse_arguments, read_recipe
+from training_tier.options.task import TaskArguments
+from training_tier.options.training import TierTrainingArguments
 
 KINDS = (TaskArguments, ModelArguments, DataArguments, TierTrainingArguments)
 FINDINGS = ("Edema", "Pleural Effusion", "Something Else")

@@ -26,8 +26,8 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcesso
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
-from evaluation_tier.embedding import embed_images, embed_prompts
-from evaluation_tier.scoring import zero_shot_scores
+from evaluation_tier.models.embedding import embed_images, embed_prompts
+from evaluation_tier.scoring.scores import zero_shot_scores
 from modeling_tier import (
     CxrZeroShotClassificationPipeline,
     TierCLIPModel,
@@ -35,7 +35,7 @@ from modeling_tier import (
 from modeling_tier.pipeline_tier import MAX_CACHED_TEXTS, TASK
 from modeling_tier.texts_tier import embed_texts, tokenize
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer
-from processing_tier.prompts import Prompts
+from processing_tier.prompts.loader import Prompts
 
 SHIPPED = {
     "configuration_tier.py",

@@ -1,8 +1,8 @@
 import pytest
 
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
-from processing_tier.phantom import make_phantom
-from training_tier.presets import PRESETS
+from processing_tier.phantom.dataset import make_phantom
+from training_tier.start.presets import PRESETS
 
 TINIEST = {
     "projection_dim": 16,

@@ -4,8 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from evaluation_tier.metrics import auroc
-from evaluation_tier.resampling import bootstrap_auroc
+from evaluation_tier.statistics.bootstrap import bootstrap_auroc
+from evaluation_tier.statistics.metrics import auroc
 
 DESCRIPTION = "AUROC of one finding with a 95 % percentile interval from resampling patients."
 CITATION = """@article{hanley1982meaning,

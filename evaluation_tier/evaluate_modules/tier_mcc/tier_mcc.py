@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from evaluation_tier.metrics import best_threshold, metrics_at_threshold
+from evaluation_tier.statistics.metrics import best_threshold, metrics_at_threshold
 
 DESCRIPTION = "Matthews correlation coefficient of one finding at a threshold, or at the one that is best on a split."
 CITATION = """@article{matthews1975comparison,

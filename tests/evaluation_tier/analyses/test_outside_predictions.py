@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from compare_results import main
 from evaluation_tier.analyses.outside_predictions import compare_predictions, read_predictions
-from evaluation_tier.protocols import PROTOCOLS
+from evaluation_tier.scoring.protocols import PROTOCOLS
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
 
 STUDIES = [f"CheXpert-v1.0/test/patient{64741 + i}/study1" for i in range(120)]

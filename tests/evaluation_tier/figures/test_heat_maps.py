@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation_tier.embedding import embed_prompts
 from evaluation_tier.figures.heat_maps import choose_images, compute_heat_maps, plot_heat_maps, scale
-from processing_tier.prompts import Prompts
+from evaluation_tier.models.embedding import embed_prompts
+from processing_tier.prompts.loader import Prompts
 
 PROMPTS = {"Edema": Prompts(["There is edema.", "Edema."], ["No edema."]), "Mass": Prompts(["A mass."], [])}
 NO_FINDING = Prompts(["The lungs are clear."], ["A mass."])

@@ -6,9 +6,9 @@ import pytest
 from sklearn.metrics import auc, confusion_matrix, matthews_corrcoef, roc_auc_score, roc_curve
 from sklearn.utils import resample
 
-from evaluation_tier.resampling import percentile_interval
+from evaluation_tier.statistics.bootstrap import percentile_interval
 from evaluation_tier.statistics.chexzero import chexzero_interval, draw_chexzero_resamples
-from evaluation_tier.summary import summarize
+from evaluation_tier.statistics.summary import summarize
 
 
 def test_chexzero_draws_are_those_of_the_reference():

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_curve
 
-from evaluation_tier.protocols import PROTOCOLS
+from evaluation_tier.scoring.protocols import PROTOCOLS
+from evaluation_tier.statistics.summary import summarize
 from evaluation_tier.statistics.thresholds import ThresholdRule, f1_threshold
-from evaluation_tier.summary import summarize
 
 
 def make(num_images: int, seed: int):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from processing_tier.readers.chestx_det10 import FINDINGS, read_chestx_det10
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 # The first is the example of the authors' README, the second is of their test.json
 TRAIN = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from processing_tier.readers import chestxray14
 from processing_tier.readers.chestxray14 import FINDINGS, SPLITS, read_chestxray14
-from processing_tier.records import check_disjoint_patients, finding_columns
+from processing_tier.records.schema import check_disjoint_patients, finding_columns
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from processing_tier.masks import decode_mask
 from processing_tier.readers.chexlocalize import read_chexlocalize
-from processing_tier.records import finding_columns
+from processing_tier.records.masks import decode_mask
+from processing_tier.records.schema import finding_columns
 
 # The table's header and rows as in the sample of the authors' repository
 HEADER = (

@@ -12,7 +12,7 @@ from processing_tier.readers.chexpert import (
     read_chexpert_plus,
     read_radiologists,
 )
-from processing_tier.records import check_disjoint_patients, finding_columns
+from processing_tier.records.schema import check_disjoint_patients, finding_columns
 
 HEADER = ",".join(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CHEXPERT_FINDINGS])
 BLANK = "," * 13

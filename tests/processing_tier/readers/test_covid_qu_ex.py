@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from processing_tier.masks import decode_mask
 from processing_tier.readers.covid_qu_ex import CLASSES, read_covid_qu_ex
-from processing_tier.records import finding_columns
+from processing_tier.records.masks import decode_mask
+from processing_tier.records.schema import finding_columns
 
 PART = "Infection Segmentation Data"
 

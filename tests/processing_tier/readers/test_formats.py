@@ -14,7 +14,7 @@ from PIL import Image
 
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.formats import read_frame
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 ROWS = [
     {"image": "images/a.png", "patient_id": "007", "impression": "Röntgen: kein Erguß.", "Edema": "0"},

@@ -15,7 +15,7 @@ from PIL import Image
 from processing_tier import read_radiograph
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.hub import list_hub_splits, read_hub
-from processing_tier.records import REQUIRED_COLUMNS
+from processing_tier.records.schema import REQUIRED_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.hub import read_hub
-from processing_tier.records import REQUIRED_COLUMNS
+from processing_tier.records.schema import REQUIRED_COLUMNS
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from processing_tier import read_radiograph
 from processing_tier.readers import list_splits, read_imagefolder, read_records
-from processing_tier.records import check_columns, check_disjoint_patients, finding_columns, select_text
+from processing_tier.records.schema import check_columns, check_disjoint_patients, finding_columns, select_text
 
 HEADER = "file_name,patient_id,view,dicom_view,text,impression,Edema,orig_width\n"
 ROWS = "a.png,1,frontal,,Heart big. Edema.,Edema.,1.0,2000\nb.png,2,frontal,AP,Normal.,,0.0,1900\n"

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from processing_tier.readers.mimic_cxr import MAX_REPORT_BYTES, read_mimic_cxr, read_mimic_cxr_jpg
-from processing_tier.records import check_disjoint_patients, finding_columns
+from processing_tier.records.schema import check_disjoint_patients, finding_columns
 
 # dicom_id, study_id, subject_id, split, ViewPosition
 IMAGES = (

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from processing_tier.readers.ms_cxr import FINDINGS, read_ms_cxr
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 HEADER = "dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split"
 PATH = "files/p10/p10000032/s50414267/{}.jpg"

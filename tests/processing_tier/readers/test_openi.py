@@ -10,8 +10,8 @@ import pytest
 
 from processing_tier.readers import openi as openi_module
 from processing_tier.readers.openi import OPENI_FINDINGS, guess_views, image_key, parse_report, read_openi
-from processing_tier.records import finding_columns
-from processing_tier.report_markup import repair_markup
+from processing_tier.records.schema import finding_columns
+from processing_tier.reports.markup import repair_markup
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation>

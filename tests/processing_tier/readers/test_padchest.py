@@ -6,7 +6,7 @@ import math
 import pytest
 
 from processing_tier.readers.padchest import BROKEN, parse_labels, read_padchest
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 HEADER = (

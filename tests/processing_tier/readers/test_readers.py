@@ -2,9 +2,10 @@ import pandas as pd
 import pytest
 
 from processing_tier import readers
-from processing_tier.phantom import PHANTOM_FINDINGS, make_phantom
+from processing_tier.phantom.dataset import make_phantom
+from processing_tier.phantom.findings import PHANTOM_FINDINGS
 from processing_tier.readers import dataset_name, list_splits, origin_name, read_records
-from processing_tier.records import check_columns, check_disjoint_patients, finding_columns
+from processing_tier.records.schema import check_columns, check_disjoint_patients, finding_columns
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from processing_tier.readers.rsna import MAPPING, read_rsna
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 LABELS = [
     "patientId,x,y,width,height,Target",

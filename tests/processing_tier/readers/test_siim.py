@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from processing_tier.masks import decode_mask
 from processing_tier.readers.siim import read_siim
-from processing_tier.records import finding_columns
+from processing_tier.records.masks import decode_mask
+from processing_tier.records.schema import finding_columns
 
 UID = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875252.4438"
 A, B, C, D, T, U = (UID.format(number) for number in range(6))

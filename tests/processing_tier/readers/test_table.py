@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from processing_tier.readers import formats, read_records, read_table
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 COLUMNS = {"image": "path", "patient_id": "subject", "impression": "report_text", "view": "Frontal/Lateral"}
 

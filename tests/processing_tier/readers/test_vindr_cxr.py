@@ -3,7 +3,7 @@ import math
 import pytest
 
 from processing_tier.readers.vindr_cxr import read_vindr_cxr
-from processing_tier.records import finding_columns
+from processing_tier.records.schema import finding_columns
 
 CLASSES = "Cardiomegaly,Nodule/Mass,Pneumonia,Other {},No finding"
 MARKS = [

@@ -1,0 +1,168 @@
+"""All metrics of all maps, each marked region by itself."""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evaluation_tier.analyses.grounding.baselines import PRIOR_SIDE, centre_map, position_priors
+from evaluation_tier.analyses.grounding.map_metrics import dilate, measure_map
+from evaluation_tier.analyses.grounding.maps import compute_grids
+from evaluation_tier.analyses.grounding.regions import Case, Region, read_region
+from processing_tier.prompts.loader import Prompts
+
+logger = logging.getLogger(__name__)
+
+BEST = ("iou_best", "dice_best")
+
+MAX_OUTSIDE = 0.05  # share of the boxes that may reach beyond their image
+
+
+class Measurements(NamedTuple):
+    """Every case of a data set that could be measured, one row each."""
+
+    cases: list[Case]
+    image_ids: list[str]
+    patients: np.ndarray  # (cases,) str
+    areas: np.ndarray  # (cases,): share of the image
+    num_marks: np.ndarray  # (cases,): boxes and masks
+    chance: np.ndarray  # (cases,): how often a random point hits
+    values: np.ndarray  # (cases, maps and baselines, metrics)
+    curves: np.ndarray  # (cases, maps and baselines, 2, thresholds)
+    left_out: dict[str, Any]  # and how many images the average map is of
+
+
+def run_threads(function: Callable, items: Iterable, description: str) -> Iterator:
+    """The results of a function for each item, in order; numpy and torch let several threads run at once."""
+    items = list(items)
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        results = pool.map(function, items)
+        yield from tqdm(results, description, len(items), leave=False, delay=3, disable=None, unit="image")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def measure_cases(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    prompts: Mapping[str, Prompts],
+    cases: Sequence[Case],
+    tolerance: int = 0,
+    batch_size: int = 32,
+) -> Measurements:
+    """All metrics of all maps and baselines, each case on its own; see `evaluate_grounding`."""
+    dataset = dataset.with_format(None)
+    grids, num_reference = compute_grids(model, processor, dataset, cases, prompts, batch_size)
+    image_processor = processor.image_processor
+    groups = {row: list(group) for row, group in itertools.groupby(grids, key=lambda case: case.row)}
+    images = dataset.select_columns("image")
+    marks = dataset.select_columns([name for name in ("boxes", "masks") if name in dataset.column_names])
+
+    def read_regions(row: int) -> tuple[tuple[int, int], list[Region], list[np.ndarray | None]]:
+        width, height = image_processor.read(images[row]["image"]).info["original_size"]
+        regions = [read_region(marks[row], case, height, width) for case in groups[row]]
+        covers = [
+            F.adaptive_avg_pool2d(torch.from_numpy(region.mask)[None].float(), PRIOR_SIDE)[0].numpy()
+            if region.mask.any()
+            else None
+            for region in regions
+        ]
+        # masks are read again where they are needed: those of all images would not fit in memory
+        return (height, width), [region._replace(mask=None) for region in regions], covers
+
+    sizes, coverage, num_marks = {}, {}, {}
+    total_marks = num_outside = num_empty = 0
+    found = zip(groups.items(), run_threads(read_regions, groups, "reading regions"), strict=True)
+    for (row, asked), (size, regions, covers) in found:
+        sizes[row] = size
+        for case, region, cover in zip(asked, regions, covers, strict=True):
+            total_marks += region.num_marks
+            num_outside += region.num_outside
+            num_empty += cover is None
+            if cover is not None:
+                coverage[case], num_marks[case] = cover, region.num_marks
+    if num_outside > MAX_OUTSIDE * total_marks:
+        raise ValueError(
+            f"{num_outside} of {total_marks} boxes and masks have no area or reach beyond their image, more than 5 %: "
+            "boxes must be in pixels of the image as it is stored; scale them (the reader chestxray14 has the option "
+            "image_size) or repair them."
+        )
+    if num_outside or num_empty:
+        logger.warning(
+            "%d boxes reach beyond their image and are cut; %d regions have no pixel inside it and are left out.",
+            num_outside,
+            num_empty,
+        )
+    if not coverage:
+        raise ValueError("No region has a pixel inside its image: repair the boxes and masks.")
+    measured = list(coverage)
+    all_patients = dataset["patient_id"][:]
+    patients = [all_patients[case.row] for case in measured]
+    priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
+    prior_of = dict(zip(measured, priors, strict=True))
+
+    def measure_image(row: int) -> list[tuple]:
+        height, width = sizes[row]
+        results = []
+        for case in groups[row]:
+            if case not in prior_of:
+                continue
+            mask = read_region(marks[row], case, height, width).mask
+            hit_mask = dilate(mask, tolerance)
+            maps = torch.from_numpy(grids[case])[None]
+            maps = image_processor.post_process_similarity_map(maps, [(height, width)])[0].numpy()
+            prior = torch.from_numpy(prior_of[case])[None, None]
+            prior = F.interpolate(prior, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
+            measures = [measure_map(similarity, mask, hit_mask) for similarity in maps]
+            measures += [measure_map(m, mask, hit_mask, is_cosine=False) for m in (prior, centre_map(height, width))]
+            values, curves = zip(*measures, strict=True)
+            results.append((mask.mean(), hit_mask.mean(), np.stack(values), np.stack(curves)))
+        return results
+
+    results = list(itertools.chain.from_iterable(run_threads(measure_image, groups, "measuring maps")))
+    areas, chance, values, curves = (np.stack(column) for column in zip(*results, strict=True))
+    image_ids = dataset["image_id"][:]
+    skipped = sorted({image_ids[case.row] for case in cases if case not in grids})
+    return Measurements(
+        measured,
+        [image_ids[case.row] for case in measured],
+        np.array(patients),
+        areas,
+        np.array([num_marks[case] for case in measured]),
+        chance,
+        values,
+        curves,
+        {
+            "reference_images": num_reference,
+            "images_skipped": skipped,
+            "boxes_beyond_image": num_outside,
+            "regions_without_area": num_empty,
+        },
+    )
+
+
+def best_thresholds(measurements: Measurements) -> dict[str, np.ndarray]:
+    """For each finding and map, which of `SCALED_THRESHOLDS` has the highest mean IoU, and which the highest Dice.
+
+    Returns:
+        (maps and baselines, 2) int for each finding; the lowest on a tie, -1 where nothing is defined.
+    """
+    best = {}
+    findings = np.array([case.finding for case in measurements.cases])
+    for finding in sorted(set(findings)):
+        curves = measurements.curves[findings == finding]  # (cases, maps, 2, thresholds)
+        defined = ~np.isnan(curves).any(axis=(2, 3))[:, :, None, None]
+        means = np.where(defined, curves, 0).sum(axis=0)  # as good as means for what is highest
+        best[finding] = np.where(defined.any(axis=0)[..., 0], means.argmax(axis=-1), -1)
+    return best

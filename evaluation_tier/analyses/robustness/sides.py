@@ -1,0 +1,168 @@
+"""Left against right: what reports state and what models prefer."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import datasets
+import numpy as np
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evaluation_tier.analyses.robustness.resampling import resampled_share, with_interval
+from evaluation_tier.analyses.robustness.variants import MIRRORED, ORIGINAL
+from evaluation_tier.analyses.robustness.wording import phrase
+from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.scoring.scores import zero_shot_scores
+from evaluation_tier.statistics.bootstrap import MIN_PATIENTS
+from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.reports.sections import extract_sections
+from processing_tier.reports.sentences import split_sentences
+
+SIDE_PROMPTS = ("Left {}.", "Right {}.")
+
+# Findings that have a side, and how reports name them. "No finding" and what is in the midline have none.
+SIDED = {
+    "pleural effusion": r"effusions?",
+    "effusion": r"effusions?",
+    "pneumothorax": r"\w*pneumothora(?:x|ces)",
+    "atelectasis": r"atelecta\w+",
+    "consolidation": r"consolidati\w+",
+    "pneumonia": r"pneumonias?",
+    "lung opacity": r"opacit(?:y|ies)",
+    "nodule/mass": r"(?:nodules?|mass(?:es)?)",
+    "nodule": r"nodules?",
+    "mass": r"mass(?:es)?",
+    "granuloma": r"granulomas?",
+    "fracture": r"fractures?",
+}
+
+LEFT = re.compile(r"\b(?:left|lt|l[ul]l|lingular?)\b", re.IGNORECASE)
+
+RIGHT = re.compile(r"\b(?:right|rt|r[uml]l)\b", re.IGNORECASE)
+
+BOTH = re.compile(r"\b(?:bi(?:lateral|basilar|basal|apical)\w*|both|bases|apices|lungs)\b", re.IGNORECASE)
+
+DEVICE = re.compile(
+    r"\b(?:picc|catheters?|lines?|tubes?|ports?|pacemakers?)\b", re.IGNORECASE
+)  # has a side of its own
+
+DOUBTED = re.compile(r"\b(?:may be|possibl[ey]|probabl[ey])\b", re.IGNORECASE)  # wherever it stands
+
+NO_SIDE = re.compile(r"\b(?:left|right) lateral\b", re.IGNORECASE)  # a view of the patient
+
+DENIED = re.compile(  # before the finding
+    r"\b(?:no(?! (?:significant |interval )*change)|not|without|negative|free|absen\w+|den(?:y|ies)|exclude\w*"
+    r"|rule\w* out|resol\w+|clear\w*|unlikely|former|previous\w*|questionable|versus|vs)\b",
+    re.IGNORECASE,
+)
+
+UNDONE = re.compile(  # after it
+    r"\b(?:not|no longer|resol\w+|absen\w+|excluded|cleared|unlikely|questionable|versus|vs)\b", re.IGNORECASE
+)
+
+
+def stated_side(text: str, finding: str) -> str | None:
+    """
+    The one side on which a report says that a finding is.
+
+    Sentences, and their parts between semicolons, that name the finding count, but for those that deny or doubt it
+    ("no", "resolved", "versus", "possible") or name a device such as a catheter, whose side it may be.
+    A sentence that names both sides, or all sentences together that do, tell none: what belongs to what would be a
+    guess. "LLL", "RML" and the like are sides; "left lateral", a view, is none.
+
+    Args:
+        text (`str`): sections of the report, such as findings and impression.
+        finding (`str`): one of [`SIDED`], in any case.
+
+    Returns:
+        `"left"` or `"right"`, the patient's, or `None`.
+    """
+    named = SIDED.get(normalize_name(finding))
+    if named is None:
+        return None
+    named = re.compile(rf"\b{named}\b", re.IGNORECASE)
+    sides = set()
+    for sentence in (part for whole in split_sentences(text) for part in whole.split(";")):
+        sentence = NO_SIDE.sub("", sentence)
+        if DEVICE.search(sentence) or DOUBTED.search(sentence):
+            continue
+        name = named.search(sentence)
+        if not name or DENIED.search(sentence, 0, name.start()) or UNDONE.search(sentence, name.end()):
+            continue
+        if LEFT.search(sentence) or BOTH.search(sentence):
+            sides.add("left")
+        if RIGHT.search(sentence) or BOTH.search(sentence):
+            sides.add("right")
+    return sides.pop() if len(sides) == 1 else None
+
+
+def report_texts(dataset: datasets.Dataset) -> list[str]:
+    """Findings and impression of each report, from its sections or, where both are empty, from the whole text."""
+    columns = {
+        name: dataset[name][:] if name in dataset.column_names else [""] * len(dataset)
+        for name in ("findings", "impression", "report")
+    }
+    texts = []
+    for findings, impression, report in zip(*columns.values(), strict=True):
+        if not findings and not impression and report:
+            findings, impression = extract_sections(report).values()
+        texts.append(f"{findings or ''}\n\n{impression or ''}")
+    return texts
+
+
+def compare_sides(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    findings: Sequence[str],
+    labels: np.ndarray,
+    images: Mapping[str, np.ndarray],
+    draws: np.ndarray,
+) -> dict:
+    """The `laterality` of [`evaluate_robustness`]; pairs of an image and a finding are pooled over the findings."""
+    sided = [i for i, finding in enumerate(findings) if normalize_name(finding) in SIDED]
+    texts = report_texts(dataset)
+    pairs = [
+        (row, column, side)
+        for column, i in enumerate(sided)
+        for row in np.flatnonzero(labels[:, i] == 1).tolist()
+        if (side := stated_side(texts[row], findings[i]))
+    ]
+    if not pairs:
+        return {"chance": 0.5, "findings": {}, "all": None}
+    rows, columns, sides = (np.array(values) for values in zip(*pairs, strict=True))
+    sentences = {findings[i]: Prompts(*([phrase(side, findings[i])] for side in SIDE_PROMPTS)) for i in sided}
+    left_and_right = embed_prompts(model, processor, sentences)
+    left, mirrored_left = (  # 1 where the left sentence is nearer, 0 where the right one is
+        np.sign(zero_shot_scores(images[name], *left_and_right)[rows, columns]) / 2 + 0.5
+        for name in (ORIGINAL, MIRRORED)
+    )
+    is_left = sides == "left"
+    told = [findings[i] for column, i in enumerate(sided) if column in columns]
+    groups = {finding: columns == sided.index(findings.index(finding)) for finding in told}
+    groups["all"] = np.ones(len(rows), dtype=bool)
+
+    def statistic(draws: np.ndarray) -> np.ndarray:
+        draws = draws[:, rows]
+        values = []
+        for group in groups.values():
+            on_left, on_right = group & is_left, group & ~is_left
+            values += [
+                (resampled_share(draws, left, on_left) + resampled_share(draws, 1 - left, on_right)) / 2,
+                (resampled_share(draws, 1 - mirrored_left, on_left) + resampled_share(draws, mirrored_left, on_right))
+                / 2,
+                resampled_share(draws, np.abs(left - mirrored_left), group),
+            ]
+        return np.stack(values, axis=1)
+
+    values, intervals = with_interval(statistic, draws)
+    results = {}
+    patients = np.array(dataset["patient_id"]).astype(str)[rows]
+    for i, (finding, group) in enumerate(groups.items()):
+        results[finding] = {"n_left": (group & is_left).sum(), "n_right": (group & ~is_left).sum()}
+        each_side = min(len(np.unique(patients[group & side])) for side in (is_left, ~is_left))
+        num_patients = (each_side, each_side, len(np.unique(patients[group])))
+        for j, name in enumerate(("accuracy", "mirrored_accuracy", "swapped")):
+            interval = intervals[3 * i + j] if num_patients[j] >= MIN_PATIENTS else np.full(2, np.nan)
+            results[finding] |= {name: values[3 * i + j], f"{name}_ci95": interval}
+    pooled = results.pop("all")
+    return {"chance": 0.5, "findings": results, "all": pooled}

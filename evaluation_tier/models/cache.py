@@ -1,0 +1,132 @@
+"""A cache of embeddings that knows an image and a model by their content, never by a name.
+
+CheXzero's cache was named after the checkpoint's file alone, so that a second data set got the scores of the first
+(zero_shot.py:426-430). Here the key of an entry is a hash of everything that decides its numbers.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+import modeling_tier
+from evaluation_tier.output.metrics_file import installed_versions, write_beside
+from processing_tier.code_hash import FOLDER as PIXELS
+from processing_tier.code_hash import hash_code
+
+logger = logging.getLogger(__name__)
+
+CHECKSUM = "sha256"
+
+MAX_ENTRY_BYTES = 2**28
+
+MODELS = Path(modeling_tier.__file__).parent
+
+NOT_OF_THE_NUMBERS = ("_name_or_path", "zero_shot_findings", "transformers_version")  # of a config
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names, types and shapes; the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_image(image) -> str | None:
+    """SHA-256 of an undecoded image's bytes; None for one that cannot be read, or is already decoded."""
+    if isinstance(image, Mapping):
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, (str, Path)):
+        try:
+            with open(image, "rb") as file:
+                image = file.read()
+        except OSError:
+            return None
+    return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else None
+
+
+class EmbeddingCache:
+    """
+    The embeddings of one model, a safetensors file per image, in a folder that any number of models, data sets and
+    processes may share: an entry is written beside its place and renamed.
+
+    Args:
+        folder: where the entries of all models are.
+        model: its weights and its config are part of the key, and so is the kind of its device.
+        processor: the settings of its image processor are part of the key, and so are the versions of the packages and
+            the code that decodes images and embeds them.
+        what: what is computed, such as `"image and patches"`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: PreTrainedModel,
+        processor: ProcessorMixin | BaseImageProcessor,
+        what: str,
+    ):
+        image_processor = getattr(processor, "image_processor", processor)
+        config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_OF_THE_NUMBERS}
+        parts = {
+            "weights": hash_weights(model),
+            "config": config,
+            "preprocessing": image_processor.to_dict(),
+            "versions": installed_versions(),
+            "code": hash_code((PIXELS, MODELS)),
+            "device": model.device.type,
+            "what": what,
+        }
+        name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        self.folder = Path(folder) / name
+        self.writable = True
+
+    def path(self, image_hash: str) -> Path:
+        return self.folder / image_hash[:2] / f"{image_hash}.safetensors"
+
+    def read(self, image_hash: str | None) -> dict[str, np.ndarray] | None:
+        """The arrays of one image; None where there are none, or where the file is damaged."""
+        if image_hash is None:
+            return None
+        path = self.path(image_hash)
+        try:
+            if path.stat().st_size > MAX_ENTRY_BYTES:
+                return None
+            arrays = load(path.read_bytes())
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return None
+        checksum = arrays.pop(CHECKSUM, None)
+        intact = checksum is not None and checksum.tobytes() == hash_arrays(arrays)
+        return arrays if intact else None
+
+    def write(self, image_hash: str | None, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the arrays of one image; after the first failure (a full disk) none, with a warning."""
+        if image_hash is None or not self.writable:
+            return
+        checksum = np.frombuffer(hash_arrays(arrays), dtype=np.uint8)
+        content = save({**{name: np.ascontiguousarray(array) for name, array in arrays.items()}, CHECKSUM: checksum})
+        try:
+            write_beside(self.path(image_hash), lambda partial: partial.write_bytes(content))
+        except OSError as error:
+            self.writable = False
+            logger.warning(
+                f"The cache {self.folder.parent} cannot be written ({error.strerror or error}): the evaluation goes "
+                "on without it."
+            )
+
+
+def hash_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()

@@ -1,0 +1,171 @@
+"""Models and their processors, from folders and from the Hub."""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # the top level hides it without torchvision
+
+import modeling_tier  # noqa: F401 (registers the model with AutoModel)
+import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
+from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
+from modeling_tier.configuration_tier import located
+from modeling_tier.texts_tier import check_family
+from processing_tier.hub_names import check_hub_name
+
+CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or a GPU if there is one. ValueError for a name that torch does not know or cannot use."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # a number there and back: "meta" and devices without a backend make tensors that hold nothing
+        torch.ones(1, device=name).item()
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the second: torch built without CUDA
+        raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model (float32, in evaluation mode, on `device`) and its processor.
+
+    TIER models and those of the kinds that `check_family` knows, with their processors, are read; so are TIER's
+    classifiers, whose processor is an image processor. Code that lies beside the weights is never run, and pickled
+    weights are never opened.
+
+    Args:
+        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name", or
+            "owner/name@revision" for a branch, a tag or a commit).
+
+    Raises:
+        ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
+    """
+    check_name(name)
+    folder, place = Path(name), {**located(name), "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+        auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
+        model, info = auto_class.from_pretrained(
+            **place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        if is_classifier(model):
+            processor = AutoImageProcessor.from_pretrained(**place, backend="pil")
+        else:
+            processor = AutoProcessor.from_pretrained(**place)
+    except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
+        reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        if folder.is_dir():
+            raise ValueError(f"The model in {folder} does not load {reason}.") from error
+        raise ValueError(
+            f"There is no model folder {name}, and from the Hub it does not load; a private model needs "
+            f"`hf auth login` {reason}."
+        ) from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights of {name} lack {len(info['missing_keys'])} of the model's tensors, "
+            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
+        )
+    if is_classifier(model):
+        return model.to(device).eval(), processor
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(
+            f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
+            "name a TIER or CLIP model."
+        )
+    check_family(model.config)
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(
+            f"The model {name} has no complete processor (image processor and tokenizer): "
+            "save it beside the model with processor.save_pretrained."
+        )
+    return model.to(device).eval(), processor
+
+
+def hub_commit(name: str) -> str | None:
+    """The commit of a loaded model that was named on the Hub; None for a folder."""
+    place = located(name)
+    if "/" not in name or os.path.isdir(name):
+        return None
+    cached = try_to_load_from_cache(
+        place["pretrained_model_name_or_path"], "config.json", revision=place.get("revision")
+    )
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
+    """What results call models, by the names given: of a folder the last two parts of its path, which say nothing of
+    this machine; of two that these do not tell apart, more; a name on the Hub as it is."""
+    parts = {}
+    for name in names:
+        path = Path(name)
+        whole = path.is_absolute() or ".." in path.parts or not path.parts
+        parts[name] = (Path(os.path.abspath(path)) if whole else path).parts if path.is_dir() else (str(name),)
+    for length in range(2, 2 + max(map(len, parts.values()), default=0)):
+        shown = {name: Path(*path[-length:]).as_posix() for name, path in parts.items()}
+        if len(set(shown.values())) == len(shown):
+            return shown
+    raise ValueError("a model is named twice: an ensemble needs models that differ.")
+
+
+def check_name(name: str | Path) -> None:
+    """ValueError for what is neither a model folder nor could be a name on the Hub; nothing is loaded."""
+    if Path(name).is_dir():
+        check_folder(Path(name))
+        return
+    check_hub_name(name, "model folder")
+    if "/" not in str(name):
+        raise ValueError(
+            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
+            "the Hub (owner/name)."
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
+    check_not_adapter(folder)
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
+        raise ValueError(f"The folder {folder} holds no model (no config.json): {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
+            "save_pretrained; pickled weights (*.bin, *.pt) are never read."
+        )
+    check_model_folder(folder)
+
+
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a model scores findings by a trained head, and not by sentences."""
+    return type(model).__name__ in CLASSIFIERS
+
+
+def check_members_differ(weights: Mapping[str, str]) -> None:
+    """Refuse an ensemble in which two members have the same weights.
+
+    TIER's loader filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203), and
+    nothing told: the average of copies looks like an ensemble and is none.
+
+    Args:
+        weights: name of each member to the hash of its weights, see `evaluation_tier.models.cache.hash_weights`.
+    """
+    for (first_name, first), (second_name, second) in combinations(weights.items(), 2):
+        if first == second:
+            raise ValueError(
+                f"{first_name} and {second_name} have identical weights: an ensemble needs models that differ."
+            )

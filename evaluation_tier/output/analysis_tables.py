@@ -1,0 +1,169 @@
+"""The tables of retrieval, grounding, sparsity and robustness."""
+
+from collections.abc import Mapping
+
+from evaluation_tier.output.tables import Table, column_name, format_cell, format_estimate, matrix_table
+
+
+def retrieval_tables(retrieval: Mapping) -> list[Table]:
+    """Recall and median rank in both directions; the layout is that of [`retrieval.evaluate_retrieval`]."""
+    rows = []
+    for direction, name in (("image_to_text", "Report of an image"), ("text_to_image", "Image of a report")):
+        numbers = retrieval.get(direction) or {}
+        for key in numbers:
+            if f"{key}_ci95" in numbers:
+                levels = (format_cell(numbers.get(f"{key}_{level}")) for level in ("chance", "most_frequent"))
+                measure = key.replace("recall_at_", "R@").replace("_", " ")
+                digits = 1 if key == "median_rank" else 3
+                rows.append((name, measure, format_estimate(numbers[key], numbers[f"{key}_ci95"], digits), *levels))
+    note = (
+        "R@k is the share of queries with a right answer among the first k, the median rank the k at which half have "
+        "one; texts that say the same count as right. Chance draws lots; the last column always puts first what is "
+        "repeated most often."
+    )
+    header = ("Looked for", "Measure", "Model (95 % CI)", "Chance", "Most frequent first")
+    return [Table("retrieval", "Retrieval", note, header, tuple(rows), "llrrr")] if rows else []
+
+
+GROUNDING_MEASURES = {  # what the names of measures begin with: what they are; see `grounding.METRICS`
+    "pointing": "Pointing: how often the highest pixel lies in the region.",
+    "pixel_auroc": "Pixel AUROC: how often a pixel inside is higher than one outside; 0.5 is chance.",
+    "cnr": "CNR: the difference of the means inside and outside over the noise, without its sign.",
+    "signed_cnr": "Signed CNR is below 0 where the map is lower inside.",
+    "miou": "IoU: the share that region and map have in common of all that either covers; 1 is perfect.",
+    "miou_cosine": "mIoU cosine: its mean where the cosine reaches 0.1, 0.2, 0.3, 0.4 and 0.5.",
+    "miou_scaled": "mIoU scaled: the same of the map scaled to 0 to 1 on each image.",
+    "dice": "Dice: as IoU, but what both cover counts twice.",
+    "iou_top": "IoU top 5 %: of the 5 % highest pixels of the image, and so on.",
+    "iou_best": "IoU best and Dice best: where the scaled map reaches the best threshold of the finding.",
+    "iou_best_optimistic": "Optimistic: that threshold was chosen on these very regions, which flatters.",
+}
+
+
+def measure_name(key: str) -> str:
+    """What a measure of grounding is called: "iou_top_5" is "IoU top 5 %"."""
+    return f"{column_name(key)} %" if key.startswith("iou_top_") else column_name(key)
+
+
+def grounding_tables(grounding: Mapping) -> list[Table]:
+    """Maps beside what needs no model, and each finding; the layout is that of [`grounding.evaluate_grounding`]."""
+    mean = grounding.get("mean") or {}
+    if not (mean.get("maps") or {}).get("above_average"):
+        mean = grounding.get("all_regions") or {}
+    maps, baselines = mean.get("maps") or {}, mean.get("baselines") or {}
+    if not maps:
+        return []
+
+    def cell(numbers: Mapping, metric: str, with_interval: bool = True) -> str:
+        found = numbers.get(metric) or {}
+        return format_estimate(found.get("mean"), found.get("ci95") if with_interval else None)
+
+    measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
+    of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
+    sentences = [
+        f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
+        f"{format_cell(mean.get('n_patients'))} patients{of}.",
+        *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
+    ]
+    rows = tuple((measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
+    header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
+    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, rows, "l" + "r" * len(maps))]
+    rows = tuple(
+        (measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
+    )
+    note = (
+        "What needs no map of the image: the average map of all images, the mean region of the finding in other "
+        "patients (prior), a blob in the centre, a random point."
+    )
+    header = ("Measure", *map(column_name, baselines))
+    tables.append(Table("grounding-baselines", "Without the image", note, header, rows, "l" + "r" * len(baselines)))
+    shown = [key for key in ("pointing", "pixel_auroc", "miou_scaled", "dice_scaled") if key in measures]
+    rows = []
+    for finding, part in (grounding.get("findings") or {}).items():
+        numbers = (part.get("maps") or {}).get("above_average") or {}
+        rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
+    if rows:
+        note = "The map above the average one. Few regions give wide intervals, or none."
+        header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in shown))
+        align = "lr" + "r" * len(shown)
+        tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
+    return tables
+
+
+def sparsity_tables(sparsity: Mapping) -> list[Table]:
+    """Entropies and the words' statistics, each model and the differences; see [`sparsity.evaluate_sparsity`]."""
+    models = dict(sparsity.get("models") or {})
+    first = next(iter(models), "")
+    parts = models | {f"{name} minus {first}": part for name, part in (sparsity.get("differences") or {}).items()}
+    if not parts:
+        return []
+    shown = ("token_entropy_weight", "patch_entropy_weight", "token_entropy", "patch_entropy")
+    entropies = {name: {key: part[key] for key in part if key.startswith(shown)} for name, part in parts.items()}
+    patches = models[first].get("num_patches")
+    note = (
+        "How few patches a word resembles and how few words a patch: the entropies in nats are 0 where it is one, and "
+        f"ln K where all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
+    )
+    tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model", digits=4)]
+    note = (
+        "By class of word. Gini and Hoyer are 0 where all patches are alike and near 1 where one stands out; near "
+        "zero and negative are shares of the patches."
+    )
+    for i, (name, part) in enumerate(parts.items()):
+        title = f"Words, {name}" if len(parts) > 1 else "Words"
+        tables.append(
+            matrix_table(f"sparsity-words-{i + 1}", title, "" if i else note, part["words"], "Class", digits=4)
+        )
+    return tables
+
+
+def robustness_tables(robustness: Mapping) -> list[Table]:
+    """One table per probe; the layout is that of [`robustness.evaluate_robustness`]."""
+    tables = []
+    wordings = (robustness.get("wordings") or {}).get("mean") or {}
+    if wordings.get("auroc"):
+        intervals = wordings.get("auroc_ci95") or {}
+        rows = [(name, format_estimate(value, intervals.get(name))) for name, value in wordings["auroc"].items()]
+        summary = [
+            (f"{name} over the wordings", format_cell(wordings.get(name))) for name in ("mean", "min", "max", "sd")
+        ]
+        note = "Mean AUROC when the same is asked in other words: the less it moves, the better."
+        header = ("Wording", "AUROC, mean (95 % CI)")
+        rows = (*rows, *summary)
+        tables.append(Table("robustness-wordings", "Wordings", note, header, rows, "lr", len(summary)))
+    negation = (robustness.get("negation") or {}).get("mean") or {}
+    if negation:
+        note = (
+            "The share of images that lie nearer to the true one of a sentence and its negation, of those with the "
+            "finding, of those without, and the mean of both: 0.5 is chance."
+        )
+        tables.append(matrix_table("robustness-negation", "Negation", note, negation, "Wording"))
+    sides = robustness.get("laterality") or {}
+    of_findings = {**(sides.get("findings") or {}), **({"All": sides["all"]} if sides.get("all") else {})}
+    if of_findings:
+        note = (
+            "The share of images nearer to the sentence of the side that the report states, the same of mirrored "
+            "images, whose side is the other (0.5 is chance), and the share whose preference mirroring turns round."
+        )
+        table = matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding")
+        tables.append(table._replace(num_summary=1 if sides.get("all") else 0))
+    empty = (robustness.get("empty_images") or {}).get("findings") or {}
+    if empty:
+        cells = {}
+        for finding, part in empty.items():
+            cells[finding] = {
+                name: format_cell(image.get("quantile")) + (" *" if image.get("positive") else "")
+                for name, image in part["images"].items()
+            }
+        note = (
+            "Where the score of an image that shows nothing lies among those of the real images, as a quantile; * "
+            "marks one that reaches the threshold, which is a defect."
+        )
+        tables.append(matrix_table("robustness-empty-images", "Empty images", note, cells, "Finding"))
+    degraded = {
+        name: part["mean"] for name, part in (robustness.get("degradations") or {}).items() if part.get("mean")
+    }
+    if degraded:
+        note = "Mean AUROC of images of lower resolution and stronger compression, and by how much it is lower."
+        tables.append(matrix_table("robustness-degradations", "Degraded images", note, degraded, "Images"))
+    return tables

@@ -1,0 +1,143 @@
+"""The files of a comparison of two evaluations: comparison.json, tables, a figure."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation_tier.figures import forest
+from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.model_card import describe_dataset, is_synthetic
+from evaluation_tier.output.page import Section, read_figure, render_page
+from evaluation_tier.output.tables import (
+    DASH,
+    Table,
+    column_name,
+    format_cell,
+    format_estimate,
+    format_number,
+    latex_tables,
+    markdown_tables,
+)
+from evaluation_tier.statistics.bootstrap import MIN_PATIENTS
+from evaluation_tier.statistics.comparison import COMPARED
+
+logger = logging.getLogger(__name__)
+
+
+def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
+    """The tables of a comparison: the AUROC with its p-values, the other metrics, and what was compared."""
+    parts = {**comparison["findings"], f"Mean of {len(comparison['findings'])}": comparison["mean"]}
+    independent = comparison["n_patients"] == comparison["n_images"]  # as DeLong's test takes images to be
+    rows = []
+    for name, part in parts.items():
+        auroc, counts = part["auroc"], format_cell(part["n_positive"]) if "n_positive" in part else ""
+        numbers = (format_number(auroc[which], missing=DASH) for which in ("first", "second"))
+        difference = format_estimate(auroc["difference"], auroc["difference_ci95"])
+        p_value = auroc["p_delong"] if independent and "p_delong" in auroc else auroc["p_bootstrap"]
+        rows.append((name, counts, *numbers, difference, format_p(p_value)))
+    header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
+    names = f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}"
+    note = (
+        f"{names}; a difference above 0 is in favour of B. Intervals: percentiles of {comparison['n_bootstrap']:,} "
+        "resamples of the patients, the same for both. p, of no difference: "
+    )
+    if comparison["n_patients"] < MIN_PATIENTS:
+        note = (
+            f"{names}; a difference above 0 is in favour of B. There is no interval and no p-value, which need images "
+            f"of at least {MIN_PATIENTS} patients (here: {comparison['n_patients']})."
+        )
+    elif independent:
+        note += "DeLong's test for a finding, the resamples for the mean; not corrected for the number of findings."
+    else:
+        note += "from the resamples, since DeLong's test would take the images of one patient as independent; not "
+        note += "corrected for the number of findings."
+    if comparison["findings_left_out"]:
+        left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
+        note += f" Left out: {', '.join(left_out)}."
+    auroc = Table("comparison", "Difference of the AUROC", note, header, tuple(rows), "lrrrrr", 1)
+
+    others = [name for name in COMPARED if name != "auroc"]
+    rows = tuple(
+        (name, *(format_estimate(part[key]["difference"], part[key]["difference_ci95"]) for key in others))
+        for name, part in parts.items()
+    )
+    header = ("Finding", *(f"{column_name(key)} (95 % CI)" for key in others))
+    note = "B minus A. MCC and F1 are at the thresholds that each evaluation chose, the same in all resamples."
+    other = Table("comparison-others", "Difference of the other metrics", note, header, rows, "lrrr", 1)
+
+    differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
+    rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
+    rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
+    if any(comparison["training_overlap"]):
+        rows.append(("Training images", *map(format_cell, comparison["training_overlap"])))
+    same = not comparison["protocol_differences"]
+    differing = "are the same" if same else "differ in these: scores may differ for that reason"
+    what = Table(
+        "compared", "What was compared", f"The protocols {differing}.", ("What", "A", "B"), tuple(rows), "lll"
+    )
+    return {"auroc": [auroc], "others": [other], "compared": [what]}
+
+
+def format_p(value: float | None) -> str:
+    """A p-value with three digits, "<0.001" below."""
+    return "<0.001" if value is not None and value < 0.001 else format_number(value, missing=DASH)
+
+
+def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
+    """Write a comparison into a folder: `comparison.json`, `.md`, `.tex`, `.html` and, with matplotlib, `.png`.
+
+    Args:
+        folder: made where there is none.
+        comparison: as [`compare_results`] returns it.
+
+    Returns:
+        The files written.
+    """
+    folder, tables = Path(folder), comparison_tables(comparison)
+    figures, written = [], []
+    try:
+        written.append(forest.plot_differences(comparison, folder / "comparison.png"))
+        alt = f"Forest plot of the differences of {len(comparison['findings'])} findings; the table holds the numbers."
+        figures.append(
+            read_figure(written[0], alt, "Difference of the AUROC with its 95 % interval; 0 is no difference.")
+        )
+    except ValueError as error:  # no matplotlib
+        logger.warning("The comparison gets no figure. %s", error)
+    auroc = comparison["mean"]["auroc"]
+    notices = []
+    if comparison["protocol_differences"]:
+        names = ", ".join(map(column_name, comparison["protocol_differences"]))
+        notices.append(f"The protocols of A and B differ ({names}): scores may differ for that reason.")
+    if comparison["trained"] == "include":
+        for letter, told in zip("AB", comparison["training_overlap"], strict=True):
+            notices += [f"{letter}: {told}."] if told and "flatter" in told else []
+    if is_synthetic(comparison["dataset"]):
+        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
+    page = render_page(
+        f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
+        f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
+        f"patients. A dash ({DASH}) stands for what could not be measured. In brackets: 95 % confidence intervals.",
+        [
+            ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
+            ("A", format_number(auroc["first"], missing=DASH)),
+            ("B", format_number(auroc["second"], missing=DASH)),
+        ],
+        [
+            Section("auroc", "AUROC", tables["auroc"], figures),
+            Section("others", "Other metrics", tables["others"], []),
+            Section("compared", "What was compared", tables["compared"], []),
+        ],
+        notices,
+        ["For research. No medical device: decide nothing about a person by these numbers."],
+    )
+    text_of = {
+        "comparison.json": json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        "comparison.md": markdown_tables(tables),
+        "comparison.tex": latex_tables(tables),
+        "comparison.html": page,
+    }
+    for name, text in text_of.items():
+        path = folder / name
+        written.append(write_beside(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8")))
+    return written

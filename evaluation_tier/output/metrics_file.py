@@ -1,0 +1,126 @@
+"""metrics.json: how it is written, read and checked."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+MAX_METRICS_BYTES = 64 * 2**20
+
+# Of metrics.json, as it is read again: what it must have, what it may have
+METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
+
+OPTIONAL_KEYS = {
+    "models": list,
+    **dict.fromkeys(("versions", "weights", "commits", "score_levels", "subgroups", "radiologists"), dict),
+    **dict.fromkeys(("retrieval", "grounding", "sparsity", "robustness"), dict),
+}
+
+PROTOCOL_KEYS = {
+    **dict.fromkeys(("n_patients", "n_bootstrap", "seed"), int),
+    **dict.fromkeys(("images_skipped", "benchmark_differs"), list),
+    **dict.fromkeys(("findings_left_out", "resamples_dropped"), dict),
+    **dict.fromkeys(("training_overlap", "threshold_overlap", "trained"), str),
+}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "tier-clip"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a clone that was not installed
+            versions[name] = "not installed"
+    return versions
+
+
+def write_beside(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or as it was before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def to_json(value):
+    """`value` in JSON's own types: numpy numbers as Python's, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_float(value: float | None) -> float:
+    """NaN for None: metrics read back from JSON have None where they had NaN."""
+    return float("nan") if value is None else float(value)
+
+
+def write_metrics(path: str | Path, metrics: Mapping) -> Path:
+    """Write `metrics.json`."""
+    text = json.dumps(to_json(metrics), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_metrics(folder: str | Path) -> dict:
+    """What `write_metrics` wrote into a folder.
+
+    Raises:
+        ValueError: when the folder lacks `metrics.json`, or the file is too large, damaged or of another layout.
+    """
+    path = Path(folder) / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"The folder {folder} holds no metrics.json: name one that eval_zeroshot.py wrote.")
+    if path.stat().st_size > MAX_METRICS_BYTES:
+        raise ValueError(f"{path} exceeds {MAX_METRICS_BYTES >> 20} MB: it is not the metrics.json of an evaluation.")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: evaluate the model again.") from error
+    metrics = metrics if isinstance(metrics, dict) else {}
+    for of, required, kinds in (
+        (metrics, True, METRICS_KEYS),
+        (metrics, False, OPTIONAL_KEYS),
+        (metrics.get("protocol"), False, PROTOCOL_KEYS),
+    ):
+        for key, kind in kinds.items():
+            if (required or key in of) and not isinstance(of.get(key), kind):
+                raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
+    for finding, result in metrics["findings"].items():
+        for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
+            if not isinstance(result, dict) or key not in result:
+                raise ValueError(f"{path} has no {key!r} of {finding!r}: evaluate the model again.")
+    parts = {**metrics["findings"], "mean": metrics["mean"], "score_levels": metrics.get("score_levels") or {}}
+    for part, result in parts.items():
+        for key, value in result.items():
+            if not holds_numbers(value) or key.endswith("_ci95") and not is_interval(value):
+                raise ValueError(
+                    f"{path} has {str(value)[:40]!r} for {key!r} of {part!r}, which is no number: evaluate the model "
+                    "again."
+                )
+    return metrics
+
+
+def holds_numbers(value) -> bool:
+    """Whether JSON's value is a number or null, or a list or an object of nothing else."""
+    if isinstance(value, (list, dict)):
+        return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, (int, float))
+
+
+def is_interval(value) -> bool:
+    """Whether JSON's value is null or a list of two."""
+    return value is None or isinstance(value, list) and len(value) == 2

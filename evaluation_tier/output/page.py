@@ -1,0 +1,331 @@
+"""One page to look at: an evaluation's tables and figures in a single HTML file that needs nothing beside it.
+
+The page holds no script and no link to anything outside; its figures are embedded. The same files give the same bytes.
+"""
+
+import base64
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from evaluation_tier.figures import calibration, curves, forest, style
+from evaluation_tier.output.file_names import file_names
+from evaluation_tier.output.links import leads_outside
+from evaluation_tier.output.metrics_file import read_metrics, write_beside
+from evaluation_tier.output.model_card import describe_dataset, is_synthetic
+from evaluation_tier.output.predictions import read_predictions
+from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
+from evaluation_tier.output.tables import DASH, Table, format_estimate, latex_tables, markdown_tables
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+MAX_FIGURE_BYTES = 16 * 2**20
+
+MAX_PAGE_BYTES = 96 * 2**20  # of figures; browsers and mail still take such a page
+
+SECTIONS = {  # in the page's order: heading, and what the names of its figures begin with
+    "results": ("Results", ("findings.png", "roc.png", "precision_recall.png")),
+    "thresholds": ("At a threshold", ()),
+    "calibration": ("Calibration", ("calibration.png",)),
+    "score_levels": ("Kinds of score", ()),
+    "subgroups": ("Subgroups", ("subgroups.png",)),
+    "radiologists": ("Radiologists", ()),
+    "retrieval": ("Retrieval", ("retrieval",)),
+    "grounding": ("Grounding", ("grounding",)),
+    "similarity": ("Where the model looks", ("similarity_",)),
+    "sparsity": ("Sparsity", ("sparsity",)),
+    "robustness": ("Robustness", ("robustness",)),
+    "training": ("Training", ("training_curves.png",)),
+    "protocol": ("Protocol", ()),
+}
+
+FIGURES_OF_ANALYSES = {  # what each shows, for those who do not see it, and its caption
+    "grounding.png": (
+        "A sheet of radiographs with a marked region and, beside each, the model's map; the tables hold the numbers.",
+        "The regions on which the map above the average one does best, middling and worst, by IoU. Left, the "
+        "radiograph with the marked region; right, the map, the outline of what reaches the threshold, and the "
+        "highest pixel, which hits or misses.",
+    ),
+    "sparsity.png": (
+        "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
+        "the numbers.",
+        "Above, the similarities of a word (left) and of a whole text (right) to the patches of its image, from the "
+        "highest down, mean and one standard deviation: the steeper, the sparser. Below, the Gini index and the share "
+        "near zero of each class of words, with 95 % intervals.",
+    ),
+    "sparsity_relative.png": (
+        "Curves of the sorted shares of the similarity of whole texts to the patches, one per model.",
+        "Which share of a text's total similarity each patch has, from the highest down, mean and one standard "
+        "deviation; the dashed line is that of patches which are all alike.",
+    ),
+    "similarity_of_models.png": (
+        "Radiographs and, beside each, the heat-map of every model.",
+        "For each finding a radiograph that has it, and how much more each place resembles the finding's sentences "
+        'than those of "No Finding", by model. Both are scaled to the 1st and 99th percentile of all images.',
+    ),
+    "robustness.png": (
+        "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
+        "the numbers.",
+        "Whether scores hold when the same is asked in other words and when images are degraded, whether they heed a "
+        "negation and the side that a sentence names, and what images that show nothing get. Dashed lines are chance, "
+        "or no difference; bars are 95 % intervals.",
+    ),
+}
+
+
+class Figure(NamedTuple):
+    """A PNG file as the page embeds it."""
+
+    base64: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+
+
+class Section(NamedTuple):
+    """A part of the page: its anchor, heading, tables and figures."""
+
+    name: str
+    title: str
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+
+
+def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
+    """Make the tables, the figures and the page of an evaluation from its files alone.
+
+    Reads `metrics.json` and, where it is there, `predictions.parquet`; without the latter no curves are drawn. Writes
+    `tables.md`, `tables.tex`, `report.html` and, where matplotlib is installed, `findings.png`, `roc.png`,
+    `precision_recall.png`, `calibration.png` and `subgroups.png`, as far as their numbers were measured. The page also
+    shows the other figures that lie in the folder (similarity maps, training curves, grounding, sparsity).
+
+    Args:
+        folder: what `eval_zeroshot.py` wrote.
+        draw: also draw figures; those that lie in the folder are shown in any case.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: when the folder holds no `metrics.json`, or its files are damaged or do not belong together.
+    """
+    folder = Path(folder)
+    metrics = read_metrics(folder)
+    predictions = read_predictions(folder, metrics) if (folder / "predictions.parquet").is_file() else None
+    try:
+        tables = evaluation_tables(metrics)
+        written = draw_figures(folder, metrics, predictions) if draw else []
+        page = render_report(folder, metrics, tables)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # deeper than read_metrics checks
+        raise ValueError(
+            f"{folder / 'metrics.json'} is not as an evaluation writes it ({type(error).__name__}: {error}): evaluate "
+            "the model again."
+        ) from error
+    for name, text in (
+        ("tables.md", markdown_tables(tables)),
+        ("tables.tex", latex_tables(tables)),
+        ("report.html", page),
+    ):
+        written.append(
+            write_beside(folder / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+        )
+    return written
+
+
+def find_figures(folder: Path) -> list[Path]:
+    """The figures in a folder that its page shows, in the page's order."""
+    files = []
+    for path in sorted(folder.glob("*.png")):
+        if path.is_file() and not leads_outside(path, folder):
+            files.append(path)
+        else:
+            logger.warning("The page leaves out %s: it is not a file of this folder.", path.name)
+    prefixes = [prefix for _, prefixes in SECTIONS.values() for prefix in prefixes]
+    return [path for prefix in prefixes for path in files if path.name.startswith(prefix)]
+
+
+def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | None) -> list[Path]:
+    """Draw what `metrics` and `predictions` suffice for; nothing, with a warning, without matplotlib."""
+    try:
+        style.import_matplotlib()
+    except ValueError as error:
+        logger.warning("The report gets no new figures. %s", error)
+        return []
+    written = [forest.plot_findings(metrics, folder / "findings.png")]
+    if predictions is not None:
+        written.append(curves.plot_roc(metrics, predictions, folder / "roc.png"))
+        written.append(curves.plot_precision_recall(metrics, predictions, folder / "precision_recall.png"))
+        if any(result.get("scale") is not None for result in metrics["findings"].values()):
+            written.append(calibration.plot_calibration(metrics, predictions, folder / "calibration.png"))
+    if any(map(has_common_findings, (metrics.get("subgroups") or {}).values())):
+        written.append(forest.plot_subgroups(metrics, folder / "subgroups.png"))
+    return written
+
+
+def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
+    """The page of an evaluation, with the figures that lie in `folder`."""
+    files = find_figures(folder)
+    sections, size = [], 0
+    for name, (title, prefixes) in SECTIONS.items():
+        figures = []
+        for path in (path for prefix in prefixes for path in files if path.name.startswith(prefix)):
+            figure = read_figure(path, *describe_figure(path, metrics))
+            size += len(figure.base64) if figure else 0
+            if figure and size > MAX_PAGE_BYTES:
+                logger.warning("The page leaves out %s: its figures exceed %d MB.", path.name, MAX_PAGE_BYTES >> 20)
+            elif figure:
+                figures.append(figure)
+        if tables.get(name) or figures:
+            sections.append(Section(name.replace("_", "-"), title, tables.get(name, []), figures))
+
+    protocol, mean = metrics["protocol"], metrics.get("mean") or {}
+    split = f", split {protocol['split']}" if protocol.get("split") else ""
+    benchmark = f", benchmark {protocol['benchmark']}" if protocol.get("benchmark") else ""
+    notices = []
+    if protocol.get("trained") == "included":
+        notices.append(f"These results count training images: {protocol['training_overlap']}.")
+    if protocol.get("benchmark_differs"):
+        notices.append(" ".join(protocol["benchmark_differs"]))
+    if is_synthetic(metrics["dataset"]):
+        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
+    if "optimistic" in str(protocol.get("thresholds")):
+        notices.append(
+            "The thresholds were chosen on the evaluated images themselves, which flatters sensitivity, specificity, "
+            "MCC and F1."
+        )
+    key_numbers = [
+        ("Mean AUROC (95 % CI)", format_estimate(mean.get("auroc"), mean.get("auroc_ci95"))),
+        ("Findings", f"{len(metrics['findings']):,}"),
+        ("Images", f"{metrics['n_images']:,}"),
+    ]
+    if "n_patients" in protocol:
+        key_numbers.append(("Patients", f"{protocol['n_patients']:,}"))
+    lead = (
+        f"How well a model tells radiographs with a finding from those without{split}. A dash ({DASH}) stands for "
+        "what could not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with "
+        "other patients."
+    )
+    footer = ["For research. No medical device: decide nothing about a person by these numbers."]
+    if not is_synthetic(metrics["dataset"]) and any(
+        section.name in ("similarity", "grounding") and section.figures for section in sections
+    ):
+        footer.append("This page shows radiographs of patients: share it only as the terms of the data allow.")
+    return render_page(
+        f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}{benchmark}",
+        lead,
+        key_numbers,
+        sections,
+        notices,
+        footer,
+    )
+
+
+def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
+    """What a figure shows, in words for those who do not see it, and its caption."""
+    findings = metrics["findings"]
+    ranked = sorted(
+        (name for name in findings if findings[name].get("auroc") is not None),
+        key=lambda name: -findings[name]["auroc"],
+    )
+    extremes = ""
+    if len(ranked) > 1:
+        best, worst = (f"{name} ({findings[name]['auroc']:.3f})" for name in (ranked[0], ranked[-1]))
+        extremes = f" The highest AUROC has {best}, the lowest {worst}."
+    readers = " Diamonds are radiologists." if metrics.get("radiologists") else ""
+    if path.name == "findings.png":
+        alt = f"Forest plot of the AUROC of {count(len(findings))} with their intervals.{extremes}"
+        return alt, "AUROC of each finding with its 95 % interval; the dashed line is chance."
+    if path.name == "roc.png":
+        alt = f"ROC curves of {count(len(ranked))}.{extremes}{readers}"
+        return alt, f"ROC curves: the further to the upper left, the better; the diagonal is chance.{readers}"
+    if path.name == "precision_recall.png":
+        alt = f"Precision-recall curves of {count(len(ranked))}; the table of results holds their areas.{readers}"
+        caption = (
+            "Precision-recall curves: the further to the upper right, the better; chance is the share of positives."
+        )
+        return alt, caption + readers
+    if path.name == "calibration.png":
+        alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
+        return (
+            alt,
+            "Observed share of positives against predicted probability; a calibrated model follows the diagonal. "
+            "Findings that could not be calibrated have no panel.",
+        )
+    if path.name == "subgroups.png":
+        return (
+            "Forest plot of the mean AUROC of each subgroup with its interval; the tables hold the numbers.",
+            "Mean AUROC of each subgroup with its 95 % interval.",
+        )
+    if path.name == "training_curves.png":
+        return "Curves of the loss, its terms and the AUROC over the epochs.", "The training, epoch by epoch."
+    if path.name in FIGURES_OF_ANALYSES:
+        return FIGURES_OF_ANALYSES[path.name]
+    name, names = path.stem.partition("_")[2], file_names(findings)
+    subject = next((finding for finding in findings if names[finding] == name), name.replace("_", " "))
+    if path.name.startswith("similarity_"):
+        return (
+            f"A radiograph with {subject} and, over it, the similarity of each place to the prompts.",
+            f"{subject}: the positive image with the highest score, the true mask where there is one, and the "
+            "similarity of each place to the prompts.",
+        )
+    caption = f"{path.stem.partition('_')[0].capitalize()}: {subject}".removesuffix(": ")
+    return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."
+
+
+def count(number: int) -> str:
+    """A number of findings in words."""
+    return f"{number} finding{'' if number == 1 else 's'}"
+
+
+def read_figure(path: Path, alt: str, caption: str) -> Figure | None:
+    """A PNG file of the folder; None, with a warning, when it is none or too large."""
+    if path.stat().st_size > MAX_FIGURE_BYTES:
+        logger.warning("The page leaves out %s: it exceeds %d MB.", path.name, MAX_FIGURE_BYTES >> 20)
+        return None
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        logger.warning("The page leaves out %s: it is no PNG image.", path.name)
+        return None
+    return Figure(base64.b64encode(content).decode("ascii"), width, height, alt, caption)
+
+
+def render_page(
+    title: str,
+    lead: str,
+    key_numbers: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+    notices: Sequence[str] = (),
+    footer: Sequence[str] = (),
+) -> str:
+    """A page of sections, as one HTML text; all text is escaped.
+
+    Args:
+        key_numbers: label and value of what stands at the top.
+        notices: sentences that a reader must not miss.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # an interval may stand below its number, but is not broken itself
+    environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0").replace(
+        "95 % CI", "95\u00a0%\u00a0CI"
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=title, lead=lead, key_numbers=key_numbers, sections=sections, notices=notices, footer=footer
+    )

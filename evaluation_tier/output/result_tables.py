@@ -1,0 +1,290 @@
+"""The numbers of `metrics.json` as tables: which there are, and what they mean in one sentence each."""
+
+from collections.abc import Mapping
+
+from evaluation_tier.output.analysis_tables import (
+    grounding_tables,
+    retrieval_tables,
+    robustness_tables,
+    sparsity_tables,
+)
+from evaluation_tier.output.tables import DASH, Table, anchor, column_name, format_cell, format_estimate, format_number
+from evaluation_tier.statistics.thresholds import f1_threshold
+
+
+def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
+    """The tables of an evaluation by the section of the report that they belong to; only of what was measured.
+
+    Args:
+        metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
+    """
+    sections = {
+        "results": [results_table(metrics)],
+        "thresholds": [operating_table(metrics), thresholds_table(metrics)],
+        "calibration": [calibration_table(metrics)],
+        "score_levels": [score_levels_table(metrics)],
+        "subgroups": subgroup_tables(metrics),
+        "radiologists": radiologist_tables(metrics),
+    }
+    parts = {
+        "retrieval": retrieval_tables,
+        "grounding": grounding_tables,
+        "sparsity": sparsity_tables,
+        "robustness": robustness_tables,
+    }
+    sections |= {key: tables_of(metrics[key]) for key, tables_of in parts.items() if metrics.get(key)}
+    sections["protocol"] = [protocol_table(metrics)]
+    sections = {key: [table for table in tables if table is not None] for key, tables in sections.items()}
+    return {key: tables for key, tables in sections.items() if tables}
+
+
+def finding_table(metrics: Mapping, name: str, title: str, note: str, columns: Mapping[str, str]) -> Table | None:
+    """One row per finding and one for their mean; columns that no finding has are left out.
+
+    Args:
+        columns: key of a finding's results to the column's header. A number that has an interval, under the same key
+            and `_ci95`, is written with it.
+    """
+    findings, mean = metrics["findings"], metrics.get("mean") or {}
+    columns = {key: header for key, header in columns.items() if any(key in result for result in findings.values())}
+    if not columns:
+        return None
+    with_interval = {
+        key for key in columns if any(result.get(f"{key}_ci95") is not None for result in findings.values())
+    }
+
+    def cell(result: Mapping, key: str) -> str:
+        value = result.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return f"{value:,}"
+        digits = 4 if "threshold" in key else 3  # differences of cosines are small
+        return format_estimate(value, result.get(f"{key}_ci95"), digits)
+
+    rows = [(finding, *(cell(result, key) for key in columns)) for finding, result in findings.items()]
+    has_mean = any(key in mean for key in columns)
+    if has_mean:
+        cells = (cell(mean, key) if key in mean else "" for key in columns)
+        rows.append((f"Mean of {len(findings)}", *cells))
+    headers = (f"{header} (95 % CI)" if key in with_interval else header for key, header in columns.items())
+    return Table(name, title, note, ("Finding", *headers), tuple(rows), "l" + "r" * len(columns), int(has_mean))
+
+
+def results_table(metrics: Mapping) -> Table:
+    """Positives, negatives, AUROC and AUPRC of each finding."""
+    results = metrics["findings"].values()
+    split = any("n_uncertain" in result or "n_missing" in result for result in results)
+    left_out = {"n_uncertain": "Uncertain", "n_missing": "Not stated"} if split else {"n_excluded": "Excluded"}
+    columns = {"n_positive": "Positives", "n_negative": "Negatives", **left_out, "auroc": "AUROC", "auprc": "AUPRC"}
+    note = (
+        "AUROC is how often an image with the finding scores above one without it: 0.5 is chance, 1 is perfect. AUPRC "
+        "is the average precision: chance is the share of positives. Images whose label is uncertain or not stated "
+        "say nothing of a score and are left out."
+    )
+    return finding_table(metrics, "results", "Results of each finding", note, columns)
+
+
+def operating_table(metrics: Mapping) -> Table | None:
+    """Sensitivity, specificity, MCC and F1 of each finding at its threshold."""
+    columns = {"threshold": "Threshold", "sensitivity": "Sensitivity", "specificity": "Specificity", "mcc": "MCC"}
+    results = metrics["findings"].values()
+    if any(format_cell(f1_threshold(result)) != format_cell(result.get("threshold")) for result in results):
+        columns["f1_threshold"] = "Threshold of F1"
+    columns |= {"f1": "F1", "accuracy_threshold": "Threshold of accuracy", "accuracy": "Accuracy"}
+    note = (
+        "A finding is called present when its score reaches the threshold. Sensitivity is the share of the positives "
+        "that are found, specificity that of the negatives that are left alone; MCC is the correlation of call and "
+        "label, F1 the harmonic mean of precision and sensitivity. Thresholds: "
+        f"{metrics['protocol'].get('thresholds', 'not stated')}."
+    )
+    return finding_table(metrics, "operating-points", "At the chosen threshold", note, columns)
+
+
+def thresholds_table(metrics: Mapping) -> Table | None:
+    """The thresholds by the criteria that chose them."""
+    findings = {
+        finding: result | {f"threshold_{key}": value for key, value in (result.get("thresholds") or {}).items()}
+        for finding, result in metrics["findings"].items()
+    }
+    columns = {
+        "threshold_mcc": "Highest MCC",
+        "threshold_f1": "Highest F1",
+        "threshold_youden": "Highest Youden index",
+    }
+    note = "Scores from which a finding is called present, by the criterion that chose them."
+    return finding_table({"findings": findings}, "thresholds", "Thresholds by criterion", note, columns)
+
+
+def calibration_table(metrics: Mapping) -> Table | None:
+    """Brier score and calibration error of each finding."""
+    columns = {"brier": "Brier score", "ece": "ECE"}
+    note = (
+        "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier "
+        "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
+        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both. Intervals "
+        "take scale and bias as given. A finding whose score ranks images the wrong way has one probability for all."
+    )
+    lacking = [
+        name
+        for name, result in metrics["findings"].items()
+        if "scale" in result and format_cell(result["scale"]) == DASH
+    ]
+    if lacking:
+        note += (
+            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and scores "
+            "that differ."
+        )
+    return finding_table(metrics, "calibration", "Calibration", note, columns)
+
+
+def score_levels_table(metrics: Mapping) -> Table | None:
+    """Mean AUROC of each kind of score."""
+    levels = metrics.get("score_levels")
+    if not levels:
+        return None
+    note = "The same images scored by the whole image and by its patches."
+    numbers = {  # older evaluations have the AUROC alone
+        level: value if isinstance(value, Mapping) else {"auroc": value} for level, value in levels.items()
+    }
+    rows = tuple(
+        (column_name(level), format_estimate(value.get("auroc"), value.get("auroc_ci95")))
+        for level, value in numbers.items()
+    )
+    with_interval = any("auroc_ci95" in value for value in numbers.values())
+    header = ("Score", f"AUROC, mean{' (95 % CI)' if with_interval else ''}")
+    return Table("score-levels", "Kinds of score", note, header, rows, "lr")
+
+
+def subgroup_tables(metrics: Mapping) -> list[Table]:
+    """The AUROC of each subgroup, per attribute: the mean over the findings, and each finding, with the gaps.
+
+    The layout is that of [`resampling.subgroup_metrics`], by attribute.
+    """
+    tables = []
+    for attribute, result in (metrics.get("subgroups") or {}).items():
+        groups = order_groups(result.get("groups") or {})
+        if not groups:
+            continue
+        name, in_mean = column_name(attribute), result.get("findings_in_mean") or []
+        note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean)}). "
+        note += (
+            "The gap is the highest minus the lowest, so it is above 0 by chance alone; its interval is that of these "
+        )
+        note += "two groups' difference."
+        if len(groups) > 2:
+            note += (
+                " The two were chosen as the farthest apart, which the interval does not know: read it beside those "
+            )
+            note += "of the groups."
+        left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
+        aside = ""
+        if left_out:
+            aside += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
+        if unknown:
+            aside += f" Images of unknown group: {unknown:,}."
+        rows = []
+        for group, numbers in groups.items():
+            mean = numbers.get("mean") or {}
+            estimate = format_estimate(mean.get("auroc"), mean.get("auroc_ci95"))
+            rows.append((group, format_cell(numbers.get("n_images")), estimate))
+        gap = result.get("mean_gap")
+        if gap:
+            rows.append(("Gap", "", format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        header = (name, "Images", "AUROC, mean (95 % CI)")
+        slug = f"subgroups-{anchor(attribute)}"
+        if in_mean:
+            title = f"By {name.lower()}"
+            tables.append(Table(slug, title, note + aside, header, tuple(rows), "lrr", 1 if gap else 0))
+
+        rows, gaps = [], result.get("gap") or {}
+        for finding in metrics["findings"]:
+            cells = [format_number((group.get("auroc") or {}).get(finding), missing=DASH) for group in groups.values()]
+            gap = gaps.get(finding) or {}
+            if set(cells) != {DASH}:
+                rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
+        if rows:
+            note = "AUROC of each finding in each group that has enough cases of it."
+            if not in_mean:
+                note += f" No finding has enough in every group, so the groups have no mean to compare.{aside}"
+            header = ("Finding", *groups, "Gap (95 % CI)")
+            title = f"Each finding by {name.lower()}"
+            tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
+    return tables
+
+
+def has_common_findings(result: Mapping) -> bool:
+    """Whether the groups of an attribute have a finding in common, by which they compare."""
+    return bool(result.get("groups") and result.get("findings_in_mean"))
+
+
+def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Groups by name, but "<18" first and ">=80" last."""
+    return dict(
+        sorted(groups.items(), key=lambda item: (not item[0].startswith("<"), item[0].startswith(">"), item[0]))
+    )
+
+
+def radiologist_tables(metrics: Mapping) -> list[Table]:
+    """The model beside the readers' mean, and each reader.
+
+    The layout is that of [`radiologists.compare_with_radiologists`].
+    """
+    result = metrics.get("radiologists") or {}
+    findings = result.get("findings") or {}
+    if not findings:
+        return []
+    parts = dict(findings)
+    if result.get("mean"):
+        parts[f"Mean of {len(findings)}"] = result["mean"]
+    rows, readers = [], []
+    for finding, part in parts.items():
+        cells = []
+        for key in ("mcc", "f1"):
+            cells += [format_number(part[rater].get(key), missing=DASH) for rater in ("model", "readers_mean")]
+            cells.append(format_estimate(part["difference"].get(key), part["difference"].get(f"{key}_ci95")))
+        rows.append((finding, *cells))
+        for name, reader in (("Model", part["model"]), *part["readers"].items()):
+            numbers = (
+                format_number(reader.get(key), missing=DASH) for key in ("mcc", "f1", "tpr", "fpr", "precision")
+            )
+            readers.append((finding, name, *numbers))
+    header = ("Finding", "MCC, model", "MCC, readers", "Difference (95 % CI)")
+    header += ("F1, model", "F1, readers", "Difference (95 % CI)")
+    rule = result.get("thresholds", "not stated")
+    note = (
+        f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
+        f"0 leaves it open. Thresholds: {rule}."
+    )
+    num_means = len(parts) - len(findings)
+    table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)
+    header = ("Finding", "Reader", "MCC", "F1", "Sensitivity", "False positive rate", "Precision")
+    note = f"The model at its threshold and each radiologist, against the reference labels. Thresholds: {rule}."
+    return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
+
+
+def protocol_table(metrics: Mapping) -> Table:
+    """How the numbers were made: the protocol, the models and the software."""
+    skipped = {"resamples_dropped"}  # one number per finding; those that are not 0 follow
+    rows = [("Data", format_cell(metrics["dataset"])), ("Images", format_cell(metrics["n_images"]))]
+    for key, value in metrics["protocol"].items():
+        if key == "images_skipped":  # how many, never which: their names may identify patients
+            value = len(value)
+        if key == "benchmark_differs":
+            value = " ".join(value)
+        if key not in skipped:
+            rows.append((column_name(key), value if isinstance(value, str) else format_cell_of_all(value)))
+    dropped = {name: n for name, n in (metrics["protocol"].get("resamples_dropped") or {}).items() if n}
+    if dropped:
+        rows.append(("Resamples dropped", format_cell(dropped)))
+    models = metrics.get("models") or []
+    rows.append(("Model" if len(models) == 1 else "Models, scores averaged", format_cell_of_all(models)))
+    rows.append(("Software", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())))
+    note = "Numbers of two evaluations compare only where these agree."
+    return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "lp")
+
+
+def format_cell_of_all(value) -> str:
+    """As `format_cell`, but the whole of a list; whole numbers without commas, since some are seeds."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(format_cell, value)) or "none"
+    return str(value) if type(value) is int else format_cell(value)

@@ -1,0 +1,153 @@
+"""Differences between two models on the same images: paired bootstrap and DeLong's test."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation_tier.statistics.bootstrap import (
+    QUANTILE_975,
+    bootstrap,
+    defined_values,
+    find_too_few,
+    mean_over_findings,
+    percentile_interval,
+)
+from evaluation_tier.statistics.metrics import select_known
+
+
+class PairedDifference(NamedTuple):
+    """What a second model adds to a first one on the same images, per finding and for the mean over the findings."""
+
+    difference: np.ndarray  # (findings,): second minus first, on all images
+    interval: np.ndarray  # (findings, 2)
+    p_value: np.ndarray  # (findings,), two-sided
+    mean_difference: float
+    mean_interval: np.ndarray  # (2,)
+    mean_p_value: float
+
+
+class DeLong(NamedTuple):
+    """Two correlated AUROCs, see [`delong`]."""
+
+    aurocs: np.ndarray  # (2,)
+    covariance: np.ndarray  # (2, 2)
+    intervals: np.ndarray  # (2, 2): lower and upper bound of each AUROC
+    difference: float  # second minus first
+    difference_interval: np.ndarray  # (2,)
+    p_value: float  # two-sided
+
+
+def bootstrap_p_value(differences: np.ndarray) -> float:
+    """
+    Two-sided p-value of a difference of 0: twice the smaller share of resampled differences on one side of 0 or at it.
+
+    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1, and
+    NaN where there are no [`defined_values`].
+    """
+    differences = defined_values(differences)
+    if not len(differences):
+        return float("nan")
+    smaller = min((differences <= 0).sum(), (differences >= 0).sum())
+    return min(1.0, float(2 * (smaller + 1) / (len(differences) + 1)))
+
+
+def paired_bootstrap(
+    labels: np.ndarray,
+    first_scores: np.ndarray,
+    second_scores: np.ndarray,
+    draws: np.ndarray,
+    first_thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    second_thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+    unit_ids: Sequence | None = None,
+) -> dict[str, PairedDifference]:
+    """
+    The second model's metrics minus the first's, both on the same resamples of the same images.
+
+    Args:
+        labels, draws: see [`bootstrap`].
+        first_scores, second_scores (`np.ndarray`): (images, findings).
+        first_thresholds, second_thresholds: as for [`bootstrap`], of both models or of neither.
+        unit_ids (`Sequence`, *optional*):
+            (images,), the patients that were drawn; a finding of too few gets neither interval nor p-value, and
+            neither does the mean where that is so of all findings.
+
+    Returns:
+        `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. A finding whose difference is undefined
+        is NaN, and the mean leaves it out.
+    """
+    if (first_thresholds is None) != (second_thresholds is None):
+        raise ValueError("Thresholds are given for one of the two models only: give those of both, or none.")
+    data = np.ones((1, len(labels)))
+    models = ((first_scores, first_thresholds), (second_scores, second_thresholds))
+    first_point, second_point = (bootstrap(labels, scores, data, thresholds) for scores, thresholds in models)
+    first, second = (bootstrap(labels, scores, draws, thresholds) for scores, thresholds in models)
+    too_few = np.zeros(labels.shape[1], dtype=bool) if unit_ids is None else find_too_few(labels, unit_ids)
+    results = {}
+    for name in first:
+        point, resampled = second_point[name][0] - first_point[name][0], second[name] - first[name]
+        mean, resampled_mean = mean_over_findings(point, resampled)
+        resampled[:, too_few] = np.nan
+        if too_few.all():
+            resampled_mean[:] = np.nan
+        results[name] = PairedDifference(
+            difference=point,
+            interval=np.array([percentile_interval(column) for column in resampled.T]).reshape(-1, 2),
+            p_value=np.array([bootstrap_p_value(column) for column in resampled.T]),
+            mean_difference=mean,
+            mean_interval=percentile_interval(resampled_mean),
+            mean_p_value=bootstrap_p_value(resampled_mean),
+        )
+    return results
+
+
+def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarray) -> DeLong:
+    """
+    DeLong's test of two models' AUROCs on the same images (DeLong et al. 1988), by midranks (Sun & Xu 2014).
+
+    It takes the images to be independent: with several of a patient, use [`paired_bootstrap`].
+
+    Args:
+        labels (`np.ndarray`): (images,), 1, 0, -1 or NaN; -1 and NaN are left out.
+        first_scores, second_scores (`np.ndarray`): (images,).
+
+    Returns:
+        [`DeLong`]: 95 % intervals from the normal distribution, those of the AUROCs clipped to 0..1. Covariance,
+        intervals and p-value are NaN with fewer than 2 positives or 2 negatives. Where the difference has no variance,
+        p is 1 if it is 0 and NaN otherwise.
+    """
+    known_labels, first = select_known(labels, first_scores)
+    scores = np.stack([first, select_known(labels, second_scores)[1]])  # (2, samples)
+    positive, negative = scores[:, known_labels], scores[:, ~known_labels]
+    m, n = positive.shape[1], negative.shape[1]
+    if min(m, n) == 0:
+        aurocs = np.full(2, np.nan)
+    else:
+        # each positive's share of negatives that it beats, and each negative's share of positives that beat it
+        ranks = np.array([midranks(row) for row in scores])
+        over = (ranks[:, known_labels] - [midranks(row) for row in positive]) / n  # (2, m)
+        under = 1 - (ranks[:, ~known_labels] - [midranks(row) for row in negative]) / m  # (2, n)
+        aurocs = over.mean(axis=1)
+    if min(m, n) < 2:
+        nothing = np.full((2, 2), np.nan)
+        return DeLong(aurocs, nothing, nothing, float(aurocs[1] - aurocs[0]), nothing[0], float("nan"))
+    covariance = np.cov(over) / m + np.cov(under) / n
+    errors = np.sqrt(np.diag(covariance))
+    intervals = aurocs[:, None] + QUANTILE_975 * errors[:, None] * [-1, 1]
+    difference = float(aurocs[1] - aurocs[0])
+    variance = max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0)
+    if variance > 1e-16 * (1 + np.trace(covariance)):  # rounding is no variance
+        p_value = math.erfc(abs(difference) / math.sqrt(2 * variance))
+    else:
+        p_value = 1.0 if abs(difference) < 1e-12 else float("nan")
+    half = QUANTILE_975 * math.sqrt(variance)
+    return DeLong(
+        aurocs, covariance, intervals.clip(0, 1), difference, np.array([difference - half, difference + half]), p_value
+    )
+
+
+def midranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, the mean rank among equal values."""
+    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[group]

@@ -1,0 +1,180 @@
+"""AUROC by sex, age band, view and other attributes of the images."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluation_tier.statistics.bootstrap import (
+    QUANTILE_975,
+    bootstrap,
+    draw_resamples,
+    find_too_few,
+    mean_over_findings,
+    percentile_interval,
+)
+
+
+def summarize_subgroups(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    patient_ids: Sequence,
+    findings: Sequence[str],
+    attributes: Mapping[str, Sequence],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """
+    AUROC by sex, age band, view and whatever else is known of the images, see [`subgroup_metrics`].
+
+    Args:
+        labels, scores, patient_ids, findings, num_resamples, seed: as for [`summarize`].
+        attributes (`Mapping[str, Sequence]`): name to each image's group; `None`, NaN or `""` where it is not known.
+
+    Returns:
+        `dict[str, dict]`: by attribute that has at least two groups.
+    """
+    draws = draw_resamples(patient_ids, num_resamples, seed)
+    options = {"findings": findings, "unit_ids": np.asarray(patient_ids)}
+    results = {name: subgroup_metrics(labels, scores, groups, draws, **options) for name, groups in attributes.items()}
+    return {name: result for name, result in results.items() if len(result["groups"]) + len(result["left_out"]) > 1}
+
+
+def wilson_interval(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The 95 % score interval of a binomial share (Wilson 1927): lower and upper bounds, each like `share`.
+
+    Args:
+        share (`np.ndarray`): in [0, 1].
+        count (`np.ndarray`): of what the share is, above 0.
+    """
+    z = QUANTILE_975
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
+
+
+def age_bands(ages: Sequence[float], edges: Sequence[float] = (18, 40, 60, 80)) -> np.ndarray:
+    """
+    Each age's band as text, such as `"<18"`, `"18-39"` and `">=80"`; `""` for an age that is NaN or `None`.
+
+    Args:
+        ages (`Sequence[float]`): in years.
+        edges (`Sequence[float]`, *optional*, defaults to `(18, 40, 60, 80)`):
+            Rising whole numbers; a band holds its lower edge and not its upper one.
+    """
+    ages = np.array([np.nan if age is None else age for age in ages], dtype=np.float64)
+    bands = [
+        f"<{edges[0]}",
+        *(f"{low}-{high - 1}" for low, high in zip(edges, edges[1:], strict=False)),
+        f">={edges[-1]}",
+    ]
+    return np.where(np.isnan(ages), "", np.array(bands)[np.searchsorted(edges, ages, side="right")])
+
+
+def subgroup_metrics(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: Sequence,
+    draws: np.ndarray,
+    *,
+    findings: Sequence[str],
+    min_cases: int = 10,
+    unit_ids: Sequence | None = None,
+) -> dict:
+    """
+    AUROC of each subgroup of the images (sex, age band, view, source), and how far subgroups are apart.
+
+    Groups share the resamples, so the interval of a gap honours that a patient may be in several groups (views). A gap
+    is the highest minus the lowest AUROC; its interval is that of the difference of these two groups, whichever is
+    higher in a resample. It does not know that they were chosen as the farthest apart: with more than two groups it
+    leaves out 0 too often where groups do not differ.
+
+    Args:
+        labels, scores (`np.ndarray`): (images, findings), as for [`bootstrap`].
+        groups (`Sequence`): (images,), each image's group; `None`, NaN or `""` where it is not known.
+        draws (`np.ndarray`): (resamples, images), see [`draw_resamples`]; those of each group are its columns.
+        findings (`Sequence[str]`): the findings' names.
+        min_cases (`int`, *optional*, defaults to 10):
+            Positives, and negatives, that a group needs for a finding's AUROC.
+        unit_ids (`Sequence`, *optional*):
+            (images,), the patients that were drawn; a group's finding of too few of them gets no interval.
+
+    Returns:
+        `dict`:
+        - `"groups"`: by group `{"n_images", "auroc": {finding: value}, "auroc_ci95": {finding: [low, high]}, "mean":
+          {"auroc", "auroc_ci95"}}`; a finding with too few cases is left out of the group.
+        - `"gap"`: by finding that two groups or more have `{"gap", "gap_ci95", "highest", "lowest"}`, and under
+          `"mean_gap"` the same of the groups' means (`None` with fewer than two groups).
+        - `"findings_in_mean"`: the findings that every group has; only these enter means, which would otherwise be of
+          different findings.
+        - `"left_out"`: by group without any finding the reason; `"n_unknown"`: images without a group.
+    """
+    labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    group_of = np.array(["" if group is None or group != group else str(group) for group in groups])
+    if len(group_of) != len(labels):
+        raise ValueError(f"There are {len(labels)} images, but {len(group_of)} groups.")
+    if np.ndim(draws) != 2:
+        raise ValueError("Subgroups share their resamples: give draws of resamples x images.")
+
+    point, resampled, enough, left_out = {}, {}, {}, {}
+    for group in np.unique(group_of[group_of != ""]).tolist():
+        rows = np.flatnonzero(group_of == group)
+        cases = np.minimum((labels[rows] == 1).sum(axis=0), (labels[rows] == 0).sum(axis=0))
+        if not (cases >= min_cases).any():
+            left_out[group] = f"{len(rows)} images, no finding with {min_cases} positives and negatives"
+            continue
+        enough[group] = cases >= min_cases
+        values = {
+            name: bootstrap(labels[rows], scores[rows], these)["auroc"]
+            for name, these in (("point", np.ones((1, len(rows)))), ("resampled", np.asarray(draws)[:, rows]))
+        }
+        point[group] = np.where(enough[group], values["point"][0], np.nan)
+        few = np.zeros(len(findings), dtype=bool) if unit_ids is None else find_too_few(labels[rows], unit_ids[rows])
+        resampled[group] = np.where(enough[group] & ~few, values["resampled"], np.nan)
+
+    common = np.all(list(enough.values()), axis=0) if enough else np.zeros(len(findings), dtype=bool)
+    described, means, resampled_means = {}, {}, {}
+    for group in point:
+        means[group], resampled_means[group] = mean_over_findings(point[group][common], resampled[group][:, common])
+        kept = np.flatnonzero(enough[group])
+        described[group] = {
+            "n_images": int((group_of == group).sum()),
+            "auroc": {findings[i]: float(point[group][i]) for i in kept},
+            "auroc_ci95": {findings[i]: percentile_interval(resampled[group][:, i]).tolist() for i in kept},
+            "mean": {
+                "auroc": means[group],
+                "auroc_ci95": percentile_interval(resampled_means[group]).tolist(),
+            },
+        }
+    gaps = {
+        finding: describe_gap(
+            {group: point[group][i] for group in point if enough[group][i]},
+            {group: resampled[group][:, i] for group in point},
+        )
+        for i, finding in enumerate(findings)
+    }
+    return {
+        "groups": described,
+        "gap": {finding: gap for finding, gap in gaps.items() if gap is not None},
+        "mean_gap": describe_gap(means, resampled_means) if common.any() else None,
+        "findings_in_mean": [finding for finding, shared in zip(findings, common, strict=True) if shared],
+        "left_out": left_out,
+        "n_unknown": int((group_of == "").sum()),
+    }
+
+
+def describe_gap(point: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> dict | None:
+    """
+    The highest minus the lowest of the groups' values, and the interval of these two groups' difference; `None` with
+    fewer than two groups.
+    """
+    if len(point) < 2:
+        return None
+    highest, lowest = max(point, key=point.get), min(point, key=point.get)
+    return {
+        "gap": float(point[highest] - point[lowest]),
+        "gap_ci95": percentile_interval(resampled[highest] - resampled[lowest]).tolist(),
+        "highest": highest,
+        "lowest": lowest,
+    }

@@ -1,0 +1,64 @@
+"""What a preparation is asked for."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from processing_tier.readers import origin_name, parse_data
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """
+    What the output depends on.
+
+    Args:
+        data (`str`), columns (`dict[str, str]`, *optional*), image_root (`str`, *optional*): see [`read_records`].
+        sheet (`str`, *optional*): see [`read_records`].
+        label_values (`tuple[str, ...]`, *optional*): WORD=LABEL each, see [`parse_label_values`].
+        splits (`tuple[str, ...]`, *optional*): by default all that the data have.
+        views (`str`, *optional*, defaults to `"frontal"`): `"frontal"` or `"all"`.
+        text (`str`, *optional*):
+            Leave out records without this text: `"impression"`, `"findings"` or `"both"` (either of them).
+        report_style (`str`, *optional*, defaults to `"standard"`):
+            `"standard"` keeps the sections as the reader gives them; `"chexzero"` and `"tier"` cut them out of the
+            whole report anew, as [`extract_sections`] does.
+        size (`int`, *optional*, defaults to 512):
+            Pixels of the shortest side of the stored images, so that every geometry of [`TierImageProcessor`] at up to
+            this size has pixels enough. Smaller images keep theirs. `None` stores all as they are.
+        format (`str`, *optional*, defaults to `"jpeg"`): or `"png"`.
+        quality (`int`, *optional*, defaults to 95): of JPEG.
+        shard_images (`int`, *optional*, defaults to 1000): most images in a shard.
+        seed (`int`, *optional*, defaults to 0): of the order of the records.
+    """
+
+    data: str
+    columns: dict[str, str] | None = None
+    image_root: str | None = None
+    sheet: str | None = None
+    label_values: tuple[str, ...] | None = None
+    splits: tuple[str, ...] | None = None
+    views: str = "frontal"
+    text: str | None = None
+    report_style: str = "standard"
+    size: int | None = 512
+    format: str = "jpeg"
+    quality: int = 95
+    shard_images: int = 1000
+    seed: int = 0
+
+    def recorded(self) -> dict:
+        """The options as `prepare.json` and the card have them: nothing of this machine's folders."""
+        options = {key: value for key, value in dataclasses.asdict(self).items() if key != "image_root"}
+        if self.format != "jpeg":
+            del options["quality"]
+        return options | {
+            "data": origin_name(self.data),
+            "reader_options": {
+                name: Path(value).name if isinstance(value, str) else value
+                for name, value in parse_data(self.data)[2].items()
+                if name != "image_root"
+            },
+            "splits": list(self.splits) if self.splits else None,
+            "label_values": list(self.label_values) if self.label_values else None,
+        }

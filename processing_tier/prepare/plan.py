@@ -1,0 +1,179 @@
+"""How the records of a preparation are divided into shards."""
+
+import hashlib
+import inspect
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from processing_tier.prepare.claim import claim, remove_left_behind
+from processing_tier.prepare.options import PrepareOptions
+from processing_tier.prepare.shards import Shard, is_whole, read_batches, read_quarantine
+from processing_tier.prepare.summary import SOURCE_HEADING
+from processing_tier.readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
+from processing_tier.readers.hub_files import SHARD
+from processing_tier.records.identifiers import check_unique_ids
+from processing_tier.records.labels import parse_label_values
+from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_disjoint_patients, select_text
+from processing_tier.records.views import FRONTAL_VIEWS
+from processing_tier.reports.sections import extract_sections
+
+
+@dataclass
+class Plan:
+    """What is to be done, and what the card says about the records that are left out."""
+
+    features: datasets.Features
+    counts: dict[str, dict[str, int]]  # of each split: read, not_frontal, without_text, kept
+    shards: list[Shard]
+    todo: list[Shard]  # those of this machine that are not there yet
+
+    @cached_property
+    def total(self) -> int:
+        return sum(counts["kept"] for counts in self.counts.values())
+
+
+# --- The records, in a process of its own
+def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
+    """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
+    datasets.disable_progress_bars()
+    splits = options.splits or list_splits(options.data, options.columns, options.sheet)
+    source = {"columns": options.columns, "image_root": options.image_root, "sheet": options.sheet}
+    source["label_values"] = parse_label_values(options.label_values)
+    check_splits(splits)
+    records, images, counts = {}, {}, {}
+    for split in splits:
+        records[split], images[split], counts[split] = select_records(
+            read_records(options.data, split, **source), split, options
+        )
+    check_disjoint_patients(**records)
+    check_unique_ids([image_id for dataset in records.values() for image_id in dataset["image_id"]], options.data)
+    features = merge_features(records)
+    orders = {split: shuffle(len(dataset), split, options.seed) for split, dataset in records.items()}
+    shards = [shard for split, order in orders.items() for shard in cut(split, len(order), options.shard_images)]
+
+    fingerprint = hashlib.sha256()
+    words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
+    for split, dataset in records.items():
+        fingerprint.update(json.dumps(images[split].tolist()).encode())
+        for table in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
+            fingerprint.update(json.dumps(table.to_pylist()).encode())
+    output_dir.mkdir(parents=True, exist_ok=True)
+    work_dir.mkdir()
+    claim(output_dir, work_dir, options.recorded() | {"records": fingerprint.hexdigest()})
+    remove_left_behind(output_dir, work_dir)
+    (output_dir / "data").mkdir(exist_ok=True)
+    todo = []
+    for shard in shards[shard_index::shard_count]:
+        target = output_dir / "data" / shard.name
+        order = orders[shard.split][shard.start : shard.stop]
+        if is_whole(target, shard) and not read_quarantine(pq.read_metadata(target)):
+            continue
+        with pa.OSFile(str(work_dir / shard.name), "wb") as file, pa.ipc.new_file(file, features.arrow_schema) as plan:
+            for table in read_batches(records[shard.split], order, features):
+                plan.write_table(table)
+        todo.append(shard)
+    return Plan(features, counts, shards, todo)
+
+
+def check_splits(splits: Sequence[str]) -> None:
+    """
+    Raises:
+        `ValueError`: no split, or a name that files or `datasets` cannot have.
+    """
+    if not splits:
+        raise ValueError("no row of the data has a split; fill the column, or name another one in columns.")
+    for split in splits:
+        if not SHARD.fullmatch(f"{split}-00000-of-00001.parquet"):
+            raise ValueError(f"split {split!r} cannot be the name of a file; use letters, digits and _ alone.")
+        if split.lower() == "all":
+            raise ValueError(f"split {split!r} cannot be loaded, for `datasets` means all splits by it; rename it.")
+
+
+def select_records(
+    records: datasets.Dataset, split: str, options: PrepareOptions
+) -> tuple[datasets.Dataset, np.ndarray, dict[str, int]]:
+    """
+    The records that the options ask for, with the sections they ask for; what [`list_images`] says of them; and how
+    many were left out why.
+    """
+    images = list_images(records)
+    if options.report_style != "standard":
+        sections = [extract_sections(report, options.report_style) for report in records["report"]]
+        columns = records.column_names
+        for name in ("findings", "impression"):
+            texts = [section[name].strip() for section in sections]
+            records = records.remove_columns(name).add_column(name, texts)
+        records = records.select_columns(columns)
+    keep = np.ones(len(records), dtype=bool)
+    if options.views == "frontal":
+        keep = np.isin(np.array(records["view"][:]), FRONTAL_VIEWS)
+    counts = {"read": len(records), "not_frontal": int((~keep).sum()), "without_text": 0}
+    if options.text is not None:
+        sections = records.select_columns(["impression", "findings"])
+        has_text = np.fromiter((bool(select_text(record, options.text)) for record in sections), bool, len(records))
+        counts["without_text"] = int((keep & ~has_text).sum())
+        keep &= has_text
+    if not keep.any():
+        raise ValueError(
+            f"split {split!r}: none of {len(records)} records is left ({counts['not_frontal']} are not frontal, "
+            f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
+        )
+    return records.select(np.flatnonzero(keep)), images[keep], counts | {"kept": int(keep.sum())}
+
+
+def list_images(records: datasets.Dataset) -> np.ndarray:
+    """The name of each image's file, or how many bytes of it are embedded; neither opens nor copies one."""
+    images = []
+    for table in records.select_columns("image").with_format("arrow").iter(1000):
+        for chunk in table["image"].chunks:
+            sizes = pc.binary_length(pc.struct_field(chunk, "bytes")).to_pylist()
+            paths = pc.struct_field(chunk, "path").to_pylist()
+            images += [
+                os.path.basename(path or "") if size is None else size for size, path in zip(sizes, paths, strict=True)
+            ]
+    return np.array(images, dtype=object)
+
+
+def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
+    """The columns of all splits: those of a data set on the Hub are the same in each."""
+    features = {name: feature for dataset in records.values() for name, feature in dataset.features.items()}
+    findings = [name for name in features if name not in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)]
+    order = [*REQUIRED_COLUMNS, *findings, *(name for name in OPTIONAL_COLUMNS if name in features)]
+    return datasets.Features({name: features[name] for name in order} | {"image": datasets.Image()})
+
+
+def shuffle(count: int, split: str, seed: int) -> np.ndarray:
+    """The order of the records of a split; independent of which other splits are prepared."""
+    return np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(count)
+
+
+def cut(split: str, total: int, shard_images: int) -> list[Shard]:
+    """Shards of a split, of equal size (but one) and at most `shard_images`."""
+    count = -(-total // shard_images)
+    return [Shard(split, k, count, k * total // count, (k + 1) * total // count) for k in range(count)]
+
+
+def describe_source(data: str) -> str:
+    """What is known of where the data come from, under which terms, and what is derived."""
+    reader, folder, _ = parse_data(data)
+    if reader == PHANTOM:
+        return "Synthetic radiographs that tier-clip draws; they show nobody."
+    if reader is not None:
+        return inspect.cleandoc(inspect.getmodule(READERS[reader][0]).__doc__)
+    card = Path(folder, "README.md")
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() and is_hub(folder) else ""
+    return text.partition(SOURCE_HEADING)[2].strip() or (
+        f"{dataset_name(data)}, as its owner has it. The terms of its source apply; state them here before you pass "
+        "it on."
+    )

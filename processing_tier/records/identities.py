@@ -1,0 +1,204 @@
+"""
+Which images and patients a model was trained on: hashes that are kept with the model, so that no evaluation counts
+them without saying so.
+
+An image is known by the content of its file, never by its name; no pixel is decoded. A patient is known by id and data
+set. Neither stands in clear text, but the ids of a data set can be guessed and hashed, above all where they are short
+numbers: a file of these hashes is as confidential as a list of the patients.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+
+FILE = "trained_on.json"  # in a model's folder
+
+PRIVATE_FILE = "_trained_on.json"  # likewise, where what is pushed will be public: uploads leave "_*" out
+
+MAX_FILE_BYTES = 256 * 2**20
+
+BLOCK, BLOCKS = 4096, 16  # bytes of a file that are hashed: all of a small one, evenly spaced blocks of a large one
+
+HELD_OUT = "held_out"  # the split of the patients that a training set aside
+
+EMPTY = np.empty(0, dtype=np.uint64)
+
+# Archives that hold images of another one: their patients are the same people
+SAME_IMAGES = {
+    "mimic_cxr_jpg": "mimic_cxr",
+    "ms_cxr": "mimic_cxr",
+    "chexpert_plus": "chexpert",
+    "chexlocalize": "chexpert",
+    "rsna": "chestxray14",
+    "siim": "chestxray14",
+    "chestx_det10": "chestxray14",
+}
+
+
+class Source(NamedTuple):
+    """The records of one training, or of one that it started from."""
+
+    dataset: str  # its name in results
+    split: str
+    images: np.ndarray  # (images,) uint64, ascending; see `image_keys`
+    patients: np.ndarray  # (patients,) uint64, ascending; see `patient_keys`
+    held_out: np.ndarray = EMPTY  # (patients,) uint64 of those that were set aside
+
+
+class TrainedOn(NamedTuple):
+    """All that is known of what a model has seen."""
+
+    sources: tuple[Source, ...]
+    unlisted: tuple[str, ...] = ()  # initial weights whose training images are not known
+
+
+def family(dataset: str) -> str:
+    """What data sets of the same patients share: the name, without options that leave the patients as they are."""
+    name, _, options = dataset.partition(":")
+    if name == "phantom":
+        return ":".join(
+            [name, *(part for part in options.split(",") if part.startswith("seed=") and part != "seed=0")]
+        )
+    return SAME_IMAGES.get(dataset, dataset)
+
+
+def image_key(image: Mapping) -> int:
+    """
+    64 bits of SHA-256 of an undecoded image: of the size of its file and of all its bytes, or of 16 blocks of 4,096
+    bytes of a larger one, first and last among them. 0 for a file that cannot be read.
+    """
+    data = image.get("bytes")
+    if data is not None:
+        size, read = len(data), lambda start: data[start : start + BLOCK]
+        return digest([str(size).encode(), *map(read, block_starts(size))])
+    try:
+        with open(image["path"], "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            parts = [str(size).encode()]
+            for start in block_starts(size):
+                file.seek(start)
+                parts.append(file.read(BLOCK))
+    except (OSError, TypeError, KeyError, ValueError):
+        return 0
+    return digest(parts)
+
+
+def block_starts(size: int) -> list[int]:
+    """Where the hashed blocks of a file begin, ascending."""
+    if size <= BLOCK * BLOCKS:
+        return list(range(0, size, BLOCK))
+    return [(size - BLOCK) * i // (BLOCKS - 1) for i in range(BLOCKS)]
+
+
+def digest(parts: Iterable[bytes]) -> int:
+    return int.from_bytes(sha256(b"\0".join(parts)).digest()[:8], "little")
+
+
+def image_keys(records: datasets.Dataset) -> np.ndarray:
+    """[`image_key`] of each record, (images,) uint64; a few images are in memory at a time."""
+    keys = np.zeros(len(records), dtype=np.uint64)
+    start = 0
+    bar = tqdm(total=len(records), desc="hashing images", unit="image", delay=3, leave=False, disable=None)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+        for batch in records.select_columns(["image"]).iter(32):
+            images = [image or {} for image in batch["image"]]
+            keys[start : start + len(images)] = list(pool.map(image_key, images))
+            start += len(images)
+            bar.update(len(images))
+    return keys
+
+
+def patient_keys(patient_ids: Sequence[str], dataset: str) -> np.ndarray:
+    """64 bits of SHA-256 of each patient's id under the name of the data set's [`family`], (images,) uint64."""
+    patients, rows = np.unique(np.asarray(patient_ids, dtype=str), return_inverse=True)
+    name = family(dataset).encode()
+    return np.array([digest([name, patient.encode()]) for patient in patients], dtype=np.uint64)[rows]
+
+
+def make_source(
+    dataset: str, split: str, images: np.ndarray, patient_ids: Sequence[str], held_out: Sequence[str] = ()
+) -> Source:
+    """
+    Args:
+        dataset (`str`): what results call it.
+        split (`str`): that the training read.
+        images (`np.ndarray`): (images,) of [`image_keys`].
+        patient_ids (`Sequence[str]`): of the images.
+        held_out (`Sequence[str]`, *optional*): ids of the patients of that split which were set aside.
+    """
+    patients, set_aside = (
+        np.unique(patient_keys(ids, dataset)) if len(ids) else EMPTY for ids in (patient_ids, held_out)
+    )
+    return Source(dataset, split, np.unique(images[images != 0]), patients, set_aside)
+
+
+def write_trained_on(folder: str | os.PathLike, trained_on: TrainedOn, public: bool = False) -> Path:
+    """
+    Keep what a model was trained on in its folder.
+
+    Args:
+        folder (`str` or `os.PathLike`): the model's.
+        trained_on ([`TrainedOn`]): what to keep.
+        public (`bool`, *optional*, defaults to `False`): under the name that an upload to the Hub leaves out.
+    """
+    sources = [
+        {
+            "dataset": source.dataset,
+            "split": source.split,
+            "n_images": len(source.images),
+            "n_patients": len(source.patients),
+            **{
+                name: base64.b64encode(getattr(source, name).astype("<u8").tobytes()).decode()
+                for name in ("images", "patients", "held_out")
+            },
+        }
+        for source in trained_on.sources
+    ]
+    path = Path(folder, PRIVATE_FILE if public else FILE)
+    content = {"version": 1, "sources": sources, "unlisted": list(trained_on.unlisted)}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    Path(folder, FILE if public else PRIVATE_FILE).unlink(missing_ok=True)
+    return path
+
+
+def find_trained_on(folder: str | os.PathLike) -> Path | None:
+    """The file of [`write_trained_on`] in a folder."""
+    return next((path for name in (FILE, PRIVATE_FILE) if (path := Path(folder, name)).is_file()), None)
+
+
+def read_trained_on(path: str | os.PathLike) -> TrainedOn:
+    """
+    What [`write_trained_on`] wrote.
+
+    Raises:
+        `ValueError`: the file is damaged or too large.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sources = []
+        for source in content["sources"]:
+            keys = {
+                name: np.frombuffer(base64.b64decode(source[name], validate=True), dtype="<u8").astype(np.uint64)
+                for name in ("images", "patients", "held_out")
+            }
+            if [source["n_images"], source["n_patients"]] != [len(keys["images"]), len(keys["patients"])]:
+                raise ValueError
+            sources.append(Source(str(source["dataset"]), str(source["split"]), **keys))
+        return TrainedOn(tuple(sources), tuple(map(str, content["unlisted"])))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        raise ValueError(
+            f"{path} is damaged: which images the model was trained on is not known; copy the file again, or delete "
+            "it."
+        ) from None

@@ -1,0 +1,152 @@
+"""
+Masks as run lengths.
+
+A mask is a boolean array (height, width). Records keep it as `counts`: the lengths of its runs of equal pixels, column
+by column, in turn outside and inside, starting outside (so with 0 where the first pixel is inside). This is the
+uncompressed run-length form of COCO; data sets ship two others, which are read here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from processing_tier.limits_tier import MAX_PIXELS
+
+
+def encode_mask(mask: np.ndarray) -> list[int]:
+    """
+    Run lengths of a mask.
+
+    Args:
+        mask (`np.ndarray`): (height, width); everything but zero is inside.
+
+    Returns:
+        `list[int]`: at least one; their sum is height * width. An empty mask is one run.
+
+    Raises:
+        `ValueError`: not an array of two dimensions, or one without pixels.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"a mask of shape {mask.shape} is not (height, width); give one channel.")
+    check_size(*mask.shape)
+    pixels = mask.ravel(order="F") != 0
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff(changes, prepend=0, append=pixels.size).tolist()
+    return [0, *counts] if pixels[0] else counts
+
+
+def decode_mask(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+    """
+    The mask of run lengths: the inverse of [`encode_mask`].
+
+    Returns:
+        `np.ndarray`: bool (height, width).
+
+    Raises:
+        `ValueError`: the run lengths do not fill height x width pixels.
+    """
+    counts = check_counts(counts, height, width)
+    inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(inside, counts).reshape((height, width), order="F")
+
+
+def finding_mask(masks: Sequence[Mapping] | None, finding: str) -> np.ndarray | None:
+    """
+    All that the masks of a record mark as one finding.
+
+    Args:
+        masks (`Sequence[Mapping]`, *optional*): the column `masks` of a record.
+        finding (`str`): its name.
+
+    Returns:
+        `np.ndarray`, *optional*: bool (height, width); `None` where no mask is of this finding.
+
+    Raises:
+        `ValueError`: masks of different sizes, or run lengths that do not fill them.
+    """
+    found = [mask for mask in masks or () if mask["finding"] == finding]
+    if len({(mask["height"], mask["width"]) for mask in found}) > 1:
+        raise ValueError(f"the masks of {finding!r} have different sizes; mend the record.")
+    decoded = [decode_mask(mask["counts"], mask["height"], mask["width"]) for mask in found]
+    return np.any(decoded, axis=0) if decoded else None
+
+
+def counts_from_coco_string(text: str, height: int, width: int) -> list[int]:
+    """
+    Run lengths of the compressed string that pycocotools writes (and CheXlocalize ships).
+
+    Each run length is written in groups of five bits, the lowest first; a character is 48 plus the group, plus 32
+    where another follows, and the highest bit of the last group is the sign. From the fourth on, what is written is
+    the difference to the run length two before (rleToString in cocoapi's maskApi.c).
+
+    Raises:
+        `ValueError`: not such a string, or one of another height x width.
+    """
+    check_size(height, width)
+    groups = np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(groups & 32 == 0)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends + 1 - starts
+    # Seven groups hold 35 bits, more than any picture needs; a shift by more than 63 would not be defined
+    if not groups.size or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32 or lengths.max() > 7:
+        raise ValueError("a compressed mask is cut short or is no string of run lengths; download its file again.")
+    shifts = 5 * (np.arange(groups.size) - np.repeat(starts, lengths))
+    counts = np.add.reduceat((groups & 31) << shifts, starts)
+    counts -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
+    for first in (1, 2):
+        counts[first::2] = np.cumsum(counts[first::2])
+    return check_counts(counts, height, width).tolist()
+
+
+def counts_from_siim(text: str, height: int = 1024, width: int = 1024) -> list[int]:
+    """
+    Run lengths of a mask as SIIM-ACR ships it: pairs of an offset from the end of the last run and a run's length,
+    column by column; `-1` is the empty mask.
+
+    Raises:
+        `ValueError`: not such pairs, or more than height x width pixels.
+    """
+    check_size(height, width)
+    words = text.split()
+    if words == ["-1"]:
+        return [height * width]
+    if not words or len(words) % 2 or not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
+        raise ValueError("a mask is not -1 or pairs of an offset and a length; download its file again.")
+    counts = np.array(words, dtype=np.int64)
+    rest = height * width - counts.sum()
+    counts = check_counts(np.append(counts, rest) if rest else counts, height, width)
+    if (counts[1:] == 0).any():  # runs that touch become one
+        return encode_mask(decode_mask(counts, height, width))
+    return counts.tolist()
+
+
+def check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1 or int(height) * int(width) > MAX_PIXELS:
+        raise ValueError(f"a mask of {height}x{width} pixels (height x width) is empty or larger than any radiograph.")
+
+
+def check_counts(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
+    """
+    Run lengths that fill a mask, as int64. Each is held to the number of pixels before they are added up: their sum
+    could pass through the largest integer and come out right.
+
+    Raises:
+        `ValueError`: they do not fill height x width pixels, or are not whole numbers.
+    """
+    check_size(height, width)
+    pixels = int(height) * int(width)
+    try:
+        array = np.asarray(counts)
+        is_right = array.ndim == 1 and 0 < array.size <= 2 * pixels + 1 and array.dtype.kind in "iu"
+        is_right = (
+            is_right and bool(((array >= 0) & (array <= pixels)).all()) and int(array.sum(dtype=np.int64)) == pixels
+        )
+    except (ValueError, OverflowError, TypeError):  # lists of different lengths, numbers larger than 64 bits
+        is_right = False
+    if not is_right:
+        raise ValueError(
+            f"the run lengths of a mask do not fill its {height}x{width} pixels (height x width); download its file "
+            "again."
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,63 @@
+"""What exports leave in the text of reports: escaped line ends, HTML, and the codes of Excel."""
+
+import html
+import re
+
+import pandas as pd
+
+ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,5}|[A-Za-z]{2,10}\d{0,2});")
+
+# Known names alone: <unk> and <hcw> are marks of de-identification, "<5 mm>" is neither
+BREAK = re.compile(r"<\s*/?\s*(?:br|p|div|li|ul|ol|tr|table|tbody|h[1-6]|hr|pre)\b[^<>]{0,80}>", re.IGNORECASE)
+
+STYLE = re.compile(
+    r"<\s*/?\s*(?:b|i|u|em|strong|span|font|small|big|sup|sub|td|th|html|body)(?:\s[^<>]{0,200})?/?\s*>", re.IGNORECASE
+)
+
+EXCEL = re.compile(r"_x(0009|000[AaDd])_(?:\r?\n)?")
+
+ESCAPED_END = re.compile(r"(?:\\r)?\\n")
+
+# A line end that is escaped is followed by something that begins a line; "and\nor" alone is a typing error
+ESCAPED_LINE = re.compile(r"\\n(?:[^a-z]|$)")
+
+HINT = re.compile(r"[<&\\]|_x00")
+
+
+def repair_markup(text: str) -> str:
+    """
+    A report with line ends where an export wrote `\\n` (a backslash and an n), `<br>` or `_x000D_`, with `&` for
+    `&amp;`, and without the tags of bold and other type. Marks of de-identification stay.
+
+    Args:
+        text (`str`): a report, or a section of one.
+    """
+    if not HINT.search(text):
+        return text
+    text = EXCEL.sub(lambda code: "\t" if code[1] == "0009" else "\n", text)
+    if ESCAPED_LINE.search(text):
+        text = ESCAPED_END.sub("\n", text)
+    for _ in range(2):  # "&amp;lt;" was escaped twice
+        text = ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
+    return STYLE.sub("", BREAK.sub("\n", text))
+
+
+def join_text(value, where: str) -> str:
+    """
+    A value of a text column as text: a list of sentences or lines is joined, blank is `""`.
+
+    Args:
+        value: text, a number, blank, or a list of these.
+        where (`str`): table and column, for the error.
+
+    Raises:
+        `ValueError`: a mapping, bytes, or lists in lists.
+    """
+    if isinstance(value, (list, tuple)) or hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1:
+        parts = [join_text(part, where) if not isinstance(part, (list, tuple)) else None for part in list(value)]
+        if None in parts:
+            raise ValueError(f"{where} holds lists of lists; give text, or a list of sentences.")
+        return "\n".join(filter(None, parts))
+    if isinstance(value, (dict, bytes, set)):
+        raise ValueError(f"{where} holds {type(value).__name__}, not text; name another column.")
+    return "" if not isinstance(value, str) and pd.isna(value) else repair_markup(str(value))

@@ -1,0 +1,271 @@
+"""
+Training speed, data loading included, against a plain `transformers.Trainer` on `CLIPModel` whose texts are padded to
+77 tokens and whose float32 pixels are made for each sample, as the public contrastive example does.
+
+    python speed/train_step.py                                            # phantoms, 10 minutes on one core
+    python speed/train_step.py --data FOLDER      # real reports
+    python speed/train_step.py --data FOLDER --edge 0  # and images as small as they are
+    python speed/train_step.py --data FOLDER --device cuda --batch-size 256 --steps 40 --workers 15 --compile
+
+Both train the same architecture from the same random weights (of --model resnet50-bert, for which there is no such
+example, only ours runs) on the same pairs: epochs of --steps batches, of each in turn, after one that does not count.
+On a CPU, seconds are those of processor time, which other programs on the machine do not change, and without workers;
+on a GPU they are those of the clock. The last line is the median over the epochs of the ratio of images per second.
+Ours decodes at reduced size, augments ("standard"), passes 8-bit grey pixels on, and reads texts in groups of about
+equal length (--group_texts).
+"""
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
+
+from modeling_tier import TierCLIPModel, TierDualEncoderModel  # noqa: E402
+from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer  # noqa: E402
+from training_tier.data.collator import PairCollator  # noqa: E402
+from training_tier.data.image_cache import CachedImages  # noqa: E402
+from training_tier.data.pairs import PairDataset  # noqa: E402
+from training_tier.data.splits import load_splits  # noqa: E402
+from training_tier.data.text_lengths import padded_lengths  # noqa: E402
+from training_tier.loop.callbacks import (
+    flops_by_length,  # noqa: E402
+    peak_flops,  # noqa: E402
+)
+from training_tier.loop.contrastive import TierTrainer  # noqa: E402
+from training_tier.options.data import DataArguments  # noqa: E402
+from training_tier.options.training import (
+    ORDERS,  # noqa: E402
+    TierTrainingArguments,  # noqa: E402
+)
+from training_tier.start.presets import preset_config  # noqa: E402
+
+MODELS = {"vit-b32": "vit-b-32", "vit-b16": "vit-b-16", "resnet50-bert": "resnet-50-bert", "tiny": "tiny"}
+DEVICE = "cpu"
+
+
+def now() -> float:
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds of loading and of all, and what each text was padded to, in one epoch."""
+
+    def __init__(self, group_texts: bool):
+        self.group_texts = group_texts
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.data, self.tokens, self.pairs = 0.0, [], 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.start = now()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.total = now() - self.start
+
+
+class Timed:
+    """A Trainer that has a [`Stopwatch`]."""
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = now()
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self.stopwatch.data += now() - start
+        for batch in batches:
+            self.stopwatch.pairs += len(batch["pixel_values"])
+            if self.stopwatch.group_texts:
+                self.stopwatch.tokens += padded_lengths(batch["attention_mask"]).tolist()
+            else:
+                self.stopwatch.tokens += [batch["input_ids"].shape[1]] * len(batch["input_ids"])
+        return batches, count
+
+
+class PlainTrainer(Timed, Trainer):
+    pass
+
+
+class OurTrainer(Timed, TierTrainer):
+    pass
+
+
+class PlainPairs(torch.utils.data.Dataset):
+    """RGB pictures decoded in full, resized and normalised one by one, and texts padded to what the model reads."""
+
+    def __init__(self, records: datasets.Dataset, texts: list[str], tokenizer, size: int):
+        self.records, self.texts, self.tokenizer = records, texts, tokenizer
+        self.image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        image = read_plainly(self.records[index]["image"])
+        pixels = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        text = self.tokenizer(self.texts[index], padding="max_length", truncation=True, return_tensors="pt")
+        return {"pixel_values": pixels, **{name: value[0] for name, value in text.items()}}
+
+
+def read_plainly(source: dict) -> Image.Image:
+    if source["bytes"] is None:
+        return Image.open(source["path"]).convert("RGB")
+    return Image.open(io.BytesIO(source["bytes"])).convert("RGB")
+
+
+def collate_plainly(pairs: list[dict]) -> dict:
+    return {name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]} | {"return_loss": True}
+
+
+def enlarge(records: datasets.Dataset, edge: int, folder: str) -> datasets.Dataset:
+    """The same pictures as JPEG files of the size that hospitals archive."""
+    images = []
+    for record in records:
+        path = f"{folder}/{len(images)}.jpg"
+        image = read_radiograph(record["image"])
+        image.resize((edge, round(edge * image.height / image.width)), Image.Resampling.BICUBIC).save(path, quality=90)
+        images.append({"bytes": None, "path": path})
+    return records.remove_columns("image").add_column("image", images, feature=datasets.Image(decode=False))
+
+
+def main() -> None:
+    global DEVICE
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="phantom:num_images=100", help="as of train_tier.py (default: phantoms)")
+    parser.add_argument("--text", default="both", help="as of train_tier.py (default: both)")
+    parser.add_argument(
+        "--edge",
+        type=int,
+        default=2500,
+        help="JPEG files of this width, as archives keep; 0: as they are (default: 2500)",
+    )
+    parser.add_argument("--model", default="vit-b32", choices=MODELS, help="(default: vit-b32)")
+    parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
+    parser.add_argument("--steps", type=int, default=4, help="batches of an epoch (default: 4)")
+    parser.add_argument("--repetitions", type=int, default=3, help="epochs of each that count (default: 3)")
+    parser.add_argument("--order", default="random", choices=ORDERS, help="of our batches (default: random)")
+    parser.add_argument("--no-groups", action="store_true", help="ours without --group_texts, which it has otherwise")
+    parser.add_argument("--cache", action="store_true", help="ours reads images from an --image_cache")
+    parser.add_argument("--compile", action="store_true", help="ours with --torch_compile")
+    parser.add_argument("--bf16", action="store_true", help="both in bfloat16, also on a CPU; on a GPU always")
+    parser.add_argument("--workers", type=int, default=0, help="of both (default: 0)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
+    args = parser.parse_args()
+    DEVICE = args.device
+    bf16 = args.bf16 or DEVICE == "cuda"
+    disable_progress_bar()
+    set_verbosity_error()
+    count = args.batch_size * args.steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        records, _ = load_splits(DataArguments(data=args.data, eval_split="validation", text=args.text), seed=0)
+        if len(records) < count:
+            parser.error(f"{count} pairs are asked for, and {args.data} has {len(records)}; lower --steps.")
+        texts = [f"{r['impression']} {r['findings']}" for r in records.select_columns(["impression", "findings"])]
+        tokenizer = train_tokenizer(texts, vocab_size=4000)
+        records = records.shuffle(seed=0).select(range(count)).flatten_indices()
+        if args.edge:
+            records = enlarge(records, args.edge, folder)
+        config = preset_config(MODELS[args.model], tokenizer)
+        is_dual = config.model_type == "tier_dual_encoder"
+        size = config.image_size if is_dual else config.vision_config.image_size
+        processor = TierProcessor(TierImageProcessor(size=size), tokenizer)
+        images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None
+        pairs = PairDataset(records, processor.image_processor, args.text, augmentation="standard", images=images)
+        torch.manual_seed(0)
+        model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
+        options = {
+            "output_dir": folder,
+            "per_device_train_batch_size": args.batch_size,
+            "num_train_epochs": 1,
+            "dataloader_num_workers": args.workers,
+            "dataloader_drop_last": True,
+            "bf16": bf16,
+            "use_cpu": DEVICE == "cpu",
+            "report_to": "none",
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+        }
+        ours = TierTrainingArguments(
+            **options,
+            load_best_model_at_end=False,
+            train_sampling_strategy=args.order,
+            group_texts=not args.compile and not args.no_groups,
+            torch_compile=args.compile,
+        )
+        collator = PairCollator(tokenizer, ours.pad_to_multiple_of)
+        trainers = {
+            "ours": OurTrainer(
+                model=model, args=ours, train_dataset=pairs, data_collator=collator, processing_class=processor
+            )
+        }
+        if not is_dual:
+            towers = {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
+            clip = CLIPModel(CLIPConfig(**towers, projection_dim=config.projection_dim))
+            clip.load_state_dict(model.state_dict())
+            plain = PlainPairs(records, list(pairs.texts()), tokenizer, size)
+            arguments = TrainingArguments(**options, remove_unused_columns=False)
+            trainers["plain"] = PlainTrainer(
+                model=clip, args=arguments, train_dataset=plain, data_collator=collate_plainly
+            )
+        for trainer in trainers.values():
+            trainer.remove_callback(PrinterCallback)
+            trainer.stopwatch = Stopwatch(getattr(trainer.args, "group_texts", False))
+            trainer.add_callback(trainer.stopwatch)
+
+        precision = "bfloat16" if bf16 else "float32"
+        print(f"{args.model}, {DEVICE}, {precision}, batch {args.batch_size}, torch {torch.__version__}, {args.data}")
+        speeds, flops = {name: [] for name in trainers}, None
+        for epoch in range(1 + args.repetitions):
+            for name, trainer in trainers.items():
+                trainer.train()
+                watch = trainer.stopwatch
+                if epoch == 0:
+                    continue
+                speeds[name].append(watch.pairs / watch.total)
+                line = (
+                    f"{name:5s} {speeds[name][-1]:8.2f} images/s; of a pair {1000 * watch.data / watch.pairs:6.1f} ms "
+                    f"data, {1000 * (watch.total - watch.data) / watch.pairs:7.1f} ms step; "
+                    f"texts padded to {statistics.mean(watch.tokens):.0f} tokens"
+                )
+                if name == "ours" and DEVICE == "cuda" and (peak := peak_flops(torch.cuda.get_device_name())):
+                    if flops is None:
+                        batch = collator([pairs[0]])
+                        pair = {k: v.to(DEVICE) for k, v in batch.items() if torch.is_tensor(v)}
+                        flops = flops_by_length(trainer.model, pair)
+                    mean = statistics.mean(flops @ [1, length, length**2] for length in watch.tokens)
+                    line += f"; utilisation {speeds[name][-1] * mean / peak:.2f}"
+                print(line, flush=True)
+    if "plain" in speeds:
+        ratios = [a / b for a, b in zip(speeds["ours"], speeds["plain"], strict=True)]
+        print(f"ours / plain: {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The map that is drawn, shown by the pipeline and measured is one and the same."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
+from evaluation_tier.analyses.grounding.regions import Case, read_cases
+from evaluation_tier.figures import similarity
+from evaluation_tier.models.embedding import embed_prompts, read_batches
+from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from modeling_tier.maps_tier import mean_direction, similarity_map
+from processing_tier.prompts.loader import Prompts
+
+PROMPTS = {
+    "Cardiomegaly": Prompts(["Cardiomegaly.", "The heart is enlarged."], ["Heart size normal.", "No cardiomegaly."]),
+    "Pleural Effusion": Prompts(["Small effusion.", "Left pleural effusion.", "Effusion."], ["No effusion."]),
+}
+
+
+def test_a_map_is_the_cosine_to_the_mean_direction():
+    generator = torch.Generator().manual_seed(0)
+    sentences = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=-1)
+    patches = torch.randn(2, 4, 5, 8, generator=generator)
+    direction = mean_direction(sentences)
+    mean = sentences.double().mean(0)
+    expected = torch.nn.functional.cosine_similarity(patches.double(), mean.expand_as(patches), dim=-1)
+    torch.testing.assert_close(similarity_map(direction, patches), expected.float(), rtol=0, atol=1e-6)
+    # not the mean of the cosines to the sentences, which is shorter where they differ
+    raw = similarity_map(sentences, patches).mean(dim=1)
+    torch.testing.assert_close(raw, expected.float() * mean.norm().float(), rtol=0, atol=1e-6)
+    assert mean.norm() < 0.9
+
+
+@pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
+def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phantom, image_pooling):
+    model, processor = make_tier_model(0)
+    model.config.image_pooling = image_pooling
+    few = phantom.select(range(6)).with_format(None)
+    cases = [Case(row, finding, "") for row in range(len(few)) for finding in PROMPTS]
+    grids, _ = compute_grids(model, processor, few, cases, PROMPTS, batch_size=1)
+
+    sides = torch.from_numpy(np.stack(embed_prompts(model, processor, PROMPTS)))  # (2, findings, dim)
+    with torch.no_grad():
+        for row, ((_, pixels),) in enumerate(
+            list(read_batches(model, processor, few.select([i]), 1)) for i in range(6)
+        ):
+            positive, negative = similarity_map(sides, model.get_patch_map(pixels))[0]
+            for i, finding in enumerate(PROMPTS):
+                measured = grids[Case(row, finding, "")][MAPS.index("difference")]
+                np.testing.assert_array_equal(measured, (positive - negative)[i].numpy())
+
+    pipe = pipeline("cxr-zero-shot-classification", model=model, processor=processor, device="cpu")
+    findings = {name: {"positive": p.positive, "negative": p.negative} for name, p in PROMPTS.items()}
+    post_process = processor.image_processor.post_process_similarity_map
+    for row, results in enumerate(pipe(few["image"], findings=findings, return_heatmaps=True)):
+        pixels = processor(images=[processor.image_processor.read(few[row]["image"])], return_tensors="pt")
+        with torch.no_grad():
+            patch_map = model.get_patch_map(pixels["pixel_values"])
+        maps = post_process(similarity_map(sides[0], patch_map) - similarity_map(sides[1], patch_map), [(64, 64)])[0]
+        for i, (finding, result) in enumerate(zip(PROMPTS, results, strict=True)):
+            np.testing.assert_array_equal(result["heatmap"], maps[i].numpy())
+            # evaluations may normalise 8-bit pixels in the model, which rounds otherwise
+            measured = torch.from_numpy(grids[Case(row, finding, "")][MAPS.index("difference")])
+            measured = post_process(measured[None], [(64, 64)])[0].numpy()
+            np.testing.assert_allclose(result["heatmap"], measured, rtol=0, atol=1e-6)
+
+
+def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path, monkeypatch):
+    options = {"findings": list(PROMPTS), "prompts": PROMPTS, "min_positives": 1, "n_bootstrap": 10}
+    _, predictions = evaluate_zero_shot({"m": tier_model}, phantom, **options)
+    shown = {}
+
+    def spy(matplotlib, radiograph, mask, similarity, label):
+        shown[len(shown)] = similarity
+        return plots_draw(matplotlib, radiograph, mask, similarity, label)
+
+    plots_draw = similarity.draw_similarity
+    monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
+    similarity.plot_similarity_maps(*tier_model, phantom, PROMPTS, predictions, tmp_path)
+
+    cases = read_cases(phantom, list(PROMPTS))
+    measured, _ = compute_grids(*tier_model, phantom, cases, PROMPTS)
+    for i, finding in enumerate(PROMPTS):
+        positives = predictions[predictions[f"label_{finding}"] == 1]
+        row = int(positives[f"score_{finding}"].idxmax())
+        grid = torch.from_numpy(measured[Case(row, finding, "")][MAPS.index("above_average")])[None]
+        expected = tier_model[1].image_processor.post_process_similarity_map(grid, [(64, 64)])[0]
+        np.testing.assert_array_equal(shown[i], expected.numpy())

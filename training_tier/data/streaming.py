@@ -1,0 +1,186 @@
+"""
+Training from the shards of a prepared data set, in place: texts and labels are read at once, images as they come.
+
+The order of an epoch is laid out in advance from what the shards' own tables of contents say, so that the steps of an
+epoch, what each process and each data-loader worker reads, and where a resumed run goes on are known without reading
+an image. Every worker reads its own part of the row groups from beginning to end.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm.auto import tqdm
+
+from processing_tier.readers import is_hub
+from processing_tier.readers.hub import check_prepared, list_files
+from processing_tier.records.schema import REQUIRED_COLUMNS
+
+PLACE = ("shard", "row_group", "row")  # columns that say where the image of a record lies
+
+SHUFFLE_BUFFER = 1000
+
+LEFT_IN_SHARDS = ("image", "report")  # what training reads as it goes, or not at all
+
+
+def open_shard(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A Parquet file on a disk or of a URL; no more of it is fetched than what is then read."""
+    if "://" not in file:
+        return pq.ParquetFile(file, metadata=metadata)
+    filesystem, path = fsspec.url_to_fs(file)
+    return pq.ParquetFile(filesystem.open(path, cache_type="none"), metadata=metadata, pre_buffer=True)
+
+
+def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
+    """
+    The records of one split without their images and reports, in memory. Where the image of a record lies is told by
+    the columns `shard`, `row_group` and `row` (of the group).
+
+    Args:
+        data (`str` or `os.PathLike`): a folder of `tier-prepare`, or such a data set on the Hub.
+        split (`str`): such as `"train"`.
+
+    Raises:
+        `ValueError`: other data than these, no such split, a column of the schema that is not there, or what
+            [`check_prepared`] raises.
+    """
+    data = os.fspath(data)
+    files = list_files(data, split) if is_hub(data) else []
+    if not files:
+        raise ValueError(
+            f"--streaming reads the Parquet files that tier-prepare writes, in a folder or on the Hub, and {data!r} "
+            f"has none for {split!r}; prepare it first."
+        )
+    tables = []
+    for file in tqdm(files, desc="reading texts", unit="file", delay=2, disable=None):
+        with open_shard(file) as shard:
+            schema = shard.schema_arrow
+            missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
+            if missing:
+                raise ValueError(
+                    f"{data}: --streaming needs the columns of a prepared data set, and {', '.join(missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} not there; run tier-prepare on it first."
+                )
+            columns = [field.name for field in schema if not pa.types.is_nested(field.type)]
+            table = shard.read([name for name in columns if name not in LEFT_IN_SHARDS])
+            sizes = [shard.metadata.row_group(group).num_rows for group in range(shard.num_row_groups)]
+        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        table = table.replace_schema_metadata().append_column("shard", pa.repeat(file, len(table)))
+        table = table.append_column("row_group", pa.array(np.repeat(np.arange(len(sizes)), sizes)))
+        tables.append(table.append_column("row", pa.array(np.arange(len(table)) - starts)))
+    return check_prepared(datasets.Dataset(pa.concat_tables(tables)), data)
+
+
+class ShardedImages(torch.utils.data.Sampler):
+    """
+    The encoded images of records whose shards stay where they are, and (as a sampler) the order of an epoch, in which
+    reading them is cheap.
+
+    An epoch takes the row groups in random order. That order is cut into parts of whole batches, one for each
+    data-loader worker of each process, and in each part the images change places within `shuffle_buffer`. So a
+    worker that reads its part from the beginning to the end holds that many encoded images and one row group at the
+    most. Any other order of reading gives the same images, less cheaply.
+
+    Everything random depends on `seed` and epoch, and the parts on [`set_layout`]; nothing depends on what was read.
+
+    Args:
+        records (`datasets.Dataset`): some or all of [`read_shards`].
+        shuffle_buffer (`int`, *optional*, defaults to 1000): images among which one changes places; 1 for none.
+        seed (`int`, *optional*, defaults to 0): of the order.
+    """
+
+    def __init__(self, records: datasets.Dataset, shuffle_buffer: int = SHUFFLE_BUFFER, seed: int = 0):
+        place = records.select_columns(list(PLACE)).to_pandas()
+        groups = place.groupby(list(PLACE[:2]))
+        self.groups = list(groups.groups)  # (shard, row group) of each group
+        self.group = groups.ngroup().to_numpy()  # of each record
+        self.row = place["row"].to_numpy()
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.epoch = 0
+        self.metadata: dict[str, pq.FileMetaData] = {}
+        self.set_layout(batch_size=1)
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._forget()
+
+    def set_layout(self, batch_size: int, num_processes: int = 1, num_workers: int = 0) -> None:
+        """
+        Lays the order out for this many images per batch of a process, processes, and data-loader workers of each:
+        batches go to the processes in turn, and those of a process to its workers in turn.
+        """
+        self.batch_size, self.num_processes, self.num_workers = batch_size, num_processes, max(1, num_workers)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.held: dict[int, dict] = {}
+        self._order = self._turn = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order.tolist())
+
+    @property
+    def order(self) -> np.ndarray:
+        """The records of this epoch in their order, int64, each once."""
+        if self._order is None:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            stream = np.lexsort((self.row, rng.permutation(len(self.groups))[self.group]))
+            stream = np.roll(
+                stream, rng.integers(len(stream))
+            )  # else what fills no batch is always the end of a group
+            steps = len(stream) // (self.batch_size * self.num_processes)
+            batches = np.empty((steps, self.num_processes, self.batch_size), dtype=np.int64)
+            used = 0
+            for process in range(self.num_processes):
+                for worker in range(self.num_workers):
+                    shape = batches[worker :: self.num_workers, process].shape
+                    part = stream[used : used + math.prod(shape)]
+                    part = part[np.argsort(np.arange(len(part)) + rng.uniform(0, self.shuffle_buffer, len(part)))]
+                    batches[worker :: self.num_workers, process] = part.reshape(shape)
+                    used += len(part)
+            self._order = np.concatenate([batches.ravel(), rng.permutation(stream[used:])])
+            self._turn = np.argsort(self._order)
+        return self._order
+
+    def reader(self, turn: np.ndarray) -> np.ndarray:
+        """Number of the worker, among those of all processes, that reads what stands at a place of the order."""
+        batch = turn // self.batch_size
+        return batch % self.num_processes * self.num_workers + batch // self.num_processes % self.num_workers
+
+    def read(self, index: int) -> dict:
+        """
+        The image of a record as `{"bytes": ..., "path": ...}`, and whatever else of its row group the same worker
+        reads later is held until then.
+
+        Raises:
+            `ValueError`: the shard holds no bytes of it.
+        """
+        if index not in self.held:
+            self.order  # noqa: B018 (lays it out)
+            turn, members = self._turn, np.flatnonzero(self.group == self.group[index])
+            later = (turn[members] > turn[index]) & (self.reader(turn[members]) == self.reader(turn[index]))
+            wanted = np.append(members[later], index)
+            self.held.update(zip(wanted.tolist(), self._read_group(wanted), strict=True))
+        image = self.held.pop(index)
+        if not image or image["bytes"] is None:  # and never the file that its path names
+            raise ValueError("an image record of a shard has no bytes; prepare the data set, which embeds them.")
+        return image
+
+    def _read_group(self, records: np.ndarray) -> list[dict]:
+        """The images of records of one row group. No file stays open, which workers would share after a fork."""
+        file, row_group = self.groups[self.group[records[0]]]
+        with open_shard(file, self.metadata.get(file)) as shard:
+            self.metadata[file] = shard.metadata
+            images = shard.read_row_group(row_group, columns=["image"], use_threads=False)["image"]
+        return [images[row].as_py() for row in self.row[records].tolist()]

@@ -1,0 +1,238 @@
+"""The Trainer of contrastive training: pairs, the terms of the loss, zero-shot AUROC."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from evaluation_tier.models.processes import fail_together
+from evaluation_tier.scoring.zeroshot import zero_shot_auroc
+from modeling_tier.modeling_tier import TierCLIPOutput
+from processing_tier.prompts.loader import load_prompts
+from training_tier.data.pairs import PairDataset
+from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
+from training_tier.data.text_lengths import read_by_length
+from training_tier.loop.callbacks import EntropyWarmup, LogitScaleClamp
+from training_tier.loop.trainer import RadiographTrainer
+from training_tier.memory.gradient_caching import backward_in_chunks
+from training_tier.memory.sharding import whole_tensor
+
+logger = logging.get_logger(__name__)
+
+TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
+
+
+class TierTrainer(RadiographTrainer):
+    """
+    [`RadiographTrainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in
+    evaluation, adds the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
+
+    The loss of an evaluation is over batches of `per_device_eval_batch_size` pairs in the order of the records,
+    whatever the number of processes. `predict` returns `text_embeds` and `image_embeds`, in this order (the
+    model's), with a row for each record: NaN where the image does not decode.
+
+    Args:
+        findings (`Sequence[str]`, *optional*):
+            the columns of findings of which the AUROC is computed, on whatever data are evaluated; none for no AUROC.
+        prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
+        avoid_duplicates (`bool`, *optional*, defaults to `False`): see [`DistinctTextSampler`].
+        kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
+    """
+
+    def __init__(
+        self,
+        *,
+        findings: Sequence[str] = (),
+        prompts: str = "report",
+        avoid_duplicates: bool = False,
+        **kwargs,
+    ):
+        self.avoid_duplicates = avoid_duplicates
+        super().__init__(**kwargs)
+        self.prompts = load_prompts(prompts, findings)
+        self._terms: list[torch.Tensor] = []  # of training, since the last line of the log
+        self.add_callback(LogitScaleClamp())
+        if self.args.entropy_warmup_steps:
+            self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
+        self.check_batch_size()
+        self.check_padding()
+        if self.args.group_texts:
+            read_by_length(self.model.text_model)
+
+    def check_padding(self) -> None:
+        """
+        Raises:
+            `ValueError`: another padding would change the entropies, or be one that cannot be.
+        """
+        if self.args.group_texts and (self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and "
+                "DeepSpeed do not take; leave it out."
+            )
+        config = self.model.config
+        weighted = config.token_entropy_weight or config.patch_entropy_weight
+        if config.entropy_tokens == "all" and weighted:
+            for name in ("pad_to_multiple_of", "group_texts"):
+                if getattr(self.args, name):
+                    raise ValueError(
+                        f"{name} changes the padding, which entropy_tokens='all' counts as words; leave it out, or "
+                        "choose other tokens."
+                    )
+
+    def check_batch_size(self) -> None:
+        """
+        Raises:
+            `ValueError`: a batch of one pair, a chunk larger than the batch, or chunks with DeepSpeed, which counts
+                each backward pass as one of gradient accumulation.
+        """
+        pairs, chunk_size = self.args.train_batch_size, self.args.contrastive_chunk_size
+        all_pairs = pairs * self.args.world_size
+        if all_pairs < 2:
+            raise ValueError(
+                f"A batch of {all_pairs} pair{'' if all_pairs else 's'} has nothing to contrast it with; raise "
+                "--per_device_train_batch_size to 2 or more."
+            )
+        if chunk_size is None:
+            if self.args.gradient_accumulation_steps > 1:
+                logger.warning(
+                    f"gradient_accumulation_steps={self.args.gradient_accumulation_steps} adds no negatives: a pair "
+                    f"is contrasted with the {all_pairs} of its own step of accumulation. For more, raise "
+                    f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
+                )
+            return
+        if chunk_size > pairs:
+            raise ValueError(
+                f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
+                "chunk; lower it, or raise --per_device_train_batch_size."
+            )
+        if getattr(self.train_dataset, "image_views", 1) > 1:
+            raise ValueError("contrastive_chunk_size does not work with image_views; leave one of them out.")
+        if self.args.torch_compile and self.args.world_size > 1:
+            raise ValueError(
+                "contrastive_chunk_size and torch_compile go together in one process alone; leave one out."
+            )
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "contrastive_chunk_size works on one process, with DistributedDataParallel and with FSDP, not with "
+                "DeepSpeed; leave it out."
+            )
+
+    def check_sampling(self) -> None:
+        super().check_sampling()
+        strategy = self.args.train_sampling_strategy
+        if strategy != "random" and self.avoid_duplicates:
+            raise ValueError(
+                f"train_sampling_strategy={strategy!r} and avoid_duplicates each order the images; leave one of them "
+                "out (--soft_targets goes with both)."
+            )
+        if strategy == "group_by_length" and self.train_dataset.sample_sentences:
+            raise ValueError(
+                f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, and sample_sentences "
+                "draws another in each epoch; leave one of them out."
+            )
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.args.contrastive_chunk_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        self.pop_reports(inputs)
+        steps = self.current_gradient_accumulation_steps
+        outputs = backward_in_chunks(
+            model, inputs, self.args.contrastive_chunk_size, lambda loss: self.accelerator.backward(loss / steps)
+        )
+        self.add_terms(outputs, len(inputs["input_ids"]))
+        return outputs["loss"] / steps
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self._evaluated is None:
+            self.add_terms(outputs, len(inputs["input_ids"]))
+        else:
+            self._eval_terms = {term: outputs[term].detach() for term in TERMS}
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        kept = ("image_embeds", "text_embeds")
+        ignored = [output.name for output in fields(TierCLIPOutput) if output.name not in kept]
+        return super().prediction_step(model, inputs, prediction_loss_only, [*ignored, *(ignore_keys or ())])
+
+    def add_terms(self, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
+        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
+        self._terms.append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        batch_size = self._train_batch_size * self.args.world_size
+        if self.avoid_duplicates:
+            return DistinctTextSampler(dataset, batch_size, self.args.seed)
+        if self.args.train_sampling_strategy == "group_by_length":
+            multiple = self.args.pad_to_multiple_of or 1
+            return SimilarLengthSampler(dataset, self.processing_class.tokenizer, batch_size, multiple, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def pop_terms(self) -> dict[str, float]:
+        """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
+        sums = self.accelerator.reduce(torch.stack(self._terms).sum(dim=0), "sum")
+        self._terms.clear()
+        return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._terms:
+            logs |= self.pop_terms()
+            scale = whole_tensor(self.accelerator.unwrap_model(self.model).logit_scale.detach())
+            logs["logit_scale"] = scale.exp().item()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        # here and not in evaluate(), so that the log and every callback see these numbers too
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        aurocs = self.zero_shot_auroc(dataloader.dataset)
+        for name, value in aurocs.items():
+            key = "auroc" if name == "mean" else f"auroc_{name}"
+            output.metrics[f"{metric_key_prefix}_{key}"] = value
+        return output
+
+    def log_sums(self) -> dict:
+        return super().log_sums() | {"terms": [terms.tolist() for terms in self._terms]}
+
+    def restore_log_sums(self, sums: Mapping) -> None:
+        super().restore_log_sums(sums)
+        self._terms = [torch.tensor(terms, device=self.args.device) for terms in sums["terms"]]
+
+    def zero_shot_auroc(self, dataset: PairDataset) -> dict[str, float]:
+        """
+        See [`evaluation_tier.scoring.zeroshot.zero_shot_auroc`],
+        of the images and labels of a data set; computed by the main
+        process, known to all. A finding without labels there is left out, with a warning.
+        """
+        records = dataset.all_columns
+        findings = [finding for finding in self.prompts if finding in records.column_names]
+        if "image" not in records.column_names:
+            findings = []
+        missing = [finding for finding in self.prompts if finding not in findings]
+        if missing:
+            reason = "labels" if "image" in records.column_names else "images (they are streamed)"
+            logger.warning(f"The evaluated records hold no {reason} of {', '.join(missing)}: its AUROC is left out.")
+        if not findings:
+            return {}
+        result = [None]
+        with self.whole_model() as model, fail_together():
+            if self.accelerator.is_main_process:
+                model.to(self.args.device)
+                with torch.autocast(model.device.type, enabled=False):
+                    result[0] = zero_shot_auroc(
+                        model,
+                        self.processing_class,
+                        records,
+                        findings,
+                        self.prompts,
+                        batch_size=self.args.eval_batch_size,
+                    )
+        return broadcast_object_list(result)[0]

@@ -1,0 +1,283 @@
+"""
+Evaluation that gives the same numbers on any number of processes: each takes whole batches in turn and computes their
+loss by itself, and all that is found is put into the order of the records.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
+from transformers.utils import logging
+
+from evaluation_tier.models.embedding import MAX_UNREADABLE
+from modeling_tier.losses_tier import separate_batches
+from training_tier.data.collator import refuse_batch
+from training_tier.data.pairs import PairDataset
+from training_tier.data.workers import shield_workers
+
+logger = logging.get_logger(__name__)
+
+NOT_STATED = -100.0  # the one label that the Trainer does not count
+
+
+class BatchesInTurn(torch.utils.data.Sampler):
+    """
+    The batches of one process: of those that a single process would read, every n-th. A process that has one fewer
+    than the others reads the first batch of all once more, since with FSDP they compute together; [`is_own`] tells.
+
+    Args:
+        num_rows (`int`): records of the data set.
+        batch_size (`int`): records of a batch.
+        rank, world_size (`int`): of this process, and of all.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.num_rows, self.batch_size = num_rows, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(self.num_rows / self.batch_size)
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_batches / self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(len(self)):
+            batch = step * self.world_size + self.rank
+            start = batch * self.batch_size if batch < self.num_batches else 0
+            yield list(range(start, min(start + self.batch_size, self.num_rows)))
+
+    def is_own(self, index: int) -> bool:
+        """Whether the batch that holds a record counts in this process."""
+        return index // self.batch_size % self.world_size == self.rank
+
+
+@dataclass
+class EvaluatedBatch:
+    """
+    What one batch gives.
+
+    Args:
+        first (`int`): the lowest number of a record in it.
+        weight (`int` or `torch.Tensor`): what its means are over: pairs, or stated labels.
+        means (`Mapping[str, torch.Tensor]`): the loss and its terms, scalars.
+        indices (`list[int]`): the records of the outputs, by number.
+        outputs (`tuple`): tensors or arrays with a row for each of these records.
+        labels (`torch.Tensor`, *optional*): the same.
+    """
+
+    first: int
+    weight: int | torch.Tensor
+    means: Mapping[str, torch.Tensor]
+    indices: list[int]
+    outputs: tuple = ()
+    labels: torch.Tensor | None = None
+
+    def on_cpu(self) -> "EvaluatedBatch":
+        def to_numpy(tensor):
+            return tensor.detach().float().cpu().numpy() if torch.is_tensor(tensor) else tensor
+
+        return EvaluatedBatch(
+            self.first,
+            float(self.weight),
+            {name: float(value) for name, value in self.means.items()},
+            self.indices,
+            tuple(to_numpy(output) for output in self.outputs),
+            to_numpy(self.labels),
+        )
+
+
+@dataclass
+class EvaluationPass:
+    """
+    What one process finds in an evaluation, and after [`gather`] all of them.
+
+    Args:
+        sampler ([`BatchesInTurn`]): of this process.
+        batches (`list`, *optional*): [`EvaluatedBatch`] of each.
+        unreadable (`list`, *optional*): see `training_tier.data.collator.list_unreadable`.
+    """
+
+    sampler: BatchesInTurn
+    batches: list[EvaluatedBatch] = field(default_factory=list)
+    unreadable: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def gather(self) -> None:
+        """Brings the batches of all processes, which all have to call this, into the order of the records."""
+        batches = [batch.on_cpu() for batch in self.batches]
+        unreadable = self.unreadable
+        if self.sampler.world_size > 1:
+            batches, unreadable = gather_object(batches), gather_object(unreadable)
+        self.batches = sorted(batches, key=lambda batch: batch.first)
+        self.unreadable = sorted(unreadable)
+
+    def means(self) -> dict[str, float]:
+        """The loss and its terms over all batches; NaN where nothing is stated."""
+        total = math.fsum(batch.weight for batch in self.batches)
+        names = self.batches[0].means if self.batches else ()
+        return {
+            name: math.fsum(batch.means[name] * batch.weight for batch in self.batches if batch.weight) / total
+            if total
+            else math.nan
+            for name in names
+        }
+
+    def predictions(self) -> tuple[np.ndarray | tuple[np.ndarray, ...] | None, np.ndarray | None]:
+        """
+        The outputs and the labels, a row for each record of the data set, in their order: NaN, and labels of -100,
+        where an image does not decode.
+        """
+        with_outputs = [batch for batch in self.batches if batch.outputs]
+        if not with_outputs:
+            return None, None
+        outputs = tuple(
+            self._rows([(batch.indices, batch.outputs[i]) for batch in with_outputs], math.nan)
+            for i in range(len(with_outputs[0].outputs))
+        )
+        for output in outputs:
+            output[[index for index, *_ in self.unreadable]] = math.nan
+        labels = None
+        if with_outputs[0].labels is not None:
+            labels = self._rows([(batch.indices, batch.labels) for batch in with_outputs], NOT_STATED)
+        return (outputs[0] if len(outputs) == 1 else outputs), labels
+
+    def _rows(self, parts: Sequence[tuple[list[int], np.ndarray]], fill: float) -> np.ndarray:
+        rows = np.full((self.sampler.num_rows, *parts[0][1].shape[1:]), fill, dtype=np.float32)
+        for indices, part in parts:
+            rows[indices] = part
+        return rows
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """
+    Gives all processes the buffers of the main one, such as the running statistics of batch norms, which training
+    lets differ between them and of which that process saves its own.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+class EvaluatingTrainer(Trainer):
+    """[`Trainer`] whose evaluation and prediction read every record, with equal results on any number of processes."""
+
+    _evaluated: EvaluationPass | None = None  # the evaluation that is under way
+    _eval_terms: Mapping[str, torch.Tensor] = {}  # of its last batch, beside the loss
+
+    def get_eval_dataloader(self, eval_dataset: str | PairDataset | None = None) -> DataLoader:
+        """
+        Whole batches of every record, the last one smaller: `dataloader_drop_last` and the order are of training.
+
+        Raises:
+            `ValueError`: see [`check_evaluated`].
+        """
+        if eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        elif isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        self.check_evaluated(eval_dataset)
+        args = self.args
+        batches = BatchesInTurn(len(eval_dataset), args.eval_batch_size, args.process_index, args.world_size)
+        loader = DataLoader(
+            eval_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # so that an evaluation draws nothing of the training's randomness
+        )
+        return shield_workers(loader)
+
+    def get_test_dataloader(self, test_dataset: PairDataset) -> DataLoader:
+        """See [`get_eval_dataloader`]."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def check_evaluated(self, dataset: PairDataset) -> None:
+        """
+        Raises:
+            `ValueError`: data that do not tell their records, or without the labels that a classifier knows.
+        """
+        if not isinstance(dataset, PairDataset):
+            kind = "LabelledDataset" if self.label_names else "PairDataset"
+            raise ValueError(
+                f"An evaluation needs a {kind}, which knows its records, but got a {type(dataset).__name__}; make one "
+                f"of the records: {kind}(records, ...)."
+            )
+        if len(dataset) == 0:
+            raise ValueError("An evaluation needs at least one record, but the data have none.")
+        if self.label_names:
+            known = list(self.accelerator.unwrap_model(self.model).config.id2label.values())
+            given = getattr(dataset, "findings", [])
+            if given != known:
+                raise ValueError(
+                    f"The classifier knows {', '.join(known)}, in this order, and the data to evaluate have labels of "
+                    f"{', '.join(given) or 'no finding'}: make a LabelledDataset with the classifier's findings."
+                )
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        share_buffers(self.accelerator.unwrap_model(self.model))
+        self._evaluated = EvaluationPass(dataloader.batch_sampler)
+        try:
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            self._evaluated.gather()
+            self._check_decoded(self._evaluated.unreadable, len(dataloader.dataset))
+            metrics = self._evaluated.means()
+            predictions, labels = self._evaluated.predictions()
+        finally:
+            self._evaluated = None
+        if self.compute_metrics is not None and predictions is not None and labels is not None:
+            computed = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
+            metrics |= denumpify_detensorize(computed)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, labels, output.metrics | metrics, len(dataloader.dataset))
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        # Nothing is returned, so that super gathers nothing: evaluation_loop does, by the number of each record.
+        indices, unreadable = inputs.pop("indices"), inputs.pop("unreadable")
+        inputs.pop("image_ids")
+        first = min([*indices, *(index for index, *_ in unreadable)])
+        counts = self._evaluated.sampler.is_own(first)
+        if counts:
+            self._evaluated.unreadable.extend(unreadable)
+        if "pixel_values" not in inputs:
+            if self.is_fsdp_enabled:  # where the other processes wait for this one
+                refuse_batch(unreadable)
+            return None, None, None
+        with separate_batches():
+            loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if counts:
+            outputs = () if outputs is None else outputs if isinstance(outputs, tuple) else (outputs,)
+            labels = labels if torch.is_tensor(labels) else None  # () of a model without labels
+            weight = (inputs["labels"] >= 0).sum() if "labels" in inputs else len(indices)
+            means = {"loss": loss, **self._eval_terms}
+            self._evaluated.batches.append(EvaluatedBatch(first, weight, means, indices, outputs, labels))
+        return None, None, None
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # the loss of a batch in evaluation is the mean over its own labels, not over those of other processes
+        return None if self._evaluated is not None else super()._get_num_items_in_batch(batch_samples, device)
+
+    def _check_decoded(self, unreadable: Sequence[tuple[int, str, str]], count: int) -> None:
+        if not unreadable:
+            return
+        _, image_id, error = unreadable[-1]
+        if len(unreadable) > MAX_UNREADABLE * count:
+            raise ValueError(
+                f"{len(unreadable)} of {count} images to evaluate do not decode, more than 1 %: repair or remove "
+                f"them. The last one: {error}"
+            )
+        logger.warning_once(
+            f"{len(unreadable)} of {count} images to evaluate do not decode and are left out; the last one is "
+            f"{image_id}: {error}"
+        )

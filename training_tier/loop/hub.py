@@ -1,0 +1,109 @@
+"""What a Trainer pushes to the Hub while it trains: models that load, with this project's card."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import model_info, upload_folder
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress, logging
+
+from evaluation_tier.output.links import refuse_links_outside
+from evaluation_tier.output.model_card import write_model_card
+from training_tier.loop.integrity import CHECKSUMS, PICKLES
+
+logger = logging.get_logger(__name__)
+
+
+class HubTrainer(Trainer):
+    """[`Trainer`] whose pushes can be loaded and have this project's card."""
+
+    training_facts: Mapping | None = None
+    _saving = False
+
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
+        """
+        Makes the repository on the Hub, private unless told otherwise.
+
+        Args:
+            token (`str`, *optional*): instead of `hub_token`.
+            kwargs: `private` where [`Trainer`] takes it (from transformers 5.23 at the latest), instead of
+                `hub_private_repo`.
+
+        Raises:
+            `ValueError`: a link in `output_dir` leads out of it, the Hub refuses or is out of reach, or a public
+                repository of that name is there already, which asking for a private one would not change.
+        """
+        if not self.is_world_process_zero():
+            return
+        refuse_links_outside(self.args.output_dir)
+        try:
+            super().init_hf_repo(token=token, **kwargs)
+            is_public = not model_info(self.hub_model_id, token=token or self.args.hub_token).private
+        except Exception as error:  # huggingface_hub and its HTTP library raise many kinds
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            raise ValueError(
+                f"The Hub does not take the repository {name!r}; log in with `hf auth login` or choose another "
+                f"--hub_model_id ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            ) from error
+        private = kwargs.get("private")
+        if is_public and (self.args.hub_private_repo if private is None else private):
+            raise ValueError(
+                f"The repository {self.hub_model_id!r} exists and is public; choose another --hub_model_id, or, where "
+                "the training data allow a public model, --hub_private_repo false."
+            )
+
+    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
+        """Writes this project's card into `output_dir` unless one is there, which [`Trainer`] would replace."""
+        if kwargs:
+            logger.warning(f"{', '.join(kwargs)}: no effect on the model card, which write_model_card writes.")
+        if self.is_world_process_zero() and not os.path.isfile(os.path.join(self.args.output_dir, "README.md")):
+            self.write_card(model_name)
+
+    def write_card(self, model_name: str | None = None) -> None:
+        """Writes the card into `output_dir`, under the name of the repository on the Hub if there is one."""
+        write_model_card(
+            self.args.output_dir, training=self.training_facts, model_name=self.hub_model_id or model_name
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
+        # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
+        args = self.args
+        if self._saving or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return  # while it is being saved, super calls this too early
+        if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
+            return
+        self._finish_current_push()  # which reads the files that are about to change
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        for path in Path(checkpoint_folder).iterdir():
+            if path.is_file() and path.suffix not in PICKLES and path.name != CHECKSUMS:
+                shutil.copy(path, args.output_dir)
+        self.write_card()
+
+        message = f"Training in progress, step {self.state.global_step}"
+        target = {"repo_id": self.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
+        jobs = [
+            upload_folder(
+                folder_path=args.output_dir,
+                ignore_patterns=["_*", "*/*"],
+                commit_message=message,
+                run_as_future=True,
+                **target,
+            )
+        ]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            jobs.append(
+                upload_folder(
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+                    ignore_patterns=["_*"],
+                    commit_message=f"{message}, checkpoint",
+                    run_as_future=True,
+                    **target,
+                )
+            )
+        self.push_in_progress = PushInProgress(jobs)

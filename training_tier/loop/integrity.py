@@ -1,0 +1,209 @@
+"""Whether a checkpoint is whole, is as it was saved, and belongs to the model: asked before anything of it is used."""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import is_peft_available
+
+from modeling_tier.checkpoints.model_folder import MODEL_JSON_LIMIT
+
+if is_peft_available():
+    from peft import PeftModel, get_peft_model_state_dict
+
+CHECKSUMS = "checksums.json"  # in each checkpoint: SHA-256 of each file that a run resumes from
+
+RUN_OPTIONS = "run_options.json"  # in each checkpoint
+
+FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # beside the model.safetensors of a checkpoint that FSDP resumes from
+
+PICKLES = (".pt", ".pth", ".bin")
+
+BLOCK = 2**20  # bytes that are read at once
+
+
+def list_resumed_files(folder: Path) -> dict[str, Path]:
+    """
+    Name to path of what a run resumes from. Not the configuration and the tokenizer, which are compared with the
+    run's, and the card: an evaluation may add thresholds and results to these.
+    """
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and (
+            path.suffix in (".safetensors", *PICKLES)
+            or path.name in (TRAINER_STATE_NAME, RUN_OPTIONS)
+            or (path.name.startswith("log_sums_") and path.suffix == ".json")
+        )
+    }
+
+
+def checksum(path: Path) -> str:
+    digest = sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checksums(files: Mapping[str, Path]) -> dict[str, str]:
+    """Several files at a time: neither reading nor hashing holds Python's lock."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(files, pool.map(checksum, files.values()), strict=True))
+
+
+def write_checksums(folder: Path) -> None:
+    """Adds `checksums.json` to a checkpoint of which all else is written."""
+    digests = checksums(list_resumed_files(folder))
+    (folder / CHECKSUMS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+
+
+def find_fault(checkpoint: str | Path) -> str | None:
+    """What keeps a folder from being a whole checkpoint, such as a file that is cut short; `None` for nothing."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        return find_missing(folder) or find_damage(folder) or find_change(folder)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+
+
+def find_missing(folder: Path) -> str | None:
+    paths = list(folder.iterdir())
+    needed = [TRAINER_STATE_NAME, "rng_state"]
+    if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in a folder of its own
+        sharded = any(path.name == FSDP_WEIGHTS for path in paths)
+        needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"]
+        if not any(path.suffix == ".safetensors" for path in paths):
+            return "it holds no weights"
+    for name in needed:
+        if not any(path.name.startswith(name) for path in paths):
+            return f"it holds no {name}"
+    return None
+
+
+def find_damage(folder: Path) -> str | None:
+    """What can be seen in a file itself. Without checksums (of an earlier version) this includes those in archives."""
+    has_checksums = (folder / CHECKSUMS).is_file()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            if path.suffix == ".json":
+                if path.stat().st_size > MODEL_JSON_LIMIT:
+                    return f"{path.name} is larger than {MODEL_JSON_LIMIT >> 20} MiB"
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if not is_as_expected(path.name, content):
+                    return f"{path.name} does not hold what it should"
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # compares its length with its header
+                    pass
+            elif path.suffix in PICKLES:
+                if not zipfile.is_zipfile(path):
+                    return f"{path.name} is cut short"
+                if not has_checksums and not is_archive_intact(path):
+                    return f"{path.name} is damaged"
+        except (ValueError, RecursionError, SafetensorError):
+            return f"{path.name} is cut short"
+    return None
+
+
+def is_as_expected(name: str, content) -> bool:
+    """Whether a JSON file of a checkpoint holds what is read from a file of that name."""
+    if name == TRAINER_STATE_NAME:
+        try:
+            state = TrainerState(**content)
+        except (AttributeError, TypeError, ValueError):
+            return False
+        return (
+            isinstance(state.global_step, int)
+            and isinstance(state.log_history, list)
+            and all(isinstance(entry, dict) and "step" in entry for entry in state.log_history)
+        )
+    if name.startswith("log_sums_"):
+        return (
+            isinstance(content, dict)
+            and isinstance(content.get("loss"), float)
+            and isinstance(content.get("step"), int)
+            and isinstance(content.get("terms", []), list)
+        )
+    return isinstance(content, dict) if name in (CHECKSUMS, RUN_OPTIONS, "config.json") else True
+
+
+def is_archive_intact(path: Path) -> bool:
+    """Whether the parts of what `torch.save` wrote, which it does not compress, have the checksums it gave them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
+            return stored and archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+        return False
+
+
+def find_change(folder: Path) -> str | None:
+    """What is not as it was saved, by `checksums.json`; `None` without it."""
+    file = folder / CHECKSUMS
+    if not file.is_file():
+        return None
+    saved, files = json.loads(file.read_text(encoding="utf-8")), list_resumed_files(folder)
+    for name in sorted(saved.keys() - files.keys()):
+        return f"it holds no {name}"
+    for name in sorted(files.keys() - saved.keys()):
+        return f"{name} was not saved with it"
+    for name, digest in checksums(files).items():
+        if digest != saved[name]:
+            return f"{name} is not as it was saved (its checksum differs)"
+    return None
+
+
+def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
+    """
+    Compares the names and shapes of a checkpoint's tensors with the model's, without reading them.
+
+    Raises:
+        `ValueError`: they are those of another network.
+    """
+    is_adapter = is_peft_available() and isinstance(model, PeftModel)
+    tensors = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
+    stored = {}
+    for path in Path(checkpoint).glob("adapter_model.safetensors" if is_adapter else "model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if not stored:  # DeepSpeed's own format, or folders of several adapters
+        return
+    kept = {tensors[name].data_ptr() for name in stored.keys() & tensors.keys()}  # tied weights are stored once
+    missing = [name for name, tensor in tensors.items() if name not in stored and tensor.data_ptr() not in kept]
+    unknown = [name for name in stored if name not in tensors]
+    # FSDP makes vectors of scalars
+    differing = [
+        name
+        for name in stored.keys() & tensors.keys()
+        if list(tensors[name].shape) != stored[name] and (tensors[name].numel(), stored[name]) != (1, [])
+    ]
+    if missing or unknown or differing:
+        example = next(iter([*missing, *unknown, *sorted(differing)]))
+        raise ValueError(
+            f"{checkpoint} belongs to another model: of its tensors {len(missing)} are missing, {len(unknown)} are "
+            f"unknown and {len(differing)} have another shape, for example {example}."
+        )
+
+
+@contextlib.contextmanager
+def reading(what: str, checkpoint: str | Path) -> Iterator[None]:
+    """Turns whatever reading a part of a checkpoint raises into one sentence."""
+    try:
+        yield
+    except Exception as error:  # libraries raise many kinds here; all mean that the part is damaged
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"The {what} of {checkpoint} cannot be used ({type(error).__name__}: {reason}); resume from another "
+            "checkpoint, or start again."
+        ) from error

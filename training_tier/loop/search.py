@@ -1,0 +1,256 @@
+"""
+Random search of the two entropy weights, as TIER's authors did it (Modeling/random_lambda_search.py at ce1e171): 30
+trials of one epoch, the first with both weights 0, the others with each weight drawn evenly from 0 to 0.5.
+
+It runs on [`Trainer.hyperparameter_search`] with Optuna. All pairs of weights are drawn before the first trial, by the
+seed alone: a search that was stopped has the same trials when it is started again, and does only those that it lacks.
+"""
+
+import copy
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.integrations import is_optuna_available
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging
+
+from evaluation_tier.output.metrics_file import write_beside
+from modeling_tier.checkpoints.tensor_files import read_json
+from training_tier.loop.resuming import flatten
+from training_tier.options.task import TaskArguments
+from training_tier.options.training import TierTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+WEIGHTS = ("token_entropy_weight", "patch_entropy_weight")
+
+STUDY_FILE, OPTIONS_FILE, TABLE_FILE = "search.db", "search_options.json", "trials.csv"  # in output_dir
+
+OWN_OPTIONS = ("search_trials", "search_epochs", "search_max_weight", "output_dir", *WEIGHTS)
+
+
+@dataclass
+class SearchArguments:
+    """Parameters of a search of the two entropy weights, instead of a training."""
+
+    search_trials: int | None = field(
+        default=None,
+        metadata={
+            "help": "Do not train, but try so many pairs of entropy weights (TIER: 30) in short trainings, the first "
+            "pair 0 and 0, and end with the command that trains with the best. Needs Optuna: pip install "
+            "optuna. Start it again to continue it."
+        },
+    )
+    search_epochs: float = field(default=1.0, metadata={"help": "Epochs of each trial of the search (TIER: 1)."})
+    search_max_weight: float = field(
+        default=0.5, metadata={"help": "Largest weight in the search (TIER: 0.5); the smallest is 0."}
+    )
+
+    def __post_init__(self):
+        if self.search_trials is None:
+            for name in ("search_epochs", "search_max_weight"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} has no effect without --search_trials; add it, or leave this out.")
+            return
+        if self.search_trials < 1:
+            raise ValueError(f"search_trials={self.search_trials} must be at least 1, for example 30.")
+        for name in ("search_epochs", "search_max_weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        if not is_optuna_available():
+            raise ValueError("search_trials needs Optuna, which is not installed; run: pip install optuna")
+
+
+def prepare_search(search: SearchArguments, task: TaskArguments, arguments: TierTrainingArguments) -> None:
+    """
+    Changes the options of the training to those of a trial: short, evaluated once at its end, nothing saved.
+
+    Raises:
+        `ValueError`: an option that a search cannot have.
+    """
+    if task.task == "classification":
+        raise ValueError("search_trials searches the weights of the contrastive loss; a classifier has none.")
+    metric = str(arguments.metric_for_best_model).removeprefix("eval_")
+    if metric == "loss":
+        raise ValueError(
+            "metric_for_best_model='eval_loss' changes with the weights, so it cannot compare them; use eval_auroc."
+        )
+    for name in ("resume_from_checkpoint", "push_to_hub", "fsdp", "deepspeed", "group_texts", "auto_find_batch_size"):
+        if getattr(arguments, name):
+            raise ValueError(f"{name} does not go with --search_trials; leave it out, and give it to the training.")
+    arguments.num_train_epochs = search.search_epochs
+    arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+    arguments.load_best_model_at_end = arguments.average_top_k = False
+    arguments.save_top_k = arguments.early_stopping_patience = None
+
+
+def draw_weights(search: SearchArguments, seed: int) -> list[dict[str, float]]:
+    """The pairs of weights of all trials, with four decimals; the first are the same for any number of trials."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.uniform(0, search.search_max_weight, size=(search.search_trials - 1, len(WEIGHTS)))
+    pairs = [[0.0, 0.0], *drawn.round(4).clip(max=search.search_max_weight).tolist()]
+    return [dict(zip(WEIGHTS, pair, strict=True)) for pair in pairs]
+
+
+def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv: Sequence[str] = ()) -> list[str]:
+    """
+    Do the trials that are not done yet, and write their table into `output_dir`.
+
+    Args:
+        trainer ([`TierTrainer`]): not trained yet; each trial starts from a copy of its model.
+        search ([`SearchArguments`]): how many trials, and of which weights.
+        options (`Mapping`): of the run, see `run_options`; a search is continued only with the same.
+        argv (`Sequence[str]`, *optional*): the command line, of which the best command is made.
+
+    Returns:
+        `list[str]`: in the main process, the best pair of weights and the command that trains with it.
+
+    Raises:
+        `ValueError`: the folder holds a search with other options.
+    """
+    arguments, folder = trainer.args, Path(trainer.args.output_dir)
+    metric = f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}"
+    direction = "minimize" if arguments.greater_is_better is False else "maximize"
+    pairs = draw_weights(search, arguments.seed)
+    storage = f"sqlite:///{(folder / STUDY_FILE).resolve()}"
+    missing = [0]
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {
+            "search_max_weight": search.search_max_weight,
+            **flatten(json.loads(trainer.model.config.to_json_string(use_diff=False)), "config."),
+        }
+        check_search_options(folder, json.loads(json.dumps({**options, **own}, default=str)))
+        missing = [enqueue_missing(storage, direction, pairs)]
+    missing = broadcast_object_list(missing)[0]
+    logger.info(f"Search of the entropy weights: {missing} of {len(pairs)} trials to do.")
+
+    start = copy.deepcopy(trainer.model).cpu()
+
+    def fresh_model(trial=None):
+        model = copy.deepcopy(start)
+        for name in WEIGHTS:
+            setattr(model.config, name, trial.suggest_float(name, 0, search.search_max_weight))
+        trainer._terms.clear()  # of the trial before
+        return model
+
+    def draw(trial) -> dict:  # here, so that all processes know the weights; they are the model's, not the Trainer's
+        for name in WEIGHTS:
+            trial.suggest_float(name, 0, search.search_max_weight)
+        return {}
+
+    trainer.model_init = fresh_model
+    table = None
+    try:
+        if missing:
+            trainer.hyperparameter_search(
+                hp_space=draw,
+                compute_objective=lambda metrics: metrics[metric],
+                n_trials=missing,
+                direction=direction,
+                backend="optuna",
+                storage=storage,
+                study_name=STUDY_FILE,
+                load_if_exists=True,
+            )
+    finally:
+        if trainer.is_world_process_zero():
+            table = write_table(storage, pairs, metric, folder)
+    return [] if table is None else describe_best(table, metric, direction, argv, folder)
+
+
+def check_search_options(folder: Path, options: Mapping) -> None:
+    """Remembers the options of a search, or compares them: ValueError where they differ."""
+    path = folder / OPTIONS_FILE
+    if not path.is_file():
+        text = json.dumps(options, indent=2) + "\n"
+        write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return
+    before = read_json(path)
+    ignored = {*WEIGHTS, *(f"config.{name}" for name in WEIGHTS)}  # which the search draws
+    changed = [name for name in sorted({*before, *options} - ignored) if before.get(name) != options.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a search that began with another {changed[0]}; give what it was, or choose another "
+            "--output_dir."
+        )
+
+
+def enqueue_missing(storage: str, direction: str, pairs: Sequence[Mapping]) -> int:
+    """Makes the study, or opens it, and puts the trials that are not complete into its queue; how many they are."""
+    import optuna  # an extra
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=storage, study_name=STUDY_FILE, direction=direction, load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # a process that is gone
+    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    queued = {trial.user_attrs["trial"] for trial in waiting}
+    done = {pair for pair, _, _ in finished_trials(study)}
+    missing = [number for number, pair in enumerate(pairs) if tuple(pair.values()) not in done]
+    for number in missing:
+        if number not in queued:
+            study.enqueue_trial(dict(pairs[number]), user_attrs={"trial": number})
+    return len(queued.union(missing))
+
+
+def finished_trials(study) -> list[tuple[tuple[float, ...], float, float]]:
+    """Weights, value and seconds of the trials that are complete."""
+    return [
+        (tuple(trial.params[name] for name in WEIGHTS), trial.value, trial.duration.total_seconds())
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.name == "COMPLETE"
+    ]
+
+
+def write_table(storage: str, pairs: Sequence[Mapping], metric: str, folder: Path) -> pd.DataFrame:
+    """The table of all trials, done or not, in their order; also as `trials.csv`."""
+    import optuna
+
+    study = optuna.load_study(storage=storage, study_name=STUDY_FILE)
+    done = {pair: (value, seconds) for pair, value, seconds in finished_trials(study)}
+    rows = []
+    for number, pair in enumerate(pairs):
+        value, seconds = done.get(tuple(pair.values()), (float("nan"), float("nan")))
+        state = "complete" if tuple(pair.values()) in done else "to do"
+        rows.append({"trial": number, **pair, metric: value, "seconds": round(seconds, 1), "state": state})
+    table = pd.DataFrame(rows)
+    write_beside(folder / TABLE_FILE, lambda partial: table.to_csv(partial, index=False))
+    return table
+
+
+def describe_best(table: pd.DataFrame, metric: str, direction: str, argv: Sequence[str], folder: Path) -> list[str]:
+    """The best pair of weights beside plain CLIP's, and the command that trains with it."""
+    values = table[metric]
+    best = table.loc[values.idxmax() if direction == "maximize" else values.idxmin()]
+    weights = {name: f"{best[name]:g}" for name in WEIGHTS}
+    best_pair = (
+        f"Best of {len(table)} trials: trial {best['trial']}, "
+        + ", ".join(f"{name}={value}" for name, value in weights.items())
+        + f": {metric} {best[metric]:.4f} (both weights 0: {values[0]:.4f}). All trials: {folder / TABLE_FILE}"
+    )
+    words = ["python", "train_tier.py", *without_options(argv, OWN_OPTIONS)]
+    for name, value in weights.items():
+        words += [f"--{name}", value]
+    return [best_pair, f"Train with them: {shlex.join([*words, '--output_dir', f'{folder}-best'])}"]
+
+
+def without_options(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line without some options, each of which takes one value."""
+    kept, skip = [], False
+    for word in argv:
+        name, _, value = word.partition("=")
+        if skip:
+            skip = False
+        elif word.startswith("--") and name[2:].replace("-", "_") in names:
+            skip = not value
+        else:
+            kept.append(word)
+    return kept

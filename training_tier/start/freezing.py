@@ -1,0 +1,38 @@
+"""Towers and layers that keep their weights."""
+
+from transformers import PreTrainedModel
+
+from modeling_tier.modeling_dual_tier import freeze_layers
+from training_tier.options.model import ModelArguments
+from training_tier.options.task import TaskArguments
+from training_tier.start.presets import PRESETS
+
+
+def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelArguments) -> None:
+    """
+    Leaves the parts of the towers that the options name as they are; their projection heads are trained all the same.
+    The batch norms of a frozen part keep their statistics too.
+
+    Raises:
+        `ValueError`: the weights are random, or a tower has fewer layers or no list of them.
+    """
+    options = {
+        "freeze_image_tower": task.freeze_image_tower,
+        "freeze_text_tower": task.freeze_text_tower,
+        "frozen_vision_layers": arguments.frozen_vision_layers,
+        "frozen_text_layers": arguments.frozen_text_layers,
+    }
+    given = [name for name, value in options.items() if value]
+    if given and arguments.vision_model is None and arguments.model in PRESETS:
+        raise ValueError(
+            f"{given[0]}={options[given[0]]} would keep the random weights of {arguments.model!r} as they are; it is "
+            "for pretrained ones."
+        )
+    for tower, whole, layers in (
+        (model.vision_model, task.freeze_image_tower, arguments.frozen_vision_layers),
+        (model.text_model, task.freeze_text_tower, arguments.frozen_text_layers),
+    ):
+        if whole:
+            tower.requires_grad_(False)
+        elif layers:
+            freeze_layers(tower, layers)

@@ -1,0 +1,259 @@
+"""The model and the processor that a training starts from."""
+
+import math
+import os
+from collections.abc import Iterable
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    CLIPConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import SizeDict
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # the top level hides it without torchvision
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
+from modeling_tier.configuration_tier import located
+from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+from processing_tier.hub_names import check_hub_name
+from training_tier.options.model import ModelArguments
+from training_tier.start.presets import PRESETS, preset_config
+
+POSITION_SCALE = 0.5
+
+MAX_TOKENS = 128  # of a text under a pretrained encoder: the paper's (authors' code, CLIP_Embedding.py:79-82)
+
+MODEL_TYPES = (CLIPConfig.model_type, TierCLIPConfig.model_type, TierDualEncoderConfig.model_type)
+
+TierModel = TierCLIPModel | TierDualEncoderModel
+
+
+def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierModel, TierProcessor]:
+    """
+    A model and its processor as `arguments` asks: random weights of a preset, those of a checkpoint, or two pretrained
+    towers under new projection heads.
+
+    Args:
+        arguments ([`ModelArguments`]): what is asked for.
+        texts (`Iterable[str]`): the training texts, for a tokenizer of their own where no other is named.
+
+    Raises:
+        `ValueError`: no such preset or checkpoint, a checkpoint that does not fit, or an option without effect on it.
+    """
+    if arguments.vision_model is not None:
+        return join_towers(arguments)
+    if arguments.model not in PRESETS:
+        return load_checkpoint(arguments)
+    if arguments.tokenizer is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer)
+    else:
+        tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size)
+    config = preset_config(arguments.model, tokenizer, arguments.image_size, **arguments.config_overrides())
+    if isinstance(config, TierDualEncoderConfig):
+        model = TierDualEncoderModel(config)
+    else:
+        model = TierCLIPModel(config)
+        set_sine_positions(model)
+    return model, TierProcessor(make_image_processor(config, arguments.geometry or "pad"), tokenizer)
+
+
+def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometry: str) -> TierImageProcessor:
+    """The image processor of a model: its size, its mean and standard deviation."""
+    return TierImageProcessor(
+        geometry=geometry,
+        size={"height": model_size(config), "width": model_size(config)},
+        image_mean=config.pixel_mean,
+        image_std=config.pixel_std,
+    )
+
+
+def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
+    """Edge in pixels of the square that a model sees."""
+    return config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
+
+
+def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
+    """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
+    overrides = arguments.config_overrides()
+    check_names(arguments)
+    try:
+        place = located(arguments.vision_model)
+        stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
+        overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
+    except (OSError, ValueError, AttributeError):
+        pass  # a bare backbone: ImageNet's, as the paper's
+    if arguments.image_size is not None:
+        overrides["image_size"] = arguments.image_size
+    model = TierDualEncoderModel.from_vision_text_pretrained(arguments.vision_model, arguments.text_model, **overrides)
+    tokenizer = load_tokenizer(arguments.text_model)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
+    return model, TierProcessor(make_image_processor(model.config, arguments.geometry or "pad"), tokenizer)
+
+
+def set_sine_positions(model: TierCLIPModel) -> None:
+    """
+    Starts the position embeddings of the patches from sines and cosines of their row and column (Beyer et al. 2022,
+    "Better plain ViT baselines for ImageNet-1k"), scaled to the spread that the embeddings of the patches have.
+
+    CLIP's own start is noise so faint that at first the image tower hardly knows where a patch lies; with a few
+    thousand radiographs it takes much of the training to find out.
+    """
+    embedding = model.vision_model.embeddings.position_embedding.weight  # (1 + patches, hidden)
+    side = math.isqrt(embedding.shape[0] - 1)
+    frequencies = 1 / 10_000 ** torch.linspace(0, 1, embedding.shape[1] // 4)
+    angles = torch.arange(side)[:, None] * frequencies  # (side, hidden / 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, hidden / 2)
+    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    grid = torch.cat([rows, columns], dim=2).flatten(0, 1)  # (patches, hidden)
+    with torch.no_grad():
+        embedding[1:] = POSITION_SCALE * grid
+
+
+def read_stored_config(arguments: ModelArguments) -> dict:
+    """What config.json of the checkpoint `arguments.model` says, once it is known to be there and to have weights."""
+    name = arguments.model
+    check_start(name)
+    check_not_adapter(name)
+    if os.path.isdir(name) and not any(file.endswith(".safetensors") for file in os.listdir(name)):
+        raise ValueError(
+            f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
+            "wrote."
+        )
+    if arguments.tokenizer is not None:
+        raise ValueError(f"tokenizer has no effect on the checkpoint {name!r}, which has its own.")
+    try:
+        stored_config = PreTrainedConfig.get_config_dict(**located(name))[0]
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if stored_config.get("model_type") not in MODEL_TYPES:
+        raise ValueError(
+            f"The checkpoint {name!r} is of the kind {stored_config.get('model_type')!r}; name one of a CLIP or TIER "
+            "model."
+        )
+    return stored_config
+
+
+def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
+    """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
+    name = arguments.model
+    stored_config = read_stored_config(arguments)
+    is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
+    model = load_weights(TierDualEncoderModel if is_dual else TierCLIPModel, arguments)
+    tokenizer = load_tokenizer(name)
+    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
+
+
+def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) -> PreTrainedModel:
+    """
+    The checkpoint `arguments.model` as a model of a class, in float32.
+
+    Raises:
+        `ValueError`: it cannot be read, a tensor of it was not used, or one of the model was not there.
+    """
+    name = arguments.model
+    check_model_folder(name)
+    overrides = arguments.config_overrides()
+    if not hasattr(model_class.config_class, "frozen_text_layers"):
+        overrides.pop("frozen_text_layers", None)  # see freeze_towers
+    try:
+        model, info = model_class.from_pretrained(
+            **located(name),
+            dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below
+            output_loading_info=True,
+            image_size=arguments.image_size,
+            **overrides,
+        )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
+        if keys:
+            raise ValueError(
+                f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
+                f"{problem.replace('_', ' ')}, for example {keys[0]}."
+            )
+    if findings := getattr(model.config, "zero_shot_findings", None):  # measured with weights that now change
+        model.config.zero_shot_findings = {
+            name: {side: entry[side] for side in ("positive", "negative")} for name, entry in findings.items()
+        }
+    return model
+
+
+def load_image_processor(
+    arguments: ModelArguments, config: TierCLIPConfig | TierDualEncoderConfig
+) -> TierImageProcessor:
+    """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
+    try:
+        place = located(arguments.model)
+        stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
+    image_processor = stored if isinstance(stored, TierImageProcessor) else TierImageProcessor.from_clip(stored)
+    if arguments.geometry not in (None, image_processor.geometry):
+        image_processor.geometry, image_processor.resize_edge = arguments.geometry, None
+    size, own_size = model_size(config), image_processor.size["height"]
+    if size != own_size:  # the same part of the picture in more or fewer pixels
+        if image_processor.resize_edge is not None:
+            image_processor.resize_edge = round(image_processor.resize_edge * size / own_size)
+        image_processor.size = SizeDict(height=size, width=size)
+    config.pixel_mean = list(image_processor.image_mean)
+    config.pixel_std = list(image_processor.image_std)
+    return image_processor
+
+
+def check_start(name: str) -> None:
+    """
+    Raises:
+        `ValueError`: `--model` is neither a folder nor could be a name on the Hub, which is not asked then.
+    """
+    if os.path.isdir(name):
+        return
+    try:
+        check_hub_name(name, "checkpoint folder", known=PRESETS)
+        if "/" not in name:
+            raise ValueError("no owner.")
+    except ValueError as error:
+        hint = str(error).rpartition(": ")[2] if "did you mean" in str(error) else "it was not looked up on the Hub."
+        raise ValueError(
+            f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}"
+        ) from None
+
+
+def check_names(arguments: ModelArguments) -> None:
+    """ValueError for a tower or a tokenizer that is mistyped or not safe to read; before any data are read."""
+    for name in (arguments.vision_model, arguments.text_model):
+        if name is not None:
+            check_hub_name(name, "tower")
+            check_model_folder(name)
+    if arguments.tokenizer is not None:
+        check_hub_name(arguments.tokenizer, "tokenizer")
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    check_hub_name(name, "tokenizer")
+    try:
+        place = located(name)
+        if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
+            return BertTokenizer.from_pretrained(**place)
+        return AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"No tokenizer can be loaded from {name!r}: {reason}") from error
