@@ -88,7 +88,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     """Write a comparison into a folder: `comparison.json`, `.md`, `.tex`, `.html` and, with matplotlib, `.png`.
 
     Args:
-        folder: made where there is none.
+        folder: created if it does not exist.
         comparison: as [`compare_results`] returns it.
 
     Returns:

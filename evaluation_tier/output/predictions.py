@@ -22,7 +22,7 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
 
     Raises:
         ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`, and when
-            labels or scores are no numbers.
+            labels or scores are not numbers.
     """
     path = Path(folder) / "predictions.parquet"
     if not path.is_file():
