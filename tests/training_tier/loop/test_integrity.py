@@ -311,7 +311,7 @@ def test_later_checkpoints_of_a_run_that_was_given_up_are_set_aside(make_trainer
 
 HOLD = """
 import os, sys, time
-from training_tier.locking import locked
+from training_tier.loop.locking import locked
 with locked(sys.argv[1]):
     if len(sys.argv) > 2 and os.fork() == 0:  # as a data-loader worker that outlives its run
         time.sleep(60)
