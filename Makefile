@@ -1,4 +1,4 @@
-# `make help` lists what there is. DATA is "phantom" or your own data: see docs/data.md.
+# `make help` lists what there is. DATA is "phantom" or your own data: see docs/your_data.md.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -30,7 +30,7 @@ def build_parser() -> Parser:
         "--data",
         required=True,
         metavar="NAME:FOLDER",
-        help="an archive (mimic_cxr_jpg:FOLDER; the names are in docs/datasets.md), an image folder with "
+        help="an archive (mimic_cxr_jpg:FOLDER; the names are in docs/public_datasets.md), an image folder with "
         "<split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), or what save_to_disk wrote",
     )
     parser.add_argument("--output_dir", required=True, help="a new or empty folder, or one that this command began")

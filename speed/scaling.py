@@ -1,5 +1,5 @@
 """
-What docs/scaling.md calculates with.
+What docs/multi_gpu.md calculates with.
 
     python speed/scaling.py                                    # phantoms; some minutes on 2 cores
     python speed/scaling.py flops loss communication           # some of the parts

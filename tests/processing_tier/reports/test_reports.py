@@ -227,7 +227,7 @@ def test_tier_style(report, sections):
 
 
 def test_the_documented_headings_are_headings():
-    page = (Path(__file__).resolve().parents[3] / "docs" / "reports.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "radiology_reports.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| ([A-Z].*) \|$", page, re.MULTILINE)
     assert len(rows) == 11
     for name, spellings in rows:
