@@ -103,10 +103,10 @@ def tell(message: str, every_process: bool) -> None:
 
 
 def escape(message: str) -> str:
-    """See `processing_tier.display.printable`, which most messages need not even import."""
+    """See `processing_tier.escaping.printable`, which most messages need not even import."""
     if message.replace("\n", "").isprintable():
         return message
-    from processing_tier.display import printable
+    from processing_tier.escaping import printable
 
     return printable(message)
 

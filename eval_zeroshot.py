@@ -583,7 +583,7 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
 def print_results(args: argparse.Namespace, metrics: dict, written: Sequence[Path]) -> None:
     """What the user sees."""
     from evaluation_tier.output import model_card, tables
-    from processing_tier.display import printable
+    from processing_tier.escaping import printable
 
     protocol = metrics["protocol"]
     kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"

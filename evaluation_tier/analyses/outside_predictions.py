@@ -11,7 +11,7 @@ import pandas as pd
 from evaluation_tier.analyses.radiologists import compare_evaluation
 from evaluation_tier.scoring.protocols import Protocol
 from evaluation_tier.statistics.summary import summarize
-from processing_tier.prompts.loader import normalize_name
+from processing_tier.prompts.loader import normalize_finding
 from processing_tier.readers.archive import find_first
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS, read_radiologists, read_study_table
 from processing_tier.readers.table import read_frame
@@ -45,11 +45,11 @@ def read_predictions(path: str | os.PathLike, with_studies: bool = True) -> Pred
     """
     path = Path(path)
     frame = read_frame(path)
-    known = {normalize_name(finding): finding for finding in CHEXPERT_FINDINGS} | ALIASES
+    known = {normalize_finding(finding): finding for finding in CHEXPERT_FINDINGS} | ALIASES
     columns: dict[str, dict[str, str]] = {"score_": {}, "label_": {}, "": {}}
     for column in frame.columns:
         prefix = next(prefix for prefix in columns if str(column).startswith(prefix))
-        finding = known.get(normalize_name(str(column).removeprefix(prefix)))
+        finding = known.get(normalize_finding(str(column).removeprefix(prefix)))
         if finding in columns[prefix]:
             raise ValueError(f"{path.name}: two columns are scores of {finding!r}: keep one of them.")
         if finding:

@@ -16,7 +16,7 @@ from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
 from modeling_tier.maps_tier import similarity_map
-from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.radiograph_tier import read_radiograph
 
 LOW, HIGH = 1, 99  # percentiles of all patches of the set that become 0 and 1
@@ -80,7 +80,7 @@ def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, i
     Finding" is what the others are compared with, and its own map would be empty.
     """
     best = {}
-    for finding in (name for name in findings if normalize_name(name) not in NO_FINDING):
+    for finding in (name for name in findings if normalize_finding(name) not in NO_FINDING):
         scores = predictions.loc[predictions[f"label_{finding}"] == 1, f"score_{finding}"]
         if len(scores) and len(best) < MAX_ROWS:
             best[finding] = int(scores.idxmax())

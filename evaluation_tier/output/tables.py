@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from processing_tier.display import markdown_text, printable
+from processing_tier.escaping import markdown_text, printable
 
 NOT_MEASURED = "not measured"
 

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 
 from evaluation_tier.statistics.subgroups import age_bands
-from processing_tier.prompts.loader import normalize_name
+from processing_tier.prompts.loader import normalize_finding
 from processing_tier.records.schema import finding_columns
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def warn_of_no_interval(reasons: Mapping[str, str]) -> None:
 
 def is_scored_by_others(finding: str, protocol: Mapping) -> bool:
     """Whether a finding is scored by the others, under a protocol as `metrics["protocol"]` describes it."""
-    return normalize_name(finding) in NO_FINDING and protocol.get("no_finding") == "others"
+    return normalize_finding(finding) in NO_FINDING and protocol.get("no_finding") == "others"
 
 
 def select_findings(

@@ -55,7 +55,7 @@ from evaluation_tier.statistics.chexzero import draw_chexzero_resamples
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.subgroups import summarize_subgroups
 from evaluation_tier.statistics.summary import summarize, with_interval
-from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_finding
 
 logger = logging.getLogger(__name__)
 
@@ -378,7 +378,7 @@ def score_by_others(
             (images, findings). The last ones are the reference of the standardisation.
     """
     left_out = (*NO_FINDING, *NEVER_ABNORMAL)
-    others = [i for i, finding in enumerate(findings) if normalize_name(finding) not in left_out]
+    others = [i for i, finding in enumerate(findings) if normalize_finding(finding) not in left_out]
     if not others:
         raise ValueError(
             f"{findings[columns[0]]!r} is scored by the other findings, and none is evaluated: add some, or score it "

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.readers import parse_data
 from processing_tier.records.schema import finding_columns
 from processing_tier.yaml_files import read_yaml
@@ -98,10 +98,10 @@ def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str)
         ValueError: for a finding that the data set has under no known name.
     """
     available = finding_columns(dataset)
-    by_name = {normalize_name(column): column for column in available}
+    by_name = {normalize_finding(column): column for column in available}
     columns = {}
     for finding, aliases in benchmark.findings.items():
-        found = [by_name[key] for name in (finding, *aliases) if (key := normalize_name(name)) in by_name]
+        found = [by_name[key] for name in (finding, *aliases) if (key := normalize_finding(name)) in by_name]
         if not found:
             options = ",".join(f"{name}={value}" for name, value in benchmark.options.items())
             remedy = f" Prepare it again from {benchmark.reader}:FOLDER,{options}." if options else ""

@@ -29,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from processing_tier.display import spreadsheet_cell
+from processing_tier.escaping import spreadsheet_cell
 from processing_tier.prepare.claim import WORK_PREFIX, check_output, write
 from processing_tier.prepare.options import PrepareOptions
 from processing_tier.prepare.plan import Plan, describe_source, make_plan

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from processing_tier.display import markdown_text
+from processing_tier.escaping import markdown_text
 from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records.schema import TEXT_COLUMNS, finding_columns
 from processing_tier.reports.duplicates import duplicate_groups

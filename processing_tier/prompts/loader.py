@@ -72,20 +72,20 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
     for finding, entry in entries.items():
         check_sentences(entry, (*SIDES, "aliases"), f"finding {finding!r}", path)
         for name in (finding, *entry.get("aliases", [])):
-            if normalize_name(name) in lookup:
+            if normalize_finding(name) in lookup:
                 raise ValueError(f"{path}: {name!r} is named twice; keep one entry for it.")
-            lookup[normalize_name(name)] = entry
+            lookup[normalize_finding(name)] = entry
 
     prompts = {}
     for finding in findings:
-        entry = lookup.get(normalize_name(finding), {})
+        entry = lookup.get(normalize_finding(finding), {})
         sides = {side: entry.get(side) or templates.get(side) or [] for side in SIDES}
         for side, sentences in sides.items():
             if not sentences and (side == "positive" or side not in templates):
                 raise ValueError(f"{path}: finding {finding!r} has no {side} prompts; add them or a {side} template.")
         name = finding.replace("_", " ")
         prompts[finding] = Prompts(**{s: [text.replace("{}", name) for text in sides[s]] for s in SIDES})
-    templated = [finding for finding in findings if normalize_name(finding) not in lookup]
+    templated = [finding for finding in findings if normalize_finding(finding) not in lookup]
     if lookup and templated:  # a file without findings has templates for all of them
         warn_of_templates(path.stem, tuple(templated))
     return prompts
@@ -103,18 +103,18 @@ def warn_of_templates(prompts: str, findings: tuple[str, ...]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def known_findings() -> frozenset[str]:
-    """Names and aliases of the findings that the prompts `"report"` know, as [`normalize_name`] writes them."""
+    """Names and aliases of the findings that the prompts `"report"` know, as [`normalize_finding`] writes them."""
     entries = read_yaml(PROMPTS_FOLDER / "report.yaml")["findings"]
     return frozenset(
-        normalize_name(name) for finding, entry in entries.items() for name in (finding, *entry.get("aliases", []))
+        normalize_finding(name) for finding, entry in entries.items() for name in (finding, *entry.get("aliases", []))
     )
 
 
 def is_known_finding(name: str) -> bool:
-    return normalize_name(name) in known_findings()
+    return normalize_finding(name) in known_findings()
 
 
-def normalize_name(finding: str) -> str:
+def normalize_finding(finding: str) -> str:
     return " ".join(finding.replace("_", " ").lower().split())
 
 

@@ -26,7 +26,7 @@ from evaluation_tier.scoring.findings import read_labels, select_findings
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
 from evaluation_tier.scoring.scores import zero_shot_scores
 from evaluation_tier.statistics.bootstrap import check_num_resamples, describe_intervals, draw_resamples
-from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_finding
 
 
 def evaluate_robustness(
@@ -92,7 +92,7 @@ def evaluate_robustness(
     scores = {name: zero_shot_scores(images, *by_prompts) for name, images in embeddings.images.items()}
     empty = {name: zero_shot_scores(image[None], *by_prompts)[0] for name, image in embeddings.empty.items()}
 
-    worded = [i for i, finding in enumerate(findings) if normalize_name(finding) != "no finding"]
+    worded = [i for i, finding in enumerate(findings) if normalize_finding(finding) != "no finding"]
     worded_scores = {}
     for wording, (positive, negative) in WORDINGS.items():
         sentences = {

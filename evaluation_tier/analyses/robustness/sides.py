@@ -13,7 +13,7 @@ from evaluation_tier.analyses.robustness.wording import phrase
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.scoring.scores import zero_shot_scores
 from evaluation_tier.statistics.bootstrap import MIN_PATIENTS
-from processing_tier.prompts.loader import Prompts, normalize_name
+from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.reports.sections import extract_sections
 from processing_tier.reports.sentences import split_sentences
 
@@ -76,7 +76,7 @@ def stated_side(text: str, finding: str) -> str | None:
     Returns:
         `"left"` or `"right"`, the patient's, or `None`.
     """
-    named = SIDED.get(normalize_name(finding))
+    named = SIDED.get(normalize_finding(finding))
     if named is None:
         return None
     named = re.compile(rf"\b{named}\b", re.IGNORECASE)
@@ -119,7 +119,7 @@ def compare_sides(
     draws: np.ndarray,
 ) -> dict:
     """The `laterality` of [`evaluate_robustness`]; pairs of an image and a finding are pooled over the findings."""
-    sided = [i for i, finding in enumerate(findings) if normalize_name(finding) in SIDED]
+    sided = [i for i, finding in enumerate(findings) if normalize_finding(finding) in SIDED]
     texts = report_texts(dataset)
     pairs = [
         (row, column, side)

@@ -10,7 +10,7 @@ from evaluation_tier.test_sets.loader import (
     load_benchmark,
     published_differences,
 )
-from processing_tier.prompts.loader import normalize_name
+from processing_tier.prompts.loader import normalize_finding
 from processing_tier.readers import READERS
 from processing_tier.readers.chestxray14 import FINDINGS as NIH_FINDINGS
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
@@ -29,7 +29,7 @@ def test_the_files():
     for name, num_findings in zip(NAMES, NUM_FINDINGS, strict=True):
         benchmark = load_benchmark(name)
         names = [
-            {normalize_name(text) for text in (finding, *others)} for finding, others in benchmark.findings.items()
+            {normalize_finding(text) for text in (finding, *others)} for finding, others in benchmark.findings.items()
         ]
         assert len(names) == num_findings and sum(map(len, names)) == len(set().union(*names))
         assert set(benchmark.only_with) <= set(benchmark.findings)

@@ -1,4 +1,4 @@
-from processing_tier.display import markdown_text, printable, spreadsheet_cell
+from processing_tier.escaping import markdown_text, printable, spreadsheet_cell
 
 
 def test_a_terminal_gets_no_control_and_no_bidirectional_characters():
