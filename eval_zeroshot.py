@@ -227,9 +227,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:
-        from processing_tier.records.columns import read_columns  # which takes a while to import
+        from processing_tier.records.table_options import parse_columns  # which takes a while to import
 
-        args.columns = read_columns(args.columns)
+        args.columns = parse_columns(args.columns)
     for name in ("model_card", "save_thresholds"):
         if getattr(args, name) and len(args.models) > 1:
             raise ValueError(f"--{name} is for one model: evaluate an ensemble without it.")
@@ -292,6 +292,7 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     from processing_tier import readers
     from processing_tier.records.labels import parse_label_values
     from processing_tier.records.schema import check_disjoint_patients, select_views
+    from processing_tier.records.table_options import TableOptions
 
     # 1. Models and data
     benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
@@ -309,11 +310,10 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     for name in args.models:
         loading.check_name(name)
     names = loading.short_names(args.models)
-    columns = args.columns or None
-    label_values = parse_label_values(args.label_values)
+    table = TableOptions(args.columns or None, args.image_root, args.sheet, parse_label_values(args.label_values))
     with fail_together():
         lists = trained_on.read_lists(names)
-        split = split or trained_on.choose_split(args.data, columns, lists, args.sheet)
+        split = split or trained_on.choose_split(args.data, table, lists)
     if args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
     name, origin = readers.dataset_name(args.data), readers.origin_name(args.data)
@@ -325,9 +325,8 @@ def evaluate(args: argparse.Namespace, device) -> Evaluation:
     def read(split: str):
         if benchmark:
             data = loader.benchmark_data(benchmark, args.data, split)
-            dataset = readers.read_records(data, split, columns, args.image_root, args.sheet, label_values)
+            dataset = readers.read_records(data, split, table)
         else:
-            table = columns, args.image_root, args.sheet, label_values
             dataset = trained_on.read_split(args.data, split, table, lists)
         dataset = select_views(dataset, views, split)
         dataset = loader.apply_benchmark(benchmark, dataset, split) if benchmark else dataset

@@ -125,13 +125,13 @@ def run(args: argparse.Namespace) -> None:
     from processing_tier.prepare.options import PrepareOptions
     from processing_tier.prepare.run import prepare
     from processing_tier.prepare.summary import format_summary
-    from processing_tier.records.columns import read_columns
+    from processing_tier.records.table_options import parse_columns
 
     if args.quality is not None and args.format != "jpeg":
         print(f"Note: --quality has no effect on {args.format}.", file=sys.stderr)
     options = PrepareOptions(
         data=args.data,
-        columns=read_columns(args.columns),
+        columns=parse_columns(args.columns),
         image_root=args.image_root,
         sheet=args.sheet,
         label_values=tuple(args.label_values) if args.label_values else None,

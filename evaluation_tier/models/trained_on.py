@@ -23,6 +23,7 @@ from processing_tier.records.identities import (
     patient_keys,
     read_trained_on,
 )
+from processing_tier.records.table_options import TableOptions
 
 logger = logging.getLogger(__name__)
 
@@ -219,16 +220,15 @@ def is_remote(data: str) -> bool:
 
 def choose_split(
     data: str,
-    columns: Mapping[str, str] | None,
+    table: TableOptions,
     lists: Mapping[str, TrainedOn | None],
-    sheet: str | None = None,
 ) -> str:
     """
     The split to evaluate where none is named: validation where the data have it, else what the training of the models
     set aside, else all images of data without splits.
     """
-    splits = has_splits(data, columns, sheet)
-    if splits and (is_remote(data) or "validation" in list_splits(data, columns, sheet)):
+    splits = has_splits(data, table)
+    if splits and (is_remote(data) or "validation" in list_splits(data, table)):
         return "validation"
     held_out = held_out_split(lists)
     if held_out and family(held_out[0]) == family(origin_name(data)):
@@ -239,12 +239,11 @@ def choose_split(
 def read_split(
     data: str,
     split: str,
-    table: tuple,
+    table: TableOptions,
     lists: Mapping[str, TrainedOn | None],
 ) -> datasets.Dataset:
     """
-    The records of a split, of [`HELD_OUT`], or of [`ALL`] for data without splits; `table` holds the options of a
-    table as [`read_records`] takes them: `columns`, `image_root`, `sheet` and `label_values`.
+    The records of a split, of [`HELD_OUT`], or of [`ALL`] for data without splits.
 
     Raises:
         `ValueError`: a split of data without splits, a held-out part that is not known; see also [`read_records`].
@@ -254,17 +253,16 @@ def read_split(
         raise ValueError(
             f"--split {HELD_OUT} needs models whose training set patients aside, the same for all: name another split."
         )
-    columns, _, sheet, _ = table
-    if split not in (ALL, HELD_OUT) and not has_splits(data, columns, sheet):
+    if split not in (ALL, HELD_OUT) and not has_splits(data, table):
         raise ValueError(
             f"{data} has no column 'split', so that {split!r} would be all of its images: leave --split out, or name "
             "its column by --columns split=NAME."
         )
-    if held_out and not is_remote(data) and has_splits(data, columns, sheet):
-        if held_out[1] not in list_splits(data, columns, sheet):
+    if held_out and not is_remote(data) and has_splits(data, table):
+        if held_out[1] not in list_splits(data, table):
             raise ValueError(
                 f"--split {HELD_OUT} is a part of the split {held_out[1]!r} of {held_out[0]}, and {data} has no such "
                 "split: name the data that the model was trained on, or another --split."
             )
-    records = read_records(data, held_out[1] if held_out else split, *table)
+    records = read_records(data, held_out[1] if held_out else split, table)
     return select_held_out(held_out, records) if held_out else records

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from processing_tier.readers import origin_name, parse_data
+from processing_tier.records.labels import parse_label_values
+from processing_tier.records.table_options import TableOptions
 
 
 @dataclass(frozen=True)
@@ -13,8 +15,9 @@ class PrepareOptions:
     What the output depends on.
 
     Args:
-        data (`str`), columns (`dict[str, str]`, *optional*), image_root (`str`, *optional*): see [`read_records`].
-        sheet (`str`, *optional*): see [`read_records`].
+        data (`str`): see [`read_records`].
+        columns (`dict[str, str]`, *optional*), image_root (`str`, *optional*), sheet (`str`, *optional*):
+            See [`TableOptions`].
         label_values (`tuple[str, ...]`, *optional*): WORD=LABEL each, see [`parse_label_values`].
         splits (`tuple[str, ...]`, *optional*): by default all that the data have.
         views (`str`, *optional*, defaults to `"frontal"`): `"frontal"` or `"all"`.
@@ -46,6 +49,11 @@ class PrepareOptions:
     quality: int = 95
     shard_images: int = 1000
     seed: int = 0
+
+    @property
+    def table(self) -> TableOptions:
+        """How the readers read a table."""
+        return TableOptions(self.columns, self.image_root, self.sheet, parse_label_values(self.label_values))
 
     def recorded(self) -> dict:
         """The options as `prepare.json` and the card have them: nothing of this machine's folders."""

@@ -23,7 +23,6 @@ from processing_tier.prepare.summary import SOURCE_HEADING
 from processing_tier.readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from processing_tier.readers.hub_files import SHARD
 from processing_tier.records.identifiers import check_unique_ids
-from processing_tier.records.labels import parse_label_values
 from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_disjoint_patients, select_text
 from processing_tier.records.views import FRONTAL_VIEWS
 from processing_tier.reports.sections import extract_sections
@@ -47,15 +46,13 @@ class Plan:
 def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
     """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
     datasets.disable_progress_bars()
-    splits = options.splits or list_splits(options.data, options.columns, options.sheet)
-    source = {"columns": options.columns, "image_root": options.image_root, "sheet": options.sheet}
-    source["label_values"] = parse_label_values(options.label_values)
+    table = options.table
+    splits = options.splits or list_splits(options.data, table)
     check_splits(splits)
     records, images, counts = {}, {}, {}
     for split in splits:
-        records[split], images[split], counts[split] = select_records(
-            read_records(options.data, split, **source), split, options
-        )
+        found = read_records(options.data, split, table)
+        records[split], images[split], counts[split] = select_records(found, split, options)
     check_disjoint_patients(**records)
     check_unique_ids([image_id for dataset in records.values() for image_id in dataset["image_id"]], options.data)
     features = merge_features(records)
@@ -66,8 +63,8 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     words = datasets.Features({name: feature for name, feature in features.items() if name != "image"})
     for split, dataset in records.items():
         fingerprint.update(json.dumps(images[split].tolist()).encode())
-        for table in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
-            fingerprint.update(json.dumps(table.to_pylist()).encode())
+        for batch in read_batches(dataset.remove_columns("image"), np.arange(len(dataset)), words):
+            fingerprint.update(json.dumps(batch.to_pylist()).encode())
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir()
     claim(output_dir, work_dir, options.recorded() | {"records": fingerprint.hexdigest()})
@@ -80,8 +77,8 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
         if is_whole(target, shard) and not read_quarantine(pq.read_metadata(target)):
             continue
         with pa.OSFile(str(work_dir / shard.name), "wb") as file, pa.ipc.new_file(file, features.arrow_schema) as plan:
-            for table in read_batches(records[shard.split], order, features):
-                plan.write_table(table)
+            for batch in read_batches(records[shard.split], order, features):
+                plan.write_table(batch)
         todo.append(shard)
     return Plan(features, counts, shards, todo)
 

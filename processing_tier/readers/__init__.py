@@ -10,6 +10,8 @@ from pathlib import Path
 
 import datasets
 
+from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
+
 from . import (
     chestx_det10,
     chestxray14,
@@ -59,14 +61,7 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
 }
 
 
-def read_records(
-    data: str | os.PathLike,
-    split: str,
-    columns: Mapping[str, str] | None = None,
-    image_root: str | os.PathLike | None = None,
-    sheet: str | None = None,
-    label_values: Mapping[str, float] | None = None,
-) -> datasets.Dataset:
+def read_records(data: str | os.PathLike, split: str, table: TableOptions = STANDARD_TABLE) -> datasets.Dataset:
     """
     Read one split of whatever `data` names, in the schema of [`records`].
 
@@ -78,20 +73,16 @@ def read_records(
             `.xlsx`, `.jsonl`, `.parquet`), a folder that `tier-prepare` or `save_to_disk` wrote, or a data set on the
             Hub (`"owner/name"`).
         split (`str`): such as `"train"`, see [`list_splits`].
-        columns (`Mapping[str, str]`, *optional*): schema name to column, see [`read_table`].
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images of a table, or of an archive that comes without its images.
-        sheet (`str`, *optional*): the sheet of an Excel table that has several.
-        label_values (`Mapping[str, float]`, *optional*):
-            Words of the findings and their labels, such as `{"yes": 1, "no": 0}`, see [`parse_label_values`].
+        table ([`TableOptions`], *optional*): column names and the like, for data without a reader.
 
     Raises:
         `ValueError`: data of no such kind, an option that has no effect there, or what the reader itself raises.
     """
     reader, data, options = parse_data(data)
-    if reader is not None and columns or reader == PHANTOM and image_root:
+    image_root = table.image_root
+    if reader is not None and table.columns or reader == PHANTOM and image_root:
         raise ValueError(f"columns and image_root have no effect on {reader!r}; leave them out.")
-    if reader is not None and (sheet or label_values):
+    if reader is not None and (table.sheet or table.label_values):
         raise ValueError(f"sheet and label_values have no effect on {reader!r}; leave them out.")
     if reader == PHANTOM:
         return read_phantom({name: int(value) for name, value in options.items()}, split)
@@ -110,19 +101,17 @@ def read_records(
         return function(data, split, **options, **({"image_root": image_root} if image_root else {}))
     is_embedded = is_hub(data)
     if is_table(data) and not is_embedded:
-        return read_table(data, image_root, split, columns, sheet, label_values)
+        return read_table(data, split, table)
     if image_root:
         raise ValueError(f"image_root={str(image_root)!r} has no effect on {dataset_name(data)!r}; leave it out.")
     if not is_embedded:
-        return read_imagefolder(data, split, columns, sheet, label_values)
-    if sheet:
-        raise ValueError(f"sheet={sheet!r} is for Excel files alone; leave it out.")
-    return read_hub(data, split, columns, label_values=label_values)
+        return read_imagefolder(data, split, table)
+    if table.sheet:
+        raise ValueError(f"sheet={table.sheet!r} is for Excel files alone; leave it out.")
+    return read_hub(data, split, table.columns, label_values=table.label_values)
 
 
-def list_splits(
-    data: str | os.PathLike, columns: Mapping[str, str] | None = None, sheet: str | None = None
-) -> list[str]:
+def list_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -> list[str]:
     """
     Names of the splits that [`read_records`] can read.
 
@@ -135,26 +124,26 @@ def list_splits(
     if is_hub(data):
         return list_hub_splits(data)
     if is_table(data):
-        table = Path(data)
+        path = Path(data)
     elif os.path.isdir(data) and (folders := split_folders(Path(data))):
         return folders
     else:
-        table = find_metadata(Path(data))
-        if table is None:
+        path = find_metadata(Path(data))
+        if path is None:
             read_imagefolder(data, "train")  # says what is missing
-    return list_table_splits(read_frame(table, sheet=sheet), (columns or {}).get("split", "split"))
+    return list_table_splits(read_frame(path, sheet=table.sheet), table.split_column)
 
 
-def has_splits(data: str | os.PathLike, columns: Mapping[str, str] | None = None, sheet: str | None = None) -> bool:
+def has_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -> bool:
     """Whether data say which images are of which split: all do but a table, or the one of an image folder, without
     such a column."""
     reader, data, _ = parse_data(data)
     if reader is not None or is_hub(data):
         return True
-    table = Path(data) if is_table(data) else None
-    if table is None and os.path.isdir(data) and not split_folders(Path(data)):
-        table = find_metadata(Path(data))
-    return table is None or (columns or {}).get("split", "split") in read_frame(table, sheet=sheet).columns
+    path = Path(data) if is_table(data) else None
+    if path is None and os.path.isdir(data) and not split_folders(Path(data)):
+        path = find_metadata(Path(data))
+    return path is None or table.split_column in read_frame(path, sheet=table.sheet).columns
 
 
 def dataset_name(data: str | os.PathLike) -> str:

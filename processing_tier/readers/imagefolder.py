@@ -9,6 +9,7 @@ import pandas as pd
 
 from processing_tier.records.identifiers import check_unique_ids, ids_from_paths
 from processing_tier.records.schema import make_records
+from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 from processing_tier.records.views import normalize_view
 
 from .formats import read_frame
@@ -28,13 +29,7 @@ def split_folders(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir() if child.is_dir() and find_metadata(child))
 
 
-def read_imagefolder(
-    folder: str | os.PathLike,
-    split: str,
-    columns: Mapping[str, str] | None = None,
-    sheet: str | None = None,
-    label_values: Mapping[str, float] | None = None,
-) -> datasets.Dataset:
+def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions = STANDARD_TABLE) -> datasets.Dataset:
     """
     Read one split of an image folder into the schema of [`records`].
 
@@ -46,8 +41,7 @@ def read_imagefolder(
     Args:
         folder (`str` or `os.PathLike`): the data set. Images may be links to other places inside it.
         split (`str`): such as `"train"`.
-        columns (`Mapping[str, str]`, *optional*): as for [`read_table`], for metadata of other column names.
-        sheet (`str`, *optional*), label_values (`Mapping[str, float]`, *optional*): as for [`read_table`].
+        table ([`TableOptions`], *optional*): of the metadata, as for [`read_table`], except `image_root`.
 
     Raises:
         `ValueError`: see [`make_records`]; also a folder, split or metadata file that is not there.
@@ -65,12 +59,12 @@ def read_imagefolder(
             raise ValueError(f"{folder}: there is no split {split!r}; it has {', '.join(there)}.")
         raise ValueError(f"{folder}: no {METADATA[0]} is in it or in a folder for each split; add one.")
 
-    columns = dict(columns or {})
-    split_column = columns.pop("split", "split")
-    frames = read_frames(folder, metadata, columns.get("image", DEFAULTS["image"]), sheet)
+    columns = dict(table.columns or {})
+    columns.pop("split", None)
+    frames = read_frames(folder, metadata, columns.get("image", DEFAULTS["image"]), table.sheet)
     chosen = slice(None)
     if metadata.parent == folder:
-        frames[metadata], chosen, split = select_split(frames[metadata], split, split_column, str(folder))
+        frames[metadata], chosen, split = select_split(frames[metadata], split, table.split_column, str(folder))
     frame = frames[metadata]
     columns = {**{key: name for key, name in DEFAULTS.items() if name in frame.columns}, **columns}
     if image_id_is_missing(frame, columns):
@@ -78,15 +72,16 @@ def read_imagefolder(
             frame.assign(image_id=find_ids(frames, metadata, columns["image"], folder)),
             "image_id",
         )
-    tables = [table.drop(columns=split_column, errors="ignore") for table in frames.values()]
-    named = name_findings(tables, columns, str(metadata), label_values)
+    others = [other.drop(columns=table.split_column, errors="ignore") for other in frames.values()]
+    named = name_findings(others, columns, str(metadata), table.label_values)
     columns |= {key: column for key, column in named.items() if column in frame.columns}
     if metadata.parent == folder:
         frame = frame[chosen]
     if "view" not in columns:
         frame = add_view(frame)
     frame = drop_others(frame.drop(columns="split", errors="ignore"), columns)
-    return make_records(add_sections(frame, columns), columns, folder, split, str(metadata), label_values=label_values)
+    frame = add_sections(frame, columns)
+    return make_records(frame, columns, folder, split, str(metadata), label_values=table.label_values)
 
 
 def read_frames(folder: Path, metadata: Path, image: str, sheet: str | None) -> dict[Path, pd.DataFrame]:

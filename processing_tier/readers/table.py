@@ -18,6 +18,7 @@ from processing_tier.records.identifiers import (
 )
 from processing_tier.records.labels import detect_findings, label_key
 from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_named, make_records
+from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 from processing_tier.reports.markup import join_text
 from processing_tier.reports.sections import extract_sections
 
@@ -153,30 +154,19 @@ def drop_others(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame
 
 
 def read_table(
-    path: str | os.PathLike,
-    image_root: str | os.PathLike | None = None,
-    split: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    sheet: str | None = None,
-    label_values: Mapping[str, float] | None = None,
+    path: str | os.PathLike, split: str | None = None, table: TableOptions = STANDARD_TABLE
 ) -> datasets.Dataset:
     """
-    Read a table into the schema of [`records`].
+    Read a table into the schema of [`records`]. A table without a view counts as frontal. If it has whole reports
+    only, [`extract_sections`] takes findings and impression from them.
 
     Args:
         path (`str` or `os.PathLike`): the table, see [`read_frame`] for its forms.
-        image_root (`str` or `os.PathLike`, *optional*): folder of the images; by default that of the table.
-        split (`str`, *optional*):
-            Rows to take, by the split column. A table without one is wholly that split.
-        columns (`Mapping[str, str]`, *optional*):
-            Schema name to the table's column, such as `{"image": "path", "impression": "report_text"}`. `image` and
-            `patient_id` are needed (each image its own patient: map both to the path). Other names are findings; where
-            none is named, every other column of -1, 0, 1 and blank (in all splits) is one. A table without a view is
-            taken as frontal; of one with whole reports alone, findings and impression are cut out by
-            [`extract_sections`].
-        sheet (`str`, *optional*): the sheet of an Excel file that has several.
-        label_values (`Mapping[str, float]`, *optional*):
-            Words of the findings and their labels, such as `{"yes": 1, "no": 0}`, see [`parse_label_values`].
+        split (`str`, *optional*): the rows to take, by the split column. A table without that column is one split.
+        table ([`TableOptions`], *optional*):
+            Its `columns` must name `image` and `patient_id` where the table calls them otherwise (if every image is
+            its own patient, map both to the path). Without a named finding, every other column that holds only -1, 0,
+            1 and blanks (in all splits) is one. The `image_root` is by default the table's folder.
 
     Returns:
         `datasets.Dataset`: in the order of the table; no image is opened.
@@ -184,12 +174,14 @@ def read_table(
     Raises:
         `ValueError`: see [`make_records`]; also a missing file or split.
     """
-    path, columns = Path(path), dict(columns or {})
-    image_root = image_root if image_root is not None else path.parent
-    frame, chosen, split = select_split(read_frame(path, sheet=sheet), split, columns.pop("split", "split"), str(path))
+    path, columns = Path(path), dict(table.columns or {})
+    columns.pop("split", None)
+    image_root = table.image_root if table.image_root is not None else path.parent
+    frame, chosen, split = select_split(read_frame(path, sheet=table.sheet), split, table.split_column, str(path))
     columns = {**{column: column for column in KNOWN if column in frame.columns}, **columns}
     check_named(frame, columns, str(path))
     frame, columns = add_image_ids(frame, columns, image_root, str(path))
-    columns = name_findings([frame], columns, str(path), label_values)
+    columns = name_findings([frame], columns, str(path), table.label_values)
     rows = drop_others(frame if chosen.all() else frame[chosen], columns)
-    return make_records(add_sections(rows, columns), columns, image_root, split, str(path), label_values=label_values)
+    rows = add_sections(rows, columns)
+    return make_records(rows, columns, image_root, split, str(path), label_values=table.label_values)

@@ -12,6 +12,7 @@ from fuzz.mutations import VALUES, fuzz, run_child
 from processing_tier.readers import READERS, read_records
 from processing_tier.records.annotations import read_annotations
 from processing_tier.records.masks import counts_from_coco_string, counts_from_siim, decode_mask
+from processing_tier.records.table_options import TableOptions
 
 OPENI = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract>
@@ -95,7 +96,9 @@ def read(path: Path) -> None:
             assert decode_mask(mask["counts"], mask["height"], mask["width"]).shape == (mask["height"], mask["width"])
         return
     split = ARCHIVES[path.name][0]
-    records = read_records(f"{path.name}:{path}", split, image_root=path / "jpg" if path.name == "ms_cxr" else None)
+    records = read_records(
+        f"{path.name}:{path}", split, TableOptions(image_root=path / "jpg" if path.name == "ms_cxr" else None)
+    )
     assert len(records["image_id"][:]) > 0
     for record in records:
         for mask in record.get("masks") or ():

@@ -7,7 +7,6 @@ import numpy as np
 
 from processing_tier import TierImageProcessor
 from processing_tier.readers import read_records
-from processing_tier.records.labels import parse_label_values
 from processing_tier.records.schema import check_disjoint_patients, select_text, select_views
 from processing_tier.reports.deidentification import clean_text
 from training_tier.data.image_cache import CachedImages
@@ -47,14 +46,7 @@ def load_splits(
         if streaming:
             records = read_shards(arguments.data, split)
         else:
-            records = read_records(
-                arguments.data,
-                split,
-                arguments.column_names(),
-                arguments.image_root,
-                arguments.sheet,
-                parse_label_values(arguments.label_values),
-            )
+            records = read_records(arguments.data, split, arguments.table_options())
         return select_views(records, arguments.views, split)
 
     train = read(arguments.train_split, arguments.streaming)

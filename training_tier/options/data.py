@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from processing_tier.records.columns import read_columns
 from processing_tier.records.labels import parse_label_values
 from processing_tier.records.schema import TEXT_SOURCES, VIEW_CHOICES
+from processing_tier.records.table_options import TableOptions, parse_columns
 from processing_tier.reports.deidentification import DEIDENTIFIED_MODES
 from training_tier.data.augmentation import AUGMENTATIONS
 from training_tier.data.streaming import SHUFFLE_BUFFER
@@ -170,10 +170,9 @@ class DataArguments:
                 raise ValueError(f"{name} has no effect with streaming, which reads prepared data; leave it out.")
         if self.shuffle_buffer is not None and not self.streaming:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} has no effect without --streaming; leave it out.")
-        read_columns(self.columns)
+        self.table_options()  # raises for a value of another form
 
-        parse_label_values(self.label_values)
-
-    def column_names(self) -> dict[str, str] | None:
-        """Schema name to the table's column."""
-        return read_columns(self.columns)
+    def table_options(self) -> TableOptions:
+        """How the readers read a table."""
+        columns = parse_columns(self.columns)
+        return TableOptions(columns, self.image_root, self.sheet, parse_label_values(self.label_values))

@@ -15,6 +15,7 @@ from PIL import Image
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.formats import read_frame
 from processing_tier.records.schema import finding_columns
+from processing_tier.records.table_options import TableOptions
 
 ROWS = [
     {"image": "images/a.png", "patient_id": "007", "impression": "Röntgen: kein Erguß.", "Edema": "0"},
@@ -31,8 +32,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def check(path, **options):
-    dataset = read_records(path, "train", **options)
+def check(path):
+    dataset = read_records(path, "train")
     assert dataset["patient_id"][:] == ["007", "10", "11"]
     assert dataset["impression"][:] == [row["impression"] for row in ROWS]
     assert finding_columns(dataset) == ["Edema"]
@@ -70,17 +71,17 @@ def test_sheets(folder):
         pd.DataFrame({"note": ["x"]}).to_excel(file, sheet_name="About", index=False)
         frame = pd.DataFrame(ROWS).replace("", None).assign(Edema=[0, 1, None])
         frame.to_excel(file, sheet_name="Data", index=False)
-    assert read_records(path, "train", sheet="Data")["Edema"][:2] == [0, 1]
+    assert read_records(path, "train", TableOptions(sheet="Data"))["Edema"][:2] == [0, 1]
     for sheet, message in (
         (None, "which sheet? It has About, Data; name one with --sheet."),
         ("X", "there is no sheet 'X'; it has About, Data."),
     ):
         with pytest.raises(ValueError) as error:
-            read_records(path, "train", sheet=sheet)
+            read_records(path, "train", TableOptions(sheet=sheet))
         assert str(error.value) == f"{path}: {message}"
     (folder / "t.csv").write_text("image,patient_id\nimages/a.png,1\n")
     with pytest.raises(ValueError, match="sheet='Data' is for Excel files alone; leave it out."):
-        read_records(folder / "t.csv", "train", sheet="Data")
+        read_records(folder / "t.csv", "train", TableOptions(sheet="Data"))
     (folder / "t.xls").write_bytes(b"x")
     with pytest.raises(ValueError, match="the old Excel format .xls is not read; save the file as .xlsx or .csv."):
         read_records(folder / "t.xls", "train")
@@ -191,7 +192,7 @@ def test_classes_are_named(folder):
     }
     data = {"image": ["images/a.png", "images/b.png"], "patient_id": [1, 2], "impression": [1, 0], "Edema": [1, 0]}
     datasets.Dataset.from_dict(data, features=datasets.Features(features)).to_parquet(folder / "t.parquet")
-    dataset = read_records(folder / "t.parquet", "train", label_values={"yes": 1.0, "no": 0.0})
+    dataset = read_records(folder / "t.parquet", "train", TableOptions(label_values={"yes": 1.0, "no": 0.0}))
     assert dataset["impression"][:] == ["Effusion.", "Normal."] and dataset["Edema"][:] == [1, 0]
 
 

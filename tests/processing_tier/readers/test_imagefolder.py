@@ -8,6 +8,7 @@ from PIL import Image
 from processing_tier import read_radiograph
 from processing_tier.readers import list_splits, read_imagefolder, read_records
 from processing_tier.records.schema import check_columns, check_disjoint_patients, finding_columns, select_text
+from processing_tier.records.table_options import TableOptions
 
 HEADER = "file_name,patient_id,view,dicom_view,text,impression,Edema,orig_width\n"
 ROWS = "a.png,1,frontal,,Heart big. Edema.,Edema.,1.0,2000\nb.png,2,frontal,AP,Normal.,,0.0,1900\n"
@@ -45,10 +46,10 @@ def test_one_metadata_file_with_a_split_column(folder, caplog):
 
     text = (folder / "metadata.csv").read_text().replace("split,", "fold,", 1)
     (folder / "metadata.csv").write_text(text)
-    dataset = read_records(folder, "validation", columns={"split": "fold"})
+    dataset = read_records(folder, "validation", TableOptions({"split": "fold"}))
     assert dataset["image_id"][:] == ["b"]
     with pytest.raises(ValueError, match=": column 'set' \\(for 'split'\\) is not there; it has fold, "):
-        read_imagefolder(folder, "validation", columns={"split": "set"})
+        read_imagefolder(folder, "validation", TableOptions({"split": "set"}))
 
 
 def test_sections_of_whole_reports(folder):
@@ -84,7 +85,7 @@ def test_errors(folder, tmp_path):
             read_records(path, split)
         assert str(error.value) == message
     with pytest.raises(ValueError) as error:
-        read_records(folder, "train", image_root="x")
+        read_records(folder, "train", TableOptions(image_root="x"))
     assert str(error.value) == f"image_root='x' has no effect on {folder.name!r}; leave it out."
 
 

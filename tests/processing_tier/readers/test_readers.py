@@ -6,6 +6,7 @@ from processing_tier.phantom.dataset import make_phantom
 from processing_tier.phantom.findings import PHANTOM_FINDINGS
 from processing_tier.readers import dataset_name, list_splits, origin_name, read_records
 from processing_tier.records.schema import check_columns, check_disjoint_patients, finding_columns
+from processing_tier.records.table_options import TableOptions
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_splits(tmp_path):
     assert list_splits(table) == ["train"]
     pd.DataFrame({"file_name": list("abc"), "split": ["val", "train", None], "set": "x"}).to_csv(table)
     assert list_splits(table) == ["train", "val"]
-    assert list_splits(table, {"split": "set"}) == ["x"]
+    assert list_splits(table, TableOptions({"split": "set"})) == ["x"]
     table.rename(tmp_path / "metadata.csv")
     assert list_splits(tmp_path) == ["train", "val"]
     for split in ("test", "dev"):
@@ -61,7 +62,7 @@ def test_prepared_folder(tmp_path):
     assert list_splits(tmp_path) == ["test"]
     assert read_records(tmp_path, "test")["report"][:] == phantom["report"][:]
     with pytest.raises(ValueError, match="image_root='x' has no effect on"):
-        read_records(tmp_path, "test", image_root="x")
+        read_records(tmp_path, "test", TableOptions(image_root="x"))
 
 
 def test_a_folder_that_is_not_there_may_be_a_name_on_the_hub():
@@ -122,7 +123,7 @@ def test_phantom():
 )
 def test_bad_data(data, options, message, archive):
     with pytest.raises(ValueError) as error:
-        read_records(data, **{"split": "train", **options})
+        read_records(data, "train", TableOptions(**options))
     assert str(error.value) == message
 
 

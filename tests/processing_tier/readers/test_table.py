@@ -8,6 +8,7 @@ from PIL import Image
 
 from processing_tier.readers import formats, read_records, read_table
 from processing_tier.records.schema import finding_columns
+from processing_tier.records.table_options import TableOptions
 
 COLUMNS = {"image": "path", "patient_id": "subject", "impression": "report_text", "view": "Frontal/Lateral"}
 
@@ -41,7 +42,7 @@ def table(request, frame, tmp_path):
 
 
 def test_any_column_names(table, tmp_path):
-    dataset = read_records(table, "train", columns={**COLUMNS, "split": "fold"})
+    dataset = read_records(table, "train", TableOptions({**COLUMNS, "split": "fold"}))
     assert dataset["image_id"][:] == ["1", "2"] and dataset["patient_id"][:] == ["007", "008"]
     assert dataset["impression"][:] == ["Normal.", "Edema."] and dataset["report"][:] == ["Normal.", "Edema."]
     assert dataset["view"][:] == ["PA", "LATERAL"] and dataset["split"][:] == ["train", "train"]
@@ -52,7 +53,7 @@ def test_any_column_names(table, tmp_path):
 
 
 def test_listed_findings_and_a_table_that_is_one_split(table):
-    dataset = read_table(table, split="validation", columns={**COLUMNS, "Edema": "edema_label"})
+    dataset = read_table(table, "validation", TableOptions({**COLUMNS, "Edema": "edema_label"}))
     assert finding_columns(dataset) == ["Edema"]
     assert len(dataset) == 3 and set(dataset["split"]) == {"validation"}
     assert dataset["impression"][2] == ""
@@ -60,9 +61,9 @@ def test_listed_findings_and_a_table_that_is_one_split(table):
 
 def test_image_root(table, tmp_path):
     columns = {**COLUMNS, "image": "path"}
-    assert len(read_table(table, image_root=tmp_path, columns=columns)) == 3
+    assert len(read_table(table, table=TableOptions(columns, image_root=tmp_path))) == 3
     with pytest.raises(ValueError) as error:
-        read_table(table, image_root=tmp_path / "images", columns=columns)
+        read_table(table, table=TableOptions(columns, image_root=tmp_path / "images"))
     assert (
         str(error.value) == f"{table}: 3 of 3 images are not there, the first is images/1.png; check the image folder."
     )
@@ -70,21 +71,23 @@ def test_image_root(table, tmp_path):
 
 def test_errors(table, tmp_path):
     there = "path, subject, report_text, Frontal/Lateral, fold, edema_label, Fracture"
-    for options, message in [
-        ({"columns": {"image": "dicom"}}, f"column 'dicom' (for 'image') is not there; it has {there}."),
-        ({"columns": {**COLUMNS, "split": "set"}}, f"column 'set' (for 'split') is not there; it has {there}."),
+    for columns, split, message in [
+        ({"image": "dicom"}, None, f"column 'dicom' (for 'image') is not there; it has {there}."),
+        ({**COLUMNS, "split": "set"}, None, f"column 'set' (for 'split') is not there; it has {there}."),
         (
-            {"columns": {"patient_id": "subject"}},
+            {"patient_id": "subject"},
+            None,
             f"no column is named for 'image'; name one by --columns image=COLUMN; there are {there}.",
         ),
-        ({"columns": {**COLUMNS, "split": "fold"}}, "which split? It has train, test; name one."),
+        ({**COLUMNS, "split": "fold"}, None, "which split? It has train, test; name one."),
         (
-            {"columns": {**COLUMNS, "split": "fold"}, "split": "validation"},
+            {**COLUMNS, "split": "fold"},
+            "validation",
             "there is no split 'validation'; it has train, test.",
         ),
     ]:
         with pytest.raises(ValueError) as error:
-            read_table(table, **options)
+            read_table(table, split, TableOptions(columns))
         assert str(error.value) == f"{table}: {message}"
 
 
@@ -93,11 +96,11 @@ def test_rows_without_a_split(frame, tmp_path, caplog):
     path, columns = tmp_path / "folds.csv", {**COLUMNS, "split": "fold"}
     rows = pd.concat([frame, frame.assign(fold=["NA", None, "null"])])
     rows.to_csv(path, index=False)
-    assert [len(read_records(path, split, columns=columns)) for split in ("train", "test")] == [2, 1]
+    assert [len(read_records(path, split, TableOptions(columns))) for split in ("train", "test")] == [2, 1]
     assert [record.getMessage() for record in caplog.records] == [f"{path}: 3 of 6 rows have no split: left out."]
     rows.assign(fold=None).to_parquet(path.with_suffix(".parquet"))
     with pytest.raises(ValueError) as error:  # not the split "None"
-        read_table(path.with_suffix(".parquet"), split="None", columns=columns)
+        read_table(path.with_suffix(".parquet"), "None", TableOptions(columns))
     assert str(error.value) == f"{path.with_suffix('.parquet')}: there is no split 'None'; it has none."
 
 
@@ -138,11 +141,11 @@ def test_sections_of_whole_reports(frame, tmp_path):
     reports = frame.assign(report_text=[report, None, report])
     columns = {"image": "path", "patient_id": "subject", "report": "report_text"}
     reports.to_csv(tmp_path / "reports.csv", index=False)
-    dataset = read_table(tmp_path / "reports.csv", columns=columns)
+    dataset = read_table(tmp_path / "reports.csv", table=TableOptions(columns))
     assert dataset["findings"][:] == ["Clear.", "", "Clear."] and dataset["impression"][0] == "Normal."
     assert dataset["report"][:] == [report, "", report]
     reports.assign(conclusion="Own.").to_csv(tmp_path / "own.csv", index=False)
-    dataset = read_table(tmp_path / "own.csv", columns={**columns, "impression": "conclusion"})
+    dataset = read_table(tmp_path / "own.csv", table=TableOptions({**columns, "impression": "conclusion"}))
     assert set(dataset["findings"]) == {""} and set(dataset["impression"]) == {"Own."}  # the table's own are kept
 
 
@@ -160,7 +163,7 @@ def test_what_a_table_may_hold_is_bounded(frame, tmp_path, monkeypatch):
 def test_rows_longer_than_the_header_show_nobody(tmp_path):
     (tmp_path / "t.csv").write_text("file_name,patient_id,impression\na.png,Jane Roe,ok,\nb.png,John Doe,ok,\n")
     with pytest.raises(ValueError) as error:
-        read_table(tmp_path / "t.csv", split="train", columns={"image": "file_name"})
+        read_table(tmp_path / "t.csv", "train", TableOptions({"image": "file_name"}))
     assert str(error.value) == (
         f"{tmp_path / 't.csv'}: the rows have more fields than the header; remove the comma at their ends."
     )
@@ -169,5 +172,5 @@ def test_rows_longer_than_the_header_show_nobody(tmp_path):
 def test_a_column_of_patients_is_not_one_of_splits(tmp_path):
     pd.DataFrame({"image": "a.png", "pid": [f"Doe {i}" for i in range(50)]}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(ValueError) as error:
-        read_table(tmp_path / "t.csv", split="train", columns={"split": "pid"})
+        read_table(tmp_path / "t.csv", "train", TableOptions({"split": "pid"}))
     assert str(error.value) == f"{tmp_path / 't.csv'}: column 'pid' has 50 values; is it the one of the split?"

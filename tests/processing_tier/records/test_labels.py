@@ -7,6 +7,7 @@ from PIL import Image
 from processing_tier.readers import read_records
 from processing_tier.records.labels import parse_label_values, to_ages, to_numbers
 from processing_tier.records.schema import finding_columns
+from processing_tier.records.table_options import TableOptions
 
 
 @pytest.fixture
@@ -25,32 +26,32 @@ def write(folder, **columns):
 def test_words_are_mapped(folder):
     values = parse_label_values(["yes=1", "No=0", "unclear=-1", "unknown="])
     table = write(folder, Edema=["Yes", " no", "UNCLEAR", "unknown"], Swelling=["1", "no", None, "yes"])
-    dataset = read_records(table, "train", label_values=values)
+    dataset = read_records(table, "train", TableOptions(label_values=values))
     assert finding_columns(dataset) == ["Edema", "Swelling"]
     assert dataset["Edema"][:3] == [1, 0, -1] and math.isnan(dataset["Edema"][3])
     assert [dataset["Swelling"][i] for i in (0, 1, 3)] == [1, 0, 1] and math.isnan(dataset["Swelling"][2])
     german = write(folder, Ödem=["ja", "nein", "ja", None])
-    dataset = read_records(german, "train", label_values=parse_label_values(["ja=1", "nein=0"]))
+    dataset = read_records(german, "train", TableOptions(label_values=parse_label_values(["ja=1", "nein=0"])))
     assert dataset["Ödem"][:3] == [1, 0, 1]
 
 
 def test_numbers_can_be_mapped_too(folder):
     table = write(folder, Edema=[0, 1, 2, 3.0])
-    dataset = read_records(table, "train", label_values=parse_label_values(["2=-1", "3="]))
+    dataset = read_records(table, "train", TableOptions(label_values=parse_label_values(["2=-1", "3="])))
     assert dataset["Edema"][:3] == [0, 1, -1] and math.isnan(dataset["Edema"][3])
 
 
 def test_words_without_a_label_are_named(folder, caplog):
     table = write(folder, Edema=["yes", "no", "maybe", "maybe"])
     with pytest.raises(ValueError) as error:
-        read_records(table, "train", label_values=parse_label_values(["yes=1", "no=0"]))
+        read_records(table, "train", TableOptions(label_values=parse_label_values(["yes=1", "no=0"])))
     assert str(error.value) == (
         f"{table}: finding 'Edema' has 2 values other than 1 (present), 0 (absent), -1 (uncertain) and blank (not "
         "stated): 'maybe'; map words with --label_values yes=1 no=0, or drop the column."
     )
     table = write(folder, Swelling=["yes", "no", "maybe", None], Edema=["yes", "no", "no", None])
     values = parse_label_values(["yes=1", "no=0", "ja=1"])
-    assert finding_columns(read_records(table, "train", label_values=values)) == ["Edema"]
+    assert finding_columns(read_records(table, "train", TableOptions(label_values=values))) == ["Edema"]
     assert caplog.messages == [
         f"{table}: column 'Swelling' has words of label_values, and other values: 'maybe': it is not read as a "
         "finding. Map them too, or name the column in columns.",
@@ -76,7 +77,7 @@ def test_bad_label_values(pairs, message):
 
 def test_label_values_have_no_effect_on_an_archive():
     with pytest.raises(ValueError, match="sheet and label_values have no effect on 'phantom'; leave them out."):
-        read_records("phantom", "train", label_values={"yes": 1.0})
+        read_records("phantom", "train", TableOptions(label_values={"yes": 1.0}))
 
 
 @pytest.mark.parametrize("layout", ["table", "folder"])

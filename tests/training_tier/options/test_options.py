@@ -119,11 +119,11 @@ def test_workers_and_precision_are_those_of_the_machine_unless_given(tmp_path, m
 
 
 def test_columns_of_a_table():
-    assert DataArguments(columns=["image=Path", "Edema=edema=x"]).column_names() == {
+    assert DataArguments(columns=["image=Path", "Edema=edema=x"]).table_options().columns == {
         "image": "Path",
         "Edema": "edema=x",
     }
-    assert DataArguments().column_names() is None
+    assert DataArguments().table_options().columns is None
 
 
 def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
