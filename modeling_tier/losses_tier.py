@@ -1,22 +1,20 @@
 """
-The mathematics of TIER (Palepu & Beam 2023) on tensors: the contrastive term and the two entropy terms.
+The mathematics of TIER (Palepu & Beam 2023) on tensors: the contrastive term, the two entropy terms and their sum.
 
 Shapes: B texts and their B images, T token positions, P patches, D dimensions of the common space.
     token_embeds (B, T, D)    patch_embeds (B, P, D)    similarity (B, T, P)    token_mask (B, T)
 
-Every mean is over the global batch: when `torch.distributed` is initialised with more than one process, the functions
-below have to be called by all of them, and the gradients, averaged over the processes as DistributedDataParallel does,
-are those of one process that has the whole batch.
+Every mean is over the global batch; `global_batch_tier.py` holds what the processes exchange for it.
 """
 
-import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
+
+from .global_batch_tier import Pairs, gather_pairs, mean_over_processes, world_size
 
 # Below every logit, yet far enough from the end of float32 that subtracting the largest logit cannot overflow.
 # Minus infinity would make the gradient NaN.
@@ -24,59 +22,6 @@ MASKED_LOGIT = torch.finfo(torch.float32).min / 2
 
 # Added after the softmax by the authors' code (Modeling/utils.py:90-98 at ce1e171).
 REFERENCE_EPS = 1e-7
-
-
-_share_batches = True  # see `separate_batches`
-
-
-@contextlib.contextmanager
-def separate_batches() -> Iterator[None]:
-    """
-    Inside, the batch of each process counts as a whole one: the losses exchange nothing. An evaluation does so, where
-    the loss must not depend on the number of processes.
-    """
-    global _share_batches
-    before, _share_batches = _share_batches, False
-    try:
-        yield
-    finally:
-        _share_batches = before
-
-
-def world_size() -> int:
-    """Number of processes that share a batch; 1 outside `torch.distributed` and in [`separate_batches`]."""
-    is_shared = _share_batches and dist.is_available() and dist.is_initialized()
-    return dist.get_world_size() if is_shared else 1
-
-
-class GatherWithGradient(torch.autograd.Function):
-    """Concatenates the processes' tensors of equal shape; backward sums what all the processes' losses ask of each."""
-
-    @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather_rows(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """
-    Rows of all the processes, in the order of their ranks, with gradient, and where those of this one begin; the
-    numbers of rows may differ.
-    """
-    rows = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
-    rows = torch.cat(rows).tolist()
-    padded = nn.functional.pad(tensor, (0, 0, 0, max(rows) - len(tensor)))  # collectives need equal shapes
-    chunks = GatherWithGradient.apply(padded).chunk(len(rows))
-    gathered = torch.cat([chunk[:n] for chunk, n in zip(chunks, rows, strict=True)])
-    return gathered, sum(rows[: dist.get_rank()])
 
 
 def contrastive_loss(
@@ -123,14 +68,11 @@ def contrastive_loss(
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
         return (caption_loss + image_loss) / 2.0
 
-    all_images, first = gather_rows(image_embeds)
-    all_texts, _ = gather_rows(text_embeds)
-    all_groups = None if text_groups is None else gather_rows(text_groups.unsqueeze(1))[0].squeeze(1)
-    total = summed_cross_entropy(
-        image_embeds, text_embeds, all_images, all_texts, first, logit_scale, text_groups, all_groups
-    )
+    own = Pairs(image_embeds, text_embeds, text_groups)
+    all_pairs, first = gather_pairs(own)
+    total = summed_cross_entropy(own, all_pairs, first, logit_scale)
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
-    return total * (processes / (2.0 * len(all_images)))
+    return total * (processes / (2.0 * len(all_pairs.images)))
 
 
 def views_contrastive_loss(
@@ -166,38 +108,27 @@ def views_contrastive_loss(
     return sum(contrastive_loss(*pair, logit_scale, text_groups) for pair in pairs) / len(pairs)
 
 
-def summed_cross_entropy(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    all_images: torch.Tensor,
-    all_texts: torch.Tensor,
-    first: int,
-    logit_scale: torch.Tensor,
-    text_groups: torch.Tensor | None = None,
-    all_groups: torch.Tensor | None = None,
-) -> torch.Tensor:
+def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
     """
-    The cross-entropies of some pairs with all pairs, in both directions, summed: the mean over all the pairs and both
-    directions is [`contrastive_loss`].
+    The cross-entropies of some pairs with all pairs, summed over both directions. Divided by twice the number of all
+    pairs, the sum over all pairs is [`contrastive_loss`].
 
     Args:
-        image_embeds, text_embeds (`torch.Tensor` of shape `(rows, dim)`): Of these pairs.
-        all_images, all_texts (`torch.Tensor` of shape `(batch, dim)`): Of all pairs, these among them.
-        first (`int`): Where these begin among all.
+        own ([`Pairs`]): The rows to sum over.
+        all_pairs ([`Pairs`]): All pairs, `own` among them.
+        first (`int`): Index of the first pair of `own` in `all_pairs`.
         logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
-        text_groups (`torch.Tensor` of shape `(rows,)`, *optional*): As in [`contrastive_loss`], of these pairs.
-        all_groups (`torch.Tensor` of shape `(batch,)`, *optional*): Of all pairs.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
     """
-    if text_groups is None:
-        target = torch.arange(first, first + len(text_embeds), device=text_embeds.device)
+    if own.groups is None:
+        target = torch.arange(first, first + len(own.texts), device=own.texts.device)
     else:
-        target = soft_target(text_groups, all_groups)
+        target = soft_target(own.groups, all_pairs.groups)
     scale = logit_scale.exp()
-    caption_loss = nn.functional.cross_entropy(text_embeds @ all_images.t() * scale, target, reduction="sum")
-    image_loss = nn.functional.cross_entropy(image_embeds @ all_texts.t() * scale, target, reduction="sum")
+    caption_loss = nn.functional.cross_entropy(own.texts @ all_pairs.images.t() * scale, target, reduction="sum")
+    image_loss = nn.functional.cross_entropy(own.images @ all_pairs.texts.t() * scale, target, reduction="sum")
     return caption_loss + image_loss
 
 
@@ -335,19 +266,6 @@ def entropy_sums(
     return sums, counts
 
 
-def mean_over_processes(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """
-    Sums divided by the counts of all the processes, or by 1 where those are 0; the mean over the processes is the mean
-    of the global batch.
-    """
-    processes = world_size()
-    if processes > 1:
-        counts = counts.clone()
-        dist.all_reduce(counts)
-    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
-    return sums * processes / counts.clamp(min=1)
-
-
 def token_and_patch_entropy(
     similarity: torch.Tensor, token_mask: torch.Tensor | None = None, normalize: bool = False, eps: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -368,3 +286,23 @@ def token_and_patch_entropy(
     """
     token_entropy, patch_entropy = mean_over_processes(*entropy_sums(similarity, token_mask, normalize, eps)).unbind()
     return token_entropy, patch_entropy
+
+
+def total_loss(contrastive: torch.Tensor, entropies: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """
+    The loss of TIER: the contrastive term plus each entropy times its weight. An entropy of weight 0 is left out, so
+    that a loss without penalties is the contrastive term to the last bit.
+
+    Args:
+        contrastive (`torch.Tensor`): Scalar, nats; see [`contrastive_loss`].
+        entropies (`Sequence[torch.Tensor]`): Scalars, nats: of the tokens, then of the patches.
+        weights (`Sequence[float]`): In the same order.
+
+    Returns:
+        `torch.Tensor`: Scalar, nats.
+    """
+    loss = contrastive
+    for weight, entropy in zip(weights, entropies, strict=True):
+        if weight:
+            loss = loss + weight * entropy
+    return loss

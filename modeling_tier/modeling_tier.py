@@ -15,13 +15,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_tier import TierCLIPConfig
+from .global_batch_tier import mean_over_processes
 from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
     counted_tokens,
     entropy_sums,
-    mean_over_processes,
     token_patch_similarity,
+    total_loss,
     views_contrastive_loss,
 )
 from .maps_tier import similarity_map
@@ -160,12 +161,8 @@ class TierModelMixin:
         token_entropy, patch_entropy = mean_over_processes(
             local.pop("entropy_sums"), local.pop("entropy_counts")
         ).unbind()
-        loss = clip_loss
-        for weight, entropy in zip(self.entropy_weights, (token_entropy, patch_entropy), strict=True):
-            if weight:
-                loss = loss + weight * entropy
         return {
-            "loss": loss,
+            "loss": total_loss(clip_loss, (token_entropy, patch_entropy), self.entropy_weights),
             "contrastive_loss": clip_loss,
             "token_entropy": token_entropy,
             "patch_entropy": patch_entropy,

@@ -43,6 +43,7 @@ from modeling_tier import (  # noqa: E402
     TierDualEncoderConfig,
     TierDualEncoderModel,
 )
+from modeling_tier.global_batch_tier import Pairs  # noqa: E402
 from modeling_tier.losses_tier import (  # noqa: E402
     contrastive_loss,
     summed_cross_entropy,
@@ -119,7 +120,7 @@ def measure_loss(dim: int, tokens: int, patches: int) -> None:
         images, texts, all_images, all_texts = (make_embeddings(n, dim) for n in (own, own, pairs, pairs))
 
         def several(images=images, texts=texts, all_images=all_images, all_texts=all_texts):
-            summed_cross_entropy(images, texts, all_images, all_texts, 0, scale).backward()
+            summed_cross_entropy(Pairs(images, texts), Pairs(all_images, all_texts), 0, scale).backward()
 
         def one(images=images, texts=texts):
             contrastive_loss(images, texts, scale).backward()

@@ -20,6 +20,7 @@ import torch
 import transformers
 from hub_server import Commit, HubServer, Repo
 from PIL import Image
+from shipped import CLASSIFIER_CODE, CLIP_CODE, DUAL_CODE, PROCESSOR_CODE
 from transformers import AutoModel, AutoModelForImageClassification, AutoProcessor, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -33,22 +34,7 @@ from training_tier.options.training import TierTrainingArguments
 from training_tier.start.initialization import make_model
 from training_tier.start.presets import PRESETS
 
-SHARED_FILES = {"configuration_tier.py", "losses_tier.py", "maps_tier.py", "pipeline_tier.py", "texts_tier.py"}
-MODEL_FILES = {"clip": SHARED_FILES | {"modeling_tier.py"}}
-MODEL_FILES["dual"] = MODEL_FILES["clip"] | {"modeling_dual_tier.py"}
-MODEL_FILES["classifier"] = MODEL_FILES["dual"] | {"modeling_classification_tier.py"}
-PROCESSOR_FILES = {
-    "codestreams_tier.py",
-    "dicom_levels_tier.py",
-    "dicom_tier.py",
-    "grey_levels_tier.py",
-    "image_files_tier.py",
-    "image_processing_tier.py",
-    "limits_tier.py",
-    "processing_tier.py",
-    "radiograph_tier.py",
-    "tiff_tier.py",
-}
+MODEL_CODE = {"clip": CLIP_CODE, "dual": DUAL_CODE, "classifier": CLASSIFIER_CODE}
 SENTENCES = ["There is a pleural effusion.", "No pleural effusion.", "Normal chest."]
 FINDINGS = ["Pleural Effusion", "Edema"]
 STEPS = (3, 6)  # where the two epochs of the trainings end
@@ -353,7 +339,7 @@ def test_what_came_as_remote_code_can_be_saved_and_pushed_again(clean, hub, runs
     saved = folder / "again" / f"{name}-{source}"
     repo = hub.repos[f"user/again-{name}-{source}"]
     files = repo.commits[-1].files
-    assert code_in(path.name for path in saved.iterdir()) == code_in(files) == MODEL_FILES[name] | PROCESSOR_FILES
+    assert code_in(path.name for path in saved.iterdir()) == code_in(files) == MODEL_CODE[name] | PROCESSOR_CODE
     assert repo.private
     for path in ("config.json", "processor_config.json", "tokenizer_config.json"):
         for text in ((saved / path).read_text(), files[path].decode()):
@@ -365,11 +351,11 @@ def test_what_came_as_remote_code_can_be_saved_and_pushed_again(clean, hub, runs
 @pytest.mark.parametrize("name", ["clip", "dual"])
 def test_exactly_the_shipped_files_are_copied(hub, runs, pushed, tmp_path, name):
     pushed[name].save_pretrained(tmp_path)
-    assert code_in(path.name for path in tmp_path.iterdir()) == MODEL_FILES[name]
+    assert code_in(path.name for path in tmp_path.iterdir()) == MODEL_CODE[name]
     folders = [runs[name], *runs[name].glob("checkpoint-*")]
     listings = [[path.name for path in folder.iterdir()] for folder in folders]
     for listing in [*listings, hub.repos[f"user/{name}-parts"].commits[-1].files]:
-        assert code_in(listing) == MODEL_FILES[name] | PROCESSOR_FILES
+        assert code_in(listing) == MODEL_CODE[name] | PROCESSOR_CODE
     config = json.loads((runs[name] / "config.json").read_text())
     module = "modeling_dual_tier" if name == "dual" else "modeling_tier"
     model_class = f"{module}.{config['architectures'][0]}"
@@ -440,7 +426,7 @@ def test_a_classifier_loads_by_name_as_well(clean, hub, classifier, source):
     for logits in result[f"classifier-{source}"].values():
         assert_same(logits, expected)
     files = hub.repos[f"user/again-classifier-{source}"].commits[-1].files
-    assert code_in(files) == MODEL_FILES["classifier"] | PROCESSOR_FILES - {"processing_tier.py"}
+    assert code_in(files) == MODEL_CODE["classifier"] | PROCESSOR_CODE - {"processing_tier.py"}
     assert code_in(files) == code_in(path.name for path in where.iterdir())
 
 

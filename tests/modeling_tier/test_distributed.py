@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel, losses_tier
+from modeling_tier.global_batch_tier import Pairs
 
 BOS, EOS = 97, 98
 TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy")
@@ -149,8 +150,7 @@ def test_no_process_holds_all_the_logits(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     monkeypatch.setattr(losses_tier, "world_size", lambda: 4)
     for first in range(0, 12, 3):
-        whole = iter([(images, first), (texts, first)])
-        monkeypatch.setattr(losses_tier, "gather_rows", lambda rows, whole=whole: next(whole))
+        monkeypatch.setattr(losses_tier, "gather_pairs", lambda own, first=first: (Pairs(images, texts), first))
         losses.append(losses_tier.contrastive_loss(images[first : first + 3], texts[first : first + 3], scale))
     assert shapes == [(3, 12)] * 8
     torch.testing.assert_close(torch.stack(losses).mean(), expected, rtol=1e-6, atol=0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shipped import CLASSIFIER_CODE
 from transformers import (
     AutoModelForImageClassification,
     CLIPImageProcessorPil,
@@ -32,16 +33,6 @@ NAN = float("nan")
 FINDINGS = ["Edema", "Pleural Effusion", "Pneumothorax"]
 LABELS = [[1, 0, -1], [NAN, 1, 0], [-100, NAN, -1], [0, 0, 1.0]]  # 7 of 12 are stated
 CLASSIFIERS = {"clip": TierCLIPForImageClassification, "dual": TierDualEncoderForImageClassification}
-SHIPPED = {
-    "configuration_tier.py",
-    "losses_tier.py",
-    "maps_tier.py",
-    "modeling_classification_tier.py",
-    "modeling_dual_tier.py",
-    "modeling_tier.py",
-    "pipeline_tier.py",
-    "texts_tier.py",
-}
 
 
 def make_dual() -> TierDualEncoderModel:
@@ -309,7 +300,7 @@ def test_saved_classifiers_load_with_and_without_the_package(make_tier, batch, l
         Image.effect_noise((50, 40), 80).convert("RGB").save(folder / "image.png")
         save_file({"pixel_values": batch["pixel_values"], "labels": labels}, folder / "batch.safetensors")
 
-        assert {path.name for path in folder.glob("*.py")} == SHIPPED
+        assert {path.name for path in folder.glob("*.py")} == CLASSIFIER_CODE
         config = json.loads((folder / "config.json").read_text())
         assert config["auto_map"] == {
             "AutoConfig": f"configuration_tier.{type(model.config).__name__}",

@@ -22,6 +22,7 @@ from pipeline_checks import (
     make_image,
     scores,
 )
+from shipped import CLIP_CODE, DUAL_CODE, PROCESSOR_CODE
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
@@ -36,25 +37,6 @@ from modeling_tier.pipeline_tier import MAX_CACHED_TEXTS, TASK
 from modeling_tier.texts_tier import embed_texts, tokenize
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer
 from processing_tier.prompts.loader import Prompts
-
-SHIPPED = {
-    "configuration_tier.py",
-    "losses_tier.py",
-    "maps_tier.py",
-    "modeling_tier.py",
-    "pipeline_tier.py",
-    "texts_tier.py",
-    "codestreams_tier.py",
-    "dicom_levels_tier.py",
-    "dicom_tier.py",
-    "grey_levels_tier.py",
-    "image_files_tier.py",
-    "image_processing_tier.py",
-    "limits_tier.py",
-    "processing_tier.py",
-    "radiograph_tier.py",
-    "tiff_tier.py",
-}
 
 
 class Calls:
@@ -565,7 +547,7 @@ def test_a_saved_folder_gives_the_same_where_only_transformers_is(models, proces
     processor.save_pretrained(tmp_path / "clip")
     here["dual"].save_pretrained(tmp_path / "dual")
     for kind, pipe in here.items():
-        files = SHIPPED | ({"modeling_dual_tier.py"} if kind == "dual" else set())
+        files = (DUAL_CODE if kind == "dual" else CLIP_CODE) | PROCESSOR_CODE
         assert {path.name for path in (tmp_path / kind).glob("*.py")} == files
         config = json.loads((tmp_path / kind / "config.json").read_text())
         assert config["custom_pipelines"] == {

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from shipped import CLIP_CODE
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,14 +21,6 @@ AUTO_MAP = {
     "AutoConfig": "configuration_tier.TierCLIPConfig",
     "AutoModel": "modeling_tier.TierCLIPModel",
     "AutoModelForZeroShotImageClassification": "modeling_tier.TierCLIPModel",
-}
-SHIPPED = {
-    "configuration_tier.py",
-    "losses_tier.py",
-    "maps_tier.py",
-    "modeling_tier.py",
-    "pipeline_tier.py",
-    "texts_tier.py",
 }
 
 
@@ -60,7 +53,7 @@ def saved(tmp_path, tiny_sizes, tokenizer, batch):
 
 def test_the_saved_folder_has_the_code_and_says_where(saved):
     folder, _, _ = saved
-    assert {path.name for path in folder.glob("*.py")} == SHIPPED
+    assert {path.name for path in folder.glob("*.py")} == CLIP_CODE
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP
     assert (config["model_type"], config["architectures"]) == ("tier_clip", ["TierCLIPModel"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shipped import PROCESSOR_CODE
 from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizer
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -16,18 +17,6 @@ import processing_tier
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
 PACKAGE = Path(processing_tier.__file__).parent
-SHIPPED = {
-    "codestreams_tier.py",
-    "dicom_levels_tier.py",
-    "dicom_tier.py",
-    "grey_levels_tier.py",
-    "image_files_tier.py",
-    "image_processing_tier.py",
-    "limits_tier.py",
-    "processing_tier.py",
-    "radiograph_tier.py",
-    "tiff_tier.py",
-}
 TEXTS = ["No acute cardiopulmonary abnormality.", "Small left pleural effusion."]
 
 
@@ -65,7 +54,7 @@ def test_parts_are_found_in_the_signature():
 
 def test_save_and_load_in_this_process(processor, image, tmp_path):
     processor.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == SHIPPED
+    assert {path.name for path in tmp_path.glob("*.py")} == PROCESSOR_CODE
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is TierProcessor and type(loaded.image_processor) is TierImageProcessor
     expected = processor(images=image, text=TEXTS, return_tensors="pt")
@@ -114,7 +103,7 @@ torch.save(batch, output + "/batch.pt")
     for key in expected:
         assert torch.equal(batch[key], expected[key])
     # Saved again from there, the folder still carries its code
-    assert {path.name for path in (tmp_path / "again").glob("*.py")} == SHIPPED
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == PROCESSOR_CODE
     assert (tmp_path / "again" / "processor_config.json").read_text() == (folder / "processor_config.json").read_text()
 
 
@@ -130,7 +119,7 @@ def test_the_package_knows_nothing_of_the_others():
 
 
 def test_pydicom_is_imported_when_it_is_needed():
-    for name in SHIPPED:
+    for name in PROCESSOR_CODE:
         tree = ast.parse((PACKAGE / name).read_text())
         imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
         assert "pydicom" not in ast.unparse(imports)

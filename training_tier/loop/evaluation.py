@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 from transformers.utils import logging
 
 from evaluation_tier.models.embedding import MAX_UNREADABLE
-from modeling_tier.losses_tier import separate_batches
+from modeling_tier.global_batch_tier import separate_batches
 from training_tier.data.collator import refuse_batch
 from training_tier.data.pairs import PairDataset
 from training_tier.data.workers import shield_workers

@@ -18,7 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_tier.losses_tier import gather_rows, mean_over_processes, summed_cross_entropy, world_size
+from modeling_tier.global_batch_tier import Pairs, gather_pairs, mean_over_processes, world_size
+from modeling_tier.losses_tier import summed_cross_entropy, total_loss
 
 
 def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
@@ -118,9 +119,8 @@ def backward_in_chunks(
             backward(scalar + (plain.logit_scale * scale_gradient).sum() if is_last else scalar)
 
     token_entropy, patch_entropy = (sums * factors).unbind()
-    loss = contrastive_loss + (sums * entropy_gradients).sum()
     return {
-        "loss": loss,
+        "loss": total_loss(contrastive_loss, (token_entropy, patch_entropy), weights),
         "contrastive_loss": contrastive_loss,
         "token_entropy": token_entropy,
         "patch_entropy": patch_entropy,
@@ -163,20 +163,17 @@ def contrastive_gradients(
         `tuple`: the loss, and the gradients of the images, of the texts and of `logit_scale`.
     """
     processes = world_size()
-    all_images, first, all_texts, all_groups = image_embeds, 0, text_embeds, text_groups
-    if processes > 1:
-        (all_images, first), (all_texts, _) = gather_rows(image_embeds), gather_rows(text_embeds)
-        if text_groups is not None:
-            all_groups = gather_rows(text_groups.unsqueeze(1))[0].squeeze(1)
-    leaves = [tensor.detach().requires_grad_() for tensor in (image_embeds, text_embeds, all_images, all_texts)]
+    all_pairs, first = gather_pairs(Pairs(image_embeds, text_embeds, text_groups))
+    leaves = [t.detach().requires_grad_() for t in (image_embeds, text_embeds, all_pairs.images, all_pairs.texts)]
+    all_pairs = Pairs(*leaves[2:], all_pairs.groups)
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
         for start in range(0, len(image_embeds), rows):
             images, texts = (leaf[start : start + rows] for leaf in leaves[:2])
             groups = None if text_groups is None else text_groups[start : start + rows]
-            loss = summed_cross_entropy(images, texts, *leaves[2:], first + start, scale, groups, all_groups)
-            loss = loss * (processes / (2.0 * len(all_images)))  # as in contrastive_loss
+            loss = summed_cross_entropy(Pairs(images, texts, groups), all_pairs, first + start, scale)
+            loss = loss * (processes / (2.0 * len(all_pairs.images)))  # as in contrastive_loss
             loss.backward()
             total += loss.detach()
     gradients = []

@@ -1,0 +1,97 @@
+"""
+The global batch: the pairs of all processes of `torch.distributed`, and the collectives that losses need.
+
+When several processes share a batch, all of them must call the functions below. DistributedDataParallel averages the
+gradients over the processes, so each process returns its share times the number of processes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+_share_batches = True  # see `separate_batches`
+
+
+class Pairs(NamedTuple):
+    """Matched pairs: row i of the images belongs to row i of the texts."""
+
+    images: torch.Tensor  # (rows, dim), L2-normalised
+    texts: torch.Tensor  # (rows, dim), L2-normalised
+    groups: torch.Tensor | None = None  # (rows,), int64, equal for pairs whose reports say the same
+
+
+@contextlib.contextmanager
+def separate_batches() -> Iterator[None]:
+    """
+    Treats the batch of each process as a whole batch: the losses exchange nothing. Evaluation needs this, because its
+    loss must not depend on the number of processes.
+    """
+    global _share_batches
+    before, _share_batches = _share_batches, False
+    try:
+        yield
+    finally:
+        _share_batches = before
+
+
+def world_size() -> int:
+    """Number of processes that share a batch; 1 outside `torch.distributed` and in [`separate_batches`]."""
+    is_shared = _share_batches and dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if is_shared else 1
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """Concatenates the processes' tensors of equal shape; backward sums the gradients of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def concatenate_processes(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    Rows of all processes in the order of their ranks, with gradient, and the index of this process's first row.
+    The numbers of rows may differ.
+    """
+    rows = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, torch.tensor([len(tensor)], device=tensor.device))
+    rows = torch.cat(rows).tolist()
+    padded = nn.functional.pad(tensor, (0, 0, 0, max(rows) - len(tensor)))  # collectives need equal shapes
+    chunks = GatherWithGradient.apply(padded).chunk(len(rows))
+    gathered = torch.cat([chunk[:n] for chunk, n in zip(chunks, rows, strict=True)])
+    return gathered, sum(rows[: dist.get_rank()])
+
+
+def gather_pairs(own: Pairs) -> tuple[Pairs, int]:
+    """The pairs of all processes that share a batch, and the index of this process's first pair among them."""
+    if world_size() == 1:
+        return own, 0
+    images, first = concatenate_processes(own.images)
+    texts, _ = concatenate_processes(own.texts)
+    groups = None if own.groups is None else concatenate_processes(own.groups.unsqueeze(1))[0].squeeze(1)
+    return Pairs(images, texts, groups), first
+
+
+def mean_over_processes(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """
+    Sums divided by the counts of all processes (by 1 where a count is 0). The mean of the results over the processes
+    is the mean of the global batch.
+    """
+    processes = world_size()
+    if processes > 1:
+        counts = counts.clone()
+        dist.all_reduce(counts)
+    # Times the number of processes, because DistributedDataParallel averages the gradients over them.
+    return sums * processes / counts.clamp(min=1)

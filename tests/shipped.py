@@ -1,0 +1,25 @@
+"""The files of code that a saved model or processor holds, written out, so that none is added or lost by mistake."""
+
+CLIP_CODE = {
+    "configuration_tier.py",
+    "global_batch_tier.py",
+    "losses_tier.py",
+    "maps_tier.py",
+    "modeling_tier.py",
+    "pipeline_tier.py",
+    "texts_tier.py",
+}
+DUAL_CODE = CLIP_CODE | {"modeling_dual_tier.py"}
+CLASSIFIER_CODE = DUAL_CODE | {"modeling_classification_tier.py"}
+PROCESSOR_CODE = {
+    "codestreams_tier.py",
+    "dicom_levels_tier.py",
+    "dicom_tier.py",
+    "grey_levels_tier.py",
+    "image_files_tier.py",
+    "image_processing_tier.py",
+    "limits_tier.py",
+    "processing_tier.py",
+    "radiograph_tier.py",
+    "tiff_tier.py",
+}
