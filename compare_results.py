@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
     # Imported here, so that --help and a mistyped option answer at once
     from evaluation_tier.output.comparison import comparison_tables, write_comparison
     from evaluation_tier.output.tables import text_table
-    from evaluation_tier.statistics.comparison import compare_results
+    from evaluation_tier.statistics.comparison import compare_evaluations
+    from evaluation_tier.statistics.resampling import Resampling
 
     if args.n_bootstrap < 1:
         raise ValueError(f"--n_bootstrap must be at least 1, but is {args.n_bootstrap}.")
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "two evaluations are compared: name B too, or give --radiologists for a table of predictions."
         )
-    comparison = compare_results(args.first, args.second, args.n_bootstrap, args.seed, args.trained)
+    comparison = compare_evaluations(args.first, args.second, Resampling(args.n_bootstrap, args.seed), args.trained)
     for tables in comparison_tables(comparison).values():
         for table in tables:
             print(f"\n{table.title}\n\n{text_table(table.header, table.rows, table.align, table.num_summary)}")

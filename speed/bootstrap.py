@@ -23,11 +23,8 @@ from sklearn import metrics as yardstick
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from evaluation_tier.statistics.bootstrap import (
-    bootstrap,  # noqa: E402
-    draw_resamples,  # noqa: E402
-    draw_stratified_resamples,  # noqa: E402
-)
+from evaluation_tier.statistics.bootstrap import bootstrap  # noqa: E402
+from evaluation_tier.statistics.resampling import draw_resamples, draw_stratified_resamples  # noqa: E402
 
 LOOP = {
     "auroc": yardstick.roc_auc_score,

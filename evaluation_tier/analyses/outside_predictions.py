@@ -10,6 +10,7 @@ import pandas as pd
 
 from evaluation_tier.analyses.radiologists import compare_evaluation
 from evaluation_tier.scoring.protocols import Protocol
+from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
 from processing_tier.prompts.loader import normalize_finding
 from processing_tier.readers.archive import find_first
@@ -136,9 +137,7 @@ def compare_predictions(
         list(scores.index),
         findings,
         rule=protocol.rule,
-        resampling=protocol.resampling,
-        num_resamples=num_resamples,
-        seed=seed,
+        resampling=Resampling(num_resamples, seed, protocol.resampling),
         **other,
     )
     how = {"name": f"{protocol.name} (thresholds and intervals)", "thresholds": protocol.rule.describe(where)}

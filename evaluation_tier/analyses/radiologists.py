@@ -9,14 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from evaluation_tier.statistics.bootstrap import (
-    bootstrap,
-    draw_resamples,
-    find_too_few,
-    mean_over_findings,
-    percentile_interval,
-)
+from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings, percentile_interval
 from evaluation_tier.statistics.metrics import metrics_at_threshold, nanmean
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.thresholds import f1_threshold
 
 COMPARED = ("mcc", "f1")
@@ -29,8 +24,7 @@ def compare_with_radiologists(
     readers: pd.DataFrame,
     *,
     f1_thresholds: Mapping[str, float] | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    resampling: Resampling = PATIENT_BOOTSTRAP,
 ) -> dict:
     """
     MCC and F1 of the model, of each reader and of the readers' mean, and the model's difference from that mean.
@@ -49,8 +43,7 @@ def compare_with_radiologists(
         readers (`pd.DataFrame`):
             Index `(reader, study_id)`, 0 or 1, as [`read_radiologists`] of `processing_tier.readers.chexpert` gives
             them.
-        num_resamples (`int`, *optional*, defaults to 1000): of the studies, for the 95 % percentile intervals.
-        seed (`int`, *optional*, defaults to 0): of the resamples.
+        resampling ([`Resampling`], *optional*): of the studies, for the 95 % percentile intervals.
 
     Returns:
         `dict`: `"n_studies"`, `"readers"` (their names), and for each finding in `"findings"`:
@@ -91,7 +84,7 @@ def compare_with_radiologists(
     raters = {"model": (model, at)}
     raters |= {f"reader {name}": (values, [0.5] * len(findings)) for name, values in decisions.items()}
 
-    draws = draw_resamples(studies, num_resamples, seed)
+    draws = resampling.draw(studies, truth)
     data = np.ones((1, len(studies)))
     points = {rater: bootstrap(truth, given[0], data, given[1]) for rater, given in raters.items()}
     resampled = {rater: bootstrap(truth, given[0], draws, given[1]) for rater, given in raters.items()}
@@ -176,8 +169,7 @@ def compare_evaluation(
         {finding: metrics["findings"][finding]["threshold"] for finding in findings},
         readers,
         f1_thresholds={finding: f1_threshold(metrics["findings"][finding]) for finding in findings},
-        num_resamples=metrics["protocol"]["n_bootstrap"],
-        seed=metrics["protocol"]["seed"],
+        resampling=Resampling(metrics["protocol"]["n_bootstrap"], metrics["protocol"]["seed"]),
     )
     return {"thresholds": metrics["protocol"]["thresholds"], **found}
 

@@ -17,13 +17,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.models.embedding import embed_images, normalize
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.output.metrics_file import installed_versions
-from evaluation_tier.statistics.bootstrap import (
-    check_num_resamples,
-    chunks,
-    describe_intervals,
-    draw_resamples,
-    percentile_interval,
-)
+from evaluation_tier.statistics.bootstrap import percentile_interval
+from evaluation_tier.statistics.resampling import Resampling, chunks
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.records.schema import select_text
 from processing_tier.reports.deidentification import clean_text
@@ -218,7 +213,7 @@ def evaluate_retrieval(
         ValueError: for a classifier, no usable pair, or what `read_texts` and `embed_images` refuse.
     """
     check_embeds_texts(model)
-    check_num_resamples(n_bootstrap)
+    resampling = Resampling(n_bootstrap, seed)
     if not ks or min(ks) < 1:
         raise ValueError(f"R@k needs numbers of at least 1, but ks is {tuple(ks)}.")
     texts = read_texts(dataset, text, deidentified)
@@ -242,7 +237,7 @@ def evaluate_retrieval(
 
     _, group_of_image, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     frequency = sizes[group_of_image].astype(np.float32)[:, None]
-    draws = draw_resamples(patient_ids, n_bootstrap, seed)
+    draws = resampling.draw(patient_ids)
     results = {}
     for direction, queries, gallery, gallery_groups, gallery_frequency in (
         ("image_to_text", image_embeds, text_embeds, groups[first], frequency[first]),
@@ -262,12 +257,7 @@ def evaluate_retrieval(
             "hits": "every text that says the same, and the images of all of them",
             "galleries": "each text once; each image",
             "ties": f"by lot, in expectation; cosines nearer than {TIE:g} are tied",
-            "intervals": describe_intervals(
-                patient_ids.tolist(), "95 % percentile bootstrap over the patients of the queries"
-            ),
-            "n_bootstrap": n_bootstrap,
-            "seed": seed,
-            "n_patients": len(set(patient_ids.tolist())),
+            **resampling.describe(patient_ids.tolist(), "95 % percentile bootstrap over the patients of the queries"),
             "n_without_text": len(texts) - len(with_text),
             "images_skipped": image_ids[~readable].tolist(),
         },

@@ -19,14 +19,9 @@ from evaluation_tier.analyses.retrieval import WORD, read_texts
 from evaluation_tier.models.embedding import check_finite, read_batches
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.output.metrics_file import installed_versions
-from evaluation_tier.statistics.bootstrap import (
-    check_num_resamples,
-    chunks,
-    describe_intervals,
-    draw_resamples,
-    percentile_interval,
-)
+from evaluation_tier.statistics.bootstrap import percentile_interval
 from evaluation_tier.statistics.metrics import divide
+from evaluation_tier.statistics.resampling import Resampling, chunks
 from modeling_tier import TierCLIPModel
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
 from modeling_tier.texts_tier import tokenize
@@ -289,7 +284,7 @@ def evaluate_sparsity(
             usable pair, or what `read_texts` and `read_batches` refuse.
     """
     check_models(models)
-    check_num_resamples(n_bootstrap)
+    resampling = Resampling(n_bootstrap, seed)
     if not temperature > 0:
         raise ValueError(f"The temperature must be above 0, but is {temperature}.")
     if not near_zero > 0:
@@ -312,7 +307,7 @@ def evaluate_sparsity(
     patient_ids, image_ids = np.array(dataset["patient_id"][:]), np.array(dataset["image_id"][:])
 
     values = {name: [] for name in models}  # each model's numbers, first on all the images, then in each resample
-    draws = draw_resamples(patient_ids[readable], n_bootstrap, seed)
+    draws = resampling.draw(patient_ids[readable])
     draws = np.concatenate([np.ones((1, draws.shape[1]), draws.dtype), draws])
     for part in chunks(*draws.shape):
         weights = draws[part].astype(np.float64)
@@ -339,12 +334,9 @@ def evaluate_sparsity(
             "temperature": temperature,
             "near_zero": near_zero,
             "gini_and_hoyer": "of the magnitudes of the cosines",
-            "intervals": describe_intervals(
+            **resampling.describe(
                 patient_ids[readable].tolist(), "95 % percentile bootstrap over patients, paired between models"
             ),
-            "n_bootstrap": n_bootstrap,
-            "seed": seed,
-            "n_patients": len(set(patient_ids[readable].tolist())),
             "n_without_text": num_records - len(with_text),
             "images_skipped": image_ids[~readable].tolist(),
         },

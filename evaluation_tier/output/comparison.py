@@ -19,8 +19,8 @@ from evaluation_tier.output.tables import (
     latex_tables,
     markdown_tables,
 )
-from evaluation_tier.statistics.bootstrap import MIN_PATIENTS
 from evaluation_tier.statistics.comparison import COMPARED
+from evaluation_tier.statistics.resampling import MIN_PATIENTS
 
 logger = logging.getLogger(__name__)
 

@@ -42,19 +42,11 @@ from evaluation_tier.scoring.scores import (
     scores_from_differences,
     zero_shot_scores,
 )
-from evaluation_tier.statistics.bootstrap import (
-    MIN_PATIENTS,
-    bootstrap,
-    check_num_resamples,
-    describe_intervals,
-    draw_resamples,
-    find_too_few,
-    mean_over_findings,
-)
-from evaluation_tier.statistics.chexzero import draw_chexzero_resamples
+from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings
 from evaluation_tier.statistics.metrics import auroc, nanmean
+from evaluation_tier.statistics.resampling import Resampling, find_too_few
 from evaluation_tier.statistics.subgroups import summarize_subgroups
-from evaluation_tier.statistics.summary import summarize, with_interval
+from evaluation_tier.statistics.summary import metric_entry, summarize
 from processing_tier.prompts.loader import Prompts, normalize_finding
 
 logger = logging.getLogger(__name__)
@@ -117,7 +109,7 @@ def evaluate_zero_shot(
             or of different kinds, and what the readers of images and the models raise.
     """
     protocol = choose_protocol(protocol, prompts, scoring, no_finding)
-    check_num_resamples(n_bootstrap)
+    resampling = Resampling(n_bootstrap, seed, protocol.resampling)
     if score_level not in LEVELS:
         raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {score_level!r}.")
     evaluated = [dataset] if threshold_dataset is None else [dataset, threshold_dataset]
@@ -169,10 +161,8 @@ def evaluate_zero_shot(
         probabilities=[
             protocol.scoring != "difference" and not are_logits and i not in by_others for i in range(len(findings))
         ],
-        num_resamples=n_bootstrap,
-        resampling=protocol.resampling,
+        resampling=resampling,
         rule=protocol.rule,
-        seed=seed,
     )
     subgroups = summarize_subgroups(
         labels,
@@ -180,23 +170,21 @@ def evaluate_zero_shot(
         patient_ids,
         findings,
         read_attributes(dataset, np.flatnonzero(readable[0])),
-        num_resamples=n_bootstrap,
-        seed=seed,
+        resampling=resampling,
     )
     warn_of_no_interval(summary["no_interval"])
     intervals = "95 % percentile bootstrap over patients"
-    if protocol.resampling == "chexzero":
+    if resampling.kind == "chexzero":
         intervals = "95 % bootstrap over images, bounds and centre as CheXzero's"
+    how_sure = resampling.describe(patient_ids.tolist(), intervals)
     metrics = {
         "dataset": dataset_name,
         "protocol": {
             **described,
             "thresholds": protocol.rule.describe(threshold_source),
-            "intervals": describe_intervals(patient_ids.tolist(), intervals),
+            "intervals": how_sure.pop("intervals"),
             "no_interval": summary["no_interval"],
-            "n_bootstrap": n_bootstrap,
-            "seed": seed,
-            "n_patients": len(set(patient_ids.tolist())),
+            **how_sure,
             "min_positives": min_positives,
             "findings_left_out": left_out,
             "resamples_dropped": summary["resamples_dropped"],
@@ -210,7 +198,7 @@ def evaluate_zero_shot(
         "versions": installed_versions(),
     }
     if len(levels) > 1:
-        metrics["score_levels"] = compare_levels(labels, levels, patient_ids, n_bootstrap, seed, protocol.resampling)
+        metrics["score_levels"] = compare_levels(labels, levels, patient_ids, resampling)
     if subgroups:
         metrics["subgroups"] = subgroups
     predictions = pd.DataFrame(
@@ -301,9 +289,7 @@ def compare_levels(
     labels: np.ndarray,
     levels: Mapping[str, np.ndarray],
     patient_ids: np.ndarray,
-    n_bootstrap: int,
-    seed: int,
-    resampling: str,
+    resampling: Resampling,
 ) -> dict[str, dict]:
     """The mean AUROC over the findings by each level, `auroc` and `auroc_ci95`, on the resamples of the other numbers.
 
@@ -311,17 +297,14 @@ def compare_levels(
         labels: (images, findings).
         levels: name to scores (images, findings).
     """
-    if resampling == "chexzero":
-        enough = len(set(patient_ids.tolist())) >= MIN_PATIENTS
-        draws = draw_chexzero_resamples(len(labels), n_bootstrap, seed)[: n_bootstrap if enough else 0]
-    else:
-        too_few = find_too_few(labels, patient_ids).all()
-        draws = draw_resamples(patient_ids, n_bootstrap, seed)[: 0 if too_few else n_bootstrap]
+    draws = resampling.draw(patient_ids, labels)
+    if resampling.kind != "chexzero" and find_too_few(labels, patient_ids).all():
+        draws = draws[:0]
     results = {}
     for level, scores in levels.items():
         point = bootstrap(labels, scores, np.ones((1, len(labels))))["auroc"][0]
         mean, resampled = mean_over_findings(point, bootstrap(labels, scores, draws)["auroc"])
-        interval = with_interval("auroc", mean, resampled, resampling)
+        interval = metric_entry("auroc", mean, resampled, resampling)
         results[level] = {key: interval[key] for key in ("auroc", "auroc_ci95")}
     return results
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation_tier.statistics.bootstrap import check_num_resamples
-
 FEWEST_RESAMPLES = 40  # of fewer, the reference's lower position is the highest value
 
 
@@ -19,7 +17,6 @@ def draw_chexzero_resamples(num_images: int, num_resamples: int = 1000, seed: in
     Returns:
         `np.ndarray`: (resamples, images) uint16, how often each image was drawn.
     """
-    check_num_resamples(num_resamples)
     draws = np.empty((num_resamples, num_images), dtype=np.uint16)
     for i in range(num_resamples):
         drawn = np.random.RandomState(seed + i).randint(0, num_images, size=num_images)

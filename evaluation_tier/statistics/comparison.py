@@ -10,9 +10,10 @@ import pandas as pd
 from evaluation_tier.output.metrics_file import as_float, read_metrics, to_json
 from evaluation_tier.output.predictions import read_predictions
 from evaluation_tier.output.tables import format_cell
-from evaluation_tier.statistics.bootstrap import bootstrap, draw_resamples, find_too_few
+from evaluation_tier.statistics.bootstrap import bootstrap
 from evaluation_tier.statistics.metrics import nanmean
 from evaluation_tier.statistics.paired import delong, paired_bootstrap
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.summary import TOO_FEW
 from evaluation_tier.statistics.thresholds import f1_threshold
 
@@ -39,8 +40,11 @@ NOT_OF_SCORES = (
 )
 
 
-def compare_results(
-    first: str | Path, second: str | Path, n_bootstrap: int = 1000, seed: int = 0, trained: str = "refuse"
+def compare_evaluations(
+    first: str | Path,
+    second: str | Path,
+    resampling: Resampling = PATIENT_BOOTSTRAP,
+    trained: str = "refuse",
 ) -> dict:
     """
     The second evaluation's metrics minus the first's, on the same images, with paired 95 % intervals.
@@ -51,8 +55,7 @@ def compare_results(
     Args:
         first (`str` or `Path`): folder that `eval_zeroshot.py` wrote, with `metrics.json` and `predictions.parquet`.
         second (`str` or `Path`): likewise.
-        n_bootstrap (`int`, *optional*, defaults to 1000): resamples of patients.
-        seed (`int`, *optional*, defaults to 0): of the resamples.
+        resampling ([`Resampling`], *optional*): of the patients.
         trained (`str`, *optional*, defaults to `"refuse"`):
             What to do with images that one of the models was trained on: `"refuse"`, `"exclude"` (from both) or
             `"include"`.
@@ -101,7 +104,7 @@ def compare_results(
         for read in metrics
     ]
     patients = tables[0]["patient_id"].tolist()
-    draws = draw_resamples(patients, n_bootstrap, seed)
+    draws = resampling.draw(patients, labels)
     too_few = find_too_few(labels, patients)
     for finding in np.array(findings)[too_few]:
         logger.warning("No interval and no p-value for %s: %s.", finding, TOO_FEW)
@@ -142,8 +145,8 @@ def compare_results(
             "dataset": metrics[0]["dataset"],
             "n_images": len(labels),
             "n_patients": len(set(patients)),
-            "n_bootstrap": n_bootstrap,
-            "seed": seed,
+            "n_bootstrap": resampling.num_resamples,
+            "seed": resampling.seed,
             "trained": trained,
             "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
             "protocol_differences": differing,

@@ -10,11 +10,11 @@ from evaluation_tier.statistics.bootstrap import (
     QUANTILE_975,
     bootstrap,
     defined_values,
-    find_too_few,
     mean_over_findings,
     percentile_interval,
 )
 from evaluation_tier.statistics.metrics import select_known
+from evaluation_tier.statistics.resampling import find_too_few
 
 
 class PairedDifference(NamedTuple):

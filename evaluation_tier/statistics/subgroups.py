@@ -7,11 +7,10 @@ import numpy as np
 from evaluation_tier.statistics.bootstrap import (
     QUANTILE_975,
     bootstrap,
-    draw_resamples,
-    find_too_few,
     mean_over_findings,
     percentile_interval,
 )
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, draw_resamples, find_too_few
 
 
 def summarize_subgroups(
@@ -21,20 +20,20 @@ def summarize_subgroups(
     findings: Sequence[str],
     attributes: Mapping[str, Sequence],
     *,
-    num_resamples: int = 1000,
-    seed: int = 0,
+    resampling: Resampling = PATIENT_BOOTSTRAP,
 ) -> dict[str, dict]:
     """
     AUROC by sex, age band, view and whatever else is known of the images, see [`subgroup_metrics`].
 
     Args:
-        labels, scores, patient_ids, findings, num_resamples, seed: as for [`summarize`].
+        labels, scores, patient_ids, findings: as for [`summarize`].
         attributes (`Mapping[str, Sequence]`): name to each image's group; `None`, NaN or `""` where it is not known.
+        resampling ([`Resampling`], *optional*): number and seed; whole patients are drawn, whatever its kind.
 
     Returns:
         `dict[str, dict]`: by attribute that has at least two groups.
     """
-    draws = draw_resamples(patient_ids, num_resamples, seed)
+    draws = draw_resamples(patient_ids, resampling.num_resamples, resampling.seed)
     options = {"findings": findings, "unit_ids": np.asarray(patient_ids)}
     results = {name: subgroup_metrics(labels, scores, groups, draws, **options) for name, groups in attributes.items()}
     return {name: result for name, result in results.items() if len(result["groups"]) + len(result["left_out"]) > 1}

@@ -7,23 +7,15 @@ import numpy as np
 from evaluation_tier.statistics.bootstrap import (
     AREAS,
     AT_THRESHOLD,
-    MIN_PATIENTS,
     bootstrap,
     bootstrap_mean,
-    draw_resamples,
-    draw_stratified_resamples,
-    find_too_few,
     mean_over_findings,
     percentile_interval,
 )
 from evaluation_tier.statistics.calibration import brier, calibrate, ece, fit_calibration
-from evaluation_tier.statistics.chexzero import (
-    FEWEST_RESAMPLES,
-    chexzero_interval,
-    draw_chexzero_resamples,
-    fill_one_class_resamples,
-)
+from evaluation_tier.statistics.chexzero import chexzero_interval, fill_one_class_resamples
 from evaluation_tier.statistics.metrics import CRITERIA, best_threshold, count_labels, nanmean
+from evaluation_tier.statistics.resampling import MIN_PATIENTS, PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.thresholds import HIGHEST_MCC, ThresholdRule
 
 WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
@@ -31,8 +23,6 @@ WITH_INTERVAL = (*AREAS, *AT_THRESHOLD)
 TOO_FEW = f"fewer than {MIN_PATIENTS} patients with it, or without it"
 
 TOO_FEW_AT_ALL = f"fewer than {MIN_PATIENTS} patients"
-
-RESAMPLINGS = ("patients", "stratified", "chexzero")
 
 
 def summarize(
@@ -45,9 +35,7 @@ def summarize(
     threshold_scores: np.ndarray | None = None,
     rule: ThresholdRule = HIGHEST_MCC,
     probabilities: bool | Sequence[bool] = False,
-    num_resamples: int = 1000,
-    resampling: str = "patients",
-    seed: int = 0,
+    resampling: Resampling = PATIENT_BOOTSTRAP,
 ) -> dict:
     """
     Every metric of every finding, with intervals from resampling patients, and their means.
@@ -65,12 +53,9 @@ def summarize(
             highest MCC for all of them.
         probabilities (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
             The scores (or those of each finding) are probabilities: `scale` and `bias` are of their log-odds.
-        num_resamples (`int`, *optional*, defaults to 1000): at least 1.
-        resampling (`str`, *optional*, defaults to `"patients"`):
-            `"stratified"`, so that no finding loses a class, see [`draw_stratified_resamples`]; or `"chexzero"`:
-            images whatever their patients, see [`draw_chexzero_resamples`], with the bounds of [`chexzero_interval`],
-            where undefined values are the highest, and its centre in `<metric>_bootstrap_mean`.
-        seed (`int`, *optional*, defaults to 0): of the resamples.
+        resampling ([`Resampling`], *optional*):
+            Of the patients. Kind `"chexzero"` has the bounds of [`chexzero_interval`], where undefined values are the
+            highest, and its centre in `<metric>_bootstrap_mean`.
 
     Returns:
         `dict`: three parts, numbers that are undefined being NaN.
@@ -91,8 +76,6 @@ def summarize(
         `ValueError`: shapes that do not fit, one of the two threshold tables without the other; see also
             [`bootstrap`] and [`best_threshold`].
     """
-    if resampling not in RESAMPLINGS:
-        raise ValueError(f"The resampling must be one of {', '.join(RESAMPLINGS)}, but is {resampling!r}.")
     labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if (threshold_labels is None) != (threshold_scores is None):
         raise ValueError("The split that chooses the thresholds needs both labels and scores: give both, or neither.")
@@ -112,23 +95,13 @@ def summarize(
         for i in range(len(findings))
     ]
     used = {metric: [of_finding[getattr(rule, metric)] for of_finding in thresholds] for metric in ("mcc", "f1")}
-    if resampling == "stratified":
-        draws = draw_stratified_resamples(labels, patient_ids, num_resamples, seed)
-    elif resampling == "chexzero":
-        if num_resamples < FEWEST_RESAMPLES:
-            raise ValueError(
-                f"CheXzero's intervals need at least {FEWEST_RESAMPLES} resamples, but there are {num_resamples}."
-            )
-        enough = len(set(patient_ids)) >= MIN_PATIENTS  # images are drawn, but those of a patient are alike
-        draws = draw_chexzero_resamples(len(labels), num_resamples, seed)[: num_resamples if enough else 0]
-    else:
-        draws = draw_resamples(patient_ids, num_resamples, seed)
+    draws = resampling.draw(patient_ids, labels)
     point = bootstrap(labels, scores, np.ones((1, len(labels))), used)
     resampled = bootstrap(labels, scores, draws, used)
-    if resampling == "chexzero":
+    if resampling.kind == "chexzero":
         fill_one_class_resamples({name: resampled[name] for name in used}, labels, scores, draws, used)
     too_few = find_too_few(labels, patient_ids)
-    if resampling == "chexzero":  # as the reference, which knows no floor
+    if resampling.kind == "chexzero":  # as the reference, which knows no floor
         too_few[:] = False
     no_interval = {finding: TOO_FEW for finding, few in zip(findings, too_few, strict=True) if few}
     in_mean = slice(0, 0) if too_few.all() else slice(None)  # the mean of findings that all lack an interval lacks one
@@ -144,18 +117,18 @@ def summarize(
         metrics = {}
         for name in WITH_INTERVAL:
             values = resampled[name][:, i] if not too_few[i] else np.empty(0)
-            metrics |= with_interval(name, float(point[name][0, i]), values, resampling)
+            metrics |= metric_entry(name, float(point[name][0, i]), values, resampling)
         fitted_on = chosen_labels[:, i], chosen_scores[:, i]
         calibration = measure_calibration(labels[:, i], scores[:, i], *fitted_on, probabilities[i])
         errors = calibration.pop("squared_errors")
         resampled_brier[:, i] = bootstrap_mean(errors, draws if draws.ndim == 2 else draws[i])
         kept = slice(0, 0) if too_few[i] else slice(None)
-        calibration |= with_interval("brier", calibration["brier"], resampled_brier[kept, i], resampling)
+        calibration |= metric_entry("brier", calibration["brier"], resampled_brier[kept, i], resampling)
         if rule.accuracy:
             threshold = thresholds[i][rule.accuracy]
             right = right_calls(labels[:, i], scores[:, i], threshold)
             resampled_accuracy[:, i] = bootstrap_mean(right, draws if draws.ndim == 2 else draws[i])
-            metrics |= with_interval("accuracy", nanmean(right), resampled_accuracy[kept, i], resampling)
+            metrics |= metric_entry("accuracy", nanmean(right), resampled_accuracy[kept, i], resampling)
             metrics["accuracy_threshold"] = threshold
         counts = count_labels(labels[:, i])
         results[finding] = {
@@ -170,12 +143,12 @@ def summarize(
     mean = {}
     for name in WITH_INTERVAL:
         value, resampled_mean = mean_over_findings(point[name][0], resampled[name])
-        mean |= with_interval(name, value, resampled_mean[in_mean], resampling)
+        mean |= metric_entry(name, value, resampled_mean[in_mean], resampling)
         if name == "auroc":
             mean_dropped = int(np.isnan(resampled_mean).sum())
     for name, values in (("brier", resampled_brier), *([("accuracy", resampled_accuracy)] if rule.accuracy else [])):
         of_findings = np.array([result[name] for result in results.values()])
-        mean |= with_interval(name, *mean_over_findings(of_findings, values[in_mean]), resampling)
+        mean |= metric_entry(name, *mean_over_findings(of_findings, values[in_mean]), resampling)
     mean["ece"] = nanmean(result["ece"] for result in results.values())
     dropped = dict(zip(findings, np.isnan(resampled["auroc"]).sum(axis=0).tolist(), strict=True))
     return {
@@ -186,9 +159,9 @@ def summarize(
     }
 
 
-def with_interval(name: str, value: float, resampled: np.ndarray, resampling: str) -> dict:
+def metric_entry(name: str, value: float, resampled: np.ndarray, resampling: Resampling) -> dict:
     """A metric, its interval, and CheXzero's centre where that is asked for."""
-    if resampling != "chexzero":
+    if resampling.kind != "chexzero":
         return {name: value, f"{name}_ci95": percentile_interval(resampled).tolist()}
     if len(resampled):
         center, interval = chexzero_interval(resampled)

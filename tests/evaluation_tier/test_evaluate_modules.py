@@ -9,6 +9,7 @@ import pytest
 import evaluation_tier
 from evaluation_tier.statistics.bootstrap import bootstrap_auroc
 from evaluation_tier.statistics.metrics import best_threshold
+from evaluation_tier.statistics.resampling import Resampling
 
 MODULES = Path(evaluation_tier.__file__).parent / "evaluate_modules"
 LABELS, SCORES = [0, 0, 1, 1, -1, math.nan], [0.1, 0.4, 0.4, 0.8, 9.0, -9.0]
@@ -30,12 +31,12 @@ def test_auroc_module(load):
     patients = ["a", "b", "b", "c", "d", "e"]
     result = module.compute(predictions=SCORES, references=LABELS, patient_ids=patients, num_resamples=50, seed=3)
     assert result["auroc"] == 0.875
-    expected = bootstrap_auroc(np.array(LABELS)[:, None], np.array(SCORES)[:, None], patients, 50, 3)
+    expected = bootstrap_auroc(np.array(LABELS)[:, None], np.array(SCORES)[:, None], patients, Resampling(50, 3))
     np.testing.assert_array_equal(result["auroc_ci95"], expected.interval[0])
     assert np.isnan(result["auroc_ci95"]).all()  # 2 positives
     labels, scores = LABELS[:4] * 3, [score + i for i in range(3) for score in SCORES[:4]]
     result = module.compute(predictions=scores, references=labels, num_resamples=50, seed=3)
-    expected = bootstrap_auroc(np.array(labels)[:, None], np.array(scores)[:, None], range(12), 50, 3)
+    expected = bootstrap_auroc(np.array(labels)[:, None], np.array(scores)[:, None], range(12), Resampling(50, 3))
     assert result["auroc_ci95"] == expected.interval[0].tolist() and result["auroc_ci95"][0] < result["auroc"]
     module.add_batch(predictions=SCORES[:3], references=LABELS[:3])
     module.add_batch(predictions=SCORES[3:], references=LABELS[3:])

@@ -15,7 +15,8 @@ from evaluation_tier.output.metrics_file import read_metrics, write_metrics
 from evaluation_tier.output.model_card import format_table
 from evaluation_tier.output.page import write_report
 from evaluation_tier.output.predictions import read_predictions, write_predictions
-from evaluation_tier.statistics.comparison import compare_results
+from evaluation_tier.statistics.comparison import compare_evaluations
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.records.identities import TrainedOn, make_source, read_trained_on, write_trained_on
 
 FINDINGS = ("Edema", "No Finding")
@@ -66,7 +67,9 @@ def read(folder: Path) -> None:
     format_table(metrics)
     write_report(folder, draw=False)
     other = write_results(folder.parent, "other")
-    write_comparison(folder.parent / "comparison", compare_results(folder, other, n_bootstrap=10, trained="include"))
+    write_comparison(
+        folder.parent / "comparison", compare_evaluations(folder, other, Resampling(10), trained="include")
+    )
     if refused:
         raise refused
 

@@ -22,15 +22,9 @@ from evaluation_tier.analyses.grounding.measurements import BEST, Measurements, 
 from evaluation_tier.analyses.grounding.regions import Case, read_cases
 from evaluation_tier.output.metrics_file import installed_versions, to_json
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
-from evaluation_tier.statistics.bootstrap import (
-    MIN_PATIENTS,
-    check_num_resamples,
-    count_units,
-    describe_intervals,
-    number_units,
-    percentile_interval,
-)
+from evaluation_tier.statistics.bootstrap import percentile_interval
 from evaluation_tier.statistics.metrics import divide
+from evaluation_tier.statistics.resampling import MIN_PATIENTS, Resampling, count_units, number_units
 from processing_tier.prompts.loader import Prompts
 from processing_tier.records.schema import check_disjoint_patients
 
@@ -91,7 +85,7 @@ def evaluate_grounding(
             masks of another size than their image, missing prompts, or patients who are in both data sets.
     """
     check_gives_maps(model)
-    check_num_resamples(n_bootstrap)
+    resampling = Resampling(n_bootstrap, seed)
     cases = read_cases(dataset, findings, phrases)
     names = sorted({case.finding for case in cases})
     described, prompts = prompts_name(prompts), find_prompts(prompts, names)
@@ -109,17 +103,14 @@ def evaluate_grounding(
         apart = measure_cases(model, processor, threshold_dataset, prompts, others, tolerance, batch_size)
         chosen, metric_names = best_thresholds(apart), (*METRICS, *BEST)
 
-    summary = summarize(measured, names, cases, chosen, metric_names, n_bootstrap, seed)
+    summary = summarize(measured, names, cases, chosen, metric_names, resampling)
     protocol = {
         "prompts": "the sentences of the boxes" if phrases else described,
         "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
         "phrases": phrases,
         "tolerance": tolerance,
         "fixed_thresholds": FIXED_THRESHOLDS,
-        "intervals": describe_intervals(measured.patients, "95 % percentile bootstrap over patients"),
-        "n_bootstrap": n_bootstrap,
-        "seed": seed,
-        "n_patients": len(set(measured.patients)),
+        **resampling.describe(measured.patients, "95 % percentile bootstrap over patients"),
         **measured.left_out,
     }
     return to_json({"dataset": dataset_name, "protocol": protocol, **summary, "versions": installed_versions()})
@@ -131,13 +122,12 @@ def summarize(
     cases: Sequence[Case],
     chosen: Mapping[str, np.ndarray],
     metric_names: Sequence[str],
-    n_bootstrap: int,
-    seed: int,
+    resampling: Resampling,
 ) -> dict:
     """The numbers of `evaluate_grounding`: of each finding in `names`, of their mean, of all regions, and of each."""
     keys, values = tabulate(measured, chosen, metric_names)
     groups = np.array([names.index(case.finding) for case in measured.cases])
-    means, intervals = bootstrap_means(values, groups, len(names), measured.patients, n_bootstrap, seed)
+    means, intervals = bootstrap_means(values, groups, len(names), measured.patients, resampling)
     patients, rows = measured.patients, np.array([case.row for case in measured.cases])
 
     def describe(which: int, members: np.ndarray) -> dict:
@@ -233,7 +223,7 @@ def tabulate(
 
 
 def bootstrap_means(
-    values: np.ndarray, groups: np.ndarray, num_groups: int, patients: np.ndarray, num_resamples: int, seed: int
+    values: np.ndarray, groups: np.ndarray, num_groups: int, patients: np.ndarray, resampling: Resampling
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means of each group of cases, the mean of those means, the mean of all cases, and 95 % percentile intervals.
 
@@ -252,7 +242,9 @@ def bootstrap_means(
     """
     num_patients, patient_of_case = number_units(patients)
     num_columns = values.shape[1]
-    drawn = np.random.default_rng(seed).integers(num_patients, size=(num_resamples, num_patients))
+    drawn = np.random.default_rng(resampling.seed).integers(
+        num_patients, size=(resampling.num_resamples, num_patients)
+    )
     weights = count_units(drawn, num_patients).astype(np.float64)
     weights = np.concatenate([np.ones((1, num_patients)), weights])  # the first row is the data itself
 

@@ -25,7 +25,7 @@ from evaluation_tier.output.metrics_file import installed_versions, to_json
 from evaluation_tier.scoring.findings import read_labels, select_findings
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
 from evaluation_tier.scoring.scores import zero_shot_scores
-from evaluation_tier.statistics.bootstrap import check_num_resamples, describe_intervals, draw_resamples
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts, normalize_finding
 
 
@@ -78,7 +78,7 @@ def evaluate_robustness(
         ValueError: for a classifier, fewer than one resample, or as `select_findings` and `read_batches` say.
     """
     check_has_sentences(model)
-    check_num_resamples(n_bootstrap)
+    resampling = Resampling(n_bootstrap, seed)
     findings, left_out = select_findings(dataset, findings, min_positives)
     described, prompts = prompts_name(prompts), find_prompts(prompts, findings)
 
@@ -86,7 +86,7 @@ def evaluate_robustness(
     readable = dataset.select(embeddings.rows)
     labels = read_labels(readable, findings)
     patient_ids = np.array(readable["patient_id"][:])
-    draws = draw_resamples(patient_ids, n_bootstrap, seed)
+    draws = resampling.draw(patient_ids)
 
     by_prompts = embed_prompts(model, processor, prompts)
     scores = {name: zero_shot_scores(images, *by_prompts) for name, images in embeddings.images.items()}
@@ -109,10 +109,7 @@ def evaluate_robustness(
                 "prompts": described,
                 "wordings": WORDINGS,
                 "side_prompts": SIDE_PROMPTS,
-                "intervals": describe_intervals(patient_ids.tolist(), "95 % percentile bootstrap over patients"),
-                "n_bootstrap": n_bootstrap,
-                "seed": seed,
-                "n_patients": len(set(patient_ids.tolist())),
+                **resampling.describe(patient_ids.tolist(), "95 % percentile bootstrap over patients"),
                 "min_positives": min_positives,
                 "findings_left_out": left_out,
             },

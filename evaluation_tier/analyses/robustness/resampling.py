@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from evaluation_tier.statistics.bootstrap import bootstrap, chunks, percentile_interval
+from evaluation_tier.statistics.bootstrap import bootstrap, percentile_interval
+from evaluation_tier.statistics.resampling import chunks
 
 
 def with_interval(statistic: Callable[[np.ndarray], np.ndarray], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from evaluation_tier.analyses.robustness.variants import MIRRORED, ORIGINAL
 from evaluation_tier.analyses.robustness.wording import phrase
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.scoring.scores import zero_shot_scores
-from evaluation_tier.statistics.bootstrap import MIN_PATIENTS
+from evaluation_tier.statistics.resampling import MIN_PATIENTS
 from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.reports.sections import extract_sections
 from processing_tier.reports.sentences import split_sentences

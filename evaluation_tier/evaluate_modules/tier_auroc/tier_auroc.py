@@ -6,6 +6,7 @@ import numpy as np
 
 from evaluation_tier.statistics.bootstrap import bootstrap_auroc
 from evaluation_tier.statistics.metrics import auroc
+from evaluation_tier.statistics.resampling import Resampling
 
 DESCRIPTION = "AUROC of one finding with a 95 % percentile interval from resampling patients."
 CITATION = """@article{hanley1982meaning,
@@ -40,5 +41,5 @@ class TierAUROC(evaluate.Metric):
     def _compute(self, predictions, references, patient_ids=None, num_resamples: int = 1000, seed: int = 0) -> dict:
         labels, scores = np.array(references, dtype=np.float64), np.array(predictions, dtype=np.float64)
         patient_ids = range(len(labels)) if patient_ids is None else patient_ids
-        found = bootstrap_auroc(labels[:, None], scores[:, None], patient_ids, num_resamples, seed)
+        found = bootstrap_auroc(labels[:, None], scores[:, None], patient_ids, Resampling(num_resamples, seed))
         return {"auroc": auroc(labels, scores), "auroc_ci95": found.interval[0].tolist()}

@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from evaluation_tier.analyses.radiologists import compare_evaluation, compare_with_radiologists
 from evaluation_tier.output.result_tables import radiologist_tables
 from evaluation_tier.scoring.protocols import PROTOCOLS
-from evaluation_tier.statistics.bootstrap import draw_resamples
+from evaluation_tier.statistics.resampling import Resampling, draw_resamples
 from evaluation_tier.statistics.summary import summarize
 
 # The three benchmark radiologists on the 500 studies of CheXpert's test set: true and false positives of each finding,
@@ -54,7 +54,7 @@ def noisy_scores(labels, seed: int = 0):
 def test_published_table_of_the_radiologists():
     labels, readers = benchmark()
     thresholds = dict.fromkeys(FINDINGS, 0.5)
-    found = compare_with_radiologists(labels, labels, thresholds, readers, num_resamples=5)
+    found = compare_with_radiologists(labels, labels, thresholds, readers, resampling=Resampling(5))
     assert found["readers"] == ["bc4", "bc6", "bc8"] and found["n_studies"] == 500
     for i, finding in enumerate(FINDINGS):
         for reader in COUNTS:
@@ -80,7 +80,7 @@ def test_difference_equals_a_loop_over_scikit_learn():
     labels, findings = labels.iloc[::4], FINDINGS[:2]
     labels, readers = labels[findings], readers[findings]
     scores, thresholds = noisy_scores(labels), {"Atelectasis": 0.7, "Cardiomegaly": 0.4}
-    found = compare_with_radiologists(labels, scores, thresholds, readers, num_resamples=6, seed=2)
+    found = compare_with_radiologists(labels, scores, thresholds, readers, resampling=Resampling(6, 2))
     draws = draw_resamples(labels.index, 6, 2)
     for name, function in (("mcc", matthews_corrcoef), ("f1", f1_score)):
         differences = np.empty((6, 2))
@@ -112,7 +112,7 @@ def test_f1_is_at_the_threshold_of_the_protocol(protocol):
     validation = {"threshold_labels": labels.to_numpy(), "threshold_scores": noisy_scores(labels, 1).to_numpy()}
     studies, ids = list(labels.index), {"image_id": labels.index, "patient_id": labels.index}
     summary = summarize(
-        labels.to_numpy(), scores.to_numpy(), studies, FINDINGS, rule=rule, num_resamples=5, **validation
+        labels.to_numpy(), scores.to_numpy(), studies, FINDINGS, rule=rule, resampling=Resampling(5), **validation
     )
     how = {"thresholds": rule.describe("the split 'validation'"), "n_bootstrap": 5, "seed": 0}
     predictions = pd.DataFrame(
@@ -149,12 +149,14 @@ def test_f1_is_at_the_threshold_of_the_protocol(protocol):
 def test_order_of_studies_and_excluded_labels_make_no_difference():
     labels, readers = benchmark()
     scores, thresholds = noisy_scores(labels), dict.fromkeys(FINDINGS, 0.5)
-    expected = compare_with_radiologists(labels, scores, thresholds, readers, num_resamples=10)
-    shuffled = compare_with_radiologists(labels, scores.iloc[::-1], thresholds, readers.iloc[::-1], num_resamples=10)
+    expected = compare_with_radiologists(labels, scores, thresholds, readers, resampling=Resampling(10))
+    shuffled = compare_with_radiologists(
+        labels, scores.iloc[::-1], thresholds, readers.iloc[::-1], resampling=Resampling(10)
+    )
     assert shuffled["findings"]["Edema"]["readers"] == expected["findings"]["Edema"]["readers"]
     assert shuffled["findings"]["Edema"]["model"] == expected["findings"]["Edema"]["model"]
     labels.iloc[:10, 0], labels.iloc[490:, 0] = -1, np.nan
-    fewer = compare_with_radiologists(labels, scores, thresholds, readers, num_resamples=10)
+    fewer = compare_with_radiologists(labels, scores, thresholds, readers, resampling=Resampling(10))
     assert fewer["findings"]["Atelectasis"]["readers"]["bc4"]["tpr"] == 113 / 143
     assert fewer["findings"]["Edema"] == expected["findings"]["Edema"]
 
@@ -163,7 +165,7 @@ def test_a_finding_without_positives_is_nan_and_leaves_the_mean():
     labels, readers = benchmark()
     labels["Edema"] = 0.0
     found = compare_with_radiologists(
-        labels, noisy_scores(labels), dict.fromkeys(FINDINGS, 0.5), readers, num_resamples=5
+        labels, noisy_scores(labels), dict.fromkeys(FINDINGS, 0.5), readers, resampling=Resampling(5)
     )
     assert np.isnan(found["findings"]["Edema"]["difference"]["mcc"])
     parts = [found["findings"][finding]["difference"]["mcc"] for finding in FINDINGS if finding != "Edema"]
@@ -188,4 +190,4 @@ def test_tables_that_do_not_fit_are_refused():
         ((labels, scores[[]], thresholds, readers), "nothing to compare"),
     ):
         with pytest.raises(ValueError, match=message):
-            compare_with_radiologists(*given, num_resamples=5)
+            compare_with_radiologists(*given, resampling=Resampling(5))

@@ -20,6 +20,7 @@ from evaluation_tier.output.tables import (
     matrix_table,
     text_table,
 )
+from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.subgroups import subgroup_metrics
 
 TABLE = Table(
@@ -194,7 +195,7 @@ def test_everything_optional_has_its_table(metrics):
     studies = pd.Index([f"s{i}" for i in range(12)], name="study_id")
     readers = pd.concat({"R1": pd.DataFrame({"A": [1, 1, 0, 0, 0, 0] * 2}, studies)}, names=["reader"])
     labels, scores = (pd.DataFrame(np.tile(values, (2, 1)), studies, ["A"]) for values in (labels, scores))
-    metrics["radiologists"] = compare_with_radiologists(labels, scores, {"A": 0.7}, readers, num_resamples=2)
+    metrics["radiologists"] = compare_with_radiologists(labels, scores, {"A": 0.7}, readers, resampling=Resampling(2))
     sections = evaluation_tables(metrics)
     (results,) = sections["results"]
     assert results.header[3:] == ("Uncertain", "Not stated", "AUROC (95 % CI)", "AUPRC (95 % CI)")

@@ -9,14 +9,17 @@ from evaluation_tier.statistics.bootstrap import (
     AT_THRESHOLD,
     bootstrap,
     bootstrap_auroc,
-    describe_intervals,
-    draw_resamples,
-    draw_stratified_resamples,
-    find_too_few,
     percentile_interval,
 )
 from evaluation_tier.statistics.metrics import auprc, auroc, metrics_at_threshold
 from evaluation_tier.statistics.paired import bootstrap_p_value, delong, midranks, paired_bootstrap
+from evaluation_tier.statistics.resampling import (
+    Resampling,
+    describe_intervals,
+    draw_resamples,
+    draw_stratified_resamples,
+    find_too_few,
+)
 from evaluation_tier.statistics.subgroups import age_bands, subgroup_metrics, wilson_interval
 
 
@@ -30,7 +33,7 @@ def test_bootstrap_equals_resampling_patient_by_patient():
     """The weighted form gives the same numbers as repeating rows and asking scikit-learn."""
     labels, scores = normal_scores(40, 2)
     patients = np.repeat(np.arange(20), 2).astype(str)
-    result = bootstrap_auroc(labels, scores, patients, num_resamples=60, seed=3)
+    result = bootstrap_auroc(labels, scores, patients, Resampling(60, 3))
     rng, aurocs = np.random.default_rng(3), []
     rows_of = {patient: np.flatnonzero(patients == patient) for patient in np.unique(patients)}
     for drawn in rng.integers(20, size=(60, 20)):
@@ -44,20 +47,22 @@ def test_bootstrap_equals_resampling_patient_by_patient():
 def test_bootstrap_is_deterministic_by_seed_and_not_by_chunk(monkeypatch):
     labels, scores = normal_scores(50, 3)
     patients = np.arange(50)
-    first = bootstrap_auroc(labels, scores, patients, 200, seed=1)
-    again = bootstrap_auroc(labels, scores, patients, 200, seed=1)
-    other = bootstrap_auroc(labels, scores, patients, 200, seed=2)
+    first = bootstrap_auroc(labels, scores, patients, Resampling(200, 1))
+    again = bootstrap_auroc(labels, scores, patients, Resampling(200, 1))
+    other = bootstrap_auroc(labels, scores, patients, Resampling(200, 2))
     np.testing.assert_array_equal(first.interval, again.interval)
     assert (first.interval != other.interval).any()
-    monkeypatch.setattr("evaluation_tier.statistics.bootstrap.NUMBERS_IN_MEMORY", 50 * 7)
-    np.testing.assert_array_equal(first.interval, bootstrap_auroc(labels, scores, patients, 200, seed=1).interval)
+    monkeypatch.setattr("evaluation_tier.statistics.resampling.NUMBERS_IN_MEMORY", 50 * 7)
+    np.testing.assert_array_equal(
+        first.interval, bootstrap_auroc(labels, scores, patients, Resampling(200, 1)).interval
+    )
 
 
 def test_bootstrap_over_patients_is_wider_than_over_images_when_images_repeat():
     labels, scores = normal_scores(60)
     labels, scores = np.repeat(labels, 5, axis=0), np.repeat(scores, 5, axis=0)
-    by_patient = bootstrap_auroc(labels, scores, np.repeat(np.arange(60), 5), 500).interval[0]
-    by_image = bootstrap_auroc(labels, scores, np.arange(300), 500).interval[0]
+    by_patient = bootstrap_auroc(labels, scores, np.repeat(np.arange(60), 5), Resampling(500)).interval[0]
+    by_image = bootstrap_auroc(labels, scores, np.arange(300), Resampling(500)).interval[0]
     assert np.diff(by_patient) > 1.7 * np.diff(by_image)  # sqrt(5) = 2.2 in expectation
 
 
@@ -67,7 +72,7 @@ def test_bootstrap_covers_the_true_value():
     covered = []
     for seed in range(120):
         labels, scores = normal_scores(150, seed=seed)
-        low, high = bootstrap_auroc(labels, scores, np.arange(150), 300, seed).interval[0]
+        low, high = bootstrap_auroc(labels, scores, np.arange(150), Resampling(300, seed)).interval[0]
         covered.append(low <= truth <= high)
     assert 0.89 <= np.mean(covered) <= 0.99
 
@@ -75,7 +80,7 @@ def test_bootstrap_covers_the_true_value():
 def test_resamples_without_both_classes_are_dropped_and_counted():
     labels = np.array([[1.0, 1.0], [0, 1], [0, 0], [0, 0], [0, 0]])
     scores = np.array([[0.9, 0.9], [0.1, 0.8], [0.2, 0.1], [0.3, 0.2], [0.4, 0.3]])
-    result = bootstrap_auroc(labels, scores, np.arange(5), 1000, seed=0)
+    result = bootstrap_auroc(labels, scores, np.arange(5), Resampling(1000, 0))
     assert 250 < result.num_dropped[0] < 410  # the one positive is missing from (4/5)^5 = 32.8 % of the resamples
     assert result.mean_num_dropped >= result.num_dropped.max()
     assert np.isnan(result.interval).all()  # of so few
@@ -87,19 +92,19 @@ def test_resamples_without_both_classes_are_dropped_and_counted():
 def test_bootstrap_leaves_excluded_labels_out():
     labels, scores = normal_scores(80)
     hidden = np.concatenate([labels, np.full((20, 1), -1.0), np.full((20, 1), np.nan)])
-    result = bootstrap_auroc(hidden, np.concatenate([scores, np.full((40, 1), 99.0)]), np.arange(120), 300)
+    result = bootstrap_auroc(hidden, np.concatenate([scores, np.full((40, 1), 99.0)]), np.arange(120), Resampling(300))
     assert np.isfinite(result.interval).all()
     low, high = result.interval[0]
     assert low < auroc(labels[:, 0], scores[:, 0]) < high
 
 
 def test_bootstrap_without_a_class_is_nan_without_a_warning():
-    result = bootstrap_auroc(np.zeros((5, 1)), np.arange(5.0)[:, None], np.arange(5), 20)
+    result = bootstrap_auroc(np.zeros((5, 1)), np.arange(5.0)[:, None], np.arange(5), Resampling(20))
     assert np.isnan(result.interval).all() and np.isnan(result.mean_interval).all()
     assert result.num_dropped.tolist() == [20]
     assert np.isnan(percentile_interval(np.full(3, np.nan))).all()
     with pytest.raises(ValueError, match="at least 1, but is 0"):
-        bootstrap_auroc(np.zeros((4, 1)), np.zeros((4, 1)), np.arange(4), 0)
+        bootstrap_auroc(np.zeros((4, 1)), np.zeros((4, 1)), np.arange(4), Resampling(0))
 
 
 def loop_over_scikit_learn(labels, scores, draws, threshold=None):
@@ -258,7 +263,7 @@ def test_stratified_draws_keep_negatives_that_only_units_with_a_positive_have():
 def test_draws_do_not_depend_on_the_memory(monkeypatch):
     labels, _ = normal_scores(30, 2)
     plain, stratified = draw_resamples(np.arange(30), 50), draw_stratified_resamples(labels, np.arange(30), 50)
-    monkeypatch.setattr("evaluation_tier.statistics.bootstrap.NUMBERS_IN_MEMORY", 30 * 7)
+    monkeypatch.setattr("evaluation_tier.statistics.resampling.NUMBERS_IN_MEMORY", 30 * 7)
     np.testing.assert_array_equal(draw_resamples(np.arange(30), 50), plain)
     np.testing.assert_array_equal(draw_stratified_resamples(labels, np.arange(30), 50), stratified)
 
@@ -454,7 +459,7 @@ def test_few_patients_give_no_interval_and_no_p_value():
         draws = draw_resamples(patients, 50)
         assert draws.shape == (50 if defined else 0, 40)
         assert draw_stratified_resamples(labels, patients, 50).shape == (1, 50 if defined else 0, 40)
-        result = bootstrap_auroc(labels, first, patients, 50)
+        result = bootstrap_auroc(labels, first, patients, Resampling(50))
         paired = paired_bootstrap(labels, first, second, draws, unit_ids=patients)["auroc"]
         for value in (result.interval, result.mean_interval, paired.interval, paired.p_value, paired.mean_p_value):
             assert np.isfinite(value).all() == defined, num_patients
@@ -463,7 +468,7 @@ def test_few_patients_give_no_interval_and_no_p_value():
     patients, scores = np.arange(80) // 4, rng.normal(size=(80, 1))
     assert find_too_few(labels, patients).tolist() == [True]
     assert find_too_few(labels, np.arange(80)).tolist() == [True]  # 4 positives
-    assert np.isnan(bootstrap_auroc(labels, scores, patients, 50).interval).all()
+    assert np.isnan(bootstrap_auroc(labels, scores, patients, Resampling(50)).interval).all()
     paired = paired_bootstrap(labels, scores, -scores, draw_resamples(patients, 50), unit_ids=patients)["auroc"]
     assert np.isnan(paired.p_value).all() and paired.difference[0] != 0
 

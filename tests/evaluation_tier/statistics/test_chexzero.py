@@ -8,6 +8,7 @@ from sklearn.utils import resample
 
 from evaluation_tier.statistics.bootstrap import percentile_interval
 from evaluation_tier.statistics.chexzero import chexzero_interval, draw_chexzero_resamples
+from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
 
 
@@ -55,7 +56,7 @@ def test_rare_findings_have_the_intervals_of_the_reference(num_positive):
     labels[:num_positive] = 1
     scores = labels + np.random.default_rng(1).standard_normal(labels.shape)
     found = summarize(
-        labels, scores, np.arange(num_images), ["Fracture"], num_resamples=num_resamples, resampling="chexzero"
+        labels, scores, np.arange(num_images), ["Fracture"], resampling=Resampling(num_resamples, kind="chexzero")
     )
     found, missing = found["findings"]["Fracture"], found["resamples_dropped"]["Fracture"]
     values = {"auroc": [], "mcc": [], "f1": []}
@@ -84,7 +85,7 @@ def test_the_intervals_are_those_that_the_authors_code_gave():
         labels[generator.choice(500, num_positive, replace=False), i] = 1
     scores = 1 / (1 + np.exp(-(0.03 * labels + 0.03 * generator.standard_normal(labels.shape))))
     names = ["Pleural Other", "Fracture", "Lung Lesion", "Pneumothorax", "Edema", "Rib"]
-    found = summarize(labels, scores, np.arange(500), names, resampling="chexzero")
+    found = summarize(labels, scores, np.arange(500), names, resampling=Resampling(kind="chexzero"))
     expected = [(0.8002, 0.6012, 0.9699), (0.8087, 0.6717, 0.9484), (0.7319, 0.4831, 0.9388)]
     expected += [(0.7792, 0.5838, 0.943), (0.7357, 0.6766, 0.7914), (0.3402, 0.3046, np.nan)]
     for result, numbers in zip(found["findings"].values(), expected, strict=True):
@@ -101,7 +102,7 @@ def test_the_mean_is_over_the_findings_of_each_resample():
     for i in range(100):
         rows = resample(np.arange(60), replace=True, random_state=i)
         expected[i] = [roc_auc_score(labels[rows, j], scores[rows, j]) for j in range(2)]
-    found = summarize(labels, scores, np.arange(60), ["Edema", "Mass"], num_resamples=100, resampling="chexzero")
+    found = summarize(labels, scores, np.arange(60), ["Edema", "Mass"], resampling=Resampling(100, kind="chexzero"))
     means = [*expected.T, expected.mean(axis=1)]
     for result, values in zip([*found["findings"].values(), found["mean"]], means, strict=True):
         assert result["auroc_bootstrap_mean"] == pytest.approx(values.mean())
@@ -111,17 +112,17 @@ def test_the_mean_is_over_the_findings_of_each_resample():
 def test_labels_that_are_not_known_are_left_out():
     labels = np.array([[1.0], [0.0], [0.0], [-1.0], [np.nan]])
     scores = np.array([[2.0], [1.0], [0.0], [3.0], [9.0]])
-    found = summarize(labels, scores, np.arange(5), ["Edema"], num_resamples=200, resampling="chexzero")
+    found = summarize(labels, scores, np.arange(5), ["Edema"], resampling=Resampling(200, kind="chexzero"))
     assert 0 < found["resamples_dropped"]["Edema"] < 160
     assert found["findings"]["Edema"]["auroc_bootstrap_mean"] == 1.0
     assert found["findings"]["Edema"]["auroc_ci95"][0] == 1.0 and np.isnan(found["findings"]["Edema"]["auroc_ci95"][1])
     with pytest.raises(ValueError, match="need at least 40 resamples, but there are 30"):
-        summarize(labels, scores, np.arange(5), ["Edema"], num_resamples=30, resampling="chexzero")
+        summarize(labels, scores, np.arange(5), ["Edema"], resampling=Resampling(30, kind="chexzero"))
 
 
 def test_a_finding_without_a_class_is_nan_throughout():
     found = summarize(
-        np.zeros((9, 1)), np.arange(9.0)[:, None], np.arange(9), ["Edema"], num_resamples=50, resampling="chexzero"
+        np.zeros((9, 1)), np.arange(9.0)[:, None], np.arange(9), ["Edema"], resampling=Resampling(50, kind="chexzero")
     )
     result = found["findings"]["Edema"]
     for name in ("auroc", "mcc", "f1"):

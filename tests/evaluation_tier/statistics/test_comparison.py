@@ -8,7 +8,8 @@ from evaluation_tier.output.comparison import comparison_tables, format_p, write
 from evaluation_tier.output.metrics_file import write_metrics
 from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.output.tables import text_table
-from evaluation_tier.statistics.comparison import compare_results
+from evaluation_tier.statistics.comparison import compare_evaluations
+from evaluation_tier.statistics.resampling import Resampling
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_f1_is_at_the_threshold_of_each_protocol(make_result):
     metrics = json.loads((folders[1] / "metrics.json").read_text())
     metrics["findings"]["A"]["f1_threshold"] = 0.6  # as TIER chooses it; the other has one threshold for all
     write_metrics(folders[1] / "metrics.json", metrics)
-    part = compare_results(*folders, n_bootstrap=20)["findings"]["A"]
+    part = compare_evaluations(*folders, Resampling(20))["findings"]["A"]
     # at 0.85 one of two positives and nothing else: 2/3; at 0.6 both and one negative: 4/5
     assert (part["f1"]["first"], part["f1"]["second"]) == (pytest.approx(2 / 3), pytest.approx(4 / 5))
     assert part["f1"]["difference"] == pytest.approx(2 / 15) and part["mcc"]["difference"] == 0
@@ -54,7 +55,7 @@ def test_differences_by_hand(make_result):
     labels = (1, 1, 0, 0) * 5
     first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, labels, threshold=0.85)
     second = make_result("second", [0.9, 0.8, 0.1, 0.0] * 5, labels, threshold=0.5)
-    comparison = compare_results(first, second, n_bootstrap=200)
+    comparison = compare_evaluations(first, second, Resampling(200))
     part = comparison["findings"]["A"]
     assert (part["n_positive"], part["n_negative"]) == (10, 10)
     assert part["auroc"]["first"] == 0.75 and part["auroc"]["second"] == 1.0 and part["auroc"]["difference"] == 0.25
@@ -73,7 +74,7 @@ def test_differences_by_hand(make_result):
 
 def test_against_itself_nothing_differs(make_result, caplog):
     folder = make_result("one", [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5)
-    comparison = compare_results(folder, folder, n_bootstrap=50)
+    comparison = compare_evaluations(folder, folder, Resampling(50))
     part = comparison["findings"]["A"]["auroc"]
     assert part == {
         "first": 0.75,
@@ -84,7 +85,7 @@ def test_against_itself_nothing_differs(make_result, caplog):
         "p_delong": 1,
     }
     assert not caplog.records
-    assert compare_results(folder, folder, n_bootstrap=50) == comparison
+    assert compare_evaluations(folder, folder, Resampling(50)) == comparison
 
 
 def test_rows_may_come_in_any_order_and_labels_may_be_missing(make_result):
@@ -92,7 +93,7 @@ def test_rows_may_come_in_any_order_and_labels_may_be_missing(make_result):
     names = [f"image{i}" for i in range(6)]
     first = make_result("first", scores, labels, names)
     second = make_result("second", scores[::-1], labels[::-1], names[::-1])
-    assert compare_results(first, second, 20)["findings"]["A"]["auroc"]["difference"] == 0
+    assert compare_evaluations(first, second, Resampling(20))["findings"]["A"]["auroc"]["difference"] == 0
 
 
 def test_resamples_are_of_patients(make_result, caplog):
@@ -100,14 +101,14 @@ def test_resamples_are_of_patients(make_result, caplog):
     # five patients with four images each that are alike: every resample of patients has the AUROC of the data
     names = ("first", [0.9, 0.1, 0.8, 0.0] * 5), ("second", [0.9, 0.8, 0.1, 0.0] * 5)
     pair = [make_result(name, scores, labels, patients=[f"p{i // 4}" for i in range(20)]) for name, scores in names]
-    comparison = compare_results(*pair, 50, seed=5)
+    comparison = compare_evaluations(*pair, Resampling(50, 5))
     assert comparison["findings"]["A"]["auroc"]["difference_ci95"] == [0.25, 0.25]
     assert not caplog.records
     # one patient, and one with all the positives: neither interval nor p-value, and why
     for patients in (["p"] * 20, [f"p{i // 2}" if i % 4 > 1 else "p" for i in range(20)]):
         pair = [make_result(name, scores, labels, patients=patients) for name, scores in names]
         caplog.clear()
-        comparison = compare_results(*pair, 50)
+        comparison = compare_evaluations(*pair, Resampling(50))
         part = comparison["findings"]["A"]["auroc"]
         assert part["difference"] == 0.25 and part["difference_ci95"] == [None, None]
         assert part["p_bootstrap"] is part["p_delong"] is None
@@ -125,7 +126,7 @@ def test_p_is_of_the_resamples_where_a_patient_has_several_images(make_result):
     tables, p_values = {}, {}
     for name, of_images in (("several", patients), ("one", None)):
         pair = [make_result(f"{name}{i}", scores[i], labels, patients=of_images) for i in range(2)]
-        comparison = compare_results(*pair, 100)
+        comparison = compare_evaluations(*pair, Resampling(100))
         tables[name] = comparison_tables(comparison)["auroc"][0]
         p_values[name] = comparison["findings"]["A"]["auroc"]
     assert tables["several"].rows[0][-1] == format_p(p_values["several"]["p_bootstrap"])
@@ -150,24 +151,24 @@ def test_what_does_not_compare_is_refused_with_counts(make_result, changes, mess
     first = make_result("first", [0.9, 0.1, 0.8, 0.0])
     second = make_result("second", [0.9, 0.1, 0.8, 0.0], **changes)
     with pytest.raises(ValueError) as error:
-        compare_results(first, second, 5)
+        compare_evaluations(first, second, Resampling(5))
     assert message.format(a=first, b=second) in str(error.value)
 
 
 def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
     folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
     with pytest.raises(ValueError, match="holds no metrics.json: name one that eval_zeroshot.py wrote"):
-        compare_results(folder, tmp_path)
+        compare_evaluations(folder, tmp_path)
     (folder / "predictions.parquet").unlink()
     with pytest.raises(ValueError, match="holds no predictions.parquet"):
-        compare_results(folder, folder)
+        compare_evaluations(folder, folder)
 
 
 def test_protocols_that_differ_are_named(make_result, caplog):
     scores, labels = [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5
     first = make_result("first", scores, labels, seed=1)
     second = make_result("second", scores, labels, prompts="chexzero", views="all", seed=2)
-    comparison = compare_results(first, second, 5)
+    comparison = compare_evaluations(first, second, Resampling(5))
     assert comparison["protocol_differences"] == {"prompts": ["report", "chexzero"], "views": [None, "all"]}
     (record,) = caplog.records
     assert "differ in prompts (report / chexzero), views (– / all): scores" in record.getMessage()
@@ -184,7 +185,7 @@ def test_table(make_result):
     labels = (1, 1, 0, 0) * 5
     first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, labels, threshold=None)
     second = make_result("second", [0.9, 0.8, 0.1, 0.0] * 5, labels)
-    comparison = compare_results(first, second, 5)
+    comparison = compare_evaluations(first, second, Resampling(5))
     for part in (comparison["findings"]["A"], comparison["mean"]):
         part["auroc"] |= {"difference_ci95": [-0.25, 0.5], "p_bootstrap": 0.0001}
     table = comparison_tables(comparison)["auroc"][0]
@@ -207,7 +208,7 @@ def test_files(make_result, tmp_path):
     pytest.importorskip("matplotlib")
     first = make_result("first", [0.9, 0.1, 0.8, 0.0])
     second = make_result("second", [0.9, 0.8, 0.1, 0.0], prompts="tier")
-    comparison = compare_results(first, second, 5)
+    comparison = compare_evaluations(first, second, Resampling(5))
     paths = write_comparison(tmp_path / "new", comparison)
     assert sorted(path.name for path in paths) == [f"comparison.{end}" for end in ("html", "json", "md", "png", "tex")]
     assert json.loads((tmp_path / "new" / "comparison.json").read_text()) == comparison
@@ -220,4 +221,4 @@ def test_files(make_result, tmp_path):
 def test_images_without_a_patient_are_no_single_patient(make_result):
     folder = make_result("one", [0.9, 0.1, 0.8, 0.0], patients=["a", None, None, "b"])
     with pytest.raises(ValueError, match="2 of 4 images have no patient id"):
-        compare_results(folder, folder, 5)
+        compare_evaluations(folder, folder, Resampling(5))

@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_curve
 
 from evaluation_tier.scoring.protocols import PROTOCOLS
+from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
 from evaluation_tier.statistics.thresholds import ThresholdRule, f1_threshold
 
@@ -16,7 +17,7 @@ def make(num_images: int, seed: int):
 def reported(rule: ThresholdRule) -> dict:
     labels, scores = make(300, 0)
     other = dict(zip(("threshold_labels", "threshold_scores"), make(200, 5), strict=True))
-    return summarize(labels, scores, np.arange(300), ["Edema"], rule=rule, num_resamples=20, **other)
+    return summarize(labels, scores, np.arange(300), ["Edema"], rule=rule, resampling=Resampling(20), **other)
 
 
 def best(function, labels, scores) -> float:

@@ -17,6 +17,7 @@ from evaluation_tier.analyses.grounding.measurements import best_thresholds, mea
 from evaluation_tier.analyses.grounding.regions import Case, boxes_to_mask, read_cases, read_region
 from evaluation_tier.figures import grounding
 from evaluation_tier.figures.grounding import plot_grounding
+from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier import TierCLIPForImageClassification
 from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import Prompts, load_prompts
@@ -365,7 +366,7 @@ def test_bootstrap_is_that_of_a_loop_over_patients():
     values, groups = generator.random((40, 3)), generator.integers(2, size=40)
     values[generator.random((40, 3)) < 0.2] = np.nan
     patients = np.array([f"p{i}" for i in generator.integers(12, size=40)])
-    means, intervals = bootstrap_means(values, groups, 2, patients, 50, seed=3)
+    means, intervals = bootstrap_means(values, groups, 2, patients, Resampling(50, 3))
     names = np.unique(patients)
     drawn = np.random.default_rng(3).integers(len(names), size=(50, len(names)))
     resampled = []
@@ -380,7 +381,7 @@ def test_bootstrap_is_that_of_a_loop_over_patients():
 
 def test_bootstrap_without_enough():
     values = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, np.nan], [4.0, np.nan], [5.0, 1.0], [7.0, np.nan]])
-    means, intervals = bootstrap_means(values, np.array([0, 0, 0, 0, 0, 1]), 3, np.arange(6), 100, seed=0)
+    means, intervals = bootstrap_means(values, np.array([0, 0, 0, 0, 0, 1]), 3, np.arange(6), Resampling(100))
     np.testing.assert_allclose(means, [[3, 1], [7, np.nan], [np.nan, np.nan], [3, np.nan], [22 / 6, 1]])
     assert np.isfinite(intervals[[0, 3, 4], 0]).all()
     assert np.isnan(intervals[[1, 2], 0]).all() and np.isnan(intervals[:, 1]).all()
