@@ -64,12 +64,13 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
     from transformers.utils import logging
 
     from evaluation_tier.models.processes import is_main_process, joined_processes
+    from evaluation_tier.run import evaluate
 
     logging.disable_progress_bar()  # those of loading weights
     ranked, protocol = [], {}
     with joined_processes(next(iter(evaluations.values())).device) as device:
         for step, given in evaluations.items():
-            metrics = eval_zeroshot.evaluate(given, device).metrics
+            metrics = evaluate(given, device)[0].metrics
             protocol = {"dataset": metrics["dataset"], "n_images": metrics["n_images"], **metrics["protocol"]}
             findings = {name: result["auroc"] for name, result in metrics["findings"].items()}
             mean = {name: metrics["mean"][name] for name in ("auroc", "auroc_ci95")}

@@ -277,8 +277,8 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
             ["m", "--data", "phantom", "--columns", "image=A", "image=B"],
             "--columns gives 'image' two columns, 'A' and 'B'; keep one.",
         ),
-        (["m", "--data", "phantom", "--split", ""], "--split is empty: leave it out, or name one."),
-        (["m", "--data", "phantom", "--output_dir", ""], "--output_dir is empty: leave it out, or name one."),
+        (["m", "--data", "phantom", "--split", ""], "--split is empty: leave it out, or give a value."),
+        (["m", "--data", "phantom", "--output_dir", ""], "--output_dir is empty: leave it out, or give a value."),
         (
             ["m", "--data", "phantom", "--batch_size", "9" * 30],
             "--batch_size must be at most 2,147,483,647, but is 999",
@@ -292,7 +292,7 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
         (["a", "b", "--data", "phantom", "--save_thresholds"], "--save_thresholds is for one model: evaluate an"),
         (
             ["a", "--data", "phantom", "--save_thresholds"],
-            "--save_thresholds writes into a model folder, and there is",
+            "--save_thresholds writes into a model folder, but a is not a folder",
         ),
         (
             ["m", "--data", "phantom", "--split", "test", "--threshold_split", "test"],
@@ -579,7 +579,7 @@ def test_covid_is_told_from_pneumonia_as_tier_does(models, tmp_path, capsys):
 
 
 def test_grounding_asks_the_evaluated_sentences(models, tmp_path, capsys, monkeypatch):
-    from evaluation_tier.analyses.grounding import evaluation
+    from evaluation_tier import run as runs
     from evaluation_tier.test_sets import loader
 
     own = Prompts(["A sentence of its own."], ["None."])
@@ -588,13 +588,13 @@ def test_grounding_asks_the_evaluated_sentences(models, tmp_path, capsys, monkey
     monkeypatch.setattr(loader, "apply_benchmark", lambda benchmark, dataset, split: dataset)
     monkeypatch.setattr(loader, "published_differences", lambda *_: ["Other counts."])
     asked = []
-    evaluate = evaluation.evaluate_grounding
+    evaluate = runs.evaluate_grounding
 
     def spy(model, processor, dataset, prompts, **options):
         asked.append(prompts)
         return evaluate(model, processor, dataset, prompts, **options)
 
-    monkeypatch.setattr(evaluation, "evaluate_grounding", spy)
+    monkeypatch.setattr(runs, "evaluate_grounding", spy)
     arguments = [models[0], "--data", PHANTOM, "--benchmark", "siim", "--split", "validation", "--n_bootstrap", 5]
     arguments += ["--min_positives", 5, "--findings", "Cardiomegaly", "--analyses", "grounding"]
     run(*arguments, "--output_dir", tmp_path, capsys=capsys)

@@ -1,0 +1,229 @@
+"""The options of an evaluation, and what can be refused before models and data are read.
+
+Nothing heavy is imported at the top, so that `--help` and a mistyped option answer at once.
+"""
+
+import argparse
+from pathlib import Path
+
+MAX_COUNT = 2**31 - 1  # of images, resamples and the like
+ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every option of `eval_zeroshot.py`, in the order of its --help."""
+    parser.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="model folder, or a name on the Hub (owner/name or owner/name@revision); several models form one "
+        "ensemble, whose scores are averaged",
+    )
+    add_data_options(parser.add_argument_group("data"))
+    add_protocol_options(parser.add_argument_group("protocol"))
+    add_analysis_options(parser.add_argument_group("more than AUROC"))
+    add_run_options(parser.add_argument_group("run"))
+
+
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        help='"phantom" (synthetic), an image folder, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), NAME:FOLDER for '
+        "an archive as its owner ships it, the output of tier-prepare, or a data set on the Hub (owner/name)",
+    )
+    group.add_argument(
+        "--split",
+        help='split to evaluate; "held_out" is the part that the training of the model set aside (default: '
+        "validation, or the benchmark's usual split; held_out or all images for data without splits)",
+    )
+    trained = group.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--exclude_trained",
+        dest="trained",
+        action="store_const",
+        const="exclude",
+        default="refuse",
+        help="leave out images that the model was trained on, and other images of its training patients; by default "
+        "such data are refused",
+    )
+    trained.add_argument(
+        "--include_trained",
+        dest="trained",
+        action="store_const",
+        const="include",
+        help="evaluate these images too; metrics.json, page and card say so",
+    )
+    group.add_argument("--image_root", metavar="FOLDER", help="folder that the image paths of a table start from")
+    group.add_argument(
+        "--columns", nargs="+", metavar="NAME=COLUMN", default=[], help="column names of a table: image=Path ..."
+    )
+    group.add_argument("--sheet", help="sheet of an Excel table that has several")
+    group.add_argument(
+        "--label_values",
+        nargs="+",
+        metavar="WORD=LABEL",
+        help="words that a table uses as labels: yes=1 no=0 unclear=-1 unknown= (1 present, 0 absent, -1 uncertain, "
+        "empty for not stated)",
+    )
+    group.add_argument(
+        "--views",
+        choices=("frontal", "all"),
+        help="which views to evaluate (default: frontal, or the views of the benchmark)",
+    )
+    group.add_argument("--max_images", type=int, metavar="N", help="evaluate the first N images only")
+
+
+# Longer than 60 lines: a table of options
+def add_protocol_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--findings", nargs="+", metavar="NAME", help="findings to evaluate (default: all with enough positives)"
+    )
+    group.add_argument(
+        "--min_positives",
+        type=int,
+        metavar="N",
+        help="positives that a finding needs (default: 10, or the benchmark's number)",
+    )
+    group.add_argument(
+        "--protocol",
+        default="report",
+        metavar="NAME",
+        help='"report" (sentences of reports), "chexzero", "tier", "tier-padchest", "tier-covid" or "plain" (default: '
+        "%(default)s)",
+    )
+    group.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        help='a published test set, such as "chexpert-5": its findings, images and expected counts; an unknown name '
+        "lists them all",
+    )
+    group.add_argument(
+        "--prompts",
+        help="replaces the protocol's prompts: the name of another protocol's prompts, or a YAML file",
+    )
+    group.add_argument(
+        "--scoring",
+        choices=("difference", "softmax", "sigmoid"),
+        help="replaces the protocol's scoring: cosine to the positive minus to the negative sentences (TIER), their "
+        "softmax (CheXzero), or the sigmoid of the cosine to the positive ones",
+    )
+    group.add_argument(
+        "--no_finding",
+        choices=("prompts", "others"),
+        help='replaces the protocol\'s way to score "No Finding": by its own sentences, or by the other findings',
+    )
+    group.add_argument(
+        "--score_level",
+        default="global",
+        metavar="LEVEL",
+        help='what to score: the whole image ("global"), its patches ("patches-max", "patches-topk", "patches-lse") '
+        'or the mean of both ("both-max", ...); all levels are compared in any case (default: %(default)s)',
+    )
+    group.add_argument(
+        "--threshold_split",
+        metavar="SPLIT",
+        help="choose the thresholds of MCC and F1 on this split (default: the evaluated split, which is optimistic)",
+    )
+    group.add_argument(
+        "--n_bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for the 95 %% intervals (default: 1000)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: 0)")
+
+
+def add_analysis_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--analyses",
+        nargs="+",
+        choices=ANALYSES,
+        default=[],
+        metavar="NAME",
+        help='"grounding" (maps against boxes or masks), "retrieval", "sparsity" (of words and patches, for all named '
+        'models side by side), "robustness" (to wording, negation, sides, empty and degraded images); the last three '
+        "read the reports",
+    )
+    group.add_argument(
+        "--radiologists",
+        metavar="FOLDER",
+        help="labels of the three radiologists of CheXpert's test set: compare the model with them",
+    )
+
+
+def add_run_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch_size", type=int, default=32, help="images embedded at once (default: 32)")
+    group.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
+    group.add_argument(
+        "--cache_dir",
+        metavar="FOLDER",
+        help="keep embeddings in this folder, and reuse those of the same images and weights",
+    )
+    group.add_argument(
+        "--output_dir",
+        metavar="FOLDER",
+        help="where to write (default: runs/evaluation/MODEL-DATA-SPLIT, by their names)",
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an evaluation of another model, data set or split in --output_dir",
+    )
+    group.add_argument(
+        "--figures",
+        action="store_true",
+        help="also draw curves, calibration, one similarity map per finding (of several models side by side, too), "
+        "the results of --analyses, and the model's training curves if it has them",
+    )
+    group.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
+    group.add_argument(
+        "--save_thresholds",
+        action="store_true",
+        help="also save prompts, thresholds and calibration of the findings in the model's config.json, where the "
+        "pipeline cxr-zero-shot-classification finds them; they are fitted on --threshold_split, or else on the "
+        "evaluated split, which should then be a validation split",
+    )
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """ValueError for options that are wrong whatever models and data hold; `columns` becomes a mapping."""
+    if not args.models:
+        raise ValueError("no model is named: give the folder that train_tier.py wrote, or a name on the Hub.")
+    if len(set(args.models)) < len(args.models):
+        raise ValueError("a model is named twice: an ensemble needs models that differ.")
+    if not args.data:
+        raise ValueError('no data are named: give --data "phantom", a folder, or a table.')
+    for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, but is {value}.")
+        if value is not None and value > MAX_COUNT:
+            raise ValueError(f"--{name} must be at most {MAX_COUNT:,}, but is {value}.")
+    for name in ("split", "threshold_split", "output_dir", "cache_dir", "prompts", "image_root", "radiologists"):
+        if getattr(args, name) == "":
+            raise ValueError(f"--{name} is empty: leave it out, or give a value.")
+    if args.radiologists is not None and not Path(args.radiologists).is_dir():
+        raise ValueError(f"--radiologists {args.radiologists}: name the folder that holds the radiologists' labels.")
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, but is {args.seed}.")
+    if args.columns:
+        from processing_tier.records.table_options import parse_columns  # which takes a while to import
+
+        args.columns = parse_columns(args.columns)
+    check_one_model(args)
+
+
+def check_one_model(args: argparse.Namespace) -> None:
+    """ValueError for options that take one model, or a model in a local folder."""
+    for name in ("model_card", "save_thresholds"):
+        if getattr(args, name) and len(args.models) > 1:
+            raise ValueError(f"--{name} is for one model: evaluate an ensemble without it.")
+        if getattr(args, name) and not Path(args.models[0]).is_dir():
+            raise ValueError(
+                f"--{name} writes into a model folder, but {args.models[0]} is not a folder: download a model of the "
+                "Hub first, with `hf download NAME --local-dir FOLDER`."
+            )
+    of_one = [name for name in args.analyses if name != "sparsity"]
+    if of_one and len(args.models) > 1:
+        raise ValueError(f"--analyses {of_one[0]} is for one model: evaluate an ensemble without it.")

@@ -1,0 +1,39 @@
+"""What an evaluation says of itself at its end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation_tier.output import model_card, tables
+from processing_tier.escaping import printable
+
+
+def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Path]) -> str:
+    """
+    The table of findings, what was left out, and where the files are, for a terminal.
+
+    Args:
+        models: as the user named them.
+        metrics: of the evaluation.
+        written: its files.
+    """
+    protocol = metrics["protocol"]
+    kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"
+    parts = [
+        f"{kind} on {printable(model_card.describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: "
+        f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients",
+        model_card.format_table(metrics),
+    ]
+    if "score_levels" in metrics:
+        levels = ", ".join(
+            f"{level} {tables.format_number(result['auroc'])} ({tables.format_interval(result['auroc_ci95'])})"
+            for level, result in metrics["score_levels"].items()
+        )
+        parts.append(f"Mean AUROC by score level (95 % CI): {levels}")
+    if protocol["findings_left_out"]:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
+        parts.append(f"Left out: {printable(reasons)}")
+    if protocol["images_skipped"]:
+        parts.append(f"Skipped, did not decode: {printable(', '.join(protocol['images_skipped']))}")
+    for title, lines in (("Model:", models), ("Written:", written)):
+        parts.append("\n  ".join([title, *map(printable, lines)]))
+    return "".join(f"\n{part}\n" for part in parts).removesuffix("\n")
