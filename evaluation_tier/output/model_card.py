@@ -24,8 +24,9 @@ from modeling_tier.checkpoints.tensor_files import read_json
 from modeling_tier.configuration_tier import check_findings
 from modeling_tier.pipeline_tier import describe_measurement
 
-# Beside the packages in a clone and in an installed wheel alike (the wheel carries model_cards/tier_template.md).
-CARD_TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "tier_template.md"
+# model_cards/ lies beside the packages in a clone; the wheel carries it inside this package
+CARD_FOLDER = next(parent / "model_cards" for parent in Path(__file__).parents if (parent / "model_cards").is_dir())
+CARD_TEMPLATE = CARD_FOLDER / "tier_template.md"
 
 CONFIG_KEYS = {
     **dict.fromkeys(("text_config", "vision_config", "id2label", "zero_shot_findings"), dict),

@@ -14,6 +14,9 @@ from training_tier.start.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
+# configs/ lies beside the packages in a clone; the wheel carries it inside this package
+RECIPE_FOLDER = next(parent / "configs" for parent in Path(__file__).parents if (parent / "configs").is_dir())
+
 MODEL_OPTIONS = ("model", "vision_model", "text_model")
 
 # Options of a recipe that do not fit the model that the command line names instead of the recipe's
