@@ -31,13 +31,13 @@ from training_tier.data.collator import PairCollator
 from training_tier.data.identities import describe_earlier, join_lists, list_training, resume_list
 from training_tier.data.pairs import PairDataset
 from training_tier.data.splits import check_readable, load_splits, make_images
-from training_tier.loop.callbacks import TrainingStopped
-from training_tier.loop.checkpoints import average_weights, list_checkpoints, rank_checkpoints
+from training_tier.loop.changes import check_model, check_options, run_options
+from training_tier.loop.checkpoints import average_weights, choose_checkpoint, list_checkpoints, rank_checkpoints
 from training_tier.loop.classification import make_classification_trainer, take_patients
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.locking import only_run
-from training_tier.loop.resuming import check_model, check_options, choose_checkpoint, run_options
 from training_tier.loop.search import SearchArguments, prepare_search, run_search
+from training_tier.loop.stopping import TrainingStopped
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.options.checks import CONTRASTIVE_METRICS, auroc_names, check_metric
 from training_tier.options.compatibility import without_effect

@@ -55,7 +55,7 @@ from processing_tier.prepare.options import PrepareOptions  # noqa: E402
 from processing_tier.prepare.run import prepare  # noqa: E402
 from training_tier.data.pairs import PairDataset  # noqa: E402
 from training_tier.data.streaming import ShardedImages, read_shards  # noqa: E402
-from training_tier.loop.callbacks import training_flops  # noqa: E402
+from training_tier.loop.throughput import training_flops  # noqa: E402
 from training_tier.start.presets import PRESETS  # noqa: E402
 
 PARTS = ("flops", "loss", "communication", "images", "steps")

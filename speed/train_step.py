@@ -46,11 +46,8 @@ from training_tier.data.image_cache import CachedImages  # noqa: E402
 from training_tier.data.pairs import PairDataset  # noqa: E402
 from training_tier.data.splits import load_splits  # noqa: E402
 from training_tier.data.text_lengths import padded_lengths  # noqa: E402
-from training_tier.loop.callbacks import (
-    flops_by_length,  # noqa: E402
-    peak_flops,  # noqa: E402
-)
 from training_tier.loop.contrastive import TierTrainer  # noqa: E402
+from training_tier.loop.throughput import flops_by_length, peak_flops  # noqa: E402
 from training_tier.options.data import DataArguments  # noqa: E402
 from training_tier.options.training import (
     ORDERS,  # noqa: E402

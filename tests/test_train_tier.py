@@ -23,8 +23,8 @@ import train_tier
 from processing_tier import TierProcessor, read_radiograph
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.splits import hold_out, load_splits
+from training_tier.loop.checkpoints import last_checkpoint
 from training_tier.loop.integrity import find_fault
-from training_tier.loop.resuming import last_checkpoint
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
 from training_tier.options.recipes import parse_arguments
@@ -241,7 +241,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
         (["--train_sampling_strategy", "batch_rebalance"], "train_sampling_strategy='batch_rebalance' is not known"),
         (["--lerning_rate", "1"], "Unknown option '--lerning_rate'; did you mean 'learning_rate'?"),
         (["--text", "history"], "text='history' is not known"),
-        (["--resume_from_checkpoint", "last"], "holds no whole checkpoint to resume from"),
+        (["--resume_from_checkpoint", "last"], "does not hold a whole checkpoint to resume from"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(argv, message, capsys, tmp_path, monkeypatch):
@@ -431,27 +431,27 @@ def begun(tmp_path_factory):
     [
         (
             ["--token_entropy_weight", "0.3"],
-            "the run would not go on as it began: token_entropy_weight was 0.1 and is 0.3. Give what it was, or add "
-            "--resume_changed true to go on with the change.",
+            "checkpoint-2: token_entropy_weight was 0.1 and is 0.3. Set them back, or add --resume_changed true to "
+            "resume with the change.",
         ),
         (
             ["--data", "phantom:num_images=40,image_size=64"],
             r"data was 48 and 48 images of phantom:num_images=48,image_size=64 \(digest \w{12} \w{12}\) and is 40 and "
-            r"40 images of phantom:num_images=40,image_size=64 \(digest \w{12} \w{12}\)\. Give",
+            r"40 images of phantom:num_images=40,image_size=64 \(digest \w{12} \w{12}\)\. Set",
         ),
         (
             ["--learning_rate", "1e-3", "--max_steps", "8"],
             "learning_rate was 0.0005 and is 0.001; max_steps was 4 and is 8",
         ),
-        (["--augmentation", "none"], "augmentation was 'standard' and is 'none'. Give"),
+        (["--augmentation", "none"], "augmentation was 'standard' and is 'none'. Set"),
         (
             ["--model", "tiny", "--resume_changed", "true"],
-            "checkpoint-2 belongs to another model: its vision_config.hidden_size is 128, and that of this run 192.",
+            "checkpoint-2 belongs to another model: its vision_config.hidden_size is 128, and this run's is 192.",
         ),
         (["--findings", "Consolidatoin"], "Consolidatoin"),
         (
             ["--resume_from_checkpoint", "runs/nowhere"],
-            "'runs/nowhere' is no whole checkpoint: there is no such folder",
+            "'runs/nowhere' is not a whole checkpoint: there is no such folder",
         ),
     ],
 )
@@ -472,7 +472,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(capsys, begun, tmp_path)
     file.write_text(json.dumps(content))
     argv = ["--resume_from_checkpoint", tmp_path / "checkpoint-2", "--resume_changed", "true"]
     message = refused(capsys, *RESUMABLE, "--output_dir", begun, *argv)
-    assert re.search(r"belongs to another model: 2 of the \d+ tokens of this run have another number in its", message)
+    assert re.search(r"belongs to another model: its tokenizer lacks 2 of the \d+ tokens of this run, or", message)
 
 
 def test_what_changes_no_result_may_change_and_the_rest_when_forced(begun, tmp_path, caplog):
@@ -483,7 +483,7 @@ def test_what_changes_no_result_may_change_and_the_rest_when_forced(begun, tmp_p
     assert "otherwise" not in caplog.text
 
     run(*RESUMABLE, *argv, "--patch_entropy_weight", "0.3", "--resume_changed", "true", "--output_dir", tmp_path / "b")
-    assert "The run goes on otherwise than it began: patch_entropy_weight was 0.2 and is 0.3." in caplog.text
+    assert "The run resumes with changes: patch_entropy_weight was 0.2 and is 0.3." in caplog.text
     assert json.loads((tmp_path / "b" / "config.json").read_text())["patch_entropy_weight"] == 0.3
 
 
@@ -616,8 +616,8 @@ def test_a_terminated_run_ends_at_once_with_its_own_exit_code(breakable, prepare
     assert time.time() - (tmp_path / "run" / "checkpoint-5").stat().st_mtime < 10  # the worker ends too
     assert stopped.returncode == 143
     assert stopped.stderr.splitlines()[-1] == (
-        f"train_tier.py: Stopped by SIGTERM at step 5 of 18, saved as {tmp_path}/run/checkpoint-5; go on with "
-        "--resume_from_checkpoint last."
+        f"train_tier.py: SIGTERM stopped the run at step 5 of 18. The checkpoint is {tmp_path}/run/checkpoint-5; "
+        "resume with --resume_from_checkpoint last."
     )
 
 
@@ -632,9 +632,9 @@ def test_two_processes_save_once_when_their_launcher_is_terminated(breakable, pr
     step = int(checkpoints[-1].name.split("-")[1])
     assert step >= 4 and find_fault(checkpoints[-1]) is None
     sentence = (
-        f"train_tier.py: Stopped by SIGTERM at step {step} of 9, saved as {checkpoints[-1]}; go on with --resume"
+        f"train_tier.py: SIGTERM stopped the run at step {step} of 9. The checkpoint is {checkpoints[-1]}; resume with"
     )
-    assert stopped.stderr.count("Stopped by SIGTERM") == 1 and sentence in stopped.stderr
+    assert stopped.stderr.count("SIGTERM stopped the run") == 1 and sentence in stopped.stderr
     resumed = breakable([*argv, "--output_dir", folders[1], "--resume_from_checkpoint", "last"], 2)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert_equal_runs(folders)
@@ -647,8 +647,8 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_within_the_step(bre
     assert stopped.returncode == 1
     sentences = [line for line in stopped.stderr.splitlines() if line.startswith("train_tier.py: ")]
     match = re.fullmatch(
-        r"train_tier\.py: The loss of step 5 is not finite, with the images (.*); the last good checkpoint is "
-        r"(.*)/checkpoint-4: look at these images .*",
+        r"train_tier\.py: The loss of step 5 is not finite; its images are (.*), and the last good checkpoint is "
+        r"(.*)/checkpoint-4\. Check these images .*",
         sentences[0],
     )
     assert len(sentences) == 1 and match and match[2] == str(tmp_path / "run")
@@ -664,7 +664,7 @@ def test_one_process_that_dies_brings_down_the_other_within_a_minute(breakable, 
     saved = (tmp_path / "run" / "checkpoint-4").stat().st_mtime
     assert time.time() - saved < 60
     assert stopped.returncode == 1
-    sentence = r"train_tier\.py: Process 0 cannot go on after step [56]: another one has ended \("
+    sentence = r"train_tier\.py: Process 0 stops after step [56], because another process has ended \("
     assert re.search(sentence, stopped.stderr), stopped.stderr[-3000:]
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-4'}." in stopped.stderr
     assert "Signal 9 (SIGKILL)" in stopped.stderr

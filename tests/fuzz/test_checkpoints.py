@@ -18,8 +18,9 @@ from evaluation_tier.output.thresholds import write_thresholds
 from modeling_tier import TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
+from training_tier.loop.changes import check_model, check_options
+from training_tier.loop.checkpoints import choose_checkpoint
 from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, check_weights, write_checksums
-from training_tier.loop.resuming import check_model, check_options, choose_checkpoint
 from training_tier.start.presets import PRESETS
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

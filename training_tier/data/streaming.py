@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from processing_tier.readers import is_hub
@@ -119,6 +120,20 @@ class ShardedImages(torch.utils.data.Sampler):
         """
         self.batch_size, self.num_processes, self.num_workers = batch_size, num_processes, max(1, num_workers)
         self._forget()
+
+    def set_layout_of_run(self, batch_size: int, num_processes: int, num_workers: int) -> None:
+        """
+        [`set_layout`] for a run of several processes, which all have to call this.
+
+        Raises:
+            `ValueError`: the processes have different numbers of workers.
+        """
+        if num_processes > 1 and len(numbers := set(gather_object([num_workers]))) > 1:
+            raise ValueError(
+                f"The processes have {' and '.join(map(str, sorted(numbers)))} data-loader workers. With streaming "
+                "their number sets the order of the images; give all processes the same --dataloader_num_workers."
+            )
+        self.set_layout(batch_size, num_processes, num_workers)
 
     def _forget(self) -> None:
         self.held: dict[int, dict] = {}

@@ -1,4 +1,13 @@
-"""What a Trainer pushes to the Hub while it trains: models that load, with this project's card."""
+"""
+What a Trainer pushes to the Hub while it trains, and at the end: models that load, with this project's card.
+
+- During training, the files of `output_dir` without its folders: the last checkpoint, except for the files that only
+  resuming needs, and the card. `hub_strategy` `checkpoint` or `all_checkpoints` adds a folder with all its files.
+- At the end ([`Trainer.push_to_hub`]), `output_dir` without the checkpoints.
+- Never a file or folder whose name begins with `_` (`NOT_PUSHED`), and never through a link out of the folder.
+
+Which code `save_pretrained` puts beside the weights is decided in `modeling_tier`.
+"""
 
 import os
 import shutil
@@ -16,6 +25,10 @@ from training_tier.loop.integrity import CHECKSUMS, PICKLES
 
 logger = logging.get_logger(__name__)
 
+# The lock, what is being written, and in a run that pushes publicly the list of its images and patients. As in
+# transformers' `push_to_hub`.
+NOT_PUSHED = "_*"
+
 
 class HubTrainer(Trainer):
     """[`Trainer`] whose pushes can be loaded and have this project's card."""
@@ -23,9 +36,13 @@ class HubTrainer(Trainer):
     training_facts: Mapping | None = None
     _saving = False
 
+    @property
+    def pushes_publicly(self) -> bool:
+        return self.args.push_to_hub and not self.args.hub_private_repo
+
     def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
         """
-        Makes the repository on the Hub, private unless told otherwise.
+        Makes the repository on the Hub, private by default.
 
         Args:
             token (`str`, *optional*): instead of `hub_token`.
@@ -33,8 +50,8 @@ class HubTrainer(Trainer):
                 `hub_private_repo`.
 
         Raises:
-            `ValueError`: a link in `output_dir` leads out of it, the Hub refuses or is out of reach, or a public
-                repository of that name is there already, which asking for a private one would not change.
+            `ValueError`: a link in `output_dir` leads out of it, the Hub cannot be reached or refuses, or the
+                repository exists and is public although a private one was asked for.
         """
         if not self.is_world_process_zero():
             return
@@ -51,32 +68,33 @@ class HubTrainer(Trainer):
         private = kwargs.get("private")
         if is_public and (self.args.hub_private_repo if private is None else private):
             raise ValueError(
-                f"The repository {self.hub_model_id!r} exists and is public; choose another --hub_model_id, or, where "
-                "the training data allow a public model, --hub_private_repo false."
+                f"The repository {self.hub_model_id!r} exists and is public; choose another --hub_model_id. If the "
+                "training data allow a public model, use --hub_private_repo false."
             )
 
     def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
-        """Writes this project's card into `output_dir` unless one is there, which [`Trainer`] would replace."""
+        """Writes this project's card into `output_dir`, unless it has one, which [`Trainer`] would overwrite."""
         if kwargs:
             logger.warning(f"{', '.join(kwargs)}: no effect on the model card, which write_model_card writes.")
         if self.is_world_process_zero() and not os.path.isfile(os.path.join(self.args.output_dir, "README.md")):
             self.write_card(model_name)
 
     def write_card(self, model_name: str | None = None) -> None:
-        """Writes the card into `output_dir`, under the name of the repository on the Hub if there is one."""
+        """Writes the card into `output_dir`, under the name of the repository on the Hub if it has one."""
         write_model_card(
             self.args.output_dir, training=self.training_facts, model_name=self.hub_model_id or model_name
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Not super's (transformers 5.23, trainer.py:4423-4490): that pushes config and weights without the code that
-        # loads them, and a pickle. As there, the files are copied first: the checkpoint may go before they are sent.
+        # This replaces super's (transformers 5.23, trainer.py:4423-4490), which pushes config and weights without the
+        # code that loads them, and a pickle. The files are copied first, as there: the checkpoint may be deleted
+        # before they are sent.
         args = self.args
         if self._saving or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return  # while it is being saved, super calls this too early
+            return  # super calls this while the checkpoint is still being saved
         if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
             return
-        self._finish_current_push()  # which reads the files that are about to change
+        self._finish_current_push()  # it reads the files that are about to change
         self.callback_handler.on_push_begin(args, self.state, self.control)
         for path in Path(checkpoint_folder).iterdir():
             if path.is_file() and path.suffix not in PICKLES and path.name != CHECKSUMS:
@@ -88,7 +106,7 @@ class HubTrainer(Trainer):
         jobs = [
             upload_folder(
                 folder_path=args.output_dir,
-                ignore_patterns=["_*", "*/*"],
+                ignore_patterns=[NOT_PUSHED, "*/*"],
                 commit_message=message,
                 run_as_future=True,
                 **target,
@@ -100,7 +118,7 @@ class HubTrainer(Trainer):
                 upload_folder(
                     folder_path=checkpoint_folder,
                     path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
-                    ignore_patterns=["_*"],
+                    ignore_patterns=[NOT_PUSHED],
                     commit_message=f"{message}, checkpoint",
                     run_as_future=True,
                     **target,

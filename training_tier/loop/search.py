@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from evaluation_tier.output.metrics_file import write_beside
 from modeling_tier.checkpoints.tensor_files import read_json
-from training_tier.loop.resuming import flatten
+from training_tier.loop.changes import flatten
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
 

@@ -5,8 +5,13 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from modeling_tier import TierDualEncoderModel
-from training_tier.loop.callbacks import TopCheckpoints
-from training_tier.loop.checkpoints import average_weights, list_checkpoints, more_is_better, rank_checkpoints
+from training_tier.loop.checkpoints import (
+    TopCheckpoints,
+    average_weights,
+    list_checkpoints,
+    more_is_better,
+    rank_checkpoints,
+)
 from training_tier.options.training import TierTrainingArguments
 from training_tier.start.presets import preset_config
 

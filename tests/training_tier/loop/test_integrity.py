@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from twelve_steps import At, assert_same, make_twelve_steps, truncate
 
-from training_tier.loop.callbacks import TrainingStopped
-from training_tier.loop.checkpoints import average_weights, list_checkpoints
+from training_tier.loop.changes import check_model, check_options
+from training_tier.loop.checkpoints import average_weights, choose_checkpoint, last_checkpoint, list_checkpoints
 from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, find_fault
 from training_tier.loop.locking import LOCK, locked
-from training_tier.loop.resuming import check_model, check_options, choose_checkpoint, last_checkpoint
+from training_tier.loop.stopping import TrainingStopped
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -80,8 +80,8 @@ def test_a_flipped_bit_passes_a_checkpoint_over(run, caplog, name):
         assert fault is not None and fault.startswith(f"{name} "), place
         caplog.clear()
         assert last_checkpoint(run) == str(run / "checkpoint-8")
-        assert f"{newest} is not whole and is passed over: {fault}." in caplog.text
-        with pytest.raises(ValueError, match=f"^resume_from_checkpoint='.*-12' is no whole checkpoint: {name}"):
+        assert f"{newest} is not whole and is skipped: {fault}." in caplog.text
+        with pytest.raises(ValueError, match=f"^resume_from_checkpoint='.*-12' is not a whole checkpoint: {name}"):
             choose_checkpoint(str(newest), run)
     (newest / name).write_bytes(saved)
     assert find_fault(newest) is None and last_checkpoint(run) == str(newest)
@@ -176,10 +176,10 @@ def test_a_damaged_configuration_or_tokenizer_is_one_sentence(run, whole, proces
     ("content", "message"),
     [
         ("{", "is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
-        ("{}", "does not tell the data of the run; resume from another checkpoint, or start again."),
+        ("{}", "does not name the data of the run; resume from another checkpoint, or start again."),
         (
             '{"data": {"images": 1}}',
-            "does not tell the data of the run; resume from another checkpoint, or start again.",
+            "does not name the data of the run; resume from another checkpoint, or start again.",
         ),
     ],
 )
@@ -195,11 +195,8 @@ def test_the_run_goes_on_from_the_whole_checkpoint_before(make_trainer, whole, r
     resumed = make_trainer("run")
     resumed.train(resume_from_checkpoint=True)
     assert_same(resumed, whole)
-    assert f"{run}/checkpoint-12 is not whole and is passed over: optimizer.pt is" in caplog.text
-    assert (
-        f"The run goes on from step 8: {run}/checkpoint-12 is renamed to stale-checkpoint-12, and can be"
-        in caplog.text
-    )
+    assert f"{run}/checkpoint-12 is not whole and is skipped: optimizer.pt is" in caplog.text
+    assert f"The run continues from step 8. {run}/checkpoint-12 is now stale-checkpoint-12; you can" in caplog.text
     assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-12", "stale-checkpoint-12"}
     assert find_fault(run / "checkpoint-12") is None
 
@@ -207,7 +204,7 @@ def test_the_run_goes_on_from_the_whole_checkpoint_before(make_trainer, whole, r
 def test_no_checkpoint_is_whole(make_trainer, run):
     for step in (8, 12):
         truncate(run / f"checkpoint-{step}" / "scheduler.pt")
-    with pytest.raises(ValueError, match="^output_dir '.*run' holds no whole checkpoint to resume from.$"):
+    with pytest.raises(ValueError, match="^output_dir '.*run' does not hold a whole checkpoint to resume from; leave"):
         make_trainer("run").train(resume_from_checkpoint="last")
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint-12", "checkpoint-8"]
 
@@ -274,8 +271,8 @@ def test_a_damaged_best_checkpoint_is_not_loaded_at_the_end(make_trainer):
     best = trainer.state.best_model_checkpoint
     assert str(stop.value) == (
         f"The training is complete, but its best checkpoint {best} is not whole: model.safetensors is not as it was "
-        "saved (its checksum differs); delete it and add --resume_from_checkpoint last, which then ends with the last "
-        "weights."
+        "saved (its checksum differs). To end with the last weights instead, delete it and add "
+        "--resume_from_checkpoint last."
     )
 
 

@@ -14,9 +14,10 @@ import pytest
 from transformers import TrainerState
 from twelve_steps import At, assert_same, make_twelve_steps, truncate
 
-from training_tier.loop.callbacks import BestOfThisRun, TrainingStopped
+from training_tier.loop.checkpoints import last_checkpoint
 from training_tier.loop.integrity import find_fault
-from training_tier.loop.resuming import last_checkpoint
+from training_tier.loop.resuming import BestOfThisRun
+from training_tier.loop.stopping import TrainingStopped
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_sigterm_saves_and_resuming_equals_the_run_that_was_not_stopped(make_tra
         trainer.train()
     folder = trainer.args.output_dir
     assert str(stop.value) == (
-        f"Stopped by SIGTERM at step {step} of 12, saved as {folder}/checkpoint-{step}; go on with "
+        f"SIGTERM stopped the run at step {step} of 12. The checkpoint is {folder}/checkpoint-{step}; resume with "
         "--resume_from_checkpoint last."
     )
     assert stop.value.exit_code == 143 and stop.value.in_all_processes
@@ -101,9 +102,9 @@ def test_what_is_not_finite_ends_the_run_within_the_step(make_trainer, phantom, 
     folder = trainer.args.output_dir
     ids = batches[7]  # the first is the evaluation's
     assert str(stop.value) == (
-        f"The {kind} of step 7 is not finite, with the images {', '.join(ids)}; the last good checkpoint is "
-        f"{folder}/checkpoint-4: look at these images and their texts, or go on from there with a lower "
-        "--learning_rate and --resume_changed true."
+        f"The {kind} of step 7 is not finite; its images are {', '.join(ids)}, and the last good checkpoint is "
+        f"{folder}/checkpoint-4. Check these images and their texts, or resume with a lower --learning_rate and "
+        "--resume_changed true."
     )
     assert trainer.state.global_step == 6 and find_fault(f"{folder}/checkpoint-4") is None
 
@@ -123,7 +124,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(make_trainer):
     folder = trainer.args.output_dir
     message = str(stop.value)
     assert message.startswith(f"The checkpoint of step 8 cannot be written to {folder!r} (")
-    assert message.endswith(f"{folder}/checkpoint-4 is whole: make room and go on with --resume_from_checkpoint last.")
+    assert message.endswith(
+        f"Free some space and resume with --resume_from_checkpoint last ({folder}/checkpoint-4 is whole)."
+    )
     assert stop.value.exit_code == 1 and "\n" not in message
     assert os.listdir(folder) == ["checkpoint-4"] and last_checkpoint(folder) == f"{folder}/checkpoint-4"
 
@@ -164,7 +167,7 @@ def test_a_torn_checkpoint_is_never_the_last(whole, tmp_path, caplog, spoil, fau
     spoil(tmp_path / "checkpoint-8")
     assert find_fault(tmp_path / "checkpoint-8") == fault
     assert last_checkpoint(tmp_path) == str(tmp_path / ("checkpoint-4" if fault else "checkpoint-8"))
-    assert (f"{tmp_path}/checkpoint-8 is not whole and is passed over: {fault}." in caplog.text) == bool(fault)
+    assert (f"{tmp_path}/checkpoint-8 is not whole and is skipped: {fault}." in caplog.text) == bool(fault)
 
 
 def test_the_name_of_the_best_checkpoint_is_its_final_one(make_trainer):
@@ -197,9 +200,7 @@ def test_the_best_checkpoint_of_a_run_that_was_moved_is_its_own(make_trainer, tm
     shutil.rmtree(moved / "checkpoint-4")
     BestOfThisRun().on_train_begin(resumed.args, state, None)
     assert (state.best_global_step, state.best_metric, state.best_model_checkpoint) == (None, None, None)
-    assert (
-        f"The best checkpoint so far, of step 4, is not in {moved}: the best one of the steps to come" in caplog.text
-    )
+    assert f"The best checkpoint so far, of step 4, is not in {moved}: only later steps can be the best" in caplog.text
 
 
 def test_the_loss_of_the_whole_training_counts_each_step_once(make_trainer):

@@ -180,7 +180,7 @@ def test_a_run_in_chunks_is_the_same_run(make_trainer, accumulation):
 
 
 def test_images_that_do_not_decode_are_left_out_of_the_chunks(make_trainer, phantom, monkeypatch):
-    monkeypatch.setattr("training_tier.loop.trainer.MAX_UNREADABLE", 0.1)
+    monkeypatch.setattr("training_tier.loop.stopping.MAX_UNREADABLE", 0.1)
     options = {"num_train_epochs": 1, "contrastive_chunk_size": 4, **NOTHING_BUT_TRAINING}
     trainer = make_trainer(break_images(phantom, {5}), **options)
     trainer.train()
@@ -240,7 +240,7 @@ def test_streamed_images_have_their_own_order(make_trainer, phantom, tmp_path):
     (tmp_path / "data").mkdir()
     phantom.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     records = read_shards(tmp_path, "train")
-    with pytest.raises(ValueError, match="^train_sampling_strategy='sequential' orders the images, and streaming ta"):
+    with pytest.raises(ValueError, match="^train_sampling_strategy='sequential' and streaming both set the order of"):
         make_trainer(records=records, images=ShardedImages(records), train_sampling_strategy="sequential")
 
 

@@ -227,7 +227,7 @@ def test_a_checkpoint_without_shards_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"average_top_k": True}, "average_top_k works on whole weights"),
+        ({"average_top_k": True}, "average_top_k needs whole weights"),
         ({"is_deepspeed_enabled": True, "zero_stage": 3}, "use stage 2"),
     ],
     ids=["average", "stage 3"],

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_tier import TierCLIPForImageClassification, TierCLIPModel, TierDualEncoderModel
-from training_tier.loop.callbacks import Throughput, flops_by_length, peak_flops, training_flops
+from training_tier.loop.throughput import Throughput, flops_by_length, peak_flops, training_flops
 from training_tier.start.presets import PRESETS, preset_config
 
 
