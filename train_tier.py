@@ -36,15 +36,16 @@ from training_tier.loop.checkpoints import average_weights, choose_checkpoint, l
 from training_tier.loop.classification import make_classification_trainer, take_patients
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.locking import only_run
-from training_tier.loop.search import SearchArguments, prepare_search, run_search
+from training_tier.loop.search import prepare_search, run_search
 from training_tier.loop.stopping import TrainingStopped
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.options.checks import CONTRASTIVE_METRICS, auroc_names, check_metric
-from training_tier.options.compatibility import without_effect
+from training_tier.options.compatibility import check_together, without_effect
 from training_tier.options.data import DataArguments
 from training_tier.options.defaults import fill_defaults
 from training_tier.options.model import ModelArguments
 from training_tier.options.recipes import parse_arguments
+from training_tier.options.search import SearchArguments
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
 from training_tier.start.freezing import freeze_towers
@@ -172,27 +173,18 @@ def train(
     argv: Sequence[str] = (),
 ) -> None:
     """Everything that the command does; see the functions above and `training_tier`."""
-    if search is not None and search.search_trials is not None:
-        prepare_search(search, task, training_arguments)
+    search = search or SearchArguments()
+    check_together((task, model_arguments, data_arguments, training_arguments, search))
+    if search.search_trials is not None:
+        prepare_search(search, training_arguments)
     training_arguments.check_output_dir()
     checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
     set_seed(training_arguments.seed)
     classify = task.task == "classification"
-    if not classify and training_arguments.n_gpu > 1:
-        raise ValueError(
-            f"This process sees {training_arguments.n_gpu} GPUs and would divide each batch among them, and fewer "
-            "negatives are another training: start one process for each by accelerate launch, or show it one "
-            "(CUDA_VISIBLE_DEVICES=0)."
-        )
     check_names(model_arguments)
     entropy_weights = fill_defaults(task, model_arguments, training_arguments)
     if classify and (ignored := without_effect(task, model_arguments, data_arguments, training_arguments)):
         logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
-    if classify and training_arguments.train_sampling_strategy == "group_by_length":
-        raise ValueError(
-            "train_sampling_strategy='group_by_length' goes by the texts, which a classifier does not read; leave it "
-            "out."
-        )
 
     # 1. Data
     train_records, eval_records = load_splits(data_arguments, training_arguments.seed, with_text=not classify)
@@ -240,7 +232,7 @@ def train(
             seed=training_arguments.seed,
         )
         logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
-    if search is not None and search.search_trials is not None:
+    if search.search_trials is not None:
         for line in run_search(trainer, search, options, argv):
             print(line)
         return

@@ -48,11 +48,9 @@ from training_tier.data.splits import load_splits  # noqa: E402
 from training_tier.data.text_lengths import padded_lengths  # noqa: E402
 from training_tier.loop.contrastive import TierTrainer  # noqa: E402
 from training_tier.loop.throughput import flops_by_length, peak_flops  # noqa: E402
+from training_tier.options.checks import CHOICES  # noqa: E402
 from training_tier.options.data import DataArguments  # noqa: E402
-from training_tier.options.training import (
-    ORDERS,  # noqa: E402
-    TierTrainingArguments,  # noqa: E402
-)
+from training_tier.options.training import TierTrainingArguments  # noqa: E402
 from training_tier.start.presets import preset_config  # noqa: E402
 
 MODELS = {"vit-b32": "vit-b-32", "vit-b16": "vit-b-16", "resnet50-bert": "resnet-50-bert", "tiny": "tiny"}
@@ -164,7 +162,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
     parser.add_argument("--steps", type=int, default=4, help="batches of an epoch (default: 4)")
     parser.add_argument("--repetitions", type=int, default=3, help="epochs of each that count (default: 3)")
-    parser.add_argument("--order", default="random", choices=ORDERS, help="of our batches (default: random)")
+    orders = CHOICES["train_sampling_strategy"]
+    parser.add_argument("--order", default="random", choices=orders, help="of our batches (default: random)")
     parser.add_argument("--no-groups", action="store_true", help="ours without --group_texts, which it has otherwise")
     parser.add_argument("--cache", action="store_true", help="ours reads images from an --image_cache")
     parser.add_argument("--compile", action="store_true", help="ours with --torch_compile")

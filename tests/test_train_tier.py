@@ -227,7 +227,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
         ),
         (
             ["--image_size", "100"],
-            "image_size=100 is no multiple of the 16-pixel patches of 'tiny'; use for example 96.",
+            "image_size=100 is not a multiple of the 16-pixel patches of 'tiny'; use for example 96.",
         ),
         (["--findings", "Consolidatoin"], "Consolidatoin"),
         (["--prompts", "nonsense"], "prompts 'nonsense' are not known; choose one of"),
@@ -237,7 +237,7 @@ def test_records_without_text_are_left_out(folder, tmp_path):
             ["--contrastive_chunk_size", "9"],
             "contrastive_chunk_size=9 is more than the 8 pairs of a batch, which would be one chunk; lower it",
         ),
-        (["--per_device_train_batch_size", "1"], "A batch of 1 pair has nothing to contrast it with; raise --per_de"),
+        (["--per_device_train_batch_size", "1"], "A batch of 1 pair has no negatives; raise --per_de"),
         (["--train_sampling_strategy", "batch_rebalance"], "train_sampling_strategy='batch_rebalance' is not known"),
         (["--lerning_rate", "1"], "Unknown option '--lerning_rate'; did you mean 'learning_rate'?"),
         (["--text", "history"], "text='history' is not known"),

@@ -27,6 +27,7 @@ from training_tier.data.splits import make_images
 from training_tier.loop.evaluation import NOT_STATED
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.options.checks import auroc_names, check_metric
+from training_tier.options.compatibility import head_of_random_weights, refuse
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments
@@ -162,11 +163,8 @@ def make_classifier(
     Raises:
         `ValueError`: see [`make_model`]; prompts for a checkpoint that has no text tower, or for random weights.
     """
-    if prompts is not None and arguments.vision_model is None and arguments.model in PRESETS:
-        raise ValueError(
-            f"head_from_prompts needs texts to mean something, which they do not to the random weights of "
-            f"{arguments.model!r}; start from a trained --model."
-        )
+    if prompts is not None:
+        refuse(head_of_random_weights(arguments))
     if is_classifier(arguments):
         if prompts is not None:
             raise ValueError(

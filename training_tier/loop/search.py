@@ -10,21 +10,19 @@ import copy
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
-from transformers.integrations import is_optuna_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from evaluation_tier.output.metrics_file import write_beside
 from modeling_tier.checkpoints.tensor_files import read_json
 from training_tier.loop.changes import flatten
-from training_tier.options.task import TaskArguments
+from training_tier.options.search import SearchArguments
 from training_tier.options.training import TierTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -36,55 +34,8 @@ STUDY_FILE, OPTIONS_FILE, TABLE_FILE = "search.db", "search_options.json", "tria
 OWN_OPTIONS = ("search_trials", "search_epochs", "search_max_weight", "output_dir", *WEIGHTS)
 
 
-@dataclass
-class SearchArguments:
-    """Parameters of a search of the two entropy weights, instead of a training."""
-
-    search_trials: int | None = field(
-        default=None,
-        metadata={
-            "help": "Do not train, but try so many pairs of entropy weights (TIER: 30) in short trainings, the first "
-            "pair 0 and 0, and end with the command that trains with the best. Needs Optuna: pip install "
-            "optuna. Start it again to continue it."
-        },
-    )
-    search_epochs: float = field(default=1.0, metadata={"help": "Epochs of each trial of the search (TIER: 1)."})
-    search_max_weight: float = field(
-        default=0.5, metadata={"help": "Largest weight in the search (TIER: 0.5); the smallest is 0."}
-    )
-
-    def __post_init__(self):
-        if self.search_trials is None:
-            for name in ("search_epochs", "search_max_weight"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(f"{name} has no effect without --search_trials; add it, or leave this out.")
-            return
-        if self.search_trials < 1:
-            raise ValueError(f"search_trials={self.search_trials} must be at least 1, for example 30.")
-        for name in ("search_epochs", "search_max_weight"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        if not is_optuna_available():
-            raise ValueError("search_trials needs Optuna, which is not installed; run: pip install optuna")
-
-
-def prepare_search(search: SearchArguments, task: TaskArguments, arguments: TierTrainingArguments) -> None:
-    """
-    Changes the options of the training to those of a trial: short, evaluated once at its end, nothing saved.
-
-    Raises:
-        `ValueError`: an option that a search cannot have.
-    """
-    if task.task == "classification":
-        raise ValueError("search_trials searches the weights of the contrastive loss; a classifier has none.")
-    metric = str(arguments.metric_for_best_model).removeprefix("eval_")
-    if metric == "loss":
-        raise ValueError(
-            "metric_for_best_model='eval_loss' changes with the weights, so it cannot compare them; use eval_auroc."
-        )
-    for name in ("resume_from_checkpoint", "push_to_hub", "fsdp", "deepspeed", "group_texts", "auto_find_batch_size"):
-        if getattr(arguments, name):
-            raise ValueError(f"{name} does not go with --search_trials; leave it out, and give it to the training.")
+def prepare_search(search: SearchArguments, arguments: TierTrainingArguments) -> None:
+    """Changes the options of the training to those of a trial: short, evaluated once at its end, nothing saved."""
     arguments.num_train_epochs = search.search_epochs
     arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     arguments.load_best_model_at_end = arguments.average_top_k = False

@@ -1,280 +1,126 @@
-"""What is known of options to be bad is refused here, before anything is read: in a sentence, never hours later."""
+"""The value of one option: its range and its choices. Pairs of options are in `compatibility.py`."""
 
-import copy
 import difflib
-import importlib.util
-import json
 import math
-import multiprocessing
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-import torch
-import torch.utils.checkpoint
-from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
+from modeling_tier.configuration_tier import ENTROPY_TOKENS, IMAGE_POOLINGS
+from processing_tier.image_processing_tier import GEOMETRIES
+from processing_tier.records.schema import TEXT_SOURCES, VIEW_CHOICES
+from processing_tier.reports.deidentification import DEIDENTIFIED_MODES
+from training_tier.data.augmentation import AUGMENTATIONS
 
-# name: lowest value, whether that one is allowed, highest value, whether that one is allowed
+
+class Range(NamedTuple):
+    """The numbers that an option takes."""
+
+    low: float
+    low_allowed: bool = True
+    high: float = math.inf
+    high_allowed: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low <= value if self.low_allowed else self.low < value
+        return above and (value <= self.high if self.high_allowed else value < self.high)
+
+    def __str__(self) -> str:
+        above = f"{'at least' if self.low_allowed else 'above'} {self.low}"
+        if self.high == math.inf:
+            return above
+        return f"{above} and {'at most' if self.high_allowed else 'below'} {self.high}"
+
+
+NOT_NEGATIVE, POSITIVE, COUNT = Range(0), Range(0, low_allowed=False), Range(1)
+
 RANGES = {
-    "per_device_train_batch_size": (1, True, math.inf, False),
-    "per_device_eval_batch_size": (1, True, math.inf, False),
-    "gradient_accumulation_steps": (1, True, math.inf, False),
-    "num_train_epochs": (0, False, math.inf, False),
-    "learning_rate": (0, False, math.inf, False),
-    "weight_decay": (0, True, math.inf, False),
-    "adam_beta1": (0, True, 1, False),
-    "adam_beta2": (0, True, 1, False),
-    "adam_epsilon": (0, True, math.inf, False),
-    "max_grad_norm": (0, True, math.inf, False),
-    "warmup_steps": (0, True, math.inf, False),
-    "entropy_warmup_steps": (0, True, math.inf, False),
-    "logging_steps": (0, False, math.inf, False),
-    "eval_steps": (0, False, math.inf, False),
-    "save_steps": (0, False, math.inf, False),
-    "eval_delay": (0, True, math.inf, False),
-    "eval_accumulation_steps": (1, True, math.inf, False),
-    "dataloader_num_workers": (0, True, math.inf, False),
-    "dataloader_prefetch_factor": (1, True, math.inf, False),
-    "seed": (0, True, 2**32 - 1, True),
-    "data_seed": (0, True, 2**32 - 1, True),
-    "ddp_timeout": (1, True, math.inf, False),
-    "ddp_bucket_cap_mb": (1, True, math.inf, False),
-    "contrastive_chunk_size": (1, True, math.inf, False),
-    "pad_to_multiple_of": (1, True, math.inf, False),
-    "save_top_k": (1, True, math.inf, False),
-    "early_stopping_patience": (1, True, math.inf, False),
-    "image_size": (1, True, math.inf, False),
-    "vocab_size": (514, True, math.inf, False),
-    "text_warmup_epochs": (0, True, math.inf, False),
-    "frozen_text_layers": (0, True, math.inf, False),
-    "frozen_vision_layers": (0, True, math.inf, False),
-    "token_entropy_weight": (0, True, math.inf, False),
-    "patch_entropy_weight": (0, True, math.inf, False),
-    "entropy_temperature": (0, False, math.inf, False),
-    "eval_fraction": (0, False, 1, False),
-    "label_fraction": (0, False, 1, True),
-    "max_train_images": (2, True, math.inf, False),
-    "shuffle_buffer": (1, True, math.inf, False),
-    "min_positives": (1, True, math.inf, False),
-    "vision_lr_scale": (0, False, math.inf, False),
-    "text_lr_scale": (0, False, math.inf, False),
-    "layer_decay": (0, False, 1, True),
+    **dict.fromkeys(
+        (
+            *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+            *("contrastive_chunk_size", "pad_to_multiple_of", "shuffle_buffer", "dataloader_prefetch_factor"),
+            *("eval_accumulation_steps", "ddp_timeout", "ddp_bucket_cap_mb", "image_size", "image_views"),
+            *("save_top_k", "early_stopping_patience", "min_positives", "search_trials"),
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            *("weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps", "entropy_warmup_steps"),
+            *("token_entropy_weight", "patch_entropy_weight", "text_warmup_epochs", "frozen_text_layers"),
+            *("frozen_vision_layers", "eval_delay", "dataloader_num_workers"),
+        ),
+        NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        (
+            *("learning_rate", "vision_lr_scale", "text_lr_scale", "num_train_epochs", "entropy_temperature"),
+            *("logging_steps", "eval_steps", "save_steps", "search_epochs", "search_max_weight"),
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(0, high=1)),
+    **dict.fromkeys(("layer_decay", "label_fraction"), Range(0, low_allowed=False, high=1, high_allowed=True)),
+    "eval_fraction": Range(0, low_allowed=False, high=1),
+    **dict.fromkeys(("seed", "data_seed"), Range(0, high=2**32 - 1, high_allowed=True)),
+    "max_train_images": Range(2),
+    "vocab_size": Range(514),
 }
 
-REMEDIES = dict.fromkeys(("vision_lr_scale", "text_lr_scale"), " To keep a tower as it is, freeze it.")
-
-# Options of [`TrainingArguments`] that these trainings have no use for: the only value that is taken, and why.
-REFUSED = {
-    "auto_find_batch_size": (
-        False,
-        "would shrink the batch when memory runs out, and fewer negatives are another training; choose "
-        "--per_device_train_batch_size, and --contrastive_chunk_size where it does not fit into memory.",
-    ),
-    "label_smoothing_factor": (
-        0,
-        "is for single-label classification, and neither loss here has it; for pairs with equal texts use "
-        "--soft_targets.",
-    ),
-    "use_liger_kernel": (False, "has no kernel for these models; leave it out."),
-    "neftune_noise_alpha": (None, "is for the fine-tuning of language models; leave it out."),
-    "batch_eval_metrics": (False, "would compute an AUROC of each batch alone; leave it out."),
-    "eval_do_concat_batches": (
-        True,
-        "would keep the batches apart, and AUROC needs all images together; leave it out.",
-    ),
-    "prediction_loss_only": (False, "would leave out the AUROC; choose --metric_for_best_model eval_loss instead."),
-    "label_names": (None, "has no effect: the findings are the labels; leave it out."),
-    "enable_jit_checkpoint": (False, "is not needed, SIGTERM saves a checkpoint anyway; leave it out."),
-    "remove_unused_columns": (False, "would remove the images; leave it out."),
-    "dataloader_persistent_workers": (
-        False,
-        "would repeat the random draws of the first epoch in all; leave it out.",
-    ),
+CHOICES = {
+    "task": ("contrastive", "classification"),
+    "geometry": (None, *GEOMETRIES),
+    "image_pooling": (None, *IMAGE_POOLINGS),
+    "entropy_tokens": (None, *ENTROPY_TOKENS),
+    "text": TEXT_SOURCES,
+    "deidentified": DEIDENTIFIED_MODES,
+    "augmentation": AUGMENTATIONS,
+    "views": VIEW_CHOICES,
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
 
-MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # they go by metric_for_best_model
-
-LOGGER_PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # where the names differ
-
-LAYERWISE_OPTIMIZERS = ("galore", "apollo")  # which cannot be made without the model
+REMEDIES = {
+    **dict.fromkeys(("vision_lr_scale", "text_lr_scale"), " To keep a tower unchanged, freeze it."),
+    "search_trials": " For example 30.",
+}
 
 CONTRASTIVE_METRICS = ("eval_loss", "eval_contrastive_loss", "eval_token_entropy", "eval_patch_entropy")
 
-# What libraries raise for an argument that they do not take
-ARGUMENT_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError)
-
 
 def check_choice(name: str, value, choices: Iterable[str | None]) -> None:
+    """ValueError for a value that is not among the choices."""
     if value not in choices:
         names = ", ".join(choice for choice in choices if choice is not None)
         raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
 
 
-def check_ranges(arguments) -> None:
+def check_values(arguments) -> None:
     """
     Args:
-        arguments: a dataclass of options; those that `RANGES` names are looked at, unless they are `None`.
+        arguments: a dataclass of options; `None` stands for an option that was not given.
 
     Raises:
-        `ValueError`: a number that nothing can be made of.
+        `ValueError`: a number outside its range, or a word that is not among its choices.
     """
-    for name in RANGES.keys() & type(arguments).__dataclass_fields__.keys():
-        value = getattr(arguments, name)
-        if value == math.inf:
-            raise ValueError(f"{name}={value} must be a finite number.")
-        if value is not None and not is_within(value, *RANGES[name]):
-            raise ValueError(f"{name}={value} {describe_range(*RANGES[name])}{REMEDIES.get(name, '')}")
-
-
-def is_within(value: float, low: float, with_low: bool, high: float, with_high: bool) -> bool:
-    return (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
-
-
-def describe_range(low: float, with_low: bool, high: float, with_high: bool) -> str:
-    above = f"at least {low}" if with_low else f"above {low}"
-    if high == math.inf:
-        return f"must be {above}."
-    return f"must be {above} and {'at most' if with_high else 'below'} {high}."
-
-
-def check_training_options(arguments: TrainingArguments) -> None:
-    """
-    What can be told before [`TrainingArguments`] has looked at its options.
-
-    Raises:
-        `ValueError`: an option that cannot be had, a number out of its range, or a package that is not installed.
-    """
-    for name, (allowed, reason) in REFUSED.items():
-        value = getattr(arguments, name, allowed)
-        if value != allowed and not (allowed in (None, False) and not value):
-            raise ValueError(f"{name}={value} {reason}")
-    check_ranges(arguments)
-    if arguments.max_steps != -1 and arguments.max_steps < 1:
-        raise ValueError(f"max_steps={arguments.max_steps} must be at least 1; leave it out to train by epochs.")
-    if arguments.dataloader_prefetch_factor is not None and not arguments.dataloader_num_workers:
-        raise ValueError(
-            f"dataloader_prefetch_factor={arguments.dataloader_prefetch_factor} has no effect without data-loader "
-            "workers; add --dataloader_num_workers."
-        )
-    if arguments.fp16 and (arguments.use_cpu or not torch.accelerator.is_available()):
-        raise ValueError("fp16=True needs a GPU; leave it out, or use --bf16 true.")
-    if arguments.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            f"deepspeed={arguments.deepspeed!r} cannot be used: the package deepspeed is not installed; install it "
-            "with pip install deepspeed, or use FSDP (configs/accelerate/fsdp.yaml)."
-        )
-    for name, choices in (
-        ("torch_compile_backend", torch._dynamo.list_backends(None)),
-        ("torch_compile_mode", torch._inductor.list_mode_options()),
-        ("dataloader_multiprocessing_context", multiprocessing.get_all_start_methods()),
-    ):
-        check_choice(name, getattr(arguments, name), (None, *choices))
-    check_json(arguments)
-    check_reporting(arguments.report_to)
-
-
-def check_json(arguments: TrainingArguments) -> None:
-    """ValueError for a mapping on the command line that is not valid JSON."""
     for name in type(arguments).__dataclass_fields__:
         value = getattr(arguments, name)
-        if isinstance(value, str) and value.startswith("{"):
-            try:
-                json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"{name}={value!r} is not valid JSON ({error}); mend it.") from error
-
-
-def check_reporting(report_to: str | list[str]) -> None:
-    """ValueError for a logger that is not known or not installed."""
-    for name in [report_to] if isinstance(report_to, str) else report_to:
-        if name in ("all", "none"):
+        if name in CHOICES:
+            check_choice(name, value, CHOICES[name])
+        if name not in RANGES or value is None:
             continue
-        check_choice("report_to", name, (*INTEGRATION_TO_CALLBACK, "all", "none"))
-        package = LOGGER_PACKAGES.get(name, name)
-        is_available = getattr(integration_utils, f"is_{package}_available", None)
-        if is_available is not None and not is_available():
-            raise ValueError(
-                f"report_to={name!r} needs the package {package}, which is not installed; install it, or leave the "
-                "option out."
-            )
+        if value == math.inf:
+            raise ValueError(f"{name}={value} must be a finite number.")
+        if value not in RANGES[name]:
+            raise ValueError(f"{name}={value} must be {RANGES[name]}.{REMEDIES.get(name, '')}")
 
 
-def check_optimizer(arguments: TrainingArguments) -> None:
-    """
-    Makes the optimizer and the schedule that the options name, of a single weight.
-
-    Raises:
-        `ValueError`: a package that is not installed, or an option of theirs that is missing or not known.
-    """
-    model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters())
-    name = str(getattr(arguments.optim, "value", arguments.optim))
-    try:
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        if not any(word in name for word in LAYERWISE_OPTIMIZERS):
-            optimizer = optimizer_class(model.parameters(), **options)
-            check_optim_args(arguments, model, options)
-    except ARGUMENT_ERRORS as error:
-        if isinstance(error, ImportError) or not any(word in name for word in LAYERWISE_OPTIMIZERS):
-            given = "" if arguments.optim_args is None else f" with optim_args={arguments.optim_args!r}"
-            raise ValueError(f"optim={name!r}{given} cannot be used: {' '.join(str(error).split())}") from error
-    name = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
-    try:
-        get_scheduler(name, optimizer, 1, 10, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs)
-    except ARGUMENT_ERRORS as error:
-        given = f" with lr_scheduler_kwargs={arguments.lr_scheduler_kwargs}" if arguments.lr_scheduler_kwargs else ""
-        raise ValueError(
-            f"lr_scheduler_type={name!r}{given} cannot be used: {' '.join(str(error).split())}"
-        ) from error
-
-
-def check_checkpointing(arguments: TrainingArguments) -> None:
-    """ValueError for an option of gradient checkpointing that torch does not know."""
-    newer = getattr(arguments, "activation_checkpointing_kwargs", None)  # its name from transformers 5.23 on
-    options = newer or arguments.gradient_checkpointing_kwargs
-    if not options:
+def check_finding_names(findings: list[str] | None) -> None:
+    """ValueError for a list of findings that is empty, or that has an empty name or one name twice."""
+    if findings is None:
         return
-    options = {"use_reentrant": False, **options}
-    try:
-        torch.utils.checkpoint.checkpoint(torch.nn.Identity(), torch.ones(1, requires_grad=True), **options)
-    except ARGUMENT_ERRORS as error:
-        raise ValueError(
-            f"gradient_checkpointing_kwargs={options} cannot be used: {' '.join(str(error).split())}"
-        ) from error
-
-
-def check_optim_args(arguments: TrainingArguments, model: torch.nn.Module, options: dict) -> None:
-    """ValueError for one of `optim_args` without which the options of the optimizer are the same."""
-    pairs = [] if arguments.optim_args is None else arguments.optim_args.replace(" ", "").split(",")
-    for pair in pairs:
-        other = copy.copy(arguments)
-        other.optim_args = ",".join(rest for rest in pairs if rest != pair) or None
-        if Trainer.get_optimizer_cls_and_kwargs(other, model)[1] == options:
-            raise ValueError(f"{pair!r} has no effect on this optimizer; leave it out.")
-
-
-def complete_metric(arguments: TrainingArguments) -> None:
-    """
-    Writes the name of the metric in full, with `eval_`, and tells a schedule that goes by the metric whether more of
-    it is better: transformers would let it wait for any metric to fall.
-
-    Raises:
-        `ValueError`: the schedule was told the opposite.
-    """
-    metric = arguments.metric_for_best_model
-    if metric is None:
-        return
-    if not metric.startswith("eval_"):
-        metric = arguments.metric_for_best_model = f"eval_{metric}"
-    if str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)) not in MEASURED_SCHEDULES:
-        return
-    mode = "max" if arguments.greater_is_better else "min"
-    options = arguments.lr_scheduler_kwargs or {}
-    if options.setdefault("mode", mode) != mode:
-        raise ValueError(
-            f"lr_scheduler_kwargs has mode={options['mode']!r}, and {metric} is better when it is "
-            f"{'higher' if mode == 'max' else 'lower'}: leave the mode out."
-        )
-    arguments.lr_scheduler_kwargs = options
+    if not findings or not all(name.strip() for name in findings):
+        raise ValueError(f"findings={findings} names nothing; leave it out, or write names.")
+    if len(set(findings)) < len(findings):
+        raise ValueError(f"findings={findings} names one twice; name each once.")
 
 
 def check_metric(metric: str | None, measured: Collection[str]) -> None:

@@ -1,51 +1,46 @@
-"""What is learnt: contrastive training or classification."""
+"""Options that say what is learned: the contrastive task or classification."""
 
 from dataclasses import dataclass, field
-
-from training_tier.options.checks import check_choice, check_ranges
-
-TASKS = ("contrastive", "classification")
 
 
 @dataclass
 class TaskArguments:
-    """Parameters that say what is learnt, and those of `--task classification` alone."""
+    """Options that say what is learned, and those of `--task classification` alone."""
 
     task: str = field(
         default="contrastive",
         metadata={
-            "help": '"contrastive": which report belongs to which image; "classification": the findings, from their '
-            "columns, with the image tower of --model."
+            "help": "What to learn: contrastive (which report belongs to which image) or classification (findings). "
+            "Classification reads the findings from their columns and trains a head on the image tower of --model."
         },
     )
     freeze_image_tower: bool = field(
         default=False,
         metadata={
-            "help": "Keep the image tower as it is. Classification: train the head alone (a linear probe); "
-            "contrastive: the projection heads and the text tower (locked-image tuning)."
+            "help": "Keep the image tower unchanged. Classification then trains the head alone (a linear probe), and "
+            "contrastive training the projection heads and the text tower (locked-image tuning)."
         },
     )
     freeze_text_tower: bool = field(
-        default=False, metadata={"help": "Keep the text tower as it is, but for its projection head."}
+        default=False, metadata={"help": "Keep the text tower unchanged. Its projection head is still trained."}
     )
     head_from_prompts: bool = field(
         default=False,
         metadata={
-            "help": "Classification: start the head as the zero-shot classifier that --prompts make of --model."
+            "help": "Classification: start the head as the zero-shot classifier. --prompts and the text tower of "
+            "--model make it."
         },
     )
     label_fraction: float = field(
         default=1.0,
         metadata={
-            "help": "Classification: share of the training patients whose labels are used, for example 0.01. Drawn by "
-            "--seed; a larger share holds the smaller ones."
+            "help": "Classification: share of the training patients whose labels are used. For example 0.01. --seed "
+            "draws them, and a larger share contains the smaller ones."
         },
     )
 
     def __post_init__(self):
-        check_choice("task", self.task, TASKS)
-        check_ranges(self)
-        if self.task != "classification":
-            for name in ("head_from_prompts", "label_fraction"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(f"{name} has no effect on the task {self.task!r}; add --task classification.")
+        from training_tier.options import checks, compatibility  # here, so that --help needs no torch
+
+        checks.check_values(self)
+        compatibility.check_task(self)

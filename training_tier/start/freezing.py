@@ -3,9 +3,9 @@
 from transformers import PreTrainedModel
 
 from modeling_tier.modeling_dual_tier import freeze_layers
+from training_tier.options.compatibility import frozen_random_weights, refuse
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments
-from training_tier.start.presets import PRESETS
 
 
 def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelArguments) -> None:
@@ -22,12 +22,7 @@ def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelA
         "frozen_vision_layers": arguments.frozen_vision_layers,
         "frozen_text_layers": arguments.frozen_text_layers,
     }
-    given = [name for name, value in options.items() if value]
-    if given and arguments.vision_model is None and arguments.model in PRESETS:
-        raise ValueError(
-            f"{given[0]}={options[given[0]]} would keep the random weights of {arguments.model!r} as they are; it is "
-            "for pretrained ones."
-        )
+    refuse(frozen_random_weights(arguments, options))
     for tower, whole, layers in (
         (model.vision_model, task.freeze_image_tower, arguments.frozen_vision_layers),
         (model.text_model, task.freeze_text_tower, arguments.frozen_text_layers),

@@ -128,8 +128,6 @@ def read_stored_config(arguments: ModelArguments) -> dict:
             f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
             "wrote."
         )
-    if arguments.tokenizer is not None:
-        raise ValueError(f"tokenizer has no effect on the checkpoint {name!r}, which has its own.")
     try:
         stored_config = PreTrainedConfig.get_config_dict(**located(name))[0]
     except OSError as error:

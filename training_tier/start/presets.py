@@ -119,9 +119,17 @@ def preset_config(
         preset["image_pooling"] = "patch_mean"
         vision["image_size"] = image_size or vision["image_size"]
         vision["intermediate_size"] = 4 * vision["hidden_size"]
-        if vision["image_size"] < vision["patch_size"] or vision["image_size"] % vision["patch_size"]:
-            raise ValueError(
-                f"image_size={image_size} is no multiple of the {vision['patch_size']}-pixel patches of {name!r}; "
-                f"use for example {max(1, round(image_size / vision['patch_size'])) * vision['patch_size']}."
-            )
+        if misfit := misfit_of_patches(name, image_size):
+            raise ValueError(misfit)
     return config_class(text_config=text, vision_config=vision, **{**preset, **overrides})
+
+
+def misfit_of_patches(name: str, image_size: int | None) -> str | None:
+    """What is wrong with an image size for the patches of a preset; None if they fill it, or it has none."""
+    patch = PRESETS[name]["vision_config"].get("patch_size")
+    if image_size is None or patch is None or image_size >= patch and image_size % patch == 0:
+        return None
+    return (
+        f"image_size={image_size} is not a multiple of the {patch}-pixel patches of {name!r}; use for example "
+        f"{max(1, round(image_size / patch)) * patch}."
+    )

@@ -245,7 +245,7 @@ def test_random_weights_start_a_classifier_too_but_no_prompts_do(phantom):
     assert type(classifier) is TierCLIPForImageClassification
     classifier, _ = make_classifier(ModelArguments(model="resnet-tiny"), FINDINGS, labels, FINDINGS)
     assert type(classifier) is TierDualEncoderForImageClassification
-    with pytest.raises(ValueError, match="do not to the random weights of 'nano'; start from a trained --model"):
+    with pytest.raises(ValueError, match="the weights of 'nano' are random; start from a trained --model"):
         make_classifier(ModelArguments(model="nano"), FINDINGS, labels, FINDINGS, prompts="report")
 
 

@@ -146,7 +146,7 @@ def test_frozen_parts_do_not_move_and_their_heads_do(make_model):
 
 def test_what_cannot_be_frozen_is_refused(make_model):
     model = make_model("clip")
-    message = "^freeze_image_tower=True would keep the random weights of 'tiny' as they are; it is for pretrained ones"
+    message = "^freeze_image_tower=True would freeze the random weights of 'tiny'; it is for pretrained weights"
     with pytest.raises(ValueError, match=message):
         freeze_towers(model, TaskArguments(freeze_image_tower=True), ModelArguments(model="tiny"))
     with pytest.raises(ValueError, match="^4 layers of CLIPVisionModel cannot be frozen: it has 3.$"):
@@ -165,7 +165,7 @@ def test_scales_alone(make_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_lr_scale": 0.0}, "^vision_lr_scale=0.0 must be above 0. To keep a tower as it is, freeze it.$"),
+        ({"vision_lr_scale": 0.0}, "^vision_lr_scale=0.0 must be above 0. To keep a tower unchanged, freeze it.$"),
         ({"layer_decay": 1.5}, "^layer_decay=1.5 must be above 0 and at most 1.$"),
         ({"entropy_warmup_steps": -1}, "^entropy_warmup_steps=-1 must be at least 0.$"),
     ],

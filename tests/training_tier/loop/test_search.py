@@ -9,7 +9,6 @@ import pytest
 import train_tier
 from training_tier.loop.search import (
     STUDY_FILE,
-    SearchArguments,
     check_search_options,
     describe_best,
     draw_weights,
@@ -18,6 +17,7 @@ from training_tier.loop.search import (
     without_options,
     write_table,
 )
+from training_tier.options.search import SearchArguments
 
 optuna = pytest.importorskip("optuna")
 
@@ -115,11 +115,11 @@ def refused(capsys, *argv):
     "options, message",
     [
         (("--search_epochs", "2"), "search_epochs has no effect without --search_trials"),
-        (("--search_trials", "0"), "search_trials=0 must be at least 1, for example 30"),
+        (("--search_trials", "0"), "search_trials=0 must be at least 1. For example 30"),
         (("--search_trials", "3", "--search_max_weight", "0"), "search_max_weight=0.0 must be above 0"),
         (("--search_trials", "3", "--metric_for_best_model", "eval_loss"), "changes with the weights"),
-        (("--search_trials", "3", "--group_texts", "true"), "group_texts does not go with --search_trials"),
-        (("--search_trials", "3", "--task", "classification"), "a classifier has none"),
+        (("--search_trials", "3", "--group_texts", "true"), "group_texts does not work with --search_trials"),
+        (("--search_trials", "3", "--task", "classification"), "which a classifier does not have"),
     ],
 )
 def test_what_a_search_cannot_have(capsys, tmp_path, options, message):

@@ -42,7 +42,7 @@ def test_less_is_better_of_losses_and_entropies_alone(given, name, greater):
 def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
     assert make(lr_scheduler_type=schedule).lr_scheduler_kwargs["mode"] == "max"
     assert make(lr_scheduler_type=schedule, metric_for_best_model="loss").lr_scheduler_kwargs["mode"] == "min"
-    message = "^lr_scheduler_kwargs has mode='min', and eval_auroc is better when it is higher: leave the mode out.$"
+    message = "^lr_scheduler_kwargs has mode='min', but eval_auroc is better when it is higher: leave the mode out.$"
     with pytest.raises(ValueError, match=message):
         make(lr_scheduler_type=schedule, lr_scheduler_kwargs={"mode": "min"})
 
@@ -102,8 +102,8 @@ def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
         ({"label_names": ["x"]}, "label_names=['x'] has no effect: the findings are the labels; leave it out."),
         (
             {"accelerator_config": {"split_batches": True}},
-            "split_batches=True would divide a batch among the processes, and fewer negatives are another training; "
-            "leave it out, and choose --per_device_train_batch_size.",
+            "split_batches=True would divide a batch among the processes, which leaves fewer negatives; "
+            "leave it out, and set --per_device_train_batch_size.",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_bad_training_options(options, message):
         ),
         (
             {"accelerator_config": {"spilt_batches": True}},
-            "^An option of the training cannot be used: .*spilt_batches",
+            "^A training option cannot be used: .*spilt_batches",
         ),
         (
             {"torch_compile_mode": "fast"},

@@ -64,7 +64,7 @@ def test_defaults_that_differ_from_transformers(tmp_path):
         ),
         (
             ["--model", "resnet-50-bert", "--frozen_text_layers", "8"],
-            "^frozen_text_layers=8 would keep the random weights of 'resnet-50-bert' as they are; it is for pretraine",
+            "^frozen_text_layers=8 would freeze the random weights of 'resnet-50-bert'; it is for pretrained",
         ),
         (["--pad_to_multiple_of", "0"], "^pad_to_multiple_of=0 must be at least 1.$"),
         (["--remove_unused_columns", "true"], "^remove_unused_columns=True would remove the images; leave it out.$"),
@@ -135,7 +135,7 @@ def test_an_output_folder_that_cannot_be_is_refused(tmp_path):
 
 def test_a_finished_run_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="already holds a run; choose another, or continue that run with"):
+    with pytest.raises(ValueError, match="already holds a run; choose another, or resume that run with"):
         TierTrainingArguments(output_dir=str(tmp_path), use_cpu=True).check_output_dir()
     TierTrainingArguments(output_dir=str(tmp_path), use_cpu=True, resume_from_checkpoint="last").check_output_dir()
     TierTrainingArguments(output_dir=str(tmp_path / "new"), use_cpu=True).check_output_dir()
