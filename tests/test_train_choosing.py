@@ -91,8 +91,5 @@ def test_help_states_the_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
         train_tier.main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Where not given: 0.2, or that of a checkpoint one of whose two weights is not 0. Both 0 are plain CLIP."
-        in told
-    )
-    assert "Where not given: 5e-4 for random weights, 5e-5 for pretrained ones (a checkpoint or two towers)" in told
+    assert "By default 0.2, or the checkpoint's own weights if one of the two is not 0." in told
+    assert "5e-4 for random weights, 5e-5 for pretrained weights (a checkpoint or two towers)" in told

@@ -151,7 +151,7 @@ def test_what_cannot_be_frozen_is_refused(make_model):
         freeze_towers(model, TaskArguments(freeze_image_tower=True), ModelArguments(model="tiny"))
     with pytest.raises(ValueError, match="^4 layers of CLIPVisionModel cannot be frozen: it has 3.$"):
         freeze_layers(model.vision_model, 4)
-    with pytest.raises(ValueError, match="^frozen_vision_layers=1 would keep the random weights of 'tiny'"):
+    with pytest.raises(ValueError, match="^frozen_vision_layers=1 would freeze the random weights of 'tiny'"):
         ModelArguments(model="tiny", frozen_vision_layers=1)
 
 
