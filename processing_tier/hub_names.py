@@ -1,4 +1,4 @@
-"""What may be looked up on the Hub: never a path of this machine that was mistyped."""
+"""What counts as a name on the Hub, and when one may be looked up there: never a mistyped path of this machine."""
 
 import difflib
 import os
@@ -6,19 +6,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-OUR_FOLDERS = ("runs", "prepared", "models")  # where the commands of the documentation write; no owner on the Hub
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@\w[\w./-]*)?")  # owner/name, or owner/name@revision
+OUR_FOLDERS = ("runs", "prepared", "models")  # where the commands of the documentation write; not owners on the Hub
+
+OWNER, NAME = r"[A-Za-z0-9][\w.-]*", r"[\w.-]+"
+DATASET_NAME = re.compile(f"{OWNER}/{NAME}")
+MODEL_NAME = re.compile(rf"{OWNER}(/{NAME})?(@\w[\w./-]*)?")  # the oldest have no owner; a revision may follow
 
 
 def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()) -> None:
     """
-    Refuse what could not be a name on the Hub, or could be a path: a folder of its first part, or something of a
-    similar name, is on this disk. Nothing is sent anywhere; a file or folder that is there passes.
+    Refuse a name that cannot be one on the Hub, or that may be a path: a folder of its first part, or something with
+    a similar name, is on this disk. Nothing is sent anywhere. An existing file or folder passes.
 
     Args:
         name (`str` or `os.PathLike`): a folder or file, or `owner/name`.
         kind (`str`): what it should be, such as `"model"`.
-        known (`Sequence[str]`, *optional*): other names that it may be a slip of.
+        known (`Sequence[str]`, *optional*): other names that it may be a typing error of.
 
     Raises:
         `ValueError`: with the nearest name.
@@ -26,10 +29,10 @@ def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()
     text = os.fspath(name)
     if os.path.exists(text):
         return
-    slips = difflib.get_close_matches(text, known, n=1)
-    near = near_path(text) if not slips else slips[0]
+    similar = difflib.get_close_matches(text, known, n=1)
+    near = similar[0] if similar else near_path(text)
     looks_like_a_path = (
-        not HUB_NAME.fullmatch(text)
+        not MODEL_NAME.fullmatch(text)
         or near is not None
         or "/" in text
         and (text.split("/")[0] in OUR_FOLDERS or os.path.isdir(text.split("/")[0]))
@@ -40,7 +43,7 @@ def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()
 
 
 def near_path(text: str) -> str | None:
-    """The file or folder whose path is most like `text`, each part matched with what is there."""
+    """The existing file or folder whose path is most like `text`, matched part by part."""
     path = Path(text)
     found = Path(path.anchor)
     parts = path.parts[1:] if path.anchor else path.parts

@@ -90,7 +90,10 @@ def test_job_of_several(folder, tmp_path, capsys):
         ({"--columns": "image"}, "--columns takes NAME=COLUMN, for example image=Path, but got 'image'."),
         ({"--columns": "impression=Text"}, "column 'Text' (for 'impression') is not there; it has file_name"),
         ({"--splits": "train,validation"}, "cannot be the name of a file"),
-        ({"--splits": "test"}, "there is no split 'test'; it has train."),
+        (
+            {"--splits": "test"},
+            "there is no split 'test'; it has train. Choose one with --split (tier-train: --train_split",
+        ),
         ({"--image_root": "images"}, "image_root='images' has no effect on 'my data'; leave it out."),
         ({"--data": "mimic:folder"}, "there is no reader 'mimic'"),
         ({"--data": "nowhere"}, "nowhere: there is no such folder; check the path of the data."),

@@ -355,7 +355,10 @@ def test_streaming_trains_a_classifier(prepared, tmp_path):
     ("argv", "message"),
     [
         (["--data", "phantom"], "--streaming reads the Parquet files that tier-prepare writes, in a folder or on the"),
-        (["--train_split", "training"], "there is no split 'training'; it has train, validation."),
+        (
+            ["--train_split", "training"],
+            "it has train, validation. Choose one with --split (tier-train: --train_split",
+        ),
         (["--columns", "image=img"], "columns has no effect with streaming, which reads prepared data; leave it out."),
         (["--shuffle_buffer", "0"], "shuffle_buffer=0 must be at least 1."),
         (["--per_device_train_batch_size", "64"], "52 training pairs do not fill one batch of 64; lower"),

@@ -23,7 +23,13 @@ from processing_tier.prepare.summary import SOURCE_HEADING
 from processing_tier.readers import PHANTOM, READERS, dataset_name, is_hub, list_splits, parse_data, read_records
 from processing_tier.readers.hub_files import SHARD
 from processing_tier.records.identifiers import check_unique_ids
-from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_disjoint_patients, select_text
+from processing_tier.records.schema import (
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    SCHEMA_COLUMNS,
+    check_disjoint_patients,
+    select_text,
+)
 from processing_tier.records.views import FRONTAL_VIEWS
 from processing_tier.reports.sections import extract_sections
 
@@ -145,7 +151,7 @@ def list_images(records: datasets.Dataset) -> np.ndarray:
 def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
     """The columns of all splits: those of a data set on the Hub are the same in each."""
     features = {name: feature for dataset in records.values() for name, feature in dataset.features.items()}
-    findings = [name for name in features if name not in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)]
+    findings = [name for name in features if name not in SCHEMA_COLUMNS]
     order = [*REQUIRED_COLUMNS, *findings, *(name for name in OPTIONAL_COLUMNS if name in features)]
     return datasets.Features({name: features[name] for name in order} | {"image": datasets.Image()})
 

@@ -1,4 +1,11 @@
-"""Readers: each brings one layout of data into the schema of `processing_tier.records`."""
+"""
+Readers: each brings one layout of data into the schema of `processing_tier.records`.
+
+[`READERS`] lists the archives, one file each. `table`, `imagefolder` and `hub` read everything else.
+
+To add an archive, write a function `read_NAME(root, split, *, OPTIONS)` in a new file, as in `chestx_det10`. It builds
+a data frame and ends in [`make_records`]. Add it to [`READERS`] and to the tables in docs/public_datasets.md.
+"""
 
 import difflib
 import inspect
@@ -10,6 +17,7 @@ from pathlib import Path
 
 import datasets
 
+from processing_tier.hub_names import DATASET_NAME
 from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 
 from . import (
@@ -17,6 +25,7 @@ from . import (
     chestxray14,
     chexlocalize,
     chexpert,
+    chexpert_plus,
     covid_qu_ex,
     mimic_cxr,
     ms_cxr,
@@ -30,24 +39,16 @@ from .formats import is_table_name, read_frame
 from .hub import list_hub_splits, read_hub
 from .hub_files import has_embedded_images, is_saved, parquet_files
 from .imagefolder import find_metadata, read_imagefolder, split_folders
-from .table import list_table_splits, read_table
+from .splits import list_table_splits
+from .table import read_table
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-PREPARED_FILE = "prepare.json"  # the options of `tier-prepare`, in its output
-MAX_PREPARED_BYTES = 2**20
-PHANTOM = "phantom"
-PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
-PHANTOM_IMAGES = {"train": 2000}
-PHANTOM_OTHER_IMAGES = 300
-MAX_DIGITS = 9  # of a number behind the name of a reader
-PHANTOM_SPLITS = ("train", "validation", "test")
-
-# Archives as their owners ship them: name to the function that reads one split, and the splits it has
+# Name of an archive (`--data NAME:FOLDER`) to the function that reads one split, and its splits. The keyword-only
+# parameters of the function are the options of `--data NAME:FOLDER,OPTION=VALUE`.
 READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "mimic_cxr": (mimic_cxr.read_mimic_cxr, mimic_cxr.SPLITS),
     "mimic_cxr_jpg": (mimic_cxr.read_mimic_cxr_jpg, mimic_cxr.SPLITS),
     "chexpert": (chexpert.read_chexpert, chexpert.SPLITS),
-    "chexpert_plus": (chexpert.read_chexpert_plus, chexpert.PLUS_SPLITS),
+    "chexpert_plus": (chexpert_plus.read_chexpert_plus, chexpert_plus.SPLITS),
     "padchest": (padchest.read_padchest, padchest.SPLITS),
     "openi": (openi.read_openi, openi.SPLITS),
     "chestxray14": (chestxray14.read_chestxray14, chestxray14.SPLITS),
@@ -60,6 +61,16 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "covid_qu_ex": (covid_qu_ex.read_covid_qu_ex, covid_qu_ex.SPLITS),
 }
 
+PHANTOM = "phantom"
+PHANTOM_OPTIONS = ("num_images", "seed", "image_size")
+PHANTOM_SPLITS = ("train", "validation", "test")
+PHANTOM_IMAGES = {"train": 2000}
+PHANTOM_OTHER_IMAGES = 300
+
+PREPARED_FILE = "prepare.json"  # the options of `tier-prepare`, in its output
+MAX_PREPARED_BYTES = 2**20
+MAX_DIGITS = 9  # of a number among the options of a reader
+
 
 def read_records(data: str | os.PathLike, split: str, table: TableOptions = STANDARD_TABLE) -> datasets.Dataset:
     """
@@ -67,48 +78,59 @@ def read_records(data: str | os.PathLike, split: str, table: TableOptions = STAN
 
     Args:
         data (`str` or `os.PathLike`):
-            `"phantom"` for the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`), the
-            name of a reader and the folder of its archive (`"padchest:/data/padchest"`, with the reader's options
-            behind it: `"padchest:/data/padchest,method=Physician"`), an image folder, a table (`.csv`, `.tsv`,
-            `.xlsx`, `.jsonl`, `.parquet`), a folder that `tier-prepare` or `save_to_disk` wrote, or a data set on the
-            Hub (`"owner/name"`).
+            One of
+            - `"phantom"`, the embedded synthetic radiographs (`"phantom:num_images=200,seed=1,image_size=64"`);
+            - the name of a reader and the folder of its archive (`"padchest:/data/padchest"`), with the reader's
+              options behind the folder (`"padchest:/data/padchest,method=Physician"`);
+            - an image folder, or a table (`.csv`, `.tsv`, `.xlsx`, `.jsonl`, `.parquet`);
+            - a folder that `tier-prepare` or `save_to_disk` wrote, or a data set on the Hub (`"owner/name"`).
         split (`str`): such as `"train"`, see [`list_splits`].
         table ([`TableOptions`], *optional*): column names and the like, for data without a reader.
 
     Raises:
-        `ValueError`: data of no such kind, an option that has no effect there, or what the reader itself raises.
+        `ValueError`: data of another kind, an option that has no effect there, or what the reader itself raises.
     """
     reader, data, options = parse_data(data)
+    if reader is not None:
+        return read_named(reader, data, split, options, table)
+    has_images = is_hub(data)
+    if is_table(data) and not has_images:
+        return read_table(data, split, table)
+    if table.image_root:
+        raise no_effect_of_image_root(table.image_root, dataset_name(data))
+    if not has_images:
+        return read_imagefolder(data, split, table)
+    if table.sheet:
+        raise ValueError(f"sheet={table.sheet!r} is for Excel files only; leave it out.")
+    return read_hub(data, split, table.columns, label_values=table.label_values)
+
+
+def read_named(
+    reader: str, folder: str, split: str, options: Mapping[str, str], table: TableOptions
+) -> datasets.Dataset:
+    """One split of an archive or of the phantom. `options` are those that [`parse_data`] finds behind the folder."""
     image_root = table.image_root
-    if reader is not None and table.columns or reader == PHANTOM and image_root:
+    if table.columns or reader == PHANTOM and image_root:
         raise ValueError(f"columns and image_root have no effect on {reader!r}; leave them out.")
-    if reader is not None and (table.sheet or table.label_values):
+    if table.sheet or table.label_values:
         raise ValueError(f"sheet and label_values have no effect on {reader!r}; leave them out.")
     if reader == PHANTOM:
         return read_phantom({name: int(value) for name, value in options.items()}, split)
-    if reader is not None:
-        function = READERS[reader][0]  # which knows its splits, and some options of it add others
-        parameters = inspect.signature(function).parameters.values()
-        known = {
-            parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY
-        }
-        if image_root and "image_root" not in known:
-            raise ValueError(f"image_root={str(image_root)!r} has no effect on {reader!r}; leave it out.")
-        for name in options:
-            if name not in known:
-                raise ValueError(f"{reader} has no option {name!r}; it has {', '.join(known) or 'none'}.")
-        options = {name: parse_option(reader, name, value, known[name]) for name, value in options.items()}
-        return function(data, split, **options, **({"image_root": image_root} if image_root else {}))
-    is_embedded = is_hub(data)
-    if is_table(data) and not is_embedded:
-        return read_table(data, split, table)
-    if image_root:
-        raise ValueError(f"image_root={str(image_root)!r} has no effect on {dataset_name(data)!r}; leave it out.")
-    if not is_embedded:
-        return read_imagefolder(data, split, table)
-    if table.sheet:
-        raise ValueError(f"sheet={table.sheet!r} is for Excel files alone; leave it out.")
-    return read_hub(data, split, table.columns, label_values=table.label_values)
+    function = READERS[reader][0]  # it checks the split itself: some options add splits
+    parameters = inspect.signature(function).parameters.values()
+    known = {parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY}
+    if image_root and "image_root" not in known:
+        raise no_effect_of_image_root(image_root, reader)
+    for name in options:
+        if name not in known:
+            there = f"has {', '.join(known)}" if known else "takes no options"
+            raise ValueError(f"{reader} has no option {name!r}; it {there}.")
+    parsed = {name: parse_option(reader, name, value, known[name]) for name, value in options.items()}
+    return function(folder, split, **parsed, **({"image_root": image_root} if image_root else {}))
+
+
+def no_effect_of_image_root(image_root: str | os.PathLike, name: str) -> ValueError:
+    return ValueError(f"image_root={str(image_root)!r} has no effect on {name!r}; leave it out.")
 
 
 def list_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -> list[str]:
@@ -116,27 +138,25 @@ def list_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -
     Names of the splits that [`read_records`] can read.
 
     Raises:
-        `ValueError`: data that are not there, or without a split.
+        `ValueError`: data that do not exist, or have no split.
     """
     reader, data, _ = parse_data(data)
     if reader is not None:
         return list(PHANTOM_SPLITS if reader == PHANTOM else READERS[reader][1])
     if is_hub(data):
         return list_hub_splits(data)
-    if is_table(data):
-        path = Path(data)
-    elif os.path.isdir(data) and (folders := split_folders(Path(data))):
-        return folders
-    else:
-        path = find_metadata(Path(data))
+    path = Path(data)
+    if not is_table(data):
+        if path.is_dir() and (folders := split_folders(path)):
+            return folders
+        path = find_metadata(path)
         if path is None:
-            read_imagefolder(data, "train")  # says what is missing
+            read_imagefolder(data, "train")  # its error says what is missing
     return list_table_splits(read_frame(path, sheet=table.sheet), table.split_column)
 
 
 def has_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -> bool:
-    """Whether data say which images are of which split: all do but a table, or the one of an image folder, without
-    such a column."""
+    """Whether the data say which split each image belongs to. Only a table, or the one of an image folder, may not."""
     reader, data, _ = parse_data(data)
     if reader is not None or is_hub(data):
         return True
@@ -147,15 +167,15 @@ def has_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) ->
 
 
 def dataset_name(data: str | os.PathLike) -> str:
-    """What data are called in results and on model cards: without the folders of this machine."""
+    """The name of data in results and on model cards, without the folders of this machine."""
     reader, folder, _ = parse_data(data)
     return os.fspath(data) if reader == PHANTOM else reader or Path(folder).resolve().name
 
 
 def origin_name(data: str | os.PathLike) -> str:
     """
-    What the data are a copy of: the name of the data that a folder of `tier-prepare` was made from, which has the same
-    patients and other files; [`dataset_name`] of all others.
+    The name of the original of a copy: a folder of `tier-prepare` has the same patients as the data it was made from,
+    in other files. For all other data, [`dataset_name`].
     """
     path = Path(data, PREPARED_FILE)
     try:
@@ -169,6 +189,7 @@ def origin_name(data: str | os.PathLike) -> str:
 
 
 def is_table(data: str | os.PathLike) -> bool:
+    """Whether data are a table, by their name."""
     return is_table_name(Path(data)) and not os.path.isdir(data)
 
 
@@ -180,15 +201,15 @@ def is_hub(data: str | os.PathLike) -> bool:
         return is_saved(path) or not has_metadata and bool(parquet_files(path))
     if path.is_file():
         return path.suffix.lower() == ".parquet" and has_embedded_images(path)
-    return HUB_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data)
+    return DATASET_NAME.fullmatch(os.fspath(data)) is not None and not is_table(data)
 
 
 def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]]:
     """
-    The reader that `data` names (`None` for a folder or table), its folder, and its options.
+    The reader that `data` names (`None` for a folder, a table or a name on the Hub), its folder, and its options.
 
     Raises:
-        `ValueError`: no such reader, or no folder for it.
+        `ValueError`: an unknown reader, or a reader without a folder.
     """
     data = os.fspath(data)
     name, colon, rest = data.partition(":")
@@ -208,15 +229,15 @@ def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]
     elif colon and not os.path.exists(data) and re.fullmatch(r"\w[\w-]+", name):  # C:\ is a drive
         plain = {re.sub("[^a-z0-9]", "", reader.lower()): reader for reader in (PHANTOM, *READERS)}
         nearest = difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, n=1)
-        hint = f"did you mean {plain[nearest[0]]!r}? There" if nearest else "there"
-        raise ValueError(f"there is no reader {name!r}; {hint} are {', '.join(READERS)}.")
+        hint = f"did you mean {plain[nearest[0]]!r}? The" if nearest else "the"
+        raise ValueError(f"there is no reader {name!r}; {hint} readers are {', '.join(READERS)}.")
     else:
         return None, data, {}
     return name, folder, dict(part.partition("=")[::2] for part in parts)
 
 
 def parse_option(reader: str, name: str, value: str, default: str | int | bool | None) -> str | int | bool:
-    """An option behind the folder, as what its default is."""
+    """The value of an option behind the folder, in the type of its default."""
     if isinstance(default, bool):
         if value.lower() not in ("true", "false", "0", "1"):
             raise ValueError(f"{reader}: {name}={value} is not true or false.")
@@ -229,7 +250,7 @@ def parse_option(reader: str, name: str, value: str, default: str | int | bool |
 
 
 def read_phantom(options: Mapping[str, int], split: str) -> datasets.Dataset:
-    """The phantom of these options, with its usual number of images for the split where none is given."""
+    """The phantom with these options; without `num_images`, with the usual number of images of the split."""
     from processing_tier.phantom.dataset import make_phantom
 
     return make_phantom(**{"num_images": PHANTOM_IMAGES.get(split, PHANTOM_OTHER_IMAGES), **options}, split=split)

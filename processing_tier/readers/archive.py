@@ -18,15 +18,6 @@ MAX_ENTRIES = 1000  # of a folder that is searched for a misplaced archive
 MAX_JSON_BYTES = 2**28
 
 
-def check_split(split: str, splits: Sequence[str], name: str) -> None:
-    """
-    Raises:
-        `ValueError`: the data set has no such split.
-    """
-    if split not in splits:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(splits)}.")
-
-
 def find_first(folder: Path, patterns: Iterable[str]) -> Path | None:
     """
     The file or folder that the first fitting pattern names: of several versions the newest, plain rather than gzipped.

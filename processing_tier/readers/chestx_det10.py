@@ -28,9 +28,10 @@ import datasets
 import pandas as pd
 
 from processing_tier.records.boxes import group_boxes
-from processing_tier.records.schema import make_records
+from processing_tier.records.from_table import make_records
 
-from .archive import check_split, drop_repeated, find_in_archive, read_json
+from .archive import drop_repeated, find_in_archive, read_json
+from .splits import check_split
 
 SPLITS = ("train", "test")
 NAME = "chestx_det10"

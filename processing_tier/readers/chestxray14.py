@@ -35,10 +35,11 @@ import datasets
 import pandas as pd
 
 from processing_tier.records.boxes import group_boxes
-from processing_tier.records.schema import make_records
+from processing_tier.records.from_table import make_records
 
-from .archive import check_split, drop_repeated, find_in_archive, read_bounded, read_columns
+from .archive import drop_repeated, find_in_archive, read_bounded, read_columns
 from .formats import read_frame
+from .splits import check_split
 
 SPLITS = ("train", "test")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -97,20 +98,7 @@ def read_chestxray14(
     if not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"{NAME}: image_size is {image_size!r}; give the width of the stored images in pixels.")
     table = find_in_archive(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], NAME, SOURCE)
-    needed = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
-    frame = read_columns(table, needed, SEX_COLUMNS)
-    if lists is None:
-        names = find_in_archive(root, [files[split]], NAME, SOURCE)
-    else:
-        names = Path(lists) / files[split]
-        if not names.is_file():
-            raise ValueError(f"{lists}: {files[split]} is not in this folder of lists; name the folder that has it.")
-    sex = next((column for column in SEX_COLUMNS if column in frame), None)
-    if sex is None:
-        raise ValueError(f"{table.name}: column {SEX_COLUMNS[0]!r} is not there; is this the table as shipped?")
-    frame = frame[frame["Image Index"].isin(read_list(names))]
-    if frame.empty:
-        raise ValueError(f"{names.name}: the list names no image of {table.name}; is it the right list?")
+    frame = read_entries(table, find_list(root, lists, files[split]))
     frame = drop_repeated(frame, "Image Index", f"{NAME}, split {split}").reset_index(drop=True)
 
     images = find_images(Path(root))
@@ -124,7 +112,7 @@ def read_chestxray14(
             "image": [images.get(name, f"images/{name}") for name in names],
             "patient_id": frame["Patient ID"].str.zfill(8),
             "view": frame["View Position"],
-            "sex": frame[sex].str.strip(),
+            "sex": frame["sex"].str.strip(),
             "age": frame["Patient Age"],
             "boxes": names.map(read_box_list(Path(root), set(names), image_size)),
         }
@@ -133,6 +121,30 @@ def read_chestxray14(
         records[finding] = [float(finding in present) for present in labels]
     columns = {finding: finding for finding in (*FINDINGS, NO_FINDING)}
     return make_records(records, columns, root, split, NAME, skip_missing=True)
+
+
+def find_list(root: str | os.PathLike, lists: str | os.PathLike | None, name: str) -> Path:
+    """The list of the images of a split: in the archive, or in the folder `lists` of another split."""
+    if lists is None:
+        return find_in_archive(root, [name], NAME, SOURCE)
+    path = Path(lists) / name
+    if not path.is_file():
+        raise ValueError(f"{lists}: {name} is not in this folder of lists; name the folder that has it.")
+    return path
+
+
+def read_entries(table: Path, names: Path) -> pd.DataFrame:
+    """The rows of the images that the list `names` has; the column of the sex is called `sex` in every edition."""
+    needed = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position")
+    frame = read_columns(table, needed, SEX_COLUMNS)
+    sex = next((column for column in SEX_COLUMNS if column in frame), None)
+    if sex is None:
+        raise ValueError(f"{table.name}: column {SEX_COLUMNS[0]!r} is not there; is this the table as shipped?")
+    frame = frame.rename(columns={sex: "sex"})
+    frame = frame[frame["Image Index"].isin(read_list(names))]
+    if frame.empty:
+        raise ValueError(f"{names.name}: the list names no image of {table.name}; is it the right list?")
+    return frame
 
 
 def read_list(path: Path) -> set[str]:

@@ -28,11 +28,12 @@ from pathlib import Path
 
 import datasets
 
+from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import counts_from_coco_string
-from processing_tier.records.schema import make_records
 
-from .archive import check_split, drop_repeated, find_in_archive, read_columns, read_json
+from .archive import drop_repeated, find_in_archive, read_columns, read_json
 from .chexpert import CHEXPERT_FINDINGS, DETAILS, add_details, add_ids
+from .splits import check_split
 
 SPLITS = ("validation", "test")
 NAME = "chexlocalize"

@@ -1,9 +1,9 @@
 """
-CheXpert, CheXpert Plus and the radiologists of CheXpert's test set: 224,316 radiographs of Stanford Hospital.
+CheXpert and the radiologists of its test set: 224,316 radiographs of Stanford Hospital, without reports.
 
-Where and terms: https://aimi.stanford.edu/datasets/chexpert-chest-x-rays, .../datasets/chexpert-plus, and for the test
-set's labels https://github.com/rajpurkarlab/cheXpert-test-set-labels; Stanford University School of Medicine research
-use agreement: no commercial use, no copies, no attempt to identify anybody.
+Where and terms: https://aimi.stanford.edu/datasets/chexpert-chest-x-rays, and for the labels of the test set
+https://github.com/rajpurkarlab/cheXpert-test-set-labels; Stanford University School of Medicine research use
+agreement: no commercial use, no copies, no attempt to identify anybody. The reports are in `chexpert_plus`.
 
 The folders as shipped (`CheXpert-v1.0-small` has the first form, the full size either):
 
@@ -12,31 +12,24 @@ The folders as shipped (`CheXpert-v1.0-small` has the first form, the full size 
         train/patient00001/study1/view1_frontal.jpg          valid/patient64541/study1/view1_frontal.jpg
         valid/...                                        CheXpert-v1.0 batch 2 (train 1)/patient00001/study1/...
         test/...  test_labels.csv or test.csv            test/...  groundtruth.csv
-    chexpert-plus/
-        df_chexpert_plus_240401.csv
-        chexbert_labels.zip or chexbert_labels/impression_fixed.json
-        PNG/train/patient00001/study1/view1_frontal.png  (or the chunks png_chexpert_plus_chunk_0 to 4 as extracted,
-            or DICOM, or the JPEG files of CheXpert itself)
     cheXpert-test-set-labels/
         groundtruth.csv  radiologists/benchmark_radiologists/bc4.csv, bc6.csv, bc8.csv
 
 What is derived:
 
 - ids: from the path, `patient00001`, `patient00001_study1`, `patient00001_study1_view1_frontal` (as CheXlocalize).
-- split: train and valid (called `validation`); for CheXpert also the 500 studies of the test set. Train patients are
-  not in the other two.
+- split: train, valid (called `validation`) and the 500 studies of the test set, which share no patient with train.
 - findings: the 14 of the tables, -1 uncertain, blank not mentioned. Those of the validation and test sets are votes of
-  radiologists on the whole study, so every image of a study has the same. A record stays an image: take the first
-  view of each study with `views="first"` for the 500 images that CheXzero scores, or average scores by `study_id`.
-- view: AP or PA for frontals where the table says so, else from the name of the file.
+  radiologists on the whole study, so every image of a study has the same labels. A record is still one image: for the
+  500 images that CheXzero scores, take the first view of each study with `views="first"`, or average the scores by
+  `study_id`.
+- view: AP or PA for frontal images where the table says so, otherwise from the name of the file.
 - age: 0 (unknown) is blank; 90 stands for 90 and above.
 
-Written from public code that reads them and from the files of the test set's labels; the layout of the batches, the
-columns of `test_labels.csv` and `test.csv` and of CheXpert Plus's archives could not be checked against a copy.
+Written from public code that reads the archive and from the files of the test set's labels. The layout of the batches
+and the columns of `test_labels.csv` and `test.csv` could not be checked against a copy.
 """
 
-import io
-import logging
 import os
 import re
 from collections.abc import Iterable
@@ -45,24 +38,12 @@ from pathlib import Path, PurePosixPath
 import datasets
 import pandas as pd
 
-from processing_tier.records.schema import make_records
-from processing_tier.reports.sections import extract_sections
+from processing_tier.records.from_table import make_records
 
-from .archive import (
-    check_split,
-    drop_repeated,
-    find_first,
-    find_in_archive,
-    open_zip,
-    read_bounded,
-    read_columns,
-    read_member,
-)
-
-logger = logging.getLogger(__name__)
+from .archive import drop_repeated, find_first, find_in_archive, read_columns
+from .splits import check_split
 
 SPLITS = ("train", "validation", "test")
-PLUS_SPLITS = ("train", "validation")
 CHEXPERT_FINDINGS = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -83,12 +64,9 @@ RADIOLOGISTS = ("bc4", "bc6", "bc8")
 DETAILS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 SEXES = {"Male": "M", "Female": "F"}
 VIEWS = ("all", "first")
-PLUS_LABELS = ("impression", "findings", "report")
 SOURCE = "https://aimi.stanford.edu/datasets/chexpert-chest-x-rays"
-PLUS_SOURCE = "https://aimi.stanford.edu/datasets/chexpert-plus"
 TEST_SOURCE = "https://github.com/rajpurkarlab/cheXpert-test-set-labels"
 IMAGE_PATH = r"(?:^|/)(patient\d+)/(study\d+)/(view(\d+)_(\w+))\.\w+$"
-MAX_LABEL_BYTES = 2**30  # of one of CheXpert Plus's label files; they have some 100 million
 
 
 def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") -> datasets.Dataset:
@@ -123,66 +101,6 @@ def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") ->
     ]
     columns = {"image": "Path", **add_details(frame, *DETAILS), **{finding: finding for finding in CHEXPERT_FINDINGS}}
     return make_records(frame, columns, root, split, "chexpert", skip_missing=True)
-
-
-def read_chexpert_plus(
-    root: str | os.PathLike, split: str, *, labels: str = "impression", views: str = "all"
-) -> datasets.Dataset:
-    """
-    Read one split of CheXpert Plus (CheXpert with reports) into the schema of [`records`]; no image is opened.
-
-    `findings` and `impression` are the table's own sections; a report without either goes through
-    [`extract_sections`].
-
-    Args:
-        root (`str` or `os.PathLike`): the folder with `df_chexpert_plus_240401.csv`.
-        split (`str`): `"train"` or `"validation"`.
-        labels (`str`, *optional*, defaults to `"impression"`):
-            What CheXbert read its labels from: `"impression"`, `"findings"`, `"report"`, or `"none"`. Where
-            `chexbert_labels` is not there, there are no finding columns, with a warning.
-        views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
-
-    Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table.
-
-    Raises:
-        `ValueError`: see [`make_records`]; also a table or column that is not there, labels that cannot be read.
-    """
-    name = "chexpert_plus"
-    check_split(split, PLUS_SPLITS, name)
-    check_views(views, name)
-    if labels not in (*PLUS_LABELS, "none"):
-        raise ValueError(f"{name}: labels are {labels!r}; choose {', '.join(PLUS_LABELS)} or none.")
-    path = find_in_archive(root, ["df_chexpert_plus_[0-9]*.csv*"], name, PLUS_SOURCE)
-    texts = ("report", "section_findings", "section_impression")
-    frame = read_columns(path, ("path_to_image", "split", *texts), ("sex", "age", "frontal_lateral", "ap_pa"))
-    folder = "valid" if split == "validation" else split
-    frame = drop_repeated(frame[frame["split"] == folder], "path_to_image", f"{name}, split {split}")
-    frame = add_ids(frame, "path_to_image", name, views)
-    below = [f"{base}{folder}" for base in ("", "PNG/", "PNG/PNG/", "CheXpert-v1.0*/", "DICOM/", "DICOM/*/")]
-    below += [f"{base}png_chexpert_plus_chunk_*/{png}{folder}" for base in ("", "PNG/") for png in ("", "PNG/")]
-    patients = find_patients(Path(root), below)
-    suffixes = {base: find_suffix(Path(root) / base) for base in set(patients.values())}
-    frame["path"] = [
-        f"{(base := patients.get(patient, folder))}/{patient}/{study}/{view}{suffixes.get(base, '.png')}"
-        for patient, study, view in zip(frame["patient_id"], frame["study"], frame["view_name"], strict=True)
-    ]
-    findings = []
-    table = read_plus_labels(Path(root), labels) if labels != "none" else None
-    if table is not None:
-        findings = list(CHEXPERT_FINDINGS)
-        table = drop_repeated(table, "path_to_image", f"{name}, labels {labels}")
-        frame = frame.merge(table, how="left", on="path_to_image", validate="one_to_one")
-    frame["findings"], frame["impression"] = frame["section_findings"], frame["section_impression"]
-    whole = frame["findings"].isna() & frame["impression"].isna() & frame["report"].notna()
-    sections = [extract_sections(text) for text in frame.loc[whole, "report"]]
-    for column in ("findings", "impression"):
-        frame.loc[whole, column] = [found[column] for found in sections]
-        frame[column] = [" ".join(text.split()) if isinstance(text, str) else "" for text in frame[column]]
-    frame["report"] = [text.replace("\r\n", "\n").strip() if isinstance(text, str) else "" for text in frame["report"]]
-    columns = {"image": "path", **add_details(frame, "sex", "age", "frontal_lateral", "ap_pa")}
-    columns |= {finding: finding for finding in findings}
-    return make_records(frame, columns, root, split, name, skip_missing=True)
 
 
 def read_radiologists(root: str | os.PathLike) -> pd.DataFrame:
@@ -282,39 +200,6 @@ def find_patients(root: Path, folders: Iterable[str]) -> dict[str, str]:
             for name in filter(re.compile(r"patient\d+").fullmatch, os.listdir(folder)):
                 patients.setdefault(name, folder.relative_to(root).as_posix())
     return patients
-
-
-def find_suffix(folder: Path) -> str:
-    """Suffix of the images in a folder of patients."""
-    image = next(folder.glob("patient*/study*/view*"), None)
-    return image.suffix if image is not None else ".png"
-
-
-def read_plus_labels(root: Path, labels: str) -> pd.DataFrame | None:
-    """CheXbert's labels by image; `None`, with a warning, where they are not there."""
-    name = f"{labels}_fixed.json"
-    path = find_first(root, [f"chexbert_labels/{name}", name, "chexbert_labels/chexbert_labels/" + name])
-    archive = find_first(root, ["chexbert_labels.zip"])
-    if path is not None:
-        data = read_bounded(path, MAX_LABEL_BYTES)
-    elif archive is not None:
-        with open_zip(archive) as file:
-            members = [member for member in file.namelist() if PurePosixPath(member).name == name]
-            if not members:
-                raise ValueError(f"{archive.name}: {name} is not in it; get it from {PLUS_SOURCE}.")
-            data = read_member(file, members[0], MAX_LABEL_BYTES)
-    else:
-        logger.warning(
-            "chexpert_plus: chexbert_labels.zip is not there, so there are no findings; get it from %s.", PLUS_SOURCE
-        )
-        return None
-    try:
-        frame = pd.read_json(io.BytesIO(data), lines=True, dtype=False)[["path_to_image", *CHEXPERT_FINDINGS]]
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{name}: these are not lines of path_to_image and the 14 findings; get it from {PLUS_SOURCE}."
-        ) from error
-    return frame
 
 
 def check_views(views: str, name: str) -> None:

@@ -36,11 +36,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import encode_mask
-from processing_tier.records.schema import make_records
 
 from ..radiograph_tier import read_source
-from .archive import check_split, find_in_archive
+from .archive import find_in_archive
+from .splits import check_split
 
 SPLITS = ("train", "validation", "test")
 NAME = "covid_qu_ex"

@@ -7,7 +7,7 @@ data set.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from huggingface_hub.file_download import repo_folder_name
 from processing_tier.records.annotations import ANNOTATIONS
 from processing_tier.records.identifiers import check_unique_ids, normalize_identifier, normalize_identifiers
 from processing_tier.records.labels import FINDING_VALUES, to_ages, to_label
-from processing_tier.records.schema import IDENTIFIERS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, finding_columns
+from processing_tier.records.schema import IDENTIFIERS, REQUIRED_COLUMNS, SCHEMA_COLUMNS, finding_columns
 
 from ..hub_names import check_hub_name
 from ..radiograph_tier import path_under
@@ -40,8 +40,8 @@ from .hub_records import (
     to_record,
     wrong_value,
 )
+from .splits import check_split
 
-KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
 IMAGE_DTYPES = ("string", "large_string", "binary", "large_binary")  # paths and files
 READ_ROWS = 10_000  # of a prepared data set at once
 
@@ -108,7 +108,10 @@ def read_hub(
     is_prepared = not columns and is_schema(dataset.features)
     if label_values and is_prepared:
         raise ValueError(f"label_values has no effect on {name}, whose findings are numbers; leave it out.")
-    columns = {**{column: column for column in KNOWN if column in there and column != "split"}, **(columns or {})}
+    columns = {
+        **{column: column for column in SCHEMA_COLUMNS if column in there and column != "split"},
+        **(columns or {}),
+    }
     check_features(dataset.features, columns, name, label_values)
     layout = Layout(columns, split, name, dataset.features, label_values)
 
@@ -163,7 +166,7 @@ def check_features(
                 f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(features)}."
             )
         feature = features[column]
-        if schema_name not in KNOWN and isinstance(feature, datasets.ClassLabel):
+        if schema_name not in SCHEMA_COLUMNS and isinstance(feature, datasets.ClassLabel):
             if any(to_label(word, label_values) is None for word in feature.names):
                 raise ValueError(
                     f"{name}: finding {schema_name!r} has the classes {', '.join(feature.names)}; map it to 1, 0, -1 "
@@ -194,11 +197,11 @@ def list_files(name: str, split: str) -> list[str]:
     """
     if os.path.isdir(name):
         shards = find_shards(Path(name))
-        check_split_name(split, shards, name)
+        check_split(split, shards, name)
         return [str(path) for path in shards[split]]
     if os.path.isfile(name):
         check_rows(count_rows([Path(name)]), Path(name))
-        check_split_name(split, list_hub_splits(name), name)
+        check_split(split, list_hub_splits(name), name)
         return [name]
     check_hub_name(name, "data set")
     try:
@@ -229,7 +232,7 @@ def load(name: str, split: str, streaming: bool) -> datasets.Dataset | datasets.
 def load_saved(folder: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
     """A split that `save_to_disk` wrote."""
     splits = saved_splits(folder)
-    check_split_name(split, splits, str(folder))
+    check_split(split, splits, str(folder))
     try:
         dataset = datasets.load_from_disk(str(splits[split])).with_format(None)
         dataset.data.validate(full=True)  # the file is mapped as it is: wrong offsets would lead out of it
@@ -242,11 +245,6 @@ def load_saved(folder: Path, split: str, streaming: bool) -> datasets.Dataset | 
     for field in ("description", "citation", "homepage", "license"):  # never read, and joined as texts by `datasets`
         setattr(dataset.info, field, "")
     return dataset.to_iterable_dataset() if streaming else dataset
-
-
-def check_split_name(split: str, splits: Iterable[str], name: str) -> None:
-    if split not in splits:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(splits)}.")
 
 
 def first_line(error: BaseException) -> str:

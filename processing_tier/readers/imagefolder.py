@@ -7,13 +7,14 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
+from processing_tier.records.from_table import make_records
 from processing_tier.records.identifiers import check_unique_ids, ids_from_paths
-from processing_tier.records.schema import make_records
 from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 from processing_tier.records.views import normalize_view
 
 from .formats import read_frame
-from .table import add_sections, drop_others, name_findings, select_split
+from .splits import check_split, select_split
+from .table import add_sections, drop_others, name_findings
 
 METADATA = ("metadata.csv", "metadata.parquet", "metadata.jsonl", "metadata.tsv", "metadata.xlsx")
 VIEW_COLUMNS = ("dicom_view", "view_position", "view")  # the first one that says more than OTHER counts
@@ -56,7 +57,7 @@ def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions 
     metadata = find_metadata(folder / split) or find_metadata(folder)
     if metadata is None:
         if there := split_folders(folder):
-            raise ValueError(f"{folder}: there is no split {split!r}; it has {', '.join(there)}.")
+            check_split(split, there, str(folder))
         raise ValueError(f"{folder}: no {METADATA[0]} is in it or in a folder for each split; add one.")
 
     columns = dict(table.columns or {})

@@ -32,17 +32,17 @@ import logging
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import datasets
 import pandas as pd
 from tqdm.auto import tqdm
 
+from processing_tier.records.from_table import make_records
 from processing_tier.records.paths import resolve_paths
-from processing_tier.records.schema import make_records
 from processing_tier.reports.sections import extract_sections
 
 from .archive import (
-    check_split,
     drop_repeated,
     find_first,
     find_in_archive,
@@ -52,13 +52,13 @@ from .archive import (
     read_member,
 )
 from .chexpert import CHEXPERT_FINDINGS
+from .splits import check_split
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-LABELS = {"chexpert": "*-chexpert.csv*", "negbio": "*-negbio.csv*", "radiologist": "*-test-set-labeled.csv*"}
+LABELS = {"chexpert": "chexpert.csv*", "negbio": "negbio.csv*", "radiologist": "test-set-labeled.csv*"}
 REPORTS = ("mimic-cxr-reports.zip", "mimic-cxr-reports", "files")
-JPG_SOURCE = "https://physionet.org/content/mimic-cxr-jpg/"
 NO_REPORTS = (
     "%s: there are no reports (mimic-cxr-reports.zip) in the folder: the texts are empty. Get them from "
     "https://physionet.org/content/mimic-cxr/ and name them in the option reports."
@@ -66,6 +66,18 @@ NO_REPORTS = (
 AIRSPACE_OPACITY = "Airspace Opacity"  # what the radiologists' table calls Lung Opacity
 MAX_REPORT_BYTES = 2**20  # the longest has some 15 thousand
 STUDY_FILE = re.compile(r"s(\d+)\.txt")
+
+
+class Form(NamedTuple):
+    """One of the two data sets: what it is called, where it comes from, and how the names of its images end."""
+
+    name: str
+    source: str
+    suffix: str
+
+
+JPG = Form("mimic_cxr_jpg", "https://physionet.org/content/mimic-cxr-jpg/", ".jpg")
+DICOM = Form("mimic_cxr", "https://physionet.org/content/mimic-cxr/", ".dcm")
 
 
 def read_mimic_cxr_jpg(
@@ -96,7 +108,7 @@ def read_mimic_cxr_jpg(
         `ValueError`: see [`make_records`]; also a table or column that is not there, unknown labels, reports that are
         not there or cannot be read.
     """
-    return read_mimic(root, split, "mimic_cxr_jpg", ".jpg", root, labels, reports)
+    return read_mimic(JPG, root, split, root, labels, reports)
 
 
 def read_mimic_cxr(
@@ -129,55 +141,75 @@ def read_mimic_cxr(
         beside = Path(root).resolve().parent.parent  # .../files/mimic-cxr/2.0.0 and .../files/mimic-cxr-jpg/2.0.0
         table = find_first(Path(root), ["*-split.csv*"]) or find_first(beside, ["mimic-cxr-jpg/*/*-split.csv*"])
         tables = root if table is None else table.parent
-    return read_mimic(root, split, "mimic_cxr", ".dcm", tables, labels, reports)
+    return read_mimic(DICOM, root, split, tables, labels, reports)
 
 
 def read_mimic(
+    form: Form,
     root: str | os.PathLike,
     split: str,
-    name: str,
-    suffix: str,
     tables: str | os.PathLike,
     labels: str,
     reports: str | os.PathLike | None,
 ) -> datasets.Dataset:
-    """Either form of the data set: `root` has the images, whose names end in `suffix`, `tables` the tables."""
+    """Either form of the data set: `root` has the images, `tables` the tables."""
+    name = form.name
     check_split(split, SPLITS, name)
     if labels != "none" and labels not in LABELS:
         raise ValueError(f"{name}: labels are {labels!r}; choose {', '.join(LABELS)} or none.")
     if labels == "radiologist" and split != "test":
         raise ValueError(f"{name}: the radiologists labelled the test split only; leave labels out for {split!r}.")
 
-    def find(pattern: str) -> Path:
-        return find_in_archive(tables, [f"mimic-cxr-2.0.0-{pattern}", f"mimic-cxr-*-{pattern}"], name, JPG_SOURCE)
-
-    frame = read_columns(find("split.csv*"), ("dicom_id", "study_id", "subject_id", "split"))
-    find_in_archive(root, ["files"], name, JPG_SOURCE if suffix == ".jpg" else JPG_SOURCE.replace("-jpg", ""))
+    frame = read_columns(find_table(tables, "split.csv*", name), ("dicom_id", "study_id", "subject_id", "split"))
+    find_in_archive(root, ["files"], name, form.source)
     frame = frame[frame["split"] == ("validate" if split == "validation" else split)].drop(columns="split")
     frame = drop_repeated(frame, "dicom_id", f"{name}, split {split}")
-    metadata = read_columns(find("metadata.csv*"), ("dicom_id", "ViewPosition")).drop_duplicates("dicom_id")
-    frame = frame.merge(metadata, how="left", on="dicom_id", validate="one_to_one")
+    metadata = read_columns(find_table(tables, "metadata.csv*", name), ("dicom_id", "ViewPosition"))
+    frame = frame.merge(metadata.drop_duplicates("dicom_id"), how="left", on="dicom_id", validate="one_to_one")
     frame["ViewPosition"] = frame["ViewPosition"].replace("XTABLE LATERAL", "LATERAL")
-    folder = "files/p" + frame["subject_id"].str[:2] + "/p" + frame["subject_id"] + "/s" + frame["study_id"]
-    frame["path"] = folder + "/" + frame["dicom_id"] + suffix
+    folders = "files/p" + frame["subject_id"].str[:2] + "/p" + frame["subject_id"] + "/s" + frame["study_id"]
+    frame["path"] = folders + "/" + frame["dicom_id"] + form.suffix
 
     findings = []
     if labels != "none":
-        pattern = LABELS[labels].removeprefix("*-")
-        optional = (*CHEXPERT_FINDINGS, AIRSPACE_OPACITY) if labels == "radiologist" else ()
-        table = read_columns(find(pattern), ("study_id", *(() if optional else CHEXPERT_FINDINGS)), optional)
-        if "Lung Opacity" not in table.columns:
-            table = table.rename(columns={AIRSPACE_OPACITY: "Lung Opacity"})
+        table = read_labels(find_table(tables, LABELS[labels], name), labels, name)
         findings = [finding for finding in CHEXPERT_FINDINGS if finding in table.columns]
-        if not findings:
-            raise ValueError(f"{name}: the table of labels={labels} has no finding; is it the file of the archive?")
-        table = drop_repeated(table, "study_id", f"{name}, labels {labels}")
         frame = frame.merge(table, how="left", on="study_id", validate="many_to_one")
+    add_texts(frame, dict(zip(frame["study_id"], folders, strict=True)), Path(root), reports, name)
 
-    source = (
-        find_first(Path(root), REPORTS) if reports is None else find_first(Path(reports), REPORTS) or Path(reports)
-    )
-    studies = dict(zip(frame["study_id"], folder, strict=True))
+    columns = {"image": "path", "image_id": "dicom_id", "patient_id": "subject_id", "view": "ViewPosition"}
+    columns |= {finding: finding for finding in findings}
+    return make_records(frame, columns, root, split, name, skip_missing=True)
+
+
+def find_table(folder: str | os.PathLike, ending: str, name: str) -> Path:
+    """One of the tables that come with MIMIC-CXR-JPG, of whichever version."""
+    return find_in_archive(folder, [f"mimic-cxr-2.0.0-{ending}", f"mimic-cxr-*-{ending}"], name, JPG.source)
+
+
+def read_labels(path: Path, labels: str, name: str) -> pd.DataFrame:
+    """The labels of each study; the radiologists' table has only some of the findings."""
+    if labels == "radiologist":
+        table = read_columns(path, ("study_id",), (*CHEXPERT_FINDINGS, AIRSPACE_OPACITY))
+    else:
+        table = read_columns(path, ("study_id", *CHEXPERT_FINDINGS))
+    if "Lung Opacity" not in table.columns:
+        table = table.rename(columns={AIRSPACE_OPACITY: "Lung Opacity"})
+    if not any(finding in table.columns for finding in CHEXPERT_FINDINGS):
+        raise ValueError(f"{name}: the table of labels={labels} has no finding; is it the file of the archive?")
+    return drop_repeated(table, "study_id", f"{name}, labels {labels}")
+
+
+def add_texts(
+    frame: pd.DataFrame, studies: dict[str, str], root: Path, reports: str | os.PathLike | None, name: str
+) -> None:
+    """
+    Add `report` and its sections to each image of a study; `studies` as for [`read_reports`].
+
+    Raises:
+        `ValueError`: the option `reports` names something else.
+    """
+    source = find_first(root, REPORTS) if reports is None else find_first(Path(reports), REPORTS) or Path(reports)
     texts = read_reports(source, studies) if source is not None and source.exists() else {}
     if not texts and studies:
         if reports is not None:
@@ -186,14 +218,10 @@ def read_mimic(
             )
         logger.warning(NO_REPORTS, name)
     sections = {study: {**extract_sections(text), "report": text} for study, text in texts.items()}
-    none = {"findings": "", "impression": "", "report": ""}
-    found = [sections.get(study, none) for study in frame["study_id"]]
-    for column in none:  # of type object, the images of a study share its texts in memory
+    empty = {"findings": "", "impression": "", "report": ""}
+    found = [sections.get(study, empty) for study in frame["study_id"]]
+    for column in empty:  # of type object, so that the images of a study share its texts in memory
         frame[column] = pd.Series([texts[column] for texts in found], index=frame.index, dtype=object)
-
-    columns = {"image": "path", "image_id": "dicom_id", "patient_id": "subject_id", "view": "ViewPosition"}
-    columns |= {finding: finding for finding in findings}
-    return make_records(frame, columns, root, split, name, skip_missing=True)
 
 
 def read_reports(source: Path, studies: dict[str, str]) -> dict[str, str]:

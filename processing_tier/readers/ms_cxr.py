@@ -33,9 +33,10 @@ import datasets
 import pandas as pd
 
 from processing_tier.records.boxes import group_boxes
-from processing_tier.records.schema import make_records
+from processing_tier.records.from_table import make_records
 
-from .archive import check_split, find_in_archive, read_columns, read_json
+from .archive import find_in_archive, read_columns, read_json
+from .splits import check_split
 
 SPLITS = ("train", "validation", "test")
 NAME = "ms_cxr"

@@ -40,9 +40,10 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from processing_tier.records.schema import make_records
+from processing_tier.records.from_table import make_records
 
-from .archive import check_split, drop_repeated, find_in_archive, read_columns
+from .archive import drop_repeated, find_in_archive, read_columns
+from .splits import check_split
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,22 @@ def read_padchest(
         )
         frame = frame[~excluded & ~broken]
 
+    frame, findings = add_findings(frame, min_images)
+    base = "images/" if (root / "images").is_dir() else ""
+    folders = {name: f"{base}{name}/" for name in frame["ImageDir"].dropna().unique() if is_folder(root / base, name)}
+    frame["path"] = [folders.get(folder, base) for folder in frame["ImageDir"]] + frame["ImageID"]
+    frame["image_id"] = frame["ImageID"].str.removesuffix(".png")
+    add_details(frame)
+    columns = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}
+    columns |= {"findings": "Report", "report": "Report", **{finding: finding for finding in findings}}
+    return make_records(frame, columns, root, split, "padchest", skip_missing=True)
+
+
+def add_findings(frame: pd.DataFrame, min_images: int) -> tuple[pd.DataFrame, list[str]]:
+    """
+    The table with a column for each label that at least `min_images` rows have; and these labels, the most frequent
+    first.
+    """
     lists = [parse_labels(text) for text in frame["Labels"]]
     counts = Counter(label for labels in lists if labels is not None for label in labels)
     findings = sorted(
@@ -143,21 +160,17 @@ def read_padchest(
         {label: [label in labels if labels is not None else False for labels in lists] for label in findings},
         index=frame.index,
     )
-    frame = pd.concat([frame, columns.astype("float32").where(stated, float("nan"))], axis=1)
+    return pd.concat([frame, columns.astype("float32").where(stated, float("nan"))], axis=1), findings
 
-    base = "images/" if (root / "images").is_dir() else ""
-    folders = {name: f"{base}{name}/" for name in frame["ImageDir"].dropna().unique() if is_folder(root / base, name)}
-    frame["path"] = [folders.get(folder, base) for folder in frame["ImageDir"]] + frame["ImageID"]
-    frame["image_id"] = frame["ImageID"].str.removesuffix(".png")
+
+def add_details(frame: pd.DataFrame) -> None:
+    """Add view, sex and age in the words of the schema."""
     frame["view"] = frame["Projection"].map(VIEWS)
     frame["sex"] = frame["PatientSex_DICOM"].where(frame["PatientSex_DICOM"].isin(["F", "M"]))
     years = pd.to_numeric(frame["StudyDate_DICOM"].str[:4], errors="coerce") - pd.to_numeric(
         frame["PatientBirth"], errors="coerce"
     )
     frame["age"] = years.where(years.between(0, 120))
-    columns = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}
-    columns |= {"findings": "Report", "report": "Report", **{finding: finding for finding in findings}}
-    return make_records(frame, columns, root, split, "padchest", skip_missing=True)
 
 
 def is_folder(root: Path, name: str) -> bool:

@@ -32,11 +32,12 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
+from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import counts_from_siim
-from processing_tier.records.schema import make_records
 
-from .archive import check_split, find_in_archive
+from .archive import find_in_archive
 from .formats import read_frame
+from .splits import check_split
 
 SPLITS = ("train", "test")
 NAME = "siim"

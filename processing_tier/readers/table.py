@@ -1,84 +1,29 @@
 """A table of one row per image, with any column names: CSV, Excel, JSON lines or Parquet."""
 
-import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pandas as pd
 
+from processing_tier.records.from_table import check_named, make_records
 from processing_tier.records.identifiers import (
     check_unique_ids,
     ids_from_paths,
-    normalize_identifier,
     normalize_identifiers,
 )
 from processing_tier.records.labels import detect_findings, label_key
-from processing_tier.records.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, check_named, make_records
+from processing_tier.records.schema import SCHEMA_COLUMNS
 from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 from processing_tier.reports.markup import join_text
 from processing_tier.reports.sections import extract_sections
 
 from .formats import read_frame
+from .splits import select_split
 
 logger = logging.getLogger(__name__)
-
-KNOWN = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-MAX_SPLITS = 20
-
-
-def list_table_splits(frame: pd.DataFrame, column: str) -> list[str]:
-    """Names of the splits of a table; a table without a split column is the split `train`."""
-    if column not in frame.columns:
-        return ["train"]
-    return sorted(filter(None, {normalize_identifier(value) for value in split_values(frame, column)}))
-
-
-def split_values(frame: pd.DataFrame, column: str) -> np.ndarray:
-    try:
-        return frame[column].dropna().unique()
-    except TypeError:  # lists or objects of a JSON file
-        raise ValueError(f"column {column!r} (for 'split') has lists; give one value in each row.") from None
-
-
-def select_split(
-    frame: pd.DataFrame, split: str | None, column: str, name: str
-) -> tuple[pd.DataFrame, np.ndarray, str]:
-    """
-    The rows that have a split, without its column; which of them are of the one asked for, and its name. A table
-    without a column called split is one split, of whatever name. Rows whose split is blank are in none, which is said
-    once.
-    """
-    if column not in frame.columns:
-        if column != "split":
-            there = ", ".join(frame.columns)
-            raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
-        return frame, np.ones(len(frame), dtype=bool), split or "train"
-    names = {value: normalize_identifier(value) for value in split_values(frame, column)}
-    splits = np.array([names.get(value, "") for value in frame[column]], dtype=object)
-    blank = splits == ""
-    if blank.any():
-        warn_of_blank_splits(name, blank.sum(), len(frame))
-    there = list(dict.fromkeys(filter(None, names.values())))
-    if len(there) > MAX_SPLITS:  # patients, perhaps
-        raise ValueError(f"{name}: column {column!r} has {len(there)} values; is it the one of the split?")
-    if split is None:
-        raise ValueError(f"{name}: which split? It has {', '.join(there)}; name one.")
-    chosen = splits == split
-    if not chosen.any() and not frame.empty:
-        raise ValueError(f"{name}: there is no split {split!r}; it has {', '.join(there) or 'none'}.")
-    frame = frame.drop(columns=column)
-    if not blank.any():  # a large table is copied no more often than it must
-        return frame, chosen, split
-    return frame[~blank], chosen[~blank], split
-
-
-@functools.lru_cache  # each split is read by a call of its own
-def warn_of_blank_splits(name: str, blank: int, total: int) -> None:
-    logger.warning("%s: %d of %d rows have no split: left out.", name, blank, total)
 
 
 def add_sections(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -127,11 +72,11 @@ def name_findings(
     another is not one. A word of `label_values` that is nowhere is said in a warning.
     """
     columns = dict(columns)
-    if not any(key not in KNOWN for key in columns):
-        used = {*columns.values(), *KNOWN}
+    if not any(key not in SCHEMA_COLUMNS for key in columns):
+        used = {*columns.values(), *SCHEMA_COLUMNS}
         columns |= {finding: finding for finding in detect_findings(frames, used, name, label_values)}
     if label_values:
-        named = [column for key, column in columns.items() if key not in KNOWN]
+        named = [column for key, column in columns.items() if key not in SCHEMA_COLUMNS]
         there = {
             label_key(value)
             for frame in frames
@@ -149,7 +94,7 @@ def name_findings(
 
 def drop_others(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     """The table with the columns of the schema and the named ones alone, so that no other is taken for a finding."""
-    used = {*columns.values(), *KNOWN}
+    used = {*columns.values(), *SCHEMA_COLUMNS}
     return frame[[column for column in frame.columns if column in used]]
 
 
@@ -178,7 +123,7 @@ def read_table(
     columns.pop("split", None)
     image_root = table.image_root if table.image_root is not None else path.parent
     frame, chosen, split = select_split(read_frame(path, sheet=table.sheet), split, table.split_column, str(path))
-    columns = {**{column: column for column in KNOWN if column in frame.columns}, **columns}
+    columns = {**{column: column for column in SCHEMA_COLUMNS if column in frame.columns}, **columns}
     check_named(frame, columns, str(path))
     frame, columns = add_image_ids(frame, columns, image_root, str(path))
     columns = name_findings([frame], columns, str(path), table.label_values)

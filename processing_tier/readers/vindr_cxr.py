@@ -35,11 +35,12 @@ import numpy as np
 import pandas as pd
 
 from processing_tier.records.boxes import group_boxes
+from processing_tier.records.from_table import make_records
 from processing_tier.records.labels import to_numbers
-from processing_tier.records.schema import make_records
 
-from .archive import check_split, find_first, find_in_archive, read_columns
+from .archive import find_first, find_in_archive, read_columns
 from .formats import read_frame
+from .splits import check_split
 
 SPLITS = ("train", "test")
 NAME = "vindr_cxr"

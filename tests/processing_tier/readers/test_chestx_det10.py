@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from archive_files import error_of, no_split
 
 from processing_tier.readers.chestx_det10 import FINDINGS, read_chestx_det10
 from processing_tier.records.schema import finding_columns
@@ -62,12 +63,10 @@ def test_test(root):
 
 def test_errors(root):
     def message(folder, split="train"):
-        with pytest.raises(ValueError) as error:
-            read_chestx_det10(folder, split)
-        return str(error.value)
+        return error_of(read_chestx_det10, folder, split)
 
     form = "the annotations are not file_name, syms and boxes; download it again."
-    assert message(root, "validation") == "chestx_det10: there is no split 'validation'; it has train, test."
+    assert message(root, "validation") == no_split("chestx_det10", "validation", "train, test")
     for wrong in (root.parent, root / "train_data"):
         assert message(wrong) == f"{wrong}: this is not the folder of chestx_det10, but {root} is; name that one."
     for text, reason in [

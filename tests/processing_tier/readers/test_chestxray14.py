@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from archive_files import error_of, no_split, write
 from PIL import Image
 
 from processing_tier.readers import chestxray14
@@ -29,11 +30,6 @@ BOXES = [
     "00000003_000.png,Infiltrate,900,900,200,50",
     "00000004_000.png,Mass,10,20,30,40",
 ]
-
-
-def write(path, lines, end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -98,11 +94,9 @@ def test_resized_images_and_other_lists(root, tmp_path):
 
 def test_errors(root, tmp_path_factory):
     def message(folder, split="train", **options):
-        with pytest.raises(ValueError) as error:
-            read_chestxray14(folder, split, **options)
-        return str(error.value)
+        return error_of(read_chestxray14, folder, split, **options)
 
-    assert message(root, "validation") == "chestxray14: there is no split 'validation'; it has train, test."
+    assert message(root, "validation") == no_split("chestxray14", "validation", "train, test")
     assert message(root, image_size="small") == (
         "chestxray14: image_size is 'small'; give the width of the stored images in pixels."
     )

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from archive_files import error_of, no_split, write
 
 from processing_tier.readers.chexlocalize import read_chexlocalize
 from processing_tier.records.masks import decode_mask
@@ -29,11 +30,6 @@ SEGMENTATIONS = {
     },
     "patient64542_study1_view1_frontal": {"Support Devices": EMPTY},
 }
-
-
-def write(path, lines=("jpeg",), end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -86,12 +82,10 @@ def test_test(root):
 
 def test_errors(root):
     def message(folder, split="validation"):
-        with pytest.raises(ValueError) as error:
-            read_chexlocalize(folder, split)
-        return str(error.value)
+        return error_of(read_chexlocalize, folder, split)
 
     source = "https://stanfordaimi.azurewebsites.net/datasets/23c56a0d-15de-405b-87c8-99c30138950c"
-    assert message(root, "train") == "chexlocalize: there is no split 'train'; it has validation, test."
+    assert message(root, "train") == no_split("chexlocalize", "train", "validation, test")
     for wrong in (root.parent, root / "CheXpert"):
         assert message(wrong) == f"{wrong}: this is not the folder of chexlocalize, but {root} is; name that one."
     path = root / "CheXlocalize" / "gt_segmentations_val.json"

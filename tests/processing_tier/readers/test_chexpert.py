@@ -1,15 +1,13 @@
-import json
 import logging
 import math
-import zipfile
 
 import pytest
+from archive_files import touch, write_table
 
 from processing_tier.readers.chexpert import (
     CHEXPERT_FINDINGS,
     RADIOLOGISTS,
     read_chexpert,
-    read_chexpert_plus,
     read_radiologists,
 )
 from processing_tier.records.schema import check_disjoint_patients, finding_columns
@@ -29,18 +27,6 @@ TEST = (
     "test/patient64742/study1/view2_lateral.jpg",
 )
 STUDIES = (("patient64741", "0,1" + ",0" * 12), ("patient64742", "0,0,0,1" + ",0" * 10))
-
-
-def write_table(path, header, rows, prefix="", newline="\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(newline.join([header, *(prefix + row for row in rows)]) + newline, newline="")
-
-
-def touch(folder, rows, suffix=".jpg"):
-    for row in rows:
-        path = folder / row.split(",")[0].replace(".jpg", suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 @pytest.fixture(params=["CheXpert-v1.0", "CheXpert-v1.0-small"])
@@ -173,80 +159,3 @@ def test_quirks(root, caplog):
     with pytest.raises(ValueError) as error:
         read_chexpert(root, "train", views="frontal")
     assert str(error.value) == "chexpert: views are 'frontal'; choose all or first."
-
-
-PLUS_HEADER = (
-    "path_to_image,path_to_dcm,frontal_lateral,ap_pa,deid_patient_id,patient_report_date_order,report,"
-    "section_findings,section_impression,age,sex,race,split"
-)
-PLUS = (
-    "train/patient42142/study5/view1_frontal.jpg,x.dcm,Frontal,AP,patient42142,5,"
-    '"NARRATIVE:\nFINDINGS: Lines.  IMPRESSION: 1. Normal.",Lines.,\n1. Normal.,61,Male,White,train'
-).replace(",\n1. Normal.", ',"\n1. Normal."')
-PLUS_ROWS = (
-    PLUS,
-    PLUS.replace("view1_frontal", "view2_lateral").replace("Frontal,AP", "Lateral,"),
-    'train/patient00003/study1/view1_frontal.jpg,,Frontal,PA,patient00003,1,"IMPRESSION: Edema.",,,0,Female,,train',
-    "train/patient00004/study1/view1_frontal.jpg,,Frontal,,patient00004,1,,,,,,,train",
-    "valid/patient64541/study1/view1_frontal.jpg,,Frontal,AP,patient64541,1,Clear.,,,73,Male,Other,valid",
-)
-
-
-def plus_labels(**labels) -> str:
-    rows = [{"path_to_image": row.split(",")[0], **dict.fromkeys(CHEXPERT_FINDINGS)} for row in PLUS_ROWS[:3]]
-    rows[2].update(labels)
-    return "\n".join(map(json.dumps, rows)) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("below", "suffix"),
-    [
-        ("", ".jpg"),
-        ("PNG", ".png"),
-        ("PNG/PNG", ".png"),
-        ("png_chexpert_plus_chunk_0/PNG", ".png"),
-        ("DICOM/Uncompressed", ".dcm"),
-    ],
-)
-def test_chexpert_plus(tmp_path, below, suffix, caplog):
-    write_table(tmp_path / "df_chexpert_plus_240401.csv", PLUS_HEADER, PLUS_ROWS)
-    touch(tmp_path / below, PLUS_ROWS, suffix)
-    (tmp_path / "chexbert_labels").mkdir()
-    (tmp_path / "chexbert_labels" / "impression_fixed.json").write_text(plus_labels(Edema=1.0, Pneumonia=-1.0))
-    train, validation = (read_chexpert_plus(tmp_path, split) for split in ("train", "validation"))
-    assert caplog.records == [] and len(train) == 4
-    assert train["image"][2]["path"] == str(tmp_path / below / f"train/patient00003/study1/view1_frontal{suffix}")
-    assert train["image_id"][1] == "patient42142_study5_view2_lateral" and train["view"][:2] == ["AP", "LATERAL"]
-    assert train["findings"][:] == ["Lines.", "Lines.", "", ""]
-    assert train["impression"][:] == ["1. Normal.", "1. Normal.", "Edema.", ""]  # the third from its report
-    assert train["report"][0].startswith("NARRATIVE:\nFINDINGS") and train["report"][3] == ""
-    assert train["Edema"][2] == 1 and train["Pneumonia"][2] == -1 and math.isnan(train["Edema"][0])
-    assert train["sex"][:] == ["M", "M", "F", ""] and train["age"][0] == 61 and math.isnan(train["age"][2])
-    assert validation["findings"][:] == ["Clear."] and math.isnan(validation["Edema"][0])
-
-
-def test_labels_of_chexpert_plus(tmp_path, caplog):
-    write_table(tmp_path / "df_chexpert_plus_240401.csv", PLUS_HEADER, PLUS_ROWS)
-    touch(tmp_path / "PNG", PLUS_ROWS, ".png")
-    assert finding_columns(read_chexpert_plus(tmp_path, "train")) == []
-    assert caplog.messages == [
-        "chexpert_plus: chexbert_labels.zip is not there, so there are no findings; get it from "
-        "https://aimi.stanford.edu/datasets/chexpert-plus."
-    ]
-    with zipfile.ZipFile(tmp_path / "chexbert_labels.zip", "w") as archive:
-        archive.writestr("chexbert_labels/report_fixed.json", plus_labels(Fracture=0.0))
-        archive.writestr("chexbert_labels/findings_fixed.json", "[1]")
-    assert read_chexpert_plus(tmp_path, "train", labels="report")["Fracture"][2] == 0
-    source = "https://aimi.stanford.edu/datasets/chexpert-plus"
-    for labels, message in [
-        ("impression", f"chexbert_labels.zip: impression_fixed.json is not in it; get it from {source}."),
-        (
-            "findings",
-            f"findings_fixed.json: these are not lines of path_to_image and the 14 findings; get it from {source}.",
-        ),
-        ("manual", "chexpert_plus: labels are 'manual'; choose impression, findings, report or none."),
-    ]:
-        with pytest.raises(ValueError) as error:
-            read_chexpert_plus(tmp_path, "train", labels=labels)
-        assert str(error.value) == message
-    assert finding_columns(read_chexpert_plus(tmp_path, "train", labels="none")) == []

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from archive_files import error_of, no_split
 from PIL import Image
 
 from processing_tier.readers.covid_qu_ex import CLASSES, read_covid_qu_ex
@@ -73,12 +74,10 @@ def test_parts_and_options(root, lung, caplog):
 
 def test_errors(root):
     def message(folder, split="train", **options):
-        with pytest.raises(ValueError) as error:
-            read_covid_qu_ex(folder, split, **options)
-        return str(error.value)
+        return error_of(read_covid_qu_ex, folder, split, **options)
 
     source = "https://www.kaggle.com/datasets/anasmohammedtahir/covidqu"
-    assert message(root, "val") == "covid_qu_ex: there is no split 'val'; it has train, validation, test."
+    assert message(root, "val") == no_split("covid_qu_ex", "val", "train, validation, test")
     assert message(root, part="heart") == "covid_qu_ex: there is no part 'heart'; choose infection or lung."
     assert (
         message(root, "test")

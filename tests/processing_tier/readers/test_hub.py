@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from archive_files import no_split
 from hub_server import Commit, HubServer, Repo
 from PIL import Image
 
@@ -108,7 +109,7 @@ def test_columns_of_others(tmp_path, streaming):
 def test_errors(tmp_path):
     folder = write(tmp_path / "p", [record(0)], SCHEMA | {"kind": datasets.ClassLabel(names=["no", "yes"])})
     for arguments, message in (
-        ((folder, "test"), f"{folder}: there is no split 'test'; it has train."),
+        ((folder, "test"), no_split(folder, "test", "train")),
         (
             (folder, "train", {"image": "img"}),
             f"{folder}: column 'img' (for 'image') is not there; it has image, image_id",

@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from archive_files import no_split
 from PIL import Image
 
 from processing_tier import read_radiograph
@@ -42,7 +43,7 @@ def test_one_metadata_file_with_a_split_column(folder, caplog):
     assert dataset["image_id"][:] == ["b"] and dataset["split"][:] == ["validation"]
     with pytest.raises(ValueError) as error:
         read_imagefolder(folder, "test")
-    assert str(error.value) == f"{folder}: there is no split 'test'; it has train, validation."
+    assert str(error.value) == no_split(folder, "test", "train, validation")
 
     text = (folder / "metadata.csv").read_text().replace("split,", "fold,", 1)
     (folder / "metadata.csv").write_text(text)
@@ -76,7 +77,11 @@ def test_errors(folder, tmp_path):
             "train",
             f"{archive}: files of this kind are not read; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet.",
         ),
-        (folder, "test", f"{folder}: there is no split 'test'; it has train, validation."),
+        (
+            folder,
+            "test",
+            no_split(folder, "test", "train, validation"),
+        ),
         (empty, "train", f"{empty}: no metadata.csv is in it or in a folder for each split; add one."),
         (folder, "train", f"{train}: 1 of 2 images are not there, the first is train/b.png; check the image folder."),
         (folder, "validation", f"{validation}: the split 'validation' is empty; check the file and the split."),

@@ -4,6 +4,7 @@ import math
 import zipfile
 
 import pytest
+from archive_files import no_split
 
 from processing_tier.readers.mimic_cxr import MAX_REPORT_BYTES, read_mimic_cxr, read_mimic_cxr_jpg
 from processing_tier.records.schema import check_disjoint_patients, finding_columns
@@ -214,7 +215,7 @@ def test_wrong_folders_and_missing_files(root, tmp_path):
     )
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "validate")
-    assert str(error.value) == "mimic_cxr_jpg: there is no split 'validate'; it has train, validation, test."
+    assert str(error.value) == no_split("mimic_cxr_jpg", "validate", "train, validation, test")
     for path in root.glob("*-metadata.csv*"):
         path.unlink()
     with pytest.raises(ValueError) as error:

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+from archive_files import error_of, no_split, write
 
 from processing_tier.readers.ms_cxr import FINDINGS, read_ms_cxr
 from processing_tier.records.schema import finding_columns
@@ -17,11 +18,6 @@ ROWS = [
     f"c-3,Edema,,{C},1,2,3,4,2544,3056,test",
     f"c-3,Edema,,{C},1,2,3,4,2544,3056,test",
 ]
-
-
-def write(path, lines=("jpeg",), end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -101,12 +97,10 @@ def test_coco_form_and_where_the_images_are(root, tmp_path):
 
 def test_errors(root, tmp_path):
     def message(folder, split="train"):
-        with pytest.raises(ValueError) as error:
-            read_ms_cxr(folder, split, image_root=tmp_path / "jpg")
-        return str(error.value)
+        return error_of(read_ms_cxr, folder, split, image_root=tmp_path / "jpg")
 
     name = "MS_CXR_Local_Alignment_v1.1.0"
-    assert message(root, "dev") == "ms_cxr: there is no split 'dev'; it has train, validation, test."
+    assert message(root, "dev") == no_split("ms_cxr", "dev", "train, validation, test")
     assert message(tmp_path) == f"{tmp_path}: this is not the folder of ms_cxr, but {root} is; name that one."
     with pytest.raises(
         ValueError,

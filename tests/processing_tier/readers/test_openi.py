@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pandas as pd
 import pytest
+from archive_files import no_split
 
 from processing_tier.readers import openi as openi_module
 from processing_tier.readers.openi import OPENI_FINDINGS, guess_views, image_key, parse_report, read_openi
@@ -209,7 +210,7 @@ def test_wrong_folders_and_missing_files(root, tmp_path_factory):
     )
     with pytest.raises(ValueError) as error:
         read_openi(root, "test")
-    assert str(error.value) == "openi: there is no split 'test'; it has train."
+    assert str(error.value) == no_split("openi", "test", "train")
 
 
 def test_the_real_reports_give_the_findings_and_texts_of_the_indiana_set(shared_data, tmp_path):

@@ -1,3 +1,6 @@
+import inspect
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -106,12 +109,12 @@ def test_phantom():
             "columns and image_root have no effect on 'phantom'; leave them out.",
         ),
         ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
-        ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? There are archive."),
+        ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? The readers are archive."),
         ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum, masks."),
         ("archive:/x,minimum=few", {}, "archive: minimum=few is not a whole number of at most 9 digits."),
         ("archive:/x,masks=no", {}, "archive: masks=no is not true or false."),
-        ("ARCH-IVE:/x", {}, "there is no reader 'ARCH-IVE'; did you mean 'archive'? There are archive."),
-        ("xyz:/x", {}, "there is no reader 'xyz'; there are archive."),
+        ("ARCH-IVE:/x", {}, "there is no reader 'ARCH-IVE'; did you mean 'archive'? The readers are archive."),
+        ("xyz:/x", {}, "there is no reader 'xyz'; the readers are archive."),
         (
             "archive:/x",
             {"columns": {"image": "x"}},
@@ -146,3 +149,15 @@ def test_a_prepared_folder_knows_its_origin(content, origin, tmp_path):
         (folder / "prepare.json").write_text(content)
     assert origin_name(folder) == origin
     assert dataset_name(folder) == "copy"  # what results call it
+
+
+def test_every_reader_is_documented():
+    """A reader is an entry of READERS, and a row of a table that tells users where the archive comes from."""
+    page = Path(__file__).resolve().parents[3] / "docs/public_datasets.md"
+    rows = {line.split("|")[1].strip() for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"}
+    missing = [name for name in readers.READERS if f"`{name}`" not in rows]
+    assert not missing, f"add to the tables of {page.name}: {', '.join(missing)}"
+    for name, (read, splits) in readers.READERS.items():
+        documentation = inspect.getmodule(read).__doc__
+        assert "Where" in documentation and "What is derived:" in documentation, name  # what tier-prepare's card shows
+        assert splits and read.__doc__, name

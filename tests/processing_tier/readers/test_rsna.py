@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+from archive_files import error_of, no_split, write
 
 from processing_tier.readers.rsna import MAPPING, read_rsna
 from processing_tier.records.schema import finding_columns
@@ -23,11 +24,6 @@ CLASSES = [
     "p-c,Normal",
     "p-d,Lung Opacity",
 ]
-
-
-def write(path, lines, end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -80,11 +76,9 @@ def test_patients_of_the_nih(root):
 
 def test_errors(root):
     def message(folder, split="train"):
-        with pytest.raises(ValueError) as error:
-            read_rsna(folder, split)
-        return str(error.value)
+        return error_of(read_rsna, folder, split)
 
-    assert message(root, "validation") == "rsna: there is no split 'validation'; it has train, test."
+    assert message(root, "validation") == no_split("rsna", "validation", "train, test")
     assert message(root / "stage_2_test_images") == (
         f"{root}/stage_2_test_images: this is not the folder of rsna, but {root.resolve()} is; name that one."
     )

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from archive_files import error_of, no_split, write
 
 from processing_tier.readers.siim import read_siim
 from processing_tier.records.masks import decode_mask
@@ -9,11 +10,6 @@ from processing_tier.records.schema import finding_columns
 UID = "1.2.276.0.7230010.3.1.4.8323329.{}.1517875252.4438"
 A, B, C, D, T, U = (UID.format(number) for number in range(6))
 FIRST_STAGE = ["ImageId, EncodedPixels", f"{A}, -1", f"{B}, 1024 3 1021 2", f"{B}, 0 5", f"{B}, 0 5", f"{C}, -1"]
-
-
-def write(path, lines=("DICM",), end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -61,11 +57,9 @@ def test_second_stage_labels_the_tests_of_the_first(root):
 
 def test_errors(root):
     def message(folder, split="train"):
-        with pytest.raises(ValueError) as error:
-            read_siim(folder, split)
-        return str(error.value)
+        return error_of(read_siim, folder, split)
 
-    assert message(root, "validation") == "siim: there is no split 'validation'; it has train, test."
+    assert message(root, "validation") == no_split("siim", "validation", "train, test")
     assert message(root / "dicom-images-train") == (
         f"{root}/dicom-images-train: this is not the folder of siim, but {root.resolve()} is; name that one."
     )

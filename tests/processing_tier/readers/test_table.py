@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from processing_tier.readers import formats, read_records, read_table
+from processing_tier.readers.splits import SPLIT_OPTIONS
 from processing_tier.records.schema import finding_columns
 from processing_tier.records.table_options import TableOptions
 
@@ -79,11 +80,11 @@ def test_errors(table, tmp_path):
             None,
             f"no column is named for 'image'; name one by --columns image=COLUMN; there are {there}.",
         ),
-        ({**COLUMNS, "split": "fold"}, None, "which split? It has train, test; name one."),
+        ({**COLUMNS, "split": "fold"}, None, f"which split? It has train, test. Choose one with {SPLIT_OPTIONS}."),
         (
             {**COLUMNS, "split": "fold"},
             "validation",
-            "there is no split 'validation'; it has train, test.",
+            f"there is no split 'validation'; it has train, test. Choose one with {SPLIT_OPTIONS}.",
         ),
     ]:
         with pytest.raises(ValueError) as error:
@@ -101,7 +102,7 @@ def test_rows_without_a_split(frame, tmp_path, caplog):
     rows.assign(fold=None).to_parquet(path.with_suffix(".parquet"))
     with pytest.raises(ValueError) as error:  # not the split "None"
         read_table(path.with_suffix(".parquet"), "None", TableOptions(columns))
-    assert str(error.value) == f"{path.with_suffix('.parquet')}: there is no split 'None'; it has none."
+    assert str(error.value) == f"{path.with_suffix('.parquet')}: there is no split 'None'; no row has a split."
 
 
 def test_unreadable_tables(tmp_path):
@@ -173,4 +174,4 @@ def test_a_column_of_patients_is_not_one_of_splits(tmp_path):
     pd.DataFrame({"image": "a.png", "pid": [f"Doe {i}" for i in range(50)]}).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(ValueError) as error:
         read_table(tmp_path / "t.csv", "train", TableOptions({"split": "pid"}))
-    assert str(error.value) == f"{tmp_path / 't.csv'}: column 'pid' has 50 values; is it the one of the split?"
+    assert str(error.value) == f"{tmp_path / 't.csv'}: column 'pid' has 50 values; is it the column of the split?"

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from archive_files import error_of, no_split, write
 
 from processing_tier.readers.vindr_cxr import read_vindr_cxr
 from processing_tier.records.schema import finding_columns
@@ -28,11 +29,6 @@ LABELS = [
 ]
 TEST_MARKS = ["image_id,class_name,x_min,y_min,x_max,y_max", "c3,Nodule/Mass,1,2,3,5", "d4,No finding,,,,"]
 TEST_LABELS = ["image_id," + CLASSES.format("disease"), "c3,0,1,0,1,0", "d4,0,0,0,0,1"]
-
-
-def write(path, lines, end="\r\n"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((end.join(lines) + end).encode())
 
 
 @pytest.fixture
@@ -110,11 +106,9 @@ def test_kaggle_layout(tmp_path):
 
 def test_errors(root):
     def message(folder, split="train", **options):
-        with pytest.raises(ValueError) as error:
-            read_vindr_cxr(folder, split, **options)
-        return str(error.value)
+        return error_of(read_vindr_cxr, folder, split, **options)
 
-    assert message(root, "validation") == "vindr_cxr: there is no split 'validation'; it has train, test."
+    assert message(root, "validation") == no_split("vindr_cxr", "validation", "train, test")
     assert message(root, min_votes=4) == (
         "vindr_cxr: min_votes is 4, but three radiologists read an image; choose 1, 2 or 3."
     )

@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from processing_tier.radiograph_tier import path_under
+from processing_tier.records.from_table import make_records
 from processing_tier.records.paths import resolve_paths
 from processing_tier.records.schema import (
     REQUIRED_COLUMNS,
     check_columns,
     check_disjoint_patients,
     finding_columns,
-    make_records,
     select_text,
 )
 from processing_tier.records.views import FRONTAL_VIEWS, normalize_view
