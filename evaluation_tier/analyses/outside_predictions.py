@@ -12,6 +12,7 @@ from evaluation_tier.analyses.radiologists import compare_evaluation
 from evaluation_tier.scoring.protocols import Protocol
 from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
+from evaluation_tier.statistics.thresholds import ThresholdChoice
 from processing_tier.prompts.loader import normalize_finding
 from processing_tier.readers.archive import find_first
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS, read_radiologists, read_study_table
@@ -127,7 +128,7 @@ def compare_predictions(
         if truth is None:
             raise ValueError(f"Neither {Path(path).name} has labels nor {radiologists} a groundtruth.csv: add one.")
         labels = read_study_table(truth).reindex(scores.index)
-    where, other = f"the table {Path(path).name} itself (optimistic)", {}
+    where, other = f"the table {Path(path).name} itself (optimistic)", ()
     if threshold_table is not None:
         where, other = f"the table {Path(threshold_table).name}", read_threshold_table(threshold_table, findings)
     check_labels(labels, findings, Path(path).name)
@@ -136,9 +137,8 @@ def compare_predictions(
         scores.to_numpy(),
         list(scores.index),
         findings,
-        rule=protocol.rule,
+        thresholds=ThresholdChoice(protocol.rule, *other),
         resampling=Resampling(num_resamples, seed, protocol.resampling),
-        **other,
     )
     how = {"name": f"{protocol.name} (thresholds and intervals)", "thresholds": protocol.rule.describe(where)}
     metrics = {
@@ -154,8 +154,8 @@ def compare_predictions(
     return metrics
 
 
-def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> dict[str, np.ndarray]:
-    """Labels and scores of these findings on another split, as [`summarize`] takes them."""
+def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores (studies, findings) of these findings on another split."""
     validation = read_predictions(path, with_studies=False)
     if validation.labels is None:
         raise ValueError(f"{Path(path).name} has no labels: add the columns label_Edema and so on.")
@@ -163,10 +163,7 @@ def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> di
         for kind, frame in (("score", validation.scores), ("label", validation.labels)):
             if finding not in frame:
                 raise ValueError(f"{Path(path).name} has no column {kind}_{finding}, and the predictions have.")
-    return {
-        "threshold_labels": validation.labels[list(findings)].to_numpy(),
-        "threshold_scores": validation.scores[list(findings)].to_numpy(),
-    }
+    return validation.labels[list(findings)].to_numpy(), validation.scores[list(findings)].to_numpy()
 
 
 def check_labels(labels: pd.DataFrame, findings: Sequence[str], name: str) -> None:

@@ -10,9 +10,8 @@ from evaluation_tier.figures.style import COLOURS, GREY, STYLE, import_matplotli
 from evaluation_tier.output.metrics_file import as_float, write_beside
 from evaluation_tier.output.tables import format_number
 from evaluation_tier.scoring.findings import is_scored_by_others
-from evaluation_tier.statistics.calibration import calibrate, reliability_curve
+from evaluation_tier.statistics.calibration import calibrate, log_odds, reliability_curve
 from evaluation_tier.statistics.subgroups import wilson_interval
-from evaluation_tier.statistics.summary import log_odds
 
 SCORINGS_OF_PROBABILITIES = ("softmax", "sigmoid")  # calibrated by their log-odds
 

@@ -47,6 +47,7 @@ from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import Resampling, find_too_few
 from evaluation_tier.statistics.subgroups import summarize_subgroups
 from evaluation_tier.statistics.summary import metric_entry, summarize
+from evaluation_tier.statistics.thresholds import ThresholdChoice
 from processing_tier.prompts.loader import Prompts, normalize_finding
 
 logger = logging.getLogger(__name__)
@@ -156,13 +157,11 @@ def evaluate_zero_shot(
         scores,
         patient_ids,
         findings,
-        threshold_labels=threshold_labels,
-        threshold_scores=threshold_scores,
+        thresholds=ThresholdChoice(protocol.rule, threshold_labels, threshold_scores),
         probabilities=[
             protocol.scoring != "difference" and not are_logits and i not in by_others for i in range(len(findings))
         ],
         resampling=resampling,
-        rule=protocol.rule,
     )
     subgroups = summarize_subgroups(
         labels,

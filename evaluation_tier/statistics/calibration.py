@@ -1,7 +1,7 @@
 """From scores to probabilities, and how far those can be trusted: pure functions of labels and scores, in numpy.
 
-Labels are as in [`metrics`]: uncertain (-1) and unstated (NaN) ones are left out. What is fitted here belongs on a
-split apart from the one that is reported.
+Labels are as in [`metrics`]: uncertain (-1) and unstated (NaN) ones are left out. Fit scale, bias and temperature on
+another split than the one that you report.
 """
 
 from typing import NamedTuple
@@ -176,3 +176,38 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15, binning: 
     if not len(curve.count):
         return float("nan")
     return float(np.average(np.abs(curve.mean_probability - curve.frequency), weights=curve.count))
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)), finite for 0 and 1 too."""
+    probabilities = np.clip(probabilities, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    return np.log(probabilities) - np.log1p(-probabilities)
+
+
+def measure_calibration(
+    labels: np.ndarray, scores: np.ndarray, fit_labels: np.ndarray, fit_scores: np.ndarray, probabilities: bool
+) -> tuple[dict[str, float], np.ndarray]:
+    """
+    How far the calibrated probabilities of one finding can be trusted.
+
+    Args:
+        labels, scores (`np.ndarray`): (images,), of the evaluated split.
+        fit_labels, fit_scores (`np.ndarray`): (images,), of the split on which scale and bias are fitted.
+        probabilities (`bool`): the scores are probabilities: scale and bias are of their log-odds.
+
+    Returns:
+        `scale`, `bias`, `ece` and `brier`; and the squared error of each image (images,), NaN where the label is not
+        known.
+    """
+    if probabilities:
+        scores, fit_scores = log_odds(scores), log_odds(fit_scores)
+    scale, bias = fit_calibration(fit_labels, fit_scores)
+    calibrated = calibrate(scores, scale, bias)
+    undefined = np.isnan(scale)
+    measured = {
+        "scale": scale,
+        "bias": bias,
+        "ece": float("nan") if undefined else ece(labels, calibrated),
+        "brier": float("nan") if undefined else brier(labels, calibrated),
+    }
+    return measured, np.where((labels == 0) | (labels == 1), (calibrated - labels) ** 2, np.nan)

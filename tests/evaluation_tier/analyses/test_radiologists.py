@@ -8,6 +8,7 @@ from evaluation_tier.output.result_tables import radiologist_tables
 from evaluation_tier.scoring.protocols import PROTOCOLS
 from evaluation_tier.statistics.resampling import Resampling, draw_resamples
 from evaluation_tier.statistics.summary import summarize
+from evaluation_tier.statistics.thresholds import ThresholdChoice
 
 # The three benchmark radiologists on the 500 studies of CheXpert's test set: true and false positives of each finding,
 # and MCC and F1 as published (to 4 digits), which these counts and no others give.
@@ -109,10 +110,10 @@ def test_f1_is_at_the_threshold_of_the_protocol(protocol):
     """TIER's F1 is at the threshold with the best F1 on validation, CheXzero's at that of MCC."""
     labels, readers = benchmark()
     scores, rule = noisy_scores(labels), PROTOCOLS[protocol].rule
-    validation = {"threshold_labels": labels.to_numpy(), "threshold_scores": noisy_scores(labels, 1).to_numpy()}
+    validation = ThresholdChoice(rule, labels.to_numpy(), noisy_scores(labels, 1).to_numpy())
     studies, ids = list(labels.index), {"image_id": labels.index, "patient_id": labels.index}
     summary = summarize(
-        labels.to_numpy(), scores.to_numpy(), studies, FINDINGS, rule=rule, resampling=Resampling(5), **validation
+        labels.to_numpy(), scores.to_numpy(), studies, FINDINGS, thresholds=validation, resampling=Resampling(5)
     )
     how = {"thresholds": rule.describe("the split 'validation'"), "n_bootstrap": 5, "seed": 0}
     predictions = pd.DataFrame(
@@ -121,12 +122,11 @@ def test_f1_is_at_the_threshold_of_the_protocol(protocol):
     found = compare_evaluation({"findings": summary["findings"], "protocol": how}, predictions, studies, readers)
     differing = 0
     for finding in FINDINGS:
-        candidates = np.sort(validation["threshold_scores"][:, FINDINGS.index(finding)])[::-1]
+        candidates = np.sort(validation.scores[:, FINDINGS.index(finding)])[::-1]
         model, best = found["findings"][finding]["model"], {}
         for name, function in (("mcc", matthews_corrcoef), ("f1", f1_score)):
             values = [
-                function(labels[finding], validation["threshold_scores"][:, FINDINGS.index(finding)] >= at)
-                for at in candidates
+                function(labels[finding], validation.scores[:, FINDINGS.index(finding)] >= at) for at in candidates
             ]
             best[name] = candidates[np.argmax(values)]
         at = best["f1" if protocol == "tier" else "mcc"]

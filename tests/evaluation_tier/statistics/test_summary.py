@@ -8,7 +8,7 @@ from evaluation_tier.statistics.calibration import brier, ece, sigmoid
 from evaluation_tier.statistics.metrics import auprc, auroc, best_threshold, f1, mcc, sensitivity, specificity
 from evaluation_tier.statistics.resampling import Resampling, draw_resamples, draw_stratified_resamples
 from evaluation_tier.statistics.summary import summarize
-from evaluation_tier.statistics.thresholds import ThresholdRule
+from evaluation_tier.statistics.thresholds import ThresholdChoice, ThresholdRule
 
 FINDINGS = ["Edema", "Pneumonia"]
 
@@ -25,7 +25,10 @@ def make(num_images: int = 120, seed: int = 0):
 def test_every_number_is_the_plain_one():
     labels, scores, patients = make()
     split_labels, split_scores, _ = make(seed=1)
-    options = {"threshold_labels": split_labels, "threshold_scores": split_scores, "resampling": Resampling(50, 4)}
+    options = {
+        "thresholds": ThresholdChoice(labels=split_labels, scores=split_scores),
+        "resampling": Resampling(50, 4),
+    }
     found = summarize(labels, scores, patients, FINDINGS, **options)
     thresholds = [best_threshold(split_labels[:, i], split_scores[:, i]) for i in range(2)]
     resampled = bootstrap(labels, scores, draw_resamples(patients, 50, 4), thresholds)
@@ -55,7 +58,14 @@ def test_every_number_is_the_plain_one():
 
 def test_thresholds_come_from_the_data_where_there_is_no_split():
     labels, scores, patients = make()
-    found = summarize(labels, scores, patients, FINDINGS, rule=ThresholdRule(mcc="youden"), resampling=Resampling(5))
+    found = summarize(
+        labels,
+        scores,
+        patients,
+        FINDINGS,
+        thresholds=ThresholdChoice(ThresholdRule(mcc="youden")),
+        resampling=Resampling(5),
+    )
     result = found["findings"]["Edema"]
     assert (
         result["threshold"] == result["thresholds"]["youden"] == best_threshold(labels[:, 0], scores[:, 0], "youden")
@@ -149,12 +159,12 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"20 patient ids and 1 findings, but labels \(20, 2\)"):
         summarize(labels, scores, patients, ["Edema"])
     with pytest.raises(ValueError, match="needs both labels and scores"):
-        summarize(labels, scores, patients, FINDINGS, threshold_labels=labels)
+        summarize(labels, scores, patients, FINDINGS, thresholds=ThresholdChoice(labels=labels))
     with pytest.raises(ValueError, match=r"on the thresholds' split \(20, 1\) and \(20, 1\)"):
-        options = {"threshold_labels": labels[:, :1], "threshold_scores": scores[:, :1]}
-        summarize(labels, scores, patients, FINDINGS, **options)
+        one = ThresholdChoice(labels=labels[:, :1], scores=scores[:, :1])
+        summarize(labels, scores, patients, FINDINGS, thresholds=one)
     with pytest.raises(ValueError, match="criterion of a threshold is 'best'"):
-        summarize(labels, scores, patients, FINDINGS, rule=ThresholdRule(mcc="best"))
+        summarize(labels, scores, patients, FINDINGS, thresholds=ThresholdChoice(ThresholdRule(mcc="best")))
     with pytest.raises(ValueError, match="resampling must be one of patients, stratified, chexzero, but is 'images'"):
         summarize(labels, scores, patients, FINDINGS, resampling=Resampling(kind="images"))
 

@@ -5,7 +5,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, roc_cur
 from evaluation_tier.scoring.protocols import PROTOCOLS
 from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
-from evaluation_tier.statistics.thresholds import ThresholdRule, f1_threshold
+from evaluation_tier.statistics.thresholds import ThresholdChoice, ThresholdRule, f1_threshold
 
 
 def make(num_images: int, seed: int):
@@ -16,8 +16,8 @@ def make(num_images: int, seed: int):
 
 def reported(rule: ThresholdRule) -> dict:
     labels, scores = make(300, 0)
-    other = dict(zip(("threshold_labels", "threshold_scores"), make(200, 5), strict=True))
-    return summarize(labels, scores, np.arange(300), ["Edema"], rule=rule, resampling=Resampling(20), **other)
+    choice = ThresholdChoice(rule, *make(200, 5))
+    return summarize(labels, scores, np.arange(300), ["Edema"], thresholds=choice, resampling=Resampling(20))
 
 
 def best(function, labels, scores) -> float:
