@@ -8,10 +8,11 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .base_tier import TierCLIPOutput
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_classification_tier import TierCLIPForImageClassification, TierDualEncoderForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
-from .modeling_tier import TierCLIPModel, TierCLIPOutput
+from .modeling_tier import TierCLIPModel
 from .pipeline_tier import TASK, CxrZeroShotClassificationPipeline
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code may have registered its own copy.

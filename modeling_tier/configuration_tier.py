@@ -16,11 +16,12 @@ from transformers.image_utils import (
 )
 from transformers.utils import logging
 
+from .findings_tier import check_findings
+from .pooling_tier import IMAGE_POOLINGS
+
 logger = logging.get_logger(__name__)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
-IMAGE_POOLINGS = ("cls", "patch_mean")
-FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias", "measured_on")
 
 # What transformers itself passes to a configuration or writes into config.json, beside the declared fields.
 LIBRARY_KEYS = {
@@ -295,32 +296,6 @@ def located(name: str | os.PathLike) -> dict[str, str]:
 def per_channel(value: Channels) -> list[float]:
     """Three numbers, also where one stands for all."""
     return list(value) if isinstance(value, (list, tuple)) else [value] * 3
-
-
-def check_findings(findings: dict) -> None:
-    """ValueError for what `zero_shot_findings` of a configuration cannot be."""
-    for name, entry in findings.items():
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"The name of a finding must be text, not {name!r}.")
-        if not isinstance(entry, dict) or not entry.keys() <= set(FINDING_KEYS):
-            raise ValueError(f"The finding {name!r} must have the keys {', '.join(FINDING_KEYS)}, not {entry!r}.")
-        for side in ("positive", "negative"):
-            texts = entry.get(side)
-            if not isinstance(texts, list) or not texts:
-                raise ValueError(f"The finding {name!r} has no {side} prompts: give a list of at least one sentence.")
-            if not all(isinstance(text, str) and text.strip() for text in texts):
-                raise ValueError(f"The {side} prompts of the finding {name!r} must be sentences, not {texts!r}.")
-        for key, fits, wanted in (
-            ("threshold", lambda value: 0 <= value <= 1, "between 0 and 1"),
-            ("scale", lambda value: 0 < value < math.inf, "above 0"),
-            ("bias", math.isfinite, "that is finite"),
-        ):
-            value = entry.get(key, 0.5)
-            if type(value) not in (int, float) or not fits(value):
-                raise ValueError(f"The {key} of the finding {name!r} must be a number {wanted}, not {value!r}.")
-        told = entry.get("measured_on", {})
-        if not isinstance(told, dict) or not all(isinstance(value, (str, int)) for value in told.values()):
-            raise ValueError(f"measured_on of the finding {name!r} must hold names and numbers, not {told!r}.")
 
 
 def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:

@@ -13,9 +13,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .base_tier import TierModelMixin
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
-from .modeling_dual_tier import TierDualEncoderModel, check_image_tower, make_tower, make_visual_projection
-from .modeling_tier import TierCLIPModel, TierModelMixin, copy_trained_on
+from .modeling_dual_tier import TierDualEncoderModel
+from .modeling_tier import TierCLIPModel
+from .saving_tier import SavingMixin
+from .towers_tier import check_image_tower, make_tower, make_visual_projection
 
 PROBLEM_TYPE = "multi_label_classification"
 
@@ -45,7 +48,7 @@ def masked_bce(
     return torch.where(stated, losses, 0).sum() / torch.as_tensor(count, device=logits.device).clamp(min=1)
 
 
-class ImageTowerClassifier:
+class ImageTowerClassifier(SavingMixin):
     """
     What the classifiers below share. A subclass has `vision_model`, `visual_projection`, `classifier` and
     `get_image_features`, whose `pooler_output` (batch, dim) is the global image embedding.
@@ -198,15 +201,6 @@ class ImageTowerClassifier:
         self.config.auto_map = {}
         vars(self.config).pop("custom_pipelines", None)
         super().save_pretrained(save_directory, *args, **kwargs)
-        copy_trained_on(self, save_directory)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
-        """Uploads, as [`TierCLIPModel.push_to_hub`] does, to a repository that is private unless told otherwise."""
-        self._is_pushed_publicly = not private
-        try:
-            return super().push_to_hub(repo_id, private=private, **kwargs)
-        finally:
-            del self._is_pushed_publicly
 
 
 def check_problem_type(config) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Pipeline, PreTrainedModel
 from transformers.utils import logging
 
-from .configuration_tier import check_findings
+from .findings_tier import SIDES, report_calibration, resolve_findings
 from .maps_tier import mean_direction, similarity_map
 from .texts_tier import check_family, embed_texts, text_tower_state, tokenize
 
@@ -22,41 +22,8 @@ TASK = "cxr-zero-shot-classification"
 OPTIONS = ("findings", "return_heatmaps", "timeout", "on_error")
 RETURN_HEATMAPS = (False, True, "lists")
 ON_ERROR = ("raise", "skip")
-SIDES = ("positive", "negative")
-TEMPLATES = {"positive": "{}.", "negative": "No {}."}
 MIN_SIDE = 16  # pixels; the smallest radiographs in use have 28
 MAX_CACHED_TEXTS = 4096
-
-
-def normalize_name(finding: str) -> str:
-    """The name of a finding whatever its case, spaces and underscores."""
-    return " ".join(finding.replace("_", " ").lower().split())
-
-
-def with_templates(finding: str, entry: Mapping) -> dict:
-    """An entry of `zero_shot_findings` from one whose sides may be missing (templates) or single sentences."""
-    label = finding.replace("_", " ")
-    templates = {side: template.replace("{}", label) for side, template in TEMPLATES.items()}
-    if not any(side in entry for side in SIDES):
-        positive, negative = templates.values()
-        logger.warning_once(
-            f"The finding {finding!r} has no sentences of its own: scored with {positive!r} and {negative!r}, "
-            "uncalibrated."
-        )
-    entry = {**templates, **entry}
-    for side in SIDES:
-        if isinstance(entry[side], (str, tuple)):
-            entry[side] = [entry[side]] if isinstance(entry[side], str) else list(entry[side])
-    return entry
-
-
-def describe_measurement(told: Mapping | None) -> str:
-    """`measured_on` of a finding in words: which images made its scale, bias and threshold."""
-    if not told:
-        return "images that are not named"
-    images = f"{told.get('images', 'an unknown number of')} images of {told.get('dataset', 'unnamed data')}"
-    split = f", split {told['split']!r}" if told.get("split") else ""
-    return f"{images}{split}{', ' + str(told['date']) if told.get('date') else ''}"
 
 
 def is_one_image(images) -> bool:
@@ -146,8 +113,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 all findings of the configuration, in the order of the alphabet.
             return_heatmaps (`bool` or `"lists"`, *optional*, defaults to `False`):
                 Whether to add where the image resembles the positive sentences more than the negative ones. It takes 4
-                bytes for each pixel of the original and each finding, and with `image_pooling="cls"` a second pass
-                through the image tower. `"lists"` gives what JSON can hold, and takes several times as much.
+                bytes for each pixel of the original and each finding. `"lists"` gives what JSON can hold, and takes
+                several times as much.
             on_error (`str`, *optional*, defaults to `"raise"`):
                 What an image does that cannot be read. `"skip"`: in its place stands `{"error": reason}`, and a
                 warning says so; the others are scored.
@@ -203,51 +170,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         return preprocess_params, forward_params, postprocess_params
 
     def resolve_findings(self, findings: str | Sequence[str] | Mapping[str, Mapping] | None = None) -> dict[str, dict]:
-        """The entries of `zero_shot_findings` that `findings` of a call stands for, by the names given there."""
-        stored = getattr(self.model.config, "zero_shot_findings", None) or {}
-        if findings is None:
-            if not stored:
-                raise ValueError(
-                    "The model's configuration keeps no findings: name some, such as findings=['Pleural Effusion']."
-                )
-            resolved = dict(sorted(stored.items()))  # as a file of the configuration keeps them
-        elif isinstance(findings, Mapping):
-            resolved = {
-                name: with_templates(name, entry) if isinstance(name, str) and isinstance(entry, Mapping) else entry
-                for name, entry in findings.items()
-            }
-        else:
-            by_name = {normalize_name(name): entry for name, entry in stored.items()}
-            resolved = {}
-            for name in [findings] if isinstance(findings, str) else findings:
-                entry = stored.get(str(name)) or by_name.get(
-                    normalize_name(str(name))
-                )  # "Edema" may be beside "edema"
-                if entry is None:
-                    entry = with_templates(str(name), {})
-                resolved[name] = entry
-        if not resolved:
-            raise ValueError("The list of findings is empty: name at least one, or leave it out for the model's own.")
-        check_findings(resolved)
-        self.tell_calibration(resolved)
+        """The entries that `findings` of a call stands for; see [`findings_tier.resolve_findings`]."""
+        resolved = resolve_findings(findings, getattr(self.model.config, "zero_shot_findings", None) or {})
+        report_calibration(resolved)
         return resolved
-
-    def tell_calibration(self, findings: dict[str, dict]) -> None:
-        """Says once which scores are probabilities, and for which images."""
-        calibrated = {name: entry for name, entry in findings.items() if "scale" in entry}
-        if not calibrated:
-            return
-        sources = dict.fromkeys(describe_measurement(entry.get("measured_on")) for entry in calibrated.values())
-        logger.warning_once(
-            "The calibrated scores are probabilities for images like those of the calibration "
-            f"({'; '.join(sources)}). Calibrate again for other images."
-        )
-        lacking = [name for name in findings if name not in calibrated]
-        if lacking:
-            logger.warning_once(
-                f"Not calibrated: {', '.join(lacking)}. These scores are not probabilities; do not compare them with "
-                "those of the other findings."
-            )
 
     def check_gives_maps(self) -> None:
         if not hasattr(self.model, "get_patch_map"):
@@ -285,11 +211,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         positive, negative = self.embed_findings(findings or self.resolve_findings())  # each (findings, dim)
         pixel_values = model_inputs["pixel_values"]
         if return_heatmaps:
-            patches = self.model.get_patch_map(pixel_values).float()  # (images, rows, columns, dim)
-        if return_heatmaps and self.model.config.image_pooling == "patch_mean":
-            features = patches.mean(dim=(1, 2))  # (images, dim), as the model pools them
+            image_outputs, patches = self.model.encode_images(pixel_values)  # patches (images, rows, columns, dim)
         else:
-            features = self.model.get_image_features(pixel_values=pixel_values).pooler_output.float()
+            image_outputs = self.model.get_image_features(pixel_values=pixel_values)
+        features = image_outputs.pooler_output.float()  # (images, dim)
         directions = (positive - negative).to(features.device)  # with device_map, each tower may have its own
         differences = F.normalize(features, dim=-1) @ directions.T  # (images, findings)
         if not differences.isfinite().all():

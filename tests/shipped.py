@@ -1,13 +1,18 @@
 """The files of code that a saved model or processor holds, written out, so that none is added or lost by mistake."""
 
 CLIP_CODE = {
+    "base_tier.py",
     "configuration_tier.py",
+    "findings_tier.py",
     "global_batch_tier.py",
     "losses_tier.py",
     "maps_tier.py",
     "modeling_tier.py",
     "pipeline_tier.py",
+    "pooling_tier.py",
+    "saving_tier.py",
     "texts_tier.py",
+    "towers_tier.py",
 }
 DUAL_CODE = CLIP_CODE | {"modeling_dual_tier.py"}
 CLASSIFIER_CODE = DUAL_CODE | {"modeling_classification_tier.py"}

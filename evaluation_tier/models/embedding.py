@@ -116,13 +116,8 @@ def embed_pixels(
             return {"logits": check_finite(model(pixels).logits)}
         if not patches:
             return {"image": to_unit_length(model.get_image_features(pixel_values=pixels).pooler_output)}
-        if hasattr(model, "encode_images"):
-            outputs, grid = model.encode_images(pixels)
-            patch_features = grid.flatten(1, 2)
-        else:
-            outputs = model.get_image_features(pixel_values=pixels)
-            patch_features = model.project_patches(outputs.last_hidden_state)
-        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(patch_features)}
+        outputs, grid = model.encode_images(pixels)  # grid (images, rows, columns, dim)
+        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(grid.flatten(1, 2))}
 
 
 def has_patches(model: PreTrainedModel) -> bool:

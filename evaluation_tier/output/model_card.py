@@ -21,8 +21,7 @@ from evaluation_tier.output.tables import (
     text_table,
 )
 from modeling_tier.checkpoints.tensor_files import read_json
-from modeling_tier.configuration_tier import check_findings
-from modeling_tier.pipeline_tier import describe_measurement
+from modeling_tier.findings_tier import check_findings, describe_measurement
 
 # model_cards/ lies beside the packages in a clone; the wheel carries it inside this package
 CARD_FOLDER = next(parent / "model_cards" for parent in Path(__file__).parents if (parent / "model_cards").is_dir())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.model_card import read_config
-from modeling_tier.configuration_tier import check_findings
+from modeling_tier.findings_tier import check_findings
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from ..configuration_tier import TierDualEncoderConfig
-from ..modeling_dual_tier import TierDualEncoderModel, cxr_bert_config
+from ..modeling_dual_tier import TierDualEncoderModel
+from ..towers_tier import cxr_bert_config
 from .layout import fill, shape_of
 from .openclip import WEIGHT_FILES
 from .tensor_files import read_json, read_tensors

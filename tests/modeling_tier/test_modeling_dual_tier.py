@@ -18,7 +18,7 @@ from transformers import (
 
 from modeling_tier import TierCLIPOutput, TierDualEncoderConfig, TierDualEncoderModel
 from modeling_tier.losses_tier import contrastive_loss, token_and_patch_entropy, token_patch_similarity
-from modeling_tier.modeling_dual_tier import patch_grid
+from modeling_tier.towers_tier import patch_grid
 
 CLS, SEP, PAD = 2, 3, 0
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -493,11 +493,13 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
 
     vision, text = map(str, tower_folders[:2])
     join = TierDualEncoderModel.from_vision_text_pretrained
-    with pytest.raises(ValueError, match="^No vision model can be loaded from './nowhere': "):
+    with pytest.raises(ValueError, match="^The vision model './nowhere' cannot be loaded: "):
         join("./nowhere", text)
-    with pytest.raises(ValueError, match="^vision_config describes a BertModel, which takes no pixel_values; choose"):
+    with pytest.raises(ValueError, match="^vision_config describes a BertModel, which does not take pixel_val"):
         join(text, text)
-    with pytest.raises(ValueError, match="^text_config describes a ResNetModel, which is no bidirectional text encod"):
+    with pytest.raises(
+        ValueError, match="^text_config describes a ResNetModel, which is not a bidirectional text encod"
+    ):
         join(vision, vision)
     weights, name = tower_folders[1] / "model.safetensors", "bert.encoder.layer.1.output.dense.weight"
     tensors = load_file(weights)
@@ -508,7 +510,7 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         with pytest.raises(ValueError, match=message):
             join(vision, text)
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"^No text model can be loaded from '{text}': "):
+    with pytest.raises(ValueError, match=f"^The text model '{text}' cannot be loaded: "):
         join(vision, text)
 
 
@@ -525,10 +527,10 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         ({"vision": vision_config(num_channels=4)}, "The image backbone must have 1 or 3 channels (num_channels), no"),
         ({"vision": vision_config(num_channels=1)}, "A backbone with one channel needs three equal numbers in pixel_"),
         ({"vision": {"model_type": "resnet50"}}, "transformers has no model_type 'resnet50'; name one of its own for"),
-        ({"vision": {"model_type": "mobilenet_v2"}}, "The configuration of 'mobilenet_v2' does not say how wide its"),
+        ({"vision": {"model_type": "mobilenet_v2"}}, "The configuration of 'mobilenet_v2' does not give the width of"),
         (
             {"vision": text_config()},
-            "vision_config describes a BertModel, which takes no pixel_values; choose an imag",
+            "vision_config describes a BertModel, which does not take pixel_values; choose an imag",
         ),
         (
             {"vision": {"model_type": "vit_mae", **VIT, "decoder_num_hidden_layers": 1}},
@@ -536,13 +538,16 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         ),
         (
             {"text": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50}},
-            "text_config describes a GPT2Model, which is no bidirectional text encoder; choose one like BERT or R",
+            "text_config describes a GPT2Model, which is not a bidirectional text encoder; choose one like BERT or R",
         ),
         (
             {"text": text_config("albert", embedding_size=8), "frozen_text_layers": 1},
-            "AlbertModel has no list of its layers, by which they could be told apart.",
+            "AlbertModel does not list its layers, so they cannot be told apart.",
         ),
-        ({"image_pooling": "cls"}, 'image_pooling="cls" needs a class token, which ResNetModel has not; use "patch_m'),
+        (
+            {"image_pooling": "cls"},
+            'image_pooling="cls" needs a class token, which ResNetModel does not have',
+        ),
         ({"image_pooling": "mean"}, "image_pooling must be one of cls, patch_mean, not 'mean'."),
         ({"token_entropy_weight": -1}, "token_entropy_weight must be a finite number of at least 0"),
         ({"projection": 8}, "TierDualEncoderConfig has no option 'projection'; the nearest one is 'projection_dim'."),

@@ -77,7 +77,7 @@ def test_to_clip_has_identical_logits(make_tier, batch, tmp_path):
 
 
 def test_to_clip_refuses_patch_mean(make_tier):
-    with pytest.raises(ValueError, match='image_pooling="patch_mean" has no CLIPModel of identical logits'):
+    with pytest.raises(ValueError, match='image_pooling="patch_mean" cannot become a CLIPModel with identical'):
         make_tier(image_pooling="patch_mean").to_clip()
 
 

@@ -165,11 +165,12 @@ def test_findings_by_name_or_by_sentences(clip_pipe):
 
 def test_a_name_without_sentences_is_told(clip_pipe, monkeypatch):
     told = []
-    logger = logging.get_logger("modeling_tier.pipeline_tier")
+    logger = logging.get_logger("modeling_tier.findings_tier")
     monkeypatch.setattr(logger, "warning_once", told.append)
     clip_pipe(make_image(40, 50), ["Oedema"])
     sentence = (
-        "The finding 'Oedema' has no sentences of its own: scored with 'Oedema.' and 'No Oedema.', uncalibrated."
+        "The model does not hold sentences for the finding 'Oedema': scored with 'Oedema.' and 'No Oedema.', "
+        "uncalibrated."
     )
     assert told == [sentence]
     clip_pipe.model.config.zero_shot_findings = None
@@ -190,13 +191,13 @@ def test_a_name_as_it_stands_goes_before_one_of_another_case(clip_pipe):
 
 def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch):
     told = []
-    monkeypatch.setattr(logging.get_logger("modeling_tier.pipeline_tier"), "warning_once", told.append)
+    monkeypatch.setattr(logging.get_logger("modeling_tier.findings_tier"), "warning_once", told.append)
     clip_pipe(make_image(40, 50), ["Edema"])
     assert told == []
     clip_pipe(make_image(40, 50), ["Pleural Effusion"])
     assert told == [
-        "The calibrated scores are probabilities for images like those of the calibration (images that are not "
-        "named). Calibrate again for other images."
+        "The calibrated scores are probabilities for images like those of the calibration (unnamed "
+        "images). Calibrate again for other images."
     ]
     entry = clip_pipe.model.config.zero_shot_findings["Pleural Effusion"]
     entry["measured_on"] = {"dataset": "padchest", "split": "test", "images": 40, "date": "2026-01-31"}
@@ -278,7 +279,7 @@ def test_the_cache_is_bounded(clip_pipe, monkeypatch):
 
 
 def test_a_long_text_keeps_its_end_token_and_is_told_once(pipe, caplog, monkeypatch):
-    logging.get_logger("modeling_tier.pipeline_tier").warning_once.__func__.cache_clear()
+    logging.get_logger("modeling_tier.findings_tier").warning_once.__func__.cache_clear()
     monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
     text = "Effusion. " * 40
     tokens = tokenize(pipe.model, pipe.tokenizer, [text, "Effusion."])
@@ -354,8 +355,8 @@ def test_word_maps(pipe):
 
 
 BAD_FINDINGS = [
-    ([], "The list of findings is empty: name at least one, or leave it out for the model's own."),
-    ({}, "The list of findings is empty: name at least one, or leave it out for the model's own."),
+    ([], "The list of findings is empty. Name at least one, or omit it to use the model's own."),
+    ({}, "The list of findings is empty. Name at least one, or omit it to use the model's own."),
     (
         {"A": {"positive": [], "negative": "No."}},
         "The finding 'A' has no positive prompts: give a list of at least one sentence.",
@@ -441,7 +442,7 @@ def test_bad_options(clip_pipe, processor):
     with pytest.raises(ValueError) as error:
         clip_pipe(make_image(40, 50))
     assert str(error.value) == (
-        "The model's configuration keeps no findings: name some, such as findings=['Pleural Effusion']."
+        "The model's configuration does not hold findings. Name some, such as findings=['Pleural Effusion']."
     )
     message = "^The pipeline cxr-zero-shot-classification needs a tokenizer and a TierImageProcessor, not {} and {}:"
     for parts, names in (

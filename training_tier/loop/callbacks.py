@@ -8,7 +8,7 @@ import math
 
 from transformers import TrainerCallback
 
-from modeling_tier.modeling_tier import TierModelMixin
+from modeling_tier.base_tier import TierModelMixin
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from evaluation_tier.models.processes import fail_together
 from evaluation_tier.scoring.zeroshot import zero_shot_auroc
-from modeling_tier.modeling_tier import TierCLIPOutput
+from modeling_tier.base_tier import TierCLIPOutput
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.pairs import PairDataset
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_tier.modeling_dual_tier import layer_depths
+from modeling_tier.towers_tier import layer_depths
 
 
 def learning_rate_scales(

@@ -5,7 +5,8 @@ import math
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from modeling_tier.configuration_tier import ENTROPY_TOKENS, IMAGE_POOLINGS
+from modeling_tier.configuration_tier import ENTROPY_TOKENS
+from modeling_tier.pooling_tier import IMAGE_POOLINGS
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records.schema import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports.deidentification import DEIDENTIFIED_MODES

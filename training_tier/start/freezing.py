@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from modeling_tier.modeling_dual_tier import freeze_layers
+from modeling_tier.towers_tier import freeze_layers
 from training_tier.options.compatibility import frozen_random_weights, refuse
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments

@@ -5,7 +5,7 @@ import torch
 from transformers import ConvNextConfig, ConvNextModel, SwinConfig, SwinModel
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
-from modeling_tier.modeling_dual_tier import freeze_layers, layer_depths
+from modeling_tier.towers_tier import freeze_layers, layer_depths
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.learning_rates import learning_rate_scales
 from training_tier.options.model import ModelArguments

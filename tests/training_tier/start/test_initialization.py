@@ -228,7 +228,7 @@ def test_image_size_on_a_checkpoint_interpolates_its_positions(clip_folder, tmp_
     assert TierProcessor.from_pretrained(tmp_path / "again").image_processor.size["height"] == 32
     assert processor(images=torch.zeros(90, 70).numpy(), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
 
-    with pytest.raises(ValueError, match="^image_size=100 is no multiple of the 16-pixel patches of this model; use"):
+    with pytest.raises(ValueError, match="^image_size=100 is not a multiple of this model's 16-pixel patches; use"):
         make_model(ModelArguments(model=str(folder), image_size=100), [])
 
 

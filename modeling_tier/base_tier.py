@@ -1,0 +1,269 @@
+"""What both architectures share: their output, their checks of pixels and texts, the loss, and similarity maps."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPOutput
+
+from .global_batch_tier import mean_over_processes
+from .losses_tier import (
+    REFERENCE_EPS,
+    contrastive_loss,
+    entropy_sums,
+    token_patch_similarity,
+    total_loss,
+    views_contrastive_loss,
+)
+from .maps_tier import similarity_map
+from .pipeline_tier import custom_pipelines
+from .saving_tier import SavingMixin
+from .towers_tier import resize_positions
+
+
+@dataclass
+class TierCLIPOutput(CLIPOutput):
+    r"""
+    The fields of [`CLIPOutput`] and those below, which are set only with `return_loss=True`. Then `loss` is
+    `contrastive_loss + token_entropy_weight * token_entropy + patch_entropy_weight * patch_entropy`. Under
+    `torch.distributed`, the mean of each scalar over the processes is its value for the global batch.
+
+    Args:
+        contrastive_loss (`torch.Tensor`): Scalar, nats; CLIP's own loss.
+        token_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a token's distribution over patches.
+        patch_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a patch's distribution over tokens.
+        token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected tokens, L2-normalised, float32.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Projected patches, L2-normalised, float32.
+        entropy_sums (`torch.Tensor` of shape `(2,)`):
+            Only with `return_entropy_sums=True`, nats: the entropies of the tokens and of the patches of these pairs,
+            each summed. Summed over all pairs and divided by the counts, they are `token_entropy` and
+            `patch_entropy`.
+        entropy_counts (`torch.Tensor` of shape `(2,)`): Likewise; the numbers of those tokens and patches.
+    """
+
+    contrastive_loss: torch.Tensor | None = None
+    token_entropy: torch.Tensor | None = None
+    patch_entropy: torch.Tensor | None = None
+    token_embeds: torch.Tensor | None = None
+    patch_embeds: torch.Tensor | None = None
+    entropy_sums: torch.Tensor | None = None
+    entropy_counts: torch.Tensor | None = None
+
+
+class LocalFeatures(NamedTuple):
+    """The tokens and patches of matched pairs, projected but not normalised."""
+
+    tokens: torch.Tensor  # (batch, tokens, dim)
+    patches: torch.Tensor  # (batch, patches, dim)
+    token_mask: torch.Tensor  # (batch, tokens), bool: the tokens that the entropies count
+
+
+class TierModelMixin(SavingMixin):
+    """
+    Methods of [`TierCLIPModel`] and [`TierDualEncoderModel`]. Each of them has `get_text_features`,
+    `get_image_features` and `encode_images`.
+    """
+
+    entropy_scale = 1.0  # in training; set below 1 by a warm-up, and never saved
+
+    def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turns uint8 (batch, 1, height, width) into the image processor's float output; float passes through."""
+        if pixel_values is None:
+            raise ValueError("pixel_values are missing: pass the images as the image processor returns them.")
+        is_uint8 = pixel_values.dtype == torch.uint8
+        channels = (1, 3) if is_uint8 else (3, getattr(self.config.vision_config, "num_channels", 3))
+        if (
+            pixel_values.ndim != 4
+            or pixel_values.shape[1] not in channels
+            or not (is_uint8 or pixel_values.is_floating_point())
+        ):
+            raise ValueError(
+                "pixel_values must be float of shape (batch, 3, height, width) or uint8 of shape (batch, 1, height, "
+                f"width), not {tuple(pixel_values.shape)} of {pixel_values.dtype}. The image processor returns such "
+                "pixels."
+            )
+        if not is_uint8:
+            return pixel_values
+        mean = torch.tensor(self.config.pixel_mean, device=pixel_values.device).view(-1, 1, 1)
+        std = torch.tensor(self.config.pixel_std, device=pixel_values.device).view(-1, 1, 1)
+        return (pixel_values.float() / 255 - mean) / std  # (batch, 3, height, width)
+
+    def check_text_length(self, input_ids: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: The texts are missing or longer than the text tower's positions.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids are missing: pass the texts as the tokenizer returns them.")
+        embeddings = getattr(self.text_model, "embeddings", None)
+        table = getattr(embeddings, "position_embedding", None)  # CLIP's
+        table = getattr(embeddings, "position_embeddings", None) if table is None else table  # BERT's and its kin's
+        if table is None:  # relative positions
+            return
+        limit = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)  # RoBERTa's
+        if input_ids.shape[-1] > limit:
+            raise ValueError(
+                f"Texts of {input_ids.shape[-1]} tokens are longer than the {limit} that this model reads; tokenize "
+                f"them with truncation=True, max_length={limit}."
+            )
+
+    @property
+    def entropy_weights(self) -> tuple[float, float]:
+        """Weights of the token and patch entropies: the configuration's, times `entropy_scale` in training."""
+        scale = self.entropy_scale if self.training else 1.0
+        return scale * self.config.token_entropy_weight, scale * self.config.patch_entropy_weight
+
+    def add_loss(
+        self,
+        outputs: CLIPOutput,
+        local: LocalFeatures,
+        text_groups: torch.Tensor | None = None,
+        image_views: int = 1,
+    ) -> TierCLIPOutput:
+        """
+        The outputs of matched pairs with the loss, its three terms, and the local embeddings.
+
+        Args:
+            outputs ([`CLIPOutput`]): With `image_embeds` and `text_embeds`, L2-normalised.
+            local ([`LocalFeatures`]): Of the same pairs.
+            text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): See [`contrastive_loss`].
+            image_views (`int`, *optional*, defaults to 1):
+                Views of each image; see [`views_contrastive_loss`]. Each entropy is the mean over all pairs of a text
+                and a view of its image.
+        """
+        device = outputs.text_embeds.device  # with device_map, each tower may have its own
+        if text_groups is not None:
+            text_groups = text_groups.to(device)
+        images, texts, logit_scale = outputs.image_embeds.to(device), outputs.text_embeds, self.logit_scale.to(device)
+        if image_views == 1:
+            clip_loss = contrastive_loss(images, texts, logit_scale, text_groups)
+        else:
+            clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
+            tokens, mask = local.tokens.repeat(image_views, 1, 1), local.token_mask.repeat(image_views, 1)
+            local = LocalFeatures(tokens, local.patches, mask)
+        terms = self.compute_entropy_sums(LocalFeatures(*(tensor.to(device) for tensor in local)))
+        sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
+        token_entropy, patch_entropy = mean_over_processes(sums, counts).unbind()
+        return TierCLIPOutput(
+            loss=total_loss(clip_loss, (token_entropy, patch_entropy), self.entropy_weights),
+            contrastive_loss=clip_loss,
+            token_entropy=token_entropy,
+            patch_entropy=patch_entropy,
+            **terms,
+            **outputs,
+        )
+
+    def compute_entropy_sums(self, local: LocalFeatures) -> dict[str, torch.Tensor]:
+        """The fields of [`TierCLIPOutput`] that come from single pairs: sums, counts and local embeddings."""
+        config = self.config
+        device = local.tokens.device
+        with torch.autocast(device.type, enabled=False):
+            token_embeds = nn.functional.normalize(local.tokens.float(), dim=-1)
+            patch_embeds = nn.functional.normalize(local.patches.to(device).float(), dim=-1)
+            sums, counts = entropy_sums(
+                token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
+                local.token_mask.to(device),
+                normalize=config.entropy_normalization,
+                eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
+            )
+        return {
+            "entropy_sums": sums,
+            "entropy_counts": counts,
+            "token_embeds": token_embeds,
+            "patch_embeds": patch_embeds,
+        }
+
+    def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """What `get_patch_features` returns, in the rows and columns of the image: (batch, rows, columns, dim)."""
+        return self.encode_images(pixel_values, interpolate_pos_encoding)[1]
+
+    def get_patch_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Embeds each patch in the space of the texts.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, patches, dim)`: Projected, not normalised; patches row by row.
+        """
+        return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[1].flatten(1, 2)
+
+    def get_similarity_map(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        per_token: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """
+        Cosine of each text with each patch of each image: where the model sees what the text says.
+
+        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
+            pixel_values (`torch.Tensor`): See the class; (images, ...).
+            attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
+            per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
+            `per_token`: In [-1, 1]; rows from the top, columns from the left of the image as the model received it.
+        """
+        text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        if per_token:
+            text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
+        else:
+            text_embeds = text_outputs.pooler_output  # (texts, dim)
+        patch_map = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
+        return similarity_map(nn.functional.normalize(text_embeds.float(), dim=-1), patch_map)
+
+    def resize_image_positions(self, image_size: int) -> None:
+        """
+        Changes the image size of this model for good; see [`resize_positions`]. A convolutional tower has no positions
+        and takes any size.
+
+        Args:
+            image_size (`int`): Edge of the square in pixels; a multiple of the patch size.
+
+        Raises:
+            ValueError: The patches do not fill a square of that size, or the tower cannot interpolate.
+        """
+        resize_positions(self.vision_model, image_size)
+        for config in (self.config, self.config.vision_config, self.vision_model.config):
+            if hasattr(config, "image_size"):
+                config.image_size = image_size
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, image_size: int | None = None, **kwargs: Any):
+        """
+        Loads a checkpoint; see [`PreTrainedModel.from_pretrained`].
+
+        Args:
+            image_size (`int`, *optional*): Edge in pixels, where it differs from the checkpoint's; see
+                [`resize_image_positions`].
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        if image_size is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+            model.resize_image_positions(image_size)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Saves weights, configuration and code so that the auto classes and the pipelines for this model find it."""
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        # register_for_auto_class keeps one name only, and the zero-shot pipeline asks for the second
+        self.config.auto_map = auto_map | {
+            "AutoModel": reference,
+            "AutoModelForZeroShotImageClassification": reference,
+        }
+        self.config.custom_pipelines = custom_pipelines()
+        super().save_pretrained(save_directory, *args, **kwargs)

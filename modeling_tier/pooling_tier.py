@@ -1,0 +1,31 @@
+"""How the class token and the patches of an image become one vector. No other file decides it."""
+
+import torch
+
+IMAGE_POOLINGS = ("cls", "patch_mean")
+NEEDS_CLASS_TOKEN = ("cls",)  # those of IMAGE_POOLINGS that a backbone without a class token does not offer
+
+
+def pool_image(
+    image_pooling: str, patches: torch.Tensor, class_token: torch.Tensor | None = None, dim: int = 1
+) -> torch.Tensor:
+    """
+    The vector of each image.
+
+    Args:
+        image_pooling (`str`): One of `IMAGE_POOLINGS`.
+        patches (`torch.Tensor` of shape `(batch, patches, features)`): Those of the image, without a class token.
+        class_token (`torch.Tensor` of shape `(batch, features)`, *optional*): For the modes in `NEEDS_CLASS_TOKEN`.
+        dim (`int`, *optional*, defaults to 1): The dimension of the patches.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, features)`
+
+    Raises:
+        ValueError: The mode does not exist.
+    """
+    if image_pooling == "cls":
+        return class_token
+    if image_pooling == "patch_mean":
+        return patches.mean(dim=dim)
+    raise ValueError(f"image_pooling must be one of {', '.join(IMAGE_POOLINGS)}, not {image_pooling!r}.")
