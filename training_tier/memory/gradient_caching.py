@@ -1,15 +1,16 @@
 """
-Gradient caching (Gao et al. 2021, arXiv:2101.06983): the gradients of a batch whose activations do not fit into
-memory, exactly.
+Gradient caching (Gao et al. 2021, arXiv:2101.06983): the exact gradients of a batch whose activations do not fit into
+memory.
 
-The contrastive loss needs all the embeddings of a batch at once, but not all the activations that lead to them. So the
-embeddings come first, chunk by chunk and without a graph; then the loss, and with it the gradient of each embedding;
-then each chunk once more, with the graph, through which that gradient goes on to the parameters. The entropy terms are
-of single pairs: each chunk adds its own, weighted by the numbers of tokens and patches of the whole batch.
+The contrastive loss needs all embeddings of a batch at once, but not all the activations behind them. So there are
+three steps: the embeddings, chunk by chunk and without a graph; the loss and its gradient for each embedding; each
+chunk again, with a graph that carries these gradients to the parameters. The entropy terms belong to single pairs:
+each chunk adds its own, weighted by the numbers of tokens and patches of the whole batch.
 """
 
 import contextlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,29 @@ from modeling_tier.global_batch_tier import Pairs, gather_pairs, mean_over_proce
 from modeling_tier.losses_tier import summed_cross_entropy, total_loss
 
 
+class FirstPass(NamedTuple):
+    """What the pass without a graph gives for the chunks of a batch."""
+
+    images: list[torch.Tensor]  # embeddings of each chunk
+    texts: list[torch.Tensor]
+    entropy_sums: torch.Tensor  # of tokens and of patches, over the batch
+    entropy_counts: torch.Tensor
+    random_states: list[tuple]  # before each chunk
+
+
+class BatchGradients(NamedTuple):
+    """The gradients of the loss of a batch, except for those of the towers' parameters."""
+
+    images: torch.Tensor  # of the embeddings, (batch, dim)
+    texts: torch.Tensor
+    entropy_sums: torch.Tensor | None  # `None` without entropy weights
+    logit_scale: torch.Tensor
+
+
 def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
     """
-    A batch in chunks of nearly equal sizes, at most `chunk_size` pairs each. What has no row for each pair goes into
-    all of them.
+    A batch in chunks of nearly equal sizes, at most `chunk_size` pairs each. An input without a row for each pair goes
+    into every chunk.
     """
     pairs = len(inputs["input_ids"])
     count = -(-pairs // chunk_size)
@@ -43,28 +63,28 @@ def backward_in_chunks(
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
 ) -> dict[str, torch.Tensor]:
     """
-    Adds to the gradients of the parameters what `model(**inputs, return_loss=True).loss.backward()` adds, with no more
-    activations in memory than those of one chunk. It takes a forward pass more.
+    Adds to the gradients of the parameters what `model(**inputs, return_loss=True).loss.backward()` adds, and holds
+    the activations of only one chunk. It costs one more forward pass.
 
-    Dropout draws the same in both passes of a chunk, and the buffers (the running statistics of batch norms) are
-    updated in the second one alone. In training, a batch norm sees the images of one chunk at a time, as it sees those
-    of one process: with one the gradients are not those of the whole batch, but those of such chunks.
+    Dropout draws the same in both passes of a chunk. The buffers (the running statistics of batch norms) are updated
+    only in the second. In training, a batch norm sees the images of one chunk at a time, so its gradients are those of
+    such chunks and not of the whole batch.
 
     Args:
-        model (`nn.Module`): [`TierCLIPModel`] or [`TierDualEncoderModel`], or one in `DistributedDataParallel`, whose
-            processes then have to call this together; their gradients are averaged once, in the last chunk. Or one
-            that FSDP2 shards, whose gradients are reduced in each chunk.
+        model (`nn.Module`): [`TierCLIPModel`] or [`TierDualEncoderModel`]. In `DistributedDataParallel`, every process
+            has to call this, and gradients are averaged once, in the last chunk. With FSDP2, gradients are reduced in
+            each chunk.
         inputs (`dict`): the batch of this process, as the model takes it.
         chunk_size (`int`): pairs whose activations fit into memory.
-        backward (`Callable`, *optional*): what to do with a scalar instead of calling its `backward`.
+        backward (`Callable`, *optional*): called with a scalar instead of the scalar's own `backward`.
 
     Returns:
         `dict`: `loss`, `contrastive_loss`, `token_entropy` and `patch_entropy` as the model gives them, without graph.
 
     Raises:
-        `ValueError`: FSDP, which gathers weights in each chunk, and the numbers of chunks differ between processes.
+        `ValueError`: with FSDP, the processes have different numbers of chunks.
     """
-    # The first pass needs nothing of what DistributedDataParallel does, which would wait for the other processes.
+    # The first pass must not wait for the other processes, as DistributedDataParallel does.
     plain = model.module if isinstance(model, DistributedDataParallel) else model
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
     text_groups = inputs.pop("text_groups", None)
@@ -72,53 +92,18 @@ def backward_in_chunks(
     if isinstance(model, FSDPModule):
         check_equal_counts(len(chunks), device=inputs["input_ids"].device)
 
-    # 1. The embeddings, without graph
-    buffers = [(buffer, buffer.clone()) for buffer in plain.buffers()]
-    random_states, images, texts, sums, counts = [], [], [], [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            random_states.append((torch.get_rng_state(), *get_device_states(chunk["input_ids"])))
-            outputs = plain(**chunk, return_entropy_sums=True)
-            images.append(outputs.image_embeds)
-            texts.append(outputs.text_embeds)
-            sums.append(outputs.entropy_sums)
-            counts.append(outputs.entropy_counts)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    torch.clear_autocast_cache()  # of weights that were cast without a graph
-    sums, counts = torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0)
-    # Each of a chunk's two sums times its factor is its share of the means over the batch.
-    factors = mean_over_processes(torch.ones_like(sums), counts)
-
-    # 2. The loss of all pairs, and the gradients of the embeddings
-    sizes = [len(chunk) for chunk in images]
-    contrastive_loss, image_gradients, text_gradients, scale_gradient = contrastive_gradients(
-        torch.cat(images).float(), torch.cat(texts).float(), plain.logit_scale.detach(), chunk_size, text_groups
-    )
-
-    # 3. Each chunk once more, with its graph
+    first = embed_chunks(plain, chunks)
+    # A chunk's two sums times these factors are its share of the means over the batch.
+    factors = mean_over_processes(torch.ones_like(first.entropy_sums), first.entropy_counts)
     weights = plain.entropy_weights
-    entropy_gradients = factors * torch.tensor(weights, device=factors.device)
-    gradients = zip(image_gradients.split(sizes), text_gradients.split(sizes), strict=True)
+    pairs = Pairs(torch.cat(first.images).float(), torch.cat(first.texts).float(), text_groups)
+    contrastive_loss, *of_contrastive = contrastive_gradients(pairs, plain.logit_scale.detach(), rows=chunk_size)
+    image_gradients, text_gradients, scale_gradient = of_contrastive
+    of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
+    gradients = BatchGradients(image_gradients, text_gradients, of_entropies, scale_gradient)
+    add_gradients(model, chunks, first, gradients, backward)
 
-    def surrogate(chunk: dict, image_gradient: torch.Tensor, text_gradient: torch.Tensor) -> torch.Tensor:
-        """A scalar that has the gradients of the loss as far as they come from one chunk."""
-        outputs = model(**chunk, return_entropy_sums=True)
-        scalar = (outputs.image_embeds * image_gradient).sum() + (outputs.text_embeds * text_gradient).sum()
-        return scalar + (outputs.entropy_sums * entropy_gradients).sum() if any(weights) else scalar
-
-    for i, (chunk, state, gradient) in enumerate(zip(chunks, random_states, gradients, strict=True)):
-        torch.set_rng_state(state[0])
-        set_device_states(*state[1:], device_type=chunk["input_ids"].device.type)
-        is_last = i == len(chunks) - 1
-        wait = isinstance(model, DistributedDataParallel) and not is_last
-        with model.no_sync() if wait else contextlib.nullcontext():
-            scalar = surrogate(chunk, *gradient)
-            # In the last chunk, since there DistributedDataParallel waits for the gradients of all parameters. (FSDP
-            # keeps the parameters outside of layers whole from a forward pass to the end of the backward one.)
-            backward(scalar + (plain.logit_scale * scale_gradient).sum() if is_last else scalar)
-
-    token_entropy, patch_entropy = (sums * factors).unbind()
+    token_entropy, patch_entropy = (first.entropy_sums * factors).unbind()
     return {
         "loss": total_loss(contrastive_loss, (token_entropy, patch_entropy), weights),
         "contrastive_loss": contrastive_loss,
@@ -127,51 +112,100 @@ def backward_in_chunks(
     }
 
 
+def embed_chunks(model: nn.Module, chunks: list[dict]) -> FirstPass:
+    """The first pass: embeddings and sums of entropies without a graph. The buffers of the model stay as they are."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    images, texts, sums, counts, random_states = [], [], [], [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            random_states.append((torch.get_rng_state(), *get_device_states(chunk["input_ids"])))
+            outputs = model(**chunk, return_entropy_sums=True)
+            images.append(outputs.image_embeds)
+            texts.append(outputs.text_embeds)
+            sums.append(outputs.entropy_sums)
+            counts.append(outputs.entropy_counts)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    torch.clear_autocast_cache()  # it holds weights that were cast without a graph
+    return FirstPass(images, texts, torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0), random_states)
+
+
+def add_gradients(
+    model: nn.Module,
+    chunks: list[dict],
+    first: FirstPass,
+    gradients: BatchGradients,
+    backward: Callable[[torch.Tensor], None],
+) -> None:
+    """The second pass: each chunk with its graph, through which the gradients reach the parameters."""
+    is_distributed = isinstance(model, DistributedDataParallel)
+    logit_scale = (model.module if is_distributed else model).logit_scale
+    sizes = [len(chunk) for chunk in first.images]
+    of_chunks = zip(gradients.images.split(sizes), gradients.texts.split(sizes), strict=True)
+    for i, (chunk, state, of_chunk) in enumerate(zip(chunks, first.random_states, of_chunks, strict=True)):
+        torch.set_rng_state(state[0])
+        set_device_states(*state[1:], device_type=chunk["input_ids"].device.type)
+        is_last = i == len(chunks) - 1
+        with model.no_sync() if is_distributed and not is_last else contextlib.nullcontext():
+            scalar = surrogate(model, chunk, of_chunk, gradients.entropy_sums)
+            # logit_scale in the last chunk, where DistributedDataParallel waits for the gradients of all parameters.
+            # (FSDP keeps parameters outside of layers whole from a forward pass to the end of the backward pass.)
+            backward(scalar + (logit_scale * gradients.logit_scale).sum() if is_last else scalar)
+
+
+def surrogate(
+    model: nn.Module,
+    chunk: dict,
+    of_embeddings: tuple[torch.Tensor, torch.Tensor],
+    of_entropy_sums: torch.Tensor | None,
+) -> torch.Tensor:
+    """A scalar whose gradients are the share of one chunk in the gradients of the loss."""
+    outputs = model(**chunk, return_entropy_sums=True)
+    of_images, of_texts = of_embeddings
+    scalar = (outputs.image_embeds * of_images).sum() + (outputs.text_embeds * of_texts).sum()
+    return scalar if of_entropy_sums is None else scalar + (outputs.entropy_sums * of_entropy_sums).sum()
+
+
 def check_equal_counts(count: int, device: torch.device) -> None:
     """
     Raises:
-        `ValueError`: in all the processes, unless their counts of chunks are equal.
+        `ValueError`: in every process, when their numbers of chunks differ.
     """
     extremes = torch.tensor([count, -count], device=device)
     dist.all_reduce(extremes, dist.ReduceOp.MAX)
     most, least = extremes.tolist()
     if most != -least:
         raise ValueError(
-            f"The processes have from {-least} to {most} chunks in a step, and with FSDP they need the same number; "
-            "use --dataloader_drop_last true."
+            f"The processes have from {-least} to {most} chunks in a step. FSDP needs the same number in each; use "
+            "--dataloader_drop_last true."
         )
 
 
 def contrastive_gradients(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    logit_scale: torch.Tensor,
-    rows: int,
-    text_groups: torch.Tensor | None = None,
+    pairs: Pairs, logit_scale: torch.Tensor, rows: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    [`contrastive_loss`] of all processes, and its gradients. The logits, a square of the batch, are made in float32
-    and `rows` rows at a time, so that their memory grows linearly too.
+    [`contrastive_loss`] of all processes, and its gradients. The logits, a square of the batch, are computed in
+    float32 and `rows` rows at a time, so that memory grows linearly with the batch.
 
     Args:
-        image_embeds, text_embeds (`torch.Tensor` of shape `(batch, dim)`): of this process, L2-normalised.
+        pairs ([`Pairs`]): of this process.
         logit_scale (`torch.Tensor`): scalar.
         rows (`int`): of the logits at a time.
-        text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): see [`contrastive_loss`].
 
     Returns:
         `tuple`: the loss, and the gradients of the images, of the texts and of `logit_scale`.
     """
     processes = world_size()
-    all_pairs, first = gather_pairs(Pairs(image_embeds, text_embeds, text_groups))
-    leaves = [t.detach().requires_grad_() for t in (image_embeds, text_embeds, all_pairs.images, all_pairs.texts)]
+    all_pairs, first = gather_pairs(pairs)
+    leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
     all_pairs = Pairs(*leaves[2:], all_pairs.groups)
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
-        for start in range(0, len(image_embeds), rows):
+        for start in range(0, len(pairs.images), rows):
             images, texts = (leaf[start : start + rows] for leaf in leaves[:2])
-            groups = None if text_groups is None else text_groups[start : start + rows]
+            groups = None if pairs.groups is None else pairs.groups[start : start + rows]
             loss = summed_cross_entropy(Pairs(images, texts, groups), all_pairs, first + start, scale)
             loss = loss * (processes / (2.0 * len(all_pairs.images)))  # as in contrastive_loss
             loss.backward()

@@ -1,6 +1,10 @@
-"""A start for the text tower of a model with random weights: it learns from the reports alone which text is akin."""
+"""
+A start for the text tower of a model with random weights: before the training, it learns from the reports alone which
+texts belong together.
+"""
 
 import math
+from collections.abc import Sequence
 
 import datasets
 import numpy as np
@@ -21,8 +25,8 @@ MAX_GRAD_NORM = 1.0
 
 def halve(impression: list[str], findings: list[str], rng: np.random.Generator) -> tuple[str, str]:
     """
-    Two texts about the same study: impression and findings every second time, two random halves of all sentences
-    otherwise.
+    Two texts about the same study: half of the time impression and findings, otherwise two random halves of all
+    sentences.
 
     Args:
         impression (`list[str]`), findings (`list[str]`): the sentences of each section; at least two in all.
@@ -45,9 +49,9 @@ def warm_up_text(
     seed: int = 0,
 ) -> list[float]:
     """
-    Trains the text tower, in place, to tell which half of a report belongs to which (symmetric cross-entropy, as
-    between images and texts). Two random towers teach each other nothing at first; a text tower that already keeps
-    "enlarged heart" apart from "normal heart" gives the image tower something to aim at. No label is used.
+    Trains the text tower, in place, to match the two halves of each report (symmetric cross-entropy, as between images
+    and texts). At first, two random towers teach each other nothing. A text tower that already separates "enlarged
+    heart" from "normal heart" gives the image tower a target. Labels are not used.
 
     Every process of a distributed run computes the same.
 
@@ -56,56 +60,35 @@ def warm_up_text(
         tokenizer ([`PreTrainedTokenizerBase`]): of the model.
         records (`datasets.Dataset`): with the columns `impression` and `findings`.
         epochs (`int`): passes over the reports.
-        batch_size (`int`, *optional*, defaults to 64): reports told apart in one step.
+        batch_size (`int`, *optional*, defaults to 64): reports of one step, which are contrasted.
         seed (`int`, *optional*, defaults to 0): of order and halves.
 
     Returns:
         `list[float]`: the mean loss of each epoch, nats.
 
     Raises:
-        `ValueError`: fewer than two batches' worth of reports with two sentences.
+        `ValueError`: fewer reports with two sentences than one batch.
     """
-    sections = [
-        (split_sentences(record["impression"]), split_sentences(record["findings"]))
-        for record in records.select_columns(["impression", "findings"])
-    ]
-    sections = [(impression, findings) for impression, findings in sections if len(impression) + len(findings) > 1]
-    batches = len(sections) // batch_size
+    reports = split_reports(records)
+    batches = len(reports) // batch_size
     if batches < 1:
         raise ValueError(
-            f"{len(sections)} reports of two sentences or more are too few for text_warmup_epochs; leave it out."
+            f"text_warmup_epochs needs at least {batch_size} reports of two sentences, but there are {len(reports)}; "
+            "leave it out."
         )
     towers = nn.ModuleList([model.text_model, model.text_projection])
     optimizer = torch.optim.AdamW(towers.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    steps = epochs * batches
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-    )
-    scale = model.logit_scale.detach().exp()
-    target = torch.arange(batch_size, device=model.device)
-
-    def embed(texts: list[str]) -> torch.Tensor:
-        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        features = model.get_text_features(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        ).pooler_output
-        return nn.functional.normalize(features, dim=-1)
-
+    schedule = cosine_schedule(optimizer, epochs * batches)
     rng = np.random.default_rng(seed)
     was_training = model.training
     model.train()
     losses = []
-    with tqdm(total=steps, desc="text warm-up", unit="step", disable=None) as bar:
+    with tqdm(total=epochs * batches, desc="text warm-up", unit="step", disable=None) as bar:
         for _ in range(epochs):
-            order = rng.permutation(len(sections))[: batches * batch_size].reshape(batches, batch_size)
+            order = rng.permutation(len(reports))[: batches * batch_size].reshape(batches, batch_size)
             total = 0.0
             for batch in order:
-                first, second = zip(*(halve(*sections[i], rng) for i in batch), strict=True)
-                logits = scale * embed(list(first)) @ embed(list(second)).T
-                loss = (
-                    nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)
-                ) / 2
+                loss = loss_of_halves(model, tokenizer, [halve(*reports[i], rng) for i in batch])
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(towers.parameters(), MAX_GRAD_NORM)
@@ -118,3 +101,39 @@ def warm_up_text(
     model.zero_grad()
     model.train(was_training)
     return losses
+
+
+def split_reports(records: datasets.Dataset) -> list[tuple[list[str], list[str]]]:
+    """The sentences of impression and of findings, for each report with at least two sentences."""
+    reports = (
+        (split_sentences(record["impression"]), split_sentences(record["findings"]))
+        for record in records.select_columns(["impression", "findings"])
+    )
+    return [(impression, findings) for impression, findings in reports if len(impression) + len(findings) > 1]
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
+    )
+
+
+def loss_of_halves(
+    model: TierCLIPModel | TierDualEncoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+) -> torch.Tensor:
+    """Symmetric cross-entropy between the first and the second halves. `logit_scale` is not trained."""
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+        features = model.get_text_features(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).pooler_output
+        return nn.functional.normalize(features, dim=-1)
+
+    first, second = zip(*pairs, strict=True)
+    logits = model.logit_scale.detach().exp() * embed(list(first)) @ embed(list(second)).T
+    target = torch.arange(len(pairs), device=model.device)
+    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2

@@ -173,7 +173,7 @@ def process(rank: int, folder: str) -> None:
     with pytest.raises(ValueError) as error:  # in both processes, and none waits for the other
         backward_in_chunks(sharded, {name: value[: 2 + 2 * rank] for name, value in make_batch().items()}, 2)
     assert str(error.value) == (
-        "The processes have from 1 to 2 chunks in a step, and with FSDP they need the same number; use "
+        "The processes have from 1 to 2 chunks in a step. FSDP needs the same number in each; use "
         "--dataloader_drop_last true."
     )
     dist.destroy_process_group()

@@ -53,6 +53,6 @@ def test_a_seed_fixes_it(processor, phantom):
 
 def test_too_few_reports_are_refused(model, processor, phantom):
     with pytest.raises(
-        ValueError, match="^4 reports of two sentences or more are too few for text_warmup_epochs; lea"
+        ValueError, match="^text_warmup_epochs needs at least 64 reports of two sentences, but there are 4; lea"
     ):
         warm_up_text(model, processor.tokenizer, phantom.select(range(4)), epochs=1)
