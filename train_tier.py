@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -29,7 +30,7 @@ from evaluation_tier.scoring.findings import select_findings
 from processing_tier.readers import dataset_name
 from training_tier.data.collator import PairCollator
 from training_tier.data.identities import describe_earlier, join_lists, list_training, resume_list
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.splits import check_readable, load_splits, make_images
 from training_tier.loop.changes import check_model, check_options, run_options
 from training_tier.loop.checkpoints import average_weights, choose_checkpoint, list_checkpoints, rank_checkpoints
@@ -114,25 +115,26 @@ def make_contrastive_trainer(
         texts = (f"{record['impression']} {record['findings']}" for record in sections)
         model, processor = make_model(model_arguments, texts)
 
-    pairs = {
-        "image_processor": processor.image_processor,
-        "text": data_arguments.text,
-        "deidentified": data_arguments.deidentified,
-        "seed": training_arguments.seed,
-    }
+    as_read = PairOptions(
+        text=data_arguments.text, deidentified=data_arguments.deidentified, seed=training_arguments.seed
+    )
+    as_trained = replace(
+        as_read,
+        sample_sentences=data_arguments.sample_sentences,
+        soft_targets=data_arguments.soft_targets,
+        augmentation=data_arguments.augmentation,
+        image_views=data_arguments.image_views,
+    )
     return TierTrainer(
         model=model,
         args=training_arguments,
         train_dataset=PairDataset(
             train_records,
-            augmentation=data_arguments.augmentation,
-            sample_sentences=data_arguments.sample_sentences,
+            processor.image_processor,
+            as_trained,
             images=make_images(train_records, processor.image_processor, data_arguments, training_arguments),
-            soft_targets=data_arguments.soft_targets,
-            image_views=data_arguments.image_views,
-            **pairs,
         ),
-        eval_dataset=PairDataset(eval_records, **pairs),
+        eval_dataset=PairDataset(eval_records, processor.image_processor, as_read),
         data_collator=PairCollator(processor.tokenizer, training_arguments.pad_to_multiple_of),
         processing_class=processor,
         findings=findings,

@@ -43,7 +43,7 @@ from modeling_tier import TierCLIPModel, TierDualEncoderModel  # noqa: E402
 from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer  # noqa: E402
 from training_tier.data.collator import PairCollator  # noqa: E402
 from training_tier.data.image_cache import CachedImages  # noqa: E402
-from training_tier.data.pairs import PairDataset  # noqa: E402
+from training_tier.data.pairs import PairDataset, PairOptions  # noqa: E402
 from training_tier.data.splits import load_splits  # noqa: E402
 from training_tier.data.text_lengths import padded_lengths  # noqa: E402
 from training_tier.loop.contrastive import TierTrainer  # noqa: E402
@@ -191,7 +191,9 @@ def main() -> None:
         size = config.image_size if is_dual else config.vision_config.image_size
         processor = TierProcessor(TierImageProcessor(size=size), tokenizer)
         images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None
-        pairs = PairDataset(records, processor.image_processor, args.text, augmentation="standard", images=images)
+        pairs = PairDataset(
+            records, processor.image_processor, PairOptions(args.text, augmentation="standard"), images=images
+        )
         torch.manual_seed(0)
         model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
         options = {

@@ -6,7 +6,7 @@ from transformers import TrainerCallback, set_seed
 from modeling_tier import TierCLIPModel
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.options.training import TierTrainingArguments
 from training_tier.start.presets import preset_config
@@ -34,7 +34,7 @@ def make_twelve_steps(parent, phantom, processor, folder="run", **options):
     return TierTrainer(
         model=TierCLIPModel(preset_config("tiniest", processor.tokenizer, **weights)),
         args=TierTrainingArguments(**{**defaults, **options}),
-        train_dataset=PairDataset(phantom, processor.image_processor, augmentation="standard"),
+        train_dataset=PairDataset(phantom, processor.image_processor, PairOptions(augmentation="standard")),
         eval_dataset=PairDataset(records, processor.image_processor),
         data_collator=PairCollator(processor.tokenizer),
         processing_class=processor,

@@ -1,6 +1,7 @@
-"""Records to pairs of pixels and text, each drawn anew in every epoch and yet reproducible."""
+"""Records to pairs of pixels and text: a new random version in each epoch, and yet reproducible."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
@@ -19,54 +20,61 @@ from training_tier.data.streaming import ShardedImages
 SECTIONS = ("impression", "findings")
 
 
+@dataclass(frozen=True)
+class PairOptions:
+    """
+    How a record becomes a pair.
+
+    Args:
+        text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
+        deidentified (`str`, *optional*, defaults to `"keep"`): marks in that text, see [`clean_text`].
+        sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
+        soft_targets (`bool`, *optional*, defaults to `False`):
+            each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
+        augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
+            [`augment_tier`].
+        image_views (`int`, *optional*, defaults to 1): views of each image, each augmented by itself. With several,
+            `pixel_values` has the shape (image_views, 1, height, width).
+        seed (`int`, *optional*, defaults to 0): of the random choices.
+    """
+
+    text: str = "impression"
+    deidentified: str = "keep"
+    sample_sentences: bool = False
+    soft_targets: bool = False
+    augmentation: str = "none"
+    image_views: int = 1
+    seed: int = 0
+
+
 class PairDataset(torch.utils.data.Dataset):
     """
     One image and its text per record. `all_columns` are the records as they were given, with the columns of findings.
 
-    What is random is drawn from (seed, epoch, index) alone. So a pair is the same in every process, with any number
-    of workers and in a resumed run.
+    Everything random depends only on (seed, epoch, index). So a pair is the same in every process, with any number of
+    workers, and in a resumed run.
 
     Args:
         records (`datasets.Dataset`): in the schema of `processing_tier.records`.
         image_processor ([`TierImageProcessor`]): makes the pixels.
-        text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
-        deidentified (`str`, *optional*, defaults to `"keep"`): marks in that text, see [`clean_text`].
-        augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
-            [`augment_tier`].
-        sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
-        seed (`int`, *optional*, defaults to 0): of the random choices.
-        images ([`ShardedImages`] or [`CachedImages`], *optional*): where to read them instead of in the records.
-        soft_targets (`bool`, *optional*, defaults to `False`):
-            each pair has a `group` as well, the same for texts that say the same, see [`duplicate_groups`].
-        image_views (`int`, *optional*, defaults to 1): views of each image, each varied by itself; with
-            several, `pixel_values` is of shape (image_views, 1, height, width).
+        options ([`PairOptions`], *optional*): how a record becomes a pair.
+        images ([`ShardedImages`] or [`CachedImages`], *optional*): where to read the images instead of in the records.
     """
 
     def __init__(
         self,
         records: datasets.Dataset,
         image_processor: TierImageProcessor,
-        text: str = "impression",
-        deidentified: str = "keep",
-        augmentation: str = "none",
-        sample_sentences: bool = False,
-        seed: int = 0,
+        options: PairOptions = PairOptions(),
         images: ShardedImages | CachedImages | None = None,
-        soft_targets: bool = False,
-        image_views: int = 1,
     ):
         self.all_columns = records
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
         self.image_processor = image_processor
-        self.text = text
-        self.deidentified = deidentified
-        self.augmentation = augmentation
-        self.sample_sentences = sample_sentences
-        self.seed = seed
-        self.image_views = image_views
+        self.options = options
         self.epoch = 0
-        self.groups = duplicate_groups(self.texts()) if soft_targets else None
+        self.groups = duplicate_groups(self.texts()) if options.soft_targets else None
         # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
         float_pixels = image_processor.geometry == "pad" and image_processor.resize_edge is not None
         self.output_dtype = "float32" if float_pixels else "uint8"
@@ -80,44 +88,43 @@ class PairDataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def texts(self) -> Iterator[str]:
-        """The text of each record; with `sample_sentences`, the impression, or the findings where there is none."""
-        # Not the whole report: few of those are equal, but what is drawn from them is, the impression above all.
-        source = "both" if self.sample_sentences else self.text
+        """The text of each record; with `sample_sentences`, the impression, or the findings without an impression."""
+        # Not the whole report: few whole reports are equal, but the texts drawn from them often are.
+        source = "both" if self.options.sample_sentences else self.options.text
         for record in self.records.select_columns(list(SECTIONS)):
-            yield clean_text(select_text(record, source), self.deidentified)
+            yield clean_text(select_text(record, source), self.options.deidentified)
 
     def __getitem__(self, index: int) -> dict:
         """`index`, `image_id`, and either `pixel_values` (1, height, width) with `text`, or the image's `error`."""
         record = self.records[index]
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.options.seed, self.epoch, index])
         try:
             source = record["image"] if self.images is None else self.images.read(index)
             image = self.image_processor.read(source)
         except ValueError as error:
             return {"index": index, "image_id": record["image_id"], "error": str(error)}
-        pixels = self.make_pixels(image, rng)
-        if self.image_views > 1:
-            pixels = torch.stack([pixels, *(self.make_pixels(image, rng) for _ in range(self.image_views - 1))])
-        if self.sample_sentences:
+        views = [self.make_pixels(image, rng) for _ in range(self.options.image_views)]
+        pixels = torch.stack(views) if len(views) > 1 else views[0]
+        if self.options.sample_sentences:
             text = sample_text(record, rng)
         else:
-            text = clean_text(select_text(record, self.text), self.deidentified)
+            text = clean_text(select_text(record, self.options.text), self.options.deidentified)
         pair = {"index": index, "image_id": record["image_id"], "pixel_values": pixels, "text": text}
         return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        """One channel of 8 bits wherever the image processor allows, (1, height, width): the device does the rest."""
-        if self.augmentation == "tier":
+        """(1, height, width), 8 bits where the image processor allows; the device normalises them."""
+        if self.options.augmentation == "tier":
             return torch.from_numpy(np.array(augment_tier(image, rng, self.image_processor)))[None]
-        if self.augmentation == "standard":
+        if self.options.augmentation == "standard":
             image = augment(image, rng)
         return self.image_processor([image], output_dtype=self.output_dtype, return_tensors="pt")["pixel_values"][0]
 
 
 def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     """
-    The sentences of the impression, of the findings, or of both, in random order: a report says the same in any order
-    and in part, and few reports would otherwise be learnt by heart.
+    The sentences of the impression, of the findings, or of both, in random order. A report says the same in any order,
+    and the variation keeps the model from memorizing a small set of reports.
 
     Args:
         record (`Mapping`): with the columns `impression` and `findings`, at least one of them not empty.
@@ -126,6 +133,6 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     impression, findings = (split_sentences(record[section] or "") for section in SECTIONS)
     choice = rng.choice(3, p=(0.4, 0.3, 0.3))
     sentences = (impression, findings, impression + findings)[choice] or impression + findings
-    if not sentences:  # nothing but marks and numbers
+    if not sentences:  # only marks and numbers
         return select_text(record, "both")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))

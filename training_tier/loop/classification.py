@@ -22,7 +22,7 @@ from modeling_tier import (
 from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.collator import list_unreadable
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.splits import make_images
 from training_tier.loop.evaluation import NOT_STATED
 from training_tier.loop.trainer import RadiographTrainer
@@ -244,13 +244,13 @@ def make_classification_trainer(
         )
     if task.freeze_image_tower:
         classifier.freeze_image_tower()
-    images = {"findings": findings, "image_processor": image_processor, "seed": training_arguments.seed}
+    images = {"findings": findings, "image_processor": image_processor}
     return RadiographTrainer(
         model=classifier,
         args=training_arguments,
         train_dataset=LabelledDataset(
             train_records,
-            augmentation=data_arguments.augmentation,
+            options=PairOptions(augmentation=data_arguments.augmentation, seed=training_arguments.seed),
             images=make_images(train_records, image_processor, data_arguments, training_arguments),
             **images,
         ),

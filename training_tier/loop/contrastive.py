@@ -109,7 +109,7 @@ class TierTrainer(RadiographTrainer):
                 f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
                 "chunk; lower it, or raise --per_device_train_batch_size."
             )
-        if getattr(self.train_dataset, "image_views", 1) > 1:
+        if self.train_dataset is not None and self.train_dataset.options.image_views > 1:
             raise ValueError("contrastive_chunk_size does not work with image_views; leave one of them out.")
         if self.args.torch_compile and self.args.world_size > 1:
             raise ValueError(
@@ -129,7 +129,7 @@ class TierTrainer(RadiographTrainer):
                 f"train_sampling_strategy={strategy!r} and avoid_duplicates each order the images; leave one of them "
                 "out (--soft_targets goes with both)."
             )
-        if strategy == "group_by_length" and self.train_dataset.sample_sentences:
+        if strategy == "group_by_length" and self.train_dataset.options.sample_sentences:
             raise ValueError(
                 f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, and sample_sentences "
                 "draws another in each epoch; leave one of them out."

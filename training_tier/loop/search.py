@@ -1,15 +1,16 @@
 """
 Random search of the two entropy weights, as TIER's authors did it (Modeling/random_lambda_search.py at ce1e171): 30
-trials of one epoch, the first with both weights 0, the others with each weight drawn evenly from 0 to 0.5.
+trials of one epoch, the first with both weights 0, the others with each weight drawn uniformly from 0 to 0.5.
 
-It runs on [`Trainer.hyperparameter_search`] with Optuna. All pairs of weights are drawn before the first trial, by the
-seed alone: a search that was stopped has the same trials when it is started again, and does only those that it lacks.
+It uses [`Trainer.hyperparameter_search`] with Optuna. The seed alone decides all pairs of weights before the first
+trial. A search that was stopped therefore has the same trials when you start it again, and runs only the missing ones.
 """
 
 import copy
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,30 @@ STUDY_FILE, OPTIONS_FILE, TABLE_FILE = "search.db", "search_options.json", "tria
 OWN_OPTIONS = ("search_trials", "search_epochs", "search_max_weight", "output_dir", *WEIGHTS)
 
 
+@dataclass(frozen=True)
+class Study:
+    """
+    The trials of a search, and where Optuna and we keep them.
+
+    Args:
+        folder (`Path`): `output_dir`.
+        metric (`str`): what a trial is judged by, with `eval_`.
+        direction (`str`): `"maximize"` or `"minimize"`.
+        pairs (`list[dict]`): the weights of each trial.
+    """
+
+    folder: Path
+    metric: str
+    direction: str
+    pairs: list[dict[str, float]]
+
+    @property
+    def storage(self) -> str:
+        return f"sqlite:///{(self.folder / STUDY_FILE).resolve()}"
+
+
 def prepare_search(search: SearchArguments, arguments: TierTrainingArguments) -> None:
-    """Changes the options of the training to those of a trial: short, evaluated once at its end, nothing saved."""
+    """Changes the options of the training to those of a trial: short, evaluated once at the end, without saving."""
     arguments.num_train_epochs = search.search_epochs
     arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     arguments.load_best_model_at_end = arguments.average_top_k = False
@@ -43,7 +66,7 @@ def prepare_search(search: SearchArguments, arguments: TierTrainingArguments) ->
 
 
 def draw_weights(search: SearchArguments, seed: int) -> list[dict[str, float]]:
-    """The pairs of weights of all trials, with four decimals; the first are the same for any number of trials."""
+    """The weights of all trials, with four decimals. The first ones do not depend on the number of trials."""
     rng = np.random.default_rng(seed)
     drawn = rng.uniform(0, search.search_max_weight, size=(search.search_trials - 1, len(WEIGHTS)))
     pairs = [[0.0, 0.0], *drawn.round(4).clip(max=search.search_max_weight).tolist()]
@@ -52,13 +75,13 @@ def draw_weights(search: SearchArguments, seed: int) -> list[dict[str, float]]:
 
 def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv: Sequence[str] = ()) -> list[str]:
     """
-    Do the trials that are not done yet, and write their table into `output_dir`.
+    Runs the trials that are not done yet, and writes their table into `output_dir`.
 
     Args:
         trainer ([`TierTrainer`]): not trained yet; each trial starts from a copy of its model.
-        search ([`SearchArguments`]): how many trials, and of which weights.
-        options (`Mapping`): of the run, see `run_options`; a search is continued only with the same.
-        argv (`Sequence[str]`, *optional*): the command line, of which the best command is made.
+        search ([`SearchArguments`]): how many trials, and which weights.
+        options (`Mapping`): of the run, see `run_options`; a search continues only with the same options.
+        argv (`Sequence[str]`, *optional*): the command line, from which the best command is made.
 
     Returns:
         `list[str]`: in the main process, the best pair of weights and the command that trains with it.
@@ -66,131 +89,139 @@ def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv
     Raises:
         `ValueError`: the folder holds a search with other options.
     """
-    arguments, folder = trainer.args, Path(trainer.args.output_dir)
-    metric = f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}"
-    direction = "minimize" if arguments.greater_is_better is False else "maximize"
-    pairs = draw_weights(search, arguments.seed)
-    storage = f"sqlite:///{(folder / STUDY_FILE).resolve()}"
+    arguments = trainer.args
+    study = Study(
+        folder=Path(arguments.output_dir),
+        metric=f"eval_{str(arguments.metric_for_best_model).removeprefix('eval_')}",
+        direction="minimize" if arguments.greater_is_better is False else "maximize",
+        pairs=draw_weights(search, arguments.seed),
+    )
     missing = [0]
     if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
+        study.folder.mkdir(parents=True, exist_ok=True)
         own = {
             "search_max_weight": search.search_max_weight,
             **flatten(json.loads(trainer.model.config.to_json_string(use_diff=False)), "config."),
         }
-        check_search_options(folder, json.loads(json.dumps({**options, **own}, default=str)))
-        missing = [enqueue_missing(storage, direction, pairs)]
+        check_search_options(study.folder, json.loads(json.dumps({**options, **own}, default=str)))
+        missing = [enqueue_missing(study)]
     missing = broadcast_object_list(missing)[0]
-    logger.info(f"Search of the entropy weights: {missing} of {len(pairs)} trials to do.")
+    logger.info(f"Search of the entropy weights: {missing} of {len(study.pairs)} trials to do.")
+    table = None
+    try:
+        if missing:
+            run_trials(trainer, study, missing, search.search_max_weight)
+    finally:
+        if trainer.is_world_process_zero():
+            table = write_table(study)
+    return [] if table is None else describe_best(study, table, argv)
 
+
+def run_trials(trainer: Trainer, study: Study, count: int, max_weight: float) -> None:
+    """Trains `count` times, each time a copy of the Trainer's model with the next pair of weights in the queue."""
     start = copy.deepcopy(trainer.model).cpu()
 
     def fresh_model(trial=None):
         model = copy.deepcopy(start)
         for name in WEIGHTS:
-            setattr(model.config, name, trial.suggest_float(name, 0, search.search_max_weight))
-        trainer._terms.clear()  # of the trial before
+            setattr(model.config, name, trial.suggest_float(name, 0, max_weight))
+        trainer._terms.clear()  # of the previous trial
         return model
 
-    def draw(trial) -> dict:  # here, so that all processes know the weights; they are the model's, not the Trainer's
+    def draw(trial) -> dict:  # so that every process knows the weights; they belong to the model, not to the Trainer
         for name in WEIGHTS:
-            trial.suggest_float(name, 0, search.search_max_weight)
+            trial.suggest_float(name, 0, max_weight)
         return {}
 
     trainer.model_init = fresh_model
-    table = None
-    try:
-        if missing:
-            trainer.hyperparameter_search(
-                hp_space=draw,
-                compute_objective=lambda metrics: metrics[metric],
-                n_trials=missing,
-                direction=direction,
-                backend="optuna",
-                storage=storage,
-                study_name=STUDY_FILE,
-                load_if_exists=True,
-            )
-    finally:
-        if trainer.is_world_process_zero():
-            table = write_table(storage, pairs, metric, folder)
-    return [] if table is None else describe_best(table, metric, direction, argv, folder)
+    trainer.hyperparameter_search(
+        hp_space=draw,
+        compute_objective=lambda metrics: metrics[study.metric],
+        n_trials=count,
+        direction=study.direction,
+        backend="optuna",
+        storage=study.storage,
+        study_name=STUDY_FILE,
+        load_if_exists=True,
+    )
 
 
 def check_search_options(folder: Path, options: Mapping) -> None:
-    """Remembers the options of a search, or compares them: ValueError where they differ."""
+    """Stores the options of a new search. ValueError if those of a continued search differ."""
     path = folder / OPTIONS_FILE
     if not path.is_file():
         text = json.dumps(options, indent=2) + "\n"
         write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         return
     before = read_json(path)
-    ignored = {*WEIGHTS, *(f"config.{name}" for name in WEIGHTS)}  # which the search draws
+    ignored = {*WEIGHTS, *(f"config.{name}" for name in WEIGHTS)}  # the search draws these
     changed = [name for name in sorted({*before, *options} - ignored) if before.get(name) != options.get(name)]
     if changed:
         raise ValueError(
-            f"{folder} holds a search that began with another {changed[0]}; give what it was, or choose another "
-            "--output_dir."
+            f"{folder} holds a search with another {changed[0]}; set it back, or choose another --output_dir."
         )
 
 
-def enqueue_missing(storage: str, direction: str, pairs: Sequence[Mapping]) -> int:
-    """Makes the study, or opens it, and puts the trials that are not complete into its queue; how many they are."""
+def enqueue_missing(study: Study) -> int:
+    """Creates or opens Optuna's study, and queues the trials that are not complete. Their number."""
     import optuna  # an extra
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name=STUDY_FILE, direction=direction, load_if_exists=True)
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # a process that is gone
-    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    opened = optuna.create_study(
+        storage=study.storage, study_name=STUDY_FILE, direction=study.direction, load_if_exists=True
+    )
+    for trial in opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        opened.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # its process is gone
+    waiting = opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
     queued = {trial.user_attrs["trial"] for trial in waiting}
-    done = {pair for pair, _, _ in finished_trials(study)}
-    missing = [number for number, pair in enumerate(pairs) if tuple(pair.values()) not in done]
+    done = {pair for pair, _, _ in finished_trials(opened)}
+    missing = [number for number, pair in enumerate(study.pairs) if tuple(pair.values()) not in done]
     for number in missing:
         if number not in queued:
-            study.enqueue_trial(dict(pairs[number]), user_attrs={"trial": number})
+            opened.enqueue_trial(dict(study.pairs[number]), user_attrs={"trial": number})
     return len(queued.union(missing))
 
 
-def finished_trials(study) -> list[tuple[tuple[float, ...], float, float]]:
-    """Weights, value and seconds of the trials that are complete."""
+def finished_trials(opened) -> list[tuple[tuple[float, ...], float, float]]:
+    """Weights, value and seconds of the complete trials in Optuna's study."""
     return [
         (tuple(trial.params[name] for name in WEIGHTS), trial.value, trial.duration.total_seconds())
-        for trial in study.get_trials(deepcopy=False)
+        for trial in opened.get_trials(deepcopy=False)
         if trial.state.name == "COMPLETE"
     ]
 
 
-def write_table(storage: str, pairs: Sequence[Mapping], metric: str, folder: Path) -> pd.DataFrame:
+def write_table(study: Study) -> pd.DataFrame:
     """The table of all trials, done or not, in their order; also as `trials.csv`."""
     import optuna
 
-    study = optuna.load_study(storage=storage, study_name=STUDY_FILE)
-    done = {pair: (value, seconds) for pair, value, seconds in finished_trials(study)}
+    opened = optuna.load_study(storage=study.storage, study_name=STUDY_FILE)
+    done = {pair: (value, seconds) for pair, value, seconds in finished_trials(opened)}
     rows = []
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(study.pairs):
         value, seconds = done.get(tuple(pair.values()), (float("nan"), float("nan")))
         state = "complete" if tuple(pair.values()) in done else "to do"
-        rows.append({"trial": number, **pair, metric: value, "seconds": round(seconds, 1), "state": state})
+        rows.append({"trial": number, **pair, study.metric: value, "seconds": round(seconds, 1), "state": state})
     table = pd.DataFrame(rows)
-    write_beside(folder / TABLE_FILE, lambda partial: table.to_csv(partial, index=False))
+    write_beside(study.folder / TABLE_FILE, lambda partial: table.to_csv(partial, index=False))
     return table
 
 
-def describe_best(table: pd.DataFrame, metric: str, direction: str, argv: Sequence[str], folder: Path) -> list[str]:
+def describe_best(study: Study, table: pd.DataFrame, argv: Sequence[str]) -> list[str]:
     """The best pair of weights beside plain CLIP's, and the command that trains with it."""
-    values = table[metric]
-    best = table.loc[values.idxmax() if direction == "maximize" else values.idxmin()]
+    values = table[study.metric]
+    best = table.loc[values.idxmax() if study.direction == "maximize" else values.idxmin()]
     weights = {name: f"{best[name]:g}" for name in WEIGHTS}
     best_pair = (
         f"Best of {len(table)} trials: trial {best['trial']}, "
         + ", ".join(f"{name}={value}" for name, value in weights.items())
-        + f": {metric} {best[metric]:.4f} (both weights 0: {values[0]:.4f}). All trials: {folder / TABLE_FILE}"
+        + f": {study.metric} {best[study.metric]:.4f} (both weights 0: {values[0]:.4f}). "
+        + f"All trials: {study.folder / TABLE_FILE}"
     )
     words = ["python", "train_tier.py", *without_options(argv, OWN_OPTIONS)]
     for name, value in weights.items():
         words += [f"--{name}", value]
-    return [best_pair, f"Train with them: {shlex.join([*words, '--output_dir', f'{folder}-best'])}"]
+    return [best_pair, f"Train with them: {shlex.join([*words, '--output_dir', f'{study.folder}-best'])}"]
 
 
 def without_options(argv: Sequence[str], names: Sequence[str]) -> list[str]:

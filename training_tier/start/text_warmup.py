@@ -51,9 +51,7 @@ def warm_up_text(
     """
     Trains the text tower, in place, to match the two halves of each report (symmetric cross-entropy, as between images
     and texts). At first, two random towers teach each other nothing. A text tower that already separates "enlarged
-    heart" from "normal heart" gives the image tower a target. Labels are not used.
-
-    Every process of a distributed run computes the same.
+    heart" from "normal heart" gives the image tower a target. Labels are not used. Every process computes the same.
 
     Args:
         model ([`TierCLIPModel`] or [`TierDualEncoderModel`]): its text tower and text projection are trained.

@@ -12,7 +12,7 @@ from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data import image_cache
 from training_tier.data.image_cache import CachedImages
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.options.data import DataArguments
 
 PROCESSOR = TierImageProcessor(size=32)
@@ -57,8 +57,8 @@ def test_pairs_are_those_without_a_cache_whatever_the_augmentation(records, proc
     images = CachedImages(records, processor, tmp_path / "cache", workers)
     assert (images.rows >= 0).all()
     for augmentation in ("none", "standard", "tier"):
-        plain = PairDataset(records, processor, augmentation=augmentation)
-        cached = PairDataset(records, processor, augmentation=augmentation, images=images)
+        plain = PairDataset(records, processor, PairOptions(augmentation=augmentation))
+        cached = PairDataset(records, processor, PairOptions(augmentation=augmentation), images=images)
         for epoch in range(2):
             plain.set_epoch(epoch)
             cached.set_epoch(epoch)
@@ -182,7 +182,7 @@ def test_a_flipped_bit_anywhere_changes_no_pixel(records, tmp_path, caplog):
 
 
 def test_streaming_does_without():
-    with pytest.raises(ValueError, match="^image_cache keeps a copy of the images, and streaming is for doing"):
+    with pytest.raises(ValueError, match="^image_cache keeps a copy of the images, which streaming avoids"):
         DataArguments(data="prepared", eval_split="validation", streaming=True, image_cache="cache")
 
 

@@ -10,7 +10,7 @@ from modeling_tier.losses_tier import contrastive_loss, views_contrastive_loss
 from processing_tier import TierImageProcessor
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
 from training_tier.start.initialization import make_model
@@ -68,8 +68,8 @@ def test_views_are_varied_each_and_stand_one_after_the_other():
     records = make_phantom(2, seed=0, image_size=64, split="train")
     options = {"augmentation": "standard", "seed": 1}
     processor = TierImageProcessor(geometry="pad", size={"height": 32, "width": 32})
-    one = [PairDataset(records, processor, **options)[i] for i in range(2)]
-    two = [PairDataset(records, processor, image_views=2, **options)[i] for i in range(2)]
+    one = [PairDataset(records, processor, PairOptions(**options))[i] for i in range(2)]
+    two = [PairDataset(records, processor, PairOptions(image_views=2, **options))[i] for i in range(2)]
     for single, several in zip(one, two, strict=True):
         assert several["pixel_values"].shape == (2, 1, 32, 32)
         assert torch.equal(several["pixel_values"][0], single["pixel_values"])
@@ -85,7 +85,7 @@ def test_views_are_varied_each_and_stand_one_after_the_other():
 def test_views_that_would_be_equal_are_refused():
     with pytest.raises(ValueError, match="image_views=0 must be at least 1"):
         DataArguments(image_views=0)
-    with pytest.raises(ValueError, match="several need an augmentation"):
+    with pytest.raises(ValueError, match="image_views=2 needs an augmentation"):
         DataArguments(image_views=2, augmentation="none")
 
 

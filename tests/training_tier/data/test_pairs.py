@@ -6,7 +6,7 @@ from transformers import BatchEncoding
 from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
-from training_tier.data.pairs import PairDataset, sample_text
+from training_tier.data.pairs import PairDataset, PairOptions, sample_text
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,9 @@ def image_processor():
 @pytest.mark.parametrize("augmentation", ["standard", "tier"])
 def test_a_pair_depends_on_seed_epoch_and_index_alone(records, image_processor, augmentation):
     def pair(index, epoch, seed):
-        dataset = PairDataset(records, image_processor, augmentation=augmentation, sample_sentences=True, seed=seed)
+        dataset = PairDataset(
+            records, image_processor, PairOptions(augmentation=augmentation, sample_sentences=True, seed=seed)
+        )
         dataset.set_epoch(epoch)
         return dataset[index]["pixel_values"]
 
@@ -50,7 +52,7 @@ def test_without_augmentation_the_pixels_are_those_of_the_image_processor(record
 )
 def test_marks_of_deidentification_are_an_option(records, image_processor, deidentified, expected):
     marked = records.select([0]).map(lambda row: {"impression": "Stable XXXX  edema. ___ seen."})
-    assert PairDataset(marked, image_processor, deidentified=deidentified)[0]["text"] == expected
+    assert PairDataset(marked, image_processor, PairOptions(deidentified=deidentified))[0]["text"] == expected
 
 
 @pytest.mark.parametrize("geometry", ["pad", "crop", "squash"])
@@ -69,7 +71,7 @@ def test_a_large_jpeg_is_decoded_at_reduced_size_as_everywhere(records, geometry
         results = []
         for reduced, seed in ((True, 0), (False, 0), (False, 1)):
             image_processor = TierImageProcessor(size=32, geometry=geometry, reduced_decoding=reduced)
-            dataset = PairDataset(large, image_processor, augmentation=augmentation, seed=seed)
+            dataset = PairDataset(large, image_processor, PairOptions(augmentation=augmentation, seed=seed))
             results.append(dataset[0]["pixel_values"].float())
         same, other = ((results[0] - result).abs().mean() for result in results[1:])
         assert same < 5 and same < other / 3
@@ -83,7 +85,7 @@ def test_chexzero_pixels_stay_float(records):
 @pytest.mark.parametrize("make", [TierImageProcessor, TierImageProcessor.tier, TierImageProcessor.chexzero])
 def test_tier_augmentation_gives_one_channel_of_bytes_whatever_the_geometry(records, make):
     options = {} if make is TierImageProcessor else {"resize_edge": 48}
-    pixels = PairDataset(records, make(size=32, **options), augmentation="tier")[0]["pixel_values"]
+    pixels = PairDataset(records, make(size=32, **options), PairOptions(augmentation="tier"))[0]["pixel_values"]
     assert pixels.dtype == torch.uint8 and pixels.shape == (1, 32, 32)
 
 

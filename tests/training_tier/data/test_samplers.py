@@ -7,7 +7,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
 from training_tier.data.collator import PairCollator
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
 
 NORMAL = ("No acute disease.", "no  acute disease", "NO ACUTE DISEASE")  # the same report, said three times
@@ -108,7 +108,7 @@ def test_the_text_that_is_used_counts(phantom, processor):
     records = records.add_column("findings", ["A.", "B.", "C.", "Normal."])
     groups = {}
     for name, options in {"impression": {}, "both": {"text": "both"}, "drawn": {"sample_sentences": True}}.items():
-        dataset = PairDataset(records, processor.image_processor, **options)
+        dataset = PairDataset(records, processor.image_processor, PairOptions(**options))
         groups[name] = DistinctTextSampler(dataset, 2).groups.tolist()
     assert groups == {"impression": [0, 0, 1, -1], "both": [0, 0, 1, 0], "drawn": [0, 0, 1, 0]}
 
@@ -116,7 +116,7 @@ def test_the_text_that_is_used_counts(phantom, processor):
 def test_soft_targets_have_the_same_groups(phantom, processor):
     records = phantom.select(range(4)).remove_columns(["impression"])
     records = records.add_column("impression", ["Edema.", "Normal.", "NORMAL", "Effusion"])
-    dataset = PairDataset(records, processor.image_processor, soft_targets=True)
+    dataset = PairDataset(records, processor.image_processor, PairOptions(soft_targets=True))
     batch = PairCollator(processor.tokenizer)([dataset[i] for i in (3, 2, 1, 0)])
     assert batch["text_groups"].tolist() == [2, 1, 1, 0] and list(batch)[-1] == "return_loss"
     assert "text_groups" not in PairCollator(processor.tokenizer)([PairDataset(records, processor.image_processor)[0]])

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from processing_tier import TierImageProcessor
 from processing_tier.readers import read_records
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.streaming import ShardedImages, read_shards
 
 BATCH = 3
@@ -175,9 +175,10 @@ def test_each_record_is_dropped_about_as_often(records):
 
 
 def test_a_streamed_pair_is_the_pair_of_the_copied_data_set(folder, records):
-    options = {"image_processor": TierImageProcessor(size=32), "augmentation": "standard", "sample_sentences": True}
-    streamed = PairDataset(records, images=ShardedImages(records), seed=4, **options)
-    copied = PairDataset(read_records(folder, "train"), seed=4, **options)
+    processor = TierImageProcessor(size=32)
+    options = PairOptions(augmentation="standard", sample_sentences=True, seed=4)
+    streamed = PairDataset(records, processor, options, images=ShardedImages(records))
+    copied = PairDataset(read_records(folder, "train"), processor, options)
     for epoch in (0, 1):
         streamed.set_epoch(epoch)
         copied.set_epoch(epoch)

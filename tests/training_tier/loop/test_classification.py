@@ -10,6 +10,7 @@ from modeling_tier import TierCLIPForImageClassification, TierCLIPModel, TierDua
 from processing_tier import TierProcessor
 from processing_tier.phantom.dataset import make_phantom
 from processing_tier.prompts.loader import load_prompts
+from training_tier.data.pairs import PairOptions
 from training_tier.loop.classification import (
     LabelledDataset,
     choose_findings,
@@ -78,7 +79,7 @@ def make_trainer(tmp_path, phantom, evaluation, base):
         return trainer_class(
             model=classifier,
             args=TierTrainingArguments(**{**defaults, **options}),
-            train_dataset=LabelledDataset(records, augmentation="standard", **images),
+            train_dataset=LabelledDataset(records, options=PairOptions(augmentation="standard"), **images),
             eval_dataset=LabelledDataset(evaluation, **images),
             data_collator=collate_labelled,
             compute_metrics=make_compute_metrics(FINDINGS, FINDINGS[:2]),
@@ -255,7 +256,7 @@ def test_the_loss_falls(make_trainer, phantom):
         records=few, max_steps=60, learning_rate=1e-2, eval_strategy="no", save_strategy="no",
         load_best_model_at_end=False
     )  # fmt: skip
-    trainer.train_dataset.augmentation = "none"
+    trainer.train_dataset.options = PairOptions()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]

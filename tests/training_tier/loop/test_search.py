@@ -9,6 +9,7 @@ import pytest
 import train_tier
 from training_tier.loop.search import (
     STUDY_FILE,
+    Study,
     check_search_options,
     describe_best,
     draw_weights,
@@ -41,33 +42,32 @@ def test_the_weights_are_drawn_as_the_authors_do():
     assert 1 < max(pair["token_entropy_weight"] for pair in wide) <= 2
 
 
-@pytest.fixture
-def storage(tmp_path):
-    return f"sqlite:///{tmp_path / STUDY_FILE}"
+def make_study(folder, trials, direction="maximize"):
+    return Study(folder, "eval_auroc", direction, draw_weights(SearchArguments(search_trials=trials), seed=0))
 
 
-def test_a_search_that_was_stopped_continues_where_it_was(storage, tmp_path):
-    pairs = draw_weights(SearchArguments(search_trials=4), seed=0)
-    assert enqueue_missing(storage, "maximize", pairs) == 4
-    study = optuna.load_study(storage=storage, study_name=STUDY_FILE)
+def test_a_search_that_was_stopped_continues_where_it_was(tmp_path):
+    study = make_study(tmp_path, 4)
+    assert enqueue_missing(study) == 4
+    opened = optuna.load_study(storage=study.storage, study_name=STUDY_FILE)
 
     def objective(trial):
         return trial.suggest_float("token_entropy_weight", 0, 0.5) - trial.suggest_float(
             "patch_entropy_weight", 0, 0.5
         )
 
-    study.optimize(objective, n_trials=2)
-    study.ask()  # the third is running when the process dies
-    assert enqueue_missing(storage, "maximize", pairs) == 2
-    study.optimize(objective, n_trials=2)
-    assert enqueue_missing(storage, "maximize", pairs) == 0
-    assert enqueue_missing(storage, "maximize", draw_weights(SearchArguments(search_trials=6), seed=0)) == 2
-    done = {pair: value for pair, value, _ in finished_trials(study)}
+    opened.optimize(objective, n_trials=2)
+    opened.ask()  # the third is running when the process dies
+    assert enqueue_missing(study) == 2
+    opened.optimize(objective, n_trials=2)
+    assert enqueue_missing(study) == 0
+    assert enqueue_missing(make_study(tmp_path, 6)) == 2
+    done = {pair: value for pair, value, _ in finished_trials(opened)}
     assert done == {
-        tuple(pair.values()): pair["token_entropy_weight"] - pair["patch_entropy_weight"] for pair in pairs
+        tuple(pair.values()): pair["token_entropy_weight"] - pair["patch_entropy_weight"] for pair in study.pairs
     }
-    table = write_table(storage, pairs, "eval_auroc", tmp_path)
-    assert table["eval_auroc"].tolist() == [done[tuple(pair.values())] for pair in pairs]
+    table = write_table(study)
+    assert table["eval_auroc"].tolist() == [done[tuple(pair.values())] for pair in study.pairs]
     assert table["state"].tolist() == ["complete"] * 4
 
 
@@ -83,7 +83,7 @@ def test_the_best_command(tmp_path, direction, best):
     )
     argv = ["configs/tier.yaml", "--data", "my data", "--search_trials=3", "--token_entropy_weight", ".2"]
     argv += ["--output_dir", "runs/x", "--search-epochs", "1"]
-    sentence, command = describe_best(table, "eval_auroc", direction, argv, tmp_path / "search")
+    sentence, command = describe_best(make_study(tmp_path / "search", 3, direction), table, argv)
     assert f"token_entropy_weight={best}" in sentence and "(both weights 0: 0.7000)" in sentence
     words = shlex.split(command.removeprefix("Train with them: "))
     assert words[:5] == ["python", "train_tier.py", "configs/tier.yaml", "--data", "my data"]
@@ -143,7 +143,7 @@ def test_a_search_is_short_trainings_and_continues(tmp_path, capsys):
     assert not list((tmp_path / "whole").rglob("*.safetensors"))
     assert "Best of 3 trials: trial" in out and "Train with them: python train_tier.py --data phantom" in out
     options = ("--search_trials", 3, "--search_max_weight", 50, "--output_dir", tmp_path / "whole")
-    assert "holds a search that began with another learning_rate" in refused(capsys, *options)
+    assert "holds a search with another learning_rate" in refused(capsys, *options)
 
     # each trial is the training with its weights: the first and the last one
     for row in (whole.iloc[0], whole.iloc[-1]):

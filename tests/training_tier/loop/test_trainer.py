@@ -13,7 +13,7 @@ from processing_tier import TierImageProcessor
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
 from training_tier.data.image_cache import CachedImages
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.streaming import ShardedImages, read_shards
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.options.training import TierTrainingArguments
@@ -57,11 +57,11 @@ def make_trainer(tmp_path, phantom, evaluation, processor):
             weights["frozen_text_layers"] = frozen_text_layers
             model = TierDualEncoderModel(preset_config(preset, processor.tokenizer, **weights))
         arguments = TierTrainingArguments(**{**defaults, **options})
-        pairs = {"augmentation": "standard", "sample_sentences": sample_sentences, "images": images}
+        pairs = PairOptions(augmentation="standard", sample_sentences=sample_sentences)
         return TierTrainer(
             model=model,
             args=arguments,
-            train_dataset=PairDataset(records, processor.image_processor, **pairs),
+            train_dataset=PairDataset(records, processor.image_processor, pairs, images),
             eval_dataset=PairDataset(evaluation, processor.image_processor),
             data_collator=PairCollator(processor.tokenizer, arguments.pad_to_multiple_of),
             processing_class=processor,
