@@ -220,7 +220,7 @@ def test_a_comparison_refuses_leaves_out_or_tells_training_images(trained, table
     evaluate(trained, table, tmp_path / "a", "--split", "all", "--include_trained")
     evaluate(bare, table, tmp_path / "b", "--split", "all")
     evaluate(trained, table, tmp_path / "c", "--split", "all", "--exclude_trained")
-    assert "counts 48 images that its model was trained on, or of its training patients: leave them" in refused(
+    assert "counts 48 images that its model was trained on, or of its training patients. Exclude them" in refused(
         capsys, compare_results.main, tmp_path / "a", tmp_path / "b"
     )
     for first in "ac":

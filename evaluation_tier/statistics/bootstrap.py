@@ -22,7 +22,7 @@ QUANTILE_975 = 1.959963984540054  # of the standard normal distribution
 
 
 class BootstrapAUROC(NamedTuple):
-    """Bootstrap intervals, one row or entry per finding, and those of the mean over the findings."""
+    """Intervals of the AUROC, one row or entry per finding, and of the mean over the findings."""
 
     interval: np.ndarray  # (findings, 2): lower and upper bound
     mean_interval: np.ndarray  # (2,)
@@ -37,20 +37,17 @@ def bootstrap(
     thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, np.ndarray]:
     """
-    The metrics of every finding in every resample.
-
-    The values are those of scikit-learn on `np.repeat`ed labels and scores, to rounding.
+    The metrics of every finding in every resample: scikit-learn's on `np.repeat`ed labels and scores, to rounding.
 
     Args:
         labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN; -1 and NaN are left out.
         scores (`np.ndarray`): (images, findings).
         draws (`np.ndarray`):
-            (resamples, images), how often each image was drawn, or (findings, resamples, images) where findings have
-            draws of their own; from [`draw_resamples`], [`draw_stratified_resamples`], [`draw_chexzero_resamples`] or
-            elsewhere. `np.ones((1, images))` gives the metrics of the data themselves.
+            How often each image was drawn, (resamples, images), or (findings, resamples, images) for separate draws of
+            each finding; see [`Resampling.draw`]. `np.ones((1, images))` gives the metrics of the data themselves.
         thresholds (`Sequence[float]` or `Mapping[str, Sequence[float]]`, *optional*):
-            (findings,), fixed in all resamples: present means score >= threshold. NaN gives NaN. Where F1 has
-            thresholds of its own, they are given as `{"mcc": ..., "f1": ...}`, the others being at those of MCC.
+            (findings,), fixed in all resamples: present means score >= threshold. NaN gives NaN. To give F1 its own
+            thresholds, pass `{"mcc": ..., "f1": ...}`; the other metrics use those of MCC.
 
     Returns:
         `dict[str, np.ndarray]`: `auroc`, `auprc` and, with thresholds, `mcc`, `f1`, `sensitivity`, `specificity`,
@@ -64,18 +61,8 @@ def bootstrap(
         np.asarray(scores, dtype=np.float64),
         np.asarray(draws),
     )
-    if labels.ndim != 2 or labels.shape != scores.shape:
-        raise ValueError(
-            f"Labels and scores must both be images x findings, but have shapes {labels.shape} and {scores.shape}."
-        )
+    check_arrays(labels, scores, draws)
     num_images, num_findings = labels.shape
-    if draws.ndim not in (2, 3) or draws.shape[-1] != num_images or draws.shape[:-2] not in ((), (num_findings,)):
-        raise ValueError(
-            f"Draws of {num_images} images and {num_findings} findings must be resamples x images or findings x "
-            f"resamples x images, but have shape {draws.shape}."
-        )
-    if draws.size and draws.min() < 0:
-        raise ValueError("Draws count how often an image was drawn, but some are negative.")
     if thresholds is not None and not isinstance(thresholds, Mapping):
         thresholds = {"mcc": thresholds}
     for given in (thresholds or {}).values():
@@ -104,6 +91,22 @@ def bootstrap(
     return results
 
 
+def check_arrays(labels: np.ndarray, scores: np.ndarray, draws: np.ndarray) -> None:
+    """Raise ValueError for shapes that do not fit and negative draws."""
+    if labels.ndim != 2 or labels.shape != scores.shape:
+        raise ValueError(
+            f"Labels and scores must both be images x findings, but have shapes {labels.shape} and {scores.shape}."
+        )
+    num_images, num_findings = labels.shape
+    if draws.ndim not in (2, 3) or draws.shape[-1] != num_images or draws.shape[:-2] not in ((), (num_findings,)):
+        raise ValueError(
+            f"Draws of {num_images} images and {num_findings} findings must be resamples x images or findings x "
+            f"resamples x images, but have shape {draws.shape}."
+        )
+    if draws.size and draws.min() < 0:
+        raise ValueError("Draws count how often an image was drawn, but some are negative.")
+
+
 def weighted_metrics(
     labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, threshold: float
 ) -> dict[str, np.ndarray]:
@@ -123,7 +126,7 @@ def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
         draws (`np.ndarray`): (resamples, images), see [`bootstrap`].
 
     Returns:
-        `np.ndarray`: (resamples,); NaN where none was drawn.
+        `np.ndarray`: (resamples,); NaN in a resample without a known value.
     """
     known = ~np.isnan(values)
     means = np.empty(len(draws))
@@ -135,8 +138,8 @@ def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def defined_values(values: np.ndarray) -> np.ndarray:
     """
-    The values (resamples,) that are not NaN; none of them where these are fewer than half of the resamples, which
-    would stand for a few lucky draws.
+    The values (resamples,) that are not NaN. If they are fewer than half of the resamples, nothing: they would stand
+    for a few lucky draws.
     """
     defined = values[~np.isnan(values)]
     return defined if 2 * len(defined) >= len(values) else defined[:0]

@@ -1,8 +1,23 @@
-"""Two evaluations of the same images, side by side: what the second model gains on the first, and how sure that is."""
+"""Two evaluations of the same images, side by side: what the second model gains on the first, and how sure that is.
+
+[`compare_evaluations`] returns a dict of JSON's own types. Undefined numbers are `None`.
+
+- `"first"`, `"second"`: `folder` and `models`.
+- `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
+- `"trained"`, `"training_overlap"`: what was done with training images, and what each evaluation says about them.
+- `"protocol_differences"`: by key the two values; a warning names them too.
+- `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
+  `second`, `difference`, `difference_ci95` and `p_bootstrap`. AUROC also has `p_delong`, by DeLong's test (1988).
+  That test takes images as independent: with several images per patient it finds differences that do not exist. MCC
+  and F1 are at the thresholds that each evaluation chose.
+- `"mean"`: the same over the findings, without `p_delong`.
+- `"findings_left_out"`: by name the evaluation that lacks it.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 COMPARED = ("auroc", "auprc", "mcc", "f1")
 
-# What the protocol says of the intervals and of the data, which a comparison makes anew or checks itself
+# Keys of the protocol on intervals and data: a comparison computes these again or checks them itself
 NOT_OF_SCORES = (
     "intervals",
     "n_bootstrap",
@@ -40,6 +55,26 @@ NOT_OF_SCORES = (
 )
 
 
+class Evaluation(NamedTuple):
+    """One evaluation, as `eval_zeroshot.py` wrote it into a folder."""
+
+    folder: str
+    metrics: dict
+    predictions: pd.DataFrame
+
+    def columns(self, kind: str, findings: Sequence[str]) -> np.ndarray:
+        """The labels or scores, (images, findings) float64."""
+        return self.predictions[[f"{kind}_{finding}" for finding in findings]].to_numpy(dtype=np.float64)
+
+    def thresholds(self, findings: Sequence[str]) -> dict[str, list[float]]:
+        """The thresholds of MCC and of F1, NaN without one."""
+        results = [self.metrics["findings"][finding] for finding in findings]
+        return {
+            "mcc": [as_float(result.get("threshold")) for result in results],
+            "f1": [as_float(f1_threshold(result)) for result in results],
+        }
+
+
 def compare_evaluations(
     first: str | Path,
     second: str | Path,
@@ -49,8 +84,8 @@ def compare_evaluations(
     """
     The second evaluation's metrics minus the first's, on the same images, with paired 95 % intervals.
 
-    Both models are measured on the same resamples of the patients, so what makes an image hard for both cancels: two
-    models may differ surely although their own intervals overlap.
+    Both models are measured on the same resamples of the patients, so an image that is hard for both cancels out: two
+    models may differ for certain although their own intervals overlap.
 
     Args:
         first (`str` or `Path`): folder that `eval_zeroshot.py` wrote, with `metrics.json` and `predictions.parquet`.
@@ -61,49 +96,63 @@ def compare_evaluations(
             `"include"`.
 
     Returns:
-        `dict`: of JSON's own types, numbers that are undefined being `None`.
-
-        - `"first"`, `"second"`: `folder` and `models`.
-        - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
-        - `"training_overlap"`: of each, what its evaluation says of images that the model was trained on.
-        - `"protocol_differences"`: by key the two values; a warning names them too.
-        - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
-          `second`, `difference`, `difference_ci95` and `p_bootstrap`; of the AUROC also `p_delong`, by DeLong's test
-          (1988), which takes images as independent: with several of a patient it finds differences where there are
-          none. MCC and F1 are at the thresholds that each evaluation chose.
-        - `"mean"`: the same over the findings, without `p_delong`.
-        - `"findings_left_out"`: by name in which of the two it is missing.
+        `dict`: see the docstring of this module.
 
     Raises:
-        `ValueError`: for a folder without a whole evaluation, and when images, patients or labels of the two differ,
+        `ValueError`: for a folder without a complete evaluation, and if images, patients or labels of the two differ,
             with the number of those that do.
     """
     metrics = [read_metrics(folder) for folder in (first, second)]
-    findings = [finding for finding in metrics[0]["findings"] if finding in metrics[1]["findings"]]
-    if not findings:
-        of_first, of_second = (", ".join(map(repr, read["findings"])) or "none" for read in metrics)
-        raise ValueError(
-            f"The results have no finding in common: {first} has {of_first}; {second} has {of_second}. Evaluate both "
-            "models on the same findings."
-        )
-    tables = [read_predictions(folder, read) for folder, read in zip((first, second), metrics, strict=True)]
-    tables = without_trained(tables, metrics, (str(first), str(second)), trained)
-    tables = align(*tables, str(first), str(second), findings)
+    findings = shared_findings(metrics, (first, second))
+    pair = [
+        Evaluation(str(folder), read, read_predictions(folder, read))
+        for folder, read in zip((first, second), metrics, strict=True)
+    ]
+    pair = align(*without_trained(pair, trained), findings)
     differing = protocol_differences(*metrics)
     if differing:
         described = ", ".join(f"{key} ({format_cell(a)} / {format_cell(b)})" for key, (a, b) in differing.items())
         logger.warning("The protocols of the two results differ in %s: scores may differ for that reason.", described)
-
-    labels = columns_of(tables[0], "label", findings)
-    scores = [columns_of(table, "score", findings) for table in tables]
-    thresholds = [
+    left_out = {finding: f"not in {second}" for finding in metrics[0]["findings"] if finding not in findings}
+    left_out |= {finding: f"not in {first}" for finding in metrics[1]["findings"] if finding not in findings}
+    return to_json(
         {
-            "mcc": [as_float(read["findings"][finding].get("threshold")) for finding in findings],
-            "f1": [as_float(f1_threshold(read["findings"][finding])) for finding in findings],
+            "first": {"folder": str(first), "models": metrics[0].get("models") or []},
+            "second": {"folder": str(second), "models": metrics[1].get("models") or []},
+            "dataset": metrics[0]["dataset"],
+            "n_images": len(pair[0].predictions),
+            "n_patients": len(set(pair[0].predictions["patient_id"].tolist())),
+            "n_bootstrap": resampling.num_resamples,
+            "seed": resampling.seed,
+            "trained": trained,
+            "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
+            "protocol_differences": differing,
+            **compare_scores(*pair, findings, resampling),
+            "findings_left_out": left_out,
         }
-        for read in metrics
-    ]
-    patients = tables[0]["patient_id"].tolist()
+    )
+
+
+def shared_findings(metrics: Sequence[Mapping], folders: Sequence[str | Path]) -> list[str]:
+    """The findings that both evaluations have; a ValueError without any."""
+    findings = [finding for finding in metrics[0]["findings"] if finding in metrics[1]["findings"]]
+    if not findings:
+        of_first, of_second = (", ".join(map(repr, read["findings"])) or "none" for read in metrics)
+        raise ValueError(
+            f"The results have no finding in common: {folders[0]} has {of_first}; {folders[1]} has {of_second}. "
+            "Evaluate both models on the same findings."
+        )
+    return findings
+
+
+def compare_scores(
+    first: Evaluation, second: Evaluation, findings: Sequence[str], resampling: Resampling
+) -> dict[str, dict]:
+    """The `"findings"` and the `"mean"` of [`compare_evaluations`], from two evaluations with the same rows."""
+    labels = first.columns("label", findings)
+    scores = [evaluation.columns("score", findings) for evaluation in (first, second)]
+    thresholds = [evaluation.thresholds(findings) for evaluation in (first, second)]
+    patients = first.predictions["patient_id"].tolist()
     draws = resampling.draw(patients, labels)
     too_few = find_too_few(labels, patients)
     for finding in np.array(findings)[too_few]:
@@ -128,7 +177,7 @@ def compare_evaluations(
         results[finding] = part
     mean = {}
     for name in COMPARED:
-        defined = ~np.isnan(paired[name].difference)  # the means are of the same findings
+        defined = ~np.isnan(paired[name].difference)  # both means are over the same findings
         mean[name] = {
             "first": nanmean(values[0][name][0, defined]),
             "second": nanmean(values[1][name][0, defined]),
@@ -136,104 +185,84 @@ def compare_evaluations(
             "difference_ci95": paired[name].mean_interval,
             "p_bootstrap": paired[name].mean_p_value,
         }
-    left_out = {finding: f"not in {second}" for finding in metrics[0]["findings"] if finding not in findings}
-    left_out |= {finding: f"not in {first}" for finding in metrics[1]["findings"] if finding not in findings}
-    return to_json(
-        {
-            "first": {"folder": str(first), "models": metrics[0].get("models") or []},
-            "second": {"folder": str(second), "models": metrics[1].get("models") or []},
-            "dataset": metrics[0]["dataset"],
-            "n_images": len(labels),
-            "n_patients": len(set(patients)),
-            "n_bootstrap": resampling.num_resamples,
-            "seed": resampling.seed,
-            "trained": trained,
-            "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
-            "protocol_differences": differing,
-            "findings": results,
-            "mean": mean,
-            "findings_left_out": left_out,
-        }
-    )
+    return {"findings": results, "mean": mean}
 
 
-def columns_of(table: pd.DataFrame, kind: str, findings: Sequence[str]) -> np.ndarray:
-    """The labels or scores, (images, findings) float64."""
-    return table[[f"{kind}_{finding}" for finding in findings]].to_numpy(dtype=np.float64)
-
-
-def without_trained(
-    tables: Sequence[pd.DataFrame], metrics: Sequence[Mapping], names: Sequence[str], choice: str
-) -> list[pd.DataFrame]:
+def without_trained(pair: Sequence[Evaluation], choice: str) -> list[Evaluation]:
     """
-    Both tables without the images that one of the models was trained on, where the choice is to exclude them.
+    Both evaluations without the images that one of the models was trained on, if the choice is to exclude them.
 
     Raises:
-        ValueError: when there are such images and the choice is to refuse them, or none is left without them.
+        ValueError: such images exist and the choice is to refuse them, or no image is left without them.
     """
+    tables = [evaluation.predictions for evaluation in pair]
     seen = [table["trained_on"] if "trained_on" in table else pd.Series(False, table.index) for table in tables]
-    for table_seen, name in zip(seen, names, strict=True):
-        if table_seen.any() and choice == "refuse":
+    for evaluation, is_trained in zip(pair, seen, strict=True):
+        if is_trained.any() and choice == "refuse":
             raise ValueError(
-                f"{name} counts {table_seen.sum():,} images that its model was trained on, or of its training "
-                "patients: leave them out of both with --exclude_trained, or count them with --include_trained, which "
-                "the comparison will say."
+                f"{evaluation.folder} counts {is_trained.sum():,} images that its model was trained on, or of its "
+                "training patients. Exclude them from both with --exclude_trained, or count them with "
+                "--include_trained; the comparison will say so."
             )
     if choice != "exclude":
-        return list(tables)
-    if not any(read["protocol"].get("trained") for read in metrics):
-        logger.warning("--exclude_trained has no effect: neither evaluation has met an image of the training.")
-    kept = [set(table["image_id"][~table_seen]) for table, table_seen in zip(tables, seen, strict=True)]
+        return list(pair)
+    choices = [evaluation.metrics["protocol"].get("trained") for evaluation in pair]
+    if not any(choices):
+        logger.warning("--exclude_trained has no effect: neither evaluation contains training images.")
+    kept = [set(table["image_id"][~is_trained]) for table, is_trained in zip(tables, seen, strict=True)]
     dropped = set().union(*(set(table["image_id"][mask]) for table, mask in zip(tables, seen, strict=True)))
-    if any(read["protocol"].get("trained") == "excluded" for read in metrics):
-        dropped |= kept[0] ^ kept[1]  # left out when one of them was evaluated
+    if "excluded" in choices:
+        dropped |= kept[0] ^ kept[1]  # already left out when one of the models was evaluated
     if not (kept[0] & kept[1]) - dropped:
-        raise ValueError("No image is left without those that the models were trained on: evaluate other data.")
-    return [table[~table["image_id"].isin(dropped)] for table in tables]
+        raise ValueError("Without training images, no image is left: evaluate other data.")
+    return [
+        evaluation._replace(predictions=table[~table["image_id"].isin(dropped)])
+        for evaluation, table in zip(pair, tables, strict=True)
+    ]
 
 
-def align(
-    first: pd.DataFrame, second: pd.DataFrame, first_name: str, second_name: str, findings: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The second table's rows in the order of the first's.
+def align(first: Evaluation, second: Evaluation, findings: Sequence[str]) -> tuple[Evaluation, Evaluation]:
+    """Both evaluations, with the second's rows in the order of the first's.
 
     Raises:
-        ValueError: when an image occurs twice, or images, their patients or their labels are not the same in both.
+        ValueError: an image occurs twice, or images, their patients or their labels differ between the two.
     """
-    for table, name in ((first, first_name), (second, second_name)):
+    for folder, _, table in (first, second):
         repeated = int(table["image_id"].duplicated().sum())
         if repeated:
-            raise ValueError(f"{repeated} rows of {name} repeat an image_id: evaluate on data that name images once.")
-    shared = int(first["image_id"].isin(second["image_id"]).sum())
-    if shared < len(first) or shared < len(second):
+            raise ValueError(f"{repeated} rows of {folder} repeat an image_id: evaluate data with unique ids.")
+    ids, other_ids = first.predictions["image_id"], second.predictions["image_id"]
+    shared = int(ids.isin(other_ids).sum())
+    if shared < len(ids) or shared < len(other_ids):
         raise ValueError(
-            f"The results are not of the same images: {first_name} has {len(first):,}, {second_name} {len(second):,}, "
-            f"and {shared:,} are in both. Evaluate both models on the same images, or pass --exclude_trained where "
-            "one was evaluated so."
+            f"The results are not of the same images: {first.folder} has {len(ids):,}, {second.folder} "
+            f"{len(other_ids):,}, and {shared:,} are in both. Evaluate both models on the same images. If one "
+            "evaluation excluded training images, pass --exclude_trained."
         )
-    second = second.set_index("image_id").loc[first["image_id"]].reset_index()
-    patients = [table["patient_id"].astype(str).fillna("").to_numpy() for table in (first, second)]
+    second = second._replace(predictions=second.predictions.set_index("image_id").loc[ids].reset_index())
+    pair = (first, second)
+    patients = [evaluation.predictions["patient_id"].astype(str).fillna("").to_numpy() for evaluation in pair]
     moved = int((patients[0] != patients[1]).sum())
     if moved:
         raise ValueError(
-            f"{moved:,} of the {len(first):,} images belong to other patients in {second_name} than in {first_name}: "
-            "evaluate both models on the same data."
+            f"{moved:,} of the {len(ids):,} images belong to other patients in {second.folder} than in "
+            f"{first.folder}: evaluate both models on the same data."
         )
-    labels = [columns_of(table, "label", findings) for table in (first, second)]
+    labels = [evaluation.columns("label", findings) for evaluation in pair]
     differ = ~((labels[0] == labels[1]) | (np.isnan(labels[0]) & np.isnan(labels[1])))
     if differ.any():
         counts = ", ".join(
             f"{finding} {count:,}" for finding, count in zip(findings, differ.sum(axis=0), strict=True) if count
         )
         raise ValueError(
-            f"The labels of the two results differ (of {len(first):,} images: {counts}): evaluate both models with "
+            f"The labels of the two results differ (of {len(ids):,} images: {counts}): evaluate both models with "
             "the same labels."
         )
-    return first, second
+    return pair
 
 
 def protocol_differences(first: Mapping, second: Mapping) -> dict[str, list]:
-    """What two evaluations did otherwise: by key of the protocol the two values, None where one does not say."""
+    """Where two protocols differ: by key the two values, None if a protocol lacks the key."""
     protocols = [{"dataset": read["dataset"], **read["protocol"]} for read in (first, second)]
     keys = dict.fromkeys((*protocols[0], *protocols[1]))
     return {

@@ -1,6 +1,22 @@
-"""AUROC by sex, age band, view and other attributes of the images."""
+"""AUROC by sex, age band, view and other attributes of the images.
+
+Groups share the resamples, so the interval of a gap allows for patients in several groups (views). A gap is the
+highest minus the lowest AUROC. Its interval is that of the difference of these two groups, whichever is higher in a
+resample. It does not allow for their choice as the farthest apart: with more than two groups that do not differ, it
+excludes 0 too often.
+
+[`subgroup_metrics`] returns a dict.
+
+- `"groups"`: by group `{"n_images", "auroc": {finding: value}, "auroc_ci95": {finding: [low, high]}, "mean": {"auroc",
+  "auroc_ci95"}}`, without the findings that have too few cases in the group.
+- `"gap"`: by finding of two groups or more `{"gap", "gap_ci95", "highest", "lowest"}`, and under `"mean_gap"` the same
+  for the groups' means (`None` with fewer than two groups).
+- `"findings_in_mean"`: the findings that every group has; means are over these.
+- `"left_out"`: by group without any finding the reason; `"n_unknown"`: images without a group.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,6 +87,15 @@ def age_bands(ages: Sequence[float], edges: Sequence[float] = (18, 40, 60, 80)) 
     return np.where(np.isnan(ages), "", np.array(bands)[np.searchsorted(edges, ages, side="right")])
 
 
+class Group(NamedTuple):
+    """The AUROCs of one subgroup."""
+
+    num_images: int
+    has_cases: np.ndarray  # (findings,) bool
+    point: np.ndarray  # (findings,), NaN without enough cases
+    resampled: np.ndarray  # (resamples, findings), NaN without enough cases or patients
+
+
 def subgroup_metrics(
     labels: np.ndarray,
     scores: np.ndarray,
@@ -82,32 +107,20 @@ def subgroup_metrics(
     unit_ids: Sequence | None = None,
 ) -> dict:
     """
-    AUROC of each subgroup of the images (sex, age band, view, source), and how far subgroups are apart.
-
-    Groups share the resamples, so the interval of a gap honours that a patient may be in several groups (views). A gap
-    is the highest minus the lowest AUROC; its interval is that of the difference of these two groups, whichever is
-    higher in a resample. It does not know that they were chosen as the farthest apart: with more than two groups it
-    leaves out 0 too often where groups do not differ.
+    AUROC of each subgroup of the images (sex, age band, view, source), and the gap between subgroups.
 
     Args:
         labels, scores (`np.ndarray`): (images, findings), as for [`bootstrap`].
-        groups (`Sequence`): (images,), each image's group; `None`, NaN or `""` where it is not known.
-        draws (`np.ndarray`): (resamples, images), see [`draw_resamples`]; those of each group are its columns.
-        findings (`Sequence[str]`): the findings' names.
+        groups (`Sequence`): (images,), each image's group; `None`, NaN or `""` if it is not known.
+        draws (`np.ndarray`): (resamples, images), see [`draw_resamples`]; each group uses its own columns.
+        findings (`Sequence[str]`): names, in the order of the columns.
         min_cases (`int`, *optional*, defaults to 10):
             Positives, and negatives, that a group needs for a finding's AUROC.
         unit_ids (`Sequence`, *optional*):
-            (images,), the patients that were drawn; a group's finding of too few of them gets no interval.
+            (images,), the patients that were drawn. A finding that too few patients of a group have gets no interval.
 
     Returns:
-        `dict`:
-        - `"groups"`: by group `{"n_images", "auroc": {finding: value}, "auroc_ci95": {finding: [low, high]}, "mean":
-          {"auroc", "auroc_ci95"}}`; a finding with too few cases is left out of the group.
-        - `"gap"`: by finding that two groups or more have `{"gap", "gap_ci95", "highest", "lowest"}`, and under
-          `"mean_gap"` the same of the groups' means (`None` with fewer than two groups).
-        - `"findings_in_mean"`: the findings that every group has; only these enter means, which would otherwise be of
-          different findings.
-        - `"left_out"`: by group without any finding the reason; `"n_unknown"`: images without a group.
+        `dict`: see the docstring of this module.
     """
     labels, scores = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     group_of = np.array(["" if group is None or group != group else str(group) for group in groups])
@@ -115,41 +128,58 @@ def subgroup_metrics(
         raise ValueError(f"There are {len(labels)} images, but {len(group_of)} groups.")
     if np.ndim(draws) != 2:
         raise ValueError("Subgroups share their resamples: give draws of resamples x images.")
-
-    point, resampled, enough, left_out = {}, {}, {}, {}
-    for group in np.unique(group_of[group_of != ""]).tolist():
-        rows = np.flatnonzero(group_of == group)
+    measured, left_out = {}, {}
+    for name in np.unique(group_of[group_of != ""]).tolist():
+        rows = np.flatnonzero(group_of == name)
         cases = np.minimum((labels[rows] == 1).sum(axis=0), (labels[rows] == 0).sum(axis=0))
         if not (cases >= min_cases).any():
-            left_out[group] = f"{len(rows)} images, no finding with {min_cases} positives and negatives"
+            left_out[name] = f"{len(rows)} images, no finding with {min_cases} positives and negatives"
             continue
-        enough[group] = cases >= min_cases
-        values = {
-            name: bootstrap(labels[rows], scores[rows], these)["auroc"]
-            for name, these in (("point", np.ones((1, len(rows)))), ("resampled", np.asarray(draws)[:, rows]))
-        }
-        point[group] = np.where(enough[group], values["point"][0], np.nan)
-        few = np.zeros(len(findings), dtype=bool) if unit_ids is None else find_too_few(labels[rows], unit_ids[rows])
-        resampled[group] = np.where(enough[group] & ~few, values["resampled"], np.nan)
+        units = None if unit_ids is None else unit_ids[rows]
+        measured[name] = measure_group(
+            labels[rows], scores[rows], np.asarray(draws)[:, rows], cases >= min_cases, units
+        )
+    return {
+        **describe_groups(measured, findings),
+        "left_out": left_out,
+        "n_unknown": int((group_of == "").sum()),
+    }
 
-    common = np.all(list(enough.values()), axis=0) if enough else np.zeros(len(findings), dtype=bool)
+
+def measure_group(
+    labels: np.ndarray, scores: np.ndarray, draws: np.ndarray, has_cases: np.ndarray, unit_ids: Sequence | None
+) -> Group:
+    """The AUROCs of the images of one group, for the findings that have enough cases, (findings,) bool."""
+    point = bootstrap(labels, scores, np.ones((1, len(labels))))["auroc"][0]
+    resampled = bootstrap(labels, scores, draws)["auroc"]
+    few = np.zeros(len(has_cases), dtype=bool) if unit_ids is None else find_too_few(labels, unit_ids)
+    return Group(
+        len(labels), has_cases, np.where(has_cases, point, np.nan), np.where(has_cases & ~few, resampled, np.nan)
+    )
+
+
+def describe_groups(groups: Mapping[str, Group], findings: Sequence[str]) -> dict:
+    """The `"groups"`, `"gap"`, `"mean_gap"` and `"findings_in_mean"` of [`subgroup_metrics`]."""
+    # Means of different findings would not compare: only those that every group has enter
+    shared = [group.has_cases for group in groups.values()]
+    common = np.all(shared, axis=0) if shared else np.zeros(len(findings), dtype=bool)
     described, means, resampled_means = {}, {}, {}
-    for group in point:
-        means[group], resampled_means[group] = mean_over_findings(point[group][common], resampled[group][:, common])
-        kept = np.flatnonzero(enough[group])
-        described[group] = {
-            "n_images": int((group_of == group).sum()),
-            "auroc": {findings[i]: float(point[group][i]) for i in kept},
-            "auroc_ci95": {findings[i]: percentile_interval(resampled[group][:, i]).tolist() for i in kept},
+    for name, group in groups.items():
+        means[name], resampled_means[name] = mean_over_findings(group.point[common], group.resampled[:, common])
+        kept = np.flatnonzero(group.has_cases)
+        described[name] = {
+            "n_images": group.num_images,
+            "auroc": {findings[i]: float(group.point[i]) for i in kept},
+            "auroc_ci95": {findings[i]: percentile_interval(group.resampled[:, i]).tolist() for i in kept},
             "mean": {
-                "auroc": means[group],
-                "auroc_ci95": percentile_interval(resampled_means[group]).tolist(),
+                "auroc": means[name],
+                "auroc_ci95": percentile_interval(resampled_means[name]).tolist(),
             },
         }
     gaps = {
         finding: describe_gap(
-            {group: point[group][i] for group in point if enough[group][i]},
-            {group: resampled[group][:, i] for group in point},
+            {name: group.point[i] for name, group in groups.items() if group.has_cases[i]},
+            {name: group.resampled[:, i] for name, group in groups.items()},
         )
         for i, finding in enumerate(findings)
     }
@@ -157,9 +187,7 @@ def subgroup_metrics(
         "groups": described,
         "gap": {finding: gap for finding, gap in gaps.items() if gap is not None},
         "mean_gap": describe_gap(means, resampled_means) if common.any() else None,
-        "findings_in_mean": [finding for finding, shared in zip(findings, common, strict=True) if shared],
-        "left_out": left_out,
-        "n_unknown": int((group_of == "").sum()),
+        "findings_in_mean": [finding for finding, is_common in zip(findings, common, strict=True) if is_common],
     }
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
+from statistics_data import labelled_scores
 
 from evaluation_tier.statistics.calibration import (
     brier,
@@ -14,15 +14,6 @@ from evaluation_tier.statistics.calibration import (
     reliability_curve,
     sigmoid,
 )
-
-
-@st.composite
-def labelled_scores(draw):
-    """Labels with both classes, and scores with many ties."""
-    size = draw(st.integers(2, 60))
-    labels = draw(st.lists(st.integers(0, 1), min_size=size, max_size=size).filter(lambda row: 0 < sum(row) < size))
-    scores = draw(st.lists(st.integers(-6, 6).map(lambda score: score / 4), min_size=size, max_size=size))
-    return np.array(labels), np.array(scores)
 
 
 def likelihood_loss(labels, scores, scale, bias) -> float:

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as yardstick
+from statistics_data import labelled_scores
 
 from evaluation_tier.statistics.metrics import (
     CRITERIA,
@@ -21,15 +22,6 @@ from evaluation_tier.statistics.metrics import (
     specificity,
     weighted_areas,
 )
-
-
-@st.composite
-def labelled_scores(draw):
-    """Labels with both classes, and scores with many ties."""
-    size = draw(st.integers(2, 60))
-    labels = draw(st.lists(st.integers(0, 1), min_size=size, max_size=size).filter(lambda row: 0 < sum(row) < size))
-    scores = draw(st.lists(st.integers(-6, 6).map(lambda score: score / 4), min_size=size, max_size=size))
-    return np.array(labels), np.array(scores)
 
 
 def test_auroc_by_hand():
