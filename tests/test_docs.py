@@ -1,0 +1,171 @@
+"""The pages: their links, the options and modules that they name, and the imports of their Python lines.
+
+What the commands print is not run here: see CONTRIBUTING.md for how to check a page by hand.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name != "CHANGELOG.md"]
+PACKAGES = ("modeling_tier", "processing_tier", "evaluation_tier", "training_tier", "tier_clip")
+COMMANDS = {
+    "tier-train": "train_tier",
+    "tier-eval": "eval_zeroshot",
+    "tier-prepare": "prepare_tier",
+    "tier-convert": "convert_tier",
+    "tier-compare": "compare_results",
+    "tier-rank": "rank_checkpoints",
+}
+SCRIPTS = {f"{module}.py": module for module in COMMANDS.values()} | COMMANDS
+# Options of torchrun, srun, sbatch, git and the like that the prose names
+FOREIGN_OPTIONS = {"--nproc_per_node", "--kill-on-bad-exit", "--export", "--version", "--dist"}
+SPEED_OPTIONS = {
+    option
+    for path in ROOT.glob("speed/*.py")
+    for option in re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8"))
+}
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """The language and the lines of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_spans(text: str) -> list[str]:
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def known_options() -> dict[str, set[str]]:
+    """The options of each script, from the parser that prints its --help."""
+    options = {}
+
+    def note(parser, file=None):
+        options[module] = set(parser._option_string_actions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "print_help", note)
+        for module in COMMANDS.values():
+            with pytest.raises(SystemExit):
+                importlib.import_module(module).main(["--help"])
+    options["rank_checkpoints"] |= options["eval_zeroshot"]  # tier-rank passes them on
+    return options
+
+
+@page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text(encoding="utf-8"))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name) if name else page
+        assert linked.exists(), f"{page.name} links to {target}, which does not exist"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name} links to {target}, but {linked.name} has no such heading"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "README.md" or f"]({path.name})" in index, f"docs/README.md does not list {path.name}"
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    """The words of each command line, in blocks and in code spans."""
+    text = page.read_text(encoding="utf-8")
+    lines = [" ".join(span.split()) for span in code_spans(text)]
+    for language, block in fenced_blocks(text):
+        if language == "bash" or any(f"{name} " in block for name in SCRIPTS):
+            lines += block.replace("\\\n", " ").splitlines()
+    words = []
+    for line in lines:
+        try:
+            words.append(shlex.split(line, comments=True))
+        except ValueError:  # a printed sentence with an apostrophe, not a command
+            continue
+    return words
+
+
+@page
+def test_options_exist(page, known_options):
+    every_option = set.union(FOREIGN_OPTIONS, SPEED_OPTIONS, *known_options.values())
+    for words in commands_in(page):
+        script = next((Path(word).name for word in words if Path(word).name in SCRIPTS), None)
+        speed = next((ROOT / word for word in words if word.startswith("speed/") and word.endswith(".py")), None)
+        start = 0 if script is None else [Path(word).name for word in words].index(script)
+        given = [word.split("=")[0] for word in words[start:] if re.fullmatch(r"--[a-z][\w-]*(=.*)?", word)]
+        if speed is not None:
+            known = set(re.findall(r'"(--[\w-]+)"', speed.read_text(encoding="utf-8")))
+        elif script is not None:
+            known = known_options[SCRIPTS[script]]
+        elif words and words[0].startswith("--"):  # an option by itself in the prose
+            known = every_option
+        else:
+            continue
+        for option in given:
+            assert option in known, f"{page.name}: {' '.join(words)}: there is no option {option}"
+
+
+@page
+def test_modules_and_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(rf"\b((?:{'|'.join(PACKAGES)})(?:\.\w+)+)", text):
+        resolve(name)
+    for name in code_spans(text):
+        if re.fullmatch(r"(?:\w+_tier|tests|speed|configs|docs)/[\w./-]*", name):
+            assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
+
+
+def resolve(name: str):
+    """The module, or what a module holds, of a dotted name."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is not None:
+            value = importlib.import_module(module)
+            for attribute in parts[length:]:
+                value = getattr(value, attribute)
+            return value
+    raise AssertionError(f"there is no module {name}")
+
+
+@page
+def test_imports_of_the_python_lines(page):
+    for language, block in fenced_blocks(page.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                top = name.split(".")[0]
+                if top in PACKAGES or importlib.util.find_spec(top) is not None:  # else an extra that is not here
+                    resolve(name)
