@@ -144,9 +144,9 @@ class TierImageProcessor(CLIPImageProcessorPil):
     def tier(cls, **kwargs) -> "TierImageProcessor":
         """
         The pixels TIER was evaluated on: shortest side to 256 (bilinear, antialiased), centre crop 224, ImageNet mean
-        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, and those of
-        more than 8 bits are divided by 255 (:124), as TIER does. TIER also divides PadChest's 8-bit files, which leaves only 0
-        and 1; here they keep their values.
+        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, and those of more
+        than 8 bits are divided by 255 (:124), as in TIER. TIER also divides PadChest's 8-bit files, which leaves only
+        0 and 1; here they keep their values.
         """
         preset = {
             "reduced_decoding": False,
