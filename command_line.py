@@ -1,6 +1,8 @@
-"""What every command has in common: the parser of its options, and one sentence instead of a traceback.
+"""
+What every command has in common: its name, its version, the parser of its options, and one sentence instead of a
+traceback.
 
-Nothing heavy is imported here, so that --help and a mistyped option answer at once.
+Nothing heavy is imported here, so that --help, --version and a mistyped option answer at once.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 BAD_INPUT = 2  # exit code, as argparse's own
-INTERRUPTED = 130  # exit code, as shells tell of a program that Ctrl-C has ended
-# Classes of errors that libraries document without deriving them from ValueError, OSError or ImportError, by module.
-# A class is looked up only where its module has been imported: else nothing can have raised it.
+INTERRUPTED = 130  # exit code that shells give to a program after Ctrl-C
+# Documented errors of libraries that are not a ValueError, OSError or ImportError, by module. A class is looked up
+# only if its module was imported: otherwise nothing can have raised it.
 LIBRARY_ERRORS = {
     "huggingface_hub.errors": ("StrictDataclassError",),
     "safetensors": ("SafetensorError",),
@@ -26,8 +29,32 @@ LIBRARY_ERRORS = {
 }
 
 
+def command_name(script: str, file: str) -> str:
+    """
+    The name by which the user started a command.
+
+    Args:
+        script: its console script, for example `tier-train`.
+        file: its module's `__file__`, whose name it has when it is started from a clone.
+    """
+    return script if Path(sys.argv[0]).name.startswith("tier-") else Path(file).name
+
+
+def describe_version(command: str) -> str:
+    try:
+        return f"{command} {version('tier-clip')}"  # set in pyproject.toml
+    except PackageNotFoundError:
+        return f"{command}, from a clone that is not installed: its version is in pyproject.toml"
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as a ValueError, and which option was meant."""
+    """A parser with --version, which says in one sentence (a ValueError) what is wrong and which option was meant."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_argument(
+            "--version", action="version", version=describe_version(self.prog), help="print the version and exit"
+        )
 
     def error(self, message: str):
         raise ValueError(message)
@@ -36,25 +63,25 @@ class Parser(argparse.ArgumentParser):
         """The arguments; positional ones may stand between options."""
         args, unknown = self.parse_known_intermixed_args(argv)
         if unknown and not unknown[0].startswith("-"):
-            raise ValueError(f"unknown argument {unknown[0]}: see --help.")
+            raise ValueError(f"unknown argument {unknown[0]}: see {self.prog} --help.")
         if unknown:
             known = re.findall(r"--\w+", self.format_usage())
             close = difflib.get_close_matches(
                 unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1), known, n=1
             )
-            hint = f"did you mean {close[0]}?" if close else "see --help."
+            hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help."
             raise ValueError(f"unknown option {unknown[0]}: {hint}")
         return args
 
 
 def find_existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or the nearest parent that exists."""
     return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
 
 
 def can_write(folder: Path) -> bool:
-    """Whether the folder, or the one that it would be made in, takes a file; without making it."""
-    try:  # the permissions alone say yes to root on a disk that is read-only, and in /proc
+    """Whether a file can be written into the folder, or into the one in which it would be made."""
+    try:  # permissions alone let root write to a read-only disk and to /proc
         tempfile.TemporaryFile(dir=find_existing(folder)).close()
     except OSError:
         return False
@@ -62,7 +89,7 @@ def can_write(folder: Path) -> bool:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """ValueError when the folder could not be written; known before any work."""
+    """ValueError if the folder cannot be written, before any work is done."""
     if not can_write(folder):
         raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
 
@@ -72,12 +99,13 @@ def one_sentence_errors(
     prog: str, every_process: bool = False, interrupted: str = "interrupted; what was finished is kept."
 ) -> Iterator[None]:
     """
-    Ends the program with one sentence on stderr and code 2 for what bad input, missing packages, files, memory and
-    space raise, and with code 130 after Ctrl-C. Any other error is a defect of this package and keeps its traceback.
+    Ends the program with one sentence on stderr and code 2 if input is bad, or if packages, files, memory or disk
+    space are missing, and with code 130 after Ctrl-C. Any other error is a defect of this package and keeps its
+    traceback.
 
     Args:
-        prog: the command's name, which the sentence begins with.
-        every_process: let each process of a distributed run tell its own error; by default the first one alone does.
+        prog: the command's name, with which the sentence begins.
+        every_process: let each process of a distributed run print its error; by default only the first process does.
         interrupted: what to say after Ctrl-C.
 
     Raises:
@@ -113,7 +141,7 @@ def escape(message: str) -> str:
 
 @contextlib.contextmanager
 def escaped_logs() -> Iterator[None]:
-    """Names of findings and files in the log of a command cannot drive the terminal."""
+    """Keeps control characters in names of findings and files from reaching the terminal through the log."""
     factory = logging.getLogRecordFactory()
 
     def make_record(*args, **kwargs) -> logging.LogRecord:
@@ -131,11 +159,11 @@ def escaped_logs() -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str | None:
-    """One line on an error that a user can mend, without control characters; None for any other error."""
+    """One line on an error that a user can correct, without control characters; None for any other error."""
     if isinstance(error, MemoryError):
-        return "the memory does not suffice: use smaller batches, fewer images or fewer worker processes."
+        return "out of memory: use smaller batches, fewer images or fewer worker processes."
     if is_instance(error, "torch", "OutOfMemoryError"):
-        return "the memory of the GPU does not suffice: lower the batch size."
+        return "out of GPU memory: lower the batch size."
     documented = isinstance(error, (ValueError, OSError, ImportError)) or any(
         is_instance(error, module, name) for module, names in LIBRARY_ERRORS.items() for name in names
     )

@@ -15,12 +15,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, check_writable, one_sentence_errors
+from command_line import Parser, check_writable, command_name, one_sentence_errors
+
+COMMAND = command_name("tier-compare", __file__)
 
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="tier-compare",
+        prog=COMMAND,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -132,7 +134,7 @@ def compare_with_readers(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors("compare_results.py"):
+    with one_sentence_errors(COMMAND):
         run(build_parser().parse(argv))
 
 

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from command_line import Parser, can_write, one_sentence_errors
+from command_line import Parser, can_write, command_name, one_sentence_errors
 
 TARGETS = ("tier", "clip", "openclip")
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -43,10 +43,12 @@ KIND_NAMES = {
     "biovil": "BioViL's image tower",
 }
 
+COMMAND = command_name("tier-convert", __file__)
+
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="tier-convert",
+        prog=COMMAND,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -345,7 +347,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors("tier-convert"):
+    with one_sentence_errors(COMMAND):
         convert(build_parser().parse(argv))
 
 

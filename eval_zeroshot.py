@@ -16,12 +16,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, check_writable, one_sentence_errors
+from command_line import Parser, check_writable, command_name, one_sentence_errors
 from evaluation_tier.options import add_options, check_options
+
+COMMAND = command_name("tier-eval", __file__)
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        prog=COMMAND,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add_options(parser)
     return parser
 
@@ -38,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors("eval_zeroshot.py"):
+    with one_sentence_errors(COMMAND):
         args = parse(argv)
         from evaluation_tier.run import run  # imported here, so that --help and a mistyped option answer at once
 

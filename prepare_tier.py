@@ -16,12 +16,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from command_line import Parser, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
+
+COMMAND = command_name("tier-prepare", __file__)
 
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="tier-prepare",
+        prog=COMMAND,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -166,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors("tier-prepare", interrupted="broken off; run the same command again to go on."):
+    with one_sentence_errors(COMMAND, interrupted="broken off; run the same command again to go on."):
         run(build_parser().parse(argv))
 
 

@@ -16,18 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import eval_zeroshot
-from command_line import Parser, check_writable, one_sentence_errors
+from command_line import Parser, check_writable, command_name, one_sentence_errors
 
 NOT_FOR_RANKING = ("output_dir", "figures", "model_card", "save_thresholds", "analyses", "radiologists")
+
+COMMAND = command_name("tier-rank", __file__)
 
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="tier-rank",
+        prog=COMMAND,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Other options: see eval_zeroshot.py --help.",
+        epilog=f"Other options: see {eval_zeroshot.COMMAND} --help.",
     )
     parser.add_argument("run", metavar="RUN", help="folder of the training, with checkpoint-100, checkpoint-200, ...")
     parser.add_argument(
@@ -39,8 +41,6 @@ def build_parser() -> Parser:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, argparse.Namespace]]:
     """The arguments, and by step those of each checkpoint's evaluation."""
-    from training_tier.loop.checkpoints import list_checkpoints
-
     args, rest = build_parser().parse_known_args(argv)
     for name in NOT_FOR_RANKING:
         if any(given.split("=")[0] == f"--{name}" for given in rest):
@@ -51,6 +51,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, arg
         check_writable(Path(args.output).parent, "--output")
     if not Path(args.run).is_dir():
         raise ValueError(f"There is no folder {args.run}: name the --output_dir of a training.")
+    # imported here, so that --help and a mistyped option answer at once
+    from training_tier.loop.checkpoints import list_checkpoints
+
     checkpoints = list_checkpoints(args.run)
     if not checkpoints:
         raise ValueError(
@@ -104,7 +107,7 @@ def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors("rank_checkpoints.py"):
+    with one_sentence_errors(COMMAND):
         run(*parse(argv))
 
 

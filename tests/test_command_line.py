@@ -1,5 +1,10 @@
 """One sentence and exit code 2 from every command, and a traceback for nothing but a defect of the package."""
 
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pytest
@@ -13,13 +18,22 @@ import eval_zeroshot
 import prepare_tier
 import rank_checkpoints
 import train_tier
-from command_line import describe_error, one_sentence_errors
+from command_line import command_name, describe_error, one_sentence_errors
 
+REPOSITORY = Path(train_tier.__file__).parent
+SCRIPTS = {
+    "tier-train": "train_tier.py",
+    "tier-eval": "eval_zeroshot.py",
+    "tier-prepare": "prepare_tier.py",
+    "tier-convert": "convert_tier.py",
+    "tier-compare": "compare_results.py",
+    "tier-rank": "rank_checkpoints.py",
+}
 COMMANDS = {
     "train_tier.py": train_tier.main,
     "eval_zeroshot.py": eval_zeroshot.main,
-    "tier-prepare": prepare_tier.main,
-    "tier-convert": convert_tier.main,
+    "prepare_tier.py": prepare_tier.main,
+    "convert_tier.py": convert_tier.main,
     "compare_results.py": compare_results.main,
     "rank_checkpoints.py": rank_checkpoints.main,
 }
@@ -36,16 +50,20 @@ COMMANDS = {
         ("train_tier.py", ["--deepspeed", "absent.json"], "deepspeed='absent.json' cannot be used: "),
         ("eval_zeroshot.py", ["m", "--data", "phantom", "--devise", "cpu"], "unknown option --devise: did you mean"),
         ("eval_zeroshot.py", ["./absent", "--data", "phantom"], "absent"),
-        ("tier-prepare", ["--data", "x", "--output_dri", "y"], "the following arguments are required: --output_dir"),
         (
-            "tier-prepare",
+            "prepare_tier.py",
+            ["--data", "x", "--output_dri", "y"],
+            "the following arguments are required: --output_dir",
+        ),
+        (
+            "prepare_tier.py",
             ["--data", "x", "--output_dir", "y", "--sise", "9"],
             "unknown option --sise: did you mean --s",
         ),
-        ("tier-prepare", ["--data", "absent.csv", "--output_dir", "y"], "absent.csv"),
-        ("tier-convert", ["absent.pt", "out"], "absent.pt"),
-        ("tier-convert", ["a.pt", "out", "--knd", "tier"], "unknown option --knd: did you mean --kind?"),
-        ("tier-convert", ["a.pt", "out", "--kind", "onnx"], "invalid choice: 'onnx'"),
+        ("prepare_tier.py", ["--data", "absent.csv", "--output_dir", "y"], "absent.csv"),
+        ("convert_tier.py", ["absent.pt", "out"], "absent.pt"),
+        ("convert_tier.py", ["a.pt", "out", "--knd", "tier"], "unknown option --knd: did you mean --kind?"),
+        ("convert_tier.py", ["a.pt", "out", "--kind", "onnx"], "invalid choice: 'onnx'"),
         ("compare_results.py", ["absent-a", "absent-b"], "absent-a"),
         ("compare_results.py", ["a"], "two evaluations are compared: name B too"),
         ("rank_checkpoints.py", ["absent", "--data", "phantom"], "There is no folder absent"),
@@ -76,8 +94,8 @@ def test_bad_input_ends_each_command_with_one_sentence(command, arguments, messa
         (datasets.exceptions.DatasetGenerationError("a damaged shard"), "a damaged shard"),
         (ValueError("name 'a\x1b[31m\u202eb' is bad"), "name 'a\\x1b[31m\\u202eb' is bad"),
         (ValueError("no prompts for 'Épanchement 肺炎'"), "no prompts for 'Épanchement 肺炎'"),
-        (MemoryError(), "the memory does not suffice: use smaller batches, fewer images or fewer worker processes."),
-        (torch.OutOfMemoryError("CUDA"), "the memory of the GPU does not suffice: lower the batch size."),
+        (MemoryError(), "out of memory: use smaller batches, fewer images or fewer worker processes."),
+        (torch.OutOfMemoryError("CUDA"), "out of GPU memory: lower the batch size."),
         (KeyError("defect"), None),
         (RuntimeError("defect"), None),
         (AssertionError("defect"), None),
@@ -88,6 +106,38 @@ def test_what_is_told_of_an_error(error, sentence, capsys):
     with pytest.raises(type(error) if sentence is None else SystemExit), one_sentence_errors("tier-x"):
         raise error
     assert capsys.readouterr().err == ("" if sentence is None else f"tier-x: error: {sentence}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_version_of_every_command(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        COMMANDS[command](["--version"])
+    assert capsys.readouterr().out == f"{command} {version('tier-clip')}\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_name_that_the_user_typed(script, monkeypatch):
+    file = f"/clone/{SCRIPTS[script]}"
+    for typed, name in ((f"/bin/{script}", script), (f"{script}.exe", script), (file, SCRIPTS[script])):
+        monkeypatch.setattr(sys, "argv", [typed])
+        assert command_name(script, file) == name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_version_need_no_torch_and_name_the_console_script(script):
+    program = (
+        "import sys; sys.argv[0] = '/bin/{script}'\n"
+        "import {module}\n"
+        "for option in ('--help', '--version'):\n"
+        "    try: {module}.main([option])\n"
+        "    except SystemExit: print({{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
+    )
+    code = program.format(script=script, module=SCRIPTS[script].removesuffix(".py"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"usage: {script} ") and lines[-2].startswith(f"{script} ")
+    assert lines[-1] == "set()" and lines.count("set()") == 2
 
 
 def test_one_process_speaks_for_all_unless_each_may_fail_alone(monkeypatch, capsys):

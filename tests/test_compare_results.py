@@ -44,8 +44,8 @@ def test_prints_and_writes_when_asked(folders, tmp_path, capsys):
         (["--n_bootstrap", "0"], "--n_bootstrap must be at least 1, but is 0."),
         (["--seed", "-1"], "--seed must not be negative, but is -1."),
         (["--n_boot", "5"], "unknown option --n_boot: did you mean --n_bootstrap?"),
-        (["--frist", "5"], "unknown option --frist: see --help."),
-        (["runs/third"], "unknown argument runs/third: see --help."),
+        (["--frist", "5"], "unknown option --frist: see compare_results.py --help."),
+        (["runs/third"], "unknown argument runs/third: see compare_results.py --help."),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(folders, tmp_path, capsys, arguments, message):

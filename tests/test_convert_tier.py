@@ -82,7 +82,7 @@ def refuse(capsys, *arguments):
         convert_tier.main([str(argument) for argument in arguments])
     assert error.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("tier-convert: error: ") and message.count("\n") == 1
+    assert message.startswith("convert_tier.py: error: ") and message.count("\n") == 1
     return message
 
 

@@ -264,7 +264,7 @@ def test_real_radiographs(models, shared_data, tmp_path, capsys):
     [
         (["m", "--datta", "phantom"], "unknown option --datta: did you mean --data?"),
         (["m", "--output-dir", "x"], "unknown option --output-dir: did you mean --output_dir?"),
-        (["m", "--data", "phantom", "--zzz=3"], "unknown option --zzz=3: see --help."),
+        (["m", "--data", "phantom", "--zzz=3"], "unknown option --zzz=3: see eval_zeroshot.py --help."),
         (["m", "--data", "phantom", "--find", "Edema"], "unknown option --find: did you mean --findings?"),
         (["--data", "phantom"], "no model is named: give the folder that train_tier.py wrote, or a name on the Hub."),
         (["m", "m", "--data", "phantom"], "a model is named twice: an ensemble needs models that differ."),
@@ -379,7 +379,7 @@ def test_as_a_command(models, tmp_path):
     assert help_.returncode == 0 and "--threshold_split" in help_.stdout
     bad = subprocess.run([*command, models[0], "--nope"], capture_output=True, text=True, cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "eval_zeroshot.py: error: unknown option --nope: see --help.\n"
+    assert bad.stderr == "eval_zeroshot.py: error: unknown option --nope: see eval_zeroshot.py --help.\n"
     assert os.listdir(tmp_path) == []
 
 

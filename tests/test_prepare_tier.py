@@ -182,7 +182,7 @@ def test_interrupted_run(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.endswith("tier-prepare: broken off; run the same command again to go on.\n")
+    assert errors.endswith("prepare_tier.py: broken off; run the same command again to go on.\n")
     assert not [path for path in (tmp_path / "out").rglob(".*")]
 
 
@@ -197,7 +197,7 @@ def test_full_disk(tmp_path):
     process = start(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     _, errors = process.communicate()
     assert process.returncode == 2 and "Traceback" not in errors
-    assert "tier-prepare: error: " in errors and "File too large" in errors
+    assert "prepare_tier.py: error: " in errors and "File too large" in errors
     assert sorted(contents(tmp_path / "out")) == ["prepare.json"]
     prepare_tier.main([str(argument) for argument in command])
     assert len(list((tmp_path / "out" / "data").glob("*.parquet"))) == 3

@@ -89,7 +89,7 @@ def test_a_training_that_names_no_weights_is_tier_and_says_so(tmp_path, caplog):
 
 def test_help_states_the_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
-        train_tier.main(["--help"])
+        train_tier.main(["--help_all"])
     told = " ".join(capsys.readouterr().out.split())
     assert "By default 0.2, or the checkpoint's own weights if one of the two is not 0." in told
     assert "5e-4 for random weights, 5e-5 for pretrained weights (a checkpoint or two towers)" in told

@@ -27,7 +27,7 @@ from training_tier.loop.checkpoints import last_checkpoint
 from training_tier.loop.integrity import find_fault
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.recipes import parse_arguments
+from training_tier.options.parsing import parse_arguments
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
 

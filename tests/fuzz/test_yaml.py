@@ -9,7 +9,8 @@ from fuzz.mutations import REPOSITORY, fuzz, run_child
 from processing_tier.prompts.loader import Prompts, load_prompts
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.recipes import parse_arguments, read_recipe
+from training_tier.options.parsing import parse_arguments
+from training_tier.options.recipes import read_recipe
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
 

@@ -15,10 +15,8 @@ from transformers.utils import logging
 
 from modeling_tier.checkpoints.tensor_files import read_json
 from training_tier.loop.integrity import RUN_OPTIONS, reading
-from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.task import TaskArguments
-from training_tier.options.training import TierTrainingArguments
+from training_tier.options.parsing import Options
 
 logger = logging.get_logger(__name__)
 
@@ -81,30 +79,24 @@ def digest(records: datasets.Dataset) -> str:
     return sha256(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes()).hexdigest()[:12]
 
 
-def run_options(
-    task: TaskArguments,
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: TierTrainingArguments,
-    train_records: datasets.Dataset,
-    eval_records: datasets.Dataset,
-) -> dict:
+def run_options(options: Options, train_records: datasets.Dataset, eval_records: datasets.Dataset) -> dict:
     """Every option that changes the losses, the weights, or the choice of the best checkpoint, with its value."""
-    options = asdict(task) | asdict(model_arguments)
+    task, model_arguments, data_arguments, training_arguments, _ = options
+    described = asdict(task) | asdict(model_arguments)
     for name in model_arguments.config_overrides():
-        del options[name]  # these are in the model's configuration, see check_model
-    options |= {name: value for name, value in asdict(data_arguments).items() if name not in FREE_DATA_OPTIONS}
+        del described[name]  # these are in the model's configuration, see check_model
+    described |= {name: value for name, value in asdict(data_arguments).items() if name not in FREE_DATA_OPTIONS}
     for name, value in training_arguments.to_dict().items():
         if name not in FREE_OPTIONS and not name.startswith(FREE_PREFIXES):
-            options[name] = value
+            described[name] = value
     if not data_arguments.streaming:  # with streaming, their number sets the order of the images
-        del options["dataloader_num_workers"]
-    options["number of processes"] = training_arguments.world_size
-    options["data"] = {
+        del described["dataloader_num_workers"]
+    described["number of processes"] = training_arguments.world_size
+    described["data"] = {
         "images": f"{len(train_records)} and {len(eval_records)} images of {data_arguments.data}",
         "digest": f"{digest(train_records)} {digest(eval_records)}",
     }
-    return json.loads(json.dumps(options, default=str))
+    return json.loads(json.dumps(described, default=str))
 
 
 def describe_data(data: Mapping) -> str:

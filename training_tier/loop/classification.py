@@ -1,8 +1,7 @@
 """Training with labels (`--task classification`): which patients and findings, the head's start, batches and AUROC."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 
 import datasets
 import numpy as np
@@ -22,16 +21,10 @@ from modeling_tier import (
 from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.collator import list_unreadable
-from training_tier.data.pairs import PairDataset, PairOptions
-from training_tier.data.splits import make_images
+from training_tier.data.pairs import PairDataset
 from training_tier.loop.evaluation import NOT_STATED
-from training_tier.loop.trainer import RadiographTrainer
-from training_tier.options.checks import auroc_names, check_metric
 from training_tier.options.compatibility import head_of_random_weights, refuse
-from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.task import TaskArguments
-from training_tier.options.training import TierTrainingArguments
 from training_tier.start.initialization import load_image_processor, load_weights, make_model, read_stored_config
 from training_tier.start.presets import PRESETS
 
@@ -209,54 +202,3 @@ def set_bias(classifier: Classifier, labels: np.ndarray) -> None:
     """Sets each bias to the log odds of its finding among the labels, which need both classes."""
     odds = (labels == 1).sum(axis=0) / (labels == 0).sum(axis=0)
     classifier.classifier.bias.data.copy_(torch.from_numpy(np.log(odds)))
-
-
-def make_classification_trainer(
-    task: TaskArguments,
-    train_records: datasets.Dataset,
-    eval_records: datasets.Dataset,
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: TierTrainingArguments,
-    facts: Mapping,
-) -> RadiographTrainer:
-    """The findings to learn, the classifier with its image processor, the images, and the Trainer over all."""
-    findings, scored = choose_findings(
-        train_records, eval_records, data_arguments.findings, data_arguments.min_positives
-    )
-    check_metric(training_arguments.metric_for_best_model, ["eval_loss", *auroc_names(scored)])
-    logger.info(
-        "Learning %s from %d images of %d patients; AUROC of %s.",
-        ", ".join(findings),
-        len(train_records),
-        len(set(train_records["patient_id"][:])),
-        ", ".join(scored) if scored != findings else "all",
-    )
-    with training_arguments.main_process_first(desc="making the model"):
-        sections = train_records.select_columns(["impression", "findings"])
-        reports = (f"{record['impression']} {record['findings']}" for record in sections)
-        classifier, image_processor = make_classifier(
-            model_arguments,
-            findings,
-            read_labels(train_records, findings),
-            texts=chain(findings, reports),  # the names alone where there are no reports
-            prompts=data_arguments.prompts if task.head_from_prompts else None,
-        )
-    if task.freeze_image_tower:
-        classifier.freeze_image_tower()
-    images = {"findings": findings, "image_processor": image_processor}
-    return RadiographTrainer(
-        model=classifier,
-        args=training_arguments,
-        train_dataset=LabelledDataset(
-            train_records,
-            options=PairOptions(augmentation=data_arguments.augmentation, seed=training_arguments.seed),
-            images=make_images(train_records, image_processor, data_arguments, training_arguments),
-            **images,
-        ),
-        eval_dataset=LabelledDataset(eval_records, **images),
-        data_collator=collate_labelled,
-        compute_metrics=make_compute_metrics(findings, scored),
-        processing_class=image_processor,
-        training_facts=facts,
-    )

@@ -73,7 +73,7 @@ def draw_weights(search: SearchArguments, seed: int) -> list[dict[str, float]]:
     return [dict(zip(WEIGHTS, pair, strict=True)) for pair in pairs]
 
 
-def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv: Sequence[str] = ()) -> list[str]:
+def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, command: Sequence[str]) -> list[str]:
     """
     Runs the trials that are not done yet, and writes their table into `output_dir`.
 
@@ -81,7 +81,7 @@ def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv
         trainer ([`TierTrainer`]): not trained yet; each trial starts from a copy of its model.
         search ([`SearchArguments`]): how many trials, and which weights.
         options (`Mapping`): of the run, see `run_options`; a search continues only with the same options.
-        argv (`Sequence[str]`, *optional*): the command line, from which the best command is made.
+        command (`Sequence[str]`): the words that the user typed, from which the best command is made.
 
     Returns:
         `list[str]`: in the main process, the best pair of weights and the command that trains with it.
@@ -114,7 +114,7 @@ def run_search(trainer: Trainer, search: SearchArguments, options: Mapping, argv
     finally:
         if trainer.is_world_process_zero():
             table = write_table(study)
-    return [] if table is None else describe_best(study, table, argv)
+    return [] if table is None else describe_best(study, table, command)
 
 
 def run_trials(trainer: Trainer, study: Study, count: int, max_weight: float) -> None:
@@ -207,7 +207,7 @@ def write_table(study: Study) -> pd.DataFrame:
     return table
 
 
-def describe_best(study: Study, table: pd.DataFrame, argv: Sequence[str]) -> list[str]:
+def describe_best(study: Study, table: pd.DataFrame, command: Sequence[str]) -> list[str]:
     """The best pair of weights beside plain CLIP's, and the command that trains with it."""
     values = table[study.metric]
     best = table.loc[values.idxmax() if study.direction == "maximize" else values.idxmin()]
@@ -218,7 +218,7 @@ def describe_best(study: Study, table: pd.DataFrame, argv: Sequence[str]) -> lis
         + f": {study.metric} {best[study.metric]:.4f} (both weights 0: {values[0]:.4f}). "
         + f"All trials: {study.folder / TABLE_FILE}"
     )
-    words = ["python", "train_tier.py", *without_options(argv, OWN_OPTIONS)]
+    words = without_options(command, OWN_OPTIONS)
     for name, value in weights.items():
         words += [f"--{name}", value]
     return [best_pair, f"Train with them: {shlex.join([*words, '--output_dir', f'{study.folder}-best'])}"]

@@ -1,68 +1,43 @@
-"""The options of a command from a recipe (a YAML file) and the command line, which overrides the recipe."""
+"""Recipes, which are YAML files with options: where they are, and their values as the options' types ask for them."""
 
 import difflib
-import logging
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-from transformers import HfArgumentParser
-
-from processing_tier.yaml_files import read_yaml
-from training_tier.start.presets import PRESETS
-
-logger = logging.getLogger(__name__)
 
 # configs/ lies beside the packages in a clone; the wheel carries it inside this package
 RECIPE_FOLDER = next(parent / "configs" for parent in Path(__file__).parents if (parent / "configs").is_dir())
 
-MODEL_OPTIONS = ("model", "vision_model", "text_model")
 
-# Options of a recipe that do not fit the model that the command line names instead of the recipe's
-UNFIT = {
-    "random weights": (
-        *("vision_model", "text_model", "frozen_text_layers", "frozen_vision_layers", "head_from_prompts"),
-    ),
-    "a checkpoint": ("vision_model", "text_model", "text_warmup_epochs", "tokenizer", "vocab_size"),
-    "two towers": ("model", "text_warmup_epochs", "tokenizer", "vocab_size"),
-}
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
-class Parser(HfArgumentParser):
-    """Says what is wrong in one sentence, as a ValueError, without the three hundred lines of its usage."""
-
-    def error(self, message: str):
-        raise ValueError(message)
-
-
-def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tuple:
+def find_recipe(name: str) -> Path:
     """
-    Parse the command line, whose first word may name a YAML file with values for the same options.
+    The file of a recipe.
 
     Args:
-        argv (`Sequence[str]`): the words of the command line.
-        kinds (`Sequence[type]`): dataclasses of options; the result has one object of each.
-        prog (`str`): the command's name.
+        name (`str`): of a recipe that comes with the project (`"indiana"`), or a path of a YAML file. Where
+            `"configs/indiana.yaml"` does not exist, it means the former.
 
     Raises:
-        `ValueError`: the file or an option is unknown, or a value is refused.
+        `ValueError`: the recipe does not exist.
     """
-    parser = Parser(kinds, prog=prog, allow_abbrev=False)
-    argv = list(argv)
-    known = {name for cls in kinds for name in cls.__dataclass_fields__}
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path = Path(argv.pop(0))
-        given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-        values = {name: value for name, value in read_recipe(path, kinds).items() if name not in given}
-        parser.set_defaults(**without_unfit(values, argv, given, parser))
-    *arguments, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if rest:
-        raise ValueError(f"Unknown option {rest[0]!r}; {nearest(rest[0].lstrip('-').split('=')[0], known)}")
-    return tuple(arguments)
+    path, names = Path(name), list_recipes()
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        if path.parent == Path("configs") and path.stem in names:
+            return RECIPE_FOLDER / path.name
+    elif name in names:
+        return RECIPE_FOLDER / f"{name}.yaml"
+    raise ValueError(f"There is no recipe {name}; name a YAML file, or one of {', '.join(names)}.")
 
 
-def nearest(name: str, known: set[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
     return f"did you mean {difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]!r}?"
 
 
@@ -71,10 +46,10 @@ def read_recipe(path: Path, kinds: Sequence[type]) -> dict:
     The options in a YAML file, as their types ask for them.
 
     Raises:
-        `ValueError`: there is no such file, it is not valid, or an option is unknown or of another type.
+        `ValueError`: the file is not valid, or an option is unknown or of another type.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no recipe {path}; see configs/ for those that come with the project.")
+    from processing_tier.yaml_files import read_yaml  # here, so that --help needs no torch
+
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold options; write one `name: value` a line.")
@@ -147,31 +122,3 @@ def describe_expected(value, names: set) -> str:
     if dict in names:
         return "is not a mapping; write {name: value}."
     return "is not text; put it in quotes."
-
-
-def without_unfit(values: Mapping, argv: Sequence[str], given: set[str], parser: HfArgumentParser) -> dict:
-    """
-    The options of a recipe that fit the model which the command line names instead of the recipe's; a warning tells
-    the others.
-
-    Args:
-        values (`Mapping`): the recipe's, without those that the command line overrides.
-        argv (`Sequence[str]`), given (`set[str]`): the command line, and the names of its options.
-        parser ([`HfArgumentParser`]): knows the defaults.
-    """
-    if not given & set(MODEL_OPTIONS):
-        return dict(values)
-    named = parser.parse_known_args(argv)[0]
-    if {"vision_model", "text_model"} & given:
-        start = "two towers"
-    else:
-        start = "random weights" if named.model in PRESETS else "a checkpoint"
-    unfit = [name for name in UNFIT[start] if name in values and values[name] != parser.get_default(name)]
-    if unfit:
-        logger.warning(
-            "Left out, since the recipe's %s not fit %s: %s.",
-            "options do" if len(unfit) > 1 else "option does",
-            start if start == "two towers" else f"{start} (--model {named.model})",
-            ", ".join(f"{name}={values[name]}" for name in unfit),
-        )
-    return {name: value for name, value in values.items() if name not in UNFIT[start]}

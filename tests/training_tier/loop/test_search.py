@@ -81,9 +81,9 @@ def test_the_best_command(tmp_path, direction, best):
             "eval_auroc": [0.7, 0.6, 0.8],
         }
     )
-    argv = ["configs/tier.yaml", "--data", "my data", "--search_trials=3", "--token_entropy_weight", ".2"]
-    argv += ["--output_dir", "runs/x", "--search-epochs", "1"]
-    sentence, command = describe_best(make_study(tmp_path / "search", 3, direction), table, argv)
+    typed = ["python", "train_tier.py", "configs/tier.yaml", "--data", "my data", "--search_trials=3"]
+    typed += ["--token_entropy_weight", ".2", "--output_dir", "runs/x", "--search-epochs", "1"]
+    sentence, command = describe_best(make_study(tmp_path / "search", 3, direction), table, typed)
     assert f"token_entropy_weight={best}" in sentence and "(both weights 0: 0.7000)" in sentence
     words = shlex.split(command.removeprefix("Train with them: "))
     assert words[:5] == ["python", "train_tier.py", "configs/tier.yaml", "--data", "my data"]

@@ -1,12 +1,14 @@
 """A recipe gives values of the types that the options have; the command line's model decides which of them fit."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.recipes import parse_arguments
+from training_tier.options.parsing import parse_arguments
+from training_tier.options.recipes import RECIPE_FOLDER, find_recipe, list_recipes
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
 
@@ -138,3 +140,26 @@ def test_what_the_command_line_itself_asks_for_is_still_refused(parse):
 def test_options_are_written_in_full(parse):
     with pytest.raises(ValueError, match="^Unknown option '--text_warm'; did you mean 'text_warmup_epochs'\\?$"):
         parse("seed: 1", "--text_warm", "2")
+
+
+def test_a_recipe_is_found_by_its_name_or_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = RECIPE_FOLDER / "indiana.yaml"
+    assert shipped.is_file() and "indiana" in list_recipes()
+    for name in ("indiana", "configs/indiana.yaml", str(shipped)):
+        assert find_recipe(name) == shipped
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "indiana.yaml").touch()
+    assert find_recipe("configs/indiana.yaml") == Path("configs/indiana.yaml")
+    for name in ("indianna", "indiana.yaml", "../configs/indiana", "runs/indiana.yaml"):
+        with pytest.raises(ValueError) as error:
+            find_recipe(name)
+        names = ", ".join(list_recipes())
+        assert str(error.value) == f"There is no recipe {name}; name a YAML file, or one of {names}."
+
+
+def test_the_first_word_is_a_recipe(tmp_path):
+    words = ["demo-phantom", "--output_dir", str(tmp_path / "run"), "--use_cpu", "--report_to", "none"]
+    assert parse_arguments(words, KINDS, "tier-train") == parse_arguments(
+        [str(RECIPE_FOLDER / "demo-phantom.yaml"), *words[1:]], KINDS, "tier-train"
+    )

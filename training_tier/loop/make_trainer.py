@@ -1,0 +1,123 @@
+"""The Trainer of a run from its options and records: model and processor, pairs or labelled images."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+
+import datasets
+
+from evaluation_tier.scoring.findings import read_labels, select_findings
+from training_tier.data.collator import PairCollator
+from training_tier.data.pairs import PairDataset, PairOptions
+from training_tier.data.splits import make_images
+from training_tier.loop.classification import (
+    LabelledDataset,
+    choose_findings,
+    collate_labelled,
+    make_classifier,
+    make_compute_metrics,
+)
+from training_tier.loop.contrastive import TierTrainer
+from training_tier.loop.trainer import RadiographTrainer
+from training_tier.options.checks import CONTRASTIVE_METRICS, auroc_names, check_metric
+from training_tier.options.parsing import Options
+from training_tier.start.freezing import freeze_towers
+from training_tier.start.initialization import make_model
+
+logger = logging.getLogger(__name__)
+
+
+def make_contrastive_trainer(
+    options: Options, train_records: datasets.Dataset, eval_records: datasets.Dataset, facts: Mapping
+) -> TierTrainer:
+    """The model with its processor, the pairs, and their Trainer."""
+    task, model_arguments, data_arguments, training_arguments, _ = options
+    findings = []
+    metric = training_arguments.metric_for_best_model
+    if str(metric).startswith("eval_auroc") or data_arguments.findings:
+        findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
+        reasons = "; ".join(f"{finding}: {reason}" for finding, reason in left_out.items())
+        logger.info("Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {reasons})" if reasons else "")
+    check_metric(metric, [*CONTRASTIVE_METRICS, *auroc_names(findings)])
+
+    with training_arguments.main_process_first(desc="making the model"):
+        sections = train_records.select_columns(["impression", "findings"])
+        texts = (f"{record['impression']} {record['findings']}" for record in sections)
+        model, processor = make_model(model_arguments, texts)
+
+    as_read = PairOptions(
+        text=data_arguments.text, deidentified=data_arguments.deidentified, seed=training_arguments.seed
+    )
+    as_trained = replace(
+        as_read,
+        sample_sentences=data_arguments.sample_sentences,
+        soft_targets=data_arguments.soft_targets,
+        augmentation=data_arguments.augmentation,
+        image_views=data_arguments.image_views,
+    )
+    trainer = TierTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=PairDataset(
+            train_records,
+            processor.image_processor,
+            as_trained,
+            images=make_images(train_records, processor.image_processor, data_arguments, training_arguments),
+        ),
+        eval_dataset=PairDataset(eval_records, processor.image_processor, as_read),
+        data_collator=PairCollator(processor.tokenizer, training_arguments.pad_to_multiple_of),
+        processing_class=processor,
+        findings=findings,
+        prompts=data_arguments.prompts,
+        avoid_duplicates=data_arguments.avoid_duplicates,
+        training_facts=facts,
+    )
+    freeze_towers(trainer.model, task, model_arguments)
+    return trainer
+
+
+def make_classification_trainer(
+    options: Options, train_records: datasets.Dataset, eval_records: datasets.Dataset, facts: Mapping
+) -> RadiographTrainer:
+    """The findings to learn, the classifier with its image processor, the labelled images, and their Trainer."""
+    task, model_arguments, data_arguments, training_arguments, _ = options
+    findings, scored = choose_findings(
+        train_records, eval_records, data_arguments.findings, data_arguments.min_positives
+    )
+    check_metric(training_arguments.metric_for_best_model, ["eval_loss", *auroc_names(scored)])
+    logger.info(
+        "Learning %s from %d images of %d patients; AUROC of %s.",
+        ", ".join(findings),
+        len(train_records),
+        len(set(train_records["patient_id"][:])),
+        ", ".join(scored) if scored != findings else "all",
+    )
+    with training_arguments.main_process_first(desc="making the model"):
+        sections = train_records.select_columns(["impression", "findings"])
+        reports = (f"{record['impression']} {record['findings']}" for record in sections)
+        classifier, image_processor = make_classifier(
+            model_arguments,
+            findings,
+            read_labels(train_records, findings),
+            texts=chain(findings, reports),  # the names alone where there are no reports
+            prompts=data_arguments.prompts if task.head_from_prompts else None,
+        )
+    if task.freeze_image_tower:
+        classifier.freeze_image_tower()
+    images = {"findings": findings, "image_processor": image_processor}
+    return RadiographTrainer(
+        model=classifier,
+        args=training_arguments,
+        train_dataset=LabelledDataset(
+            train_records,
+            options=PairOptions(augmentation=data_arguments.augmentation, seed=training_arguments.seed),
+            images=make_images(train_records, image_processor, data_arguments, training_arguments),
+            **images,
+        ),
+        eval_dataset=LabelledDataset(eval_records, **images),
+        data_collator=collate_labelled,
+        compute_metrics=make_compute_metrics(findings, scored),
+        processing_class=image_processor,
+        training_facts=facts,
+    )

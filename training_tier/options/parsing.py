@@ -1,0 +1,113 @@
+"""The options of a run from the command line, which overrides those of a recipe."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from transformers import HfArgumentParser
+
+from training_tier.options.data import DataArguments
+from training_tier.options.model import ModelArguments
+from training_tier.options.recipes import find_recipe, nearest, read_recipe
+from training_tier.options.search import SearchArguments
+from training_tier.options.task import TaskArguments
+from training_tier.options.training import TierTrainingArguments
+from training_tier.start.presets import PRESETS
+
+logger = logging.getLogger(__name__)
+
+
+class Options(NamedTuple):
+    """All options of a run."""
+
+    task: TaskArguments
+    model: ModelArguments
+    data: DataArguments
+    training: TierTrainingArguments
+    search: SearchArguments
+
+
+MODEL_OPTIONS = ("model", "vision_model", "text_model")
+
+# Options of a recipe that do not fit the model that the command line names instead of the recipe's
+UNFIT = {
+    "random weights": (
+        *("vision_model", "text_model", "frozen_text_layers", "frozen_vision_layers", "head_from_prompts"),
+    ),
+    "a checkpoint": ("vision_model", "text_model", "text_warmup_epochs", "tokenizer", "vocab_size"),
+    "two towers": ("model", "text_warmup_epochs", "tokenizer", "vocab_size"),
+}
+
+
+class Parser(HfArgumentParser):
+    """Says in one sentence what is wrong, as a ValueError, without the three hundred lines of its usage."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parse_options(argv: Sequence[str], command: str) -> Options:
+    """The options on the command line of `command`, see [`parse_arguments`]."""
+    return Options(*parse_arguments(argv, tuple(Options.__annotations__.values()), command))
+
+
+def print_help(command: str) -> None:
+    """Every option with its whole text."""
+    parser = Parser(
+        tuple(Options.__annotations__.values()), prog=command, usage=f"{command} [RECIPE] [--option VALUE ...]"
+    )
+    parser.print_help()
+
+
+def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tuple:
+    """
+    Parse a command line whose first word may be a recipe: its name, or a YAML file with values for the same options.
+
+    Args:
+        argv (`Sequence[str]`): the words of the command line.
+        kinds (`Sequence[type]`): dataclasses of options; the result has one object of each.
+        prog (`str`): the command's name.
+
+    Raises:
+        `ValueError`: the recipe or an option is unknown, or a value is refused.
+    """
+    parser = Parser(kinds, prog=prog, allow_abbrev=False)
+    argv = list(argv)
+    known = {name for cls in kinds for name in cls.__dataclass_fields__}
+    if argv and not argv[0].startswith("-"):
+        path = find_recipe(argv.pop(0))
+        given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+        values = {name: value for name, value in read_recipe(path, kinds).items() if name not in given}
+        parser.set_defaults(**without_unfit(values, argv, given, parser))
+    *arguments, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest:
+        raise ValueError(f"Unknown option {rest[0]!r}; {nearest(rest[0].lstrip('-').split('=')[0], known)}")
+    return tuple(arguments)
+
+
+def without_unfit(values: Mapping, argv: Sequence[str], given: set[str], parser: HfArgumentParser) -> dict:
+    """
+    The options of a recipe that fit the model which the command line names instead of the recipe's; a warning tells
+    the others.
+
+    Args:
+        values (`Mapping`): the recipe's, without those that the command line overrides.
+        argv (`Sequence[str]`), given (`set[str]`): the command line, and the names of its options.
+        parser ([`HfArgumentParser`]): knows the defaults.
+    """
+    if not given & set(MODEL_OPTIONS):
+        return dict(values)
+    named = parser.parse_known_args(argv)[0]
+    if {"vision_model", "text_model"} & given:
+        start = "two towers"
+    else:
+        start = "random weights" if named.model in PRESETS else "a checkpoint"
+    unfit = [name for name in UNFIT[start] if name in values and values[name] != parser.get_default(name)]
+    if unfit:
+        logger.warning(
+            "Left out, since the recipe's %s not fit %s: %s.",
+            "options do" if len(unfit) > 1 else "option does",
+            start if start == "two towers" else f"{start} (--model {named.model})",
+            ", ".join(f"{name}={values[name]}" for name in unfit),
+        )
+    return {name: value for name, value in values.items() if name not in UNFIT[start]}

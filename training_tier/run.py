@@ -1,0 +1,177 @@
+"""One training from its options to its files."""
+
+import logging
+from collections.abc import Sequence
+
+import datasets
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from processing_tier.records.identities import TrainedOn
+from training_tier.data.identities import describe_earlier, join_lists, list_training, resume_list
+from training_tier.data.splits import check_readable, load_splits
+from training_tier.loop.changes import check_model, check_options, run_options
+from training_tier.loop.checkpoints import average_weights, choose_checkpoint, list_checkpoints, rank_checkpoints
+from training_tier.loop.classification import take_patients
+from training_tier.loop.facts import training_facts
+from training_tier.loop.make_trainer import make_classification_trainer, make_contrastive_trainer
+from training_tier.loop.search import prepare_search, run_search
+from training_tier.loop.trainer import RadiographTrainer
+from training_tier.options.compatibility import check_together, without_effect
+from training_tier.options.defaults import fill_defaults
+from training_tier.options.parsing import Options
+from training_tier.start.initialization import check_names
+from training_tier.start.text_warmup import warm_up_text
+
+logger = logging.getLogger(__name__)
+
+
+def train(options: Options, command: Sequence[str]) -> list[str]:
+    """
+    Everything that the command does: a training, or a search of the entropy weights.
+
+    Args:
+        options ([`Options`]): what was asked for; options that were not given are filled in.
+        command (`Sequence[str]`): the words that the user typed, of which messages make other commands.
+
+    Returns:
+        `list[str]`: in the main process, what a search found, a line each; nothing after a training.
+
+    Raises:
+        `ValueError`: bad options or data.
+        `TrainingStopped`: see [`RadiographTrainer.train`].
+    """
+    disable_progress_bar()  # of writing weights
+    checkpoint, filled_in = complete_options(options)
+    train_records, eval_records = load_records(options)
+    described = run_options(options, train_records, eval_records)
+    if checkpoint is not None:
+        check_options(checkpoint, described, allow=options.training.resume_changed)
+
+    trained_on = list_trained_on(options, train_records, eval_records, checkpoint)
+    facts = training_facts(options, train_records) | {"earlier_data": describe_earlier(trained_on)} | filled_in
+    make = make_classification_trainer if is_classification(options) else make_contrastive_trainer
+    trainer = make(options, train_records, eval_records, facts)
+    trainer.run_options = described
+    trainer.trained_on = trained_on
+    if checkpoint is not None:
+        check_model(checkpoint, trainer.model, trainer.processing_class, allow=options.training.resume_changed)
+    check_readable(trainer.train_dataset)
+
+    if checkpoint is None and not is_classification(options):
+        warm_up(trainer, options, train_records)
+    if options.search.search_trials is not None:
+        return run_search(trainer, options.search, described, command)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if options.training.save_top_k is not None:
+        use_top_checkpoints(trainer, "python eval_zeroshot.py" if command[0] == "python" else "tier-eval")
+    save(trainer)
+    return []
+
+
+def is_classification(options: Options) -> bool:
+    return options.task.task == "classification"
+
+
+def complete_options(options: Options) -> tuple[str | None, dict]:
+    """
+    Checks the options as far as this needs no data, and fills in those that were not given.
+
+    Returns:
+        The checkpoint to resume from, if any, and what the model card says about the options that were filled in.
+    """
+    task, model_arguments, data_arguments, training_arguments, search = options
+    check_together(options)
+    if search.search_trials is not None:
+        prepare_search(search, training_arguments)
+    training_arguments.check_output_dir()
+    checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
+    set_seed(training_arguments.seed)
+    check_names(model_arguments)
+    entropy_weights = fill_defaults(task, model_arguments, training_arguments)
+    ignored = without_effect(task, model_arguments, data_arguments, training_arguments)
+    if is_classification(options) and ignored:
+        logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
+    return checkpoint, {} if entropy_weights is None else {"entropy_weights": entropy_weights}
+
+
+def load_records(options: Options) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The records to train on and those that select the checkpoint; ValueError if they do not fill a batch."""
+    task, _, data_arguments, training_arguments, _ = options
+    classify = is_classification(options)
+    train_records, eval_records = load_splits(data_arguments, training_arguments.seed, with_text=not classify)
+    if classify:
+        train_records = take_patients(train_records, task.label_fraction, training_arguments.seed)
+    batch_size = training_arguments.train_batch_size * training_arguments.world_size
+    if len(train_records) < batch_size and training_arguments.dataloader_drop_last:
+        raise ValueError(
+            f"{len(train_records)} training {'images' if classify else 'pairs'} do not fill one batch of "
+            f"{batch_size}; lower --per_device_train_batch_size."
+        )
+    return train_records, eval_records
+
+
+def list_trained_on(
+    options: Options, train_records: datasets.Dataset, eval_records: datasets.Dataset, checkpoint: str | None
+) -> TrainedOn:
+    """What the model will have been trained on; a resumed run keeps its list, with new data if they changed."""
+    arguments = options.training
+    before = resume_list(checkpoint)
+    if before is not None and not arguments.resume_changed:
+        return before
+    process = (arguments.process_index, arguments.world_size)
+    listed = list_training(train_records, eval_records, options.model, options.data, process)
+    return join_lists(*filter(None, [before]), listed)
+
+
+def warm_up(trainer: RadiographTrainer, options: Options, train_records: datasets.Dataset) -> None:
+    """Trains the text tower on text alone, where `text_warmup_epochs` asks for it."""
+    epochs = options.model.text_warmup_epochs
+    if not epochs:
+        return
+    tokenizer = trainer.processing_class.tokenizer
+    losses = warm_up_text(trainer.model, tokenizer, train_records, epochs, seed=options.training.seed)
+    logger.info("Text warm-up: loss %.3f in the first epoch, %.3f in the last.", losses[0], losses[-1])
+
+
+def use_top_checkpoints(trainer: RadiographTrainer, evaluate: str) -> None:
+    """
+    Logs which checkpoints are the best and, with `average_top_k`, makes the model their mean.
+
+    Args:
+        trainer ([`RadiographTrainer`]): at the end of its training.
+        evaluate (`str`): the command that evaluates models.
+    """
+    arguments = trainer.args
+    checkpoints = list_checkpoints(arguments.output_dir)
+    ranked = rank_checkpoints(
+        checkpoints,
+        trainer.state.log_history,
+        arguments.metric_for_best_model,
+        arguments.greater_is_better,
+    )[: arguments.save_top_k]
+    folders = [str(checkpoints[step]) for step, _ in ranked]
+    for folder, (_, value) in zip(folders, ranked, strict=True):
+        logger.info("%s: %s %.4f", folder, arguments.metric_for_best_model, value)
+    logger.info("Their ensemble: %s %s --data ...", evaluate, " ".join(folders))
+    if not arguments.average_top_k:
+        return
+    average_weights(trainer.accelerator.unwrap_model(trainer.model), folders)
+    trainer.remove_callback(EarlyStoppingCallback)  # it would look for the metric of a checkpoint
+    metric = "average_" + arguments.metric_for_best_model.removeprefix("eval_")
+    logger.info("The mean of their weights: %s %.4f", metric, trainer.evaluate(metric_key_prefix="average")[metric])
+
+
+def save(trainer: RadiographTrainer) -> None:
+    """Writes the model, the log and the card, and pushes them to the Hub if asked."""
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        trainer.write_card()
+    if trainer.unreadable:
+        image_ids = [image_id for image_id, _ in trainer.unreadable.values()]
+        logger.warning("Skipped %d training images that do not decode: %s", len(image_ids), ", ".join(image_ids))
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # a process that ends too early aborts those that still talk to it
+    trainer.accelerator.end_training()
