@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fuzz.mutations import fuzz, run_child
+from small_trainings import TINIEST, make_twelve_steps
 from transformers import AutoTokenizer
-from twelve_steps import make_twelve_steps
 
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.output.model_card import write_model_card
@@ -24,7 +24,6 @@ from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, check_weights, 
 from training_tier.start.presets import PRESETS
 
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-TINIEST = {"projection_dim": 16, "text_config": TOWER, "vision_config": {**TOWER, "image_size": 32, "patch_size": 16}}
 OPTIONS = {"learning_rate": 0.5, "data": {"images": "9 and 9 images of mine", "digest": "a b"}, "seed": 1}
 PROMPTS = {"Edema": SimpleNamespace(positive=["edema"], negative=["no edema"])}
 RESULT = {"auroc": 0.5, "auroc_ci95": [0.4, 0.6], "auprc": 0.5, "mcc": 0.1, "f1": 0.5, "threshold": 0.1}

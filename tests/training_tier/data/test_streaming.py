@@ -52,16 +52,14 @@ class Indices(torch.utils.data.Dataset):
         return index
 
 
-def epoch_of(records, processes=1, workers=0, epoch=0, skip=0, drop_last=True, seed=0, shuffle_buffer=8):
-    """The batches of each process in one epoch, as accelerate hands them out."""
+def epoch_of(records, processes=1, workers=0, epoch=0, skip=0, drop_last=True, **options):
+    """The batches of each process in one epoch, as accelerate hands them out; `options` of [`ShardedImages`]."""
     result = []
     for process in range(processes):
-        images = ShardedImages(records, shuffle_buffer, seed)
+        images = ShardedImages(records, **{"shuffle_buffer": 8, **options})
         images.set_layout(BATCH, processes, workers)
-        options = {"batch_size": BATCH, "sampler": images, "num_workers": workers, "drop_last": drop_last}
-        loader = prepare_data_loader(
-            DataLoader(Indices(images), **options), None, processes, process, put_on_device=False
-        )
+        loader = DataLoader(Indices(images), BATCH, sampler=images, num_workers=workers, drop_last=drop_last)
+        loader = prepare_data_loader(loader, None, processes, process, put_on_device=False)
         if skip:
             loader = skip_first_batches(loader, skip)
         loader.set_epoch(epoch)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_trainings import small_arguments, weights_of
 from transformers import Trainer, TrainingArguments, set_seed
 
 from evaluation_tier.scoring.findings import read_labels
@@ -23,7 +24,6 @@ from training_tier.loop.trainer import RadiographTrainer
 from training_tier.options.compatibility import without_effect
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments
-from training_tier.options.training import TierTrainingArguments
 from training_tier.start.initialization import make_model
 from training_tier.start.presets import preset_config
 
@@ -64,21 +64,10 @@ def make_trainer(tmp_path, phantom, evaluation, base):
         classifier, image_processor = make_classifier(arguments, FINDINGS, read_labels(phantom, FINDINGS), ())
         if freeze:
             classifier.freeze_image_tower()
-        defaults = {
-            "output_dir": str(tmp_path / folder),
-            "use_cpu": True,
-            "report_to": "none",
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 2,
-            "logging_steps": 1,
-            "warmup_steps": 0,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-        }
         images = {"findings": FINDINGS, "image_processor": image_processor}
         return trainer_class(
             model=classifier,
-            args=TierTrainingArguments(**{**defaults, **options}),
+            args=small_arguments(tmp_path / folder, **options),
             train_dataset=LabelledDataset(records, options=PairOptions(augmentation="standard"), **images),
             eval_dataset=LabelledDataset(evaluation, **images),
             data_collator=collate_labelled,
@@ -87,10 +76,6 @@ def make_trainer(tmp_path, phantom, evaluation, base):
         )
 
     return make
-
-
-def weights_of(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 def test_shares_of_the_patients_are_nested_and_whole():

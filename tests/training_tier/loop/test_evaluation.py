@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_trainings import ENTROPY_WEIGHTS, NOTHING_BUT_TRAINING, break_images, small_arguments
 from transformers import set_seed
 
 from evaluation_tier.scoring.findings import read_labels
@@ -24,7 +25,6 @@ from training_tier.loop.classification import LabelledDataset, collate_labelled,
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.evaluation import BatchesInTurn
 from training_tier.loop.trainer import RadiographTrainer
-from training_tier.options.training import TierTrainingArguments
 from training_tier.start.presets import preset_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -42,27 +42,16 @@ def make_records(count, seed):
     return records.cast(features.__class__({name: features[name] for name in records.column_names}))
 
 
-def break_images(records, indices):
-    return records.map(
-        lambda row, i: {"image": {"bytes": b"nothing", "path": None}} if i in indices else row,
-        with_indices=True,
-        features=records.features,
-    )
-
-
 def arguments(folder, **options):
-    defaults = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 10, "num_train_epochs": 1}
-    defaults |= {"disable_tqdm": True, "dataloader_pin_memory": False, "use_cpu": True, "report_to": "none"}
-    defaults |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    return TierTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+    defaults = {"per_device_eval_batch_size": 10, "num_train_epochs": 1, **NOTHING_BUT_TRAINING}
+    return small_arguments(folder, **{**defaults, **options})
 
 
 @pytest.fixture
 def trainer(tmp_path, phantom, processor):
     set_seed(0)
-    weights = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
     return TierTrainer(
-        model=TierCLIPModel(preset_config("tiniest", processor.tokenizer, **weights)),
+        model=TierCLIPModel(preset_config("tiniest", processor.tokenizer, **ENTROPY_WEIGHTS)),
         args=arguments(tmp_path),
         train_dataset=PairDataset(phantom, processor.image_processor),
         eval_dataset=PairDataset(make_records(24, seed=0), processor.image_processor),
@@ -275,10 +264,10 @@ from training_tier.loop.contrastive import TierTrainer
 from modeling_tier import TierDualEncoderModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from transformers import set_seed
-from conftest import DUAL, TINIEST
-from test_evaluation import FINDINGS, arguments, break_images, make_classifier_trainer, make_records
+from small_trainings import TINIEST, TINIEST_DUAL, break_images
+from test_evaluation import FINDINGS, arguments, make_classifier_trainer, make_records
 
-PRESETS |= {"tiniest": TINIEST, "tiniest-dual": DUAL}
+PRESETS |= {"tiniest": TINIEST, "tiniest-dual": TINIEST_DUAL}
 records = break_images(make_records(124, seed=1), {103})
 train = make_records(12, seed=2)
 tokenizer = train_tokenizer(records["impression"][:] + records["findings"][:], vocab_size=700)
@@ -332,7 +321,7 @@ def test_one_two_and_three_processes_evaluate_alike(tmp_path):
         folder.mkdir()
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), tmp_path / "script.py", folder]
-        command += [REPOSITORY, *Path(__file__).parents[:2]]  # this file's, and the fixtures' of training
+        command += [REPOSITORY, REPOSITORY / "tests", Path(__file__).parent]
         result = subprocess.run(
             [str(word) for word in command],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},

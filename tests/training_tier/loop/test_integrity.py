@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from twelve_steps import At, assert_same, make_twelve_steps, truncate
+from small_trainings import At, assert_same, make_twelve_steps, truncate
 
 from training_tier.loop.changes import check_model, check_options
 from training_tier.loop.checkpoints import average_weights, choose_checkpoint, last_checkpoint, list_checkpoints

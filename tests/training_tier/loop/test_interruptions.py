@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from small_trainings import At, assert_same, make_twelve_steps, truncate
 from transformers import TrainerState
-from twelve_steps import At, assert_same, make_twelve_steps, truncate
 
 from training_tier.loop.checkpoints import last_checkpoint
 from training_tier.loop.integrity import find_fault

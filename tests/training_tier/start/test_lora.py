@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_trainings import ENTROPY_WEIGHTS, small_arguments
 from transformers import AutoModel, set_seed
 
 from modeling_tier import TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
@@ -9,23 +10,39 @@ from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
 from training_tier.data.pairs import PairDataset
 from training_tier.loop.contrastive import TierTrainer
-from training_tier.options.training import TierTrainingArguments
 from training_tier.start.presets import preset_config
 
 peft = pytest.importorskip("peft")
 
-WEIGHTS = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 def make_model(name: str, tokenizer):
     set_seed(0)
     if name == "clip":
-        return TierCLIPModel(preset_config("tiniest", tokenizer, **WEIGHTS))
+        return TierCLIPModel(preset_config("tiniest", tokenizer, **ENTROPY_WEIGHTS))
     text_config = {"model_type": "bert", **TOWER, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     vision_config = {"model_type": "dinov2", **TOWER, "image_size": 32, "patch_size": 16, "mlp_ratio": 1}
-    config = TierDualEncoderConfig(text_config=text_config, vision_config=vision_config, projection_dim=16, **WEIGHTS)
+    config = TierDualEncoderConfig(
+        text_config=text_config, vision_config=vision_config, projection_dim=16, **ENTROPY_WEIGHTS
+    )
     return TierDualEncoderModel(config)
+
+
+def train_adapter(model, folder, phantom, processor) -> TierTrainer:
+    evaluation = make_phantom(16, seed=1, image_size=64, split="validation")
+    trainer = TierTrainer(
+        model=model,
+        args=small_arguments(folder, learning_rate=1e-2),
+        train_dataset=PairDataset(phantom, processor.image_processor),
+        eval_dataset=PairDataset(evaluation, processor.image_processor),
+        data_collator=PairCollator(processor.tokenizer),
+        processing_class=processor,
+        findings=["Consolidation"],
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
 
 
 @pytest.mark.parametrize("name", ["clip", "dual"])
@@ -39,45 +56,23 @@ def test_lora(name, phantom, processor, tmp_path):
     assert adapted == {"text_model", "vision_model"}
     assert all("lora_" in key for key, parameter in model.named_parameters() if parameter.requires_grad)
 
-    evaluation = make_phantom(16, seed=1, image_size=64, split="validation")
-    trainer = TierTrainer(
-        model=model,
-        args=TierTrainingArguments(
-            output_dir=str(tmp_path / "adapter"),
-            use_cpu=True,
-            report_to="none",
-            per_device_train_batch_size=8,
-            num_train_epochs=2,
-            learning_rate=1e-2,
-            logging_steps=1,
-            warmup_steps=0,
-            disable_tqdm=True,
-        ),
-        train_dataset=PairDataset(phantom, processor.image_processor),
-        eval_dataset=PairDataset(evaluation, processor.image_processor),
-        data_collator=PairCollator(processor.tokenizer),
-        processing_class=processor,
-        findings=["Consolidation"],
-    )
-    trainer.train()
+    # Trained, and saved without the base
+    trainer = train_adapter(model, tmp_path / "adapter", phantom, processor)
     for key, parameter in model.named_parameters():
         if "lora_B" in key:  # starts at 0
             assert parameter.abs().max() > 1e-3, key
     assert any("eval_auroc" in entry for entry in trainer.state.log_history)
-    trainer.save_model()
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= files and "model.safetensors" not in files
 
-    pairs = [trainer.eval_dataset[i] for i in range(4)]
-    batch = trainer._prepare_inputs(trainer.data_collator(pairs))
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.eval_dataset[i] for i in range(4)]))
     for report in ("image_ids", "indices", "unreadable"):
         batch.pop(report)
     with torch.no_grad():
+        # Loaded on the base, which has not changed
         expected = model.eval()(**batch)
-        loaded = peft.PeftModel.from_pretrained(
-            AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
-        ).eval()
-        for key, tensor in loaded.get_base_model().state_dict().items():
+        loaded = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+        for key, tensor in loaded.eval().get_base_model().state_dict().items():
             if "lora_" not in key:
                 name_before = key.replace(".base_layer", "")
                 assert torch.equal(tensor, before[name_before]), key
@@ -88,6 +83,7 @@ def test_lora(name, phantom, processor, tmp_path):
         assert torch.equal(computed.logits_per_image, expected.logits_per_image)
         assert (start.logits_per_image - expected.logits_per_image).abs().max() > 0.01
 
+        # Merged into a model without adapters
         merged = loaded.merge_and_unload()
         assert type(merged) is type(base) and list(merged.state_dict()) == list(before)
         merged.save_pretrained(tmp_path / "merged")

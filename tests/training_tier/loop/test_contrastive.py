@@ -1,0 +1,167 @@
+"""Contrastive training: the terms of the loss, the AUROC that chooses the checkpoint, chunks, batches, order."""
+
+import pytest
+from small_trainings import NOTHING_BUT_TRAINING, break_images, same_weights
+from torch._dynamo.utils import counters
+
+from training_tier.data.image_cache import CachedImages
+from training_tier.data.pairs import PairOptions
+from training_tier.data.streaming import ShardedImages, read_shards
+
+
+def test_the_log_has_the_three_terms_and_they_add_up(make_contrastive):
+    trainer = make_contrastive(per_device_eval_batch_size=10)  # 10, 10 and 4 of the 24; all pairs count the same
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(steps) == 12 and len(evaluations) == 2
+    for entries, prefix in ((steps, ""), (evaluations, "eval_")):
+        for entry in entries:
+            terms = [entry[prefix + name] for name in ("contrastive_loss", "token_entropy", "patch_entropy")]
+            assert entry[prefix + "loss"] == pytest.approx(terms[0] + 0.1 * terms[1] + 0.2 * terms[2], abs=2e-4)
+    assert all(entry["logit_scale"] == pytest.approx(1 / 0.07, rel=0.02) for entry in steps)
+
+
+def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(make_contrastive):
+    trainer = make_contrastive(save_strategy="epoch")
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_auroc" in entry]
+    for entry in evaluations:
+        both = [entry["eval_auroc_Consolidation"], entry["eval_auroc_Pneumothorax"]]
+        assert entry["eval_auroc"] == pytest.approx(sum(both) / 2)
+    assert trainer.state.best_metric == max(entry["eval_auroc"] for entry in evaluations)
+    assert (
+        trainer.zero_shot_auroc(trainer.eval_dataset)["mean"] == trainer.state.best_metric
+    )  # the best weights are loaded
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_in_chunks_is_the_same_run(make_contrastive, accumulation):
+    """In its log: batches of 8, and chunks of 3, 3 and 2 pairs."""
+    logs = []
+    for size in (None, 3):
+        options = {"gradient_accumulation_steps": accumulation, "contrastive_chunk_size": size, "max_steps": 3}
+        trainer = make_contrastive(**options, **NOTHING_BUT_TRAINING)
+        trainer.train()
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    assert len(logs[0]) == len(logs[1]) == 3
+    for expected, entry in zip(*logs, strict=True):
+        assert entry.keys() == expected.keys()
+        for name in ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "logit_scale", "grad_norm"):
+            assert entry[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_images_that_do_not_decode_are_left_out_of_the_chunks(make_contrastive, phantom, monkeypatch):
+    monkeypatch.setattr("training_tier.loop.stopping.MAX_UNREADABLE", 0.1)
+    options = {"num_train_epochs": 1, "contrastive_chunk_size": 4, **NOTHING_BUT_TRAINING}
+    trainer = make_contrastive(break_images(phantom, {5}), **options)
+    trainer.train()
+    assert list(trainer.unreadable) == [5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"contrastive_chunk_size": 9},
+            "^contrastive_chunk_size=9 is more than the 8 pairs of a batch, which would be one chunk; lower it, or",
+        ),
+        ({"contrastive_chunk_size": 0}, "^contrastive_chunk_size=0 must be at least 1.$"),
+        (
+            {"per_device_train_batch_size": 1},
+            "^A batch of 1 pair has nothing to contrast it with; raise --per_device_train_batch_size to 2 or more.$",
+        ),
+    ],
+)
+def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_contrastive(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"train_sampling_strategy": "group_by_length", "avoid_duplicates": True},
+            "^train_sampling_strategy='group_by_length' and avoid_duplicates each order the images; leave one of them",
+        ),
+        (
+            {"train_sampling_strategy": "group_by_length", "pairs": PairOptions(sample_sentences=True)},
+            "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, and sample_sent",
+        ),
+        (
+            {"group_texts": True, "config": {"entropy_tokens": "all"}},
+            "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or choose",
+        ),
+        (
+            {"group_texts": True, "torch_compile": True},
+            "^group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and DeepSp",
+        ),
+        (
+            {"pad_to_multiple_of": 16, "config": {"entropy_tokens": "all"}},
+            "^pad_to_multiple_of changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
+        ),
+    ],
+)
+def test_orders_and_paddings_that_cannot_be_are_refused(make_contrastive, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_contrastive(**options)
+
+
+def test_streamed_images_have_their_own_order(make_contrastive, phantom, tmp_path):
+    (tmp_path / "data").mkdir()
+    phantom.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    records = read_shards(tmp_path, "train")
+    with pytest.raises(ValueError, match="^train_sampling_strategy='sequential' and streaming both set the order of"):
+        make_contrastive(records=records, images=ShardedImages(records), train_sampling_strategy="sequential")
+
+
+@pytest.mark.parametrize("options", [{"group_texts": True}, {"pad_to_multiple_of": 16}, {"image_cache": True}])
+def test_a_faster_run_is_the_same_run(make_contrastive, phantom, processor, tmp_path, options):
+    images = CachedImages(phantom, processor.image_processor, tmp_path) if options.pop("image_cache", None) else None
+    plain, faster = make_contrastive(folder="plain"), make_contrastive(folder="faster", images=images, **options)
+    losses = []
+    for trainer in (plain, faster):
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    if images is not None:
+        assert same_weights(plain, faster)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_a_compiled_run_is_the_same_run(make_contrastive, chunk_size):
+    options = {"max_steps": 2, "contrastive_chunk_size": chunk_size, "pad_to_multiple_of": 16, **NOTHING_BUT_TRAINING}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # traced, but not made to machine code
+    losses = []
+    for folder, more in (("plain", {}), ("compiled", compiled)):
+        counters.clear()
+        trainer = make_contrastive(folder=folder, **options, **more)
+        trainer.train()
+        assert (counters["stats"]["unique_graphs"] > 0) == bool(more)
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_accumulation_without_chunks_is_warned_of(make_contrastive, caplog):
+    make_contrastive(gradient_accumulation_steps=4, contrastive_chunk_size=2)
+    assert "negatives" not in caplog.text
+    make_contrastive(gradient_accumulation_steps=4)
+    assert "gradient_accumulation_steps=4 adds no negatives: a pair is contrasted with the 8 of its own" in caplog.text
+    assert "raise --per_device_train_batch_size and add --contrastive_chunk_size 8." in caplog.text
+
+
+def test_equal_texts_do_not_share_a_batch(make_contrastive, phantom):
+    texts = ["No acute disease.", "NO ACUTE DISEASE", "Effusion."] * 2 + phantom["impression"][6:]
+    records = phantom.remove_columns("impression").add_column("impression", texts)
+    trainer = make_contrastive(records)
+    trainer.avoid_duplicates = True
+    for epoch in range(3):
+        trainer.train_dataset.set_epoch(epoch)
+        sampler = trainer._get_train_sampler()
+        order = list(sampler)
+        per_batch = [[sampler.groups[i] for i in order[start : start + 8]] for start in range(0, 48, 8)]
+        assert all(groups.count(0) <= 1 and groups.count(1) <= 1 for groups in per_batch)
+    trainer.train()
+    assert trainer.state.global_step == 12
