@@ -43,8 +43,7 @@ def build_help_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name in ("train_tier", "training_tier"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("training_tier").setLevel(logging.INFO)
     with one_sentence_errors(COMMAND, every_process=True):
         argv = sys.argv[1:] if argv is None else list(argv)
         if asked := [word for word in argv if word in (*HELP, "--version")]:

@@ -1,5 +1,6 @@
 import pytest
 from small_trainings import TINIEST, TINIEST_DUAL
+from training_runs import QUICK, run, write_folder
 
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
@@ -22,3 +23,27 @@ def phantom():
 def processor(phantom):
     tokenizer = train_tokenizer(phantom["impression"][:] + phantom["findings"][:], vocab_size=700)
     return TierProcessor(TierImageProcessor(size=32), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("images") / "data")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    run(*QUICK, "--output_dir", folder, "--token_entropy_weight", "0.1")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A prepared data set of two splits, the first in two files of several row groups."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "data").mkdir()
+    train, validation = (make_phantom(n, 0, 64, split) for n, split in ((52, "train"), (24, "validation")))
+    for number, part in enumerate((range(30), range(30, 52))):
+        train.select(part).to_parquet(folder / f"data/train-{number:05d}-of-00002.parquet", batch_size=7)
+    validation.to_parquet(folder / "data/validation-00000-of-00001.parquet", batch_size=7)
+    return folder

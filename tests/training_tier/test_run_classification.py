@@ -5,17 +5,16 @@ import logging
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from training_runs import REPOSITORY, refused, run
 from transformers import pipeline, set_seed
 
 import eval_zeroshot
-import train_tier
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from processing_tier import read_radiograph
@@ -24,7 +23,6 @@ from processing_tier.readers import read_records
 from training_tier.options.model import ModelArguments
 from training_tier.start.initialization import make_model
 
-REPOSITORY = Path(train_tier.__file__).parent
 DATA = "phantom:num_images=48,image_size=64"
 FINDINGS = ["Consolidation", "Nodule", "Support Devices"]
 QUICK = [
@@ -32,18 +30,6 @@ QUICK = [
     *("--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--min_positives", "2"),
     *("--report_to", "none", "--use_cpu", "true", "--dataloader_pin_memory", "false", "--disable_tqdm", "true"),
 ]
-
-
-def run(*argv):
-    train_tier.main([str(word) for word in argv])
-
-
-def refused(capsys, command, *argv) -> str:
-    """The one sentence on stderr of a run that ends with code 2."""
-    with pytest.raises(SystemExit) as stop:
-        command.main([str(word) for word in argv])
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1].partition(" error: ")[2]
 
 
 def save_base(folder, preset: str):
@@ -150,12 +136,14 @@ def test_a_classifier_is_evaluated_like_any_model(probe, tmp_path, capsys):
 )
 def test_what_a_classifier_cannot_be_asked(probe, argv, message, tmp_path, capsys):
     common = ["--data", DATA, "--min_positives", 2, "--output_dir", tmp_path / "evaluation"]
-    assert message in refused(capsys, eval_zeroshot, probe, *common, *argv)
+    assert message in refused(capsys, probe, *common, *argv, command=eval_zeroshot)
     assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_classifier_and_a_model_of_images_and_texts_are_no_ensemble(base, probe, tmp_path, capsys):
-    message = refused(capsys, eval_zeroshot, probe, base, "--data", DATA, "--output_dir", tmp_path / "evaluation")
+    message = refused(
+        capsys, probe, base, "--data", DATA, "--output_dir", tmp_path / "evaluation", command=eval_zeroshot
+    )
     name = f"{base.parent.name}/{base.name}"
     assert message == f"{name} is no classifier, and has no score in common with one: evaluate it by itself."
 
@@ -244,7 +232,7 @@ def test_labels_are_enough_no_report_is_needed(vit, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(vit, argv, message, tmp_path, capsys):
-    assert message in refused(capsys, train_tier, *QUICK, "--model", vit, "--output_dir", tmp_path / "run", *argv)
+    assert message in refused(capsys, *QUICK, "--model", vit, "--output_dir", tmp_path / "run", *argv)
     assert not (tmp_path / "run").exists()
 
 
@@ -253,13 +241,13 @@ def test_a_checkpoint_without_the_tower_that_is_needed(vit, tmp_path, capsys):
     tensors = load_file(broken / "model.safetensors")
     texts = {name: tensor for name, tensor in tensors.items() if not name.startswith("vision_model.")}
     save_file(texts, broken / "model.safetensors", metadata={"format": "pt"})
-    message = refused(capsys, train_tier, *QUICK, "--model", broken, "--output_dir", tmp_path / "run")
+    message = refused(capsys, *QUICK, "--model", broken, "--output_dir", tmp_path / "run")
     assert "does not fit a TierCLIPModel" in message and "missing keys, for example vision_model." in message
 
 
 def test_a_head_from_prompts_needs_a_text_tower(probe, tmp_path, capsys):
     argv = ["--model", probe, "--head_from_prompts", "--output_dir", tmp_path / "run"]
-    message = refused(capsys, train_tier, *QUICK, *argv)
+    message = refused(capsys, *QUICK, *argv)
     assert message.startswith(f"head_from_prompts needs a text tower, which the classifier '{probe}' does not have;")
 
 
@@ -272,5 +260,5 @@ def test_a_finding_without_positives_in_training(vit, tmp_path, capsys):
         rows.append({"image": f"{i}.png", "patient_id": i, "split": split, "Mass": int(i >= 25), "Edema": i % 2})
     pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
     argv = [*QUICK, "--data", tmp_path / "table.csv", "--model", vit, "--output_dir", tmp_path / "run", "--findings"]
-    message = refused(capsys, train_tier, *argv, "Mass")
+    message = refused(capsys, *argv, "Mass")
     assert message.startswith("The finding 'Mass' has no positive image among the 20: leave it out")

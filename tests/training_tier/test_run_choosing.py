@@ -24,7 +24,7 @@ def run(folder, *argv) -> dict:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_lowest_loss_is_the_best_everywhere(task, tmp_path, caplog):
     folder = tmp_path / "run"
-    with caplog.at_level("INFO", logger="train_tier"):
+    with caplog.at_level("INFO", logger="training_tier"):
         state = run(
             folder, *TASKS[task], "--metric_for_best_model", "eval_loss", "--save_top_k", "2", "--average_top_k"
         )
