@@ -1,12 +1,24 @@
 """
-Checkpoints of other code bases as models of this package, and CLIP models as OpenCLIP writes them.
+Converts checkpoints of other code bases to models of this package, and CLIP models to OpenCLIP's layout.
 
-`tensor_files.py` reads the files and runs nothing of what they hold. Sizes are read from the tensors. Every tensor of
-a file must be one that the model has, in its shape, and the other way round. There is one file per layout.
+There is one file per layout. `tensor_files.py` reads the files without running their code. Sizes come from the
+tensors, and the tensors of a file and of its model must match one to one, in name and shape. Pixels are not handled
+here; see `processing_tier/checkpoint_pixels.py`.
 """
 
-from .loading import load_source
-from .openclip import OPENCLIP_CONFIG, OPENCLIP_WEIGHTS, to_openclip
+from .loading import describe_assumptions, load_source
+from .openclip import OPENCLIP_CONFIG, to_openclip, write_openclip
 from .source import KINDS, Source, open_source
+from .tokenizers import load_tokenizer
 
-__all__ = ["KINDS", "OPENCLIP_CONFIG", "OPENCLIP_WEIGHTS", "Source", "load_source", "open_source", "to_openclip"]
+__all__ = [
+    "KINDS",
+    "OPENCLIP_CONFIG",
+    "Source",
+    "describe_assumptions",
+    "load_source",
+    "load_tokenizer",
+    "open_source",
+    "to_openclip",
+    "write_openclip",
+]

@@ -1,16 +1,20 @@
-"""The model of a checkpoint."""
+"""The model of a checkpoint, and what it had to assume."""
 
 from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .biovil import load_biovil
 from .clip import load_clip, load_clip_folder
 from .source import Source
-from .tier import load_tier
+from .tier import WEIGHTS, load_tier
 
 
-def load_source(source: Source, activation: str | None = None, text_folder: str | Path | None = None):
+def load_source(
+    source: Source, activation: str | None = None, text_folder: str | Path | None = None
+) -> PreTrainedModel:
     """
-    Make the model of a checkpoint, in float32 and evaluation mode.
+    Makes the model of a checkpoint, in float32 and evaluation mode.
 
     Args:
         source ([`Source`]): From [`open_source`].
@@ -23,14 +27,14 @@ def load_source(source: Source, activation: str | None = None, text_folder: str 
         [`TierCLIPModel`] or, for `"tier"` and `"biovil"`, [`TierDualEncoderModel`].
 
     Raises:
-        ValueError: the checkpoint is not what the model needs, or an option has no effect on it.
+        ValueError: The checkpoint does not match the model, or an option does not apply to it.
     """
     if activation is not None and (source.kind != "openclip" or source.settings):
-        raise ValueError(f"The activation is known for this checkpoint ({source.kind}); leave --activation out.")
+        raise ValueError(f"The checkpoint ({source.kind}) fixes the activation; leave --activation out.")
     if source.kind == "biovil" and text_folder is None:
-        raise ValueError("BioViL's file holds the image tower alone; give the folder of CXR-BERT with --text_model.")
+        raise ValueError("BioViL's file holds only the image tower. Pass the folder of CXR-BERT with --text_model.")
     if source.kind != "biovil" and text_folder is not None:
-        raise ValueError(f"--text_model has no effect on a checkpoint of the kind {source.kind!r}; leave it out.")
+        raise ValueError(f"--text_model does not apply to a checkpoint of the kind {source.kind!r}; leave it out.")
     if source.kind == "clip":
         return load_clip_folder(source.path)
     if source.kind == "tier":
@@ -38,3 +42,21 @@ def load_source(source: Source, activation: str | None = None, text_folder: str 
     if source.kind == "biovil":
         return load_biovil(source.tensors, Path(text_folder))
     return load_clip(source, activation)
+
+
+def describe_assumptions(source: Source, config: PreTrainedConfig, activation: str | None = None) -> list[str]:
+    """Notes for the user: what the checkpoint says about its training, or what was assumed because it does not."""
+    if source.kind == "openclip" and not source.settings and activation is None:
+        return [
+            "open_clip_config.json is missing, so the activation is assumed to be gelu. If the model has quick_gelu, "
+            "convert again with --activation quick_gelu."
+        ]
+    if source.kind != "tier":
+        return []
+    if not WEIGHTS.keys() & source.arguments.keys():
+        return [
+            "the checkpoint does not say with which entropy weights it was trained, so both are 0. To train it "
+            "further, pass --token_entropy_weight and --patch_entropy_weight."
+        ]
+    weights = ", ".join(f"{ours}={getattr(config, ours):g} ({theirs})" for theirs, ours in WEIGHTS.items())
+    return [f"the checkpoint was trained with {weights}."]

@@ -312,7 +312,7 @@ def test_what_openclip_has_not_is_refused(make_tier):
         to_openclip(make_tier(image_pooling="patch_mean").to_clip())
     model = make_tier().to_clip()
     model.config.text_config.eos_token_id = 5
-    with pytest.raises(ValueError, match="highest token id, which the end token 5"):
+    with pytest.raises(ValueError, match="highest token id, but this model ends a text with the token 5"):
         to_openclip(model)
     model = make_tier().to_clip()
     model.config.vision_config.hidden_act = "gelu"
@@ -754,7 +754,7 @@ def test_kinds_that_cannot_be_told_apart_are_asked_for(tmp_path):
         open_source(path, "tier")
     with pytest.raises(ValueError, match="leave --activation out"):
         load(path, kind="openai", activation="gelu")
-    with pytest.raises(ValueError, match="--text_model has no effect"):
+    with pytest.raises(ValueError, match="--text_model does not apply"):
         load(path, kind="openai", text_folder=tmp_path)
 
 
@@ -801,7 +801,7 @@ def test_clip_folders_that_do_not_fit(tmp_path, clip, change, message):
         ({"vision_cfg__timm_model_name": "resnet50"}, "with the image tower resnet50 of timm"),
         ({"vision_cfg__head_width": "64"}, "head_width='64'"),
         ({"text_cfg__norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs="),
-        ({"text_cfg": None}, "no model_cfg with a vision_cfg and a text_cfg"),
+        ({"text_cfg": None}, "lacks a model_cfg with a vision_cfg and a text_cfg"),
         ({"text_cfg__heads": 5}, "64 cannot be divided among 5 heads"),
         ({"vision_cfg__head_width": 256}, "128 cannot be divided among 0 heads"),
     ],
