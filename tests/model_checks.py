@@ -2,6 +2,7 @@
 
 import torch
 
+BOS, EOS = 97, 98  # of the texts for small CLIP models; EOS pads too, as in CLIP's own tokenizer
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 WEIGHTS = {"token_entropy_weight": 0.3, "patch_entropy_weight": 0.7}
 BERT = {

@@ -47,6 +47,19 @@ def make_pipeline_model(kind: str, vocab_size: int, special: dict) -> TierCLIPMo
     return model.eval()
 
 
+class Calls:
+    """Counts the calls of a model's text tower."""
+
+    def __init__(self, model, monkeypatch):
+        self.texts, original = [], model.get_text_features
+
+        def spy(input_ids, attention_mask):
+            self.texts.append(len(input_ids))
+            return original(input_ids=input_ids, attention_mask=attention_mask)
+
+        monkeypatch.setattr(model, "get_text_features", spy)
+
+
 def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
 

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from model_checks import BERT, MODELS, RESNET, VIT, WEIGHTS
+from dual_towers import CLS, PAD, SEP, text_config, vision_config
+from model_checks import BERT, BOS, EOS, MODELS, RESNET, VIT, WEIGHTS
 from pipeline_checks import SENTENCES, make_pipeline_model
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, pipeline
@@ -17,7 +18,6 @@ from modeling_tier import (
 from modeling_tier.pipeline_tier import TASK
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
-BOS, EOS = 97, 98  # EOS pads too, as in CLIP's own tokenizer
 TEXT = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -131,3 +131,42 @@ def pipe(request, models, processor) -> CxrZeroShotClassificationPipeline:
 @pytest.fixture
 def clip_pipe(models, processor) -> CxrZeroShotClassificationPipeline:
     return pipeline(TASK, model=copy.deepcopy(models["clip"]), processor=processor, device="cpu")
+
+
+@pytest.fixture
+def make_dual():
+    """Function that makes a tiny dual encoder, always of the same weights, from its options."""
+
+    def make(vision=None, text=None, **options) -> TierDualEncoderModel:
+        torch.manual_seed(0)
+        config = TierDualEncoderConfig(
+            vision_config=vision or vision_config(),
+            text_config=text or text_config(),
+            **{"projection_dim": 24, "image_size": 64, **options},
+        )
+        model = TierDualEncoderModel(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # initial norms and biases are all ones and zeros
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    buffer.add_(0.1 * torch.rand_like(buffer))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def bert_batch() -> dict[str, torch.Tensor]:
+    """Four pairs; texts of 5, 3, 1 and 0 words, as a BERT tokenizer pads them to 8 positions."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.full((4, 8), PAD)
+    for row, words in enumerate((5, 3, 1, 0)):
+        input_ids[row, 0], input_ids[row, words + 1] = CLS, SEP
+        input_ids[row, 1 : 1 + words] = torch.randint(4, 50, (words,), generator=generator)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != PAD).long(),
+        "token_type_ids": torch.zeros_like(input_ids),
+        "pixel_values": torch.randn(4, 3, 64, 64, generator=generator),
+    }

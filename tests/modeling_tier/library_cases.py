@@ -6,13 +6,7 @@ file by itself: tests/modeling_tier/test_common.py runs it where the library's t
 import unittest
 
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPForImageClassification,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-)
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
