@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation_tier.figures.style import COLOURS, GREY, STYLE, import_matplotlib, labels_and_scores, literal
-from evaluation_tier.output.metrics_file import as_float, write_beside
+from evaluation_tier.figures.style import (
+    COLOURS,
+    DASHED,
+    GREY,
+    STYLE,
+    import_matplotlib,
+    labels_and_scores,
+    literal,
+    save_png,
+)
+from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.tables import format_number
 from evaluation_tier.scoring.findings import is_scored_by_others
 from evaluation_tier.statistics.calibration import calibrate, log_odds, reliability_curve
@@ -52,7 +61,7 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
             )
             low, high = wilson_interval(curve.frequency, curve.count)
             top = min(1.0, 1.1 * max(curve.mean_probability.max(), high.max()))
-            axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+            axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle=DASHED, zorder=1)
             axes.vlines(curve.mean_probability, low, high, color=COLOURS[0], linewidth=1.2, alpha=0.6)
             axes.plot(curve.mean_probability, curve.frequency, color=COLOURS[0], marker="o", markersize=4)
             ece = format_number(as_float(findings[finding].get("ece")), missing="")
@@ -61,4 +70,4 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
             axes.locator_params(nbins=5)
         figure.supxlabel("Mean predicted probability", fontsize=10)
         figure.supylabel("Observed share of positives", fontsize=10)
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

@@ -6,8 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation_tier.figures.style import GREY, STYLE, import_matplotlib, labels_and_scores, literal, style_of_findings
-from evaluation_tier.output.metrics_file import as_float, write_beside
+from evaluation_tier.figures.style import (
+    DASHED,
+    GREY,
+    STYLE,
+    import_matplotlib,
+    labels_and_scores,
+    literal,
+    save_png,
+    style_of_findings,
+)
+from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.tables import format_number
 from evaluation_tier.statistics.metrics import precision_recall_curve, roc_curve
@@ -81,7 +90,7 @@ def plot_curves(
         figure = matplotlib.figure.Figure(figsize=(5.0 + 2.5 * columns, 5.2), layout="constrained")
         axes = figure.add_subplot()
         if diagonal:
-            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=DASHED, zorder=1)
         radiologists = (metrics.get("radiologists") or {}).get("findings") or {}
         for finding in reversed(measured):
             label = f"{format_number(areas[finding])}  {literal(finding)}"
@@ -104,4 +113,4 @@ def plot_curves(
             ncols=columns,
         )
         legend.get_title().set_fontweight("bold")
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png", bbox_inches="tight"))
+        return save_png(figure, path, bbox_inches="tight")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation_tier.figures.style import COLOURS, GREY, STYLE, estimate, import_matplotlib, literal
-from evaluation_tier.output.metrics_file import as_float, write_beside
+from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, estimate, import_matplotlib, literal, save_png
+from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.result_tables import has_common_findings, order_groups
 from evaluation_tier.output.tables import column_name, format_estimate
@@ -107,9 +107,9 @@ def plot_forest(
                 names.append(literal(label))
                 y += 1
         margin = 0.04 * (max(bounds) - min(bounds)) or 0.1
-        axes.axvline(reference, color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+        axes.axvline(reference, color=GREY, linewidth=1, linestyle=DASHED, zorder=1)
         axes.set_yticks(ticks, names)
         axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - margin, max(bounds) + margin), **labels)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

@@ -1,6 +1,6 @@
 """Maps beside the regions that were marked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,13 +10,24 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
-from evaluation_tier.analyses.grounding.regions import read_cases, read_region
-from evaluation_tier.figures.style import COLOURS, STYLE, import_matplotlib, literal
-from evaluation_tier.output.metrics_file import as_float, write_beside
+from evaluation_tier.analyses.grounding.regions import Case, read_cases, read_region
+from evaluation_tier.figures.style import (
+    COLOURS,
+    MARKED,
+    STYLE,
+    import_matplotlib,
+    literal,
+    outline,
+    save_png,
+    show_radiograph,
+)
+from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.tables import format_number
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
+
+REGIONS_PER_ROW = 3  # fewer if there are fewer than nine regions
 
 
 class Sketch(NamedTuple):
@@ -25,8 +36,8 @@ class Sketch(NamedTuple):
     title: str
     radiograph: np.ndarray  # uint8 (height, width)
     mask: np.ndarray  # bool (height, width)
-    similarity: np.ndarray  # float32 (height, width), NaN where unseen
-    threshold: float  # of the map scaled to 0..1; what reaches it is outlined; NaN for none
+    similarity: np.ndarray  # float32 (height, width), NaN where the model does not see the image
+    threshold: float  # of the map scaled to 0..1, outlined; NaN without one
     hit: bool  # whether the highest pixel hits
 
 
@@ -38,12 +49,11 @@ def plot_grounding(
     results: Mapping,
     path: str | Path,
     map_name: str = "above_average",
-    num_per_group: int = 3,
 ) -> Path:
     """A sheet of the best, the median and the worst regions by IoU at the best threshold.
 
     Each has the radiograph with the marked region, and the map over it with the region again, the outline of what
-    reaches the threshold, and the highest pixel. Ties are broken by the pixel AUROC.
+    reaches the threshold, and the highest pixel. The pixel AUROC breaks ties.
 
     Args:
         dataset: the evaluated one.
@@ -51,7 +61,6 @@ def plot_grounding(
         results: as `evaluate_grounding` returns them.
         path: of the PNG file.
         map_name: which map is drawn and ranks the regions.
-        num_per_group: regions in each of the three rows; fewer where there are not as many.
 
     Raises:
         ValueError: for an unknown map, or results of other data.
@@ -60,38 +69,10 @@ def plot_grounding(
     if map_name not in MAPS:
         raise ValueError(f"A sheet shows one of the maps {', '.join(MAPS)}, not {map_name!r}.")
     dataset = dataset.with_format(None)
-    phrases = results["protocol"]["phrases"]
-    cases = [case for case in read_cases(dataset, None, phrases) if case.finding in results["findings"]]
-    of_these = all(
-        region["case"] < len(cases) and cases[region["case"]][:2] == (region["row"], region["finding"])
-        for region in results["regions"]
-    )
-    if not of_these:
-        raise ValueError("The results are not of these data: give the data set that was evaluated.")
-    key = next(key for key in results["regions"][0]["maps"][map_name] if key.startswith("iou_best"))
-
-    def rank(region: Mapping) -> tuple[float, float]:
-        values = region["maps"][map_name]
-        return -(values[key] or 0.0), -(values["pixel_auroc"] or 0.0)
-
-    order = sorted(results["regions"], key=rank)
-    size = max(min(num_per_group, len(order) // 3), 1)  # no region in two rows, if there are three or more
-    middle = max((len(order) - size) // 2, 0)
-    groups = {"Best": order[:size], "Median": order[middle : middle + size], "Worst": order[-size:]}
+    cases = read_evaluated_cases(dataset, results)
+    groups = group_regions(results["regions"], map_name)
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
-
-    def sketch(region: Mapping) -> Sketch:
-        case, values = shown[region["case"]], region["maps"][map_name]
-        record = dataset[case.row]
-        radiograph = np.asarray(read_radiograph(record["image"]))
-        grid = torch.from_numpy(grids[case][MAPS.index(map_name)])[None]
-        similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()
-        threshold = as_float(results["findings"][case.finding]["thresholds"][map_name]["iou"])
-        title = f"{literal(case.finding)}, IoU {format_number(values[key], 2)}"  # no name of image or patient
-        mask = read_region(record, case, *radiograph.shape).mask
-        return Sketch(title, radiograph, mask, similarity, threshold, bool(values["pointing"] or 0.0))
-
     columns = max(len(group) for group in groups.values())
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titlesize": 8.5}):
         figure = matplotlib.figure.Figure(figsize=(4.2 * columns + 0.4, 7.6), layout="constrained")
@@ -101,27 +82,85 @@ def plot_grounding(
         for row, (name, group) in zip(panels, groups.items(), strict=True):
             row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right")
             for i, region in enumerate(group):
-                draw_grounding(matplotlib, row[2 * i], row[2 * i + 1], sketch(region))
-        of_what = map_name.replace("_", " ")
+                case = shown[region["case"]]
+                grid = torch.from_numpy(grids[case][MAPS.index(map_name)])[None]
+                sketch = sketch_region(region, case, dataset[case.row], grid, processor, results, map_name)
+                draw_grounding(row[2 * i], row[2 * i + 1], sketch)
         dataset_name = describe_dataset(results["dataset"]) or "unnamed data"
-        figure.suptitle(f"Grounding, {dataset_name}, map: {of_what}", fontsize=12, fontweight="bold")
-        handles = [
-            matplotlib.lines.Line2D([], [], color="#39FF88", label="marked region"),
-            matplotlib.lines.Line2D([], [], color=COLOURS[5], linestyle="--", label="map at the threshold"),
-            matplotlib.lines.Line2D([], [], color=COLOURS[1], marker="x", linestyle="", label="highest pixel, misses"),
-            matplotlib.lines.Line2D([], [], color="#39FF88", marker="x", linestyle="", label="highest pixel, hits"),
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4 if columns > 1 else 2)
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        title = f"Grounding, {dataset_name}, map: {map_name.replace('_', ' ')}"
+        figure.suptitle(title, fontsize=12, fontweight="bold")
+        add_legend(matplotlib, figure, num_columns=4 if columns > 1 else 2)
+        return save_png(figure, path)
 
 
-def draw_grounding(matplotlib, left, right, sketch: Sketch) -> None:
+def read_evaluated_cases(dataset: datasets.Dataset, results: Mapping) -> list[Case]:
+    """The cases of a data set whose findings were evaluated; a ValueError if the results are of other data."""
+    cases = read_cases(dataset, None, results["protocol"]["phrases"])
+    cases = [case for case in cases if case.finding in results["findings"]]
+    for region in results["regions"]:
+        i = region["case"]
+        if i >= len(cases) or cases[i][:2] != (region["row"], region["finding"]):
+            raise ValueError("The results are not of these data: give the data set that was evaluated.")
+    return cases
+
+
+def find_overlap_key(region: Mapping, map_name: str) -> str:
+    """The IoU at the best threshold, `iou_best` or `iou_best_optimistic`."""
+    return next(key for key in region["maps"][map_name] if key.startswith("iou_best"))
+
+
+def group_regions(regions: Sequence[Mapping], map_name: str) -> dict[str, Sequence[Mapping]]:
+    """The best, the median and the worst regions."""
+    key = find_overlap_key(regions[0], map_name)
+
+    def rank(region: Mapping) -> tuple[float, float]:
+        values = region["maps"][map_name]
+        return -(values[key] or 0.0), -(values["pixel_auroc"] or 0.0)
+
+    order = sorted(regions, key=rank)
+    size = max(min(REGIONS_PER_ROW, len(order) // 3), 1)  # no region in two rows, if there are three or more
+    middle = max((len(order) - size) // 2, 0)
+    return {"Best": order[:size], "Median": order[middle : middle + size], "Worst": order[-size:]}
+
+
+def sketch_region(
+    region: Mapping,
+    case: Case,
+    record: Mapping,
+    grid: torch.Tensor,
+    processor: ProcessorMixin,
+    results: Mapping,
+    map_name: str,
+) -> Sketch:
+    """What the sheet shows of one region: its map, (1, rows, columns) patches, in the pixels of its image."""
+    values = region["maps"][map_name]
+    radiograph = np.asarray(read_radiograph(record["image"]))
+    similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()
+    threshold = as_float(results["findings"][case.finding]["thresholds"][map_name]["iou"])
+    overlap = format_number(values[find_overlap_key(region, map_name)], 2)
+    title = f"{literal(case.finding)}, IoU {overlap}"  # names no image or patient
+    mask = read_region(record, case, *radiograph.shape).mask
+    return Sketch(title, radiograph, mask, similarity, threshold, bool(values["pointing"] or 0.0))
+
+
+def add_legend(matplotlib, figure, num_columns: int) -> None:
+    """The legend of the sheet, below it."""
+    line = matplotlib.lines.Line2D
+    handles = [
+        line([], [], color=MARKED, label="marked region"),
+        line([], [], color=COLOURS[5], linestyle="--", label="map at the threshold"),
+        line([], [], color=COLOURS[1], marker="x", linestyle="", label="highest pixel, misses"),
+        line([], [], color=MARKED, marker="x", linestyle="", label="highest pixel, hits"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=num_columns)
+
+
+def draw_grounding(left, right, sketch: Sketch) -> None:
     """One region: on the left axes the radiograph and the marks, on the right ones the map over it."""
-    green, blue, orange = "#39FF88", COLOURS[5], COLOURS[1]
+    blue, orange = COLOURS[5], COLOURS[1]
     for axes in (left, right):
-        axes.imshow(sketch.radiograph, cmap="gray", vmin=0, vmax=255)
-        if sketch.mask.any() and not sketch.mask.all():
-            axes.contour(sketch.mask, levels=[0.5], colors=[green], linewidths=1.3)
+        show_radiograph(axes, sketch.radiograph)
+        outline(axes, sketch.mask, linewidth=1.3)
     left.set_title(sketch.title)
     low, high = np.nanmin(sketch.similarity), np.nanmax(sketch.similarity)
     strength = np.nan_to_num((sketch.similarity - low) / max(high - low, 1e-12))
@@ -130,7 +169,7 @@ def draw_grounding(matplotlib, left, right, sketch: Sketch) -> None:
         level = low + sketch.threshold * (high - low)
         right.contour(sketch.similarity, levels=[level], colors=[blue], linestyles="--", linewidths=1.2)
     rows, columns = np.nonzero(sketch.similarity == high)
-    middle = len(rows) // 2  # of several highest pixels, one of them
-    colour = green if sketch.hit else orange
+    middle = len(rows) // 2  # several pixels may share the highest value
+    colour = MARKED if sketch.hit else orange
     right.plot(columns[middle], rows[middle], "x", color=colour, markersize=7, markeredgewidth=2)
     right.set_title("pointing: hit" if sketch.hit else "pointing: miss")

@@ -10,9 +10,15 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.figures.style import STYLE, import_matplotlib, literal
+from evaluation_tier.figures.style import (
+    STYLE,
+    add_colour_bar,
+    import_matplotlib,
+    literal,
+    save_png,
+    show_radiograph,
+)
 from evaluation_tier.models.embedding import check_finite, embed_prompts, read_batches
-from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
 from modeling_tier.maps_tier import similarity_map
@@ -120,22 +126,18 @@ def plot_heat_maps(
         for (finding, row), (first, *others) in zip(images.items(), panels, strict=True):
             radiograph = read_radiograph(dataset[row]["image"])
             grey = np.asarray(radiograph)
-            first.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            show_radiograph(first, grey)
             first.set_title(literal(finding))
             for axes, (name, of_model) in zip(others, maps.items(), strict=True):
                 grid = torch.from_numpy(of_model.maps[row, of_model.findings.index(finding)])
                 grid = grid.repeat_interleave(UPSAMPLED, 0).repeat_interleave(UPSAMPLED, 1)
                 post_process = processors[name].image_processor.post_process_similarity_map
                 heat = post_process(grid[None], [(radiograph.height, radiograph.width)])[0].numpy()
-                axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+                show_radiograph(axes, grey)
                 overlay = axes.imshow(heat, cmap="coolwarm", vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
                 axes.set_title(literal(name))
-            for axes in (first, *others):
-                axes.set_axis_off()
-        bar = figure.colorbar(overlay, ax=panels[:, -1].tolist(), fraction=0.03, pad=0.02, extend="both")
-        bar.set_label('scaled similarity minus that to "No Finding"')
-        bar.outline.set_visible(False)
-        bar.solids.set_alpha(1)
+        label = 'scaled similarity minus that to "No Finding"'
+        add_colour_bar(figure, overlay, panels[:, -1].tolist(), label, fraction=0.03, extend="both")
         title = f"What the models see, {describe_dataset(dataset_name)}".removesuffix(", ")
         figure.suptitle(literal(title), fontsize=12, fontweight="bold")
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

@@ -29,7 +29,7 @@ def draw_figures(
         load: gives a model and its processor by its name in `metrics["models"]`.
         dataset: the evaluated one; `predictions` is indexed by its rows.
         prompts: of the findings, also of those that only boxes and masks mark.
-        no_finding: sentences of a normal chest, which the heat-maps need; None where the scores are not of sentences.
+        no_finding: sentences of a normal chest, which the heat-maps need; None if the models do not score sentences.
         metrics: with the results of the analyses.
 
     Returns:
@@ -39,10 +39,7 @@ def draw_figures(
     model, processor = load(names[0])
     evaluated = {finding: prompts[finding] for finding in metrics["findings"] if finding in prompts}
     if hasattr(model, "get_similarity_map"):
-        model_name = names[0] if len(names) > 1 else ""
-        files += similarity.plot_similarity_maps(
-            model, processor, dataset, evaluated, predictions, folder, metrics["dataset"], model_name=model_name
-        )
+        files += similarity.plot_similarity_maps(model, processor, dataset, evaluated, metrics, predictions, folder)
     if "grounding" in metrics:
         path = folder / "grounding.png"
         files.append(grounding.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))

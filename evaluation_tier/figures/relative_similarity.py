@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation_tier.figures.style import COLOURS, GREY, LINES, STYLE, import_matplotlib, literal
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.figures.style import DASHED, GREY, STYLE, import_matplotlib, literal, save_png, series_style
 from evaluation_tier.output.model_card import describe_dataset
 
 
@@ -32,14 +31,14 @@ def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:
         figure = matplotlib.figure.Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, relative) in enumerate(drawn.items()):
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+            style = series_style(i)
             mean, std = (np.array(relative[part]) for part in ("mean", "std"))
             ranks = np.arange(1, len(mean) + 1)
             axes.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
             left_out = f", {relative['n_left_out']:,} left out" if relative["n_left_out"] else ""
             axes.plot(ranks, mean, label=f"{literal(name)} ({relative['n_pairs']:,} pairs{left_out})", **style)
-        axes.axhline(1 / len(mean), color=GREY, linewidth=1, linestyle=(0, (4, 4)), zorder=1, label="all alike")
+        axes.axhline(1 / len(mean), color=GREY, linewidth=1, linestyle=DASHED, zorder=1, label="all alike")
         title = f"Relative similarity of patches, {describe_dataset(results['dataset'])}".removesuffix(", ")
         axes.set(title=title, xlabel="Rank of the patch", ylabel="Share of the text's total similarity")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center")
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

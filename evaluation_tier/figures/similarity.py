@@ -12,9 +12,17 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
 from evaluation_tier.analyses.grounding.regions import Case
-from evaluation_tier.figures.style import STYLE, import_matplotlib, literal
+from evaluation_tier.figures.style import (
+    MARKED,
+    STYLE,
+    add_colour_bar,
+    import_matplotlib,
+    literal,
+    outline,
+    save_png,
+    show_radiograph,
+)
 from evaluation_tier.output.file_names import file_names
-from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.model_card import describe_dataset
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
@@ -26,26 +34,27 @@ def plot_similarity_maps(
     processor: ProcessorMixin,
     dataset: datasets.Dataset,
     prompts: Mapping[str, Prompts],
+    metrics: Mapping,
     predictions: pd.DataFrame,
     folder: str | Path,
-    dataset_name: str = "",
-    model_name: str = "",
 ) -> list[Path]:
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
-    Each shows the positive image with the highest score; the middle panel is left out where it has no mask. The map is
-    `above_average` of `compute_grids`, the one that grounding measures: what the sentences always find at a place (the
-    heart, the film's edge) goes, what is special to this image stays. On 300 phantoms the AUROC of the map's pixels
-    against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and 0.58 with the
-    positive sentences alone.
+    Each shows the positive image with the highest score; without a mask, there is no middle panel. The map is
+    `above_average` of `compute_grids`, the one that grounding measures: it removes what the sentences find at a place
+    in every image (the heart, the film's edge) and keeps what is special to this image. On 300 phantoms the AUROC of
+    the map's pixels against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and
+    0.58 with the positive sentences alone.
 
     Args:
+        model, processor: the first model of the evaluation.
         dataset: the evaluated one; `predictions` is indexed by its rows.
         prompts: of the findings to draw.
+        metrics: `"dataset"` and `"models"`, for the title. If the predictions are of several models, the title names
+            the one whose map is drawn.
 
     Raises:
         ValueError: for a model without similarity maps.
-        model_name: to be named in the title, where the predictions are not of this model alone.
     """
     matplotlib = import_matplotlib()
     best = {  # the row to draw
@@ -59,8 +68,9 @@ def plot_similarity_maps(
     dataset = dataset.with_format(None)
     cases = [Case(row, finding, "") for row, finding in sorted((row, finding) for finding, row in best.items())]
     grids, _ = compute_grids(model, processor, dataset, cases, prompts)
-    paths = []
-    names = file_names(prompts)
+    models = metrics["models"]
+    whose = f"\nmap of {models[0]} alone" if len(models) > 1 else ""
+    paths, names = [], file_names(prompts)
     for finding, row in best.items():
         record = dataset[row]
         radiograph = read_radiograph(record["image"])
@@ -68,40 +78,31 @@ def plot_similarity_maps(
         size = [(radiograph.height, radiograph.width)]
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)
+        what = "positive minus negative cosine" if prompts[finding].negative else "cosine"
+        title = f"{finding}, {describe_dataset(metrics['dataset'])}".removesuffix(", ")  # names no image or patient
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
-            what = "positive minus negative cosine" if prompts[finding].negative else "cosine"
             figure = draw_similarity(matplotlib, radiograph, mask, similarity, f"{what},\nabove the average image")
-            title = f"{finding}, {describe_dataset(dataset_name)}".removesuffix(", ")  # no name of image or patient
-            if model_name:
-                title += f"\nmap of {model_name} alone"
-            figure.suptitle(literal(title), fontsize=12, fontweight="bold")
-            path = Path(folder) / f"similarity_{names[finding]}.png"
-            paths.append(write_beside(path, lambda partial, figure=figure: figure.savefig(partial, format="png")))
+            figure.suptitle(literal(title + whose), fontsize=12, fontweight="bold")
+            paths.append(save_png(figure, Path(folder) / f"similarity_{names[finding]}.png"))
     return paths
 
 
 def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray, label: str):
     """The figure of one image: radiograph, mask if there is one, similarity map with a colour bar."""
-    grey, colour = np.asarray(radiograph), "#39FF88"
     titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Similarity to the prompts"]
     figure = matplotlib.figure.Figure(figsize=(3.6 * len(titles) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(titles))
     for axes, title in zip(panels, titles, strict=True):
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        show_radiograph(axes, np.asarray(radiograph))
         axes.set_title(title)
-        axes.set_axis_off()
     if mask is not None:
         tint = np.zeros((*mask.shape, 4))
-        tint[mask] = matplotlib.colors.to_rgba(colour, 0.35)
+        tint[mask] = matplotlib.colors.to_rgba(MARKED, 0.35)
         panels[1].imshow(tint)
         for axes in panels[1:]:
-            if mask.any() and not mask.all():
-                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+            outline(axes, mask, linewidth=1.2)
     low, high = np.nanpercentile(similarity, [1, 99])  # one odd patch must not take all the colours
     strength = np.nan_to_num((similarity - low) / max(high - low, 1e-12)).clip(0, 1)
     overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.2 + 0.5 * strength)
-    bar = figure.colorbar(overlay, ax=panels[-1], fraction=0.046, pad=0.02)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
-    bar.solids.set_alpha(1)
+    add_colour_bar(figure, overlay, panels[-1], label, fraction=0.046)
     return figure

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation_tier.figures.style import COLOURS, GREY, LINES, STYLE, import_matplotlib
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.figures.style import COLOURS, GREY, STYLE, import_matplotlib, save_png, series_style
 from evaluation_tier.output.model_card import describe_dataset
 
 
@@ -34,7 +33,7 @@ def plot_sparsity(results: Mapping, path: str | Path) -> Path:
             axes.sharey(word_axes)
             axes.axhline(0, color=GREY, linewidth=1)
             for i, (name, result) in enumerate(models.items()):
-                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+                style = series_style(i)
                 mean, std = (np.array(result["ranked"][key][part]) for part in ("mean", "std"))
                 ranks = np.arange(1, len(mean) + 1)
                 axes.fill_between(ranks, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
@@ -63,4 +62,4 @@ def plot_sparsity(results: Mapping, path: str | Path) -> Path:
         title = f"{describe_dataset(results['dataset'])}, {results['n_images']:,} images and their reports"
         figure.suptitle(title.removeprefix(", "), fontsize=12, fontweight="bold")
         figure.legend(*word_axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(models), 4))
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

@@ -1,9 +1,12 @@
-"""The one style of all figures."""
+"""The one style of all figures: colours, lines, and what several figures draw alike."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from evaluation_tier.output.metrics_file import write_beside
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
@@ -11,6 +14,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 LINES = ("-", "--", ":", "-.")
 
 GREY = "#8A8A8A"
+
+MARKED = "#39FF88"  # outlines of true regions: visible on grey and on the colours of a map
+
+DASHED = (0, (4, 4))  # the line of chance, or of no difference
 
 STYLE = {
     "font.size": 10,
@@ -33,7 +40,7 @@ STYLE = {
 
 
 def import_matplotlib():
-    """The matplotlib module; a ValueError that names the remedy where it is not installed."""
+    """The matplotlib module; a ValueError that says how to install it if it is missing."""
     try:
         import matplotlib
         import matplotlib.figure
@@ -47,19 +54,43 @@ def labels_and_scores(predictions: pd.DataFrame, finding: str) -> tuple[np.ndarr
     return predictions[f"label_{finding}"].to_numpy(), predictions[f"score_{finding}"].to_numpy()
 
 
-def style_of_findings(metrics: Mapping) -> dict[str, dict]:
-    """Colour and line of each finding.
+def series_style(i: int) -> dict:
+    """Colour and line of the i-th finding or model, which no other of the first 32 has."""
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
 
-    Its place in the data set, not in the ranking, decides: a finding looks the same from figure to figure.
-    """
-    return {
-        finding: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
-        for i, finding in enumerate(metrics["findings"])
-    }
+
+def style_of_findings(metrics: Mapping) -> dict[str, dict]:
+    """Colour and line of each finding, by its place in the data set: it looks the same in every figure."""
+    return {finding: series_style(i) for i, finding in enumerate(metrics["findings"])}
+
+
+def show_radiograph(axes, grey: np.ndarray) -> None:
+    """Draw a radiograph, uint8 (height, width), without axes."""
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+
+
+def outline(axes, mask: np.ndarray, linewidth: float) -> None:
+    """Draw the outline of a true region, bool (height, width)."""
+    if mask.any() and not mask.all():
+        axes.contour(mask, levels=[0.5], colors=[MARKED], linewidths=linewidth)
+
+
+def add_colour_bar(figure, overlay, axes, label: str, **options):
+    """Add the opaque colour bar of a translucent map."""
+    bar = figure.colorbar(overlay, ax=axes, pad=0.02, **options)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    bar.solids.set_alpha(1)
+
+
+def save_png(figure, path: str | Path, **options) -> Path:
+    """Write a figure as a PNG file."""
+    return write_beside(path, lambda partial: figure.savefig(partial, format="png", **options))
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign begins no formula."""
+    """Text that matplotlib draws as it is: a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
 
 

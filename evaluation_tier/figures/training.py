@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation_tier.figures.style import COLOURS, STYLE, import_matplotlib
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.figures.style import COLOURS, STYLE, import_matplotlib, save_png
 
 TERMS = {  # key of the Trainer's log: title of its panel
     "loss": "Loss",
@@ -59,4 +58,4 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
             panels[-1].legend(handles.values(), handles.keys(), loc="center", fontsize=11)
         else:
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-        return write_beside(path, lambda partial: figure.savefig(partial, format="png"))
+        return save_png(figure, path)

@@ -62,7 +62,7 @@ def test_a_finding_without_a_measured_auroc_is_not_drawn(evaluated, tmp_path):
 
 
 def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phantom, evaluated, tmp_path, monkeypatch):
-    _, predictions, prompts = evaluated
+    metrics, predictions, prompts = evaluated
     shown = []
 
     def spy(matplotlib, radiograph, mask, similarity, label):
@@ -71,7 +71,7 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
         return draw_similarity(matplotlib, radiograph, mask, similarity, label)
 
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
-    paths = plot_similarity_maps(*tier_model, phantom, prompts, predictions, tmp_path, "phantom")
+    paths = plot_similarity_maps(*tier_model, phantom, prompts, metrics, predictions, tmp_path)
     assert [path.name for path in paths] == [f"similarity_{name}.png" for name in file_names(prompts).values()]
     everything = [read_radiograph(image) for image in phantom["image"]]
     cases = [Case(row, finding, "") for row in range(len(phantom)) for finding in prompts]
@@ -95,16 +95,16 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
 
 
 def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_path):
-    _, predictions, prompts = evaluated
+    metrics, predictions, prompts = evaluated
     finding = next(iter(prompts))
     bare = phantom.remove_columns("masks")
-    (path,) = plot_similarity_maps(*tier_model, bare, {finding: prompts[finding]}, predictions, tmp_path)
+    (path,) = plot_similarity_maps(*tier_model, bare, {finding: prompts[finding]}, metrics, predictions, tmp_path)
     picture = read(path)
     assert picture.shape[1] < 1.95 * picture.shape[0]  # two panels
 
 
 def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, evaluated, tmp_path, monkeypatch):
-    _, predictions, prompts = evaluated
+    metrics, predictions, prompts = evaluated
     finding = next(iter(prompts))
     figures = []
 
@@ -114,15 +114,16 @@ def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, eva
 
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
     alone = {finding: Prompts(prompts[finding].positive, [])}
-    plot_similarity_maps(*tier_model, phantom, alone, predictions, tmp_path, "phantom", model_name="runs/a")
+    two = {**metrics, "models": ["runs/a", "runs/b"]}
+    plot_similarity_maps(*tier_model, phantom, alone, two, predictions, tmp_path)
     assert figures[0].axes[-1].get_ylabel() == "cosine,\nabove the average image"
     assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
 
 
 def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
-    _, predictions, prompts = evaluated
+    metrics, predictions, prompts = evaluated
     with pytest.raises(ValueError, match="A BrightnessModel gives no similarity maps"):
-        plot_similarity_maps(*brightness, phantom, prompts, predictions, tmp_path)
+        plot_similarity_maps(*brightness, phantom, prompts, metrics, predictions, tmp_path)
 
 
 def trainer_state(folder, *keys):
@@ -243,7 +244,7 @@ def test_no_figure_names_an_image(tier_model, phantom, evaluated, tmp_path, monk
     metrics, predictions, prompts = evaluated
     titles = []
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text, **options: titles.append(text))
-    plot_similarity_maps(*tier_model, phantom, {"Edema": prompts["Edema"]}, predictions, tmp_path, "phantom")
+    plot_similarity_maps(*tier_model, phantom, {"Edema": prompts["Edema"]}, metrics, predictions, tmp_path)
     assert titles == ["Edema, phantom (synthetic)"]
 
 

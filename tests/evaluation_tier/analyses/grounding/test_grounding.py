@@ -553,7 +553,8 @@ def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monke
     monkeypatch.setattr(
         grounding, "draw_grounding", lambda *args, draw=grounding.draw_grounding: shown.append(args) or draw(*args)
     )
-    path = plot_grounding(model, processor, dataset, ASK, results, tmp_path / "sheet.png", num_per_group=2)
+    monkeypatch.setattr(grounding, "REGIONS_PER_ROW", 2)
+    path = plot_grounding(model, processor, dataset, ASK, results, tmp_path / "sheet.png")
     with Image.open(path) as sheet:
         assert sheet.format == "PNG" and sheet.width > sheet.height
     order = sorted(

@@ -69,7 +69,7 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
 
 def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path, monkeypatch):
     options = {"findings": list(PROMPTS), "prompts": PROMPTS, "min_positives": 1, "n_bootstrap": 10}
-    _, predictions = evaluate_zero_shot({"m": tier_model}, phantom, **options)
+    metrics, predictions = evaluate_zero_shot({"m": tier_model}, phantom, **options)
     shown = {}
 
     def spy(matplotlib, radiograph, mask, similarity, label):
@@ -78,7 +78,7 @@ def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path,
 
     plots_draw = similarity.draw_similarity
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
-    similarity.plot_similarity_maps(*tier_model, phantom, PROMPTS, predictions, tmp_path)
+    similarity.plot_similarity_maps(*tier_model, phantom, PROMPTS, metrics, predictions, tmp_path)
 
     cases = read_cases(phantom, list(PROMPTS))
     measured, _ = compute_grids(*tier_model, phantom, cases, PROMPTS)
