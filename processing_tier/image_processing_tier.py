@@ -1,6 +1,11 @@
-"""Image processor: any picture of a radiograph to the pixels that the model takes, and its maps back again."""
+"""
+Image processor: geometry and normalisation, from any picture of a radiograph to the pixels that the model takes, and
+from its maps back to the picture. How files are decoded is in `radiograph_tier.py`.
+"""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +23,8 @@ logger = logging.get_logger(__name__)
 
 GEOMETRIES = ("pad", "crop", "squash")
 OUTPUT_DTYPES = ("float32", "uint8")
-SIZE_OPTIONS = (
-    "do_resize",
-    "size",
-    "geometry",
-    "resize_edge",
-    "reduced_decoding",
-    "grey_levels",
-)  # that decide what is read
+# The options that decide which pixels of a file are read
+READ_OPTIONS = ("do_resize", "size", "geometry", "resize_edge", "reduced_decoding", "grey_levels")
 UNUSED_OPTIONS = ("do_center_crop", "crop_size", "do_pad", "pad_size")
 SERVICE_KEYS = ("processor_class", "image_processor_type", "feature_extractor_type", "auto_map")
 
@@ -64,8 +63,8 @@ def place(height: int, width: int, geometry: str, edge: int, size: int) -> tuple
     Args:
         height (`int`), width (`int`): the original picture, in pixels.
         geometry (`str`): one of `GEOMETRIES`.
-        edge (`int`): `resize_edge`, or `size` where there is none.
-        size (`int`): edge of the model's square, used by `"crop"` alone.
+        edge (`int`): `resize_edge`, or `size` without one.
+        size (`int`): edge of the model's square; only `"crop"` uses it.
 
     Returns:
         `tuple[int, int, int, int]`: resized height, resized width, top, left; top and left are negative where `"crop"`
@@ -129,7 +128,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         """
         The pixels CheXzero was trained on: longest side to 320 with PIL's Lanczos filter, centred on black,
         (x - 101.48761) / 83.43944 on the 0..255 scale, then 224 by bicubic interpolation without antialiasing
-        (CheXzero data_process.py:31-64, train.py:84-87, zero_shot.py:377-385). Files are decoded in full, as there.
+        (CheXzero data_process.py:31-64, train.py:84-87, zero_shot.py:377-385). Like there, files are decoded in full.
         """
         preset = {
             "reduced_decoding": False,
@@ -145,8 +144,8 @@ class TierImageProcessor(CLIPImageProcessorPil):
     def tier(cls, **kwargs) -> "TierImageProcessor":
         """
         The pixels TIER was evaluated on: shortest side to 256 (bilinear, antialiased), centre crop 224, ImageNet mean
-        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, as there, and
-        those of more than 8 bits are divided by 255 (:124). TIER divides PadChest's 8-bit files as well, which leaves
+        and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, and those of more
+        than 8 bits are divided by 255 (:124), as in TIER. TIER also divides PadChest's 8-bit files, which leaves only
         0 and 1; here they keep their values.
         """
         preset = {
@@ -165,8 +164,8 @@ class TierImageProcessor(CLIPImageProcessorPil):
         """
         The pixels of BioViL's own inference: each file stretched from its smallest number to its largest, shortest
         side to 512 (bilinear, antialiased), centre crop 480, 0..1 without mean and standard deviation
-        (hi-ml-multimodal, image/data/io.py and transforms.py). Of DICOM, the stored values are stretched; MONOCHROME1
-        is inverted, unlike there.
+        (hi-ml-multimodal, image/data/io.py and transforms.py). In DICOM files the stored values are stretched, and
+        MONOCHROME1 is inverted, which BioViL does not do.
         """
         preset = {
             "reduced_decoding": False,
@@ -183,7 +182,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
     @classmethod
     def from_clip(cls, image_processor: CLIPImageProcessorPil) -> "TierImageProcessor":
         """
-        The same pixels, for any radiograph, as an image processor of CLIP makes.
+        A processor that makes the same pixels as an image processor of CLIP, from any radiograph.
 
         Raises:
             `ValueError`: it is not CLIP's, or does not make squares.
@@ -208,7 +207,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
-        """Uploads, as [`TierProcessor.push_to_hub`] does, to a repository that is private unless told otherwise."""
+        """Like [`TierProcessor.push_to_hub`]: the repository is private unless you pass `private=False`."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs):
@@ -243,47 +242,35 @@ class TierImageProcessor(CLIPImageProcessorPil):
 
     def read(self, source, timeout: float | None = 30.0, root: str | os.PathLike | None = None) -> Image.Image:
         """
-        What [`read_radiograph`] makes of any file, DICOM too, or of a picture in memory, as mode "L"; and of a URL.
-        Training, evaluation, the pipeline and a call of this processor with paths all read this way.
+        Read any file (DICOM too), a picture in memory or a URL with [`read_radiograph`], as mode "L". Training,
+        evaluation, the pipeline and a call of this processor with paths all read this way.
 
-        With `reduced_decoding` it may be smaller than the picture in the file; `info["original_size"]` is (width,
-        height) of that one, which [`~TierImageProcessor.post_process_similarity_map`] maps back to.
+        With `reduced_decoding` the result may be smaller than the picture in the file. `info["original_size"]` is the
+        (width, height) of the file's picture, which [`~TierImageProcessor.post_process_similarity_map`] maps back to.
 
         Args:
             source: what `read_radiograph` takes, or an `http://` or `https://` URL.
             timeout (`float`, *optional*, defaults to 30.0):
-                Seconds that a server may be silent; `None` waits for ever.
-            root (`str` or `os.PathLike`, *optional*): Folder that paths must not leave, see `read_radiograph`.
+                Seconds that a server may be silent; `None` waits forever.
+            root (`str` or `os.PathLike`, *optional*): folder that paths must not leave, see `read_radiograph`.
 
         Raises:
             `ValueError`: the URL cannot be fetched, or as `read_radiograph` says.
         """
-        return self.read_at_least(source, timeout, root, **{name: getattr(self, name) for name in SIZE_OPTIONS})
-
-    @staticmethod
-    def read_at_least(
-        source, timeout=30.0, root=None, *, do_resize, size, geometry, resize_edge, reduced_decoding, grey_levels
-    ) -> Image.Image:
-        """[`~TierImageProcessor.read`] for options other than the processor's own."""
-        least_size = None
-        if do_resize and reduced_decoding:
-            least_size = {"longest_edge" if geometry == "pad" else "shortest_edge": resize_edge or size["height"]}
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            return fetch_radiograph(source, timeout, least_size, grey_levels)
-        return read_radiograph(source, root, least_size, grey_levels)
+        return read_for(source, {name: getattr(self, name) for name in READ_OPTIONS}, timeout, root)
 
     def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
-        options = {name: kwargs[name] for name in SIZE_OPTIONS}
+        options = {name: kwargs[name] for name in READ_OPTIONS}
         return super()._preprocess_image_like_inputs(self.fetch_images(images, options), *args, **kwargs)
 
     def fetch_images(self, image_url_or_urls, options=None):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image, options) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike, bytes)) or hasattr(image_url_or_urls, "read"):
-            # not super's loader: its RGB conversion clips 16-bit files
-            return self.read_at_least(image_url_or_urls, **options) if options else self.read(image_url_or_urls)
+            # Not the library's loader: its RGB conversion clips 16-bit files
+            return read_for(image_url_or_urls, options) if options else self.read(image_url_or_urls)
         if getattr(image_url_or_urls, "ndim", None) == 2:
-            return image_url_or_urls[None]  # (1, height, width): super knows no picture without channels
+            return image_url_or_urls[None]  # (1, height, width): the library needs a channel
         return super().fetch_images(image_url_or_urls)
 
     def process_image(self, image, input_data_format=None, grey_levels=None, **kwargs) -> Image.Image:
@@ -292,6 +279,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
             image = np.moveaxis(image, 0, -1)  # (height, width, channels)
         return read_radiograph(image, grey_levels=grey_levels or self.grey_levels)
 
+    # More than 7 parameters: the library calls it with each option by name
     def _preprocess(
         self,
         images,
@@ -344,12 +332,11 @@ class TierImageProcessor(CLIPImageProcessorPil):
                 (height, width) of each original picture, in pixels.
 
         Returns:
-            `list[torch.Tensor]`: per image a float32 map `(texts, height, width)` or `(height, width)`, bilinear
-            between patch centres. Padding is cut off. Pixels that `"crop"` cut away, which the model never saw, are
-            NaN.
+            `list[torch.Tensor]`: for each image a float32 map `(texts, height, width)` or `(height, width)`, bilinear
+            between patch centres. Padding is cut off. Pixels that `"crop"` cut away are NaN: the model never saw them.
 
         Raises:
-            `ValueError`: as many sizes as images are needed.
+            `ValueError`: the number of sizes differs from the number of maps.
         """
         if len(maps) != len(original_sizes):
             raise ValueError(
@@ -372,6 +359,19 @@ class TierImageProcessor(CLIPImageProcessorPil):
             result = result.masked_fill((grid.abs() > 1).any(-1)[:, None], float("nan"))
             results.append(result.reshape(*image_maps.shape[:-2], height, width))
         return results
+
+
+def read_for(
+    source, options: Mapping[str, Any], timeout: float | None = 30.0, root: str | os.PathLike | None = None
+) -> Image.Image:
+    """[`TierImageProcessor.read`] for these values of `READ_OPTIONS`."""
+    least_size = None
+    if options["do_resize"] and options["reduced_decoding"]:
+        edge = options["resize_edge"] or options["size"]["height"]
+        least_size = {"longest_edge" if options["geometry"] == "pad" else "shortest_edge": edge}
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return fetch_radiograph(source, timeout, least_size, options["grey_levels"])
+    return read_radiograph(source, root, least_size, options["grey_levels"])
 
 
 def fit(image: Image.Image, geometry: str, edge: int, canvas: int, resample: int) -> Image.Image:

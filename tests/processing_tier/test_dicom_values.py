@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import RAMP, jpeg_lossless, lut_item, read
 from PIL import Image
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -19,29 +19,14 @@ from pydicom.uid import (
 
 from processing_tier import dicom_tier, read_radiograph
 
-from .test_dicom import jpeg_lossless
-
-RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 LINEAR = np.rint(RAMP / 4095 * 255)
 COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
-
-
-def read(source) -> np.ndarray:
-    return np.asarray(read_radiograph(source))
 
 
 def refusal(source) -> str:
     with pytest.raises(ValueError) as error:
         read_radiograph(source)
     return str(error.value).removeprefix("an image in memory: ")
-
-
-def table(values: np.ndarray, bits: int) -> Dataset:
-    item = Dataset()
-    item.add_new("LUTDescriptor", "US", [len(values), 0, bits])
-    item.LUTData = values.astype("<u2").tobytes()
-    item["LUTData"].VR = "OW"
-    return item
 
 
 def noise(bits: int) -> np.ndarray:
@@ -51,11 +36,11 @@ def noise(bits: int) -> np.ndarray:
 @pytest.mark.parametrize(("bits", "most"), [(16, 4095), (10, 4095), (12, 4095), (16, 65535), (8, 4095), (16, 1023)])
 def test_tables_of_another_range_than_they_say(make_dicom, bits, most):
     values = np.rint(np.arange(4096) / 4095 * most).astype(int)
-    picture = read(make_dicom(RAMP, VOILUTSequence=[table(values, bits)]))
+    picture = read(make_dicom(RAMP, VOILUTSequence=[lut_item(values, bits=bits)]))
     np.testing.assert_array_equal(picture, np.rint(values[RAMP] / most * 255))
     assert len(np.unique(picture)) == 256
     inverse = read(
-        make_dicom(RAMP, VOILUTSequence=[table(values[::-1], bits)], PhotometricInterpretation="MONOCHROME1")
+        make_dicom(RAMP, VOILUTSequence=[lut_item(values[::-1], bits=bits)], PhotometricInterpretation="MONOCHROME1")
     )
     np.testing.assert_array_equal(inverse, 255 - np.rint(values[::-1][RAMP] / most * 255))
 
@@ -119,7 +104,7 @@ def test_windows_outside_all_values_are_flagged(make_dicom):
         ({"WindowCenter": 9000, "WindowWidth": 100}, outside, 0),
         ({"WindowCenter": -9000, "WindowWidth": 100}, outside, 255),
         ({"WindowCenter": 90000, "WindowWidth": 10, "VOILUTFunction": "SIGMOID"}, outside, 0),
-        ({"VOILUTSequence": [table(np.zeros(4096), 16)]}, outside, 0),
+        ({"VOILUTSequence": [lut_item(np.zeros(4096), bits=16)]}, outside, 0),
     ):
         image = read_radiograph(make_dicom(RAMP, **elements))
         assert image.info["blank"].startswith(reason) and image.getextrema() == (level, level)

@@ -54,9 +54,8 @@ def exif_bomb() -> bytes:
     return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 5000) + tags
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_hostile_files_within_a_memory_limit(make_dicom, tmp_path):
+def hostile_files(make_dicom) -> dict[str, bytes]:
+    """Small files that would take gigabytes, or minutes, without a bound."""
     whole = pydicom.dcmread(io.BytesIO(make_dicom(NOISE, 8, syntax=JPEG2000Lossless)))
     codestream = bytearray(pydicom.encaps.get_frame(whole.PixelData, 0, number_of_frames=1))
     codestream[8:16] = codestream[24:32] = struct.pack(">II", 8900, 8900)
@@ -71,7 +70,7 @@ def test_hostile_files_within_a_memory_limit(make_dicom, tmp_path):
     syntax = struct.pack("<HH2sH", 2, 0x10, b"UI", 22) + b"1.2.840.10008.1.2.1.99"
     jpeg = encode(Image.fromarray(NOISE), "JPEG")
     many = b"\xff\xfe\x00\x02" * 300_000  # comments without content
-    files = {
+    return {
         "aspect.png": png(NOISE, 0, size=(1, 80_000_000)),
         "bmp.bmp": bytes(bmp) + bytes(17 * 2**20),
         "chunks.png": png(NOISE, 0, chunk(b"teST") * 1_000_000),
@@ -92,7 +91,12 @@ def test_hostile_files_within_a_memory_limit(make_dicom, tmp_path):
         "text.png": png(NOISE, 0, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))),
         "tiles.tif": tiff(NOISE, "<", 1, 8, t322=[65520], t323=[65520]),
     }
-    found = outcomes(files, tmp_path, 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_hostile_files_within_a_memory_limit(make_dicom, tmp_path):
+    found = outcomes(hostile_files(make_dicom), tmp_path, 1024)
     little = "the file holds too little for the 8900x8900 pixels that it claims; replace it."
     damaged = "the image cannot be decoded: the file is damaged; replace the file or leave it out."
     slow = "more than 16 MiB of text or run lengths would take too long to decode; export it as PNG."

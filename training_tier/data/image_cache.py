@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from processing_tier import TierImageProcessor
 from processing_tier.code_hash import hash_code
-from processing_tier.image_processing_tier import SIZE_OPTIONS
+from processing_tier.image_processing_tier import READ_OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def source_key(source: Mapping) -> bytes | None:
 
 def reading_key(image_processor: TierImageProcessor) -> str:
     """Of all that decides what [`TierImageProcessor.read`] makes of a file: options, code, and decoders."""
-    options = {name: getattr(image_processor, name) for name in SIZE_OPTIONS}
+    options = {name: getattr(image_processor, name) for name in READ_OPTIONS}
     facts = json.dumps([options, hash_code(), str(SCHEMA)], default=dict, sort_keys=True)
     return blake2b(facts.encode(), digest_size=8).hexdigest()
 

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from processing_tier.phantom.findings import PHANTOM_FINDINGS
-from processing_tier.prompts.loader import PROMPTS_FOLDER, Prompts, load_prompts, warn_of_templates
+from processing_tier.prompts.loader import EXAMPLE, PROMPTS_FOLDER, Prompts, load_prompts, warn_of_templates
 
 CHEXPERT = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"
@@ -102,10 +102,10 @@ def test_own_file(tmp_path):
             "findings: {Edema: {negative: [no]}}",
             "'negative' of finding 'Edema' is not a list of sentences; put each in quotes, in brackets.",
         ),
-        ("templates: false", "templates is not a mapping; use the form that load_prompts describes."),
+        ("templates: false", f"templates is not a mapping; write it as in {EXAMPLE}."),
         ("findings: {}\nfindings: {Edema: {positive: [x]}}", "line 2 names 'findings' twice; keep one of them."),
-        ("- x", "the file is not a mapping; use the form that load_prompts describes."),
-        ("findings: [Edema]", "findings is not a mapping; use the form that load_prompts describes."),
+        ("- x", f"the file is not a mapping; write it as in {EXAMPLE}."),
+        ("findings: [Edema]", f"findings is not a mapping; write it as in {EXAMPLE}."),
         ("a: [", "the file is not valid YAML (line 1: expected the node content, but found '<stream end>'); mend it."),
         (
             "templates: {positive: ['{}']}",
@@ -142,8 +142,8 @@ def test_findings_without_sentences_of_their_own_are_told(caplog):
     load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])
     load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])  # said once
     assert caplog.messages == [
-        "prompts 'report': no sentences of their own for 'Derrame pleural', '肺炎': the templates were used. Write a "
-        ".yaml file with sentences for them where the words differ."
+        "prompts 'report' have no sentences for 'Derrame pleural', '肺炎': the templates were used. Write a .yaml "
+        "file with sentences for them where the words differ."
     ]
     caplog.clear()
     load_prompts("report", ["Edema", "Enlarged_Heart"])

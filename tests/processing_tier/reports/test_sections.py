@@ -2,15 +2,13 @@ import re
 import tarfile
 import textwrap
 import time
-import tracemalloc
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from report_texts import examples, pieces, sentences
 
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups
@@ -18,8 +16,6 @@ from processing_tier.reports.headings import HEADINGS, LINE_ONLY
 from processing_tier.reports.markup import repair_markup
 from processing_tier.reports.sections import extract_sections, split_sections
 from processing_tier.reports.sentences import split_sentences
-
-examples = settings(max_examples=60, deadline=None, derandomize=True)
 
 MIMIC = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -242,72 +238,6 @@ def test_unknown_options_are_refused():
         clean_text("", deidentified="x")
 
 
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("1. No acute disease. 2. Stable XXXX cardiomegaly.", ["No acute disease.", "Stable cardiomegaly."]),
-        ("1. Low volumes 2. Patchy opacity", ["Low volumes", "Patchy opacity"]),
-        ("Chest 1. No disease 2. None seen", ["Chest", "No disease", "None seen"]),
-        ("(1) Normal heart. 2) Clear.", ["Normal heart.", "Clear."]),
-        ("Old right rib 4. The rest is normal.", ["Old right rib 4.", "The rest is normal."]),
-        ("1.Lucency at the apex.There is none.", ["Lucency at the apex.", "There is none."]),
-        ("Normal chest x-XXXX. Heart size ___ normal.", ["Normal chest.", "Heart size normal."]),
-        ("A 2.5 cm nodule.  Compare with\nprior. ", ["A 2.5 cm nodule.", "Compare with prior."]),
-        ("Normal\n\nNo effusion", ["Normal", "No effusion"]),
-        ("Dr. Smith, e.g. vs. St. Jude. S. O. B. is new.", ["Dr. Smith, e.g. vs. St. Jude.", "S. O. B. is new."]),
-        ("At 3 p.m. on Monday. At 5 p.m. The tube is approx. 2 cm. No change.",
-         ["At 3 p.m. on Monday.", "At 5 p.m.", "The tube is approx. 2 cm.", "No change."]),
-        ("See lead No. 2. Stable. Effusion: no. Clear.", ["See lead No. 2.", "Stable.", "Effusion: no.", "Clear."]),
-        ("Seen on image no. 5. Lungs clear.", ["Seen on image no. 5.", "Lungs clear."]),
-        ("1. Effusion: no. 2. Clear lungs.", ["Effusion: no.", "Clear lungs."]),
-        ('Hepatitis C. Old (see above). "Stable." Clear', ["Hepatitis C.", "Old (see above).", '"Stable."', "Clear"]),
-        ("? pneumonia. Is it? Yes... Normal. lungs clear. heart normal.",
-         ["? pneumonia.", "Is it?", "Yes...", "Normal.", "lungs clear.", "heart normal."]),
-        ("No effusion. . XXXX. 12.", ["No effusion."]),
-        ("", []),
-    ],
-)  # fmt: skip
-def test_sentences(text, sentences):
-    assert split_sentences(text) == sentences
-
-
-@pytest.mark.parametrize(
-    ("mode", "cleaned"),
-    [
-        ("keep", "Seen by XXXX. At [**Hospital 12**] x-XXXX of ___-year-old 1) a (b) see c [DATE]"),
-        ("remove", "Seen by. At of 1) a (b) see c"),
-        ("replace", "Seen by ___. At ___ x-___ of ___-year-old 1) a (b) see c ___"),
-    ],
-)
-def test_clean_text(mode, cleaned):
-    text = "Seen by XXXX.\tAt [**Hospital\n 12**] x-XXXX of ___-year-old 1) a (b) (see  c [DATE]"
-    assert clean_text(text, mode) == cleaned
-
-
-def test_duplicates_differ_in_case_space_punctuation_list_numbers_and_marks_alone():
-    texts = ["No acute disease.", "", "1. NO  acute\tdisease", "Acute disease.", "XXXX ___.", "No ___ acute disease!"]
-    groups = duplicate_groups(texts)
-    assert groups.dtype == np.int64 and groups.tolist() == [0, -1, 0, 1, -1, 0]
-    assert duplicate_groups(["1.5 cm", "15 cm", "1.5 CM."]).tolist() == [0, 1, 0]
-    assert duplicate_groups(["\uff21\ufb01", "afi"]).tolist() == [0, 0]
-    assert duplicate_groups([]).tolist() == [] and duplicate_groups(iter(["."])).tolist() == [-1]
-
-
-def test_duplicates_are_found_without_keeping_the_texts():
-    count = 4_000
-    texts = (f"Finding {i % 1_000} " + "in the lung " * 20 for i in range(count))
-    tracemalloc.start()
-    groups = duplicate_groups(texts)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert groups.tolist() == [i % 1_000 for i in range(count)]
-    assert peak < 100 * count  # the texts have 250 characters each
-
-
-words = st.sampled_from(
-    "the heart is normal right lower lobe effusion of 1.5 cm seen by Dr. ___ in XXXX comparison findings".split()
-)
-sentences = st.lists(words, min_size=1, max_size=8).map(lambda w: f"There {' '.join(w)} today.")
 texts = st.lists(sentences, min_size=1, max_size=4).map(" ".join)
 headings = {
     name: sorted(h for h, n in HEADINGS.items() if n == name and h not in LINE_ONLY)
@@ -334,17 +264,6 @@ def test_composed_sections_are_read_back(sections, random):
     assert split_sections("".join(lines)) == sections
 
 
-pieces = st.lists(
-    st.one_of(
-        st.text(max_size=6),
-        st.sampled_from(["\n", "\n\n", " ", ":", ". ", "(", ")", "[**", "**]", "XXXX", "___", "x-", "1. "]),
-        st.sampled_from(sorted(HEADINGS)).map(str.upper),
-        st.sampled_from(["findings", "FINAL REPORT", "Dr.", "IMPRESSION:", "There", "CHEST, 2 VIEWS:", "SUMMARY: 2"]),
-    ),
-    max_size=14,
-).map("".join)  # fmt: skip
-
-
 @given(pieces)
 @examples
 def test_any_text_is_read_and_nothing_is_invented(text):
@@ -359,23 +278,6 @@ def test_any_text_is_read_and_nothing_is_invented(text):
     for sentence in split_sentences(text):
         assert set(re.findall(r"[^\W_]+", sentence)) <= set(re.findall(r"[^\W_]+", text))
     assert duplicate_groups([text, text.upper().lower(), text]).tolist()[::2] in ([0, 0], [-1, -1])
-
-
-@given(pieces, st.sampled_from(["keep", "remove", "replace"]))
-@examples
-def test_cleaning_twice_is_cleaning_once(text, mode):
-    once = clean_text(text, mode)
-    assert clean_text(once, mode) == once
-    assert once == " ".join(once.split())
-
-
-@given(st.lists(sentences, min_size=1, max_size=6))
-@examples
-def test_sentences_join_to_the_text(parts):
-    parts = [part.replace("___", "Smith").replace("XXXX", "view") for part in parts]
-    assert split_sentences(" ".join(parts)) == parts
-    assert split_sentences("\n".join(parts)) == parts
-    assert split_sentences("".join(parts)) == parts  # "today.There"
 
 
 @pytest.mark.parametrize(
@@ -444,13 +346,6 @@ def test_the_sections_of_openi_are_read_back(shared_data):
         assert missed <= most
 
 
-def test_duplicates_among_real_impressions(shared_data):
-    impressions = pd.read_csv(shared_data / "iu_cxr" / "train" / "metadata.csv", keep_default_na=False)["impression"]
-    groups = duplicate_groups(impressions)
-    counts = np.bincount(groups[groups >= 0])
-    assert (len(groups), (groups < 0).sum(), len(counts), counts[counts > 1].sum()) == (2654, 6, 1196, 1583)
-
-
 @pytest.mark.parametrize(
     ("report", "findings", "impression"),
     [
@@ -484,12 +379,3 @@ def test_brackets_that_are_not_headings():
         "findings": "[DATE] The heart [see comparison] is <unk> normal at 1:30.",
         "impression": "Normal [**Hospital 2**].",
     }
-
-
-def test_surrogate_dates_do_not_make_two_reports():
-    """As CheXpert Plus has them: each image of a study with dates of its own."""
-    study = "FINDINGS: AP chest of {}, compared with {}. IMPRESSION: Small effusion. Signed {}."
-    dates = [("3/14/2012", "02-11-2012", "10:54 AM"), ("March 2, 2010", "2009-12-30", "7:05"), ("5 Jan 2014",) * 3]
-    texts = [study.format(*surrogates) for surrogates in dates]
-    other = study.replace("Small", "Large").format(*dates[0])
-    assert duplicate_groups([*texts, other, "Ratio 1/2.", "Ratio 1/3."]).tolist() == [0, 0, 0, 1, 2, 3]

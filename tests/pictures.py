@@ -1,0 +1,15 @@
+"""Random pictures, and the pixels that an image processor makes of them."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from processing_tier import TierImageProcessor
+
+
+def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8))
+
+
+def pixels(processor: TierImageProcessor, images, **kwargs) -> torch.Tensor:
+    return processor(images, return_tensors="pt", **kwargs)["pixel_values"]
