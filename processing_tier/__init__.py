@@ -1,4 +1,9 @@
-"""Pixels and reports in: image processor, processor, tokenizer, readers, the record schema and the phantom."""
+"""
+Everything that brings pixels and reports in: image processor, decoders, readers, the record schema, prompts, the
+phantom and `tier-prepare`. Nothing here knows of models.
+
+The files `*_tier.py` are shipped: `save_pretrained` copies them into a model's folder.
+"""
 
 from transformers import AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # transformers 5.10 to 5.17 hide the

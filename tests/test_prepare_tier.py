@@ -66,7 +66,7 @@ def test_job_of_several(folder, tmp_path, capsys):
     job = ["--data", str(folder), "--output_dir", str(tmp_path / "out"), "--shard_images", "2", "--shard_count", "2"]
     prepare_tier.main([*job, "--shard_index", "1"])
     assert "The job that ends last writes the card" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="1 of 2 files of the split 'train' are not there; run the tier-prepare"):
+    with pytest.raises(ValueError, match="1 of 2 files of the split 'train' are not there; let tier-prepare finish"):
         read_hub(tmp_path / "out", "train")
     prepare_tier.main([*job, "--shard_index", "0"])
     assert len(read_hub(tmp_path / "out", "train")) == 4

@@ -1,0 +1,1 @@
+"""The phantom: synthetic radiographs with reports, labels and masks. `dataset` makes the records."""

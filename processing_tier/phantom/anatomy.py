@@ -1,4 +1,4 @@
-"""The normal chest of a synthetic patient."""
+"""The normal chest of a patient of the phantom. Findings are drawn in `findings`."""
 
 import math
 from dataclasses import dataclass

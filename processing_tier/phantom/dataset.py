@@ -1,3 +1,5 @@
+"""Records of the phantom: images, reports, labels and masks that agree with each other."""
+
 import io
 
 import datasets
@@ -25,7 +27,7 @@ def encode(pixels: np.ndarray, path: str | None = None) -> dict:
 
 
 def make_record(index: int, seed: int, image_size: int, split: str) -> dict:
-    """One record of the schema; every fourth image is a second one of the patient before."""
+    """One record of the schema. Every fourth image is a second one of the previous patient."""
     number = index // 4 * 3 + min(index % 4, 2)
     patient = draw_patient(np.random.default_rng([seed, SPLITS.index(split), 0, number]))
     rng = np.random.default_rng([seed, SPLITS.index(split), 1, index])
@@ -67,17 +69,18 @@ def make_record(index: int, seed: int, image_size: int, split: str) -> dict:
 
 
 def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: str = "train") -> datasets.Dataset:
-    """Draw synthetic frontal chest radiographs with reports, labels and masks.
+    """
+    Draw synthetic frontal chest radiographs with reports, labels and masks.
 
     Args:
         num_images (`int`):
-            Number of images, at least 1. An image is the same however many are drawn.
+            Number of images, at least 1. Image 5 is the same however many are drawn.
         seed (`int`, *optional*, defaults to 0):
             Seed of the whole set, at least 0.
         image_size (`int`, *optional*, defaults to 224):
             Height and width in pixels, at least 64.
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"`, `"validation"` or `"test"`: three sets without a common patient.
+            `"train"`, `"validation"` or `"test"`. No patient is in two of them.
 
     Returns:
         `datasets.Dataset`: the columns of the record schema. `image` is an 8-bit grey PNG, not decoded; there is one
@@ -85,7 +88,7 @@ def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: s
         that is present: where it changed the image by more than 4 grey levels.
 
     Raises:
-        ValueError: for a number of images, a seed, a size or a split out of range.
+        `ValueError`: a number of images, a seed, a size or a split out of range.
     """
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}; a phantom needs at least 1 image.")

@@ -1,4 +1,4 @@
-"""Findings, drawn into a synthetic chest with their exact masks."""
+"""Findings of the phantom: which ones a patient has, and how they change the density of the chest."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Finding:
 
 
 def draw_findings(rng: np.random.Generator) -> dict[str, Finding]:
-    """Findings of one image; none in about a third. One whose place in the lungs is taken is left out."""
+    """Findings of one image; about a third have none. A finding is left out where another one takes its place."""
     if rng.random() < 0.32:
         return {}
     wanted = set(rng.choice(PHANTOM_FINDINGS, size=rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25]), replace=False))
@@ -48,7 +48,7 @@ def draw_findings(rng: np.random.Generator) -> dict[str, Finding]:
     free = {side: {"upper", "lower"} for side in SIDES}
 
     def take(*zones: str) -> str | None:
-        """A side on which all these zones are free; they no longer are."""
+        """Take all these zones on one side where they are free; which side."""
         sides = [side for side in SIDES if free[side] >= set(zones)]
         if not sides:
             return None

@@ -1,4 +1,4 @@
-"""Reports of synthetic patients, from tables of words."""
+"""Reports of the phantom, from tables of words."""
 
 import numpy as np
 
@@ -63,7 +63,7 @@ SENTENCES = {
 
 LUNGS = ("Consolidation", "Nodule", "Atelectasis", "Edema", "Pneumothorax", "Pleural Effusion")
 
-NEGATIVES = {  # what may be said when none of these is present
+NEGATIVES = {  # sentences for patients who have none of these findings
     ("Cardiomegaly",): (
         "The heart is normal in size.",
         "Heart size is within normal limits.",
@@ -111,7 +111,7 @@ def sentence(text: str) -> str:
 
 
 def word(name: str, finding: Finding, table: dict[str, tuple[str, ...]], rng: np.random.Generator) -> str:
-    """One wording of a finding out of a table."""
+    """One wording of a finding from a table."""
     both = finding.side == "bilateral"
     return str(rng.choice(table[finding.kind or name])).format(
         degree=("mild", "moderate", "severe")[finding.grade],
@@ -128,7 +128,7 @@ def word(name: str, finding: Finding, table: dict[str, tuple[str, ...]], rng: np
 
 
 def write_findings(found: dict[str, Finding], negatives: list[str], rng: np.random.Generator) -> str:
-    """Every positive, some of the negatives, in a varying order."""
+    """The findings section: all positive findings and some of the negatives, in varying order."""
     said = []
     for name, finding in found.items():
         if rng.random() < 0.4:
@@ -146,7 +146,7 @@ def write_findings(found: dict[str, Finding], negatives: list[str], rng: np.rand
 
 
 def write_impression(found: dict[str, Finding], negatives: list[str], rng: np.random.Generator) -> str:
-    """Nearly always every positive, now and then hedged, sometimes with a negative."""
+    """The impression: nearly always all positive findings, sometimes hedged, sometimes with a negative."""
     if not found:
         return str(rng.choice(NORMAL))
     names = [str(name) for name in rng.permutation(list(found))]

@@ -1,4 +1,4 @@
-"""What the readers of archives share: finding the tables of an archive, reading them, and dropping repeated rows."""
+"""What the readers of archives share: they find and read tables, JSON and zip members, and drop repeated rows."""
 
 import itertools
 import logging
@@ -14,14 +14,14 @@ from .formats import read_frame
 
 logger = logging.getLogger(__name__)
 
-MAX_ENTRIES = 1000  # of a folder that is searched for a misplaced archive
+MAX_ENTRIES = 1000  # that are looked at in a folder that may hold the archive
 MAX_JSON_BYTES = 2**28
 
 
 def find_first(folder: Path, patterns: Iterable[str]) -> Path | None:
     """
-    The file or folder that the first fitting pattern names: of several versions the newest, plain rather than gzipped.
-    `.csv*` stands for these two alone, and not for what editors and downloads leave beside a table.
+    The file or folder that the first matching pattern names: the newest of several versions, and plain rather than
+    gzipped. `.csv*` matches only `.csv` and `.csv.gz`, not the leftovers of editors and downloads.
     """
     for pattern in patterns:
         found = sorted(folder.glob(pattern), key=lambda path: (path.name.removesuffix(".gz"), path.suffix != ".gz"))
@@ -38,13 +38,13 @@ def find_in_archive(root: str | os.PathLike, patterns: Sequence[str], name: str,
 
     Args:
         root (`str` or `os.PathLike`): folder of the archive.
-        patterns (`Sequence[str]`): its names below `root`, as for `Path.glob`; the first that is there counts.
-        name (`str`): what the data set is called in errors.
+        patterns (`Sequence[str]`): its names below `root`, as for `Path.glob`; the first that exists counts.
+        name (`str`): what errors call the data set.
         source (`str`): where to get the file.
 
     Raises:
-        `ValueError`: there is no such folder, or the file is not in it; the message names the folder beside or below
-        that has it, where there is one.
+        `ValueError`: the folder does not exist, or the file is not in it. If a folder above or below has the file, the
+        message names it.
     """
     root = Path(root)
     if not root.is_dir():
@@ -71,7 +71,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     Some columns of a CSV file (plain or gzipped), all as text.
 
     Raises:
-        `ValueError`: no such file, not a readable table, or one of `columns` is not in it.
+        `ValueError`: a missing file, a file that is not a table, or a missing column.
     """
     wanted = {*columns, *optional}
     frame = read_frame(path, usecols=lambda column: column in wanted)
@@ -85,7 +85,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
 
 
 def drop_repeated(frame: pd.DataFrame, column: str, name: str) -> pd.DataFrame:
-    """The rows of a table without those that repeat a value of `column`; of each the first stays."""
+    """The rows of a table, of rows with the same value in `column` only the first."""
     repeated = frame[column].duplicated()
     if repeated.any():
         logger.warning("%s: %d of %d rows repeat a %r: dropped.", name, repeated.sum(), len(frame), column)
@@ -106,10 +106,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
     """
-    The bytes of one member of a zip archive; nothing is extracted.
+    The bytes of one member of a zip archive. Nothing is written to disk.
 
     Raises:
-        `ValueError`: the member is damaged, encrypted, or larger than `max_bytes` whatever its header says.
+        `ValueError`: the member is damaged, encrypted, or larger than `max_bytes`, whatever its header says.
     """
     name = Path(archive.filename or "zip").name
     try:
@@ -128,7 +128,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         `ValueError`: the file cannot be read, or is larger than `max_bytes`.
     """
     try:
-        with open(path, "rb") as file:  # whose size is asked first: Python takes the memory for all that may be read
+        with open(path, "rb") as file:  # the size comes first: Python allocates as many bytes as may be read
             data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise ValueError(f"{path.name}: the file cannot be read ({error.strerror}); check it.") from error
@@ -140,7 +140,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 def read_json(path: Path):
     """
     Raises:
-        `ValueError`: not a JSON file, or one larger than annotations are.
+        `ValueError`: not JSON, or larger than any file of annotations.
     """
     data = read_bounded(path, MAX_JSON_BYTES)
     try:

@@ -1,8 +1,9 @@
 """
-Tables in the forms that hospitals and data sets ship: CSV of any delimiter and encoding, Excel, JSON lines, Parquet.
+File formats of tables: CSV with any delimiter and encoding, Excel, JSON lines, Parquet. What the columns mean is in
+`table`.
 
-All values of CSV and Excel are text, so that the patient `00061` does not become the number 61. What is read is
-bounded, whatever a small file claims or inflates to.
+All values of CSV and Excel files are read as text, so that the patient `00061` does not become the number 61. Bounds
+hold for a small file that inflates to a large one, too.
 """
 
 import bz2
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_TABLE_BYTES = 2 * 2**30  # the reports of CheXpert Plus are the largest
 MAX_ROWS = 5_000_000  # the largest archives have less than a million images
 MAX_COLUMNS = 10_000
+MAX_HEADER_BYTES = 2**23  # about 800 for each column
 DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 EXCEL = (".xlsx", ".xlsm")
 JSON = (".jsonl", ".ndjson", ".json")
@@ -56,11 +58,11 @@ IMAGE_NAME = re.compile(r"\.(?:png|jpe?g|dcm|dicom|tiff?|bmp|webp)\b", re.IGNORE
 
 
 class TableError(ValueError):
-    """A reason of its own, which is not that the file cannot be read."""
+    """A specific reason why a table is refused, which replaces the general one."""
 
 
 def suffix_of(path: Path) -> tuple[str, str]:
-    """The suffix that tells the form, and that of a compression behind it, lower case: `(".csv", ".gz")`."""
+    """The suffix of the format and that of the compression, in lower case: `(".csv", ".gz")`."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] in OPENERS:
         return (suffixes[-2] if len(suffixes) > 1 else ""), suffixes[-1]
@@ -68,14 +70,14 @@ def suffix_of(path: Path) -> tuple[str, str]:
 
 
 def is_table_name(path: Path) -> bool:
-    """Whether a name is that of a table, by its suffix."""
+    """Whether a file is a table, by the suffix of its name."""
     return suffix_of(path)[0] in TABLES
 
 
 def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: str | None = None) -> pd.DataFrame:
     """
     A table as a data frame. The delimiter (comma, semicolon, tab, bar) and the encoding (UTF-8, UTF-16, Windows-1252)
-    of text are told from the file.
+    are detected.
 
     Args:
         path (`Path`):
@@ -84,25 +86,25 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: 
         sheet (`str`, *optional*): the sheet of an Excel file that has several.
 
     Raises:
-        `ValueError`: no such file, not a readable table, one that is larger than any table of radiographs, a quotation
-        mark that swallows rows, two columns of one name, or a sheet that is not there.
+        `ValueError`: a missing file, a file that is not a table, a table that is larger than any of radiographs, a
+        quotation mark that swallows rows, two columns with one name, or a missing sheet.
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; check the path.")
     form, compression = suffix_of(path)
     if sheet is not None and form not in EXCEL:
-        raise ValueError(f"{path}: sheet={sheet!r} is for Excel files alone; leave it out.")
+        raise ValueError(f"{path}: sheet={sheet!r} is for Excel files only; leave it out.")
     try:
         if form == ".parquet":
             frame = read_parquet(path)
         elif form in EXCEL:
             frame = read_excel(path, sheet)
         elif form == ".xls":
-            raise TableError(f"{path}: the old Excel format .xls is not read; save the file as .xlsx or .csv.")
+            raise TableError(f"{path}: the old Excel format .xls is not supported; save the file as .xlsx or .csv.")
         else:
             size = check_size(path)
             with (OPENERS[compression] if compression else open)(path, "rb") as file:
-                data = file.read(size)  # Python takes the memory of as many bytes as are asked for, at once
+                data = file.read(size)  # Python allocates as many bytes as are asked for
             frame = read_json_rows(data, path) if form in JSON else read_delimited(data, path, form, usecols)
     except TableError:
         raise
@@ -115,7 +117,7 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: 
 
 
 def reason(error: Exception) -> str:
-    """What pandas says about the place of an error: the line, and nothing of its content."""
+    """The place of an error by pandas's message: the line, without its content, which may name a patient."""
     text = str(error)
     if match := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text):
         return f" (line {match[2]} has {match[3]} fields, the header {match[1]})"
@@ -126,10 +128,10 @@ def reason(error: Exception) -> str:
 
 def check_size(path: Path) -> int:
     """
-    The number of bytes of a text table, with what is compressed in it inflated.
+    The number of bytes of a text table after decompression.
 
     Raises:
-        `ValueError`: it is larger than any table of radiographs.
+        `ValueError`: the table is larger than any table of radiographs.
     """
     size = path.stat().st_size
     compression = suffix_of(path)[1]
@@ -146,9 +148,9 @@ def check_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     The table with its column names as text, without white space around them.
 
     Raises:
-        `ValueError`: a name with a control character, or two columns of one name.
+        `ValueError`: a name with a control character, or two columns with one name.
     """
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas moves all columns by one, under another's name
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas would shift all columns by one
         raise ValueError(f"{path}: the rows have more fields than the header; remove the comma at their ends.")
     names = [unicodedata.normalize("NFC", str(name)).strip().removeprefix("\ufeff") for name in frame.columns]
     for name in names:
@@ -167,8 +169,10 @@ def check_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], bool] | None) -> pd.DataFrame:
     encoding = find_encoding(data, path)
     delimiter = find_delimiter(data, encoding, "\t" if form in (".tsv", ".tab") else ",")
-    start = io.TextIOWrapper(io.BytesIO(data[:SNIFFED_BYTES]), encoding, "replace", newline="")
+    start = io.TextIOWrapper(io.BytesIO(data[:MAX_HEADER_BYTES]), encoding, "replace", newline="")
     header = next(csv.reader(start, delimiter=delimiter), [])
+    if len(data) > MAX_HEADER_BYTES and not start.read(1):
+        raise TableError(f"{path}: the header is longer than {MAX_HEADER_BYTES:,} bytes; is it the right file?")
     named = [name.strip() for name in header if name.strip()]
     if len(set(named)) < len(named):  # pandas would call the second "Edema.1"
         repeated = next(name for name in named if named.count(name) > 1)
@@ -186,11 +190,11 @@ def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], 
 
 def find_encoding(data: bytes, path: Path) -> str:
     """
-    UTF-8 or UTF-16, with or without a mark; what is neither is taken as Windows-1252 (Latin-1 is a part of it), with a
+    UTF-8 or UTF-16, with or without a byte order mark. Otherwise Windows-1252 (which includes Latin-1), with a
     warning.
 
     Raises:
-        `ValueError`: UTF-8 with a few broken characters, which another encoding would turn into others.
+        `ValueError`: UTF-8 with a few broken characters: another encoding would garble all the others.
     """
     if data[:2] in UTF16:
         return UTF16[data[:2]]
@@ -212,7 +216,7 @@ def find_encoding(data: bytes, path: Path) -> str:
 
 
 def first_line_that_is_not_utf8(data: bytes) -> int | None:
-    """From 1; `None` where all of it is UTF-8. A part at a time, because the file may be large."""
+    """Its number from 1, or `None`. Decodes a part at a time, because the file may be large."""
     decoder, start = codecs.getincrementaldecoder("utf-8")(), 0
     while start < len(data):
         try:
@@ -224,7 +228,7 @@ def first_line_that_is_not_utf8(data: bytes) -> int | None:
 
 
 def find_delimiter(data: bytes, encoding: str, usual: str) -> str:
-    """The delimiter with which the first rows have as many fields as the header; the usual one where several have."""
+    """The delimiter with which the first rows have as many fields as the header; of several, the usual one."""
     text = data[:SNIFFED_BYTES].decode(encoding, errors="replace")
     best, most = usual, (0.0, 1)
     for delimiter in sorted(DELIMITERS, key=lambda candidate: candidate != usual):
@@ -244,8 +248,9 @@ def find_delimiter(data: bytes, encoding: str, usual: str) -> str:
 def check_quotes(frame: pd.DataFrame, first: pd.Series, delimiter: str, num_columns: int, path: Path) -> None:
     """
     Raises:
-        `ValueError`: a field holds lines that are rows of the table (as many delimiters, and a first field like those
-            of the column `first`), because a quotation mark before them is not closed.
+        `ValueError`: a field holds other rows of the table, because a quotation mark before them is not closed. A line
+            in a field counts as a row if it has as many delimiters, and a first field like those of the column
+            `first`.
     """
     shapes = {first_shape(value) for value in first.iloc[:SNIFFED_ROWS].dropna()}
     for column in frame.columns:
@@ -261,7 +266,9 @@ def check_quotes(frame: pd.DataFrame, first: pd.Series, delimiter: str, num_colu
 
 
 def first_shape(value: str) -> str:
-    """`a9.a` of `img17.png`: runs of letters and digits as one character, and the suffix of an image as it is."""
+    """
+    The shape of a value, such as `a9` for `p17`: one character for a run of letters or digits; of images the suffix.
+    """
     value = value.strip().strip('"')
     if found := IMAGE_NAME.search(value):
         return found[0].lower()
@@ -312,7 +319,7 @@ def parse_lines(text: str, path: Path) -> Iterator[dict]:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """A Parquet table, a few rows at a time, so that what a small file expands to is known before it is all there."""
+    """A Parquet table, read a few rows at a time, so that the bound holds before a small file has expanded."""
     with pq.ParquetFile(path) as file:
         check_rows(file.metadata.num_rows, path)
         if len(file.schema_arrow) > MAX_COLUMNS:
@@ -335,7 +342,7 @@ def check_rows(rows: int, path: Path) -> None:
 
 
 def name_classes(frame: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
-    """The names of the classes in place of their numbers, which `datasets` stores."""
+    """The table with names of classes in place of the numbers that `datasets` stores."""
     if b"huggingface" not in (schema.metadata or {}):
         return frame
     for column, feature in Features.from_arrow_schema(schema).items():

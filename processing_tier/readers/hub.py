@@ -1,9 +1,8 @@
 """
-Images embedded in Parquet: a folder that `tier-prepare` wrote, one of `save_to_disk`, or a data set on the Hub.
+Reads images embedded in Parquet: a folder that `tier-prepare` or `save_to_disk` wrote, or a data set on the Hub.
 
-Which files of a folder hold which split is in [`hub_files`]. A name is `owner/name`. Nothing of a data set is run, a
-folder's files are the ones found in it (its README.md is not asked), and no path in a record is followed out of the
-data set.
+Which files hold which split is in `hub_files`, how rows with other columns become records in `hub_records`. Code of a
+data set never runs, its README.md is ignored, and no path in a record leads out of the data set.
 """
 
 import os
@@ -51,7 +50,7 @@ def list_hub_splits(name_or_folder: str | os.PathLike) -> list[str]:
     The splits of a prepared folder or of a data set on the Hub.
 
     Raises:
-        `ValueError`: there is no such data set, or it cannot be reached.
+        `ValueError`: the data set does not exist, or cannot be reached.
     """
     name = os.fspath(name_or_folder)
     if os.path.isdir(name):
@@ -77,33 +76,33 @@ def read_hub(
     """
     Read one split of a prepared folder, or of a data set on the Hub, into the schema of [`records`].
 
-    A data set that has the schema already (one of `tier-prepare`) is taken as it is. Of any other, columns called as
-    in the schema or named in `columns` are taken; findings are the ones named. Without a `patient_id` every image
-    counts as a patient of its own, without a `view` it is taken as frontal; of whole reports alone, findings and
-    impression are cut out by [`extract_sections`]. Classes count by their names.
+    A data set that has the schema (from `tier-prepare`) is taken as it is. From any other, the columns with names of
+    the schema or named in `columns` are taken; findings must be named. Without a `patient_id`, every image is its own
+    patient; without a `view`, it is frontal. If there are only whole reports, [`extract_sections`] takes findings and
+    impression from them. Classes count by their names.
 
     Args:
         name_or_folder (`str` or `os.PathLike`): a folder or a Parquet file, otherwise `owner/name` on the Hub.
         split (`str`): such as `"train"`.
         columns (`Mapping[str, str]`, *optional*):
             Schema name to column, such as `{"image": "img", "impression": "caption", "Edema": "edema"}`. Other names
-            than the schema's are findings, whose values must be -1, 0, 1, true, false or blank.
-        streaming (`bool`, *optional*, defaults to `False`): give an `IterableDataset`, which downloads as it goes.
-        label_values (`Mapping[str, float]`, *optional*): words of findings and their labels, as for [`read_table`].
+            are findings, whose values must be -1, 0, 1, true, false or blank.
+        streaming (`bool`, *optional*, defaults to `False`): return an `IterableDataset`, which downloads as it goes.
+        label_values (`Mapping[str, float]`, *optional*): see [`TableOptions`].
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: images undecoded, as `{"bytes": ..., "path": ...}`; those of
         an `IterableDataset` have bytes.
 
     Raises:
-        `ValueError`: no such data set, split or column, another value of a finding, two rows of one `image_id`, or an
-        image outside of the data set. Of an `IterableDataset`, the last three come up while it is read (repeated
-        identifiers do not).
+        `ValueError`: an unknown data set, split or column, another value of a finding, two rows with one `image_id`,
+        or an image outside the data set. An `IterableDataset` raises the last ones while it is read, and does not
+        notice repeated identifiers.
     """
     name = os.fspath(name_or_folder)
     dataset = load(name, split, streaming)
     if dataset.features is None:
-        raise ValueError(f"{name}: its columns are not known before all of it is read; read it without streaming.")
+        raise ValueError(f"{name}: its columns are not known before it is read; read it without streaming.")
     there = dataset.column_names
     is_prepared = not columns and is_schema(dataset.features)
     if label_values and is_prepared:
@@ -131,7 +130,7 @@ def read_hub(
 
 
 def find_root(name: str) -> Path:
-    """The folder that images of a data set must not leave."""
+    """The folder that the images of a data set must not leave."""
     if os.path.isdir(name):
         return Path(name)
     return (
@@ -142,13 +141,13 @@ def find_root(name: str) -> Path:
 
 
 def is_schema(features: datasets.Features) -> bool:
-    """Whether a data set has all columns of the schema as the schema has them."""
+    """Whether a data set has all columns of the schema, with their types."""
     text = all(column == "image" or features.get(column) == datasets.Value("string") for column in REQUIRED_COLUMNS)
     return text and all(column not in features or is_annotation(features[column], column) for column in ANNOTATIONS)
 
 
 def is_annotation(feature, column: str) -> bool:
-    """Whether a column of boxes or masks is that of the schema."""
+    """Whether a column of boxes or masks has the type of the schema."""
     schema = datasets.Features({column: ANNOTATIONS[column]}).arrow_schema.field(column).type
     return datasets.Features({column: feature}).arrow_schema.field(column).type == schema
 
@@ -158,7 +157,7 @@ def check_features(
 ) -> None:
     """
     Raises:
-        `ValueError`: a column that is not there, images that are not images, or a finding of classes without labels.
+        `ValueError`: a missing column, images that are not images, or a finding of classes without labels.
     """
     for schema_name, column in columns.items():
         if column not in features:
@@ -189,11 +188,11 @@ def check_features(
 
 def list_files(name: str, split: str) -> list[str]:
     """
-    The Parquet files of a split of a folder, or of a data set on the Hub as URLs, in their order; none where the Hub
-    holds the data set in another form.
+    The Parquet files of a split in order: paths in a folder, or URLs on the Hub. An empty list if the Hub holds the
+    data set in another form.
 
     Raises:
-        `ValueError`: no such data set, or no such split of the folder.
+        `ValueError`: an unknown data set, or an unknown split of the folder.
     """
     if os.path.isdir(name):
         shards = find_shards(Path(name))
@@ -209,13 +208,15 @@ def list_files(name: str, split: str) -> list[str]:
     except (ValueError, OSError, RuntimeError, DatasetsError) as error:
         raise ValueError(f"{name}: the split {split!r} cannot be read ({first_line(error)}).") from None
     files = [str(file) for file in shards.get(split, ())]
-    if not all(file.startswith("hf://datasets/") for file in files):  # older versions of datasets take them
+    if not all(file.startswith("hf://datasets/") for file in files):  # older versions of datasets would read them
         raise ValueError(f"{name}: its card names files that are not on the Hub; do not use this data set.")
     return files if all(file.endswith(".parquet") for file in files) else []
 
 
 def load(name: str, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    """`datasets.load_dataset` of a split's files alone (of a name it would fetch all), errors in one sentence."""
+    """
+    `datasets.load_dataset` with only the files of the split (by name, it would download all), errors in one sentence.
+    """
     if os.path.isdir(name) and is_saved(Path(name)):
         return load_saved(Path(name), split, streaming)
     files = list_files(name, split)
@@ -235,14 +236,14 @@ def load_saved(folder: Path, split: str, streaming: bool) -> datasets.Dataset | 
     check_split(split, splits, str(folder))
     try:
         dataset = datasets.load_from_disk(str(splits[split])).with_format(None)
-        dataset.data.validate(full=True)  # the file is mapped as it is: wrong offsets would lead out of it
+        dataset.data.validate(full=True)  # the file is memory-mapped: wrong offsets would lead out of it
     except (
         *(ValueError, OSError, RuntimeError, DatasetsError),
         *(AttributeError, LookupError, TypeError, pa.ArrowException),
     ) as error:
         raise ValueError(f"{folder}: the split {split!r} cannot be read ({first_line(error)}).") from None
     check_rows(len(dataset), folder)
-    for field in ("description", "citation", "homepage", "license"):  # never read, and joined as texts by `datasets`
+    for field in ("description", "citation", "homepage", "license"):  # unused, and `datasets` would join them as texts
         setattr(dataset.info, field, "")
     return dataset.to_iterable_dataset() if streaming else dataset
 
@@ -252,7 +253,7 @@ def first_line(error: BaseException) -> str:
 
 
 def check_paths(dataset: datasets.Dataset, column: str, root: str | os.PathLike) -> None:
-    """ValueError for an image without bytes whose path leaves `root`; reads no bytes of images."""
+    """ValueError for an image without bytes whose path leaves `root`. Images are not read."""
     start = 0
     for chunk in dataset.with_format("arrow").select_columns(column).iter(READ_ROWS):
         for part in chunk[column].chunks:
@@ -268,10 +269,10 @@ def check_paths(dataset: datasets.Dataset, column: str, root: str | os.PathLike)
 
 def check_prepared(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
     """
-    A data set that has the schema, with identifiers as the schema writes them.
+    A data set that has the schema, with its identifiers in the form of the schema.
 
     Raises:
-        `ValueError`: a finding with other values than -1, 0, 1 and blank, or two rows of one `image_id`.
+        `ValueError`: a finding with other values than -1, 0, 1 and blank, or two rows with one `image_id`.
     """
     findings = finding_columns(dataset)
     for finding in findings:
@@ -302,7 +303,7 @@ def embed_prepared(record: dict, root: str | os.PathLike, name: str, findings: S
 
 
 def convert_all(dataset: datasets.Dataset, layout: Layout) -> datasets.Dataset:
-    """All rows of a data set as records; no bytes of images are read."""
+    """All rows of a data set as records. Images are not read."""
     features, split = make_features(layout.columns), layout.split
     texts = dataset.select_columns([column for key, column in layout.columns.items() if key != "image"])
     rows = texts if texts.column_names else ({} for _ in range(len(dataset)))
@@ -312,7 +313,7 @@ def convert_all(dataset: datasets.Dataset, layout: Layout) -> datasets.Dataset:
         ages = pd.Series(
             [layout.value(row, "age") for row in texts.select_columns(layout.columns["age"])], dtype=object
         )
-        to_ages(ages, layout.name)  # says how many are not ages
+        to_ages(ages, layout.name)  # warns of values that are not ages
     images = dataset.select_columns(layout.columns["image"])
     if layout.columns["image"] != "image":
         images = images.rename_column(layout.columns["image"], "image")

@@ -1,5 +1,5 @@
 """
-Where a data set with embedded images lies: the Parquet files of each split, or what `save_to_disk` wrote.
+Finds the files of a data set with embedded images: the Parquet files of each split, or what `save_to_disk` wrote.
 
     data/<split>-00000-of-00012.parquet            what `tier-prepare` and `push_to_hub` write
     <split>.parquet  data/<split>.parquet          beside a README.md
@@ -23,14 +23,14 @@ from .archive import read_bounded
 from .formats import check_rows
 
 SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})(-\w+)?\.parquet")
-NOT_SHARDS = ("metadata.parquet",)  # of an image folder
+NOT_SHARDS = ("metadata.parquet",)  # the metadata of an image folder
 MAX_STATE_BYTES = 2**24
 STATE, DICT = "state.json", "dataset_dict.json"
-ONLY_SPLIT = "train"  # what a data set without splits is called
+ONLY_SPLIT = "train"  # the name of the only split of a data set without splits
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Parquet files of the first layout that the folder has."""
+    """The Parquet files of a folder, in the first layout that it has."""
     for pattern in ("data/*.parquet", "default/*/*.parquet", "*.parquet", "*/*.parquet"):
         files = sorted(path for path in folder.glob(pattern) if path.name not in NOT_SHARDS)
         if files:
@@ -45,10 +45,10 @@ def is_saved(folder: Path) -> bool:
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
     """
-    The files of each split of a folder, in their order.
+    The files of each split of a folder, in order.
 
     Raises:
-        `ValueError`: there are none, some are missing, or one is a link to somewhere else.
+        `ValueError`: files are missing, or a file is a link out of the folder.
     """
     shards: dict[str, list[Path]] = defaultdict(list)
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -67,12 +67,14 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
         missing = counts[split] - len(files)
         if missing:
             raise ValueError(
-                f"{folder}: {missing} of {counts[split]} files of the split {split!r} are not there; run the "
-                "tier-prepare that writes them to its end, or copy them all."
+                f"{folder}: {missing} of {counts[split]} files of the split {split!r} are not there; let "
+                "tier-prepare finish, or copy all files."
             )
         shards[split] += [files[index] for index in sorted(files)]
     if not shards:
-        raise ValueError(f"{folder}: no data/<split>-00000-of-00001.parquet is in it; name a folder of tier-prepare.")
+        raise ValueError(
+            f"{folder}: it has no data/<split>-00000-of-00001.parquet; name a folder that tier-prepare wrote."
+        )
     for files in shards.values():
         check_rows(count_rows(files), folder)
     return dict(shards)
@@ -97,7 +99,7 @@ def saved_splits(folder: Path) -> dict[str, Path]:
     The splits that `save_to_disk` wrote, each with its folder.
 
     Raises:
-        `ValueError`: a description that is damaged, or names a file outside of the folder.
+        `ValueError`: a damaged description, or one that names a file outside the folder.
     """
     try:
         if (folder / DICT).is_file():
@@ -117,7 +119,7 @@ def saved_splits(folder: Path) -> dict[str, Path]:
 
 
 def has_embedded_images(path: Path) -> bool:
-    """Whether a Parquet file has a column of images as `datasets` stores them."""
+    """Whether a Parquet file has a column of images, as `datasets` stores them."""
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException):

@@ -1,4 +1,4 @@
-"""Rows of a data set with other columns as records of the schema, see [`hub`]."""
+"""Rows of a data set with embedded images and other columns to records of the schema, for `hub`."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ MISSING_IMAGE = "has neither bytes nor a path; leave it out of the data set"
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a data set become records: `columns` from schema name to column, and what its features are."""
+    """How the rows of a data set become records: `columns` maps schema names to its columns."""
 
     columns: Mapping[str, str]
     split: str
@@ -33,7 +33,7 @@ class Layout:
     label_values: Mapping[str, float] | None = None
 
     def value(self, row: Mapping, schema_name: str):
-        """The value of a column, the name of a class in place of its number; `None` where there is no such column."""
+        """The value of a column, with the name of a class in place of its number; `None` without such a column."""
         if schema_name not in self.columns:
             return None
         column = self.columns[schema_name]
@@ -52,7 +52,7 @@ class Layout:
 
 def convert_streamed(row: dict, layout: Layout, root: str | os.PathLike) -> dict:
     image = embed(row, root, layout.columns["image"])
-    # A row number would differ with the number of processes that share the stream
+    # Not a row number, which depends on the number of processes that share the stream
     image_id = hashlib.sha256(image["image"]["bytes"]).hexdigest()[:16]
     return {**image, **to_record(row, layout, image_id)}
 
@@ -71,7 +71,7 @@ def make_features(columns: Mapping[str, str]) -> datasets.Features:
 
 
 def to_record(row: Mapping, layout: Layout, image_id: str) -> dict:
-    """All of one record but the image, from a row of other column names; `image_id` is taken where there is none."""
+    """One record without its image, from a row with other column names. `image_id` is used if the row has none."""
     image_id = layout.identifier(row, "image_id", image_id)
     texts = {column: layout.text(row, column) for column in TEXT_COLUMNS}
     if "report" not in layout.columns:
@@ -102,7 +102,7 @@ def to_record(row: Mapping, layout: Layout, image_id: str) -> dict:
 
 
 def embed(record: dict, root: str | os.PathLike, column: str = "image") -> dict:
-    """The image of a streamed record as bytes alone: `datasets` would prefer a file of that name, whosever it is."""
+    """The image of a streamed record as bytes without a path: `datasets` would open any file with that path."""
     image = record[column] or {}
     data = image.get("bytes")
     if data is None and image.get("path"):

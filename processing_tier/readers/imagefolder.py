@@ -1,4 +1,4 @@
-"""The imagefolder layout: `<folder>/<split>/metadata.csv` with a `file_name` column, the images beside it."""
+"""Reads an image folder: `<folder>/<split>/metadata.csv` with a `file_name` column, and the images beside it."""
 
 import os
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .splits import check_split, select_split
 from .table import add_sections, drop_others, name_findings
 
 METADATA = ("metadata.csv", "metadata.parquet", "metadata.jsonl", "metadata.tsv", "metadata.xlsx")
-VIEW_COLUMNS = ("dicom_view", "view_position", "view")  # the first one that says more than OTHER counts
+VIEW_COLUMNS = ("dicom_view", "view_position", "view")  # the first one that is not OTHER counts
 DEFAULTS = {"image": "file_name", "report": "text"}
 
 
@@ -26,7 +26,7 @@ def find_metadata(folder: Path) -> Path | None:
 
 
 def split_folders(folder: Path) -> list[str]:
-    """Names of the folders inside that have metadata of their own."""
+    """Names of the folders inside that have their own metadata."""
     return sorted(child.name for child in folder.iterdir() if child.is_dir() and find_metadata(child))
 
 
@@ -35,9 +35,9 @@ def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions 
     Read one split of an image folder into the schema of [`records`].
 
     The metadata (`metadata.csv`, `.parquet` or `.jsonl`) lies in `<folder>/<split>/`, or in `<folder>/` with a `split`
-    column. The whole report may be called `text`; where it stands alone, findings and impression are cut out of it by
-    [`extract_sections`]. The view is taken from `dicom_view` or `view_position` where they name a projection,
-    otherwise from `view`; a frontal image of unknown projection counts as `PA`.
+    column. The whole report may be called `text`; without other texts, [`extract_sections`] takes findings and
+    impression from it. The view comes from `dicom_view` or `view_position` if they name a projection, otherwise from
+    `view`. A frontal image of unknown projection counts as `PA`.
 
     Args:
         folder (`str` or `os.PathLike`): the data set. Images may be links to other places inside it.
@@ -45,12 +45,12 @@ def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions 
         table ([`TableOptions`], *optional*): of the metadata, as for [`read_table`], except `image_root`.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a folder, split or metadata file that is not there.
+        `ValueError`: see [`make_records`]; also a missing folder, split or metadata file.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(
-            f"{folder}: files of this kind are not read; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet."
+            f"{folder}: files of this kind are not supported; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet."
         )
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; check the path of the data.")
@@ -87,8 +87,8 @@ def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions 
 
 def read_frames(folder: Path, metadata: Path, image: str, sheet: str | None) -> dict[Path, pd.DataFrame]:
     """
-    The table of this split and those of the other splits, which tell what is a finding and which names of images are
-    taken; paths of images start from `folder`.
+    The table of this split, and those of the other splits, which also decide what is a finding and which names of
+    images are in use. Paths of images start from `folder`.
     """
     files = [metadata]
     if metadata.parent != folder:
@@ -108,7 +108,7 @@ def image_id_is_missing(frame: pd.DataFrame, columns: Mapping[str, str]) -> bool
 
 
 def find_ids(frames: Mapping[Path, pd.DataFrame], metadata: Path, image: str, folder: Path) -> pd.Series:
-    """An `image_id` for each row of one split, which no row of another split has."""
+    """An `image_id` for each row of one split, unique among all splits."""
     paths = {path: frame[image].dropna().astype(str) for path, frame in frames.items() if image in frame.columns}
     ids = iter(ids_from_paths([path for values in paths.values() for path in values], folder))
     found = {
@@ -119,7 +119,7 @@ def find_ids(frames: Mapping[Path, pd.DataFrame], metadata: Path, image: str, fo
 
 
 def add_view(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with `view` from the first of [`VIEW_COLUMNS`] that says more than `OTHER`."""
+    """The table with `view` from the first of [`VIEW_COLUMNS`] that is not `OTHER`."""
     columns = [column for column in VIEW_COLUMNS if column in frame.columns]
     if not columns:
         return frame

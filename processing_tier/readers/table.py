@@ -1,4 +1,4 @@
-"""A table of one row per image, with any column names: CSV, Excel, JSON lines or Parquet."""
+"""Reads a user's table of one row per image, with any column names. File formats are in `formats`."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_sections(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with findings and impression by [`extract_sections`], where it has whole reports alone."""
+    """The table with findings and impression by [`extract_sections`], if it has only whole reports."""
     sources = {name: columns.get(name, name) for name in ("report", "findings", "impression")}
     there = [name for name, column in sources.items() if column in frame.columns]
     if there != ["report"]:
@@ -45,7 +45,7 @@ def add_image_ids(
     A table of all splits with an `image_id` that is unique among them, and the columns with it.
 
     Raises:
-        `ValueError`: two rows with one identifier, or with one image and no identifier.
+        `ValueError`: two rows with one identifier, or without identifiers two rows with one image.
     """
     columns = dict(columns)
     if "image_id" in columns:
@@ -68,8 +68,8 @@ def name_findings(
     label_values: Mapping[str, float] | None,
 ) -> dict[str, str]:
     """
-    The columns with the findings of all splits, where none is named: a count that is 0 or 1 in one split and 3 in
-    another is not one. A word of `label_values` that is nowhere is said in a warning.
+    The columns, and if they name no finding, those of all splits: a count that is 0 or 1 in one split and 3 in another
+    is not a finding. A warning names words of `label_values` that no column contains.
     """
     columns = dict(columns)
     if not any(key not in SCHEMA_COLUMNS for key in columns):
@@ -87,13 +87,13 @@ def name_findings(
         unused = [word for word in label_values if word not in there]
         if unused:
             logger.warning(
-                "%s: label_values: %s is in no finding column, and has no effect.", name, ", ".join(map(repr, unused))
+                "%s: --label_values names %s, which no finding column contains.", name, ", ".join(map(repr, unused))
             )
     return columns
 
 
 def drop_others(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with the columns of the schema and the named ones alone, so that no other is taken for a finding."""
+    """The table with only its named columns and those of the schema, so that others do not count as findings."""
     used = {*columns.values(), *SCHEMA_COLUMNS}
     return frame[[column for column in frame.columns if column in used]]
 
@@ -114,7 +114,7 @@ def read_table(
             1 and blanks (in all splits) is one. The `image_root` is by default the table's folder.
 
     Returns:
-        `datasets.Dataset`: in the order of the table; no image is opened.
+        `datasets.Dataset`: in the order of the table. No image is opened.
 
     Raises:
         `ValueError`: see [`make_records`]; also a missing file or split.

@@ -1,4 +1,4 @@
-"""Boxes and masks of a record, checked and brought into the schema."""
+"""Boxes and masks of a record: their features in the schema, and how values of tables are checked and converted."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ MAX_COORDINATE = 1e6  # pixels
 
 
 def read_annotations(column: str, value, name: str) -> list[dict]:
-    """[`read_boxes`] or [`read_masks`], by the name of the column."""
+    """Boxes or masks of one image, by the name of the column."""
     return read_boxes(value, name) if column == "boxes" else read_masks(value, name)
 
 
@@ -36,10 +36,10 @@ def read_boxes(value, name: str) -> list[dict]:
     Args:
         value: a list of dicts with `finding`, `x`, `y`, `w`, `h` and perhaps `phrase`, or JSON such as
             `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`; blank for an image without boxes.
-        name (`str`): what the table is called in errors.
+        name (`str`): what errors call the table.
 
     Raises:
-        `ValueError`: text that is not such JSON, other keys, or a coordinate that is no number.
+        `ValueError`: text that is not such JSON, other keys, or a coordinate that is not a number.
     """
     if is_blank(value):
         return []
@@ -58,7 +58,7 @@ def read_boxes(value, name: str) -> list[dict]:
         )
     sides = np.array([[box[side] for side in "xywh"] for box in boxes]).reshape(-1, 4)
     if not np.isfinite(sides).all():
-        raise ValueError(f"{name}: a box has a coordinate that is no number; mend or drop the column.")
+        raise ValueError(f"{name}: a box has a coordinate that is not a number; mend or drop the column.")
     if (np.abs(sides) > MAX_COORDINATE).any():
         raise ValueError(f"{name}: a box lies beyond {MAX_COORDINATE:,.0f} pixels; mend or drop the column.")
     return boxes
@@ -85,7 +85,7 @@ def read_masks(value, name: str) -> list[dict]:
     Args:
         value: a list of dicts with `finding`, `height`, `width` and `counts` (see [`masks`]), or the same as JSON;
             blank for an image without masks.
-        name (`str`): what the table is called in errors.
+        name (`str`): what errors call the table.
 
     Raises:
         `ValueError`: anything else, or run lengths that do not fill the mask.

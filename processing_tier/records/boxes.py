@@ -1,4 +1,4 @@
-"""Boxes of an annotation table, one row per box, for the records of its images."""
+"""Boxes of an archive's table, one row per box, grouped by image. What a box holds is in `annotations`."""
 
 import logging
 
@@ -12,27 +12,28 @@ def group_boxes(
     frame: pd.DataFrame, name: str, width: float | pd.Series = np.inf, height: float | pd.Series = np.inf
 ) -> pd.Series:
     """
-    The boxes of each image. What lies outside the image is cut off and a box without area is left out, with a warning.
+    The boxes of each image. Boxes are cut at the edge of the image, and those without area are left out, with a
+    warning.
 
     Args:
         frame (`pd.DataFrame`):
             Columns `image_id`, `finding`, perhaps `phrase`, and `x`, `y`, `w`, `h` in pixels, as numbers or text.
-            Rows that repeat another one are left out.
-        name (`str`): what the table is called in errors.
-        width, height (`float` or `pd.Series`, *optional*): size of the images in pixels, one or one per row.
+            Repeated rows count once.
+        name (`str`): what errors call the table.
+        width, height (`float` or `pd.Series`, *optional*): size in pixels of all images, or of the image of each row.
 
     Returns:
         `pd.Series`: a list of boxes as the schema has them for each `image_id` that has one.
 
     Raises:
-        `ValueError`: a coordinate that is no number.
+        `ValueError`: a coordinate that is not a number.
     """
     boxes = frame.assign(width=width, height=height).drop_duplicates()
     for side in ("x", "y", "w", "h", "width", "height"):
         boxes[side] = pd.to_numeric(boxes[side], errors="coerce").astype(float)
     broken = (~np.isfinite(boxes[["x", "y", "w", "h"]])).any(axis=1).sum()
     if broken:
-        raise ValueError(f"{name}: {broken} boxes have a coordinate that is no number; mend or remove their rows.")
+        raise ValueError(f"{name}: {broken} boxes have a coordinate that is not a number; mend or remove their rows.")
     left, top = boxes["x"].clip(lower=0), boxes["y"].clip(lower=0)
     right = (boxes["x"] + boxes["w"]).clip(upper=boxes["width"])
     bottom = (boxes["y"] + boxes["h"]).clip(upper=boxes["height"])

@@ -140,7 +140,7 @@ def check_files(
 def check_table(frame: pd.DataFrame, columns: Mapping[str, str], split: str, name: str) -> None:
     """
     Raises:
-        `ValueError`: a column that is not there, no rows, or a row without an image or a patient.
+        `ValueError`: a missing column, a table without rows, or a row without an image or a patient.
     """
     check_named(frame, columns, name)
     if frame.empty:
@@ -157,7 +157,7 @@ def check_table(frame: pd.DataFrame, columns: Mapping[str, str], split: str, nam
 def check_named(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> None:
     """
     Raises:
-        `ValueError`: a column is not in the table, or none is that of the image or the patient.
+        `ValueError`: a column is not in the table, or the image or the patient has no column.
     """
     for schema_name, column in columns.items():
         if column not in frame.columns:
@@ -166,13 +166,13 @@ def check_named(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> N
     for schema_name in ("image", "patient_id"):
         if schema_name not in columns:
             raise ValueError(
-                f"{name}: no column is named for {schema_name!r}; name one by --columns {schema_name}=COLUMN; "
-                f"there are {', '.join(map(str, frame.columns))}."
+                f"{name}: no column is named for {schema_name!r}; name one by --columns {schema_name}=COLUMN. "
+                f"It has {', '.join(map(str, frame.columns))}."
             )
 
 
 def convert_columns(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> dict[str, list | np.ndarray]:
-    """The columns of a table but image, split, texts and findings, each in the schema's form."""
+    """Identifiers, views, annotations, sex and age of a table, each in the form of the schema."""
     data: dict[str, list | np.ndarray] = {}
     for schema_name, column in columns.items():
         values = frame[column]
@@ -202,7 +202,7 @@ def read_texts(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> di
 def to_table(
     data: Mapping[str, Sequence], files: Sequence[tuple[str, bool]], findings: Sequence[str], split: str
 ) -> pa.Table:
-    """Columns that [`make_records`] has checked, as records; `files` are the paths of the images."""
+    """Columns that [`make_records`] has checked, as a table of records; `files` are the paths of the images."""
     blank = [""] * len(files)
     texts = {column: data.get(column, blank) for column in ("findings", "impression")}
     joined = [" ".join(filter(None, pair)) for pair in zip(*texts.values(), strict=True)]

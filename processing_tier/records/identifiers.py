@@ -1,9 +1,9 @@
 """
-Identifiers of patients, studies and images: text, written one way whatever table they come from.
+Identifiers of patients, studies and images: text, in one form whatever table they come from.
 
-Two tables of one hospital seldom agree on a number: one holds `10`, a second `10.0` (a column with a blank, saved from
-Excel or pandas), a third `" 10"`. All three are one patient. `007` and `7` stay two, because leading zeros are part of
-an identifier.
+Two tables of one hospital rarely agree on a number: one holds `10`, another `10.0` (a column with blanks, saved from
+Excel or pandas), a third `" 10"`. All three are one patient. `007` and `7` stay different, because leading zeros are
+part of an identifier.
 """
 
 import os
@@ -48,7 +48,7 @@ def normalize_identifier(value) -> str:
 
 def normalize_identifiers(values: Iterable, name: str, column: str) -> list[str]:
     """
-    [`normalize_identifier`] of each value of a column, errors with the name of the table and the column.
+    [`normalize_identifier`] of each value of a column. Errors name the table and the column.
 
     Raises:
         `ValueError`: a value that is neither text nor a number.
@@ -61,8 +61,8 @@ def normalize_identifiers(values: Iterable, name: str, column: str) -> list[str]
 
 def ids_from_paths(paths: Sequence[str], root: str | os.PathLike) -> list[str]:
     """
-    An `image_id` for each image of a table that names none: the stem of its file, or the path without the suffix where
-    two images have one stem (`p1/s1/view1_frontal` and `p1/s2/view1_frontal`).
+    An `image_id` for each image of a table without such a column: the stem of its file. If two images have the same
+    stem, it is the path without the suffix (`p1/s1/view1_frontal` and `p1/s2/view1_frontal`).
 
     Args:
         paths (`Sequence[str]`): of all splits, as the table has them.
@@ -87,15 +87,15 @@ def ids_from_paths(paths: Sequence[str], root: str | os.PathLike) -> list[str]:
 
 def check_unique_ids(ids: Sequence[str], name: str, rows: Sequence[int] | None = None) -> None:
     """
-    Check that no two rows have one `image_id`.
+    Check that no two rows have the same `image_id`.
 
     Args:
-        ids (`Sequence[str]`): normalised; blank ones are passed over.
-        name (`str`): what the table is called in errors.
+        ids (`Sequence[str]`): normalised; blank ones do not count.
+        name (`str`): what errors call the table.
         rows (`Sequence[int]`, *optional*): numbers of the rows, by default from 1.
 
     Raises:
-        `ValueError`: with the first two rows that share one.
+        `ValueError`: two rows share an `image_id`; the message names them.
     """
     if len(set(ids)) == len(ids):
         return

@@ -1,10 +1,10 @@
 """
-Which images and patients a model was trained on: hashes that are kept with the model, so that no evaluation counts
-them without saying so.
+Which images and patients a model was trained on: hashes that are kept with the model, so that an evaluation can tell
+when it uses them again.
 
-An image is known by the content of its file, never by its name; no pixel is decoded. A patient is known by id and data
-set. Neither stands in clear text, but the ids of a data set can be guessed and hashed, above all where they are short
-numbers: a file of these hashes is as confidential as a list of the patients.
+An image is identified by the content of its file, not by its name; no pixel is decoded. A patient is identified by id
+and data set. Only hashes are stored, but short ids can be guessed and hashed. Treat a file of these hashes as
+confidentially as a list of the patients.
 """
 
 import base64
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 FILE = "trained_on.json"  # in a model's folder
 
-PRIVATE_FILE = "_trained_on.json"  # likewise, where what is pushed will be public: uploads leave "_*" out
+PRIVATE_FILE = "_trained_on.json"  # instead, for a model that will be public: uploads leave "_*" out
 
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -45,24 +45,24 @@ SAME_IMAGES = {
 
 
 class Source(NamedTuple):
-    """The records of one training, or of one that it started from."""
+    """The records of one training, or of an earlier training whose weights it started from."""
 
     dataset: str  # its name in results
     split: str
     images: np.ndarray  # (images,) uint64, ascending; see `image_keys`
     patients: np.ndarray  # (patients,) uint64, ascending; see `patient_keys`
-    held_out: np.ndarray = EMPTY  # (patients,) uint64 of those that were set aside
+    held_out: np.ndarray = EMPTY  # (patients,) uint64 of patients that were set aside
 
 
 class TrainedOn(NamedTuple):
-    """All that is known of what a model has seen."""
+    """All that is known about the data that a model was trained on."""
 
     sources: tuple[Source, ...]
     unlisted: tuple[str, ...] = ()  # initial weights whose training images are not known
 
 
 def family(dataset: str) -> str:
-    """What data sets of the same patients share: the name, without options that leave the patients as they are."""
+    """The name that data sets of the same patients share, without options that do not change the patients."""
     name, _, options = dataset.partition(":")
     if name == "phantom":
         return ":".join(
@@ -73,8 +73,8 @@ def family(dataset: str) -> str:
 
 def image_key(image: Mapping) -> int:
     """
-    64 bits of SHA-256 of an undecoded image: of the size of its file and of all its bytes, or of 16 blocks of 4,096
-    bytes of a larger one, first and last among them. 0 for a file that cannot be read.
+    64 bits of SHA-256 of an undecoded image: of the size of its file and all its bytes. For files of more than 64 KiB,
+    16 blocks of 4,096 bytes stand for all bytes, the first and the last included. 0 for a file that cannot be read.
     """
     data = image.get("bytes")
     if data is not None:
@@ -129,11 +129,11 @@ def make_source(
 ) -> Source:
     """
     Args:
-        dataset (`str`): what results call it.
-        split (`str`): that the training read.
+        dataset (`str`): its name in results.
+        split (`str`): the split that the training read.
         images (`np.ndarray`): (images,) of [`image_keys`].
         patient_ids (`Sequence[str]`): of the images.
-        held_out (`Sequence[str]`, *optional*): ids of the patients of that split which were set aside.
+        held_out (`Sequence[str]`, *optional*): ids of the patients of that split that were set aside.
     """
     patients, set_aside = (
         np.unique(patient_keys(ids, dataset)) if len(ids) else EMPTY for ids in (patient_ids, held_out)
@@ -146,9 +146,10 @@ def write_trained_on(folder: str | os.PathLike, trained_on: TrainedOn, public: b
     Keep what a model was trained on in its folder.
 
     Args:
-        folder (`str` or `os.PathLike`): the model's.
+        folder (`str` or `os.PathLike`): the model's folder.
         trained_on ([`TrainedOn`]): what to keep.
-        public (`bool`, *optional*, defaults to `False`): under the name that an upload to the Hub leaves out.
+        public (`bool`, *optional*, defaults to `False`):
+            The model will be public: keep the file under the name that uploads to the Hub leave out.
     """
     sources = [
         {
@@ -199,6 +200,6 @@ def read_trained_on(path: str | os.PathLike) -> TrainedOn:
         return TrainedOn(tuple(sources), tuple(map(str, content["unlisted"])))
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         raise ValueError(
-            f"{path} is damaged: which images the model was trained on is not known; copy the file again, or delete "
-            "it."
+            f"{path} is damaged: the images that the model was trained on are not known; copy the file again, or "
+            "delete it."
         ) from None

@@ -1,4 +1,4 @@
-"""Values of findings and ages in tables: numbers, words that stand for numbers, and what is neither."""
+"""Findings and ages in tables: which columns are findings, and which numbers their values stand for."""
 
 import logging
 import re
@@ -18,11 +18,11 @@ TRUTH = {"true": 1.0, "false": 0.0}
 
 MAX_AGE = 120
 
-SHOWN_VALUES = 5  # of a column of few different values; one of many may hold names
+SHOWN_VALUES = 5  # in a message, of a column with few different values
 
-CATEGORIES = 12
+CATEGORIES = 12  # a column with more different values may hold names, which messages must not show
 
-GLANCE = 20  # values that tell most columns without a label
+GLANCE = 20  # values that show for most columns that they hold no labels
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d{1,2}")
 
@@ -33,13 +33,14 @@ DAYS = {"Y": 365.25, "M": 365.25 / 12, "W": 7.0, "D": 1.0}
 
 def parse_label_values(pairs: Iterable[str] | None) -> dict[str, float] | None:
     """
-    The words of a table and their labels, from `["yes=1", "no=0", "equivocal=-1", "unknown="]`.
+    The value of `--label_values`: words of a table and their labels, from `["yes=1", "no=0", "equivocal=-1",
+    "unknown="]`.
 
     Args:
         pairs (`Iterable[str]`, *optional*): WORD=LABEL each; the label is 1, 0, -1 or nothing (not stated).
 
     Returns:
-        `dict[str, float]`, *optional*: word, whatever its case, to label, NaN for not stated; `None` without pairs.
+        `dict[str, float]`, *optional*: word in lower case to label, NaN for not stated; `None` without pairs.
 
     Raises:
         `ValueError`: a pair of another form, or a word with two labels.
@@ -52,12 +53,12 @@ def parse_label_values(pairs: Iterable[str] | None) -> dict[str, float] | None:
         word = label_key(word)
         if not equals or not word or value.strip() not in ("1", "0", "-1", ""):
             raise ValueError(
-                f"label_values takes WORD=LABEL with 1 (present), 0 (absent), -1 (uncertain) or nothing (not stated), "
-                f"for example yes=1 no=0 unknown=, but got {pair!r}."
+                "--label_values takes WORD=LABEL with 1 (present), 0 (absent), -1 (uncertain) or nothing (not "
+                f"stated), for example yes=1 no=0 unknown=, but got {pair!r}."
             )
         label = float(value) if value.strip() else float("nan")
         if word in labels and not np.array_equal(labels[word], label, equal_nan=True):
-            raise ValueError(f"label_values gives {word!r} two labels; keep one.")
+            raise ValueError(f"--label_values gives {word!r} two labels; keep one.")
         labels[word] = label
     return labels
 
@@ -67,7 +68,7 @@ def label_key(value) -> str:
 
 
 def to_numbers(values: pd.Series) -> pd.Series:
-    """A column as numbers, true and false as 1 and 0; NaN where it is blank or anything else."""
+    """A column as numbers, with 1 for true and 0 for false; everything else is NaN."""
     if pd.api.types.is_bool_dtype(values):
         return values.astype(float)
     try:
@@ -91,7 +92,7 @@ def to_number(value) -> float:
 
 
 def to_label(value, label_values: Mapping[str, float] | None = None) -> float | None:
-    """One value of a finding as a number, NaN where it is blank; `None` where it is not a label."""
+    """One value of a finding as a number: NaN for a blank, `None` for a value that is not a label."""
     if value is None or value != value or isinstance(value, str) and not value.strip():
         return float("nan")
     if isinstance(value, (list, dict, bytes)):
@@ -111,7 +112,8 @@ def to_labels(values: pd.Series, label_values: Mapping[str, float] | None = None
         label_values (`Mapping[str, float]`, *optional*): words and their labels, see [`parse_label_values`].
 
     Returns:
-        `tuple[pd.Series, pd.Series]`: the labels, NaN where they are blank or not labels; which values are not labels.
+        `tuple[pd.Series, pd.Series]`: the labels, with NaN for other values; which values are neither labels nor
+        blank.
     """
     stated = values[values.notna()]
     try:
@@ -133,7 +135,7 @@ def check_labels(
     The labels of one finding.
 
     Raises:
-        `ValueError`: other values, of which a few are named where the column holds categories.
+        `ValueError`: other values. The message shows a few of them if the column has few different ones.
     """
     labels, wrong = to_labels(values, label_values)
     if wrong.any():
@@ -157,14 +159,14 @@ def detect_findings(
     frames: Sequence[pd.DataFrame], used: Iterable[str], name: str, label_values: Mapping[str, float] | None = None
 ) -> list[str]:
     """
-    The columns that hold a finding: all values, in every split, are -1, 0, 1 or blank, or words that `label_values`
-    maps. A column called like a known finding is one as well, whatever it holds, so that "yes" is an error and not a
-    finding that disappears.
+    The columns that hold a finding: in every split, all values are -1, 0, 1 or blank, or words that `label_values`
+    maps. A column with the name of a known finding always counts, so that "yes" in it is an error, and the finding
+    does not silently disappear.
 
     Args:
         frames (`Sequence[pd.DataFrame]`): all rows of the table, or the tables of all splits.
         used (`Iterable[str]`): columns that are something else.
-        name (`str`): what the table is called in warnings.
+        name (`str`): what warnings call the table.
         label_values (`Mapping[str, float]`, *optional*): see [`parse_label_values`].
     """
     used, findings = set(used), []
@@ -182,8 +184,8 @@ def detect_findings(
             findings.append(column)
         elif label_values and values[~wrong].map(label_key).isin(list(label_values)).any():
             logger.warning(
-                "%s: column %r has words of label_values, and other values%s: it is not read as a finding. Map them "
-                "too, or name the column in columns.",
+                "%s: column %r has words of --label_values and other values%s: it is not read as a finding. Map these "
+                "values too, or name the column with --columns.",
                 name,
                 column,
                 show_values(values[wrong]),
@@ -193,8 +195,8 @@ def detect_findings(
 
 def to_ages(values: pd.Series, name: str) -> pd.Series:
     """
-    Ages in years, from numbers or DICOM's form (`058Y`, `003M`, `002W`, `012D`). What is not an age of 0 to 120 years
-    is NaN, and their number stands in a warning.
+    Ages in years, from numbers or DICOM's form (`058Y`, `003M`, `002W`, `012D`). Values that are not an age from 0 to
+    120 years become NaN, and a warning says how many.
     """
     known = {value: to_age(value) for value in values.dropna().unique()}
     ages = values.map(known).astype(float)
@@ -206,7 +208,7 @@ def to_ages(values: pd.Series, name: str) -> pd.Series:
 
 
 def to_age(value) -> float:
-    """One age in years; NaN where it is not one."""
+    """One age in years; NaN for anything else."""
     age = to_number(value)
     if age != age and (match := AGE.fullmatch(str(value).strip().upper())):
         age = int(match[1]) * DAYS[match[2]] / DAYS["Y"]

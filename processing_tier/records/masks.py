@@ -1,9 +1,9 @@
 """
-Masks as run lengths.
+Masks as run lengths, and the forms that archives ship.
 
 A mask is a boolean array (height, width). Records keep it as `counts`: the lengths of its runs of equal pixels, column
-by column, in turn outside and inside, starting outside (so with 0 where the first pixel is inside). This is the
-uncompressed run-length form of COCO; data sets ship two others, which are read here.
+by column, alternately outside and inside. The first run is outside; its length is 0 if the first pixel is inside. This
+is the uncompressed run-length form of COCO.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def encode_mask(mask: np.ndarray) -> list[int]:
     Run lengths of a mask.
 
     Args:
-        mask (`np.ndarray`): (height, width); everything but zero is inside.
+        mask (`np.ndarray`): (height, width); every pixel but 0 is inside.
 
     Returns:
         `list[int]`: at least one; their sum is height * width. An empty mask is one run.
@@ -53,14 +53,14 @@ def decode_mask(counts: Sequence[int], height: int, width: int) -> np.ndarray:
 
 def finding_mask(masks: Sequence[Mapping] | None, finding: str) -> np.ndarray | None:
     """
-    All that the masks of a record mark as one finding.
+    The union of the masks of one finding in a record.
 
     Args:
         masks (`Sequence[Mapping]`, *optional*): the column `masks` of a record.
         finding (`str`): its name.
 
     Returns:
-        `np.ndarray`, *optional*: bool (height, width); `None` where no mask is of this finding.
+        `np.ndarray`, *optional*: bool (height, width); `None` without a mask of this finding.
 
     Raises:
         `ValueError`: masks of different sizes, or run lengths that do not fill them.
@@ -76,9 +76,9 @@ def counts_from_coco_string(text: str, height: int, width: int) -> list[int]:
     """
     Run lengths of the compressed string that pycocotools writes (and CheXlocalize ships).
 
-    Each run length is written in groups of five bits, the lowest first; a character is 48 plus the group, plus 32
-    where another follows, and the highest bit of the last group is the sign. From the fourth on, what is written is
-    the difference to the run length two before (rleToString in cocoapi's maskApi.c).
+    Each run length is written in groups of five bits, the lowest first. A character is 48 plus the group, plus 32 if
+    another group follows. The highest bit of the last group is the sign. From the fourth run length on, the difference
+    to the one two places before is written (rleToString in cocoapi's maskApi.c).
 
     Raises:
         `ValueError`: not such a string, or one of another height x width.
@@ -90,7 +90,7 @@ def counts_from_coco_string(text: str, height: int, width: int) -> list[int]:
     lengths = ends + 1 - starts
     # Seven groups hold 35 bits, more than any picture needs; a shift by more than 63 would not be defined
     if not groups.size or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32 or lengths.max() > 7:
-        raise ValueError("a compressed mask is cut short or is no string of run lengths; download its file again.")
+        raise ValueError("a compressed mask is cut short or is not a string of run lengths; download its file again.")
     shifts = 5 * (np.arange(groups.size) - np.repeat(starts, lengths))
     counts = np.add.reduceat((groups & 31) << shifts, starts)
     counts -= np.where(groups[ends] & 16, 1 << 5 * lengths, 0)
@@ -128,8 +128,8 @@ def check_size(height: int, width: int) -> None:
 
 def check_counts(counts: Sequence[int] | np.ndarray, height: int, width: int) -> np.ndarray:
     """
-    Run lengths that fill a mask, as int64. Each is held to the number of pixels before they are added up: their sum
-    could pass through the largest integer and come out right.
+    Run lengths that fill a mask, as int64. Each is compared with the number of pixels before they are added, because
+    the sum could overflow and still be right.
 
     Raises:
         `ValueError`: they do not fill height x width pixels, or are not whole numbers.

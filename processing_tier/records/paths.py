@@ -1,4 +1,4 @@
-"""Where the images of a table lie: below a folder, under names that other systems may have written."""
+"""Finds the images of a table: below a folder, under names that another operating system may have written."""
 
 import os
 import re
@@ -12,7 +12,7 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:
     """
-    What [`path_under`] gives for each of many paths; folders that they share are resolved once. A link inside `root`
+    What [`path_under`] gives for each of many paths, faster: shared folders are resolved once. A link inside `root`
     may point to another place inside it.
 
     Raises:
@@ -23,7 +23,7 @@ def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:
     resolved = []
     for path in paths:
         whole = os.path.normpath(os.path.join(root, path))
-        if ".." in path or not whole.startswith(below):  # seldom: nothing is taken for granted
+        if ".." in path or not whole.startswith(below):  # rare: take the slow, careful way
             resolved.append(str(path_under(root, path)))
             continue
         missing, folder = [], os.path.dirname(whole)
@@ -37,15 +37,15 @@ def resolve_paths(root: str | os.PathLike, paths: Iterable[str]) -> list[str]:
         if os.path.islink(real):
             real = os.path.realpath(real)
         if not real.startswith(below):
-            path_under(root, path)  # says so
+            path_under(root, path)  # raises the error
         resolved.append(real)
     return resolved
 
 
 def find_files(root: str | os.PathLike, paths: Iterable[str]) -> list[tuple[str, bool]]:
     """
-    The file of each path and whether it is there. One that is not there as written is looked for with `\\` as `/`, and
-    under a name that differs in its Unicode form alone: macOS writes `é` as two characters, most others as one.
+    The file of each path, and whether it exists. If it does not exist as written, it is looked for with `\\` as `/`
+    and in other Unicode forms of the name: macOS writes `é` as two characters, most other systems as one.
 
     Args:
         root (`str` or `os.PathLike`): folder that the paths start from and must not leave.
@@ -69,12 +69,12 @@ def find_files(root: str | os.PathLike, paths: Iterable[str]) -> list[tuple[str,
 
 
 def as_posix_if_windows(path: str) -> str:
-    """A Windows path with a drive as a path of this system, so that it is not taken for a name; others as they are."""
+    """A Windows path with a drive, written as a path of this system; other paths are unchanged."""
     return path.replace("\\", "/") if os.sep == "/" and DRIVE.match(path) else path
 
 
 def match_unicode(path: str, names: dict[str, dict[str, str]]) -> str:
-    """The path of an existing file whose folders and name differ in their Unicode form alone; else the path."""
+    """The path of an existing file whose name differs only in its Unicode form, or else the path itself."""
     matched = os.sep if path.startswith(os.sep) else ""
     for part in os.path.normpath(path).split(os.sep):
         if not part:
@@ -92,7 +92,7 @@ def match_unicode(path: str, names: dict[str, dict[str, str]]) -> str:
 
 
 def shown_path(path: str, root: str | os.PathLike) -> str:
-    """A path as messages have it: from `root` on, so that the image can be found; the name alone of one elsewhere."""
+    """A path for messages: from `root` on, so that users can find it; outside of `root`, only the name."""
     path = path.replace("\\", "/")
     whole, root = os.path.normpath(os.path.join(os.path.abspath(root), path)), os.path.abspath(root)
     for folder in (root, os.path.realpath(root)):

@@ -1,19 +1,20 @@
 """
-The record schema that every reader yields and every command accepts.
+The record schema that every reader yields and every command accepts, and what commands ask of records: their findings,
+texts, views and patients. How a table becomes records is in `from_table`.
 
 | column | content |
 | --- | --- |
 | `image` | `datasets.Image(decode=False)`: path or bytes; decode with [`read_radiograph`] |
 | `image_id`, `patient_id`, `study_id` | text |
 | `view` | `AP`, `PA`, `LATERAL` or `OTHER` |
-| `findings`, `impression`, `report` | sections and whole text, `""` where there is none |
+| `findings`, `impression`, `report` | sections and whole text; a missing one is `""` |
 | `split` | name of the split |
 | one float32 column per finding | 1 present, 0 absent, -1 uncertain, NaN not stated |
 | `boxes`, `masks`, `sex`, `age` | optional; boxes and masks in pixels of the stored image, age in years |
 
-A box is `finding`, `phrase` (the words of a report that it shows, `""` where there are none), `x`, `y` (its top left
-corner), `w`, `h`. A mask is `finding`, `height`, `width` and `counts`, see [`masks`]. Identifiers are written one way,
-see [`normalize_identifier`].
+A box is `finding`, `phrase` (the words of a report that it shows, or `""`), `x`, `y` (its top left corner), `w`, `h`.
+A mask is `finding`, `height`, `width` and `counts`, see [`masks`]. Identifiers have one form, see
+[`normalize_identifier`].
 """
 
 import logging
@@ -51,12 +52,12 @@ def finding_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> lis
 
 def select_text(record: Mapping, source: str = "impression") -> str:
     """
-    The text of one record that the model is given, whitespace collapsed; `""` where there is none.
+    The text of one record that the model is given, whitespace collapsed; `""` without one.
 
     Args:
         record (`Mapping`): a record of the schema.
         source (`str`, *optional*, defaults to `"impression"`):
-            `"impression"`, `"findings"`, or `"both"`: the impression, and the findings where it is empty.
+            `"impression"`, `"findings"`, or `"both"`: the impression, or else the findings.
 
     Raises:
         `ValueError`: an unknown source.
@@ -70,15 +71,15 @@ def select_text(record: Mapping, source: str = "impression") -> str:
 
 def select_views(records: datasets.Dataset, views: str, split: str) -> datasets.Dataset:
     """
-    The records of frontal views (AP and PA), or all of them; what is left out is said in a warning.
+    The records of frontal views (AP and PA), or all of them. A warning says how many are left out.
 
     Args:
         records (`datasets.Dataset`): of one split, in this schema.
         views (`str`): `"frontal"` or `"all"`.
-        split (`str`): what to call them.
+        split (`str`): what messages call them.
 
     Raises:
-        `ValueError`: no view is frontal.
+        `ValueError`: none is frontal.
     """
     if views == "all":
         return records
@@ -108,7 +109,7 @@ def check_disjoint_patients(**splits: datasets.Dataset) -> None:
     Check that no patient is in two of the named data sets, as in `check_disjoint_patients(train=..., validation=...)`.
 
     Raises:
-        `ValueError`: with the number of patients that two splits share.
+        `ValueError`: two splits share patients; the message says how many.
     """
     patients = {name: set(dataset["patient_id"]) for name, dataset in splits.items()}
     bare = {name: {patient.lstrip("0") for patient in found} for name, found in patients.items()}
@@ -124,7 +125,7 @@ def check_disjoint_patients(**splits: datasets.Dataset) -> None:
             alike = len(bare[first] & bare[second])
             if alike:
                 logger.warning(
-                    "%d patients of %r and %r differ in leading zeros alone (007 and 7): check that they are not the "
+                    "%d patients of %r and %r differ only in leading zeros (007 and 7): check that they are not the "
                     "same.",
                     alike,
                     first,

@@ -1,4 +1,4 @@
-"""Projections of radiographs, in the words of the schema."""
+"""Views (projections) of radiographs: from the words of any table to `AP`, `PA`, `LATERAL` or `OTHER`."""
 
 import re
 import unicodedata
@@ -9,19 +9,17 @@ FRONTAL_VIEWS = ("AP", "PA")
 
 VIEWS = (*FRONTAL_VIEWS, "LATERAL", "OTHER")
 
-# The first word that is known decides, so that "AP LLD" and "AP AXIAL" are AP
+# The first known word decides, so that "AP LLD" and "AP AXIAL" are AP
 WORDS = {
     **dict.fromkeys("pa posteroanterior posteroanterieur posteroanteriore dorsoventral".split(), "PA"),
     **dict.fromkeys("ap anteroposterior anteroposterieur anteroposteriore ventrodorsal".split(), "AP"),
     **dict.fromkeys("lateral lat latl ll rl l perfil profil seitlich lateralis laterolateral".split(), "LATERAL"),
-    **dict.fromkeys(
-        "frontal frente face".split(), "PA"
-    ),  # the usual projection, so that a filter on frontals keeps it
+    **dict.fromkeys("frontal frente face".split(), "PA"),
 }
 
-EXACT = {"l"}  # letters that stand for a view alone, and for a side beside other words
+EXACT = {"l"}  # a view if it stands alone, a side beside other words
 
-PASSED_OVER = frozenset("chest cxr xr x ray xray thorax torax view vista projection proyeccion projecao dx cr".split())
+IGNORED = frozenset("chest cxr xr x ray xray thorax torax view vista projection proyeccion projecao dx cr".split())
 
 SIDES = frozenset("left right erect supine upright portable standing sitting semi".split())
 
@@ -30,16 +28,16 @@ COMPOUND = re.compile(r"\b(p|postero|posterior|a|antero|anterior)[\s./_-]*(a|p|a
 
 def normalize_view(value) -> str:
     """
-    A view in the words of the schema. `FRONTAL` without more becomes `PA`, the usual projection, so that a filter on
-    frontal views keeps it; "postero-anterior" and `AP_horizontal` are `PA` and `AP`. Blanks, anything unknown, and
-    what names a frontal and a lateral view at once ("PA and lateral") become `OTHER`.
+    A view in the words of the schema; "postero-anterior" is `PA` and `AP_horizontal` is `AP`. `FRONTAL` alone becomes
+    `PA`, the usual projection, so that a filter on frontal views keeps it. Blanks, unknown words, and names of a
+    frontal and a lateral view together ("PA and lateral") become `OTHER`.
     """
     if value is None or not isinstance(value, str) and pd.isna(value):
         return "OTHER"
     text = unicodedata.normalize("NFKD", str(value)).casefold()
     text = "".join(character for character in text if not unicodedata.combining(character))
     text = COMPOUND.sub(lambda match: match[1][0] + match[2][0], text)
-    words = [word for word in re.findall(r"[a-z]+", text) if word not in PASSED_OVER]
+    words = [word for word in re.findall(r"[a-z]+", text) if word not in IGNORED]
     if not words:
         return "OTHER"
     if len(words) > 1:
@@ -48,6 +46,6 @@ def normalize_view(value) -> str:
     first = next((word for word in words if word not in SIDES), None)
     if not known or first not in WORDS or "LATERAL" in known and len(set(known)) > 1:
         return "OTHER"
-    if "decubitus" in words and known[0] == "LATERAL":  # the patient lies on the side; the view is frontal or oblique
+    if "decubitus" in words and known[0] == "LATERAL":  # the patient's position; the view is frontal or oblique
         return "OTHER"
     return known[0]

@@ -1,0 +1,1 @@
+"""Text of reports: sections, sentences, de-identification marks, duplicates. Nothing here knows of images."""

@@ -4,7 +4,7 @@ import re
 
 DEIDENTIFIED_MODES = ("keep", "remove", "replace")
 
-# Open-i writes XXXX, MIMIC-CXR ___, MIMIC-III [**Hospital 12**], CheXpert-Plus surrogates and now and then a class.
+# Open-i writes XXXX, MIMIC-CXR ___, MIMIC-III [**Hospital 12**], CheXpert Plus surrogates and sometimes a class.
 LONG_MARK = re.compile(
     r"\[\*\*[^\[\]]*\]|<(?:unk|hcw|[A-Z]{2,20})>"
     r"|\[(?:REDACTED|REMOVED|NAME|PERSONALNAME|PATIENT|DATE|TIME|AGE|ID|PHONE|LOCATION|HOSPITAL|HCW"
@@ -21,7 +21,7 @@ MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec"
 
 MONTHS += "|january|february|march|april|june|july|august|september|october|november|december"
 
-# Not those of two numbers alone, which may be a fraction or a score: 1/2
+# Not two numbers only, which may be a fraction or a score: 1/2
 DATE = re.compile(
     r"(?<![\w/.-])(?:\d{1,4}([/.-])\d{1,2}\1\d{2,4}"
     rf"|(?:{MONTHS})\.? \d{{1,2}}(?:st|nd|rd|th)?,? \d{{4}}|\d{{1,2}} (?:{MONTHS})\.?,? \d{{4}}|(?:{MONTHS}),? \d{{4}}"
@@ -34,13 +34,14 @@ MARK_HINT = re.compile(r"XXX|xxx|__|\[|<")
 
 def clean_text(text: str, deidentified: str = "keep") -> str:
     """
-    One line of text: white space collapsed, brackets without a partner left out.
+    A text on one line: white space collapsed, unbalanced brackets removed.
 
     Args:
         text (`str`): a section or a whole report.
-        deidentified (`str`, *optional*, defaults to `"keep"`): what becomes of the marks of de-identification
-            (`XXXX`, `___`, `[**...**]`, `[DATE]`, `<hcw>`): `"keep"` leaves them, `"remove"` leaves them out with the
-            rest of their word (`x-XXXX`, `___-year-old`), `"replace"` writes `___` for each.
+        deidentified (`str`, *optional*, defaults to `"keep"`):
+            What happens to the marks of de-identification (`XXXX`, `___`, `[**...**]`, `[DATE]`, `<hcw>`): `"keep"`
+            leaves them, `"remove"` deletes them with the rest of their word (`x-XXXX`, `___-year-old`), `"replace"`
+            writes `___` for each.
 
     Raises:
         `ValueError`: an unknown value of `deidentified`.
@@ -49,13 +50,13 @@ def clean_text(text: str, deidentified: str = "keep") -> str:
         raise ValueError(f"deidentified={deidentified!r} is not known; choose one of {', '.join(DEIDENTIFIED_MODES)}.")
     text = " ".join(text.split())
     if deidentified == "remove":
-        text = _without_marks(text)
+        text = without_marks(text)
     elif deidentified == "replace":
         text = MARK.sub("___", LONG_MARK.sub("___", text))
-    return " ".join(_balanced(text).split())
+    return " ".join(balance_brackets(text).split())
 
 
-def _without_marks(text: str) -> str:
+def without_marks(text: str) -> str:
     text = " ".join(text.split())
     if not MARK_HINT.search(text):
         return text
@@ -67,12 +68,12 @@ def _without_marks(text: str) -> str:
         rest = RUN.sub(lambda run: "" if MARK.search(run.group()) else run.group(), word)
         if any(character.isalnum() for character in rest):
             words.append(rest)
-        elif words and words[-1][-1] not in STOPS:  # the stop of a sentence outlives its last word
+        elif words and words[-1][-1] not in STOPS:  # keep the full stop of a sentence whose last word is removed
             words[-1] += "".join(character for character in rest if character in STOPS)[:1]
     return " ".join(words)
 
 
-def _balanced(text: str) -> str:
+def balance_brackets(text: str) -> str:
     if not any(bracket in text for bracket in "()[]"):
         return text
     open_brackets: dict[str, list[int]] = {"(": [], "[": []}

@@ -1,4 +1,4 @@
-"""Reports that say the same."""
+"""Duplicate reports: which texts say the same."""
 
 import hashlib
 import re
@@ -7,25 +7,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from processing_tier.reports.deidentification import DATE, _without_marks
-from processing_tier.reports.sentences import _list_items
+from processing_tier.reports.deidentification import DATE, without_marks
+from processing_tier.reports.sentences import list_items
 
 
 def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
     """
-    Which texts are the same report, and so false negatives of one another in a contrastive loss.
+    Which texts are the same report, and so false negatives of each other in a contrastive loss.
 
-    The same means the same letters and digits in the same words: case, white space, punctuation, numbers of lists and
-    marks of de-identification do not count, nor do dates and times of day, since those of de-identified reports are
-    surrogates, which differ among the images of one study (CheXpert Plus). Compatible Unicode forms are one (NFKC). A
-    text costs 8 bytes (a 64-bit hash; among 400,000 texts two different ones share it with a chance of 4e-9).
+    Two texts are the same if they have the same words. Case, white space, punctuation, list numbers, marks of
+    de-identification and Unicode forms (NFKC) do not count. Dates and times of day do not count either: in
+    de-identified reports they are surrogates, which differ among the images of one study (CheXpert Plus). A text takes
+    8 bytes of memory, a 64-bit hash: two different texts among 400,000 collide with a probability of 4e-9.
 
     Args:
-        texts (`Iterable[str]`): sections or reports; read once and not kept.
+        texts (`Iterable[str]`): sections or reports; each is read once.
 
     Returns:
-        `np.ndarray`: int64 (texts,), the number of each text's group in order of first appearance, -1 where no word is
-        left.
+        `np.ndarray`: int64 (texts,), the number of each text's group in order of first appearance, or -1 for a text
+        without words.
     """
     hashes = np.fromiter((_text_hash(text) for text in texts), dtype=np.uint64)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
@@ -37,7 +37,7 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
 
 
 def _text_hash(text: str) -> int:
-    text = DATE.sub(" ", _without_marks(" ".join(_list_items(text))))
+    text = DATE.sub(" ", without_marks(" ".join(list_items(text))))
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
     if not words:
         return 0

@@ -1,8 +1,8 @@
-"""What the sections of a report are called: names of headings, in five languages, to the names used here."""
+"""Headings of reports in five languages, and the names of their sections. How they are found is in `sections`."""
 
-# The canonical name of a section, and its headings: letters only, lower case, without accents. Of MIMIC-CXR, Open-i,
-# CheXpert-Plus, PadChest (Spanish) and other archives, with the typing errors that MIMIC-CXR is known for; and of
-# reports in Portuguese, French and German.
+# The canonical name of a section, and its headings: letters only, lower case, without accents. They come from
+# MIMIC-CXR (with its typing errors), Open-i, CheXpert Plus, PadChest (Spanish) and other archives, and from reports in
+# Portuguese, French and German.
 SPELLINGS = {
     "findings": """
         findings, finding, report, body of report, description, radiographic findings,
@@ -78,12 +78,12 @@ SPELLINGS = {
         exame, examen, type d examen, untersuchung, untersuchungsart, aufnahme, radiografia de torax,
         radiographie du thorax,
         radiographie thoracique, rontgen thorax, rontgenthorax, thorax""",
-    # Written before the radiologist had read it: used only where nothing better is there.
+    # Written before a radiologist had read the image: used only without a better section.
     "provisional": """
         wet read, wetread, provisional findings impression pfi, provisional findings impression, pfi,
         provisional impression, provisional findings, preliminary report, preliminary read, preliminary findings,
         preliminary impression, prelim""",
-    # The end of a section without the beginning of one that is used.
+    # These end a section and begin none that is used.
     "": """
         end of impression, end of impression summary, end of report, accession number, accession,
         dictated by, electronically signed by, signed by, attending radiologist, transcribed by, approved by,
@@ -94,7 +94,7 @@ HEADINGS = {" ".join(heading.split()): name for name, headings in SPELLINGS.item
 
 LONGEST_HEADING = max(len(heading.split()) for heading in HEADINGS)
 
-# Everyday words: headings at the start of a line alone.
+# Everyday words: headings only at the start of a line.
 LINE_ONLY = frozenset(
     """
     report description summary opinion interpretation diagnosis assessment imp reason procedure

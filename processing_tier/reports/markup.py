@@ -1,4 +1,4 @@
-"""What exports leave in the text of reports: escaped line ends, HTML, and the codes of Excel."""
+"""Cleans text of what exports leave in it: escaped line ends, HTML, and codes of Excel."""
 
 import html
 import re
@@ -7,7 +7,7 @@ import pandas as pd
 
 ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,5}|[A-Za-z]{2,10}\d{0,2});")
 
-# Known names alone: <unk> and <hcw> are marks of de-identification, "<5 mm>" is neither
+# Only known names: <unk> and <hcw> are marks of de-identification, "<5 mm>" is neither
 BREAK = re.compile(r"<\s*/?\s*(?:br|p|div|li|ul|ol|tr|table|tbody|h[1-6]|hr|pre)\b[^<>]{0,80}>", re.IGNORECASE)
 
 STYLE = re.compile(
@@ -18,7 +18,7 @@ EXCEL = re.compile(r"_x(0009|000[AaDd])_(?:\r?\n)?")
 
 ESCAPED_END = re.compile(r"(?:\\r)?\\n")
 
-# A line end that is escaped is followed by something that begins a line; "and\nor" alone is a typing error
+# After an escaped line end something begins a line; "and\nor" is a typing error
 ESCAPED_LINE = re.compile(r"\\n(?:[^a-z]|$)")
 
 HINT = re.compile(r"[<&\\]|_x00")
@@ -26,8 +26,8 @@ HINT = re.compile(r"[<&\\]|_x00")
 
 def repair_markup(text: str) -> str:
     """
-    A report with line ends where an export wrote `\\n` (a backslash and an n), `<br>` or `_x000D_`, with `&` for
-    `&amp;`, and without the tags of bold and other type. Marks of de-identification stay.
+    Undo what an export did to a report: line ends for `\\n` (a backslash and an n), `<br>` and `_x000D_`, `&` for
+    `&amp;`, and no tags of bold and other type. Marks of de-identification stay.
 
     Args:
         text (`str`): a report, or a section of one.
@@ -44,7 +44,7 @@ def repair_markup(text: str) -> str:
 
 def join_text(value, where: str) -> str:
     """
-    A value of a text column as text: a list of sentences or lines is joined, blank is `""`.
+    A value of a text column as text. A list of sentences or lines is joined; a blank is `""`.
 
     Args:
         value: text, a number, blank, or a list of these.

@@ -1,31 +1,33 @@
+"""Finds the sections of a report, above all findings and impression. The names of headings are in `headings`."""
+
 import re
 import unicodedata
 from collections.abc import Iterable
 
 from processing_tier.reports.deidentification import MARK
 from processing_tier.reports.headings import HEADINGS, LINE_ONLY, LONGEST_HEADING, READ_TEXT
-from processing_tier.reports.sentences import PARAGRAPH, _ends_sentence, _plain
+from processing_tier.reports.sentences import PARAGRAPH, ends_sentence, plain_lines
 
 STYLES = ("standard", "chexzero", "tier")
 
 WORD = re.compile(r"[^\W\d_]+")
 
-# Not that of a time, 10:54.
+# But not in a time, 10:54.
 COLON = re.compile(r"[ \t*)_]{0,4}(?:(?<!\d):|:(?!\d)|\uff1a)[.:*\]-]{0,3}")
 
-# "[IMPRESSION]" is a heading without a colon, "IMPRESSION #2:" goes on with the first one.
+# "[IMPRESSION]" is a heading without a colon; "IMPRESSION #2:" continues the first one.
 BRACKETED = re.compile(r"[\[<]([^\[\]<>:\n]{3,60})[\]>][ \t]{0,3}:?")
 
 NUMBERED = re.compile(r"[ \t]{0,3}(#[ \t]?|no\.? ?)?(\d{1,2})[ \t]{0,3}", re.IGNORECASE)
 
-# Between a heading and its text where there is no colon. Two blanks are enough after capitals alone.
+# Between a heading and its text without a colon. After capitals, two blanks are enough.
 NO_COLON = re.compile(r"[*_)]{0,3}(?:[ \t]{0,3}$|[ \t]{0,3}[-\u2013\u2014]{1,2}[ \t]|[ \t]{0,2};[ \t]|\t)")
 
 BLANKS = re.compile(r"[*_)]{0,3}[ \t]{2}")
 
 JOINT = re.compile(r"[ \t/&,()'\u2019-]{1,4}")
 
-# "FINDINGS, TWO VIEWS:" or "IMPRESSION (PRELIM):" up to its colon; only in brackets may there be another heading.
+# "FINDINGS, TWO VIEWS:" or "IMPRESSION (PRELIM):" up to its colon. Another heading may stand only in brackets.
 QUALIFIED = re.compile(r"[ \t*#]*(findings?|impressions?)[ \t]*[,(\[](?:[^.!?]|[.!?](?!\s))*$", re.IGNORECASE)
 
 IN_BRACKETS = re.compile(r"[^,(\[]*[(\[][^)\]]*\]?$")
@@ -41,7 +43,7 @@ SIGNATURE = re.compile(
     re.MULTILINE,
 )
 
-# Words that make "NO COMPARISON:" or "OTHER FINDINGS:" something else than a heading.
+# Words before a heading that show that it is not one: "NO COMPARISON:", "OTHER FINDINGS:".
 QUALIFIERS = frozenset(
     "a above abnormal additional an and any below critical earlier family for from gi important in incidental last "
     "medical my new no of on or other our past positive previous prior psychiatric recent same significant social "
@@ -56,17 +58,17 @@ def split_sections(report: str) -> dict[str, str]:
     The sections of a report under their canonical names.
 
     A heading is one of [`SPELLINGS`] with a colon or in square brackets: at the start of a line, after the end of a
-    sentence, or in capitals. Alone on its line, or with a dash, it needs the start of a line and a capital. A word
-    such as "findings" or "comparison" inside a sentence is none.
+    sentence, or in capitals. Alone on its line, or with a dash, it must begin a line with a capital. A word such as
+    "findings" or "comparison" inside a sentence is not a heading.
 
     Args:
-        report (`str`): the report as its archive has it, any line ends.
+        report (`str`): the report as its archive has it, with any line ends.
 
     Returns:
         `dict[str, str]`: names among `findings`, `impression`, `indication`, `comparison`, `technique`, `history`,
         `recommendation`, `notification`, `addendum`, `examination` and `provisional` (a wet read) to text that is not
-        empty, white space collapsed. Of several impressions the last, of other sections all in their order. What
-        belongs to no section (before the first heading, signatures) is under `""`.
+        empty, white space collapsed. Of several impressions, the last one counts; other sections with one name are
+        joined. Text outside all sections (before the first heading, signatures) is under `""`.
 
     Example:
 
@@ -76,7 +78,7 @@ def split_sections(report: str) -> dict[str, str]:
     ```
     """
     sections: dict[str, str] = {}
-    for name, text in _segments(_plain(report)):
+    for name, text in _segments(plain_lines(report)):
         text = " ".join(text.split())
         is_new = name == "impression"
         name = "" if name in ("body", "signature") else name.removesuffix(CONTINUED)
@@ -91,19 +93,19 @@ def extract_sections(report: str, style: str = "standard") -> dict[str, str]:
     Args:
         report (`str`): the report as its archive has it.
         style (`str`, *optional*, defaults to `"standard"`):
-            - `"standard"`: those of [`split_sections`]. Where a report has neither, the findings are the paragraphs
-              after the first one of its last section (as in the official section code of MIMIC-CXR), or the whole
-              text where there are no headings at all, or what was read provisionally.
+            - `"standard"`: those of [`split_sections`]. For a report with neither, the findings are the last section
+              without its first paragraph (as in the official section code of MIMIC-CXR), the whole text of a report
+              without headings, or the provisional reading.
             - `"chexzero"`: what CheXzero trains on. The impression is the words after the last `IMPRESSION:` up to the
-              first `RECOMMENDATION(S):` or `NOTIFICATION:`, `"NO IMPRESSION"` without that word, `" "` where nothing
-              is left, as its loader has it. The findings are `""`: it has none.
-            - `"tier"`: what TIER's parser gives. Lower case; titles are letters, digits and brackets from the start of
-              a line to a colon, whatever they say; only the last one that is exactly `impression` (`findings`) counts;
-              a single line end becomes a backslash and an n; times become `TIME`; `___` are cut. Not reproduced: its
-              words for `[**...**]`, which MIMIC-CXR does not contain.
+              first `RECOMMENDATION(S):` or `NOTIFICATION:`. Like its loader, it gives `"NO IMPRESSION"` without that
+              word and `" "` for an empty one. The findings are always `""`.
+            - `"tier"`: what TIER's parser gives, in lower case. A title is letters, digits and brackets from the start
+              of a line to a colon. Only the last title that is exactly `impression` (or `findings`) counts. A single
+              line end becomes a backslash and an n, times become `TIME`, and `___` is deleted. Its words for
+              `[**...**]` are not reproduced: MIMIC-CXR does not contain them.
 
     Returns:
-        `dict[str, str]`: with exactly the keys `findings` and `impression`, `""` where there is none.
+        `dict[str, str]`: with exactly the keys `findings` and `impression`; a missing one is `""`.
 
     Raises:
         `ValueError`: an unknown style.
@@ -117,12 +119,12 @@ def extract_sections(report: str, style: str = "standard") -> dict[str, str]:
     sections = split_sections(report)
     findings, impression = sections.get("findings", ""), sections.get("impression", "")
     if not findings and not impression:
-        findings = _last_paragraphs(_plain(report)) or sections.get("provisional", "")
+        findings = _last_paragraphs(plain_lines(report)) or sections.get("provisional", "")
     return {"findings": findings, "impression": impression}
 
 
 def _phrase(words: list[re.Match]) -> str:
-    """As in [`HEADINGS`]: lower case, without accents."""
+    """Words as in [`HEADINGS`]: lower case, without accents."""
     phrase = " ".join(word.group() for word in words).lower()
     if phrase.isascii():
         return phrase
@@ -130,7 +132,7 @@ def _phrase(words: list[re.Match]) -> str:
 
 
 def _heading_before(text: str, start: int, end: int) -> tuple[int, str] | None:
-    """Where the longest heading that ends at `end` begins, and its section; looks back no further than `start`."""
+    """Start and section of the longest heading that ends at `end`; it may not begin before `start`."""
     start = max(start, end - 80)
     words = list(WORD.finditer(text, start, end))[-LONGEST_HEADING - 1 :]
     if words and words[0].start() == start > 0 and WORD.match(text, start - 1):
@@ -157,7 +159,7 @@ def _opening(text: str, start: int) -> int:
 
 
 def _bracketed(text: str) -> Iterable[tuple[int, int, str, bool]]:
-    """The candidates of [`_candidates`] that stand in square or angle brackets, with a capital."""
+    """Candidates as in [`_candidates`] that stand in square or angle brackets and begin with a capital."""
     for match in BRACKETED.finditer(text):
         words = list(WORD.finditer(match[1]))
         number = NUMBERED.search(match[1])
@@ -168,7 +170,7 @@ def _bracketed(text: str) -> Iterable[tuple[int, int, str, bool]]:
 
 
 def _heading_of_line(line: str) -> tuple[int, int, str] | None:
-    """Start and end of the heading without a colon with which a line begins, and its section."""
+    """Start, end and section of a heading without a colon at the start of a line."""
     indent = len(line) - len(line.lstrip())
     first = WORD.search(line, indent, indent + 10)
     if not first or not first.group()[0].isupper():
@@ -192,7 +194,7 @@ def _heading_of_line(line: str) -> tuple[int, int, str] | None:
 
 
 def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
-    """Start, end, section, and whether there is a colon, of all that may be a heading, in order of their start."""
+    """All possible headings in order: start, end, section, and whether there is a colon."""
     found = []
     previous = 0
     for colon in COLON.finditer(text):
@@ -224,15 +226,17 @@ def _candidates(text: str) -> list[tuple[int, int, str, bool]]:
 
 def _is_heading(text: str, start: int, end: int, colon: bool, previous: int, read: bool) -> bool:
     """
-    Whether a candidate is a heading. `previous` is where the text of the last heading begins, `read` whether that text
-    is of somebody who read the image.
+    Whether a candidate is a heading.
+
+    `previous` is the start of the text under the last heading; `read` tells whether somebody who saw the image wrote
+    that text.
     """
     before = text[max(previous, start - 120) : start].rstrip(" \t#*>_-\u2022")
     words = before.rstrip()
     if not words:
         return True  # first of all, or right after a heading
     line_start = before.endswith("\n")
-    ended = before.count("\n", len(words)) > 1 or _ends_sentence(words)
+    ended = before.count("\n", len(words)) > 1 or ends_sentence(words)
     heading = list(WORD.finditer(text, start, end))
     if not line_start and (not colon or _phrase(heading) in LINE_ONLY):
         return False
@@ -253,7 +257,7 @@ def _is_heading(text: str, start: int, end: int, colon: bool, previous: int, rea
 
 
 def _segments(text: str) -> list[tuple[str, str]]:
-    """Name and text of each section in their order; `body` follows "FINAL REPORT", `signature` is of no section."""
+    """Name and text of each section in order. `body` follows "FINAL REPORT"; `signature` belongs to no section."""
     pieces = []
     name, begin, read = "", 0, False
     for start, end, candidate, colon in _candidates(text):
@@ -291,11 +295,11 @@ def _chexzero_impression(report: str) -> str:
     if "IMPRESSION:" not in words:
         return "NO IMPRESSION"
     begin = len(words) - words[::-1].index("IMPRESSION:")
-    # The first word of each kind in the whole report, in this order of preference, wherever the impression begins.
+    # The first word of each kind in the whole report, in this order, even if it stands before the impression
     ends = []
     for kind in (("RECOMMENDATION(S):", "RECOMMENDATION:", "RECOMMENDATIONS:"), ("NOTIFICATION:", "NOTIFICATIONS:")):
         end = next((words.index(word) for word in kind if word in words), 0)
-        if end:  # a report that begins with one is not cut
+        if end:  # a report that begins with such a word is kept whole
             ends.append(end)
     return " ".join(words[begin : min(ends, default=len(words))]) or " "
 

@@ -1,9 +1,9 @@
-"""Sentences of a report."""
+"""Splits a section of a report into sentences."""
 
 import re
 from collections.abc import Iterable
 
-from processing_tier.reports.deidentification import _without_marks
+from processing_tier.reports.deidentification import without_marks
 from processing_tier.reports.markup import repair_markup
 
 OTHER_SPACE = re.compile(r"[^\S\n\t]")
@@ -29,34 +29,36 @@ INITIAL = re.compile(r"[A-Za-z]\.")
 
 def split_sentences(text: str) -> list[str]:
     """
-    The sentences of a report section, numbers of numbered lists and de-identification marks left out.
+    The sentences of a report section, without list numbers and de-identification marks.
 
     Args:
         text (`str`): a section, such as `"1. No acute disease. 2. Stable XXXX cardiomegaly."`.
 
     Returns:
-        `list[str]`: in their order, white space collapsed, such as `["No acute disease.", "Stable cardiomegaly."]`;
-        what has no word of at least two letters is left out.
+        `list[str]`: in order, white space collapsed, such as `["No acute disease.", "Stable cardiomegaly."]`. A
+        sentence without a word of at least two letters is left out.
     """
     sentences = []
-    for paragraph in PARAGRAPH.split(_plain(text)):
-        for item in _list_items(paragraph):
+    for paragraph in PARAGRAPH.split(plain_lines(text)):
+        for item in list_items(paragraph):
             start = 0
             for end in _sentence_ends(item):
                 sentences.append(item[start:end])
                 start = end
             sentences.append(item[start:])
-    sentences = [_without_marks(sentence) for sentence in sentences]
+    sentences = [without_marks(sentence) for sentence in sentences]
     return [sentence for sentence in sentences if re.search(r"[^\W\d_]{2,}", sentence)]
 
 
-def _plain(text: str) -> str:
-    """Line ends are \\n, blanks and tabs are the only other white space, and lines that only draw a rule are empty."""
+def plain_lines(text: str) -> str:
+    """
+    The text with \\n as its only line end and no white space but blanks and tabs; drawn rules become empty lines.
+    """
     text = "\n".join(repair_markup(text).removeprefix("\ufeff").splitlines())
     return RULE.sub("", OTHER_SPACE.sub(" ", text))
 
 
-def _ends_sentence(text: str) -> bool:
+def ends_sentence(text: str) -> bool:
     if not text or text[-1] not in ".!?":
         return False
     if text[-1] != ".":
@@ -65,8 +67,8 @@ def _ends_sentence(text: str) -> bool:
     return word not in ABBREVIATIONS
 
 
-def _list_items(text: str) -> list[str]:
-    """The items of numbered lists without their numbers. A number that ends a sentence is none."""
+def list_items(text: str) -> list[str]:
+    """The items of numbered lists, without their numbers. A number at the end of a sentence does not begin an item."""
     items, start, last = [], 0, None
     if any((match.group(1) or match.group(2)) == "2" for match in LIST_NUMBER.finditer(text)):
         last = 0  # "radiograph 1. No effusion 2. Normal heart"
@@ -75,7 +77,7 @@ def _list_items(text: str) -> list[str]:
         before = text[max(start, match.start() - 40) : match.start()]
         following = text[match.end() : match.end() + 1]
         words = before.rstrip()
-        begins = not words or "\n" in before[len(words) :] or _ends_sentence(words)
+        begins = not words or "\n" in before[len(words) :] or ends_sentence(words)
         follows = last is not None and number == last + 1
         if (begins and not NUMBER_OF.search(words)) or (follows and (following.isupper() or following == "_")):
             items.append(text[start : match.start()])

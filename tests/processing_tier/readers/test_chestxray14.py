@@ -120,7 +120,7 @@ def test_errors(root, tmp_path_factory):
     write(root / "Data_Entry_2017.csv", [HEADER, *ROWS])
     write(root / "BBox_List_2017.csv", [BOXES[0], BOXES[1].replace("100", "left")])
     assert message(root, "test") == (
-        "BBox_List_2017.csv: 1 boxes have a coordinate that is no number; mend or remove their rows."
+        "BBox_List_2017.csv: 1 boxes have a coordinate that is not a number; mend or remove their rows."
     )
     write(root / "BBox_List_2017.csv", ["a,b", "c,d"])
     assert message(root) == (

@@ -90,7 +90,7 @@ def test_errors(root):
         assert message(wrong) == f"{wrong}: this is not the folder of chexlocalize, but {root} is; name that one."
     path = root / "CheXlocalize" / "gt_segmentations_val.json"
     form = "the segmentations are not as shipped; download it again."
-    cut, key = "a compressed mask is cut short or is no string of run lengths; download its file again.", "a_1"
+    cut, key = "a compressed mask is cut short or is not a string of run lengths; download its file again.", "a_1"
     for text, reason in [
         ("", "the file is empty, cut short or not JSON; download it again."),
         ("[]", form),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from processing_tier.readers import list_splits, read_records
+from processing_tier.readers import formats, list_splits, read_records
 from processing_tier.readers.formats import read_frame
 from processing_tier.records.schema import finding_columns
 from processing_tier.records.table_options import TableOptions
@@ -65,6 +65,18 @@ def test_forms(folder, suffix):
     check(path)
 
 
+def test_a_long_header(folder, monkeypatch):
+    """Longer than the part of the file that tells the delimiter: the names are compared whole, and within a bound."""
+    names = ["image", "patient_id", "Edema", *("c" * length for length in range(1, 801))]
+    (folder / "t.csv").write_text(f"{','.join(names)}\nimages/a.png,1,0{',text' * 800}\n")
+    assert (folder / "t.csv").stat().st_size > formats.SNIFFED_BYTES
+    assert finding_columns(read_records(folder / "t.csv", "train")) == ["Edema"]
+    monkeypatch.setattr(formats, "MAX_HEADER_BYTES", 2**18)
+    with pytest.raises(ValueError) as error:
+        read_records(folder / "t.csv", "train")
+    assert str(error.value) == f"{folder / 't.csv'}: the header is longer than 262,144 bytes; is it the right file?"
+
+
 def test_sheets(folder):
     path = folder / "t.xlsx"
     with pd.ExcelWriter(path) as file:
@@ -80,10 +92,10 @@ def test_sheets(folder):
             read_records(path, "train", TableOptions(sheet=sheet))
         assert str(error.value) == f"{path}: {message}"
     (folder / "t.csv").write_text("image,patient_id\nimages/a.png,1\n")
-    with pytest.raises(ValueError, match="sheet='Data' is for Excel files alone; leave it out."):
+    with pytest.raises(ValueError, match="sheet='Data' is for Excel files only; leave it out."):
         read_records(folder / "t.csv", "train", TableOptions(sheet="Data"))
     (folder / "t.xls").write_bytes(b"x")
-    with pytest.raises(ValueError, match="the old Excel format .xls is not read; save the file as .xlsx or .csv."):
+    with pytest.raises(ValueError, match="the old Excel format .xls is not supported; save the file as .xlsx"):
         read_records(folder / "t.xls", "train")
 
 

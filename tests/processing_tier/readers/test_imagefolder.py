@@ -75,7 +75,8 @@ def test_errors(folder, tmp_path):
         (
             archive,
             "train",
-            f"{archive}: files of this kind are not read; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet.",
+            f"{archive}: files of this kind are not supported; save the table as .csv, .tsv, .xlsx, .jsonl or "
+            ".parquet.",
         ),
         (
             folder,

@@ -113,7 +113,7 @@ def test_errors(root, tmp_path):
             ("files/p10/p10000032", "p10000032"),
             "a path is not files/p10/p1000.../s5000.../....jpg; is this the table as shipped?",
         ),
-        ((",10,20,", ",ten,20,"), "1 boxes have a coordinate that is no number; mend or remove their rows."),
+        ((",10,20,", ",ten,20,"), "1 boxes have a coordinate that is not a number; mend or remove their rows."),
         (("label_text", "phrase"), "column 'label_text' is not there; is this the file of the archive, unchanged?"),
     ]:
         write(root / f"{name}.csv", [line.replace(*change) for line in (HEADER, *ROWS)])

@@ -78,7 +78,7 @@ def test_errors(table, tmp_path):
         (
             {"patient_id": "subject"},
             None,
-            f"no column is named for 'image'; name one by --columns image=COLUMN; there are {there}.",
+            f"no column is named for 'image'; name one by --columns image=COLUMN. It has {there}.",
         ),
         ({**COLUMNS, "split": "fold"}, None, f"which split? It has train, test. Choose one with {SPLIT_OPTIONS}."),
         (

@@ -119,7 +119,7 @@ def test_optional_columns(folder):
             "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
         )
     with pytest.raises(
-        ValueError, match="^t.csv: a box has a coordinate that is no number; mend or drop the column.$"
+        ValueError, match="^t.csv: a box has a coordinate that is not a number; mend or drop the column.$"
     ):
         make_records(make_frame(boxes=[[{**box, "x": math.nan}], [], []]), {}, folder, "train", "t.csv")
 
@@ -135,7 +135,7 @@ def test_optional_columns(folder):
         (
             make_frame().drop(columns="patient_id"),
             {},
-            "t.csv: no column is named for 'patient_id'; name one by --columns patient_id=COLUMN; there are image.",
+            "t.csv: no column is named for 'patient_id'; name one by --columns patient_id=COLUMN. It has image.",
         ),
         (make_frame()[:0], {}, "t.csv: the split 'train' is empty; check the file and the split."),
         (

@@ -128,5 +128,5 @@ def test_leading_zeros_are_asked_about(tree, caplog):
         (folder / name).write_text(f"image,patient_id\n{image},{patient}\n")
     check_disjoint_patients(train=read_records(folder / "a.csv", "x"), test=read_records(folder / "b.csv", "x"))
     assert caplog.messages == [
-        "1 patients of 'train' and 'test' differ in leading zeros alone (007 and 7): check that they are not the same."
+        "1 patients of 'train' and 'test' differ only in leading zeros (007 and 7): check that they are not the same."
     ]

@@ -74,7 +74,7 @@ def test_a_list_is_read_as_it_was_written_and_holds_no_clear_text(tmp_path, publ
 )
 def test_a_damaged_list_is_one_sentence(tmp_path, content):
     (tmp_path / "trained_on.json").write_text(content)
-    with pytest.raises(ValueError, match="is damaged: which images the model was trained on is not known"):
+    with pytest.raises(ValueError, match="is damaged: the images that the model was trained on are not known"):
         read_trained_on(tmp_path / "trained_on.json")
 
 

@@ -53,19 +53,19 @@ def test_words_without_a_label_are_named(folder, caplog):
     values = parse_label_values(["yes=1", "no=0", "ja=1"])
     assert finding_columns(read_records(table, "train", TableOptions(label_values=values))) == ["Edema"]
     assert caplog.messages == [
-        f"{table}: column 'Swelling' has words of label_values, and other values: 'maybe': it is not read as a "
-        "finding. Map them too, or name the column in columns.",
-        f"{table}: label_values: 'ja' is in no finding column, and has no effect.",
+        f"{table}: column 'Swelling' has words of --label_values and other values: 'maybe': it is not read as a "
+        "finding. Map these values too, or name the column with --columns.",
+        f"{table}: --label_values names 'ja', which no finding column contains.",
     ]
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["yes"], "label_values takes WORD=LABEL with 1 (present), 0 (absent), -1 (uncertain) or nothing"),
-        (["yes=2"], "label_values takes WORD=LABEL"),
-        (["=1"], "label_values takes WORD=LABEL"),
-        (["yes=1", "YES=0"], "label_values gives 'yes' two labels; keep one."),
+        (["yes"], "--label_values takes WORD=LABEL with 1 (present), 0 (absent), -1 (uncertain) or nothing"),
+        (["yes=2"], "--label_values takes WORD=LABEL"),
+        (["=1"], "--label_values takes WORD=LABEL"),
+        (["yes=1", "YES=0"], "--label_values gives 'yes' two labels; keep one."),
     ],
 )
 def test_bad_label_values(pairs, message):

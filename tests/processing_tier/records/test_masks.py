@@ -12,7 +12,7 @@ from processing_tier.records.masks import (
 )
 
 BAD_COUNTS = "the run lengths of a mask do not fill its 2x3 pixels (height x width); download its file again."
-CUT_STRING = "a compressed mask is cut short or is no string of run lengths; download its file again."
+CUT_STRING = "a compressed mask is cut short or is not a string of run lengths; download its file again."
 BAD_PAIRS = "a mask is not -1 or pairs of an offset and a length; download its file again."
 
 
