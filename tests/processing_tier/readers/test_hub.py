@@ -118,7 +118,7 @@ def test_errors(tmp_path):
             (folder, "train", {"x": "kind"}),
             f"{folder}: finding 'x' has the classes no, yes; map it to 1, 0, -1 and blank",
         ),
-        ((tmp_path, "train"), f"{tmp_path}: no data/<split>-00000-of-00001.parquet is in it; name a folder of tier-p"),
+        ((tmp_path, "train"), f"{tmp_path}: it has no data/<split>-00000-of-00001.parquet; name a folder that tier-"),
         (("owner/name", "train"), "owner/name: the split 'train' cannot be read ("),
     ):
         with pytest.raises(ValueError) as error:
