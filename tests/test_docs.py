@@ -1,6 +1,6 @@
-"""The pages: their links, the options and modules that they name, and the imports of their Python lines.
+"""The pages: the options that they name, and the imports of their Python lines.
 
-What the commands print is not run here: see CONTRIBUTING.md for how to check a page by hand.
+The commands on them are not run here. Links and paths of all texts: `test_house.py`.
 """
 
 import argparse
@@ -49,12 +49,6 @@ def code_spans(text: str) -> list[str]:
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(text))]
 
 
-def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", without_blocks(path.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 @pytest.fixture(scope="module")
 def known_options() -> dict[str, set[str]]:
     """The options of each script, from the parser that prints its --help."""
@@ -72,18 +66,6 @@ def known_options() -> dict[str, set[str]]:
                 importlib.import_module(module).main([option])
     options["rank_checkpoints"] |= options["eval_zeroshot"]  # tier-rank passes them on
     return options
-
-
-@page
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page.read_text(encoding="utf-8"))):
-        if "://" in target or target.startswith("mailto:"):
-            continue
-        name, _, anchor = target.partition("#")
-        linked = (page.parent / name) if name else page
-        assert linked.exists(), f"{page.name} links to {target}, which does not exist"
-        if anchor:
-            assert anchor in anchors(linked), f"{page.name} links to {target}, but {linked.name} has no such heading"
 
 
 def test_every_page_is_in_the_index():
@@ -126,16 +108,6 @@ def test_options_exist(page, known_options):
             continue
         for option in given:
             assert option in known, f"{page.name}: {' '.join(words)}: there is no option {option}"
-
-
-@page
-def test_modules_and_files_exist(page):
-    text = page.read_text(encoding="utf-8")
-    for name in re.findall(rf"\b((?:{'|'.join(PACKAGES)})(?:\.\w+)+)", text):
-        resolve(name)
-    for name in code_spans(text):
-        if re.fullmatch(r"(?:\w+_tier|tests|speed|configs|docs)/[\w./-]*", name):
-            assert (ROOT / name).exists(), f"{page.name} names {name}, which does not exist"
 
 
 def resolve(name: str):
