@@ -1,26 +1,26 @@
 #!/bin/bash
-# A training under Slurm that goes on by itself after pre-emption, at its time limit, and when a node fails.
-# Written, not run: no cluster was at hand.
+# A training under Slurm that resumes by itself after pre-emption, at its time limit, and when a node fails.
+# Written, not run: a cluster was not available.
 #
 #     sbatch configs/slurm.sh configs/indiana.yaml --data /data/iu_cxr --output_dir /scratch/runs/indiana
 #
-# --output_dir has to be given, on a disk that all nodes see. More nodes: sbatch --nodes 4 ...; the batch is that of a
-# process times their number. FSDP or DeepSpeed: --export ALL,ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml
+# Pass --output_dir, on a disk that all nodes see. For more nodes: sbatch --nodes 4 ...; the batch is that of a process
+# times the number of processes. For FSDP or DeepSpeed: --export ALL,ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml
 #SBATCH --job-name=tier
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
-#SBATCH --requeue                 # after pre-emption and the failure of a node
-#SBATCH --open-mode=append        # one log over all starts
-#SBATCH --signal=B:TERM@600       # ten minutes before the time limit, to this script
+#SBATCH --requeue                 # after pre-emption or a node failure
+#SBATCH --open-mode=append        # one log for all starts
+#SBATCH --signal=B:TERM@600       # sent to this script ten minutes before the time limit
 
 set -u
 for ((i = 1; i < $#; i++)); do
     if [ "${!i}" = "--output_dir" ]; then j=$((i + 1)); output_dir="${!j}"; fi
 done
-: "${output_dir:?give --output_dir}"
+: "${output_dir:?pass --output_dir}"
 
 resume=()
 if compgen -G "$output_dir/checkpoint-*" > /dev/null; then
@@ -40,9 +40,9 @@ else
 fi
 srun --kill-on-bad-exit=1 "${launcher[@]}" train_tier.py "$@" "${resume[@]}" &
 step=$!
-trap 'terminated=1; kill -TERM "$step"' TERM  # srun passes it on to all tasks
+trap 'terminated=1; kill -TERM "$step"' TERM  # srun forwards it to all tasks
 while kill -0 "$step" 2> /dev/null; do
-    wait "$step"  # comes back early for the trap
+    wait "$step"  # returns early for the trap
     code=$?
 done
 if [ "$terminated" = 1 ] && [ "$code" != 0 ]; then
