@@ -1,15 +1,10 @@
 """Configurations of small towers of every kind for the dual encoder, and the grid of patches each one makes."""
 
 CLS, SEP, PAD = 2, 3, 0
-
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-
 VIT = {**TOWER, "image_size": 64, "patch_size": 16}
-
 STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-
 RESNET = {"model_type": "resnet", "embedding_size": 8, "layer_type": "basic", **STAGES}
-
 BACKBONES = {  # and the grid of patches that each makes of 64 x 64 pixels
     "resnet": ({"embedding_size": 8, "layer_type": "basic", **STAGES}, 8),
     "convnext": ({**STAGES, "num_stages": 2, "patch_size": 4}, 8),
@@ -19,7 +14,6 @@ BACKBONES = {  # and the grid of patches that each makes of 64 x 64 pixels
     "swin": ({"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": 64}, 8),
     "clip_vision_model": (VIT, 4),
 }
-
 ENCODERS = {
     "bert": {},
     "roberta": {"type_vocab_size": 1},

@@ -5,26 +5,13 @@ import torch
 BOS, EOS = 97, 98  # of the texts for small CLIP models; EOS pads too, as in CLIP's own tokenizer
 TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 WEIGHTS = {"token_entropy_weight": 0.3, "patch_entropy_weight": 0.7}
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 20,
-    "pad_token_id": 98,
-}
+SIZES = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {**SIZES, "vocab_size": 99, "max_position_embeddings": 20, "pad_token_id": EOS}
+CLIP_TEXT = {**TEXT, "bos_token_id": BOS, "eos_token_id": EOS}
+VISION = {**SIZES, "image_size": 32, "patch_size": 8}
+BERT = {"model_type": "bert", **TEXT}
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-VIT = {
-    "model_type": "vit",
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
+VIT = {"model_type": "vit", **VISION}
 MODELS = ("cls", "patch_mean", "resnet", "vit")
 
 

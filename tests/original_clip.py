@@ -8,9 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 VOCAB, CONTEXT, DIM = 120, 12, 48
-
 CHEXZERO_FILE = "best_64_5e-05_original_22000_0.864.pt"  # a released name
-
 OPENCLIP_CONFIG = "open_clip_config.json"
 
 

@@ -1,35 +1,24 @@
-"""tier-convert: a file of another code base in, a folder with the same numbers and the same pixels out."""
+"""tier-convert of CLIP's kin: the same numbers and the same pixels come out, and bad input leaves nothing behind."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
+from convert_checks import load, make_picture, pixels_of, refuse, run, save_openai
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import (
-    AutoModel,
-    AutoProcessor,
-    BertConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPProcessor,
-    ResNetConfig,
-)
+from transformers import AutoModel, AutoProcessor, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 import convert_tier
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel
 from modeling_tier.checkpoints import KINDS, to_openclip
-from modeling_tier.checkpoints.layout import to_layout
-from modeling_tier.checkpoints.tier import dual_names
 from processing_tier import TierProcessor, train_tokenizer
 
 CHEXZERO_FILE = "best_128_5e-05_original_22000_0.855.pt"
 CONTEXT = 12
 LONG = "small left pleural effusion and no acute disease of the chest " * 3
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "acute", "disease", "small", "effusion"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +34,7 @@ def tokenizer_folder(tmp_path, tokenizer):
 
 @pytest.fixture
 def make_clip(tokenizer):
-    """Function that makes a small TIER model of random weights; a test of each layout is in test_layouts.py."""
+    """Function that makes a small TIER model of random weights; modeling_tier/checkpoints tests each layout."""
 
     def make(image_size=64, patch_size=32, **options):
         torch.manual_seed(0)
@@ -64,46 +53,6 @@ def make_clip(tokenizer):
     return make
 
 
-@pytest.fixture
-def picture():
-    """A grey radiograph with structure, wider than high."""
-    rows, columns = np.mgrid[:401, :523]
-    waves = np.sin(rows / 7) * np.cos(columns / 11) + 0.4 * np.sin(rows * columns / 900)
-    return Image.fromarray(np.uint8(128 + 80 * waves.clip(-1.5, 1.5)))
-
-
-def run(capsys, *arguments):
-    convert_tier.main([str(argument) for argument in arguments])
-    return capsys.readouterr().out
-
-
-def refuse(capsys, *arguments):
-    with pytest.raises(SystemExit) as error:
-        convert_tier.main([str(argument) for argument in arguments])
-    assert error.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("convert_tier.py: error: ") and message.count("\n") == 1
-    return message
-
-
-def load(folder):
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    config, image_processor = model.config, processor.image_processor
-    assert isinstance(processor, TierProcessor)
-    assert (config.pixel_mean, config.pixel_std) == (list(image_processor.image_mean), list(image_processor.image_std))
-    assert {path.name for path in folder.parent.iterdir() if "partial" in path.name} == set()
-    return model.eval(), processor
-
-
-def save_openai(model, path):
-    torch.save(to_openclip(model.to_clip())[0], path)
-    return path
-
-
-def pixels_of(processor, picture, **options):
-    return processor.image_processor(picture, return_tensors="pt", **options)["pixel_values"]
-
-
 def chexzero_pixels(picture, size):
     """CheXzero data_process.py:31-64 and train.py:69-87, written down once more."""
     ratio = 320 / max(picture.size)
@@ -118,7 +67,8 @@ def chexzero_pixels(picture, size):
 
 
 @pytest.mark.parametrize("size, patch", [(224, 112), (320, 160)])
-def test_chexzero(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder, picture, size, patch):
+def test_chexzero(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder, size, patch):
+    picture = make_picture()
     original = make_clip(size, patch)
     path = save_openai(original, tmp_path / CHEXZERO_FILE)
     out = run(capsys, path, tmp_path / "models" / "chexzero", "--tokenizer", tokenizer_folder)
@@ -146,7 +96,8 @@ def test_chexzero(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder, pict
     assert model.config.vision_config.hidden_act == "quick_gelu"
 
 
-def test_openai(tmp_path, capsys, make_clip, tokenizer_folder, picture):
+def test_openai(tmp_path, capsys, make_clip, tokenizer_folder):
+    picture = make_picture()
     path = save_openai(make_clip(), tmp_path / "ViT.pt")
     run(capsys, path, tmp_path / "out", "--kind", "openai", "--tokenizer", tokenizer_folder)
     processor = load(tmp_path / "out")[1]
@@ -188,7 +139,8 @@ def test_an_openclip_file_without_settings_says_what_was_taken(tmp_path, capsys,
 
 
 @pytest.mark.parametrize("crop", [True, False])
-def test_a_clip_folder_there_and_back(tmp_path, capsys, make_clip, tokenizer, picture, crop):
+def test_a_clip_folder_there_and_back(tmp_path, capsys, make_clip, tokenizer, crop):
+    picture = make_picture()
     clip = make_clip().to_clip()
     size = {"height": 64, "width": 64}
     options = {"size": {"shortest_edge": 80}, "crop_size": size} if crop else {"size": size, "do_center_crop": False}
@@ -247,84 +199,6 @@ def test_to_openclip(tmp_path, capsys, make_clip, tokenizer_folder):
     run(capsys, tmp_path / "openclip", tmp_path / "again")
     again = load(tmp_path / "again")[0].state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in original.state_dict().items())
-
-
-# TIER and BioViL
-
-
-def make_dual():
-    torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 150}
-    return TierDualEncoderModel(
-        TierDualEncoderConfig(
-            vision_config=ResNetConfig(embedding_size=8, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1]),
-            text_config=BertConfig(vocab_size=len(WORDS), num_attention_heads=1, **sizes),
-            projection_dim=16,
-        )
-    ).eval()
-
-
-@pytest.fixture
-def cxr_bert_folder(tmp_path):
-    """The folder of CXR-BERT's tokenizer, whose class is code of its own."""
-    folder = tmp_path / "cxr_bert"
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    settings = {"tokenizer_class": "CXRBertTokenizer", "do_lower_case": True}
-    settings["auto_map"] = {"AutoTokenizer": ["configuration_cxrbert.CXRBertTokenizer", None]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_tier(tmp_path, capsys, cxr_bert_folder, picture):
-    original = make_dual()
-    state = original.state_dict()
-    names = {"logit_scale": ("logit_scale",), **dual_names(list(state), "cnn.", "transformer.")}
-    path = tmp_path / "best_model.pt"
-    torch.save({"model_state_dict": to_layout(state, names), "args": argparse.Namespace(lam_words=0.1)}, path)
-    out = run(capsys, path, tmp_path / "tier", "--tokenizer", cxr_bert_folder)
-    assert "TIER, as its authors save it" in out and "TierDualEncoderModel" in out
-    assert "Note: the checkpoint was trained with token_entropy_weight=0.1 (lam_words), patch_entropy_weight=0" in out
-    model, processor = load(tmp_path / "tier")
-
-    # Shortest side to 256 (bilinear), the centre 224, ImageNet's mean and deviation (MedCLIP_Datasets.py:46-52)
-    small = picture.convert("RGB").resize((int(256 * 523 / 401), 256), Image.Resampling.BILINEAR)
-    left, top = round((small.width - 224) / 2), 16
-    crop = torch.from_numpy(np.array(small)[top : top + 224, left : left + 224]).permute(2, 0, 1) / 255
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = (crop - mean[:, None, None]) / std[:, None, None]
-    assert (pixels_of(processor, picture)[0] - expected).abs().max() < 1e-5
-
-    encoded = processor(text=["No acute DISEASE " * 60, "small effusion"], images=[picture] * 2, return_tensors="pt")
-    ids = encoded["input_ids"]
-    assert ids.shape == (2, 128)  # the authors' longest text
-    assert ids[0, :4].tolist() == [2, 5, 6, 7] and ids[0, -1] == 3 and ids[1, :5].tolist() == [2, 8, 9, 3, 0]
-    with torch.no_grad():
-        for name in ("image_embeds", "text_embeds"):
-            one, other = (getattr(which(**encoded), name) for which in (original, model))
-            assert (one - other).abs().max() < 1e-6
-
-
-def test_biovil(tmp_path, capsys, cxr_bert_folder, picture):
-    state = make_dual().state_dict()
-    tensors = to_layout(state, dual_names(list(state), "", ""))
-    path = tmp_path / "biovil_image_resnet50_proj_size_128.pt"
-    text = {name: tensor for name, tensor in tensors.items() if name.startswith(("bert.", "cls_projection_head."))}
-    torch.save({name: tensor for name, tensor in tensors.items() if name not in text}, path)
-    torch.save(text, cxr_bert_folder / "pytorch_model.bin")
-    settings = make_dual().config.text_config.to_dict() | {"model_type": "cxr-bert", "projection_size": 16}
-    (cxr_bert_folder / "config.json").write_text(json.dumps(settings, default=str))
-    run(capsys, path, tmp_path / "biovil", "--text_model", cxr_bert_folder)
-    model, processor = load(tmp_path / "biovil")
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
-    pixels = pixels_of(processor, picture)
-    assert pixels.shape == (1, 3, 480, 480) and 0 <= pixels.min() < 0.3 and 0.7 < pixels.max() <= 1
-    assert processor.image_processor.resize_edge == 512 and processor.tokenizer.model_max_length == 150
-    message = refuse(capsys, path, tmp_path / "x", "--text_model", cxr_bert_folder, "--to", "clip")
-    assert "--to clip needs a CLIP model" in message
-
-
-# What is refused, and what is left behind
 
 
 def test_bad_input_leaves_nothing(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder):

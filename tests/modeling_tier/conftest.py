@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from dual_towers import CLS, PAD, SEP, text_config, vision_config
-from model_checks import BERT, BOS, EOS, MODELS, RESNET, VIT, WEIGHTS
+from model_checks import BERT, BOS, CLIP_TEXT, EOS, MODELS, RESNET, VISION, VIT, WEIGHTS
 from pipeline_checks import SENTENCES, make_pipeline_model
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, pipeline
@@ -18,26 +18,6 @@ from modeling_tier import (
 from modeling_tier.pipeline_tier import TASK
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 
-TEXT = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 20,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
-    "pad_token_id": EOS,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
@@ -47,7 +27,7 @@ def seed() -> None:
 @pytest.fixture
 def tiny_sizes() -> dict:
     """Keyword arguments of a CLIP configuration whose model computes in milliseconds: 16 patches, 20 positions."""
-    return {"text_config": dict(TEXT), "vision_config": dict(VISION), "projection_dim": 24}
+    return {"text_config": dict(CLIP_TEXT), "vision_config": dict(VISION), "projection_dim": 24}
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Images of the pipeline: files, URLs, arrays, DICOM, and those that cannot be read."""
 
-import http.server
-import threading
-
 import numpy as np
 import pytest
+from loopback import serve
 from pipeline_checks import encode, make_dicom, make_image, scores
 
 from processing_tier import read_radiograph
@@ -13,22 +11,9 @@ from processing_tier import read_radiograph
 @pytest.fixture
 def server():
     """URL of a loopback web server that has one image, x.png."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/x.png" else 404)
-            self.end_headers()
-            self.wfile.write(encode(make_image(40, 50)))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    image = encode(make_image(40, 50))
+    with serve(lambda path: (200 if path == "/x.png" else 404, image)) as url:
+        yield url
 
 
 def test_sources_agree(clip_pipe, server, tmp_path):

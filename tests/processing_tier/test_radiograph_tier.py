@@ -1,12 +1,11 @@
-import http.server
 import io
 import struct
 import sys
-import threading
 import zlib
 
 import numpy as np
 import pytest
+from loopback import serve
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -150,24 +149,10 @@ def test_gigantic_images_are_refused_before_they_are_decoded(tmp_path):
 @pytest.fixture
 def server():
     """URL of a loopback web server with an image, and with a page where an image is expected."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.path.partition("?")[0]
-            self.send_response({"/x.png": 200, "/page.png": 200, "/moved.png": 302}.get(path, 404))
-            self.send_header("Location", "file:///etc/hostname")
-            self.end_headers()
-            self.wfile.write(encode(Image.fromarray(RAMP)) if path == "/x.png" else b"<html>no image</html>")
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    image = encode(Image.fromarray(RAMP))
+    answers = {"/x.png": (200, image), "/page.png": (200, b"<html>no image</html>"), "/moved.png": (302, b"")}
+    with serve(lambda path: answers.get(path, (404, b"")), location="file:///etc/hostname") as url:
+        yield url
 
 
 def test_urls(server):
