@@ -1,4 +1,4 @@
-"""A saved folder gives the same model back where this package is; for all other places, see tests/test_hub.py."""
+"""A saved folder gives the same model back where this package is; for all other places, see tests/hub/."""
 
 import json
 
