@@ -16,8 +16,8 @@ from evaluation_tier.figures.style import (
     save_png,
     style_of_findings,
 )
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
-from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.tables import format_number
 from evaluation_tier.statistics.metrics import precision_recall_curve, roc_curve
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, estimate, import_matplotlib, literal, save_png
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
-from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.result_tables import has_common_findings, order_groups
 from evaluation_tier.output.tables import column_name, format_estimate
 

@@ -21,8 +21,8 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
-from evaluation_tier.output.model_card import describe_dataset
 from evaluation_tier.output.tables import format_number
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph

@@ -19,7 +19,7 @@ from evaluation_tier.figures.style import (
     show_radiograph,
 )
 from evaluation_tier.models.embedding import check_finite, embed_prompts, read_batches
-from evaluation_tier.output.model_card import describe_dataset
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
 from modeling_tier.maps_tier import similarity_map
 from processing_tier.prompts.loader import Prompts, normalize_finding

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation_tier.figures.style import DASHED, GREY, STYLE, import_matplotlib, literal, save_png, series_style
-from evaluation_tier.output.model_card import describe_dataset
+from evaluation_tier.output.dataset_names import describe_dataset
 
 
 def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, import_matplotlib, save_png
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
-from evaluation_tier.output.model_card import describe_dataset
 
 
 def plot_robustness(results: Mapping, path: str | Path) -> Path:

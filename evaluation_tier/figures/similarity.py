@@ -22,8 +22,8 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
+from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.file_names import file_names
-from evaluation_tier.output.model_card import describe_dataset
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records.masks import finding_mask

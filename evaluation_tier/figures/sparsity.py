@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation_tier.figures.style import COLOURS, GREY, STYLE, import_matplotlib, save_png, series_style
-from evaluation_tier.output.model_card import describe_dataset
+from evaluation_tier.output.dataset_names import describe_dataset
 
 
 def plot_sparsity(results: Mapping, path: str | Path) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation_tier.figures import forest
+from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
 from evaluation_tier.output.metrics_file import write_beside
-from evaluation_tier.output.model_card import describe_dataset, is_synthetic
 from evaluation_tier.output.page import Section, read_figure, render_page
 from evaluation_tier.output.tables import (
     DASH,

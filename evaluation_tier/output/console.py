@@ -1,9 +1,10 @@
-"""What an evaluation says of itself at its end."""
+"""What an evaluation prints at its end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluation_tier.output import model_card, tables
+from evaluation_tier.output.dataset_names import describe_dataset
+from evaluation_tier.output.tables import format_interval, format_number, text_table
 from processing_tier.escaping import printable
 
 
@@ -19,13 +20,13 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
     protocol = metrics["protocol"]
     kind = "Classifier" if protocol["scoring"] == "logit" else "Zero-shot"
     parts = [
-        f"{kind} on {printable(model_card.describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: "
+        f"{kind} on {printable(describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: "
         f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients",
-        model_card.format_table(metrics),
+        format_table(metrics),
     ]
     if "score_levels" in metrics:
         levels = ", ".join(
-            f"{level} {tables.format_number(result['auroc'])} ({tables.format_interval(result['auroc_ci95'])})"
+            f"{level} {format_number(result['auroc'])} ({format_interval(result['auroc_ci95'])})"
             for level, result in metrics["score_levels"].items()
         )
         parts.append(f"Mean AUROC by score level (95 % CI): {levels}")
@@ -37,3 +38,19 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
     for title, lines in (("Model:", models), ("Written:", written)):
         parts.append("\n  ".join([title, *map(printable, lines)]))
     return "".join(f"\n{part}\n" for part in parts).removesuffix("\n")
+
+
+def format_table(metrics: Mapping) -> str:
+    """The results as a plain-text table: finding, positives, AUROC with its 95 % interval, and the mean."""
+    rows = [
+        (
+            finding,
+            f"{result['n_positive']:,}",
+            format_number(result["auroc"]),
+            format_interval(result["auroc_ci95"]),
+        )
+        for finding, result in metrics["findings"].items()
+    ]
+    mean = metrics["mean"]
+    rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
+    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", num_summary=1)

@@ -1,24 +1,23 @@
 """The model card: the results of an evaluation and the facts of the training."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
 
+from evaluation_tier.output.card_head import card_data
+from evaluation_tier.output.dataset_names import is_synthetic
 from evaluation_tier.output.metrics_file import to_json, write_beside
 from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.output.tables import (
     DASH,
     NOT_MEASURED,
-    column_name,
     format_interval,
     format_number,
     markdown_cell,
     markdown_table,
-    text_table,
 )
 from modeling_tier.checkpoints.tensor_files import read_json
 from modeling_tier.findings_tier import check_findings, describe_measurement
@@ -30,21 +29,13 @@ CARD_TEMPLATE = CARD_FOLDER / "tier_template.md"
 CONFIG_KEYS = {
     **dict.fromkeys(("text_config", "vision_config", "id2label", "zero_shot_findings"), dict),
     "architectures": list,
-}  # of config.json, as cards and thresholds read it
+}  # of config.json, as cards and thresholds read them
 
 TRAINING_FILE = "training_facts.json"  # beside the weights, so that a later evaluation renders the whole card
 
-# What a card says of the training, in this order; `write_model_card` refuses any other key.
 FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
 
 FACTS_OF_CONTRASTIVE_MODELS = ("text", "entropy_weights")
-
-CARD_METRICS = {  # key of metrics.json: its name on the Hub
-    "auroc": "roc_auc",
-    "auprc": "average_precision",
-    "mcc": "matthews_correlation",
-    "f1": "f1",
-}
 
 CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
     "benchmark": "Benchmark",
@@ -57,12 +48,7 @@ CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
     "score_level": "score level",
 }
 
-CARD_PARTS = {  # key of metrics.json: task type and name
-    "retrieval": ("feature-extraction", "Retrieval of images and reports"),
-    "grounding": ("zero-shot-object-detection", "Grounding of findings"),
-}
-
-TRAINING_FACTS = {
+TRAINING_FACTS = {  # key: what the card calls it, in this order; `write_model_card` refuses other keys
     "dataset": "Data",
     "n_images": "Images",
     "n_patients": "Patients",
@@ -89,25 +75,26 @@ MODEL_FACTS = {  # key of config.json: what the card calls it
 
 
 def read_config(path: Path) -> dict:
-    """A model's config.json; ValueError where what a card states, or thresholds are added to, is damaged."""
+    """A model's config.json; a ValueError if what a card states, or where thresholds are stored, is damaged."""
     config = read_json(path)
     for key, kind in CONFIG_KEYS.items():
         if not isinstance(config.get(key), kind | None):
-            raise ValueError(f"{path}: {key} is {config[key]!r:.80}, which no model has; save the model again.")
+            raise ValueError(f"{path}: {key} must not be {config[key]!r:.80}. Save the model again.")
     if not all(isinstance(name, str) for name in (config.get("id2label") or {}).values()):
-        raise ValueError(f"{path}: id2label names a finding by what is not text; save the model again.")
+        raise ValueError(f"{path}: id2label has a name that is not text. Save the model again.")
     check_findings(config.get("zero_shot_findings") or {})
     try:
         json.dumps(config, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise ValueError(
-            f"{path}: a value is not finite, is not text, or lies too deep; save the model again."
+            f"{path}: a number is not finite, a text is not valid Unicode, or values are nested too deeply. "
+            "Save the model again."
         ) from None
     return config
 
 
 def describe_calibration(findings: Mapping[str, Mapping]) -> str:
-    """For a card: which findings of a model's configuration are calibrated, and on which images; `""` for none."""
+    """Which findings of a model's configuration are calibrated, and on which images; `""` without any."""
     calibrated = [finding for finding, entry in findings.items() if "scale" in entry]
     if not calibrated:
         return ""
@@ -117,15 +104,55 @@ def describe_calibration(findings: Mapping[str, Mapping]) -> str:
     return f"{text} Not calibrated: {', '.join(lacking)}." if lacking else text
 
 
-def format_table(metrics: Mapping) -> str:
-    """The results as a plain-text table: finding, positives, AUROC with its 95 % interval, and the mean."""
-    rows = [
-        (finding, f"{result['n_positive']:,}", format_number(result["auroc"]), format_interval(result["auroc_ci95"]))
-        for finding, result in metrics["findings"].items()
-    ]
-    mean = metrics["mean"]
-    rows.append((f"Mean of {len(rows)}", "", format_number(mean["auroc"]), format_interval(mean["auroc_ci95"])))
-    return text_table(("Finding", "Positives", "AUROC", "95 % CI"), rows, "lrrl", num_summary=1)
+class ModelFacts(NamedTuple):
+    """What a card states about a model, from its config.json."""
+
+    architecture: str
+    is_classifier: bool
+    facts: dict[str, object]  # by what the card calls them
+
+
+def describe_model(config: Mapping) -> ModelFacts:
+    """The facts of a CLIP model, a dual encoder, or a classifier on the image tower of either."""
+    vision = config.get("vision_config") or {}
+    is_classifier = str((config.get("architectures") or [""])[0]).endswith("ForImageClassification")
+    if config.get("model_type") == "tier_dual_encoder":
+        text_type = (config.get("text_config") or {}).get("model_type")
+        architecture = f"a dual encoder of two towers, {vision.get('model_type')} for images and {text_type} for text,"
+        facts = {"Image size (pixels)": config.get("image_size")}
+        if not is_classifier:
+            facts["Frozen text layers"] = config.get("frozen_text_layers")
+    else:
+        architecture = "a CLIP model"
+        facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}
+    facts["Embedding width"] = config.get("projection_dim")
+    if is_classifier:
+        facts["Findings"] = ", ".join((config.get("id2label") or {}).values())
+        facts[MODEL_FACTS["image_pooling"]] = config.get("image_pooling")
+    else:
+        facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
+    return ModelFacts(architecture, is_classifier, facts)
+
+
+def keep_training_facts(folder: Path, training: Mapping | None) -> Mapping:
+    """The facts of the training, which are written beside the weights; without any given, those kept there."""
+    kept = folder / TRAINING_FILE
+    if training is None:
+        training = read_json(kept) if kept.is_file() else {}
+    unknown = sorted(set(training) - set(TRAINING_FACTS))
+    if unknown:
+        raise ValueError(f"Unknown training fact {unknown[0]!r}: use {', '.join(TRAINING_FACTS)}.")
+    if not isinstance(training.get("dataset"), str | None):
+        raise ValueError(f"{kept}: dataset must be a name, not {training['dataset']!r:.80}.")
+    if training:
+        facts = json.dumps(to_json(training), indent=2) + "\n"
+        write_beside(kept, lambda partial: partial.write_text(facts, encoding="utf-8"))
+    return training
+
+
+def state(value) -> str:
+    """A fact as a card states it."""
+    return NOT_MEASURED if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
 
 
 def write_model_card(
@@ -138,81 +165,44 @@ def write_model_card(
     """Write the model card, README.md, into a model folder.
 
     No number is typed by hand: results come from `metrics`, the model's settings from the folder's config.json.
-    What is missing reads "not measured".
+    Missing numbers read "not measured".
 
     Args:
         folder: holds config.json.
         metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
-        training: facts of the training, with keys of `TRAINING_FACTS`; they are kept in the folder, and by default
-            those kept there are used.
+        training: facts of the training, with keys of `TRAINING_FACTS`. They are kept in the folder; by default the
+            card uses the facts that are kept there.
         model_name: a Hub name ("owner/name"), or what the card calls the model; by default the folder's name.
-        license: SPDX identifier of the licence of the weights; they may be bound by the terms of the training data.
+        license: SPDX identifier of the licence of the weights; the terms of the training data may restrict it.
 
     Raises:
-        ValueError: when the folder holds no model or a key of `training` is unknown.
+        ValueError: the folder does not hold a model, or a key of `training` is unknown.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"The folder {folder} holds no model (no config.json) that a card could describe.")
-    kept = folder / TRAINING_FILE
-    if training is None:
-        training = read_json(kept) if kept.is_file() else {}
-    unknown = sorted(set(training) - set(TRAINING_FACTS))
-    if unknown:
-        raise ValueError(f"A card has no training fact {unknown[0]!r}: use {', '.join(TRAINING_FACTS)}.")
-    if not isinstance(training.get("dataset"), str | None):
-        raise ValueError(f"{folder}: the training data of a card have a name, not {training['dataset']!r:.80}.")
-    if training:
-        facts = json.dumps(to_json(training), indent=2) + "\n"
-        write_beside(kept, lambda partial: partial.write_text(facts, encoding="utf-8"))
+        raise ValueError(f"{folder} does not hold a model: config.json is missing.")
+    training = keep_training_facts(folder, training)
     config = read_config(folder / "config.json")
-    vision = config.get("vision_config") or {}
-    architecture = "a CLIP model"
-    facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}
-    if config.get("model_type") == "tier_dual_encoder":
-        text_type = (config.get("text_config") or {}).get("model_type")
-        architecture = f"a dual encoder of two towers, {vision.get('model_type')} for images and {text_type} for text,"
-        facts = {
-            "Image size (pixels)": config.get("image_size"),
-            "Frozen text layers": config.get("frozen_text_layers"),
-        }
-    facts |= {"Embedding width": config.get("projection_dim")}
-    classifier = str((config.get("architectures") or [""])[0]).endswith("ForImageClassification")
-    if classifier:
-        facts = {label: value for label, value in facts.items() if label != "Frozen text layers"}
-        facts["Findings"] = ", ".join((config.get("id2label") or {}).values())
-        facts[MODEL_FACTS["image_pooling"]] = config.get("image_pooling")
-    else:
-        facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
-    not_of_it = FACTS_OF_CONTRASTIVE_MODELS if classifier else FACTS_OF_CLASSIFIERS
+    model = describe_model(config)
     model_name = model_name or folder.resolve().name
-
-    def state(value) -> str:
-        return NOT_MEASURED if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["cell"] = markdown_cell
-    environment.filters["number"] = format_number
-    environment.filters["interval"] = format_interval
     data = to_json(metrics) if metrics else None
-    training_data, evaluation_data = training.get("dataset"), (data or {}).get("dataset")
-    text = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8")).render(
-        card_data=card_data(model_name, data, license, classifier).to_yaml(line_break="\n").strip(),
+    names = {"training": training.get("dataset"), "evaluation": (data or {}).get("dataset")}
+    of_other_kind = FACTS_OF_CONTRASTIVE_MODELS if model.is_classifier else FACTS_OF_CLASSIFIERS
+    text = card_template().render(
+        card_data=card_data(model_name, data, license, model.is_classifier).to_yaml(line_break="\n").strip(),
         model_name=model_name,
         source=model_name if "/" in model_name else f"path/to/{model_name}",
         license=license,
-        architecture=architecture,
-        facts=[(label, state(value)) for label, value in facts.items()],
-        classifier=classifier,
+        architecture=model.architecture,
+        facts=[(label, state(value)) for label, value in model.facts.items()],
+        classifier=model.is_classifier,
         calibration=describe_calibration(config.get("zero_shot_findings") or {}),
-        training=[(label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in not_of_it],
+        training=[
+            (label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in of_other_kind
+        ],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
-        training_data=state(training_data),
-        evaluation_data=state(evaluation_data),
-        synthetic_training=is_synthetic(training_data),
-        synthetic_evaluation=is_synthetic(evaluation_data),
+        **{f"{which}_data": state(name) for which, name in names.items()},
+        **{f"synthetic_{which}": is_synthetic(name) for which, name in names.items()},
         metrics=data,
         protocol=describe_protocol(data["protocol"]) if data else "",
         further=further_tables(data) if data else [],
@@ -222,97 +212,34 @@ def write_model_card(
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def card_template() -> jinja2.Template:
+    """The template of the card; a misspelt name in it is an error."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"cell": markdown_cell, "number": format_number, "interval": format_interval}
+    return environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
+
+
 def describe_protocol(protocol: Mapping) -> str:
     """What an evaluation did, in one sentence, and how its data differ from the benchmark's."""
     parts = [f"{name} {protocol[key]}" for key, name in CARD_PROTOCOL.items() if protocol.get(key) is not None]
     text = ", ".join(parts)
     told = protocol.get("training_overlap")
-    if told and protocol.get("trained") != "included":  # what is included has a sentence of its own
+    if told and protocol.get("trained") != "included":  # the card has a separate sentence about included images
         text += f", training images: {told}"
     return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 
 def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
-    """Heading, note and Markdown of the tables that follow the results in a card, as far as they were measured."""
+    """Heading, note and Markdown of the tables that follow the results in a card, if they were measured."""
     sections = evaluation_tables(metrics)
     tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]
     tables += [table for key in ("radiologists", "retrieval") for table in sections.get(key, [])[:1]]
-    tables += [  # whose titles alone would not say of what they are
+    tables += [  # their titles alone do not name the analysis
         table._replace(title=f"{key.capitalize()}: {table.title[0].lower()}{table.title[1:]}")
         for key, number in {"grounding": 2, "sparsity": 1, "robustness": None}.items()
         for table in sections.get(key, [])[:number]
     ]
     texts = [(markdown_cell(table.title), markdown_cell(table.note), markdown_table(table)) for table in tables]
     return [tuple(text.replace(DASH, NOT_MEASURED) for text in of_table) for of_table in texts]
-
-
-def is_synthetic(dataset_name: str | None) -> bool:
-    """Whether the data are the phantom's, which every command calls "phantom" or "phantom:<options>"."""
-    return bool(dataset_name) and dataset_name.partition(":")[0] == "phantom"
-
-
-def describe_dataset(dataset_name: str) -> str:
-    """The data's name for a reader; the phantom is always called synthetic."""
-    return f"{dataset_name} (synthetic)" if is_synthetic(dataset_name) else dataset_name
-
-
-def card_data(
-    model_name: str, metrics: Mapping | None, license: str | None, classifier: bool = False
-) -> ModelCardData:
-    """The card's YAML head, with one `EvalResult` per measured number: of each finding and of their mean the AUROC,
-    AUPRC, MCC and F1; of retrieval the recalls; of grounding the pointing game and the pixel AUROC.
-    """
-    task = "image-classification" if classifier else "zero-shot-image-classification"
-    results = []
-    if metrics:
-        split = metrics["protocol"].get("split")
-        numbers = [
-            (f"{column_name(key)}, {finding}", metric_type, result.get(key))
-            for finding, result in {**metrics["findings"], "mean": metrics["mean"]}.items()
-            for key, metric_type in CARD_METRICS.items()
-        ]
-        task_name = "Classification of findings" if classifier else "Zero-shot classification of findings"
-        groups = [(task, task_name, metrics["dataset"], numbers)]
-        for key, (part_type, part_name) in CARD_PARTS.items():
-            part = metrics.get(key) or {}
-            groups.append((part_type, part_name, part.get("dataset") or metrics["dataset"], part_numbers(key, part)))
-        for task_type, task_name, dataset, numbers in groups:
-            results += [
-                EvalResult(
-                    task_type=task_type,
-                    task_name=task_name,
-                    dataset_type=re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "unnamed",
-                    dataset_name=describe_dataset(dataset) or "unnamed",
-                    dataset_split=split,
-                    metric_type=metric_type,
-                    metric_name=metric_name,
-                    metric_value=float(value),  # a numpy scalar would become a !!python tag in the YAML
-                )
-                for metric_name, metric_type, value in numbers
-                if value is not None
-            ]
-    return ModelCardData(
-        language="en",
-        license=license,
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["chest-x-ray", "radiology", "clip", "tier"],
-        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        model_name=model_name.split("/")[-1],
-        eval_results=results or None,
-    )
-
-
-def part_numbers(key: str, part: Mapping) -> list[tuple[str, str, float | None]]:
-    """Names, types and values of what a card's head says of the retrieval or the grounding of `metrics.json`."""
-    if key == "retrieval":
-        directions = {"image_to_text": "image to text", "text_to_image": "text to image"}
-        return [
-            (f"R@{name.removeprefix('recall_at_')}, {direction}", "recall", value)
-            for of, direction in directions.items()
-            for name, value in (part.get(of) or {}).items()
-            if re.fullmatch(r"recall_at_\d+", name)
-        ]
-    numbers = ((part.get("mean") or {}).get("maps") or {}).get("above_average") or {}
-    types = {"pointing": "accuracy", "pixel_auroc": "roc_auc"}
-    return [(f"{column_name(name)}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]

@@ -15,10 +15,10 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from evaluation_tier.figures import calibration, curves, forest, style
+from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.links import leads_outside
 from evaluation_tier.output.metrics_file import read_metrics, write_beside
-from evaluation_tier.output.model_card import describe_dataset, is_synthetic
 from evaluation_tier.output.predictions import read_predictions
 from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.output.tables import DASH, Table, format_estimate, latex_tables, markdown_tables

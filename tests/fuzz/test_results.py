@@ -11,8 +11,8 @@ from fuzz.mutations import fuzz, run_child
 
 from evaluation_tier.figures.training import plot_training_curves
 from evaluation_tier.output.comparison import write_comparison
+from evaluation_tier.output.console import format_table
 from evaluation_tier.output.metrics_file import read_metrics, write_metrics
-from evaluation_tier.output.model_card import format_table
 from evaluation_tier.output.page import write_report
 from evaluation_tier.output.predictions import read_predictions, write_predictions
 from evaluation_tier.statistics.comparison import compare_evaluations

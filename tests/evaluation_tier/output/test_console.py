@@ -1,0 +1,18 @@
+from evaluation_tier.output.console import format_table
+from evaluation_tier.output.metrics_file import to_json
+
+
+def test_table(metrics):
+    lines = format_table(metrics).splitlines()
+    assert lines == [
+        "Finding       Positives         AUROC  95 % CI",
+        "------------  ---------  ------------  -------------",
+        "Cardiomegaly         25         0.851  0.801 - 0.901",
+        "Nodule|Mass           1  not measured  not measured",
+        "------------  ---------  ------------  -------------",
+        "Mean of 2                       0.851  0.800 - 0.900",
+    ]
+
+
+def test_table_is_the_same_from_json(metrics):
+    assert format_table(to_json(metrics)) == format_table(metrics)
