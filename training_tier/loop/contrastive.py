@@ -20,6 +20,7 @@ from training_tier.loop.callbacks import EntropyWarmup, LogitScaleClamp
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.memory.sharding import whole_tensor
+from training_tier.options.compatibility import Launch, chunks, negatives, order, refuse, text_groups
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class TierTrainer(RadiographTrainer):
         self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
-        self.check_batch_size()
+        self.check_batches()
         self.check_padding()
         if self.args.group_texts:
             read_by_length(self.model.text_model)
@@ -66,13 +67,8 @@ class TierTrainer(RadiographTrainer):
     def check_padding(self) -> None:
         """
         Raises:
-            `ValueError`: another padding would change the entropies, or be one that cannot be.
+            `ValueError`: another padding would change the entropies.
         """
-        if self.args.group_texts and (self.args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and "
-                "DeepSpeed do not take; leave it out."
-            )
         config = self.model.config
         weighted = config.token_entropy_weight or config.patch_entropy_weight
         if config.entropy_tokens == "all" and weighted:
@@ -83,57 +79,29 @@ class TierTrainer(RadiographTrainer):
                         "choose other tokens."
                     )
 
-    def check_batch_size(self) -> None:
+    def check_batches(self) -> None:
         """
+        Applies the rules of the command line to a Trainer that is made without it.
+
         Raises:
-            `ValueError`: a batch of one pair, a chunk larger than the batch, or chunks with DeepSpeed, which counts
-                each backward pass as one of gradient accumulation.
+            `ValueError`: see `training_tier.options.compatibility`.
         """
-        pairs, chunk_size = self.args.train_batch_size, self.args.contrastive_chunk_size
-        all_pairs = pairs * self.args.world_size
-        if all_pairs < 2:
-            raise ValueError(
-                f"A batch of {all_pairs} pair{'' if all_pairs else 's'} has nothing to contrast it with; raise "
-                "--per_device_train_batch_size to 2 or more."
-            )
-        if chunk_size is None:
-            if self.args.gradient_accumulation_steps > 1:
-                logger.warning(
-                    f"gradient_accumulation_steps={self.args.gradient_accumulation_steps} adds no negatives: a pair "
-                    f"is contrasted with the {all_pairs} of its own step of accumulation. For more, raise "
-                    f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
-                )
-            return
-        if chunk_size > pairs:
-            raise ValueError(
-                f"contrastive_chunk_size={chunk_size} is more than the {pairs} pairs of a batch, which would be one "
-                "chunk; lower it, or raise --per_device_train_batch_size."
-            )
-        if self.train_dataset is not None and self.train_dataset.options.image_views > 1:
-            raise ValueError("contrastive_chunk_size does not work with image_views; leave one of them out.")
-        if self.args.torch_compile and self.args.world_size > 1:
-            raise ValueError(
-                "contrastive_chunk_size and torch_compile go together in one process alone; leave one out."
-            )
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "contrastive_chunk_size works on one process, with DistributedDataParallel and with FSDP, not with "
-                "DeepSpeed; leave it out."
+        launch = Launch(self.args.world_size, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        views = 1 if self.train_dataset is None else self.train_dataset.options.image_views
+        refuse(negatives(self.args, launch), chunks(self.args, launch, views), text_groups(self.args, launch))
+        steps, pairs = self.args.gradient_accumulation_steps, self.args.train_batch_size
+        if steps > 1 and self.args.contrastive_chunk_size is None:
+            logger.warning(
+                f"gradient_accumulation_steps={steps} adds no negatives: a pair is contrasted with the "
+                f"{pairs * launch.processes} pairs of its own accumulation step. For more, raise "
+                f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
             )
 
-    def check_sampling(self) -> None:
-        super().check_sampling()
+    def check_order(self) -> None:
+        super().check_order()
+        sample_sentences = self.train_dataset is not None and self.train_dataset.options.sample_sentences
         strategy = self.args.train_sampling_strategy
-        if strategy != "random" and self.avoid_duplicates:
-            raise ValueError(
-                f"train_sampling_strategy={strategy!r} and avoid_duplicates each order the images; leave one of them "
-                "out (--soft_targets goes with both)."
-            )
-        if strategy == "group_by_length" and self.train_dataset.options.sample_sentences:
-            raise ValueError(
-                f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, and sample_sentences "
-                "draws another in each epoch; leave one of them out."
-            )
+        refuse(order(strategy, avoid_duplicates=self.avoid_duplicates, sample_sentences=sample_sentences))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.args.contrastive_chunk_size is None:

@@ -33,6 +33,7 @@ from training_tier.memory.sharding import (
     check_sharding,
     prepare_for_sharding,
 )
+from training_tier.options.compatibility import Launch, order, refuse, whole_weights
 
 if is_peft_available():
     from peft import PeftModel
@@ -62,7 +63,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         self.training_facts = training_facts
         self.run_options = run_options
         self._add_callbacks()
-        self.check_sampling()
+        self.check_order()
 
     def _add_callbacks(self) -> None:
         # The order counts: TopCheckpoints deletes before Preemption stops, and a save that Preemption asks for is one
@@ -78,23 +79,19 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         self.add_callback(self.preemption)
         self.add_callback(SaveAfterEvaluation())
 
-    def check_sampling(self) -> None:
+    def check_order(self) -> None:
         """
         Raises:
             `ValueError`: the options of the order of the training images contradict each other.
         """
-        strategy = self.args.train_sampling_strategy
-        if strategy != "random" and isinstance(getattr(self.train_dataset, "images", None), ShardedImages):
-            raise ValueError(
-                f"train_sampling_strategy={strategy!r} and streaming both set the order of the images; use one."
-            )
+        streaming = isinstance(getattr(self.train_dataset, "images", None), ShardedImages)
+        refuse(order(self.args.train_sampling_strategy, streaming=streaming))
 
     def _check_distribution(self) -> None:
         check_sharding(self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             return
-        if self.args.average_top_k:
-            raise ValueError("average_top_k needs whole weights, which FSDP and DeepSpeed shard; leave it out.")
+        refuse(whole_weights(self.args, Launch(self.args.world_size, self.is_fsdp_enabled, self.is_deepspeed_enabled)))
         if is_peft_available() and isinstance(self.model, PeftModel):
             raise ValueError("LoRA does not support FSDP or DeepSpeed; leave them out.")
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:

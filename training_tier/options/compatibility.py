@@ -3,8 +3,8 @@ Options that cannot go together, or that have no effect beside another. All such
 applied before anything is loaded. The value of a single option is checked in `checks.py`; what takes a look at the
 data, the model or a checkpoint is checked where these are loaded.
 
-Each rule yields its sentence. The Trainers apply those on the launch, the batch and the order again, for users of
-their own who make a Trainer without the command line.
+Each rule yields its sentence. The Trainers apply those on the launch, the batch and the order again, for users who
+make a Trainer in Python.
 """
 
 import os
@@ -297,7 +297,7 @@ def head_of_random_weights(model) -> Iterator[str]:
 
 def whole_weights(training, launch: Launch) -> Iterator[str]:
     if training.average_top_k and (launch.fsdp or launch.deepspeed):
-        yield "average_top_k needs whole weights, which FSDP and DeepSpeed divide; leave it out."
+        yield "average_top_k needs whole weights, which FSDP and DeepSpeed shard; leave it out."
 
 
 def one_gpu_each(training) -> Iterator[str]:
@@ -309,7 +309,7 @@ def one_gpu_each(training) -> Iterator[str]:
 
 
 def order(
-    strategy: str, streaming: bool, avoid_duplicates: bool = False, sample_sentences: bool = False
+    strategy: str, streaming: bool = False, avoid_duplicates: bool = False, sample_sentences: bool = False
 ) -> Iterator[str]:
     """Of the training images; `strategy` is `train_sampling_strategy`."""
     if strategy != "random" and streaming:

@@ -69,7 +69,7 @@ def test_images_that_do_not_decode_are_left_out_of_the_chunks(make_contrastive, 
         ({"contrastive_chunk_size": 0}, "^contrastive_chunk_size=0 must be at least 1.$"),
         (
             {"per_device_train_batch_size": 1},
-            "^A batch of 1 pair has nothing to contrast it with; raise --per_device_train_batch_size to 2 or more.$",
+            "^A batch of 1 pair has no negatives; raise --per_device_train_batch_size to 2 or more.$",
         ),
     ],
 )
@@ -83,11 +83,11 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
     [
         (
             {"train_sampling_strategy": "group_by_length", "avoid_duplicates": True},
-            "^train_sampling_strategy='group_by_length' and avoid_duplicates each order the images; leave one of them",
+            "^train_sampling_strategy='group_by_length' and avoid_duplicates both set the order of the images; use",
         ),
         (
             {"train_sampling_strategy": "group_by_length", "pairs": PairOptions(sample_sentences=True)},
-            "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, and sample_sent",
+            "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, but sample_sent",
         ),
         (
             {"group_texts": True, "config": {"entropy_tokens": "all"}},
@@ -95,7 +95,7 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
         ),
         (
             {"group_texts": True, "torch_compile": True},
-            "^group_texts makes batches of many shapes, in each process others, which torch_compile, FSDP and DeepSp",
+            "^group_texts makes batches of many shapes, which differ between processes; torch_compile, FSDP and DeepS",
         ),
         (
             {"pad_to_multiple_of": 16, "config": {"entropy_tokens": "all"}},
@@ -148,7 +148,10 @@ def test_accumulation_without_chunks_is_warned_of(make_contrastive, caplog):
     make_contrastive(gradient_accumulation_steps=4, contrastive_chunk_size=2)
     assert "negatives" not in caplog.text
     make_contrastive(gradient_accumulation_steps=4)
-    assert "gradient_accumulation_steps=4 adds no negatives: a pair is contrasted with the 8 of its own" in caplog.text
+    assert (
+        "gradient_accumulation_steps=4 adds no negatives: a pair is contrasted with the 8 pairs of its own"
+        in caplog.text
+    )
     assert "raise --per_device_train_batch_size and add --contrastive_chunk_size 8." in caplog.text
 
 

@@ -242,7 +242,7 @@ def test_a_trainer_refuses_what_needs_whole_weights(options, message):
     trainer.is_fsdp_enabled = not trainer.is_deepspeed_enabled
     stage = SimpleNamespace(zero_stage=options.get("zero_stage"))
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=stage))
-    trainer.args = SimpleNamespace(average_top_k=options.get("average_top_k", False))
+    trainer.args = SimpleNamespace(average_top_k=options.get("average_top_k", False), world_size=2)
     trainer.model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         trainer._check_distribution()
