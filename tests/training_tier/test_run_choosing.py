@@ -66,7 +66,7 @@ def test_a_typo_in_the_metric_is_known_before_the_training(task, tmp_path, capsy
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith(
         "train_tier.py: error: metric_for_best_model='eval_auroc_Edma' is not measured in this training; did you mean "
-        "'eval_auroc_Edema'? There are eval_loss, "
+        "'eval_auroc_Edema'? The metrics are eval_loss, "
     )
     assert not (tmp_path / "run").exists()
 

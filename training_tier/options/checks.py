@@ -97,10 +97,10 @@ def check_choice(name: str, value, choices: Iterable[str | None]) -> None:
 def check_values(arguments) -> None:
     """
     Args:
-        arguments: a dataclass of options; `None` stands for an option that was not given.
+        arguments: a dataclass of options; `None` means that an option was not given.
 
     Raises:
-        `ValueError`: a number outside its range, or a word that is not among its choices.
+        `ValueError`: a number is outside its range, or a word is not among its choices.
     """
     for name in type(arguments).__dataclass_fields__:
         value = getattr(arguments, name)
@@ -128,19 +128,19 @@ def check_metric(metric: str | None, measured: Collection[str]) -> None:
     """
     Args:
         metric (`str`, *optional*): `metric_for_best_model`, with `eval_`.
-        measured (`Collection[str]`): what each evaluation of this training measures.
+        measured (`Collection[str]`): the metrics of each evaluation of this training.
 
     Raises:
-        `ValueError`: the metric is not among them.
+        `ValueError`: the metric is not one of them.
     """
     if metric is not None and metric not in measured:
         near = difflib.get_close_matches(metric, measured, n=1)
-        hint = f"did you mean {near[0]!r}? There are" if near else "choose one of"
+        hint = f"did you mean {near[0]!r}? The metrics are" if near else "choose one of"
         raise ValueError(
             f"metric_for_best_model={metric!r} is not measured in this training; {hint} {', '.join(measured)}."
         )
 
 
 def auroc_names(findings: Collection[str]) -> list[str]:
-    """What an evaluation calls the AUROC of findings, the mean first; none without findings."""
+    """Names of the AUROC of findings in an evaluation, the mean first; empty without findings."""
     return ["eval_auroc", *(f"eval_auroc_{finding}" for finding in findings)] if findings else []

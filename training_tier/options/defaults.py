@@ -1,16 +1,16 @@
-"""What a training takes where no option says it: the learning rate, and the weights of the two entropies."""
+"""Defaults that depend on what is trained: the learning rate, and the weights of the two entropies."""
 
 import logging
 
+from training_tier.options.compatibility import has_random_weights
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import RANDOM_WEIGHTS_RATE, TierTrainingArguments
 from training_tier.start.initialization import read_stored_config
-from training_tier.start.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
-ENTROPY_WEIGHT = 0.2  # that of the recipes
+ENTROPY_WEIGHT = 0.2  # as in the recipes
 
 ENTROPY_WEIGHTS = ("token_entropy_weight", "patch_entropy_weight")
 
@@ -19,17 +19,17 @@ def fill_defaults(
     task: TaskArguments, model_arguments: ModelArguments, training_arguments: TierTrainingArguments
 ) -> str | None:
     """
-    Sets the options that were not given, in place, and tells what a training will use.
+    Sets the options that were not given, in place, and logs what the training will use.
 
     Args:
-        task ([`TaskArguments`]), model_arguments ([`ModelArguments`]): say what is trained.
-        training_arguments ([`TierTrainingArguments`]): gets the learning rate.
+        task ([`TaskArguments`]), model_arguments ([`ModelArguments`]): what is trained.
+        training_arguments ([`TierTrainingArguments`]): receives the learning rate.
 
     Returns:
         `str`, *optional*: the weights of the entropies and where they come from; `None` for a classifier.
 
     Raises:
-        `ValueError`: there is no such checkpoint, or it cannot be one of these models.
+        `ValueError`: the checkpoint does not exist, or it is of another kind of model.
     """
     if not training_arguments.learning_rate_given:
         training_arguments.learning_rate, why = choose_learning_rate(task, model_arguments)
@@ -41,15 +41,11 @@ def fill_defaults(
     return weights
 
 
-def is_random(arguments: ModelArguments) -> bool:
-    return arguments.vision_model is None and arguments.model in PRESETS
-
-
 def choose_learning_rate(task: TaskArguments, arguments: ModelArguments) -> tuple[float, str]:
     """The peak learning rate for what is trained, and what that is. See the recipes in configs/."""
     if task.task == "classification" and task.freeze_image_tower:
         return 1e-2, "a new head on a frozen image tower"
-    if is_random(arguments):
+    if has_random_weights(arguments):
         return RANDOM_WEIGHTS_RATE, "random weights"
     if task.task == "classification":
         return 1e-4, "a classifier on pretrained weights"
@@ -60,11 +56,11 @@ def choose_learning_rate(task: TaskArguments, arguments: ModelArguments) -> tupl
 
 def fill_entropy_weights(arguments: ModelArguments) -> str:
     """
-    Sets the weights that no option names: to those of the checkpoint where one of them is not 0, else to 0.2. The
-    weights of the configurations stay 0 by default: they are those of CLIP, and it is a training that makes it TIER.
+    Sets the weights that were not given: to the checkpoint's if one of them is not 0, otherwise to 0.2. The default of
+    the configurations stays 0, which is plain CLIP; a training makes it TIER.
     """
     own = {}
-    if not is_random(arguments) and arguments.vision_model is None:
+    if not has_random_weights(arguments) and arguments.vision_model is None:
         stored = read_stored_config(arguments)
         own = {name: stored.get(name) or 0.0 for name in ENTROPY_WEIGHTS}
     named = [name for name in ENTROPY_WEIGHTS if getattr(arguments, name) is not None]

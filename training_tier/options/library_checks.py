@@ -1,4 +1,4 @@
-"""What transformers and torch would refuse later, or take in silence, is refused here before anything is loaded."""
+"""Refuses early what transformers and torch would refuse late, or accept without effect."""
 
 import copy
 import importlib.util
@@ -13,49 +13,49 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 from training_tier.options.checks import check_choice, check_values
 from training_tier.options.compatibility import expected_mode
 
-# Options of [`TrainingArguments`] that these trainings have no use for: the only value that is taken, and why.
+# Options of [`TrainingArguments`] that have a single useful value here: that value, and what any other would do.
 REFUSED = {
     "auto_find_batch_size": (
         False,
-        "would shrink the batch when memory runs out, and fewer negatives are another training; choose "
-        "--per_device_train_batch_size, and --contrastive_chunk_size where it does not fit into memory.",
+        "would shrink the batch when memory runs out, which leaves fewer negatives; set "
+        "--per_device_train_batch_size, and --contrastive_chunk_size if a batch does not fit into memory.",
     ),
     "label_smoothing_factor": (
         0,
-        "is for single-label classification, and neither loss here has it; for pairs with equal texts use "
+        "is for single-label classification, and neither loss here supports it; for pairs with equal texts use "
         "--soft_targets.",
     ),
     "use_liger_kernel": (False, "has no kernel for these models; leave it out."),
-    "neftune_noise_alpha": (None, "is for the fine-tuning of language models; leave it out."),
-    "batch_eval_metrics": (False, "would compute an AUROC of each batch alone; leave it out."),
+    "neftune_noise_alpha": (None, "is for fine-tuning language models; leave it out."),
+    "batch_eval_metrics": (False, "would compute the AUROC of each batch separately; leave it out."),
     "eval_do_concat_batches": (
         True,
-        "would keep the batches apart, and AUROC needs all images together; leave it out.",
+        "would keep the batches separate, but the AUROC needs all images together; leave it out.",
     ),
-    "prediction_loss_only": (False, "would leave out the AUROC; choose --metric_for_best_model eval_loss instead."),
+    "prediction_loss_only": (False, "would leave out the AUROC; use --metric_for_best_model eval_loss instead."),
     "label_names": (None, "has no effect: the findings are the labels; leave it out."),
-    "enable_jit_checkpoint": (False, "is not needed, SIGTERM saves a checkpoint anyway; leave it out."),
+    "enable_jit_checkpoint": (False, "is not needed: SIGTERM saves a checkpoint anyway; leave it out."),
     "remove_unused_columns": (False, "would remove the images; leave it out."),
     "dataloader_persistent_workers": (
         False,
-        "would repeat the random draws of the first epoch in all; leave it out.",
+        "would repeat the random draws of the first epoch in every epoch; leave it out.",
     ),
 }
 
 LOGGER_PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # where the names differ
 
-LAYERWISE_OPTIMIZERS = ("galore", "apollo")  # which cannot be made without the model
+LAYERWISE_OPTIMIZERS = ("galore", "apollo")  # these need the whole model
 
-# What libraries raise for an argument that they do not take
+# What libraries raise for a bad argument
 ARGUMENT_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError)
 
 
 def check_training_options(arguments: TrainingArguments) -> None:
     """
-    What can be told before [`TrainingArguments`] has looked at its options.
+    Checks that come before those of [`TrainingArguments`].
 
     Raises:
-        `ValueError`: an option that cannot be had, a number out of its range, or a package that is not installed.
+        `ValueError`: an option is not supported, a number is outside its range, or a package is not installed.
     """
     for name, (allowed, reason) in REFUSED.items():
         value = getattr(arguments, name, allowed)
@@ -89,7 +89,7 @@ def check_json(arguments: TrainingArguments) -> None:
             try:
                 json.loads(value)
             except ValueError as error:
-                raise ValueError(f"{name}={value!r} is not valid JSON ({error}); mend it.") from error
+                raise ValueError(f"{name}={value!r} is not valid JSON ({error}); correct it.") from error
 
 
 def check_reporting(report_to: str | list[str]) -> None:
@@ -109,10 +109,10 @@ def check_reporting(report_to: str | list[str]) -> None:
 
 def check_optimizer(arguments: TrainingArguments) -> None:
     """
-    Makes the optimizer and the schedule that the options name, of a single weight.
+    Makes the optimizer and the schedule that the options name, for a single weight.
 
     Raises:
-        `ValueError`: a package that is not installed, or an option of theirs that is missing or not known.
+        `ValueError`: a package is not installed, or an argument is missing or unknown.
     """
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
@@ -152,7 +152,7 @@ def check_checkpointing(arguments: TrainingArguments) -> None:
 
 
 def check_optim_args(arguments: TrainingArguments, model: torch.nn.Module, options: dict) -> None:
-    """ValueError for one of `optim_args` without which the options of the optimizer are the same."""
+    """ValueError for one of `optim_args` that does not change the options of the optimizer."""
     pairs = [] if arguments.optim_args is None else arguments.optim_args.replace(" ", "").split(",")
     for pair in pairs:
         other = copy.copy(arguments)

@@ -29,7 +29,7 @@ class Options(NamedTuple):
 
 MODEL_OPTIONS = ("model", "vision_model", "text_model")
 
-# Options of a recipe that do not fit the model that the command line names instead of the recipe's
+# Options of a recipe that do not fit the model on the command line, which replaces the recipe's
 UNFIT = {
     "random weights": (
         *("vision_model", "text_model", "frozen_text_layers", "frozen_vision_layers", "head_from_prompts"),
@@ -40,7 +40,7 @@ UNFIT = {
 
 
 class Parser(HfArgumentParser):
-    """Says in one sentence what is wrong, as a ValueError, without the three hundred lines of its usage."""
+    """Raises a ValueError with one sentence, instead of printing three hundred lines of usage."""
 
     def error(self, message: str):
         raise ValueError(message)
@@ -52,7 +52,7 @@ def parse_options(argv: Sequence[str], command: str) -> Options:
 
 
 def print_help(command: str) -> None:
-    """Every option with its whole text."""
+    """Prints every option with its whole text."""
     parser = Parser(
         tuple(Options.__annotations__.values()), prog=command, usage=f"{command} [RECIPE] [--option VALUE ...]"
     )
@@ -80,6 +80,8 @@ def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tu
         values = {name: value for name, value in read_recipe(path, kinds).items() if name not in given}
         parser.set_defaults(**without_unfit(values, argv, given, parser))
     *arguments, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if rest and not rest[0].startswith("-"):
+        raise ValueError(f"Unknown word {rest[0]!r}; a recipe comes first: {prog} RECIPE --option VALUE.")
     if rest:
         raise ValueError(f"Unknown option {rest[0]!r}; {nearest(rest[0].lstrip('-').split('=')[0], known)}")
     return tuple(arguments)
@@ -87,8 +89,8 @@ def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tu
 
 def without_unfit(values: Mapping, argv: Sequence[str], given: set[str], parser: HfArgumentParser) -> dict:
     """
-    The options of a recipe that fit the model which the command line names instead of the recipe's; a warning tells
-    the others.
+    The options of a recipe that fit the model on the command line, which replaces the recipe's. A warning names the
+    options that do not fit.
 
     Args:
         values (`Mapping`): the recipe's, without those that the command line overrides.
@@ -105,7 +107,7 @@ def without_unfit(values: Mapping, argv: Sequence[str], given: set[str], parser:
     unfit = [name for name in UNFIT[start] if name in values and values[name] != parser.get_default(name)]
     if unfit:
         logger.warning(
-            "Left out, since the recipe's %s not fit %s: %s.",
+            "Ignored, because the recipe's %s not fit %s: %s.",
             "options do" if len(unfit) > 1 else "option does",
             start if start == "two towers" else f"{start} (--model {named.model})",
             ", ".join(f"{name}={values[name]}" for name in unfit),

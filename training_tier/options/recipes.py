@@ -1,4 +1,4 @@
-"""Recipes, which are YAML files with options: where they are, and their values as the options' types ask for them."""
+"""Recipes, which are YAML files with options: where they are, and their values in the types of the options."""
 
 import difflib
 import types
@@ -43,7 +43,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 def read_recipe(path: Path, kinds: Sequence[type]) -> dict:
     """
-    The options in a YAML file, as their types ask for them.
+    The options in a YAML file, in the types of the options.
 
     Raises:
         `ValueError`: the file is not valid, or an option is unknown or of another type.
@@ -71,10 +71,10 @@ def read_recipe(path: Path, kinds: Sequence[type]) -> dict:
 
 def convert(value, name: str, hint, path: Path):
     """
-    A value of a YAML file as the type of its option asks; a number may be written as YAML 1.1 does not know it (5e-5).
+    A value of a YAML file in the type of its option. Numbers that YAML 1.1 reads as text (5e-5) are numbers here.
 
     Raises:
-        `ValueError`: it is of another type.
+        `ValueError`: the value has another type.
     """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
@@ -97,7 +97,7 @@ def convert(value, name: str, hint, path: Path):
 
 
 def to_number(value: int | float | str, fraction: bool) -> int | float | None:
-    """The number that a value is or spells; None where it is not one, or has a fraction where that may not be."""
+    """The number that a value is or spells; None if it is not a number, or has a fraction and `fraction` is false."""
     try:
         number = float(value)
     except (ValueError, OverflowError):

@@ -72,32 +72,31 @@ def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
         ({"fp16": True}, "fp16=True needs a GPU; leave it out, or use --bf16 true."),
         (
             {"auto_find_batch_size": True},
-            "auto_find_batch_size=True would shrink the batch when memory runs out, and fewer negatives are another "
-            "training; choose --per_device_train_batch_size, and --contrastive_chunk_size where it does not fit into "
-            "memory.",
+            "auto_find_batch_size=True would shrink the batch when memory runs out, which leaves fewer negatives; set "
+            "--per_device_train_batch_size, and --contrastive_chunk_size if a batch does not fit into memory.",
         ),
         (
             {"label_smoothing_factor": 0.1},
-            "label_smoothing_factor=0.1 is for single-label classification, and neither loss here has it; for pairs "
-            "with equal texts use --soft_targets.",
+            "label_smoothing_factor=0.1 is for single-label classification, and neither loss here supports it; for "
+            "pairs with equal texts use --soft_targets.",
         ),
         ({"use_liger_kernel": True}, "use_liger_kernel=True has no kernel for these models; leave it out."),
         (
             {"neftune_noise_alpha": 5.0},
-            "neftune_noise_alpha=5.0 is for the fine-tuning of language models; leave it out.",
+            "neftune_noise_alpha=5.0 is for fine-tuning language models; leave it out.",
         ),
         (
             {"batch_eval_metrics": True},
-            "batch_eval_metrics=True would compute an AUROC of each batch alone; leave it out.",
+            "batch_eval_metrics=True would compute the AUROC of each batch separately; leave it out.",
         ),
         (
             {"eval_do_concat_batches": False},
-            "eval_do_concat_batches=False would keep the batches apart, and AUROC needs all images together; leave it "
-            "out.",
+            "eval_do_concat_batches=False would keep the batches separate, but the AUROC needs all images together; "
+            "leave it out.",
         ),
         (
             {"prediction_loss_only": True},
-            "prediction_loss_only=True would leave out the AUROC; choose --metric_for_best_model eval_loss instead.",
+            "prediction_loss_only=True would leave out the AUROC; use --metric_for_best_model eval_loss instead.",
         ),
         ({"label_names": ["x"]}, "label_names=['x'] has no effect: the findings are the labels; leave it out."),
         (
@@ -226,7 +225,7 @@ def test_a_metric_that_is_not_measured_is_refused_and_a_typo_is_named():
         check_metric("eval_auroc_Edma", measured)
     assert str(error.value) == (
         "metric_for_best_model='eval_auroc_Edma' is not measured in this training; did you mean 'eval_auroc_Edema'? "
-        f"There are {listed}"
+        f"The metrics are {listed}"
     )
     with pytest.raises(ValueError, match=f"^metric_for_best_model='f1' is not measured in this training; .*{listed}$"):
         check_metric("f1", measured)

@@ -102,20 +102,20 @@ def test_ranges_hold_for_a_recipe_too(parse):
         (
             "text_warmup_epochs: 3\nseed: 7",
             ["--model", "owner/x"],
-            "Left out, since the recipe's option does not fit a checkpoint (--model owner/x): text_warmup_epochs=3.",
+            "Ignored, because the recipe's option does not fit a checkpoint (--model owner/x): text_warmup_epochs=3.",
             {"text_warmup_epochs": 0, "model": "owner/x", "seed": 7},
         ),
         (
             "model: resnet-tiny\ntext_warmup_epochs: 3\nvocab_size: 600",
             ["--vision_model", "a", "--text_model", "b"],
-            "Left out, since the recipe's options do not fit two towers: model=resnet-tiny, text_warmup_epochs=3, "
+            "Ignored, because the recipe's options do not fit two towers: model=resnet-tiny, text_warmup_epochs=3, "
             "vocab_size=600.",
             {"text_warmup_epochs": 0, "vision_model": "a", "model": "tiny", "vocab_size": 4000},
         ),
         (
             "model: models/biovil\nfrozen_text_layers: 8",
             ["--model=small"],
-            "Left out, since the recipe's option does not fit random weights (--model small): frozen_text_layers=8.",
+            "Ignored, because the recipe's option does not fit random weights (--model small): frozen_text_layers=8.",
             {"frozen_text_layers": None, "model": "small"},
         ),
         ("text_warmup_epochs: 3", ["--model", "small"], None, {"text_warmup_epochs": 3}),
@@ -135,6 +135,11 @@ def test_what_the_command_line_itself_asks_for_is_still_refused(parse):
         parse("text_warmup_epochs: 3", "--model", "owner/name", "--text_warmup_epochs", "2")
     with pytest.raises(ValueError, match="^text_warmup_epochs=3 is for random weights .*; leave it out.$"):
         parse("model: owner/name\ntext_warmup_epochs: 3")
+
+
+def test_a_recipe_comes_first(parse):
+    with pytest.raises(ValueError, match="^Unknown word 'indiana'; a recipe comes first: train_tier.py RECIPE --opt"):
+        parse("seed: 1", "indiana")
 
 
 def test_options_are_written_in_full(parse):
