@@ -1,4 +1,4 @@
-"""Configurations of the TIER models: the towers, and the weights and the definition of the two entropy terms."""
+"""Configurations of the TIER models: their fields, defaults and checks. Entries of findings are checked elsewhere."""
 
 import difflib
 import math
@@ -23,11 +23,11 @@ logger = logging.get_logger(__name__)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
 
-# What transformers itself passes to a configuration or writes into config.json, beside the declared fields.
+# Keys that transformers itself passes to a configuration or writes into config.json, beside the declared fields.
 LIBRARY_KEYS = {
     "attn_implementation",
     "auto_map",
-    "bos_token_id",  # these three from the Trainer, which up to 5.17 puts the tokenizer's here
+    "bos_token_id",  # these three come from the Trainer, which writes the tokenizer's ids here (up to 5.17)
     "custom_pipelines",
     "eos_token_id",
     "experts_implementation",
@@ -48,15 +48,15 @@ LIBRARY_KEYS = {
 }
 
 
-NEAR = 0.7  # similarity (`difflib`) from which on an unknown key is taken for a misspelt option
-STORED = "_stored"  # passed by `from_dict`: the keys come from a file, and no person has typed them
+NEAR = 0.7  # an unknown key of at least this similarity (`difflib`) to an option is a misspelling of it
+STORED = "_stored"  # passed by `from_dict`: the keys come from a file, not from a caller
 
 Channels = float | int | list[float | int] | tuple[float | int, ...]
 
 
 @dataclass(kw_only=True)
 class TierOptions:
-    """The fields that the configurations of both architectures have, documented at [`TierCLIPConfig`]."""
+    """The fields that both configurations share, documented at [`TierCLIPConfig`]."""
 
     keys_to_ignore_at_inference = [
         "text_model_output",
@@ -86,11 +86,13 @@ class TierOptions:
                 raise ValueError(f"{type(self).__name__} has no option {key!r}; the nearest one is {nearest!r}.")
             if (nearest is not None or not stored) and not key.startswith("_"):
                 resembles = f" (did you mean {nearest!r}?)" if nearest else ""
-                logger.warning(f"{type(self).__name__} has no option {key!r}{resembles}; it is kept, without effect.")
+                logger.warning(
+                    f"{type(self).__name__} has no option {key!r}{resembles}; it is kept but has no effect."
+                )
         kwargs.pop("model_type", None)  # a class attribute; as an instance attribute it could disagree
-        # as they come back from JSON
+        # lists, as in JSON
         self.pixel_mean, self.pixel_std = per_channel(self.pixel_mean), per_channel(self.pixel_std)
-        self.validate_tier()  # here too, since @strict would wrap the ValueError into an exception of its own
+        self.validate_tier()  # here too: @strict would wrap the ValueError in its own exception
         super().__post_init__(**kwargs)
 
     def validate_tier(self):
@@ -118,20 +120,20 @@ class TierOptions:
 
     @classmethod
     def options(cls) -> set[str]:
-        """The names of the fields that these models have and others of transformers need not."""
+        """The names of the fields that other models of transformers need not have."""
         return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
     @classmethod
     def nearest_option(cls, key: str) -> str | None:
-        """The option that an unknown key may be a misspelling of, if there is one."""
+        """The option that an unknown key probably misspells, or None."""
         return next(iter(difflib.get_close_matches(key, sorted(cls.options()), n=1, cutoff=NEAR)), None)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """
-        Builds the configuration from what a file says. Keys that are not known are kept, since other tools and persons
-        leave notes there; one that resembles an option is warned about. Keyword arguments for a model's own fields
-        are checked like the file's, and a misspelt one is an error.
+        Builds the configuration from the content of a file. Unknown keys are kept, because other tools leave notes
+        there; one that resembles an option causes a warning. Keyword arguments are checked like the file's values, and
+        a misspelt one is an error.
         """
         overrides = {
             key: kwargs.pop(key) for key in list(kwargs) if key in cls.options() and key not in cls.sub_configs
@@ -146,12 +148,12 @@ class TierOptions:
 @strict
 class TierCLIPConfig(TierOptions, CLIPConfig):
     r"""
-    Configuration of a [`TierCLIPModel`]. It has everything that [`CLIPConfig`] has and the fields below. Values are
-    checked when the configuration is built, loaded or saved. A keyword that resembles one of these fields, but is
-    none, is an error; in a stored `config.json` such a key is warned about, and every other one is kept in silence.
+    Configuration of a [`TierCLIPModel`]: the fields of [`CLIPConfig`] and those below. Values are checked when the
+    configuration is built, loaded or saved. A keyword that misspells one of these fields is an error. In a stored
+    `config.json` such a key causes a warning; other unknown keys are kept silently.
 
-    The lambdas that the authors of TIER used are not recoverable from their code, which defaults to 0 for both; the
-    defaults here are 0 as well, so that a configuration without them is plain CLIP.
+    The authors' code does not record the lambdas of the paper and defaults to 0 for both. The defaults here are 0 as
+    well, so that a configuration without them is plain CLIP.
 
     Args:
         token_entropy_weight (`float`, *optional*, defaults to 0.0):
@@ -161,42 +163,42 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             Weight, at least 0, of the mean entropy (nats) of each patch's distribution over the text's tokens.
             It is `lam_patches`, the second of the two lambdas in the authors' code.
         entropy_temperature (`float`, *optional*, defaults to 1.0):
-            Positive number that divides the cosines before the softmax. 1.0 is the paper's; there, with 49 patches,
-            the token entropy can only move between 3.748 and 3.892 nats. Smaller is sharper.
+            Positive number that divides the cosines before the softmax. A smaller one gives sharper distributions. At
+            the paper's 1.0 and with 49 patches, the token entropy can only move between 3.748 and 3.892 nats.
         entropy_normalization (`bool`, *optional*, defaults to `False`):
-            Divide each entropy by ln K, K being the number of patches or of that text's counted tokens, so that it
-            lies in [0, 1] whatever the image size and the text length. An entropy over one element is 0.
+            Whether to divide each entropy by ln K, where K is the number of patches or of that text's counted tokens.
+            It then lies in [0, 1] for every image size and text length. An entropy over one element is 0.
         entropy_tokens (`str`, *optional*, defaults to `"words"`):
-            The tokens that count. `"words"`: attended tokens except BOS and EOS. `"attended"`: these too. `"all"`:
-            what the authors' code did, padding and the 1e-7 added after the softmax included, to reproduce it.
+            The tokens that count. `"words"`: attended tokens except BOS and EOS. `"attended"`: all attended tokens.
+            `"all"`: also padding, with 1e-7 added after the softmax, which reproduces the authors' code.
         image_pooling (`str`, *optional*, defaults to `"cls"`):
             `"cls"`: the global image embedding comes from the class token, as in CLIP and CheXzero. `"patch_mean"`:
-            it is the mean of the projected patch embeddings, as in TIER.
+            it is the mean of the projected patch embeddings, as in TIER. See `pooling_tier.py`.
         pixel_mean (`list[float]` or `float`, *optional*, defaults to CLIP's):
             Mean of each of the 3 channels, or of all, on the 0..1 scale; only used for pixels that arrive as uint8.
         pixel_std (`list[float]` or `float`, *optional*, defaults to CLIP's):
             Standard deviation, above 0, of each of the 3 channels, or of all, on the 0..1 scale; used like
             `pixel_mean`.
         zero_shot_findings (`dict[str, dict]`, *optional*):
-            What the pipeline `cxr-zero-shot-classification` knows of each finding, by name: the sentences `"positive"`
-            and `"negative"` (lists), and, measured with these sentences, the `"scale"` (above 0, 1.0 by default) and
-            the `"bias"` (0.0 by default) that make a probability of their difference in cosine, and the
-            `"threshold"` (0..1), from which on the finding is called present. `"measured_on"` says on which images:
+            What the pipeline `cxr-zero-shot-classification` needs for each finding, by name. `"positive"` and
+            `"negative"` are lists of sentences. Three numbers are measured with these sentences: `"scale"` (above 0,
+            1.0 by default) and `"bias"` (0.0 by default) turn the difference in cosine into a probability; at
+            `"threshold"` (0..1) and above, the finding is present. `"measured_on"` names the images:
             `{"dataset": name, "split": name, "images": number, "date": "YYYY-MM-DD"}`.
             `eval_zeroshot.py --save_thresholds` writes it.
         kwargs:
             The fields of [`CLIPConfig`].
 
     Raises:
-        ValueError: a value is out of range, or a keyword is a misspelt option.
-        StrictDataclassFieldValidationError: a value has the wrong type.
+        ValueError: A value is out of range, or a keyword is a misspelt option.
+        StrictDataclassFieldValidationError: A value has the wrong type.
     """
 
     model_type = "tier_clip"
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads `config.json`. That of a plain CLIP checkpoint, less its code, is a TIER one's too."""
+        """Reads `config.json`. A plain CLIP checkpoint's becomes a TIER configuration, without the CLIP's own code."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == CLIPConfig.model_type:
             config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
@@ -208,33 +210,33 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
 class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     r"""
     Configuration of a [`TierDualEncoderModel`]: the paper's own architecture, from any image backbone and any text
-    encoder of transformers. Values are checked as those of [`TierCLIPConfig`] are.
+    encoder of transformers. Values are checked as in [`TierCLIPConfig`].
 
     Args:
         text_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to BERT's):
-            Of the text encoder, which must be bidirectional or CLIP's; a `dict` names its kind by `model_type`.
+            The text encoder, which must be bidirectional or CLIP's; a `dict` names its kind by `model_type`.
         vision_config (`dict` or [`PreTrainedConfig`], *optional*, defaults to ResNet-50's):
-            Of the image backbone, likewise.
+            The image backbone, likewise.
         projection_dim (`int`, *optional*, defaults to 128):
             Dimensions of the space that texts and images share.
         logit_scale_init_value (`float`, *optional*, defaults to ln(1/0.07)):
-            Where the logarithm of the factor of the cosines starts.
+            Initial logarithm of the factor of the cosines.
         image_size (`int`, *optional*):
-            Edge in pixels of the square that the model sees. That of the backbone where it has one, else 224. Where it
-            differs from the backbone's, the position embeddings are interpolated.
+            Edge in pixels of the square that the model sees. By default the backbone's, or 224 for a backbone without
+            one. Another size than the backbone's makes the model interpolate the position embeddings.
         frozen_text_layers (`int`, *optional*, defaults to 0):
-            The embeddings and so many of the first layers of the text encoder are never trained; 0 trains all. The
-            paper's model has 8 of BERT's 12 (authors' code, CLIP_Embedding.py:38-45 at ce1e171).
+            Number of first layers of the text encoder that are never trained, and its embeddings with them; 0 trains
+            everything. The paper freezes 8 of BERT's 12 (authors' code, CLIP_Embedding.py:38-45 at ce1e171).
         image_pooling (`str`, *optional*, defaults to `"patch_mean"`):
             As in [`TierCLIPConfig`]; `"cls"` needs a backbone with a class token.
         pixel_mean, pixel_std (`list[float]`, *optional*, default to ImageNet's):
             As in [`TierCLIPConfig`]. A backbone with one channel needs three equal numbers in each.
         kwargs:
-            The other fields of [`TierCLIPConfig`] that are its own.
+            The other fields that [`TierCLIPConfig`] adds to CLIP's.
 
     Raises:
-        ValueError: a value is out of range, a keyword is a misspelt option, or a kind of tower is unknown.
-        StrictDataclassFieldValidationError: a value has the wrong type.
+        ValueError: A value is out of range, a keyword is a misspelt option, or a kind of tower is unknown.
+        StrictDataclassFieldValidationError: A value has the wrong type.
     """
 
     model_type = "tier_dual_encoder"
@@ -281,7 +283,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
 
 def located(name: str | os.PathLike) -> dict[str, str]:
     """
-    What `from_pretrained` takes for a model.
+    The arguments of `from_pretrained` that select a model.
 
     Args:
         name (`str` or `os.PathLike`):
@@ -294,7 +296,7 @@ def located(name: str | os.PathLike) -> dict[str, str]:
 
 
 def per_channel(value: Channels) -> list[float]:
-    """Three numbers, also where one stands for all."""
+    """Three numbers; a single number counts for each channel."""
     return list(value) if isinstance(value, (list, tuple)) else [value] * 3
 
 
@@ -306,8 +308,8 @@ def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> P
     model_type = config.pop("model_type", default_type)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"transformers has no model_type {model_type!r}; name one of its own for each tower, for example "
-            f"{default_type!r}."
+            f"transformers does not know the model_type {model_type!r}. Name one that it knows for each tower, for "
+            f"example {default_type!r}."
         )
     return AutoConfig.for_model(model_type, **config)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from .global_batch_tier import Pairs, gather_pairs, mean_over_processes, world_size
 
-# Below every logit, yet far enough from the end of float32 that subtracting the largest logit cannot overflow.
+# Below every logit, yet far enough from the limit of float32 that subtracting the largest logit cannot overflow.
 # Minus infinity would make the gradient NaN.
 MASKED_LOGIT = torch.finfo(torch.float32).min / 2
 
@@ -33,30 +33,29 @@ def contrastive_loss(
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
 
-    On one process the operations are those of `CLIPModel` in the same order, so that the result is equal bit by bit.
-    With several, each compares its own rows with the rows of all, so that no process holds the whole matrix; the mean
-    over the processes is the loss of the global batch.
+    On one process, the operations and their order are those of `CLIPModel`, so the result is equal to the last bit.
+    With several processes, each compares its own rows with all rows, and never holds the whole matrix. The mean over
+    the processes is the loss of the global batch.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
         text_groups (`torch.Tensor` of shape `(batch,)`, *optional*):
-            int64, equal for pairs whose reports say the same. They are then no negatives of one another: the target
+            int64, equal for pairs whose reports say the same. Such pairs are not negatives of one another: the target
             of each is spread evenly over the images, and over the texts, of all of them. Where their embeddings are
-            equal to the last bit, as those of the same tokens are without dropout, this is the plain loss: it spreads
-            the same pull over them.
+            equal to the last bit (the same tokens without dropout), the gradient equals that of the plain loss.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
 
     Raises:
-        ValueError: the numbers of images and texts differ.
+        ValueError: The numbers of images and texts differ.
     """
     if len(image_embeds) != len(text_embeds):
         raise ValueError(
-            f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts; "
-            "leave return_loss out to compare every text with every image."
+            f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts. "
+            "Omit return_loss to compare every text with every image."
         )
     processes = world_size()
     if processes == 1:
@@ -83,12 +82,12 @@ def views_contrastive_loss(
     text_groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    The mean of [`contrastive_loss`] over each view with the texts and over each two views with one another, as in the
-    authors' code (Modeling/utils.py:109-141 at ce1e171; there, by mistake, the latter repeats the former).
+    The mean of [`contrastive_loss`] over all combinations of a view with the texts and of two views, as the authors
+    intended (Modeling/utils.py:109-141 at ce1e171; their code repeats the first kind by mistake).
 
     Args:
         image_embeds (`torch.Tensor` of shape `(image_views * batch, dim)`): L2-normalised; all first views in the
-            order of the texts, then all second ones, and so on.
+            order of the texts, then all second views, and so on.
         text_embeds, logit_scale, text_groups: See [`contrastive_loss`].
         image_views (`int`): Views of each image.
 
@@ -96,7 +95,7 @@ def views_contrastive_loss(
         `torch.Tensor`: Scalar, nats.
 
     Raises:
-        ValueError: the number of images is not `image_views` times that of the texts.
+        ValueError: The number of images is not `image_views` times that of the texts.
     """
     if len(image_embeds) != image_views * len(text_embeds):
         raise ValueError(
@@ -133,20 +132,20 @@ def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: 
 
 
 def soft_target(groups: torch.Tensor, all_groups: torch.Tensor) -> torch.Tensor:
-    """Float32 (len(groups), len(all_groups)): each row spread evenly over where its group stands."""
+    """Float32 (len(groups), len(all_groups)): each row is spread evenly over the columns of its group."""
     same = (groups.unsqueeze(1) == all_groups).float()
     return same / same.sum(1, keepdim=True)
 
 
 def attended_tokens(input_ids: torch.Tensor, pad_token_id: int | None, eos_token_id: int | None) -> torch.Tensor:
     """
-    The attention mask of texts that came without one: everything but the padding. Where the padding is the EOS token
-    again, the first EOS belongs to the text.
+    The attention mask of texts that came without one: everything but the padding. Where the EOS token also pads, the
+    first EOS belongs to the text.
 
     Args:
         input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
-        pad_token_id (`int`, *optional*): Without it there is no padding.
-        eos_token_id (`int`, *optional*): It matters only where it equals `pad_token_id`.
+        pad_token_id (`int`, *optional*): `None` for texts without padding.
+        eos_token_id (`int`, *optional*): Matters only where it equals `pad_token_id`.
 
     Returns:
         `torch.Tensor` of shape `(batch, tokens)`: long, 1 for attended tokens.
@@ -163,11 +162,11 @@ def counted_tokens(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, eos_token_id: int | None, entropy_tokens: str
 ) -> torch.Tensor:
     """
-    Which token positions the entropies count.
+    The token positions that the entropies count.
 
-    CLIP's texts read BOS, words, EOS, padding, and the padding may be the EOS token again; so padding is told by the
-    attention mask, BOS by being the first attended token and EOS by being the one that `CLIPTextModel` pools. BERT's
-    read [CLS], words, [SEP], padding, and its configuration does not name [SEP]: it is the last attended token.
+    CLIP's texts consist of BOS, words, EOS and padding, and EOS may also pad. So the attention mask tells the padding;
+    BOS is the first attended token, and EOS the one that `CLIPTextModel` pools. BERT's texts consist of [CLS], words,
+    [SEP] and padding, and its configuration does not name [SEP]: it is the last attended token.
 
     Args:
         input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
@@ -175,7 +174,7 @@ def counted_tokens(
             1 for attended tokens. Without it, everything up to and including the first EOS is attended.
         eos_token_id (`int`, *optional*):
             As in CLIP's text configuration; 2 marks an old checkpoint, where EOS is the highest id of each text.
-            `None` for BERT and its kin, whose `attention_mask` has to be given.
+            `None` for BERT and similar encoders, which need the `attention_mask`.
         entropy_tokens (`str`): `"words"`, `"attended"` or `"all"`, see [`TierCLIPConfig`].
 
     Returns:
@@ -184,7 +183,7 @@ def counted_tokens(
     if entropy_tokens == "all":
         return torch.ones_like(input_ids, dtype=torch.bool)
     if eos_token_id is None:
-        is_eos = attention_mask.bool() & (attention_mask.flip(-1).cumsum(-1).flip(-1) == 1)  # none attended after it
+        is_eos = attention_mask.bool() & (attention_mask.flip(-1).cumsum(-1).flip(-1) == 1)  # the last attended token
     else:
         is_eos = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
     if attention_mask is None:
@@ -201,7 +200,7 @@ def token_patch_similarity(
     token_embeds: torch.Tensor, patch_embeds: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
     """
-    Similarity of each token of a text with each patch of the image it belongs to (matched pairs only).
+    Similarity of each token of a text with each patch of its own image (matched pairs only).
 
     Args:
         token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): L2-normalised.
@@ -222,12 +221,12 @@ def masked_entropy(
     Shannon entropy in nats of `softmax(logits)` along `dim`, with finite values and gradients for any finite logits.
 
     Args:
-        logits (`torch.Tensor`): Computed in float32 whatever comes in.
+        logits (`torch.Tensor`): Any dtype; computed in float32.
         mask (`torch.Tensor`, *optional*):
-            bool, broadcastable to `logits`; where it is False the probability is 0. A slice that is False throughout
-            gives the entropy of a uniform distribution and no gradient: leave it out of means.
+            bool, broadcastable to `logits`; where it is False the probability is 0. A slice without any True gives
+            the entropy of a uniform distribution and a gradient of 0: leave it out of means.
         dim (`int`, *optional*, defaults to -1): The dimension of the distribution.
-        eps (`float`, *optional*, defaults to 0.0): Added to each probability after the softmax, as the authors do.
+        eps (`float`, *optional*, defaults to 0.0): Added to each probability after the softmax, as the authors did.
 
     Returns:
         `torch.Tensor`: `logits` without `dim`, in [0, ln K] for K unmasked elements.
@@ -246,7 +245,7 @@ def entropy_sums(
     similarity: torch.Tensor, token_mask: torch.Tensor | None = None, normalize: bool = False, eps: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The sums and the counts of which [`token_and_patch_entropy`] makes its two means; the arguments are its own.
+    The sums and counts behind the two means of [`token_and_patch_entropy`], with the same arguments.
 
     Returns:
         `tuple` of two tensors of shape `(2,)`: the sums (nats) over the tokens and over the patches of this process,
@@ -272,7 +271,7 @@ def token_and_patch_entropy(
     """
     The two penalties of TIER (authors' code, Modeling/utils.py:87-141 at ce1e171, where no token is masked).
 
-    A text without any counted token enters neither mean.
+    A text without a counted token does not enter either mean.
 
     Args:
         similarity (`torch.Tensor` of shape `(batch, tokens, patches)`): Of matched pairs.

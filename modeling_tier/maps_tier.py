@@ -1,4 +1,4 @@
-"""Similarity maps, for all that draws or measures one: how near each patch of an image lies to what texts say."""
+"""Similarity maps: the cosine of each patch of an image with texts. Everything that draws or measures maps uses it."""
 
 import torch
 from torch.nn import functional as F
@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 def mean_direction(text_embeds: torch.Tensor) -> torch.Tensor:
     """
-    The direction that several sentences stand for together: their mean, normalised again (TIER,
-    CLIP_Embedding.py:221-232; CheXzero, zero_shot.py:119-124).
+    One embedding for several sentences: their mean, normalised again (TIER, CLIP_Embedding.py:221-232; CheXzero,
+    zero_shot.py:119-124).
 
     Args:
         text_embeds (`torch.Tensor` of shape `(sentences, dim)`): L2-normalised.
@@ -20,12 +20,12 @@ def mean_direction(text_embeds: torch.Tensor) -> torch.Tensor:
 
 def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor) -> torch.Tensor:
     """
-    Cosine of each text with each patch of each image. Each text is taken by itself, so that its map is the same, to
-    the last bit, whatever else is asked.
+    Cosine of each text with each patch of each image. Each text has its own matrix product, so that its map does not
+    depend on the other texts, to the last bit.
 
     Args:
         text_embeds (`torch.Tensor` of shape `(..., dim)`): L2-normalised.
-        patch_map (`torch.Tensor` of shape `(images, rows, columns, dim)`): As `get_patch_map` gives it.
+        patch_map (`torch.Tensor` of shape `(images, rows, columns, dim)`): As `get_patch_map` returns it.
 
     Returns:
         `torch.Tensor` of shape `(images, ..., rows, columns)`: float32, in [-1, 1], on the device of the texts.

@@ -1,4 +1,4 @@
-"""Findings of a radiograph, learnt from labels: the image tower of a TIER model under a multi-label head."""
+"""Classifiers of findings, trained on labels: the image tower of a TIER model under a multi-label head."""
 
 import copy
 import math
@@ -27,21 +27,21 @@ def masked_bce(
     logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
     """
-    Binary cross-entropy of the labels that are stated.
+    Binary cross-entropy over the stated labels.
 
     Args:
         logits (`torch.Tensor` of shape `(batch, findings)`): Any real numbers.
         labels (`torch.Tensor` of shape `(batch, findings)`):
-            1 present, 0 absent (or a probability in between). -1 (uncertain), NaN (not stated) and -100 (the Trainer's
-            mark of what does not count) are left out.
+            1 present, 0 absent (or a probability in between). The loss leaves out -1 (uncertain), NaN (not stated) and
+            -100 (the Trainer's mark for labels that do not count).
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-            What the sum is divided by; by default the number of stated labels.
+            Divisor of the sum; by default the number of stated labels.
 
     Returns:
-        `torch.Tensor`: Scalar, nats, float32; 0, with a gradient of 0, where no label is stated.
+        `torch.Tensor`: Scalar, nats, float32; 0 with a gradient of 0 if every label is unstated.
     """
     stated = labels >= 0  # False for NaN
-    # not by multiplication: a target of NaN would make the gradient NaN as well
+    # not by multiplication: a NaN target would make the gradient NaN
     targets = torch.where(stated, labels, 0).to(torch.float32)
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
     count = stated.sum() if num_items_in_batch is None else num_items_in_batch
@@ -50,11 +50,11 @@ def masked_bce(
 
 class ImageTowerClassifier(SavingMixin):
     """
-    What the classifiers below share. A subclass has `vision_model`, `visual_projection`, `classifier` and
+    Methods of both classifiers. A subclass has `vision_model`, `visual_projection`, `classifier` and
     `get_image_features`, whose `pooler_output` (batch, dim) is the global image embedding.
 
-    The head reads that embedding at length sqrt(dim), so that its entries are of the order of 1 whatever the model.
-    It lies in the space that images share with texts: a head whose weights are differences of text embeddings is the
+    The head reads that embedding scaled to length sqrt(dim), so that its entries are about 1 for every model. The
+    embedding lies in the space shared with texts: a head whose weights are differences of text embeddings is the
     zero-shot classifier.
     """
 
@@ -74,13 +74,13 @@ class ImageTowerClassifier(SavingMixin):
         **kwargs,
     ) -> "PreTrainedModel | tuple[PreTrainedModel, dict]":
         """
-        Loads a saved classifier, or the image tower of a saved model of images and texts under a new head; for images
-        of `image_size` pixels where that is given, see [`resize_image_positions`].
+        Loads a saved classifier, or the image tower of a saved model of images and texts under a new head. For
+        `image_size`, see [`resize_image_positions`].
 
         Raises:
-            ValueError: the image tower in the checkpoint is incomplete, or another than its config says, and the
-                caller does not ask by `output_loading_info=True` to judge that alone. (The library would go on with
-                random weights.)
+            ValueError: The image tower in the checkpoint is incomplete or does not match its config. (The library
+                would continue with random weights.) Callers that pass `output_loading_info=True` check this
+                themselves.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -120,24 +120,25 @@ class ImageTowerClassifier(SavingMixin):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is self.classifier:
-            init.zeros_(module.weight)  # a new head is a linear model by itself: no symmetry to break
+            init.zeros_(module.weight)  # a single linear layer can start at 0
 
     @torch.no_grad()
     def set_zero_shot_head(self, positive: torch.Tensor, negative: torch.Tensor, scale: float) -> None:
         """
-        Makes the head the zero-shot classifier: each logit is `scale * (cos(image, positive) - cos(image, negative))`.
-        With the model's own logit scale, its sigmoid is CLIP's softmax over the two texts.
+        Turns the head into the zero-shot classifier: each logit is
+        `scale * (cos(image, positive) - cos(image, negative))`. With the model's own logit scale, the sigmoid of a
+        logit is CLIP's softmax over the two texts.
 
         Args:
             positive (`torch.Tensor` of shape `(findings, dim)`): Text embeddings with each finding, L2-normalised.
-            negative (`torch.Tensor` of shape `(findings, dim)`): Those without it, likewise.
-            scale (`float`): Such as `logit_scale.exp()` of the model that embedded the texts.
+            negative (`torch.Tensor` of shape `(findings, dim)`): Text embeddings without it, likewise.
+            scale (`float`): For example `logit_scale.exp()` of the model that embedded the texts.
         """
         self.classifier.weight.copy_(scale * (positive - negative) / math.sqrt(positive.shape[-1]))
         self.classifier.bias.zero_()
 
     def freeze_image_tower(self) -> None:
-        """Leaves nothing but the head to train: a linear probe."""
+        """Freezes everything but the head, for a linear probe."""
         self.vision_model.requires_grad_(False)
         self.visual_projection.requires_grad_(False)
         self.train(self.training)
@@ -145,7 +146,7 @@ class ImageTowerClassifier(SavingMixin):
     def train(self, mode: bool = True):
         super().train(mode)
         for module in (self.vision_model, self.visual_projection):
-            # the statistics of batch norms are no parameters, and would move
+            # without eval mode, the statistics of batch norms would change: they are buffers, not parameters
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.eval()
         return self
@@ -159,24 +160,24 @@ class ImageTowerClassifier(SavingMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | ImageClassifierOutput:
         """
-        Scores each finding by itself.
+        Scores each finding independently.
 
         Args:
             pixel_values (`torch.Tensor`): As [`TierCLIPModel`] takes them: float (batch, 3, height, width), or uint8
                 (batch, 1, height, width).
             labels (`torch.Tensor` of shape `(batch, findings)`, *optional*): See [`masked_bce`].
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                What the Trainer passes: how many labels other than -100 there are in all the batches that one step
-                accumulates, on all processes. With it the loss is the same however these labels are cut into batches.
-                Give unstated labels as -100 there; -1 and NaN would be counted, which makes the loss too small.
+                Passed by the Trainer: the number of labels other than -100 in all batches that one step accumulates,
+                on all processes. With it, the loss does not depend on how the labels are split into batches. Mark
+                unstated labels as -100 there; the Trainer would count -1 and NaN, and the loss would be too small.
             kwargs: What `get_image_features` takes, such as `interpolate_pos_encoding` or `output_hidden_states`.
 
         Returns:
-            [`ImageClassifierOutput`]: `logits` (batch, findings), of which the sigmoid is the probability, and with
-            `labels` the `loss`: see [`masked_bce`].
+            [`ImageClassifierOutput`]: `logits` (batch, findings), whose sigmoid is the probability, and with `labels`
+            the `loss`; see [`masked_bce`].
 
         Raises:
-            ValueError: labels of another shape than (batch, findings).
+            ValueError: The labels do not have the shape (batch, findings).
         """
         vision_outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)  # (batch, dim)
@@ -197,18 +198,17 @@ class ImageTowerClassifier(SavingMixin):
         )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves weights, configuration and code, which name this class alone: there is no text tower to embed with."""
+        """Saves weights, configuration and code. The configuration names only this class, which cannot embed texts."""
         self.config.auto_map = {}
         vars(self.config).pop("custom_pipelines", None)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def check_problem_type(config) -> None:
-    """Sets the problem type, from which the stock pipeline knows to take the sigmoid. ValueError for another one."""
+    """Sets the problem type, so that the stock pipeline applies the sigmoid. Raises ValueError for another one."""
     if config.problem_type not in (None, PROBLEM_TYPE):
         raise ValueError(
-            f"problem_type must be {PROBLEM_TYPE!r} (findings do not exclude one another), not "
-            f"{config.problem_type!r}."
+            f"problem_type must be {PROBLEM_TYPE!r} (findings can occur together), not {config.problem_type!r}."
         )
     config.problem_type = PROBLEM_TYPE
 
@@ -219,10 +219,10 @@ class TierCLIPForImageClassification(ImageTowerClassifier, CLIPPreTrainedModel):
     logit per finding. `config.id2label` names the findings.
 
     Args:
-        config ([`TierCLIPConfig`]): The configuration; what it says about texts is not used.
+        config ([`TierCLIPConfig`]): The configuration; its text fields have no effect.
     """
 
-    config_class = TierCLIPConfig  # explicit: from an annotation alone it may come out as a string
+    config_class = TierCLIPConfig  # explicit: an annotation alone may become a string
     get_image_features = TierCLIPModel.get_image_features
     normalize_pixels = TierCLIPModel.normalize_pixels
 
@@ -248,13 +248,13 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
     `config.id2label` names the findings.
 
     Args:
-        config ([`TierDualEncoderConfig`]): The configuration; what it says about texts is not used.
+        config ([`TierDualEncoderConfig`]): The configuration; its text fields have no effect.
     """
 
     config_class = TierDualEncoderConfig  # explicit, as above
     base_model_prefix = TierDualEncoderModel.base_model_prefix
     supports_gradient_checkpointing = True
-    # As far as the backbone has it: it checks for itself.
+    # The backbone checks what it supports.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

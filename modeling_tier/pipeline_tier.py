@@ -27,7 +27,7 @@ MAX_CACHED_TEXTS = 4096
 
 
 def is_one_image(images) -> bool:
-    """Whether this is an image itself, and not several of them."""
+    """Whether this is one image rather than several."""
     if isinstance(images, (str, os.PathLike, bytes, bytearray, Mapping, Image.Image, np.ndarray, torch.Tensor)):
         return True
     is_open_file, is_dicom = hasattr(images, "read"), type(images).__module__.split(".")[0] == "pydicom"
@@ -35,14 +35,14 @@ def is_one_image(images) -> bool:
 
 
 def to_lists(heatmap: np.ndarray) -> list[list[float | None]]:
-    """Rows of numbers, `None` for NaN, which JSON does not know."""
+    """Rows of numbers, with `None` for NaN, which JSON lacks."""
     return np.where(np.isnan(heatmap), None, heatmap.astype(object)).tolist()
 
 
 class CxrZeroShotClassificationPipeline(Pipeline):
     """
-    Scores findings on chest radiographs, each by itself, by how much nearer the image lies to sentences with the
-    finding than to sentences without it:
+    Scores findings on chest radiographs. The score of a finding says how much closer the image is to sentences with
+    the finding than to sentences without it:
 
     ```python
     >>> pipe = pipeline("cxr-zero-shot-classification", model=folder, trust_remote_code=True)
@@ -51,18 +51,18 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     ```
 
     A score is `sigmoid(scale * (cosine to the positive sentences - cosine to the negative ones) + bias)`: the softmax
-    over the two, with the scale and the bias that the model's configuration keeps for the finding. Where it keeps none
-    they are 1 and 0; such scores are CheXzero's (zero_shot.py:258-261), they rank images, lie near 0.5 and are no
-    probabilities. The sentences of a side are one ensemble: embedded, normalised, averaged, normalised again.
+    over the two, with the scale and bias in the model's configuration. A finding without them gets 1 and 0; such
+    scores are CheXzero's (zero_shot.py:258-261). They rank images and lie near 0.5, but they are not probabilities.
+    The sentences of a side form one ensemble: embedded, normalised, averaged, normalised again.
 
     Args:
-        model ([`TierCLIPModel`], [`TierDualEncoderModel`] or [`CLIPModel`]): The model; no heat-maps with the last.
+        model ([`TierCLIPModel`], [`TierDualEncoderModel`] or [`CLIPModel`]): The model; the last gives no heat-maps.
         tokenizer: Its tokenizer.
-        image_processor ([`TierImageProcessor`]): It reads the images, and maps heat-maps back.
+        image_processor ([`TierImageProcessor`]): Reads the images, and maps heat-maps to their pixels.
         processor ([`TierProcessor`], *optional*): Both, in place of the two.
     """
 
-    # None: each is taken where it is found, so that a processor alone will do, and the two parts alone as well.
+    # None: load each one that exists, so that a processor suffices, or its two parts.
     _load_processor = None
     _load_image_processor = None
     _load_tokenizer = None
@@ -71,7 +71,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def __init__(self, model: PreTrainedModel, **kwargs):
         device_map = getattr(model, "hf_device_map", None)
-        if device_map:  # the base class puts its inputs where the first module is, and "disk" is no device
+        if device_map:  # the base class moves inputs to the first module's place, and "disk" is not a device
             model.hf_device_map = {"": next((place for place in device_map.values() if place != "disk"), "cpu")}
         super().__init__(model=model, **kwargs)
         if device_map:
@@ -81,15 +81,15 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 f"The pipeline {TASK} needs a tokenizer and a TierImageProcessor, not {type(self.tokenizer).__name__} "
                 f"and {type(self.image_processor).__name__}: save a TierProcessor with the model, or pass processor=."
             )
-        if getattr(self.model, "_hf_peft_config_loaded", False):  # of a folder with an adapter, or `load_adapter`
+        if getattr(self.model, "_hf_peft_config_loaded", False):  # from a folder with an adapter, or by `load_adapter`
             raise ValueError(
-                "The model carries a LoRA adapter, and its calibration was measured without it: merge the adapter "
-                "first (peft's merge_and_unload, then save_pretrained), and name the folder of the merged model."
+                "The model has a LoRA adapter, but its calibration was measured without it. Merge the adapter "
+                "(peft's merge_and_unload, then save_pretrained), and pass the folder of the merged model."
             )
         check_family(self.model.config)
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
             raise ValueError(
-                f"A {type(self.model).__name__} does not embed images and texts in one space: use a TIER model."
+                f"A {type(self.model).__name__} does not embed images and texts in one space. Use a TIER model."
             )
         self._text_cache: dict[str, torch.Tensor] = {}  # sentence to embedding (dim,)
         self._text_cache_key = None
@@ -100,40 +100,40 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
         Args:
             images:
-                One image: a path or an `http(s)://` URL of a PNG, JPEG, TIFF or DICOM file and the like, its bytes, an
-                open file, a PIL image, an array `(height, width[, 1 | 3 | 4])`, or an undecoded image of `datasets`.
-                Or several: a list, tuple, deque, data set, column of one or the like gives a list of results; a
-                generator or another iterator, a streamed data set and one of torch give an iterator over the results,
-                read image by image. In place of an image, a record may stand, whose `"image"` is taken.
+                One image: a path or an `http(s)://` URL of a file (PNG, JPEG, TIFF, DICOM, ...), its bytes, an open
+                file, a PIL image, an array `(height, width[, 1 | 3 | 4])`, or an undecoded image of `datasets`. Or
+                several: a list, tuple, deque, data set or a column of one gives a list of results. A generator or
+                another iterator, a streamed data set and one of torch give an iterator over the results, and images
+                are read one by one. A record with the key `"image"` counts as that image.
             findings (`str`, `list[str]` or `dict[str, dict]`, *optional*):
-                Names, or names with their own sentences, `{"Edema": {"positive": ["Edema."], "negative": ["Dry."]}}`,
-                where a side may be one sentence, and where `"threshold"`, `"scale"` and `"bias"` may stand as well. A
-                name alone is looked up, whatever its case, in `zero_shot_findings` of the model's configuration; for
-                one that is not there, and for a side left out, the sentences are `"{}."` and `"No {}."`. By default
-                all findings of the configuration, in the order of the alphabet.
+                Names, or names with their own sentences, `{"Edema": {"positive": ["Edema."], "negative": ["Dry."]}}`.
+                A side may be one sentence, and `"threshold"`, `"scale"` and `"bias"` are allowed as well. A name
+                alone is looked up, ignoring case, in `zero_shot_findings` of the model's configuration. A finding
+                that is missing there, or a missing side, gets the sentences `"{}."` and `"No {}."`. By default all
+                findings of the configuration, in alphabetical order.
             return_heatmaps (`bool` or `"lists"`, *optional*, defaults to `False`):
-                Whether to add where the image resembles the positive sentences more than the negative ones. It takes 4
-                bytes for each pixel of the original and each finding. `"lists"` gives what JSON can hold, and takes
-                several times as much.
+                Whether to add maps of where the image resembles the positive sentences more than the negative ones. A
+                map takes 4 bytes per pixel of the original and per finding. `"lists"` gives lists for JSON and takes
+                several times as much memory.
             on_error (`str`, *optional*, defaults to `"raise"`):
-                What an image does that cannot be read. `"skip"`: in its place stands `{"error": reason}`, and a
-                warning says so; the others are scored.
+                What to do with an image that cannot be read. `"skip"` returns `{"error": reason}` in its place, logs a
+                warning, and scores the others.
             timeout (`float`, *optional*, defaults to 30.0):
-                Seconds that a server may be silent; `None` waits for ever.
+                Seconds to wait for a response of a server; `None` waits indefinitely.
             batch_size, num_workers (`int`, *optional*): As in any pipeline.
 
         Returns:
-            `list[dict]`, or a list of them for several images: for each finding, in the order asked for, `label`;
-            `score` (0..1); `calibrated`, whether the score is a probability, with a scale measured on labelled
-            images; `threshold` and `present`, whether the score reaches it, where there is one; and with
-            `return_heatmaps` `heatmap`, a float32 numpy array `(height, width)` in the pixels of the original
-            (upright) image: the cosine of each place with the positive sentences minus that with the negative ones,
-            in [-2, 2], NaN where the model never saw the image. With `"lists"`, it is a list of rows of numbers,
-            `None` for NaN. All but the array is what JSON can hold.
+            `list[dict]`, or a list of them for several images. Each finding, in the order of the request, has:
+            `label`; `score` (0..1); `calibrated`, whether the score is a probability, with a scale measured on
+            labelled images; if the finding has a threshold, `threshold` and `present` (whether the score reaches it);
+            and with `return_heatmaps`, `heatmap`. That is a float32 numpy array `(height, width)` in the pixels of
+            the original (upright) image: the cosine of each pixel with the positive sentences minus that with the
+            negative ones, in [-2, 2], NaN where the model did not see the image. With `"lists"`, it is a list of rows
+            of numbers, with `None` for NaN. JSON can hold everything but the array.
 
         Raises:
-            ValueError: an image that cannot be read (the message names it, and its place among several; none of a list
-                is scored then), an empty list of findings or sentences, an option that does not exist.
+            ValueError: An image cannot be read (the message names it and its place among several; then no image of a
+                list is scored), a list of findings or sentences is empty, or an option does not exist.
         """
         if findings is not None:
             kwargs["findings"] = findings
@@ -148,11 +148,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         return list(super().__call__(entries, **kwargs)) if total != " of 0" else []
 
     def _sanitize_parameters(self, **options):
-        options.pop("local_files_only", None)  # one of `pipeline`, which passes it on
+        options.pop("local_files_only", None)  # `pipeline` passes it on
         for name in options:
             if name not in OPTIONS:
                 raise ValueError(
-                    f"The pipeline {TASK} has no option {name!r}; it has {', '.join(OPTIONS)}, batch_size, "
+                    f"The pipeline {TASK} has no option {name!r}; its options are {', '.join(OPTIONS)}, batch_size, "
                     "num_workers."
                 )
         for name, choices in (("return_heatmaps", RETURN_HEATMAPS), ("on_error", ON_ERROR)):
@@ -177,7 +177,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def check_gives_maps(self) -> None:
         if not hasattr(self.model, "get_patch_map"):
-            raise ValueError(f"A {type(self.model).__name__} gives no heat-maps: use a TIER model.")
+            raise ValueError(f"A {type(self.model).__name__} does not give heat-maps. Use a TIER model.")
 
     def preprocess(self, image, timeout: float | None = 30.0, on_error: str = "raise") -> dict[str, Any]:
         place, error = "", None
@@ -190,7 +190,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             width, height = picture.info["original_size"]
             if min(width, height) < MIN_SIDE:
                 raise ValueError(
-                    f"{width}x{height} pixels are too few for a radiograph; give at least {MIN_SIDE}x{MIN_SIDE}."
+                    f"{width}x{height} pixels are too few for a radiograph; {MIN_SIDE}x{MIN_SIDE} is the minimum."
                 )
         except ValueError as reason:
             if on_error == "raise":
@@ -198,7 +198,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             error = f"{place}{reason}"
             logger.warning(f"Skipped an image. {error}")
             height, width = MIN_SIDE, MIN_SIDE
-            picture = Image.linear_gradient("L")  # so that a batch has all of its rows
+            picture = Image.linear_gradient("L")  # a stand-in, so that the batch keeps its rows
         inputs = self.image_processor(images=[picture], output_dtype="float32", return_tensors="pt").to(self.dtype)
         return {"pixel_values": inputs["pixel_values"], "size": (height, width), "error": error}
 
@@ -219,7 +219,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         differences = F.normalize(features, dim=-1) @ directions.T  # (images, findings)
         if not differences.isfinite().all():
             raise ValueError(
-                "The model's embeddings are not finite: its weights are damaged or the training diverged."
+                "The model's embeddings are not finite: its weights are damaged, or its training diverged."
             )
         outputs = {"differences": differences, "size": model_inputs["size"], "error": model_inputs["error"]}
         if return_heatmaps:
@@ -251,20 +251,19 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def word_maps(self, image, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
         """
-        Where the model sees each word of a text: `get_similarity_map(per_token=True)`, averaged over the tokens of a
-        word.
+        Where the model sees each word of a text: `get_similarity_map(per_token=True)`, averaged over the tokens of
+        each word.
 
         Args:
             image: One image, as in a call.
-            text (`str`): Such as the sentence of a report; what is longer than the model reads is cut off.
+            text (`str`): For example a sentence of a report. A text longer than the model's limit is truncated.
             timeout (`float`, *optional*, defaults to 30.0): As in a call.
 
         Returns:
-            `list[dict]`: For each word (and mark of punctuation), in order, `word` and `heatmap`, which is what it is
-            in a call.
+            `list[dict]`: For each word and punctuation mark, in order, `word` and `heatmap` (as in a call).
 
         Raises:
-            ValueError: the image cannot be read, the text holds no word, or the model is no TIER model.
+            ValueError: The image cannot be read, the text does not hold a word, or the model is not a TIER model.
         """
         self.check_gives_maps()
         tokens = tokenize(self.model, self.tokenizer, [text])
@@ -273,7 +272,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             if word is not None:
                 positions.setdefault(word, []).append(position)
         if not positions:
-            raise ValueError("The text holds no word: give a sentence.")
+            raise ValueError("The text does not hold a word; pass a sentence.")
         inputs = self.preprocess(image, timeout)
         with torch.no_grad():
             maps = self.model.get_similarity_map(
@@ -294,7 +293,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         """
         Positive and negative embeddings of each finding, both `(findings, dim)` and L2-normalised.
 
-        The embedding of every sentence is kept, 4,096 of them, until the text tower changes.
+        Embeddings of up to 4,096 sentences are kept until the text tower changes.
         """
         texts = list(dict.fromkeys(text for entry in findings.values() for side in SIDES for text in entry[side]))
         key = (self.model, self.tokenizer, self.device, text_tower_state(self.model))
@@ -315,19 +314,19 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         return average("positive"), average("negative")
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Saves the model, its code and configuration, which names this pipeline, and the processor."""
+        """Saves the model, its code, the processor, and the configuration, which names this pipeline."""
         super().save_pretrained(save_directory, **kwargs)
         if self.processor is not None:
             self.processor.image_processor, self.processor.tokenizer = self.image_processor, self.tokenizer
             self.processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
-        """Uploads as [`Pipeline.push_to_hub`] does, but as models here do: privately, unless told otherwise."""
+        """Uploads as [`Pipeline.push_to_hub`] does, but to a private repository by default."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
 
 def custom_pipelines() -> dict[str, dict]:
-    """What a model's configuration says of this pipeline, so that `pipeline(model=<folder>)` finds it."""
+    """The entry in a model's configuration by which `pipeline(model=<folder>)` finds this pipeline."""
     pipeline_class = CxrZeroShotClassificationPipeline
     implementation = f"{pipeline_class.__module__.split('.')[-1]}.{pipeline_class.__name__}"
     return {TASK: {"impl": implementation, "pt": ["AutoModel"]}}

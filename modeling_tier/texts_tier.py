@@ -1,4 +1,4 @@
-"""Texts as a model of images and texts was trained to read them, and their embeddings."""
+"""Texts as a model was trained to read them, and their embeddings, for CLIP's and SigLIP's kinds as well as TIER's."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,25 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The kinds of models (`config.model_type`) whose texts and images are embedded as their owners' processors do it.
+# Kinds of models (`config.model_type`) whose texts and images are embedded here as their own processors do it.
 FAMILIES = ("tier_clip", "tier_dual_encoder", "clip", "siglip", "siglip2")
-PADDED_TO_THE_END = ("siglip", "siglip2")  # trained on texts of one length, whose padding is read as words are
+PADDED_TO_THE_END = ("siglip", "siglip2")  # trained on texts of one length, and they attend to the padding
 
 
 def check_family(config: PreTrainedConfig) -> None:
-    """ValueError for a model of a kind whose texts and images are not known to be embedded right here."""
+    """Raises ValueError for a kind of model that this file may embed wrongly."""
     if config.model_type not in FAMILIES:
         raise ValueError(
-            f"A model of the kind {config.model_type!r} is not known to be embedded right here, and could be scored "
-            f"wrongly without a sign: use one of the kinds {', '.join(FAMILIES)}."
+            f"Models of the kind {config.model_type!r} are not supported, because wrong scores would go unnoticed. "
+            f"Use one of the kinds {', '.join(FAMILIES)}."
         )
 
 
 def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEncoding:
     """
-    The texts as the model was trained to read them: token ids and an attention mask, padded to the longest text, or of
-    SigLIP's kinds token ids alone, padded to the model's length. A text too long keeps its end token, with a warning.
+    The texts as the model was trained to read them: token ids and an attention mask, padded to the longest text.
+    SigLIP's kinds get only token ids, padded to the model's length. A longer text is truncated with a warning; it
+    keeps its end token.
     """
     limit = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
     padding = {"padding": True}
@@ -34,31 +35,31 @@ def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEn
         padding = {"padding": "max_length", "return_attention_mask": False}
     inputs = tokenizer(list(texts), truncation=True, max_length=limit, return_tensors="pt", **padding)
     if any(encoding.overflowing for encoding in inputs.encodings or ()):
-        # without the text, which may be that of a report
+        # without the text, which may come from a report
         logger.warning_once(
-            f"A text longer than the model's {limit} tokens is cut off before its end token; shorten it."
+            f"A text is longer than the model's {limit} tokens and was truncated before its end token. Shorten it."
         )
     return inputs
 
 
 def embed_texts(model: PreTrainedModel, tokenizer, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
     """Text embeddings, `(texts, dim)`, L2-normalised, float32, on the device of the text tower."""
-    # of offloaded weights nothing but a shape is there; their hooks move the inputs on
+    # offloaded weights are meta tensors; their hooks move the inputs
     device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
     embeddings = []
     for start in range(0, len(texts), batch_size):
         inputs = tokenize(model, tokenizer, texts[start : start + batch_size]).to(device)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         features = model.get_text_features(**inputs).pooler_output.float()
-        embeddings.append(features / features.norm(dim=-1, keepdim=True))  # NaN, not 0, for one without a direction
+        embeddings.append(features / features.norm(dim=-1, keepdim=True))  # NaN, not 0, for a zero vector
     return torch.cat(embeddings)
 
 
 def text_tower_state(model: PreTrainedModel) -> tuple | None:
     """
-    What stored embeddings of texts depend on: of each parameter of the text tower its type, the counter of its
-    changes, and 16 of its values, since a change through `.data` (merging of LoRA weights) is not counted. `None`,
-    which equals no state, where the weights are offloaded and cannot be looked at.
+    What stored text embeddings depend on: for each parameter of the text tower, its dtype, its version counter and 16
+    of its values, because the counter misses changes through `.data` (merging LoRA weights). `None` if the weights
+    are offloaded and cannot be read; nothing may be stored then.
     """
     parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
     if any(parameter.is_meta for parameter in parameters):
@@ -70,7 +71,7 @@ def text_tower_state(model: PreTrainedModel) -> tuple | None:
 
 
 def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensor itself; of a quantized one those that it is made of, since few operations take the whole."""
+    """The tensor itself, or the parts of a quantized tensor, which few operations accept as a whole."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()

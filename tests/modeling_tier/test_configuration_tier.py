@@ -79,8 +79,8 @@ def test_a_stored_key_that_resembles_an_option_is_kept_and_told(tmp_path, caplog
     loaded = TierCLIPConfig.from_pretrained(tmp_path)
     assert (loaded.token_entropy_weight, loaded.tokn_entropy_weight) == (0.5, 0.1)
     assert caplog.messages == [
-        "TierCLIPConfig has no option 'tokn_entropy_weight' (did you mean 'token_entropy_weight'?); it is kept, "
-        "without effect."
+        "TierCLIPConfig has no option 'tokn_entropy_weight' (did you mean 'token_entropy_weight'?); it is kept "
+        "but has no effect."
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_misspelt_option_that_a_person_typed_is_refused(typed, meant, tmp_path
 
 def test_a_keyword_that_resembles_no_option_has_no_effect_and_that_is_told(caplog):
     assert TierCLIPConfig(my_note="x").my_note == "x"
-    assert caplog.messages == ["TierCLIPConfig has no option 'my_note'; it is kept, without effect."]
+    assert caplog.messages == ["TierCLIPConfig has no option 'my_note'; it is kept but has no effect."]
     caplog.clear()
     assert TierCLIPConfig(**TierCLIPConfig().to_dict()).to_dict() == TierCLIPConfig().to_dict()
     assert not caplog.messages

@@ -65,7 +65,7 @@ def test_bad_images(clip_pipe, server, tmp_path):
             "report.dcm: the DICOM header cannot be read or describes no image; replace the file or leave it out.",
         ),
         (b"", "an image in memory: the file is empty; copy or download it again."),
-        (make_image(1, 1), "1x1 pixels are too few for a radiograph; give at least 16x16."),
+        (make_image(1, 1), "1x1 pixels are too few for a radiograph; 16x16 is the minimum."),
         (
             huge,
             "an image in memory: 20000x20000 pixels are more than 80,000,000; export it at a smaller size.",

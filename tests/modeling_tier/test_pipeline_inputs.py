@@ -85,7 +85,7 @@ def test_an_image_that_cannot_be_read_is_skipped_where_asked(pipe, batch_size, t
         assert results[0][0]["heatmap"].shape == (50, 40)
         assert [set(result) for result in results[1:3]] == [{"error"}, {"error"}]
         assert "broken.png" in results[1]["error"]
-        assert results[2]["error"].endswith("8x8 pixels are too few for a radiograph; give at least 16x16.")
+        assert results[2]["error"].endswith("8x8 pixels are too few for a radiograph; 16x16 is the minimum.")
         assert [message.split("image. ")[0] for message in caplog.messages] == ["Skipped an "] * 2
     assert results[1]["error"].startswith("image 2: ")  # of an iterator nobody knows how many there are
     caplog.clear()
@@ -102,7 +102,7 @@ def test_a_folder_with_an_adapter_is_to_be_merged_first(clip_pipe, processor, tm
     processor.save_pretrained(tmp_path / "base")
     base = type(clip_pipe.model).from_pretrained(tmp_path / "base")
     peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="^The model carries a LoRA adapter, .* merge the adapter first"):
+    with pytest.raises(ValueError, match="^The model has a LoRA adapter, .* Merge the adapter"):
         pipeline(TASK, model=str(tmp_path / "adapter"), pipeline_class=type(clip_pipe), processor=processor)
 
 

@@ -97,7 +97,7 @@ def test_a_long_text_keeps_its_end_token_and_is_told_once(pipe, caplog, monkeypa
         pipe._text_cache_key = None
         pipe(image, {"A": {"positive": text, "negative": "No."}})
     told = [record.message for record in caplog.records if "tokens" in record.message]
-    assert told == ["A text longer than the model's 20 tokens is cut off before its end token; shorten it."]
+    assert told == ["A text is longer than the model's 20 tokens and was truncated before its end token. Shorten it."]
     kept = pipe.tokenizer.decode(tokens["input_ids"][0], skip_special_tokens=True)
     assert scores(pipe(image, {"A": {"positive": kept, "negative": "No."}})) == pytest.approx(scores(cut), abs=1e-6)
 

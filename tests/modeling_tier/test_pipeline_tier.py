@@ -112,7 +112,7 @@ def test_word_maps(pipe):
     assert max(map(len, positions)) > 1  # "xyz" is no word of the tokenizer
     for entry, position in zip(maps, positions, strict=True):
         np.testing.assert_allclose(entry["heatmap"], expected[position].mean(0), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="^The text holds no word: give a sentence.$"):
+    with pytest.raises(ValueError, match="^The text does not hold a word; pass a sentence.$"):
         pipe.word_maps(image, "  ")
 
 
@@ -120,7 +120,7 @@ def test_bad_options(clip_pipe, processor):
     with pytest.raises(ValueError) as error:
         clip_pipe(make_image(40, 50), candidate_labels=["edema"])
     assert str(error.value) == (
-        "The pipeline cxr-zero-shot-classification has no option 'candidate_labels'; it has findings, "
+        "The pipeline cxr-zero-shot-classification has no option 'candidate_labels'; its options are findings, "
         "return_heatmaps, timeout, on_error, batch_size, num_workers."
     )
     clip_pipe.model.config.zero_shot_findings = None
@@ -161,9 +161,9 @@ def test_plain_clip_has_scores_but_no_heatmaps(clip_pipe, models, processor):
         models["clip"].config.image_pooling = "patch_mean"
     pipe = pipeline(TASK, model=model, tokenizer=processor.tokenizer, image_processor=processor.image_processor)
     assert scores(pipe(make_image(40, 50), FINDINGS)) == pytest.approx(scores(expected), abs=1e-6)
-    with pytest.raises(ValueError, match="^A CLIPModel gives no heat-maps: use a TIER model.$"):
+    with pytest.raises(ValueError, match="^A CLIPModel does not give heat-maps. Use a TIER model.$"):
         pipe(make_image(40, 50), FINDINGS, return_heatmaps=True)
-    with pytest.raises(ValueError, match="^A CLIPModel gives no heat-maps: use a TIER model.$"):
+    with pytest.raises(ValueError, match="^A CLIPModel does not give heat-maps. Use a TIER model.$"):
         pipe.word_maps(make_image(40, 50), "Edema.")
 
 

@@ -158,7 +158,10 @@ def test_towers_that_do_not_load_are_refused(tower_folders, tmp_path):
         ({"image_size": -1}, "image_size must be at least 1, not -1."),
         ({"vision": vision_config(num_channels=4)}, "The image backbone must have 1 or 3 channels (num_channels), no"),
         ({"vision": vision_config(num_channels=1)}, "A backbone with one channel needs three equal numbers in pixel_"),
-        ({"vision": {"model_type": "resnet50"}}, "transformers has no model_type 'resnet50'; name one of its own for"),
+        (
+            {"vision": {"model_type": "resnet50"}},
+            "transformers does not know the model_type 'resnet50'. Name one that",
+        ),
         ({"vision": {"model_type": "mobilenet_v2"}}, "The configuration of 'mobilenet_v2' does not give the width of"),
         (
             {"vision": text_config()},
