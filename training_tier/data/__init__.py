@@ -1,0 +1,1 @@
+"""From records to batches: splits, pairs, augmentation, order, streaming and the image cache."""

@@ -1,0 +1,1 @@
+"""Batches and models beyond the memory of one GPU: gradient caching and FSDP."""

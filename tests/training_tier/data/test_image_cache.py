@@ -1,12 +1,14 @@
 import os
 import resource
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shipped import PROCESSOR_CODE
 
 from processing_tier import TierImageProcessor, read_radiograph
 from processing_tier.phantom.dataset import make_phantom
@@ -179,6 +181,20 @@ def test_a_flipped_bit_anywhere_changes_no_pixel(records, tmp_path, caplog):
     assert f"{file} is damaged (a checksum differs) and is deleted: its images are decoded again." in caplog.text
     CachedImages(records, PROCESSOR, tmp_path / "cache")
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSOR_CODE))
+def test_a_change_of_any_file_that_makes_pixels_starts_another_cache(monkeypatch, name):
+    key, read, changed = image_cache.reading_key(PROCESSOR), Path.read_bytes, []
+
+    def read_changed(path):
+        if path.name != name:
+            return read(path)
+        changed.append(path)
+        return read(path) + b"#"
+
+    monkeypatch.setattr(Path, "read_bytes", read_changed)
+    assert image_cache.reading_key(PROCESSOR) != key and len(changed) == 1
 
 
 def test_streaming_does_without():
