@@ -1,5 +1,6 @@
 """Small trainings on the CPU for tests: presets, options and data, and the comparison of two runs."""
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
 
@@ -35,6 +36,7 @@ TINIEST_DUAL = {
     },
 }
 ENTROPY_WEIGHTS = {"token_entropy_weight": 0.1, "patch_entropy_weight": 0.2}
+FINDINGS = ["Consolidation", "Pneumothorax", "Edema"]
 NOTHING_BUT_TRAINING = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
@@ -74,6 +76,14 @@ def make_twelve_steps(parent, phantom, processor, folder="run", **options):
         data_collator=PairCollator(processor.tokenizer),
         processing_class=processor,
     )
+
+
+def with_labels(records, **columns):
+    """The records with other labels, one list per finding."""
+    features = records.features
+    for finding, values in columns.items():
+        records = records.remove_columns(finding).add_column(finding, np.array(values, dtype=np.float32))
+    return records.cast(features.__class__({name: features[name] for name in records.column_names}))
 
 
 def break_images(records, indices):

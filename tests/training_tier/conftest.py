@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
-from small_trainings import TINIEST, TINIEST_DUAL
+from small_trainings import FINDINGS, TINIEST, TINIEST_DUAL, with_labels
 from training_runs import QUICK, run, write_folder
+from transformers import set_seed
 
+from modeling_tier import TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
-from training_tier.start.presets import PRESETS
+from training_tier.start.presets import PRESETS, preset_config
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,20 @@ def prepared(tmp_path_factory):
         train.select(part).to_parquet(folder / f"data/train-{number:05d}-of-00002.parquet", batch_size=7)
     validation.to_parquet(folder / "data/validation-00000-of-00001.parquet", batch_size=7)
     return folder
+
+
+@pytest.fixture(scope="session")
+def labelled():
+    """24 images with labels drawn at random, so that each finding has both classes."""
+    drawn = np.random.default_rng(0).integers(0, 2, (len(FINDINGS), 24)).astype(float).tolist()
+    records = make_phantom(24, seed=0, image_size=64, split="validation")
+    return with_labels(records, **dict(zip(FINDINGS, drawn, strict=True)))
+
+
+@pytest.fixture
+def base(tmp_path, processor):
+    """Folder of a model of images and texts, with its processor."""
+    set_seed(0)
+    TierCLIPModel(preset_config("tiniest", processor.tokenizer)).save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")

@@ -19,12 +19,11 @@ from transformers.utils import logging
 from evaluation_tier.models.embedding import MAX_UNREADABLE
 from modeling_tier.global_batch_tier import separate_batches
 from training_tier.data.collator import refuse_batch
+from training_tier.data.labels import NOT_STATED
 from training_tier.data.pairs import PairDataset
 from training_tier.data.workers import shield_workers
 
 logger = logging.get_logger(__name__)
-
-NOT_STATED = -100.0  # the one label that the Trainer does not count
 
 
 class BatchesInTurn(torch.utils.data.Sampler):

@@ -1,27 +1,25 @@
 """The Trainer of a run from its options and records: model and processor, pairs or labelled images."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
 import datasets
+import numpy as np
+from transformers import EvalPrediction
 
 from evaluation_tier.scoring.findings import read_labels, select_findings
+from evaluation_tier.statistics.metrics import auroc, nanmean
 from training_tier.data.collator import PairCollator
+from training_tier.data.labels import LabelledDataset, choose_findings, collate_labelled
 from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.splits import make_images
-from training_tier.loop.classification import (
-    LabelledDataset,
-    choose_findings,
-    collate_labelled,
-    make_classifier,
-    make_compute_metrics,
-)
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.options.checks import CONTRASTIVE_METRICS, auroc_names, check_metric
 from training_tier.options.parsing import Options
+from training_tier.start.classifier import make_classifier
 from training_tier.start.freezing import freeze_towers
 from training_tier.start.initialization import make_model
 
@@ -121,3 +119,15 @@ def make_classification_trainer(
         processing_class=image_processor,
         training_facts=facts,
     )
+
+
+def make_compute_metrics(findings: Sequence[str], scored: Sequence[str]) -> Callable[[EvalPrediction], dict]:
+    """Function for the Trainer that computes the AUROC of each scored finding, and their mean as `auroc`."""
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        labels = np.where(prediction.label_ids >= 0, prediction.label_ids, np.nan)
+        columns = [list(findings).index(finding) for finding in scored]
+        values = [auroc(labels[:, column], prediction.predictions[:, column]) for column in columns]
+        return {"auroc": nanmean(values), **{f"auroc_{name}": v for name, v in zip(scored, values, strict=True)}}
+
+    return compute_metrics

@@ -1,8 +1,8 @@
 """
 The Trainer of both tasks: callbacks, batches, optimizer, log, and the course of a run.
 
-Its bases are in `evaluation.py`, `saving.py` (with `hub.py`), `resuming.py` and `stopping.py`; what is specific to a
-task is in `contrastive.py` and `classification.py`.
+Its bases are in `evaluation.py`, `saving.py` (with `hub.py`), `resuming.py` and `stopping.py`; what is specific to
+contrastive training is in `contrastive.py`.
 """
 
 import os

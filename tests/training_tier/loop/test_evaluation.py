@@ -19,11 +19,12 @@ from modeling_tier.losses_tier import contrastive_loss
 from processing_tier.phantom.dataset import make_phantom
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.collator import PairCollator
+from training_tier.data.labels import LabelledDataset, collate_labelled
 from training_tier.data.pairs import PairDataset
 from training_tier.data.streaming import ShardedImages, read_shards
-from training_tier.loop.classification import LabelledDataset, collate_labelled, make_compute_metrics
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.loop.evaluation import BatchesInTurn
+from training_tier.loop.make_trainer import make_compute_metrics
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.start.presets import preset_config
 
@@ -256,7 +257,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 sys.path[:0] = sys.argv[2:]
-from training_tier.loop.classification import LabelledDataset
+from training_tier.data.labels import LabelledDataset
 from training_tier.data.collator import PairCollator
 from training_tier.data.pairs import PairDataset
 from training_tier.start.presets import PRESETS, preset_config
