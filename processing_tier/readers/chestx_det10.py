@@ -12,10 +12,10 @@ The folder after unpacking:
 What is derived:
 
 - split: the official one (3,001 and 542 images).
-- findings: 1 where `syms` has it, otherwise 0: all ten were looked for.
+- findings: 1 if `syms` has it, otherwise 0: the radiologists looked for all ten.
 - boxes: `[x1, y1, x2, y2]` as corner and size, in pixels of the 1024 x 1024 image.
-- patient: the first part of the name of the file, as in `chestxray14`; a name of another form counts as its own.
-- images are taken as frontal, without sex and age (of which `chestxray14` has more, by `image_id`).
+- patient: the first part of the name of the file, as in `chestxray14`; an image with another name is its own patient.
+- view: all images count as frontal. Sex and age are in `chestxray14`, by `image_id`.
 
 Written from the authors' README and test.json, and from public code for the images; not checked against a copy.
 """
@@ -61,10 +61,10 @@ def read_chestx_det10(root: str | os.PathLike, split: str) -> datasets.Dataset:
         split (`str`): `"train"` or `"test"`.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the annotations.
+        `datasets.Dataset`: one record per existing image, in the order of the annotations.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file that is not there, or annotations of another form.
+        `ValueError`: see [`make_records`]; also a missing file, or annotations of another form.
     """
     check_split(split, SPLITS, NAME)
     path = find_in_archive(root, [f"{split}.json"], NAME, SOURCE)
@@ -87,7 +87,7 @@ def read_chestx_det10(root: str | os.PathLike, split: str) -> datasets.Dataset:
             f"{path.name}: the annotations are not file_name, syms and boxes; download it again."
         ) from None
     if others:
-        raise ValueError(f"{path.name}: {min(map(str, others))!r} is none of the ten findings; is this ChestX-Det10?")
+        raise ValueError(f"{path.name}: {min(map(str, others))!r} is not one of the ten; is this ChestX-Det10?")
     frame = drop_repeated(frame, "file_name", f"{NAME}, split {split}")
     frame["image"] = f"{split}_data/" + frame["file_name"]
     stems = [Path(name).stem for name in frame["file_name"]]

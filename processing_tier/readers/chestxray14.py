@@ -1,8 +1,8 @@
 """
 ChestX-ray14 (NIH): 112,120 frontal radiographs of 30,805 patients, 14 findings mined from reports, 984 boxes.
 
-Where: https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., CVPR 2017). Terms: no restriction on use; the NIH
-Clinical Center is to be named as the source, and the paper cited.
+Where: https://nihcc.app.box.com/v/ChestXray-NIHCC (Wang et al., CVPR 2017). Terms: no restriction on use; name
+the NIH Clinical Center as the source and cite the paper.
 
 The folder as the NIH ships it:
 
@@ -14,18 +14,17 @@ The folder as the NIH ships it:
 What is derived:
 
 - split: the official one by patient (Wang et al., 2017, version 5): `train` is train_val_list.txt (86,524 images),
-  `test` is test_list.txt (25,596). The other split in use, by patient at random into 70, 10 and 20 % (CheXNet and what
-  follows it), is shipped by its authors only as lists: the option `lists` reads those.
+  `test` is test_list.txt (25,596). CheXNet and its successors use another split, by patient at random into 70, 10 and
+  20 %. Its authors ship it only as lists, which the option `lists` reads.
 - findings: the 14 names and `No Finding` as shipped (`Pleural_Thickening`), 1 where the labels name it, otherwise 0.
 - patient: the number with its leading zeros (`00000001`), as in the names of the files, so that patients can be
   compared with those of the data sets made from this one (ChestX-Det10, RSNA with its mapping).
 - boxes: BBox_List_2017.csv, of 880 images; its `Infiltrate` is `Infiltration`. They are in pixels of the 1024 x 1024
-  images as shipped: for resized copies say their size in the option `image_size`.
-- sex, age (`058Y` of the first version is 58 years; ages above 120, such as 414, are typing errors and become NaN),
-  view. There are no reports.
+  images as shipped: for resized copies, give their size in the option `image_size`.
+- sex, view, age (`058Y` of the first version is 58 years; ages above 120, such as 414, are typing errors and become
+  NaN). There are no reports.
 
-Checked against the NIH's own tables (version 2020) and boxes; the quirks of the 2017 table are those that public code
-works around.
+Checked against the NIH's own tables (version 2020) and boxes. The quirks of the 2017 table are known from public code.
 """
 
 import os
@@ -82,16 +81,15 @@ def read_chestxray14(
         root (`str` or `os.PathLike`): the folder with `Data_Entry_2017_v2020.csv`.
         split (`str`): `"train"` or `"test"`; with `lists` also `"validation"`.
         lists (`str` or `os.PathLike`, *optional*):
-            Folder of another split: `train_list.txt`, `val_list.txt` and `test_list.txt`, whose lines start with the
-            name of an image (what follows, as labels, is not read).
+            Folder of another split: `train_list.txt`, `val_list.txt` and `test_list.txt`. Each line starts with the
+            name of an image; the rest of the line is ignored.
         image_size (`int`, *optional*, defaults to 1024): width and height of the stored images in pixels.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table.
+        `datasets.Dataset`: one record per existing image, in the order of the table.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, a label of another name, or an
-        impossible size.
+        `ValueError`: see [`make_records`]; also a missing file or column, an unknown label, or an impossible size.
     """
     files = LISTS if lists is None else OTHER_LISTS
     check_split(split, tuple(files), NAME)
@@ -106,7 +104,7 @@ def read_chestxray14(
     labels = frame["Finding Labels"].fillna("").str.split("|")
     others = set().union(*labels) - {*FINDINGS, NO_FINDING}
     if others:
-        raise ValueError(f"{table.name}: the label {min(others)!r} is none of the 14; is this the table as shipped?")
+        raise ValueError(f"{table.name}: the label {min(others)!r} is not one of the 14; is the table as shipped?")
     records = pd.DataFrame(
         {
             "image": [images.get(name, f"images/{name}") for name in names],

@@ -14,9 +14,10 @@ The folder as Stanford ships it:
 What is derived:
 
 - split: `val` is `validation`, which is CheXpert's public validation set; `test` is CheXpert's test set.
-- findings: the 14 of CheXpert as in the tables (radiologists' labels, no uncertain ones).
-- masks: two radiologists' ground truth, of the findings that have one, in pixels of the image. `Airspace Opacity` of
-  the segmentations is CheXpert's `Lung Opacity`. Images without any of the ten (169 of `test`) have no mask.
+- findings: the 14 of CheXpert as in the tables (radiologists' labels, none uncertain).
+- masks: the ground truth of two radiologists, for the ten findings that have one, in pixels of the image. `Airspace
+  Opacity` of the segmentations is CheXpert's `Lung Opacity`. Images without any of the ten (169 of `test`) have no
+  mask.
 - ids, view, sex and age as in `chexpert`; sex and age only where the table has them.
 
 Written from the authors' repository, which has a sample of two images (strings of it are tests of
@@ -63,10 +64,10 @@ def read_chexlocalize(root: str | os.PathLike, split: str) -> datasets.Dataset:
         split (`str`): `"validation"` or `"test"`.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table of labels.
+        `datasets.Dataset`: one record per existing image, in the order of the table of labels.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, or a broken mask.
+        `ValueError`: see [`make_records`]; also a missing file or column, or a broken mask.
     """
     check_split(split, SPLITS, NAME)
     short = FOLDERS[split]
@@ -82,7 +83,7 @@ def read_chexlocalize(root: str | os.PathLike, split: str) -> datasets.Dataset:
 
 
 def read_segmentations(path: Path) -> dict[str, list[dict]]:
-    """The masks of each image that are not empty."""
+    """The masks of each image, without empty ones."""
     data = read_json(path)
     try:
         entries = [
@@ -96,7 +97,7 @@ def read_segmentations(path: Path) -> dict[str, list[dict]]:
     for image, finding, height, width, text in entries:
         finding = LUNG_OPACITY if finding == "Airspace Opacity" else finding
         if finding not in SEGMENTED:
-            raise ValueError(f"{path.name}: {finding!r} is none of the ten findings.")
+            raise ValueError(f"{path.name}: {finding!r} is not one of the ten findings.")
         try:
             counts = counts_from_coco_string(text, height, width)
         except ValueError as error:

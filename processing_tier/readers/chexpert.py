@@ -79,10 +79,10 @@ def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") ->
         views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table; no texts.
+        `datasets.Dataset`: one record per existing image, in the order of the table; no texts.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a table or column that is not there.
+        `ValueError`: see [`make_records`]; also a missing table or column.
     """
     check_split(split, SPLITS, "chexpert")
     check_views(views, "chexpert")
@@ -112,7 +112,7 @@ def read_radiologists(root: str | os.PathLike) -> pd.DataFrame:
 
     Returns:
         `pd.DataFrame`: index `(reader, study_id)`, as in `frame.loc["bc4"]`, one column per finding with 0.0 or 1.0;
-        the columns in one order, which the files are not in.
+        the columns in one order, which differs between the files.
 
     Raises:
         `ValueError`: a file or column that is not there, or other values.
@@ -136,7 +136,7 @@ def read_study_table(path: Path) -> pd.DataFrame:
 
 
 def read_test_table(root: Path) -> pd.DataFrame:
-    """Paths and labels of the test set: by image where there is such a table, else of the studies that have labels."""
+    """Paths and labels of the test set, from a table by image, or else of the studies that have labels."""
     by_image = find_first(root, ["test_labels.csv", "test.csv"])
     by_study = find_first(root, ["groundtruth.csv", "*/groundtruth.csv"])
     if by_image is None and by_study is None:
@@ -159,7 +159,7 @@ def read_test_table(root: Path) -> pd.DataFrame:
 
 
 def add_ids(frame: pd.DataFrame, column: str, name: str, views: str) -> pd.DataFrame:
-    """The table with what each path says: ids, name of the view, frontal or lateral; `views` as for the readers."""
+    """The table with what its paths tell: ids, name of the view, frontal or lateral. `views` as for the readers."""
     ids = frame[column].str.extract(IMAGE_PATH)
     if ids[0].isna().any():
         raise ValueError(
@@ -177,7 +177,9 @@ def add_ids(frame: pd.DataFrame, column: str, name: str, views: str) -> pd.DataF
 
 
 def add_details(frame: pd.DataFrame, sex: str, age: str, side: str, projection: str) -> dict[str, str]:
-    """Bring view, sex and age into the words of the schema; the schema's names of those that the table has."""
+    """
+    Add view, sex and age in the words of the schema; which of them the table has, as columns for [`make_records`].
+    """
     lateral = (frame[side] if side in frame.columns else frame["side"]).str.lower() == "lateral"
     views = frame[projection] if projection in frame.columns else pd.Series(pd.NA, index=frame.index, dtype=object)
     frame["view"] = views.fillna("FRONTAL").mask(lateral, "LATERAL")
@@ -193,7 +195,9 @@ def add_details(frame: pd.DataFrame, sex: str, age: str, side: str, projection: 
 
 
 def find_patients(root: Path, folders: Iterable[str]) -> dict[str, str]:
-    """Patient to the folder below `root` that holds the patient's; the first of `folders` that has it counts."""
+    """
+    Patient to the folder below `root` that holds the patient's images; the first of `folders` that has it counts.
+    """
     patients = {}
     for pattern in folders:
         for folder in sorted(filter(Path.is_dir, root.glob(pattern))):

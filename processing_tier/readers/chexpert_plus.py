@@ -52,22 +52,19 @@ def read_chexpert_plus(
     """
     Read one split of CheXpert Plus (CheXpert with reports) into the schema of [`records`]; no image is opened.
 
-    `findings` and `impression` are the table's own sections; a report without either goes through
-    [`extract_sections`].
-
     Args:
         root (`str` or `os.PathLike`): the folder with `df_chexpert_plus_240401.csv`.
         split (`str`): `"train"` or `"validation"`.
         labels (`str`, *optional*, defaults to `"impression"`):
-            What CheXbert read its labels from: `"impression"`, `"findings"`, `"report"`, or `"none"`. Where
-            `chexbert_labels` is not there, there are no finding columns, with a warning.
+            The text that CheXbert labelled: `"impression"`, `"findings"`, `"report"`, or `"none"`. Without
+            `chexbert_labels`, there are no finding columns, with a warning.
         views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table.
+        `datasets.Dataset`: one record per existing image, in the order of the table.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a table or column that is not there, labels that cannot be read.
+        `ValueError`: see [`make_records`]; also a missing table or column, labels that cannot be read.
     """
     check_split(split, SPLITS, NAME)
     check_views(views, NAME)
@@ -106,7 +103,7 @@ def read_chexpert_plus(
 
 
 def read_plus_labels(root: Path, labels: str) -> pd.DataFrame | None:
-    """CheXbert's labels by image; `None`, with a warning, where they are not there."""
+    """CheXbert's labels by image; `None`, with a warning, without them."""
     name = f"{labels}_fixed.json"
     path = find_first(root, [f"chexbert_labels/{name}", name, "chexbert_labels/chexbert_labels/" + name])
     archive = find_first(root, ["chexbert_labels.zip"])
@@ -120,7 +117,7 @@ def read_plus_labels(root: Path, labels: str) -> pd.DataFrame | None:
             data = read_member(file, members[0], MAX_LABEL_BYTES)
     else:
         logger.warning(
-            "chexpert_plus: chexbert_labels.zip is not there, so there are no findings; get it from %s.", SOURCE
+            "chexpert_plus: chexbert_labels.zip is missing, so there are no findings; get it from %s.", SOURCE
         )
         return None
     try:

@@ -5,7 +5,7 @@ also have masks of the COVID-19 infection.
 Where: https://www.kaggle.com/datasets/anasmohammedtahir/covidqu (Tahir et al., Comput Biol Med 2021).
 Terms: the licence on that page; the images come from other public collections, with their own terms.
 
-The folder as Kaggle ships it (each part once more in a folder of its own name):
+The folder as Kaggle ships it (each part inside a second folder with the same name):
 
     Infection Segmentation Data/Infection Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/
         images/covid_1.png ...  lung masks/covid_1.png ...  infection masks/covid_1.png ...
@@ -17,12 +17,13 @@ What is derived:
 - split: the official one of each part (`Val` is `validation`). The parts were split separately: do not train on one
   and test on the other.
 - findings: `COVID-19`, `Non-COVID` (other infections) and `Normal`, one of them 1, by folder.
-- masks: `Lung` and, where the file is not black, `COVID-19`, in pixels of the 256 x 256 image; a pixel above 127 is
-  inside. Unlike in the other archives they are pictures, about a millisecond each to read (see the option `masks`).
-- patient: `sub-S03044` of names as in `sub-S03044_ses-E06150_run-1.png` (of BIMCV-COVID19+); other names say nothing
-  of patients and count as their own. Whether the official splits are by patient is not known; the check of patients
-  in two splits tells.
-- images are taken as frontal; no sex and no age.
+- masks: `Lung` and, unless the file is black, `COVID-19`, in pixels of the 256 x 256 image; a pixel above 127 is
+  inside. Unlike in the other archives, masks are pictures, which take about 1 ms each to read (see the option
+  `masks`).
+- patient: `sub-S03044` of names such as `sub-S03044_ses-E06150_run-1.png` (of BIMCV-COVID19+). Any other image is its
+  own patient. It is not known whether the official splits are by patient; the check for patients in two splits will
+  tell.
+- view: all images count as frontal. There is no sex and no age.
 
 Written from Kaggle's description and from public code that reads it; not checked against a copy.
 """
@@ -69,8 +70,8 @@ def read_covid_qu_ex(
         `datasets.Dataset`: one record per image, in the order of classes and names.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a folder that is not there, a part of another name, or a mask that
-        cannot be decoded.
+        `ValueError`: see [`make_records`]; also a missing folder, an unknown part, or a mask that cannot be
+        decoded.
     """
     check_split(split, SPLITS, NAME)
     if part not in PARTS:
@@ -99,7 +100,7 @@ def read_covid_qu_ex(
 
 
 def read_masks(image: Path, root: Path) -> list[dict]:
-    """The masks beside an image that are there and not black."""
+    """The masks beside an image, without black ones."""
     masks = []
     for finding, folder in MASK_FOLDERS.items():
         path = image.parent.parent / folder / image.name

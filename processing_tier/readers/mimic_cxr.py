@@ -3,7 +3,7 @@ MIMIC-CXR (DICOM) and MIMIC-CXR-JPG: 377,110 radiographs of 227,835 studies of B
 
 Where and terms: https://physionet.org/content/mimic-cxr/ and https://physionet.org/content/mimic-cxr-jpg/, versions
 2.0.0 and 2.1.0, PhysioNet Credentialed Health Data License 1.5.0 after training and a signed agreement: no copies, no
-attempt to identify anybody, and derived data (weights among them) stay under the same agreement.
+attempt to identify anybody, and the same agreement for derived data (including weights).
 
 The folders as PhysioNet ships them (tables plain or gzipped; 2.1.0 keeps most names of 2.0.0):
 
@@ -17,15 +17,15 @@ The folders as PhysioNet ships them (tables plain or gzipped; 2.1.0 keeps most n
 
 What is derived:
 
-- split: the official one by patient (`validate` is called `validation`). It comes with MIMIC-CXR-JPG alone; the DICOM
-  reader takes the tables from there.
+- split: the official one by patient (`validate` is called `validation`). Only MIMIC-CXR-JPG has it; the DICOM reader
+  takes the tables from there.
 - findings: CheXpert's or NegBio's labels of the study, for each of its images, or the radiologists' of the test set.
 - view: `ViewPosition`; `AP AXIAL` and the decubitus views (`AP LLD`) count as their projection, `XTABLE LATERAL` as
   lateral, blanks (some 15,000) and the oblique views as `OTHER`.
-- text: [`extract_sections`] of the study's report; `report` is the whole of it, `___` marks and all.
+- text: [`extract_sections`] of the study's report; `report` is the whole text, including `___` marks.
 
-No sex and no age: they are in MIMIC-IV. Written from PhysioNet's documentation; not checked against a full copy (the
-columns of the radiologists' table are taken as those of CheXpert that it has).
+Sex and age are in MIMIC-IV, not here. Written from PhysioNet's documentation; not checked against a full copy. (The
+radiologists' table is read by CheXpert's names of the columns.)
 """
 
 import logging
@@ -60,8 +60,8 @@ SPLITS = ("train", "validation", "test")
 LABELS = {"chexpert": "chexpert.csv*", "negbio": "negbio.csv*", "radiologist": "test-set-labeled.csv*"}
 REPORTS = ("mimic-cxr-reports.zip", "mimic-cxr-reports", "files")
 NO_REPORTS = (
-    "%s: there are no reports (mimic-cxr-reports.zip) in the folder: the texts are empty. Get them from "
-    "https://physionet.org/content/mimic-cxr/ and name them in the option reports."
+    "%s: the folder has no reports (mimic-cxr-reports.zip), so the texts are empty. Get the reports from "
+    "https://physionet.org/content/mimic-cxr/ and name them with the option reports."
 )
 AIRSPACE_OPACITY = "Airspace Opacity"  # what the radiologists' table calls Lung Opacity
 MAX_REPORT_BYTES = 2**20  # the longest has some 15 thousand
@@ -97,16 +97,16 @@ def read_mimic_cxr_jpg(
             The labeller whose findings are read: `"chexpert"`, `"negbio"`, `"radiologist"` (the test set's manual
             labels) or `"none"`.
         reports (`str` or `os.PathLike`, *optional*):
-            `mimic-cxr-reports.zip`, or the folder that it was extracted to. By default it is looked for in `root`;
-            where it is not there either, the texts are empty, with a warning.
+            `mimic-cxr-reports.zip`, or the folder that it was extracted to; by default it is looked for in `root`.
+            Without it, the texts are empty, with a warning.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the split table; a study's findings
-        and texts are those of each of its images.
+        `datasets.Dataset`: one record per existing image, in the order of the split table. All images of a study have
+        its findings and texts.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a table or column that is not there, unknown labels, reports that are
-        not there or cannot be read.
+        `ValueError`: see [`make_records`]; also a missing table or column, unknown labels, or reports that are
+        missing or cannot be read.
     """
     return read_mimic(JPG, root, split, root, labels, reports)
 
@@ -126,8 +126,8 @@ def read_mimic_cxr(
         root (`str` or `os.PathLike`): the folder with `files`.
         split (`str`): `"train"`, `"validation"` or `"test"`, the official ones.
         tables (`str` or `os.PathLike`, *optional*):
-            Folder of MIMIC-CXR-JPG with the tables of split, metadata and labels (the images there are not needed).
-            By default `root`, or else `mimic-cxr-jpg` beside it as `wget` lays both out.
+            Folder of MIMIC-CXR-JPG with the tables of split, metadata and labels (its images are not needed); by
+            default `root`, or `mimic-cxr-jpg` beside it, where `wget` puts both.
         labels (`str`, *optional*, defaults to `"chexpert"`): as for [`read_mimic_cxr_jpg`].
         reports (`str` or `os.PathLike`, *optional*): as for [`read_mimic_cxr_jpg`].
 
@@ -226,7 +226,7 @@ def add_texts(
 
 def read_reports(source: Path, studies: dict[str, str]) -> dict[str, str]:
     """
-    The texts of the studies that are there.
+    The texts of the studies that have a report.
 
     Args:
         source (`Path`): `mimic-cxr-reports.zip`, or the folder that it was extracted to.

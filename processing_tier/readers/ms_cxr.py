@@ -2,24 +2,24 @@
 MS-CXR: 1,162 sentences of reports of MIMIC-CXR with the boxes that they describe, eight findings.
 
 Where: https://physionet.org/content/ms-cxr/ (Boecking et al., ECCV 2022), versions 0.1 and 1.1.0. Terms: PhysioNet
-Credentialed Health Data License 1.5.0 after training and a signed agreement. The images are those of MIMIC-CXR-JPG
-(https://physionet.org/content/mimic-cxr-jpg/), or of MIMIC-CXR as DICOM.
+Credentialed Health Data License 1.5.0 after training and a signed agreement. The images come from MIMIC-CXR-JPG
+(https://physionet.org/content/mimic-cxr-jpg/), or as DICOM from MIMIC-CXR.
 
 The folder as PhysioNet ships it:
 
     MS_CXR_Local_Alignment_v1.1.0.csv  (dicom_id,category_name,label_text,path,x,y,w,h,image_width,image_height,split)
-    MS_CXR_Local_Alignment_v1.1.0.json  (the same in COCO's form; read where the table is not there)
+    MS_CXR_Local_Alignment_v1.1.0.json  (the same in COCO's form; read without the table)
 
 Version 0.1 calls them v1.0.0, and has no `split`.
 
 What is derived:
 
 - one record for each image; boxes carry their sentence in `phrase`, and are in pixels of MIMIC's own images.
-- split: that of version 1.1.0 (`val` is called `validation`). Version 0.1 is `test` as a whole. MIMIC-CXR's own splits
-  are others: its training split may hold these images, to be left out of a training that they are to judge.
-- findings: 1 for the categories of the image's boxes, otherwise NaN: what has no box was not asked.
-- the text is empty: a sentence of a report is not the report (take that from `mimic_cxr` by `study_id`).
-- patient and study from the path, as in `mimic_cxr`; images are taken as frontal.
+- split: that of version 1.1.0 (`val` is called `validation`). All of version 0.1 is `test`. MIMIC-CXR's own splits
+  differ: its training split may hold these images. Leave them out of a training that they will judge.
+- findings: 1 for the categories of the image's boxes, otherwise NaN: nobody was asked about the others.
+- text: empty, since a sentence of a report is not the report. Take the report from `mimic_cxr` by `study_id`.
+- patient and study: from the path, as in `mimic_cxr`. All images count as frontal.
 
 Written from PhysioNet's description, its script that turns one form into the other, and public code; not checked
 against a copy.
@@ -69,11 +69,11 @@ def read_ms_cxr(
             Folder of MIMIC-CXR-JPG or MIMIC-CXR that holds `files`, by default `root`.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table.
+        `datasets.Dataset`: one record per existing image, in the order of the table.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, a version without that split, or
-        another finding.
+        `ValueError`: see [`make_records`]; also a missing file or column, a version without that split, or
+        an unknown finding.
     """
     check_split(split, SPLITS, NAME)
     table = find_in_archive(root, TABLES, NAME, SOURCE)
@@ -81,10 +81,10 @@ def read_ms_cxr(
     if "split" in frame:
         frame = frame[frame["split"].replace({"val": "validation", "validate": "validation"}) == split]
     elif split != "test":
-        raise ValueError(f"{table.name}: this version has no splits; read 'test', which is all of it, or get 1.1.0.")
+        raise ValueError(f"{table.name}: this version has no splits; read 'test', which is everything, or get 1.1.0.")
     others = set(frame["category_name"]) - set(FINDINGS)
     if others:
-        raise ValueError(f"{table.name}: there is a finding that is none of {', '.join(FINDINGS)}; is this the table?")
+        raise ValueError(f"{table.name}: a finding is not one of {', '.join(FINDINGS)}; is this the table?")
     frame = frame.rename(columns={"dicom_id": "image_id", "category_name": "finding", "label_text": "phrase"})
     frame["phrase"] = frame["phrase"].fillna("").astype(str).str.strip()
     boxes = group_boxes(
@@ -122,7 +122,7 @@ def find_image(image_root: Path, path: str) -> str:
 
 
 def read_coco(path: Path) -> pd.DataFrame:
-    """COCO's form as the table has it."""
+    """COCO's form, as a table with the same columns."""
     data = read_json(path)
     try:
         images = {image["id"]: image for image in data["images"]}
@@ -148,5 +148,5 @@ def read_coco(path: Path) -> pd.DataFrame:
             f"{path.name}: images, annotations and categories are not as shipped; download it again."
         ) from None
     if not rows:
-        raise ValueError(f"{path.name}: there are no annotations in it; download it again.")
+        raise ValueError(f"{path.name}: it has no annotations; download it again.")
     return pd.DataFrame(rows)

@@ -4,8 +4,8 @@ Open-i, the Indiana University chest X-ray collection: 7,470 radiographs of 3,95
 Where and terms: https://openi.nlm.nih.gov/faq (`NLMCXR_reports.tgz`, `NLMCXR_png.tgz`, `NLMCXR_dcm.tgz`), Creative
 Commons BY-NC-ND 4.0; cite Demner-Fushman et al. 2016, doi:10.1093/jamia/ocv080.
 
-The folder: the reports as shipped or extracted, and the images extracted, in whichever of these forms is there (the
-first counts). Images need not be complete.
+The folder: the reports as shipped or extracted, and the extracted images, in one of these forms (the first one that
+exists counts). Images need not be complete.
 
     NLMCXR_reports.tgz  or  ecgen-radiology/1.xml  or  NLMCXR_reports/ecgen-radiology/1.xml
     NLMCXR_png/CXR1_1_IM-0001-3001.png  or the files in the folder itself, as .png or .jpg
@@ -15,19 +15,19 @@ first counts). Images need not be complete.
 
 What is derived:
 
-- findings: from the major MeSH terms, by [`OPENI_FINDINGS`]; a term's qualifiers (`/lung/base/left`) are left out of
-  account. 0 where a study was indexed without the term, blank where it was not indexed ("No Indexing").
-- view: `indiana_projections.csv` where it is there (frontal becomes PA, the usual projection), else told from the
-  names of a study's images, see [`guess_views`]. In the 2,912 studies (5,762 images) whose 3,009 frontal images are
-  known, 9.6 of 100 images are told wrongly: 90 of 100 frontal images are found, and 8 of 100 that are taken as frontal
-  are not. The captions ("PA and lateral") describe the examination, not the image; of the images that they call PA,
-  one in seven is AP by its DICOM header.
+- findings: from the major MeSH terms, by [`OPENI_FINDINGS`], without qualifiers of a term (`/lung/base/left`). 0 if a
+  study was indexed without the term, blank if it was not indexed ("No Indexing").
+- view: from `indiana_projections.csv` (frontal becomes PA, the usual projection), otherwise guessed from the names of
+  a study's images, see [`guess_views`]. For the 2,912 studies (5,762 images) whose 3,009 frontal images are known, the
+  guess is wrong for 9.6 of 100 images: it finds 90 of 100 frontal images, and 8 of 100 that it calls frontal are not.
+  Captions ("PA and lateral") describe the examination, not the image: by the DICOM headers, one in seven images that
+  they call PA is AP.
 - text: the sections FINDINGS and IMPRESSION; `report` has all four, each after its heading. `XXXX` marks what
   de-identification removed.
-- split: none is official, so all is `train`. patient: the collection names none, so each study counts as one.
-  No sex and no age.
+- split: there is no official one, so everything is `train`.
+- patient: the collection names none, so each study is its own patient. There is no sex and no age.
 
-Checked against the whole archive of reports; the layout of `NLMCXR_dcm` is as its users describe it.
+Checked against the whole archive of reports. The layout of `NLMCXR_dcm` is known from its users' descriptions.
 """
 
 import gzip
@@ -85,13 +85,13 @@ REPORTS = ("NLMCXR_reports.tgz", "ecgen-radiology", "NLMCXR_reports/ecgen-radiol
 IMAGE_FOLDERS = ("NLMCXR_png", ".", "images", "images/images_normalized", "images_normalized", "NLMCXR_dcm")
 # CXR1_1_IM-0001-3001.png (the National Library of Medicine) and 1_IM-0001-3001.dcm.png (Kaggle) are one image
 IMAGE_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-[\d-]+?)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE)
-# How likely the ends of names are those of frontal images, from the likeliest to the unlikeliest
+# Ends of the names of images, from the most likely frontal (0) to the least likely
 IMAGE_END = re.compile(r"IM-\d+-([\d-]+)$")
 UNKNOWN_RANK = 5
 VIEW_RANKS = {"4004": 0, "1002001": 0, "8001": 0, "1001": 1, "12012": 2, "2002": 2}
 VIEW_RANKS |= dict.fromkeys(("2001", "1002", "3003", "1003"), 9)
 MAX_XML_BYTES = 2**20  # of one report; the largest has 9 thousand
-MAX_XML_ELEMENTS, MAX_XML_DEPTH = 10_000, 50  # the largest report has 124, at most 7 within one another
+MAX_XML_ELEMENTS, MAX_XML_DEPTH = 10_000, 50  # the largest report has 124, at most 7 levels
 MAX_TAR_BYTES = 2**28  # of the archive, unpacked: 35 million as shipped
 
 
@@ -104,12 +104,12 @@ def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Datase
         split (`str`, *optional*, defaults to `"train"`): the only one.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, by number of the study. `image_id` is the
-        collection's (`CXR1_1_IM-0001-3001`) whatever the file is called. Studies without images are left out.
+        `datasets.Dataset`: one record per existing image, by number of the study. `image_id` is the collection's
+        (`CXR1_1_IM-0001-3001`), whatever the name of the file. Studies without images are left out.
 
     Raises:
-        `ValueError`: see [`make_records`]; also reports that are not there, or cannot be read, or hold a document type
-        declaration, links or names that leave the archive.
+        `ValueError`: see [`make_records`]; also reports that are missing or cannot be read, or that hold a document
+        type declaration, links, or names that leave the archive.
     """
     check_split(split, SPLITS, "openi")
     source = find_in_archive(root, REPORTS, "openi", SOURCE)
@@ -125,14 +125,14 @@ def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Datase
             view = views.get(key) if views else guess
             rows.append({**study, "image_id": image_id, "path": images.get(key, path), "view": view})
     if not rows:
-        raise ValueError(f"{source.name}: there is no report with an image in it; get it from {SOURCE}.")
+        raise ValueError(f"{source.name}: no report has an image; get it from {SOURCE}.")
     if empty:
         logger.warning("openi: %d of %d reports have no image: left out.", empty, studies)
     if not views:
         logger.warning(
             "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images "
-            "that are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder "
-            "for views that are known."
+            "that count as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder to "
+            "get the true views."
         )
     frame = drop_repeated(pd.DataFrame(rows), "image_id", "openi")
     columns = {finding: finding for finding in OPENI_FINDINGS}
@@ -140,7 +140,7 @@ def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Datase
 
 
 def image_key(name: str) -> tuple[str, str] | None:
-    """Study number and image number: what the names of one image have in common; `None` for any other file."""
+    """Study number and image number, which all names of one image share; `None` for any other file."""
     match = IMAGE_NAME.fullmatch(name)
     return (match[1], match[2]) if match else None
 
@@ -148,8 +148,8 @@ def image_key(name: str) -> tuple[str, str] | None:
 def guess_views(names: Sequence[str]) -> list[str]:
     """
     `FRONTAL` or `LATERAL` for each image of a study, by the numbers at the ends of the names (`-1001`, `-2001`), which
-    the scanners of the hospitals gave: the only image is frontal; of two images the likelier one is; of more, those
-    whose number is mostly that of a frontal image, or the first one.
+    come from the hospitals' scanners. A single image is frontal. Of two images, the more likely one is. Of more, those
+    whose number usually belongs to a frontal image are, or else the first one.
     """
     ends = [IMAGE_END.search(name) for name in names]
     ranks = [VIEW_RANKS.get(end[1], UNKNOWN_RANK) if end else UNKNOWN_RANK for end in ends]
@@ -163,7 +163,7 @@ def guess_views(names: Sequence[str]) -> list[str]:
 
 
 def find_images(root: Path) -> dict[tuple[str, str], str]:
-    """Path below `root` of each image that is there."""
+    """Path below `root` of each existing image."""
     images = {}
     for folder in filter(Path.is_dir, (root / name for name in IMAGE_FOLDERS)):
         below = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.name == "NLMCXR_dcm" else ()
@@ -176,7 +176,7 @@ def find_images(root: Path) -> dict[tuple[str, str], str]:
 
 
 def read_views(root: Path) -> dict[tuple[str, str], str]:
-    """Frontal or lateral by Kaggle's table; empty where it is not there."""
+    """Frontal or lateral by Kaggle's table; empty without it."""
     path = find_first(root, ["indiana_projections.csv"])
     if path is None:
         return {}
@@ -226,16 +226,16 @@ class DocumentType(Exception):
 
 
 class TooManyElements(Exception):
-    """Stops a parser where elements are nested deeper, or are more, than in any report."""
+    """Stops a parser at more elements, or deeper nesting, than in any report."""
 
 
 def parse_xml(data: bytes, name: str) -> Element:
     """
-    The root element of a document without a document type declaration: what has none can define no entities, external
-    or expanding ones.
+    The root element of a document. Document type declarations are refused, because they could define entities that
+    expand or lead to other files.
 
     Raises:
-        `ValueError`: it has one, is not well-formed, or has more elements than any report.
+        `ValueError`: the document has a declaration, is not well-formed, or has more elements than any report.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
     depth = count = 0
@@ -263,12 +263,12 @@ def parse_xml(data: bytes, name: str) -> Element:
         return builder.close()
     except DocumentType:
         raise ValueError(
-            f"{name}: the XML has a document type declaration, which no report of the archive has."
+            f"{name}: the XML has a document type declaration, unlike the reports of the archive."
         ) from None
     except TooManyElements:
         raise ValueError(
-            f"{name}: the XML has more than {MAX_XML_ELEMENTS:,} elements, or more than {MAX_XML_DEPTH} within one "
-            "another, which no report of the archive has."
+            f"{name}: the XML has more than {MAX_XML_ELEMENTS:,} elements or {MAX_XML_DEPTH} levels, unlike the "
+            "reports of the archive."
         ) from None
     except (expat.ExpatError, ParseError, AssertionError, LookupError, ValueError) as error:  # the last two: encodings
         raise ValueError(f"{name}: the report is not well-formed XML; get it from {SOURCE}.") from error

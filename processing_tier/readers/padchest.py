@@ -14,21 +14,20 @@ either each to its folder or all to one:
 
 What is derived:
 
-- findings: a column for each label of `Labels` (stripped, lower case) that at least `min_images` rows have; 1 where
-  the row lists it, 0 where it lists others, blank where it lists none. Localisations (`loc ...`) are no findings.
-  With `method="Physician"`, `min_images=1` gives all of them (KAD names 193); the default gives those of more than 50
-  images. TIER's 57 are a list by hand, see the benchmark `padchest-57`. Rows count whether their images are there or
-  not.
+- findings: a column for each label of `Labels` (stripped, lower case) that at least `min_images` rows have, existing
+  image or not; 1 if the row lists it, 0 if it lists others, blank if it lists none. Localisations (`loc ...`) are not
+  findings. With `method="Physician"`, `min_images=1` gives all labels (KAD names 193); the default gives those of more
+  than 50 images. TIER's 57 were chosen by hand, see the benchmark `padchest-57`.
 - view: `Projection`; `L` is LATERAL, `AP_horizontal` is AP, `COSTAL` and `UNK` are OTHER. Rows of `EXCLUDE` (not chest
   radiographs) are left out.
-- text: `Report` is Spanish, without stop words and without headings; it describes findings and stands in `findings`
-  and `report`. There are no impressions.
-- age: year of `StudyDate_DICOM` less `PatientBirth`, a year.
-- split: none is official, so all is `train`. The physicians' and the network's images may share patients and are no
-  split.
+- text: `Report` is Spanish, without stop words and headings. It describes findings, and becomes `findings` and
+  `report`. There are no impressions.
+- age: the year of `StudyDate_DICOM` minus `PatientBirth`, a year.
+- split: there is no official one, so everything is `train`. Do not split by `MethodLabel`: the physicians' and the
+  network's images may share patients.
 
-Images that torchxrayvision found missing from the archive or damaged ([`BROKEN`]) are left out; they would stop a
-training. Written from public code that reads the table; not checked against a full copy.
+Images that torchxrayvision found missing or damaged ([`BROKEN`]) are left out; they would stop a training. Written
+from public code that reads the table; not checked against a full copy.
 """
 
 import ast
@@ -65,7 +64,7 @@ COLUMNS = (
     "MethodLabel",
     "Labels",
 )
-MAX_LABELS_TEXT = 10_000  # characters of one row's list; a few hundred are the most
+MAX_LABELS_TEXT = 10_000  # characters of one row's list; real ones have a few hundred
 BROKEN = frozenset(
     f"2168401113669640{rest}.png"
     for rest in (
@@ -105,14 +104,14 @@ def read_padchest(
         split (`str`, *optional*, defaults to `"train"`): the only one.
         method (`str`, *optional*, defaults to `"all"`):
             Whose labels: `"Physician"`, `"RNN_model"` (a network's), or `"all"`.
-        min_images (`int`, *optional*, defaults to 51): Rows that must have a label for it to be a finding column.
+        min_images (`int`, *optional*, defaults to 51): how many rows must have a label to make it a finding column.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the table; findings from the most
+        `datasets.Dataset`: one record per existing image, in the order of the table; findings from the most
         frequent to the rarest.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a table or column that is not there, labels that are no list of texts.
+        `ValueError`: see [`make_records`]; also a missing table or column, labels that are not a list of texts.
     """
     check_split(split, SPLITS, "padchest")
     if method not in METHODS:
@@ -174,16 +173,16 @@ def add_details(frame: pd.DataFrame) -> None:
 
 
 def is_folder(root: Path, name: str) -> bool:
-    """Whether `ImageDir` of the table is a folder of the archive, and not a path to anywhere else."""
+    """Whether `ImageDir` of the table is a folder of the archive, and not a path to another place."""
     return name.isdecimal() and (root / name).is_dir()
 
 
 def parse_labels(text) -> set[str] | None:
     """
-    The labels of one row, such as `{"normal"}` of `"['normal ', 'loc right']"`; `None` where there are none.
+    The labels of one row, such as `{"normal"}` of `"['normal ', 'loc right']"`; `None` without labels.
 
     Raises:
-        `ValueError`: text that is no list of texts.
+        `ValueError`: text that is not a list of texts.
     """
     if pd.isna(text) or not text.strip():
         return None

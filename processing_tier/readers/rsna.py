@@ -12,15 +12,15 @@ The folder as Kaggle ships it:
 
 What is derived:
 
-- split: `train` has labels; the 3,000 images of `test` have none in public (all findings NaN). There is no official
-  split of the labelled ones: papers make their own.
-- findings: `Pneumonia` is the challenge's target, an opacity that radiologists take for pneumonia; `Normal` is 1 for
+- split: `train` has labels; those of the 3,000 images of `test` are not public (all findings NaN). The labelled images
+  have no official split: papers make their own.
+- findings: `Pneumonia` is the challenge's target, an opacity that radiologists consider pneumonia; `Normal` is 1 for
   the class `Normal`, 0 for `Lung Opacity` and `No Lung Opacity / Not Normal`.
 - boxes: of `Pneumonia`, in pixels of the 1024 x 1024 DICOM image.
-- patient: `patientId` is one image, not one patient. With the RSNA's pneumonia-challenge-dataset-mappings_2018.json
+- patient: `patientId` is one image, not one patient. Put the RSNA's pneumonia-challenge-dataset-mappings_2018.json
   (https://www.rsna.org/artificial-intelligence/ai-image-challenge/rsna-pneumonia-detection-challenge-2018) beside the
-  tables, the patient is the NIH's, as in `chestxray14`; without it two images of a patient may end in two splits.
-- view, sex and age are in the DICOM headers alone, which are not opened: images are taken as frontal.
+  tables to get the NIH's patients, as in `chestxray14`. Without it, images of one patient may be in two splits.
+- view, sex and age are only in the DICOM headers, which are not opened: all images count as frontal.
 
 Written from Kaggle's description and from public code that reads it; not checked against a copy.
 """
@@ -57,10 +57,10 @@ def read_rsna(root: str | os.PathLike, split: str) -> datasets.Dataset:
         split (`str`): `"train"`, or `"test"`, whose findings are not public.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there; `test` in the order of the names.
+        `datasets.Dataset`: one record per existing image; `test` in the order of the names.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, or other values.
+        `ValueError`: see [`make_records`]; also a missing file or column, or other values.
     """
     check_split(split, SPLITS, NAME)
     root = Path(root)
@@ -96,13 +96,13 @@ def read_labels(root: Path) -> pd.DataFrame:
     path = find_in_archive(root, ["stage_2_detailed_class_info.csv"], NAME, SOURCE)
     classes = read_columns(path, ("patientId", "class")).drop_duplicates("patientId").set_index("patientId")["class"]
     if not classes.isin(CLASSES).all():
-        raise ValueError(f"{path.name}: a class is none of {', '.join(CLASSES)}; is this the file of the archive?")
+        raise ValueError(f"{path.name}: a class is not one of {', '.join(CLASSES)}; is this the file of the archive?")
     frame["Normal"] = frame["image_id"].map((classes == "Normal").astype(float))
     return frame
 
 
 def read_patients(root: Path) -> dict[str, str]:
-    """Image to patient of ChestX-ray14, where the RSNA's mapping is there."""
+    """Image to patient of ChestX-ray14, by the RSNA's mapping; empty without it."""
     path = find_first(root, [MAPPING])
     if path is None:
         return {}

@@ -13,14 +13,14 @@ The folder as Kaggle ships it:
 
 What is derived:
 
-- split: `train` is every image of the table that is not among the test images; `test` is dicom-images-test (1,372
-  images, first stage) and stage_2_images (3,205). stage_2_train.csv, which is taken where both tables are there, has
-  the labels of the first stage's test images too; those of the second are not public (NaN).
-- finding: `Pneumothorax`, 1 where a row has a mask, 0 where it has `-1`.
-- masks: one for each row with a mask (an image may have several places); 1024 x 1024, the size of every image.
-- patient: the tables name none and the headers are not opened: each image counts as its own. Images of one NIH patient
-  may be in both splits.
-- view, sex and age are in the DICOM headers alone: images are taken as frontal.
+- split: `test` is dicom-images-test (1,372 images, first stage) and stage_2_images (3,205); `train` is every other
+  image of the table. If both tables are there, stage_2_train.csv is read: it also labels the test images of the first
+  stage. Labels of the second stage are not public (NaN).
+- finding: `Pneumothorax`, 1 if a row has a mask, 0 if it has `-1`.
+- masks: one for each row with a mask (an image may have several); 1024 x 1024, the size of every image.
+- patient: the tables name none and the headers are not opened, so each image is its own patient. Images of one NIH
+  patient may be in both splits.
+- view, sex and age are only in the DICOM headers: all images count as frontal.
 
 Written from Kaggle's description and from public code that reads it; not checked against a copy. The example of a mask
 on the challenge's page is a test of [`counts_from_siim`].
@@ -57,11 +57,11 @@ def read_siim(root: str | os.PathLike, split: str) -> datasets.Dataset:
         split (`str`): `"train"`, or `"test"`, most of whose findings are not public.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there; `train` in the order of the table, `test` in that of
-        the names.
+        `datasets.Dataset`: one record per existing image; `train` in the order of the table, `test` in
+        the order of the names.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, or a broken mask.
+        `ValueError`: see [`make_records`]; also a missing file or column, or a broken mask.
     """
     check_split(split, SPLITS, NAME)
     root = Path(root)
@@ -93,7 +93,7 @@ def find_images(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_masks(path: Path) -> dict[str, list[dict]]:
-    """The masks of each image, none where it has no pneumothorax."""
+    """The masks of each image; an empty list for one without a pneumothorax."""
     frame = read_frame(path)
     frame.columns = frame.columns.str.strip()
     missing = {"ImageId", "EncodedPixels"} - set(frame.columns)

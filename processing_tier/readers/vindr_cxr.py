@@ -13,16 +13,15 @@ The folders as PhysioNet and Kaggle ship them:
 
 What is derived:
 
-- split: the official one; each training image was read by three of 17 radiologists alone, each test image by five in
-  consensus. Kaggle's test images have no public labels and are not read.
+- split: the official one. Three of 17 radiologists read each training image independently; five read each test image
+  in consensus. Kaggle's test images have no public labels and are not read.
 - findings: names as shipped, except that `Other disease` of the test table is `Other diseases` as in training. In
-  training a finding is present where two of the three radiologists say so, see the option `min_votes`; for Kaggle's
-  table a radiologist says what he or she drew a box of.
-- boxes: of the findings that are present, of every radiologist who drew one, in pixels of the DICOM image; two
-  radiologists' boxes of one lesion overlap. The tables do not say how large the images are, so that a box may reach
-  beyond one.
-- patient: no table names patients: each image counts as its own.
-- view: PA, as the owners say of all. Sex and age are in the DICOM headers alone, which are not opened.
+  training a finding is present if two of the three radiologists say so, see the option `min_votes`. In Kaggle's table,
+  a radiologist states the findings that he or she drew a box of.
+- boxes: of the present findings, of every radiologist who drew one, in pixels of the DICOM image. The boxes of two
+  radiologists overlap. The tables do not have the sizes of the images, so a box may reach beyond its image.
+- patient: no table names patients, so each image is its own patient.
+- view: PA, as the owners state for all images. Sex and age are only in the DICOM headers, which are not opened.
 
 Written from PhysioNet's description and from public code that reads it; not checked against a copy.
 """
@@ -57,14 +56,14 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
         root (`str` or `os.PathLike`): the folder with `annotations` and `train` (or Kaggle's `train.csv`).
         split (`str`): `"train"` or `"test"`.
         min_votes (`int`, *optional*, defaults to 2):
-            Number of the radiologists (three in training) that must state a finding for it to be present. It has no
-            effect on the test split, which is a consensus.
+            How many of the three radiologists must state a finding for it to be present. It has no effect on the test
+            split, which is a consensus.
 
     Returns:
-        `datasets.Dataset`: one record per image that is there, in the order of the tables.
+        `datasets.Dataset`: one record per existing image, in the order of the tables.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a file or column that is not there, or a number of votes that three
+        `ValueError`: see [`make_records`]; also a missing file or column, or a number of votes that three
         radiologists cannot reach.
     """
     check_split(split, SPLITS, NAME)
@@ -113,8 +112,8 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
 
 def count_votes(labels: pd.DataFrame, min_votes: int, name: str) -> pd.DataFrame:
     """
-    One row per image, 1 where `min_votes` of its radiologists (or all of them, where they are fewer) state a finding,
-    0 where they do not, NaN where none says anything.
+    One row per image: 1 if `min_votes` of its radiologists (or all, if they are fewer) state a finding, 0 if not, NaN
+    if no radiologist says anything.
     """
     findings = [column for column in labels.columns if column not in ("image_id", "rad_id")]
     votes = labels[findings].apply(to_numbers)

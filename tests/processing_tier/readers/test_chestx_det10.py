@@ -82,7 +82,7 @@ def test_errors(root):
         ('[{"file_name": "a.png", "syms": ["Mass"], "boxes": [[1, 2, 3, 1' + "0" * 400 + "]]}]", form),
         (
             '[{"file_name": "a.png", "syms": ["Cardiomegaly"], "boxes": [[1, 2, 3, 4]]}]',
-            "'Cardiomegaly' is none of the ten findings; is this ChestX-Det10?",
+            "'Cardiomegaly' is not one of the ten; is this ChestX-Det10?",
         ),
     ]:
         (root / "train.json").write_text(text)

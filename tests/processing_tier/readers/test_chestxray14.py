@@ -115,7 +115,7 @@ def test_errors(root, tmp_path_factory):
     )
     write(root / "Data_Entry_2017.csv", [HEADER, ROWS[0].replace("Cardiomegaly", "Cardiomegalie"), *ROWS[1:]])
     assert message(root) == (
-        "Data_Entry_2017.csv: the label 'Cardiomegalie' is none of the 14; is this the table as shipped?"
+        "Data_Entry_2017.csv: the label 'Cardiomegalie' is not one of the 14; is the table as shipped?"
     )
     write(root / "Data_Entry_2017.csv", [HEADER, *ROWS])
     write(root / "BBox_List_2017.csv", [BOXES[0], BOXES[1].replace("100", "left")])

@@ -102,7 +102,7 @@ def test_errors(root):
             json.dumps({key: {"Edema": {"size": [2022, 2020], "counts": "nefl3"}}}),
             "the run lengths of a mask do not fill its 2022x2020 pixels (height x width); download its file again.",
         ),
-        (json.dumps({key: {"Rib": EMPTY}}), "'Rib' is none of the ten findings."),
+        (json.dumps({key: {"Rib": EMPTY}}), "'Rib' is not one of the ten findings."),
     ]:
         path.write_text(text)
         assert message(root) == f"gt_segmentations_val.json: {reason}"

@@ -64,7 +64,7 @@ def test_labels_of_chexpert_plus(tmp_path, caplog):
     touch(tmp_path / "PNG", ROWS, ".png")
     assert finding_columns(read_chexpert_plus(tmp_path, "train")) == []
     assert caplog.messages == [
-        "chexpert_plus: chexbert_labels.zip is not there, so there are no findings; get it from "
+        "chexpert_plus: chexbert_labels.zip is missing, so there are no findings; get it from "
         "https://aimi.stanford.edu/datasets/chexpert-plus."
     ]
     with zipfile.ZipFile(tmp_path / "chexbert_labels.zip", "w") as archive:

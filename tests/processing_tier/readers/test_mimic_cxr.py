@@ -150,8 +150,8 @@ def test_reports_as_zip_as_tree_and_elsewhere(root, tmp_path, caplog):
     without = read_mimic_cxr_jpg(root, "train")
     assert set(without["report"]) == {""} == set(without["impression"])
     assert caplog.messages == [
-        "mimic_cxr_jpg: there are no reports (mimic-cxr-reports.zip) in the folder: the texts are empty. Get them "
-        "from https://physionet.org/content/mimic-cxr/ and name them in the option reports."
+        "mimic_cxr_jpg: the folder has no reports (mimic-cxr-reports.zip), so the texts are empty. Get the reports "
+        "from https://physionet.org/content/mimic-cxr/ and name them with the option reports."
     ]
     write_reports(root)
     beside = read_mimic_cxr_jpg(root, "train")

@@ -87,7 +87,7 @@ def test_coco_form_and_where_the_images_are(root, tmp_path):
     with pytest.raises(ValueError) as error:
         read_ms_cxr(root, "train", image_root=tmp_path / "jpg")
     assert str(error.value) == (
-        "MS_CXR_Local_Alignment_v1.0.0.json: this version has no splits; read 'test', which is all of it, or get "
+        "MS_CXR_Local_Alignment_v1.0.0.json: this version has no splits; read 'test', which is everything, or get "
         "1.1.0."
     )
     for path in (B, C):  # MIMIC-CXR itself, beside the table
@@ -108,7 +108,7 @@ def test_errors(root, tmp_path):
     ):
         read_ms_cxr(root, "train")
     for change, reason in [
-        (("Pneumonia", "Fracture"), f"there is a finding that is none of {', '.join(FINDINGS)}; is this the table?"),
+        (("Pneumonia", "Fracture"), f"a finding is not one of {', '.join(FINDINGS)}; is this the table?"),
         (
             ("files/p10/p10000032", "p10000032"),
             "a path is not files/p10/p1000.../s5000.../....jpg; is this the table as shipped?",
@@ -138,7 +138,7 @@ def test_errors(root, tmp_path):
             json.dumps({**to_coco(), "images": []}),
             "images, annotations and categories are not as shipped; download it again.",
         ),
-        (json.dumps({**to_coco(), "annotations": []}), "there are no annotations in it; download it again."),
+        (json.dumps({**to_coco(), "annotations": []}), "it has no annotations; download it again."),
     ]:
         (root / f"{name}.json").write_text(text)
         assert message(root, "test") == f"{name}.json: {reason}"

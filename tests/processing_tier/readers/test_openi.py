@@ -89,8 +89,8 @@ def test_names_of_images(root, folder, name, caplog):
     assert dataset["image"][0]["path"] == str((root / folder / name).resolve())
     assert caplog.messages[1:] == [
         "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images that "
-        "are taken as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder for "
-        "views that are known.",
+        "count as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder to get the "
+        "true views.",
         "openi, split train: 3 of 4 images are not there, the first is CXR1_1_IM-0001-4001.png: left out.",
     ]
 
@@ -162,11 +162,11 @@ def test_dangerous_archives(root, monkeypatch):
     [
         (
             b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><eCitation><uId id="&x;"/></eCitation>',
-            "1.xml: the XML has a document type declaration, which no report of the archive has.",
+            "1.xml: the XML has a document type declaration, unlike the reports of the archive.",
         ),
         (
             b'<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]><eCitation>&y;</eCitation>',
-            "1.xml: the XML has a document type declaration, which no report of the archive has.",
+            "1.xml: the XML has a document type declaration, unlike the reports of the archive.",
         ),
         (
             b"<eCitation>&x;</eCitation>",
@@ -299,6 +299,5 @@ def test_elements_are_bounded(xml):
     with pytest.raises(ValueError) as error:
         parse_report(xml.encode(), "1.xml")
     assert str(error.value) == (
-        "1.xml: the XML has more than 10,000 elements, or more than 50 within one another, which no report of the "
-        "archive has."
+        "1.xml: the XML has more than 10,000 elements or 50 levels, unlike the reports of the archive."
     )

@@ -84,8 +84,8 @@ def test_errors(root):
     )
     write(root / "stage_2_detailed_class_info.csv", [CLASSES[0], "p-a,Sick"])
     assert message(root) == (
-        "stage_2_detailed_class_info.csv: a class is none of Lung Opacity, No Lung Opacity / Not Normal, Normal; is "
-        "this the file of the archive?"
+        "stage_2_detailed_class_info.csv: a class is not one of Lung Opacity, No Lung Opacity / Not Normal, Normal; "
+        "is this the file of the archive?"
     )
     (root / "stage_2_detailed_class_info.csv").unlink()
     assert message(root) == (
