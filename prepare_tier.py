@@ -1,15 +1,14 @@
 """
-Turns an archive of radiographs into a prepared data set: Parquet shards with embedded images, for training, streaming
-and the Hub.
+Prepares an archive of radiographs for training, streaming and the Hub: it writes Parquet shards with embedded images.
 
     tier-prepare --data mimic_cxr_jpg:/archives/mimic-cxr-jpg --output_dir prepared/mimic           # 512 px, JPEG
     tier-prepare --data my_data --output_dir prepared/mine --size original --format png             # an image folder
     tier-prepare --data reports.csv --columns image=Path patient_id=Subject --output_dir prepared/table
-    tier-prepare --data ... --output_dir ... --shard_index $SLURM_ARRAY_TASK_ID --shard_count 16    # a part per job
+    tier-prepare --data ... --output_dir ... --shard_index $SLURM_ARRAY_TASK_ID --shard_count 16    # one job of 16
 
-Run the same command again to resume after an interruption; the result has the same bytes as an uninterrupted run.
-Images that cannot be read are listed in quarantine.csv. Exit code 0, or 2 with one sentence on what is wrong, or 130
-after Ctrl-C; finished shards are kept.
+To resume after an interruption, run the same command again: the result has the same bytes as an uninterrupted run.
+quarantine.csv lists the images that cannot be read. The exit code is 0, 2 with one sentence about bad input, or 130
+after Ctrl-C. Finished shards are kept.
 """
 
 import argparse
@@ -28,75 +27,91 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    add_data_options(parser.add_argument_group("data"))
+    add_selection_options(parser.add_argument_group("which records to keep"))
+    add_output_options(parser.add_argument_group("output"))
+    add_work_options(parser.add_argument_group("work"))
+    return parser
+
+
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--data",
         required=True,
         metavar="NAME:FOLDER",
         help="an archive (mimic_cxr_jpg:FOLDER; the names are in docs/public_datasets.md), an image folder with "
-        "<split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), or what save_to_disk wrote",
+        "<split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), or a folder that save_to_disk wrote",
     )
-    parser.add_argument("--output_dir", required=True, help="a new or empty folder, or one that this command began")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to prepare (default: all there are)")
-    parser.add_argument(
-        "--columns", nargs="+", metavar="NAME=COLUMN", help="a table's own column names: image=Path impression=Text"
+    group.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to prepare (default: all)")
+    group.add_argument(
+        "--columns", nargs="+", metavar="NAME=COLUMN", help="your table's column names: image=Path impression=Text"
     )
-    parser.add_argument("--image_root", metavar="FOLDER", help="folder of the images of a table")
-    parser.add_argument("--sheet", help="sheet of an Excel table that has several")
-    parser.add_argument(
+    group.add_argument("--image_root", metavar="FOLDER", help="folder that a table's image paths start from")
+    group.add_argument("--sheet", help="sheet of an Excel table that has several")
+    group.add_argument(
         "--label_values",
         nargs="+",
         metavar="WORD=LABEL",
-        help="words that a table has for findings: yes=1 no=0 unclear=-1 unknown= (1 present, 0 absent, -1 uncertain, "
-        "nothing not stated)",
+        help="words that your table has for findings: yes=1 no=0 unclear=-1 unknown= (1 present, 0 absent, -1 "
+        "uncertain, empty not stated)",
     )
-    parser.add_argument(
-        "--size",
-        default="512",
-        help='pixels of the shortest side of the stored images, which are never enlarged, or "original" '
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--format", choices=("jpeg", "png"), default="jpeg", help="of the stored images (default: %(default)s)"
-    )
-    parser.add_argument("--quality", type=int, help="of JPEG, 1 to 100 (default: 95)")
-    parser.add_argument(
+
+
+def add_selection_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--views",
         choices=("frontal", "all"),
         default="frontal",
-        help="images to keep by their view (default: %(default)s)",
+        help="keep only frontal images, or all (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--text",
         choices=("impression", "findings", "both"),
-        help="leave out records without this text; both: with neither (default: keep all)",
+        help="leave out records without this text; both: without either (default: keep all records)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--report_style",
         choices=("standard", "chexzero", "tier"),
         default="standard",
-        help="sections as the reader gives them, or cut out of the whole report as CheXzero or TIER does "
+        help="keep the reader's sections, or extract them from the whole report as CheXzero or TIER does "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--shard_images", type=int, default=1000, help="most images in a file of the output (default: %(default)s)"
+
+
+def add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--output_dir", required=True, help="a new or empty folder, or the folder of a run to resume")
+    group.add_argument(
+        "--size",
+        default="512",
+        help='shortest side of the stored images in pixels, or "original"; images are never enlarged '
+        "(default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the records (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, help="processes (default: one for each core of this job)")
-    parser.add_argument(
+    group.add_argument(
+        "--format", choices=("jpeg", "png"), default="jpeg", help="format of the stored images (default: %(default)s)"
+    )
+    group.add_argument("--quality", type=int, help="JPEG quality, 1 to 100 (default: 95)")
+    group.add_argument(
+        "--shard_images", type=int, default=1000, help="largest number of images in a file (default: %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the order of the records (default: %(default)s)")
+
+
+def add_work_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--num_workers", type=int, help="number of processes (default: one per core of this job)")
+    group.add_argument(
         "--max_failed",
         type=float,
         default=0.01,
-        help="share of the images that may fail to decode before the run stops (default: %(default)s)",
+        help="stop when more than this share of the images cannot be decoded (default: %(default)s)",
     )
-    parser.add_argument("--shard_index", type=int, help="which part this job makes, from 0 (default: all of it)")
-    parser.add_argument("--shard_count", type=int, help="number of jobs that share the work")
-    return parser
+    group.add_argument("--shard_index", type=int, help="this job's part of the shards, from 0 (default: all shards)")
+    group.add_argument("--shard_count", type=int, help="number of jobs that share the work")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: an option has a value that nothing can be made of.
+        ValueError: an option has an impossible value.
     """
     if args.size != "original" and (not args.size.isdecimal() or int(args.size) < 1):
         raise ValueError(f'--size {args.size} is not a number of pixels; use 1 or more, such as 512, or "original".')
@@ -121,9 +136,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Everything that the command does."""
+    """Prepare the data and print a summary."""
     check_arguments(args)
-    # Imported here, so that --help and a mistyped option answer at once
+    # Imported here, so that --help and typing errors are answered at once
     from processing_tier.prepare.options import PrepareOptions
     from processing_tier.prepare.run import prepare
     from processing_tier.prepare.summary import format_summary
@@ -158,17 +173,17 @@ def run(args: argparse.Namespace) -> None:
     )
     if summary is None:
         print(
-            f"This job's part of {args.output_dir} is done. The job that ends last writes the card; if none did, run "
-            "the command once more without --shard_index."
+            f"This job's part of {args.output_dir} is done. The last job to end writes the card. If none did, run the "
+            "command again without --shard_index and --shard_count."
         )
         return
     print("\n".join(format_summary(summary)))
-    print(f"Wrote {args.output_dir}; look at its sheet.jpg and quarantine.csv.")
+    print(f"Wrote {args.output_dir}; look at sheet.jpg and quarantine.csv in it.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
-    with one_sentence_errors(COMMAND, interrupted="broken off; run the same command again to go on."):
+    """Run the command. On bad input, print one sentence to stderr and exit with code 2."""
+    with one_sentence_errors(COMMAND, interrupted="interrupted; run the same command again to resume."):
         run(build_parser().parse(argv))
 
 

@@ -1,6 +1,5 @@
-"""The command tier-prepare: one sentence and exit code 2 on bad input, and a killed run that goes on."""
+"""The command tier-prepare: one sentence and exit code 2 on bad input, and a killed run that resumes."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import datasets
 import pandas as pd
 import pytest
 from PIL import Image
+from preparation import contents
 
 import prepare_tier
 from processing_tier import read_radiograph
@@ -37,20 +37,12 @@ def folder(tmp_path) -> Path:
     return train.parent
 
 
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_prepares(folder, tmp_path, capsys):
     out = tmp_path / "out"
     prepare_tier.main(["--data", str(folder), "--output_dir", str(out), "--size", "16", "--num_workers", "1"])
     printed = capsys.readouterr()
     assert "| images " in printed.out and "Preparing: 100%" in printed.err
-    assert printed.out.endswith(f"Wrote {out}; look at its sheet.jpg and quarantine.csv.\n")
+    assert printed.out.endswith(f"Wrote {out}; look at sheet.jpg and quarantine.csv in it.\n")
     records = read_hub(out, "train")
     assert {read_radiograph(record["image"]).size for record in records} == {(16, 24)}
     assert records["report"][:] == ["Clear."] * 4
@@ -65,7 +57,7 @@ def test_prepares(folder, tmp_path, capsys):
 def test_job_of_several(folder, tmp_path, capsys):
     job = ["--data", str(folder), "--output_dir", str(tmp_path / "out"), "--shard_images", "2", "--shard_count", "2"]
     prepare_tier.main([*job, "--shard_index", "1"])
-    assert "The job that ends last writes the card" in capsys.readouterr().out
+    assert "The last job to end writes the card" in capsys.readouterr().out
     with pytest.raises(ValueError, match="1 of 2 files of the split 'train' are not there; let tier-prepare finish"):
         read_hub(tmp_path / "out", "train")
     prepare_tier.main([*job, "--shard_index", "0"])
@@ -130,13 +122,13 @@ def make_large(folder: Path, images: int) -> None:
 
 def start(*arguments, **options) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "prepare_tier.py"), *map(str, arguments)]
-    if os.name == "posix":  # a shell starts what runs in its background, and all below it, deaf to SIGINT
+    if os.name == "posix":  # what a shell starts in the background ignores SIGINT
         options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on(tmp_path):
+def test_killed_run_resumes(tmp_path):
     make_large(tmp_path / "data", 200)
     command = ["--data", tmp_path / "data", "--size", 400, "--shard_images", 20, "--format", "png"]
     process = start(*command, "--output_dir", tmp_path / "out", "--num_workers", 2)
@@ -182,7 +174,7 @@ def test_interrupted_run(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.endswith("prepare_tier.py: broken off; run the same command again to go on.\n")
+    assert errors.endswith("prepare_tier.py: interrupted; run the same command again to resume.\n")
     assert not [path for path in (tmp_path / "out").rglob(".*")]
 
 

@@ -1,4 +1,4 @@
-"""What a preparation is asked for."""
+"""The options of a preparation, and how they are recorded in its output."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from processing_tier.records.table_options import TableOptions
 @dataclass(frozen=True)
 class PrepareOptions:
     """
-    What the output depends on.
+    All options that the output depends on.
 
     Args:
         data (`str`): see [`read_records`].
@@ -24,15 +24,15 @@ class PrepareOptions:
         text (`str`, *optional*):
             Leave out records without this text: `"impression"`, `"findings"` or `"both"` (either of them).
         report_style (`str`, *optional*, defaults to `"standard"`):
-            `"standard"` keeps the sections as the reader gives them; `"chexzero"` and `"tier"` cut them out of the
-            whole report anew, as [`extract_sections`] does.
+            `"standard"` keeps the sections of the reader; `"chexzero"` and `"tier"` extract them again from the whole
+            report, see [`extract_sections`].
         size (`int`, *optional*, defaults to 512):
-            Pixels of the shortest side of the stored images, so that every geometry of [`TierImageProcessor`] at up to
-            this size has pixels enough. Smaller images keep theirs. `None` stores all as they are.
-        format (`str`, *optional*, defaults to `"jpeg"`): or `"png"`.
-        quality (`int`, *optional*, defaults to 95): of JPEG.
-        shard_images (`int`, *optional*, defaults to 1000): most images in a shard.
-        seed (`int`, *optional*, defaults to 0): of the order of the records.
+            Shortest side of the stored images in pixels: enough for every geometry of [`TierImageProcessor`] up to
+            this size. Smaller images keep their size. `None` keeps all sizes.
+        format (`str`, *optional*, defaults to `"jpeg"`): `"jpeg"` or `"png"`.
+        quality (`int`, *optional*, defaults to 95): JPEG quality.
+        shard_images (`int`, *optional*, defaults to 1000): largest number of images in a shard.
+        seed (`int`, *optional*, defaults to 0): seed of the order of the records.
     """
 
     data: str
@@ -56,7 +56,7 @@ class PrepareOptions:
         return TableOptions(self.columns, self.image_root, self.sheet, parse_label_values(self.label_values))
 
     def recorded(self) -> dict:
-        """The options as `prepare.json` and the card have them: nothing of this machine's folders."""
+        """The options for `prepare.json` and the card, without the folders of this machine."""
         options = {key: value for key, value in dataclasses.asdict(self).items() if key != "image_root"}
         if self.format != "jpeg":
             del options["quality"]

@@ -1,4 +1,4 @@
-"""How the records of a preparation are divided into shards."""
+"""The plan of a preparation: it reads and checks all records, and divides them into shards."""
 
 import hashlib
 import inspect
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from processing_tier.prepare.claim import claim, remove_left_behind
+from processing_tier.prepare.claim import claim, remove_stale_folders
 from processing_tier.prepare.options import PrepareOptions
 from processing_tier.prepare.shards import Shard, is_whole, read_batches, read_quarantine
 from processing_tier.prepare.summary import SOURCE_HEADING
@@ -36,21 +36,23 @@ from processing_tier.reports.sections import extract_sections
 
 @dataclass
 class Plan:
-    """What is to be done, and what the card says about the records that are left out."""
+    """The shards to write, and the counts of records that the card reports."""
 
     features: datasets.Features
     counts: dict[str, dict[str, int]]  # of each split: read, not_frontal, without_text, kept
     shards: list[Shard]
-    todo: list[Shard]  # those of this machine that are not there yet
+    todo: list[Shard]  # the missing shards of this job
 
     @cached_property
     def total(self) -> int:
         return sum(counts["kept"] for counts in self.counts.values())
 
 
-# --- The records, in a process of its own
+# --- The records, in a separate process
 def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_index: int, shard_count: int) -> Plan:
-    """Reads and checks all records, holds `output_dir` to the options, and writes the records of each shard to do."""
+    """
+    Read and check all records, compare `output_dir` with the options, and write the records of each missing shard.
+    """
     datasets.disable_progress_bars()
     table = options.table
     splits = options.splits or list_splits(options.data, table)
@@ -74,7 +76,7 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
     output_dir.mkdir(parents=True, exist_ok=True)
     work_dir.mkdir()
     claim(output_dir, work_dir, options.recorded() | {"records": fingerprint.hexdigest()})
-    remove_left_behind(output_dir, work_dir)
+    remove_stale_folders(output_dir, work_dir)
     (output_dir / "data").mkdir(exist_ok=True)
     todo = []
     for shard in shards[shard_index::shard_count]:
@@ -92,23 +94,25 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
 def check_splits(splits: Sequence[str]) -> None:
     """
     Raises:
-        `ValueError`: no split, or a name that files or `datasets` cannot have.
+        `ValueError`: there is no split, or one with a name that is impossible for files or `datasets`.
     """
     if not splits:
-        raise ValueError("no row of the data has a split; fill the column, or name another one in columns.")
+        raise ValueError(
+            "no row of the data has a split; fill the column, or name another one with --columns split=COLUMN."
+        )
     for split in splits:
         if not SHARD.fullmatch(f"{split}-00000-of-00001.parquet"):
-            raise ValueError(f"split {split!r} cannot be the name of a file; use letters, digits and _ alone.")
+            raise ValueError(f"split {split!r} cannot be the name of a file; use only letters, digits and _.")
         if split.lower() == "all":
-            raise ValueError(f"split {split!r} cannot be loaded, for `datasets` means all splits by it; rename it.")
+            raise ValueError(f"split {split!r} cannot be loaded: to `datasets` it means all splits; rename it.")
 
 
 def select_records(
     records: datasets.Dataset, split: str, options: PrepareOptions
 ) -> tuple[datasets.Dataset, np.ndarray, dict[str, int]]:
     """
-    The records that the options ask for, with the sections they ask for; what [`list_images`] says of them; and how
-    many were left out why.
+    The records that the options select, with the sections they ask for; what [`list_images`] gives for them; and how
+    many were left out for which reason.
     """
     images = list_images(records)
     if options.report_style != "standard":
@@ -130,13 +134,13 @@ def select_records(
     if not keep.any():
         raise ValueError(
             f"split {split!r}: none of {len(records)} records is left ({counts['not_frontal']} are not frontal, "
-            f"{counts['without_text']} have no text in {options.text!r}); ask for other views or texts."
+            f"{counts['without_text']} have no text in {options.text!r}); choose another --views or --text."
         )
     return records.select(np.flatnonzero(keep)), images[keep], counts | {"kept": int(keep.sum())}
 
 
 def list_images(records: datasets.Dataset) -> np.ndarray:
-    """The name of each image's file, or how many bytes of it are embedded; neither opens nor copies one."""
+    """The name of each image's file, or the number of its embedded bytes. No image is opened or copied."""
     images = []
     for table in records.select_columns("image").with_format("arrow").iter(1000):
         for chunk in table["image"].chunks:
@@ -149,7 +153,7 @@ def list_images(records: datasets.Dataset) -> np.ndarray:
 
 
 def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features:
-    """The columns of all splits: those of a data set on the Hub are the same in each."""
+    """The columns of all splits together: on the Hub, all splits must have the same."""
     features = {name: feature for dataset in records.values() for name, feature in dataset.features.items()}
     findings = [name for name in features if name not in SCHEMA_COLUMNS]
     order = [*REQUIRED_COLUMNS, *findings, *(name for name in OPTIONAL_COLUMNS if name in features)]
@@ -157,26 +161,26 @@ def merge_features(records: Mapping[str, datasets.Dataset]) -> datasets.Features
 
 
 def shuffle(count: int, split: str, seed: int) -> np.ndarray:
-    """The order of the records of a split; independent of which other splits are prepared."""
+    """The order of the records of a split. Other splits do not change it."""
     return np.random.default_rng([seed, zlib.crc32(split.encode())]).permutation(count)
 
 
 def cut(split: str, total: int, shard_images: int) -> list[Shard]:
-    """Shards of a split, of equal size (but one) and at most `shard_images`."""
+    """Shards of a split: of equal size, give or take one image, and at most `shard_images`."""
     count = -(-total // shard_images)
     return [Shard(split, k, count, k * total // count, (k + 1) * total // count) for k in range(count)]
 
 
 def describe_source(data: str) -> str:
-    """What is known of where the data come from, under which terms, and what is derived."""
+    """The source of the data for the card: where they come from, their terms, and what is derived."""
     reader, folder, _ = parse_data(data)
     if reader == PHANTOM:
-        return "Synthetic radiographs that tier-clip draws; they show nobody."
+        return "Synthetic radiographs that tier-clip draws. They do not show real patients."
     if reader is not None:
         return inspect.cleandoc(inspect.getmodule(READERS[reader][0]).__doc__)
     card = Path(folder, "README.md")
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() and is_hub(folder) else ""
     return text.partition(SOURCE_HEADING)[2].strip() or (
-        f"{dataset_name(data)}, as its owner has it. The terms of its source apply; state them here before you pass "
-        "it on."
+        f"{dataset_name(data)}, as its owner has it. The terms of its source apply; state them here before you share "
+        "it."
     )

@@ -1,4 +1,4 @@
-"""The pool of processes that write shards."""
+"""The pool of worker processes that write shards. What a worker does is in `shards`."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from processing_tier.prepare.shards import initialize_worker, write_shard
 
 
 def start_method() -> multiprocessing.context.BaseContext:
-    """Workers fork from a server without threads that has the imports done, where there is one."""
+    """Where possible, workers fork from a server process without threads that has imported everything."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
@@ -31,7 +31,7 @@ def make_shards(
     num_workers: int | None,
     allowed: int,
 ) -> list[dict]:
-    """Makes the shards to do; the failures, of which there are too many when the work was broken off."""
+    """Write the missing shards; the images that failed. Stops early at more than `allowed` failures."""
     if not plan.todo:
         return []
     failures = []
@@ -40,7 +40,7 @@ def make_shards(
     workers = min(num_workers or count_cores(), len(plan.todo))
     total = sum(shard.stop - shard.start for shard in plan.todo)
     with (
-        # A log gets a line now and then
+        # In a log file, a line every 30 seconds
         tqdm(total=total, unit=" images", desc="Preparing", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
         ProcessPoolExecutor(workers, context, initialize_worker, counters) as executor,
     ):
@@ -54,11 +54,11 @@ def make_shards(
                     stop.set()
             bar.update(done.value - bar.n)
         finally:
-            stop.set()  # after an error: the others stop at their next image
+            stop.set()  # after an error, the other workers stop at their next image
             executor.shutdown(cancel_futures=True)
     return failures
 
 
 def count_cores() -> int:
-    """Cores that this process may use: of a scheduler's job, those it was given."""
+    """Cores that this process may use. In a scheduler's job, only those of the job."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,19 +1,19 @@
 """
-An archive to a prepared data set: Parquet shards with embedded images, which `datasets` and [`read_hub`] read.
+Turns an archive into a prepared data set: Parquet shards with embedded images, which `datasets` and [`read_hub`] read.
 
-    <output>/prepare.json      the options, and a fingerprint of the records; what a later run is held to
+    <output>/prepare.json      the options and a fingerprint of the records; a later run must have the same
     <output>/data/train-00000-of-00012.parquet ...
     <output>/quarantine.csv    images that cannot be read, and why
     <output>/summary.json      counts
     <output>/sheet.jpg         some of the images
-    <output>/README.md         the card; written last, so a folder that has one is whole
+    <output>/README.md         the card; it is written last, so a folder with a card is complete
 
-A shard is made by one worker process and gets its name when all of it is written, so that a killed run goes on where
-it was. Its footer carries its part of the quarantine list: there is no state beside the shards. What is in which shard
-follows from the records, the seed and the number of images per shard alone.
+One worker process writes a shard, and renames it when it is complete, so that a killed run can resume. The footer of a
+shard holds its part of the quarantine list: there is no other state. The records, the seed and the number of images
+per shard alone decide what each shard holds.
 
-Until they are whole, files lie in a folder of the run, `.tier-prepare-<part>-<random>`, since a scheduler may begin a
-job again while it still runs. Who has made a part removes what other runs of that part have there.
+Incomplete files lie in a folder of the run, `.tier-prepare-<part>-<random>`, because a scheduler may start a job again
+while it still runs. A run that finishes a part deletes the folders of other runs of that part.
 """
 
 import csv
@@ -55,25 +55,25 @@ def prepare(
     shard_count: int = 1,
 ) -> dict | None:
     """
-    Make a prepared data set, or go on with one.
+    Make a prepared data set, or resume after an interruption.
 
     Args:
-        options ([`PrepareOptions`]): what is made.
+        options ([`PrepareOptions`]): what to make.
         output_dir (`str` or `os.PathLike`): a new or empty folder, or one that was begun with the same options.
-        num_workers (`int`, *optional*): worker processes; by default one for each core this process may use.
+        num_workers (`int`, *optional*): worker processes; by default one for each core that this process may use.
         max_failed (`float`, *optional*, defaults to 0.01):
-            Share of the images that may fail to decode; those whose pixels are all equal do not count.
+            Share of the images that may fail to decode. Images whose pixels are all equal do not count.
         shard_index (`int`, *optional*, defaults to 0), shard_count (`int`, *optional*, defaults to 1):
-            Which part of the shards this machine makes; the machine that ends last writes the card.
+            Which part of the shards this job makes. The last job to end writes the card.
 
     Returns:
-        `dict` or `None`: the summary, or `None` while shards of other machines are missing.
+        `dict` or `None`: the summary, or `None` while shards of other jobs are missing.
 
     Raises:
         `ValueError`: what [`read_records`] raises, a patient in two splits, an output that is something else or was
-            begun with other options, a split that `datasets` could not load, no record left by the filters, more
-            failures than `max_failed` allows, or a worker process that died.
-        `OSError`: the disk is full or fails. Then, as after the last two of the above, finished shards are kept.
+            begun with other options, a split that `datasets` cannot load, no record left by the filters, more failures
+            than `max_failed` allows, or a worker process that died. After the last two, finished shards are kept.
+        `OSError`: the disk is full or fails. Finished shards are kept.
     """
     output_dir = Path(os.path.abspath(output_dir))
     check_output(output_dir)
@@ -82,14 +82,14 @@ def prepare(
         return run(options, output_dir, work_dir, num_workers, max_failed, shard_index, shard_count)
     except BrokenProcessPool:
         raise ValueError(
-            "a worker process died, most likely for want of memory; run again with fewer num_workers (the finished "
-            "shards are kept)."
+            "a worker process died, most likely because memory ran out; run again with a smaller --num_workers "
+            "(finished shards are kept)."
         ) from None
     except OSError as error:
         is_gone = work_dir.name in str(error) and not work_dir.exists() or error.errno == errno.ESTALE  # of NFS
         if not is_gone:
             raise
-        logger.warning("Another run has made the same part of %s meanwhile.", output_dir)
+        logger.warning("Another run has made the same part of %s in the meantime.", output_dir)
         path = output_dir / "summary.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     finally:
@@ -106,7 +106,7 @@ def run(
     shard_count: int,
 ) -> dict | None:
     context = start_method()
-    # In a process of its own, whose memory (of all records) goes back to the machine before the images are read
+    # In a separate process, so that the memory of all records is free again before the images are read
     with ProcessPoolExecutor(1, context, initialize_worker) as executor:
         plan = executor.submit(make_plan, options, output_dir, work_dir, shard_index, shard_count).result()
     failures = list(list_quarantine(output_dir, (shard for shard in plan.shards if shard not in plan.todo)))
@@ -114,18 +114,18 @@ def run(
     left = allowed - count_unreadable(failures)
     failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, left)
     is_done = all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards)
-    if is_done:  # with what other machines did meanwhile
+    if is_done:  # including what other jobs did
         failures = list(list_quarantine(output_dir, plan.shards))
     if count_unreadable(failures) > allowed:
         write_quarantine(output_dir, work_dir, failures)
         first = next(failure for failure in failures if not failure.get("blank"))
         raise ValueError(
             f"{count_unreadable(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
-            f"max_failed={max_failed} allows; the first is {first['file']}: {first['reason']} "
-            f"quarantine.csv in {output_dir} lists them; mend the files or raise max_failed, and run again."
+            f"--max_failed {max_failed} allows; the first is {first['file']}: {first['reason']} "
+            f"quarantine.csv in {output_dir} lists them; repair the files or raise --max_failed, and run again."
         )
     summary = write_rest(options, plan, output_dir, work_dir, failures) if is_done else None
-    # Of killed runs. One that still runs has nothing left to do; this comes last, so that it need not write the card
+    # Delete the folders of other runs of this part. It comes last, so that none of them has to write the card
     part = "*" if shard_count == 1 else f"{shard_index}-of-{shard_count}-*"
     for path in output_dir.glob(WORK_PREFIX + part):
         shutil.rmtree(path, ignore_errors=True)
@@ -142,7 +142,7 @@ def write_quarantine(output_dir: Path, work_dir: Path, failures: Iterable[dict])
 
 def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, work_dir: Path, failures: list[dict]) -> dict:
     """
-    Counts the output, and writes everything that is not a shard; the summary.
+    Count the output and write every file that is not a shard; returns the summary.
 
     Raises:
         `ValueError`: no image of a split can be read.
@@ -150,11 +150,11 @@ def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, work_dir: 
     write_quarantine(output_dir, work_dir, failures)
     for split, counts in plan.counts.items():
         failed = [failure for failure in failures if failure["split"] == split]
-        if len(failed) == counts["kept"]:  # `datasets` cannot open a set with an empty split
+        if len(failed) == counts["kept"]:  # `datasets` cannot open data with an empty split
             raise ValueError(
                 f"split {split!r}: none of {len(failed)} images can be read; the first is {failed[0]['file']}: "
-                f"{failed[0]['reason']} quarantine.csv in {output_dir} lists them; mend the files and run again, or "
-                "prepare the other splits alone in another folder."
+                f"{failed[0]['reason']} quarantine.csv in {output_dir} lists them; repair the files and run "
+                "again, or prepare only the other splits in another folder."
             )
     files = {split: [] for split in plan.counts}
     for shard in plan.shards:

@@ -1,4 +1,4 @@
-"""One shard: a Parquet file whose footer lists what was left out."""
+"""Writes one shard: a Parquet file whose footer lists the images that were left out. This runs in workers."""
 
 import io
 import json
@@ -22,20 +22,20 @@ from processing_tier.readers import parse_data
 from processing_tier.records.masks import decode_mask, encode_mask
 from processing_tier.records.paths import shown_path
 
-ROWS_PER_GROUP = 100  # what a streaming reader loads at once
+ROWS_PER_GROUP = 100  # a streaming reader loads one group at a time
 
-BYTES_PER_GROUP = 64 * 2**20  # fewer rows where the images are large
+BYTES_PER_GROUP = 64 * 2**20  # a bound for large images
 
 QUARANTINE = "quarantine"  # key in a shard's footer
 
 QUARANTINE_COLUMNS = ("split", "image_id", "file", "reason")
 
-EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # where only another split has the column
+EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # for a column that only another split has
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the output, and which records it gets."""
+    """One file of the output, and the range of its records."""
 
     split: str
     index: int
@@ -49,12 +49,12 @@ class Shard:
 
 
 def count_unreadable(failures: Sequence[dict]) -> int:
-    """Pictures that show nothing are left out as well, but say nothing of the decoders or the folder."""
+    """The failures without blank images, which are left out too but do not point to a wrong folder or decoder."""
     return sum(not failure.get("blank", False) for failure in failures)
 
 
 def read_batches(records: datasets.Dataset, order: np.ndarray, features: datasets.Features) -> Iterator[pa.Table]:
-    """Records in this order as tables of `features`; findings that the split does not have are blank."""
+    """Records in this order as tables of `features`. Findings that the split does not have are blank."""
     records = records.with_format("arrow")
     for start in range(0, len(order), ROWS_PER_GROUP):
         table = records[order[start : start + ROWS_PER_GROUP]]
@@ -66,7 +66,7 @@ def read_batches(records: datasets.Dataset, order: np.ndarray, features: dataset
 
 
 def is_whole(path: Path, shard: Shard) -> bool:
-    """Whether a shard is there with all its images, read or quarantined."""
+    """Whether a shard exists with all its images, stored or quarantined."""
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid):
@@ -76,7 +76,7 @@ def is_whole(path: Path, shard: Shard) -> bool:
 
 # --- The shards, in workers
 def initialize_worker(*counters) -> None:
-    """Called once in each worker: it ends with its parent, even a killed one, and leaves Ctrl-C to it."""
+    """Called once in each worker: it ends with its parent, even with a killed one, and ignores Ctrl-C."""
     global done, failed, stop
     if counters:
         done, failed, stop = counters
@@ -87,8 +87,8 @@ def initialize_worker(*counters) -> None:
 
 def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: PrepareOptions) -> list[dict]:
     """
-    Makes one shard, but one that is there and whose quarantined images still cannot be read; the images that cannot be
-    read. Leaves nothing where it fails or is told to stop.
+    Write one shard; the images that cannot be read. An existing shard is written again only if one of its quarantined
+    images can now be read. After an error or a stop, nothing is left behind.
     """
     target = output_dir / "data" / shard.name
     partial = work_dir / f"{shard.name}.partial"
@@ -126,7 +126,7 @@ def write_shard(work_dir: Path, output_dir: Path, shard: Shard, options: Prepare
 
 
 def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
-    """Records one at a time, since images that are embedded already may be large."""
+    """Records one at a time, because embedded images may be large."""
     for index in range(records.num_record_batches):
         table = pa.Table.from_batches([records.get_batch(index)])
         images = table.column("image")
@@ -135,7 +135,7 @@ def iterate(records: pa.ipc.RecordBatchFileReader) -> Iterator[dict]:
 
 
 def can_be_mended(records: pa.ipc.RecordBatchFileReader, positions: set[int]) -> bool:
-    """Whether an image that was quarantined can be read by now."""
+    """Whether a quarantined image can now be read."""
     for position, record in enumerate(iterate(records)):
         if stop.is_set():
             return False
@@ -155,7 +155,7 @@ def add(counter, value: int) -> None:
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Fixed settings, so that the bytes depend on the records alone (and on the versions of pyarrow and Pillow)."""
+    """Fixed settings, so that the bytes depend only on the records and the versions of pyarrow and Pillow."""
     return pq.ParquetWriter(
         path, schema, version="2.6", compression="zstd", use_dictionary=False, write_statistics=False
     )
@@ -163,7 +163,7 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 def make_row(record: dict, options: PrepareOptions) -> dict:
     """
-    The record with its image as it is stored; boxes and masks in the stored image's pixels.
+    The record with its image as it will be stored; boxes and masks are in pixels of that image.
 
     Raises:
         `ValueError`, `OSError`: the image cannot be read.
@@ -180,18 +180,18 @@ def make_row(record: dict, options: PrepareOptions) -> dict:
                 record[name] = [scale(item, *new_size, width, height) for item in record[name]]
     buffer = io.BytesIO()
     image.save(buffer, options.format, **({"quality": options.quality} if options.format == "jpeg" else {}))
-    # Without a name: `datasets` would take a file of that name in the working folder for the image
+    # Without a path: `datasets` would open a file with that path in the working folder
     return record | {"image": {"bytes": buffer.getvalue(), "path": None}}
 
 
 class BlankPicture(ValueError):
-    """All pixels are equal: it can be read, and is of no use."""
+    """An image that can be read, but has only equal pixels."""
 
 
 def read_picture(record: dict, size: int | None = None) -> Image.Image:
     """
     Raises:
-        `ValueError`: the image cannot be read, or shows nothing.
+        `ValueError`: the image cannot be read, or is blank.
     """
     image, _ = read_source(record["image"], None, None if size is None else {"shortest_edge": size})
     if "blank" in image.info:
@@ -205,7 +205,7 @@ def scale_box(box: dict, new_width: int, new_height: int, width: int, height: in
 
 
 def scale_mask(mask: dict, new_width: int, new_height: int, width: int, height: int) -> dict:
-    """A pixel is inside where at least half of what it stands for is."""
+    """A mask at another size. A pixel is inside if at least half of its area is."""
     pixels = decode_mask(mask["counts"], mask["height"], mask["width"])
     image = Image.fromarray(pixels.astype(np.uint8) * 255).resize((new_width, new_height), Image.Resampling.BOX)
     counts = encode_mask(np.asarray(image) >= 128)
@@ -213,7 +213,7 @@ def scale_mask(mask: dict, new_width: int, new_height: int, width: int, height: 
 
 
 def describe(record: dict, error: Exception, options: PrepareOptions) -> dict:
-    """The entry of an image in the quarantine list, its file from the folder of the data on, so that it is found."""
+    """The entry of an image in the quarantine list. Its file is named from the folder of the data on."""
     path = record["image"]["path"] or ""
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
     reason = reason.removeprefix(f"{Path(path).name}: ")
@@ -223,7 +223,7 @@ def describe(record: dict, error: Exception, options: PrepareOptions) -> dict:
     return entry | {"blank": isinstance(error, BlankPicture)}
 
 
-# --- What is written when all shards are there
+# --- The quarantine lists of all shards
 def read_quarantine(metadata: pq.FileMetaData) -> list[dict]:
     return json.loads((metadata.metadata or {}).get(QUARANTINE.encode(), b"[]"))
 

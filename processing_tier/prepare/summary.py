@@ -1,4 +1,4 @@
-"""What `tier-prepare` writes beside its shards: counts, some of the images, and the card."""
+"""What `tier-prepare` writes beside its shards: counts, a sheet of images, and the card."""
 
 import hashlib
 import io
@@ -25,13 +25,13 @@ SHEET_COLUMNS, SHEET_ROWS, SHEET_EDGE, CAPTION = 6, 4, 256, 16  # pictures and p
 SOURCE_HEADING = "\n## Source\n"
 
 SECTIONS = {
-    "standard": "as the reader takes them from the source",
-    "chexzero": "cut out of the whole report as CheXzero does",
-    "tier": "cut out of the whole report as TIER does",
+    "standard": "are the sections that the reader gives",
+    "chexzero": "are extracted from the whole report as CheXzero does",
+    "tier": "are extracted from the whole report as TIER does",
 }
 
 TEXTS = {
-    None: "with or without",
+    None: "all records are kept, with or without text",
     "impression": "records without an impression are left out",
     "findings": "records without findings are left out",
     "both": "records with neither impression nor findings are left out",
@@ -44,15 +44,15 @@ def summarize(files: Sequence[Path]) -> dict:
 
     Returns:
         `dict`: `images`, `patients`, `studies`, `views`, `findings` (of each: how many are 1, 0, -1 and blank),
-        `words` (of each text: the quartiles of its words where it is not empty), `empty` (of each text: how many are),
-        and `studies_with_the_report_of_another`, whose report says the same as that of another study (see
-        [`duplicate_groups`]): each is a false negative of the other in a contrastive loss.
+        `words` (of each text: the quartiles of its number of words if it is not empty), `empty` (of each text: how
+        many are), and `studies_with_the_report_of_another`: the studies with the same report as another one (see
+        [`duplicate_groups`]), each a false negative of the other in a contrastive loss.
     """
     features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
     findings = finding_columns(datasets.Dataset.from_dict({name: [] for name in features}, features=features))
     columns = ["patient_id", "study_id", "view", *TEXT_COLUMNS, *findings]
     views, values = Counter(), {finding: Counter() for finding in findings}
-    # Numbers in place of texts: some 40 bytes a record
+    # Hashes in place of texts: about 40 bytes per record
     images = sum(pq.read_metadata(file).num_rows for file in files)
     patients, studies = (np.zeros(images, np.int64) for _ in range(2))
     words = {column: np.zeros(images, np.int32) for column in TEXT_COLUMNS}
@@ -69,7 +69,7 @@ def summarize(files: Sequence[Path]) -> dict:
             yield record["report"] or ""
 
     groups = duplicate_groups(count())
-    # Each study once: two views of one share their report rightly
+    # Each study once: its images share a report, as they should
     pairs = np.unique(np.stack([groups, studies], axis=1)[groups >= 0], axis=0)
     _, studies_per_text = np.unique(pairs[:, 0], return_counts=True)
     return {
@@ -96,14 +96,14 @@ def hash_text(text: str | None) -> int:
 
 
 def quartiles(counts: np.ndarray) -> list[float] | None:
-    """Of those that are not 0."""
+    """The quartiles of the counts that are not 0."""
     counts = counts[counts > 0]
     return [float(value) for value in np.percentile(counts, (25, 50, 75))] if len(counts) else None
 
 
 def draw_sheet(files: Sequence[Path]) -> bytes:
     """
-    Some images with their view, split and id: the first ones of the shards in turn, which are in random order.
+    A sheet of images with their view, split and id: the first images of each shard, which are in random order.
 
     Returns:
         `bytes`: a JPEG.
@@ -132,16 +132,16 @@ def draw_sheet(files: Sequence[Path]) -> bytes:
 
 def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str) -> str:
     """
-    The README.md: what `datasets` reads of it, and what somebody has to know who uses the data.
+    The README.md: the metadata that `datasets` reads, and a description for users of the data.
 
     Args:
         summary (`Mapping`): the options and the counts of the splits, as in summary.json.
         files (`Mapping[str, Sequence[Path]]`): the shards of each split.
-        source (`str`): where the data come from, under which terms, what is derived.
+        source (`str`): where the data come from, their terms, and what is derived.
     """
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in files:
-        # In quotes: 0, no and null are no texts in YAML
+        # In quotes: to YAML, 0, no and null are not text
         lines += [f"  - split: {quote(split)}", f"    path: {quote(f'data/{split}-*')}"]
     lines += ["dataset_info:", "  splits:"]
     total = 0
@@ -156,14 +156,14 @@ def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str
     lines += ["tags:", "- medical", "- radiology", "- chest-x-ray", "---", ""]
 
     size, stored = summary["size"], summary["format"].upper()
-    pixels = "as large as in their files" if size is None else f"shortest side {size} pixels, smaller ones as they are"
+    pixels = "original size" if size is None else f"shortest side {size} pixels, or smaller originals"
     quality = f" of quality {summary['quality']}" if "quality" in summary else ""
     reader = ", ".join(f"{name}={markdown_text(value)}" for name, value in summary["reader_options"].items())
     text = f"""\
 # {markdown_text(summary["data"])}, prepared
 
 Chest radiographs with reports, written by `tier-prepare` of tier-clip. The terms of the source (below) apply to these
-derived data too; what came under a signed agreement must stay in a private repository.
+derived data too. Keep data that need a signed agreement in a private repository.
 
 ```python
 datasets.load_dataset("FOLDER_OR_REPOSITORY", split={json.dumps(next(iter(files)))}, streaming=True)
@@ -173,14 +173,16 @@ datasets.load_dataset("FOLDER_OR_REPOSITORY", split={json.dumps(next(iter(files)
 - Options of the reader: {reader or "none"}.
 - Sections: `findings` and `impression` {SECTIONS[summary["report_style"]]}; `report` is the whole text.
 - Findings: 1 present, 0 absent, -1 uncertain, NaN not stated.
-- Views: {"all" if summary["views"] == "all" else "frontal alone (AP and PA)"}.
+- Views: {"all" if summary["views"] == "all" else "only frontal (AP and PA)"}.
 - Texts: {TEXTS[summary["text"]]}.
 - Order: shuffled within each split, seed {summary["seed"]}. No patient is in two splits.
 
 ## Counts
 """
     lines += [text, *format_summary(summary), ""]
-    lines += ["`quarantine.csv` lists the images that cannot be read or show nothing; `sheet.jpg` shows some others."]
+    lines += [
+        "`quarantine.csv` lists the images that cannot be read or are blank; `sheet.jpg` shows some of the others."
+    ]
     return "\n".join(lines) + f"\n{SOURCE_HEADING}\n{source}\n"
 
 

@@ -91,8 +91,7 @@ def read_hub(
         label_values (`Mapping[str, float]`, *optional*): see [`TableOptions`].
 
     Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: images undecoded, as `{"bytes": ..., "path": ...}`; those of
-        an `IterableDataset` have bytes.
+        `datasets.Dataset` or `datasets.IterableDataset`: images undecoded, as `{"bytes": ..., "path": ...}`.
 
     Raises:
         `ValueError`: an unknown data set, split or column, another value of a finding, two rows with one `image_id`,

@@ -40,8 +40,7 @@ def make_records(
         frame (`pd.DataFrame`): the table, with only the rows of this split.
         columns (`Mapping[str, str]`):
             Schema name to column of the table. A name outside the schema is a finding. Without one, the findings are
-            the other columns whose values are all -1, 0, 1 or blank, and those with the name of a known finding, whose
-            values must be. Values of `boxes` and `masks` are lists of dicts as the schema has them, or JSON.
+            those that [`detect_findings`] finds. Values of `boxes` and `masks` are lists of dicts, or JSON.
         image_root (`str` or `os.PathLike`): folder that image paths start from and must not leave.
         split (`str`): value of the `split` column.
         name (`str`): what errors call the table.
@@ -76,16 +75,15 @@ def make_records(
         frame, files = frame[there], list(itertools.compress(files, there))
     check_unique_ids(data["image_id"], name)
 
-    # A few rows at a time: strings of Python take several times the memory of Arrow's
     texts = {column: columns[column] for column in TEXT_COLUMNS if column in columns}
+    # A few rows at a time: strings of Python take several times the memory of Arrow's
     tables = []
     for start in range(0, len(files), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         values = {key: column[rows] for key, column in data.items()} | read_texts(frame.iloc[rows], texts, name)
         tables.append(to_table(values, files[rows], list(labels), split))
-    table = pa.concat_tables(tables)
-    # Without a fingerprint, `datasets` pickles all of the table to make one
-    return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
+    # Without a fingerprint, `datasets` pickles the whole table to make one
+    return datasets.Dataset(pa.concat_tables(tables), fingerprint=generate_random_fingerprint())
 
 
 def find_labels(

@@ -10,7 +10,7 @@ import pytest
 from preparation import contents, options
 
 import processing_tier.prepare.run
-from processing_tier.prepare.claim import claim, remove_left_behind
+from processing_tier.prepare.claim import claim, remove_stale_folders
 from processing_tier.prepare.run import prepare
 
 
@@ -33,7 +33,7 @@ def test_two_runs_at_once(table, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         summary = prepare(options(table), out, 1, shard_index=0, shard_count=2)
     assert summary == json.loads((once / "summary.json").read_text())
-    assert caplog.messages == [f"Another run has made the same part of {out} meanwhile."]
+    assert caplog.messages == [f"Another run has made the same part of {out} in the meantime."]
     assert contents(out) == contents(once)
 
 
@@ -43,7 +43,7 @@ def test_left_behind(tmp_path):
     for folder, hours in ((now, 0), (young, 23), (old, 25)):
         folder.mkdir()
         os.utime(folder, (time.time() - hours * 3600,) * 2)
-    remove_left_behind(tmp_path, now)
+    remove_stale_folders(tmp_path, now)
     assert set(tmp_path.iterdir()) == {now, young}
 
 
@@ -87,13 +87,13 @@ def test_output_is_held_to_its_options(table, tmp_path):
             prepare(options(table, **changed), out)
         assert str(error.value).startswith(message)
     table.write_text(table.read_text().replace("Cardiomegaly 5", "Cardiomegaly 6"))
-    with pytest.raises(ValueError, match="the records of reports.csv are not those that the output"):
+    with pytest.raises(ValueError, match="the records of reports.csv have changed since the output"):
         prepare(options(table), out)
     assert contents(out) == expected
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no prepared data"):
+    with pytest.raises(ValueError, match="is not empty and does not hold prepared data"):
         prepare(options(table), other)
     below = other / "mine.txt" / "below"
     with pytest.raises(ValueError) as error:

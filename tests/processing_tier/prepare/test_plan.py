@@ -47,7 +47,7 @@ def test_records_are_held_to_their_images(table, tmp_path):
     prepare(options(table), tmp_path / "out", num_workers=1)  # the ids as they were: the stems of the names
     frame["image"] = frame["image"].to_list()[13::-1] + frame["image"].to_list()[14:]
     frame.to_csv(table, index=False)
-    with pytest.raises(ValueError, match="the records of reports.csv are not those that the output"):
+    with pytest.raises(ValueError, match="the records of reports.csv have changed since the output"):
         prepare(options(table), tmp_path / "out", num_workers=1)
     records = read_hub(tmp_path / "out", "train")
     sizes = list_images(records)
@@ -85,10 +85,10 @@ def test_names_of_splits(table, tmp_path, names):
     [
         (
             "../../validation",
-            "split '../../validation' cannot be the name of a file; use letters, digits and _ alone.",
+            "split '../../validation' cannot be the name of a file; use only letters, digits and _.",
         ),
-        ("All", "split 'All' cannot be loaded, for `datasets` means all splits by it; rename it."),
-        ("", "no row of the data has a split; fill the column, or name another one in columns."),
+        ("All", "split 'All' cannot be loaded: to `datasets` it means all splits; rename it."),
+        ("", "no row of the data has a split; fill the column, or name another one with --columns split=COLUMN."),
     ],
 )
 def test_splits_that_cannot_be(table, tmp_path, name, message):

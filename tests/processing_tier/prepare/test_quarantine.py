@@ -22,7 +22,9 @@ def test_broken_images_are_quarantined(table, tmp_path):
     (folder / "15.png").write_text("<html>")
     with pytest.raises(ValueError) as error:
         prepare(options(table), out, num_workers=1, max_failed=0.05)
-    assert str(error.value).startswith("2 images cannot be read, more than the 1 of 20 that max_failed=0.05 allows; ")
+    assert str(error.value).startswith(
+        "2 images cannot be read, more than the 1 of 20 that --max_failed 0.05 allows; "
+    )
     assert not (out / "README.md").exists()
     assert not list(out.rglob(".*"))
     times = {path.name: path.stat().st_mtime_ns for path in (out / "data").iterdir()}
@@ -67,7 +69,7 @@ def test_split_of_broken_images(table, tmp_path):
 def test_nothing_but_broken_images(table, tmp_path):
     for path in table.parent.glob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="images cannot be read, more than the 0 of 20 that max_failed=0.01 allows"):
+    with pytest.raises(ValueError, match="images cannot be read, more than the 0 of 20 that --max_failed 0.01 allows"):
         prepare(options(table), tmp_path / "out")
     with pytest.raises(ValueError, match="^split 'train': none of 14 images can be read; the first is "):
         prepare(options(table), tmp_path / "out", max_failed=1)

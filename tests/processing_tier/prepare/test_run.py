@@ -116,7 +116,7 @@ def test_scale_mask():
 
 
 def test_worker_that_dies(tmp_path):
-    """As when the kernel takes a worker for want of memory: one sentence, and the run can go on."""
+    """As when the kernel kills a worker for lack of memory: one sentence, and the run can resume."""
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500), dtype=np.uint8)
@@ -133,7 +133,7 @@ def test_worker_that_dies(tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with pytest.raises(ValueError, match="^a worker process died, most likely for want of memory; run again with"):
+    with pytest.raises(ValueError, match="^a worker process died, most likely because memory ran out; run again with"):
         prepare(PrepareOptions(str(tmp_path / "data"), size=64), out, num_workers=1)
     killer.join(10)
     assert list(out.glob(".*")) == []

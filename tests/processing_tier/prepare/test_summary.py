@@ -50,5 +50,5 @@ def test_summary(table, tmp_path):
 
 def test_card_repeats_the_terms():
     assert "PhysioNet Credentialed Health Data License" in describe_source("mimic_cxr_jpg:/archives/mimic")
-    assert "show nobody" in describe_source("phantom:num_images=2")
+    assert "do not show real patients" in describe_source("phantom:num_images=2")
     assert describe_source("/archives/reports.csv").startswith("reports.csv, as its owner has it. The terms of its")
