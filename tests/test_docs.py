@@ -73,6 +73,12 @@ def test_every_page_is_in_the_index():
         assert path.name == "README.md" or f"]({path.name})" in index, f"docs/README.md does not list {path.name}"
 
 
+def test_every_page_begins_with_its_command():
+    for path in (path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        assert lines[0].startswith("```"), f"docs/{path.name} does not begin with its command or its Python lines"
+
+
 def commands_in(page: Path) -> list[list[str]]:
     """The words of each command line, in blocks and in code spans."""
     text = page.read_text(encoding="utf-8")
