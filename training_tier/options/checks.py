@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modeling_tier.configuration_tier import ENTROPY_TOKENS
 from modeling_tier.pooling_tier import IMAGE_POOLINGS
@@ -87,14 +87,14 @@ REMEDIES = {
 CONTRASTIVE_METRICS = ("eval_loss", "eval_contrastive_loss", "eval_token_entropy", "eval_patch_entropy")
 
 
-def check_choice(name: str, value, choices: Iterable[str | None]) -> None:
+def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> None:
     """ValueError for a value that is not among the choices."""
     if value not in choices:
         names = ", ".join(choice for choice in choices if choice is not None)
         raise ValueError(f"{name}={value!r} is not known; choose one of {names}.")
 
 
-def check_values(arguments) -> None:
+def check_values(arguments: Any) -> None:
     """
     Args:
         arguments: a dataclass of options; `None` means that an option was not given.

@@ -9,9 +9,17 @@ make a Trainer in Python.
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training_tier.start.presets import PRESETS, misfit_of_patches
+
+if TYPE_CHECKING:  # these modules import this one
+    from training_tier.options.data import DataArguments
+    from training_tier.options.model import ModelArguments
+    from training_tier.options.parsing import Options
+    from training_tier.options.search import SearchArguments
+    from training_tier.options.task import TaskArguments
+    from training_tier.options.training import TierTrainingArguments
 
 # Options of contrastive training that have no effect on a classifier
 CONTRASTIVE_OPTIONS = (
@@ -50,7 +58,7 @@ class Launch(NamedTuple):
     deepspeed: bool
 
     @classmethod
-    def of(cls, training) -> "Launch":
+    def of(cls, training: "TierTrainingArguments") -> "Launch":
         """By the options and what `accelerate launch` leaves in the environment."""
         fsdp, deepspeed = (
             os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1")
@@ -67,12 +75,12 @@ def refuse(*rules: Iterator[str]) -> None:
             raise ValueError(sentence)
 
 
-def is_given(arguments, name: str) -> bool:
+def is_given(arguments: Any, name: str) -> bool:
     """Whether an option differs from its default."""
     return getattr(arguments, name) != type(arguments).__dataclass_fields__[name].default
 
 
-def without_effect(*arguments) -> list[str]:
+def without_effect(*arguments: Any) -> list[str]:
     """The options in `CONTRASTIVE_OPTIONS` that were given."""
     return [
         name
@@ -85,38 +93,38 @@ def without_effect(*arguments) -> list[str]:
 # Within one group of options: each group applies its own when it is made.
 
 
-def check_task(task) -> None:
+def check_task(task: "TaskArguments") -> None:
     refuse(labels(task))
 
 
-def check_data(data) -> None:
+def check_data(data: "DataArguments") -> None:
     refuse(texts(data), views(data), streaming(data))
 
 
-def check_model(model) -> None:
+def check_model(model: "ModelArguments") -> None:
     refuse(towers(model), random_weights(model))
 
 
-def check_training(training) -> None:
+def check_training(training: "TierTrainingArguments") -> None:
     refuse(resuming(training), loading(training))
 
 
-def check_choosing(training) -> None:
+def check_choosing(training: "TierTrainingArguments") -> None:
     """As `check_training`, once transformers has completed the options."""
     refuse(schedule(training), kept_checkpoints(training))
 
 
-def check_search(search) -> None:
+def check_search(search: "SearchArguments") -> None:
     refuse(search_options(search))
 
 
-def labels(task) -> Iterator[str]:
+def labels(task: "TaskArguments") -> Iterator[str]:
     for name in ("head_from_prompts", "label_fraction"):
         if task.task != "classification" and is_given(task, name):
             yield f"{name} has no effect on the task {task.task!r}; add --task classification."
 
 
-def texts(data) -> Iterator[str]:
+def texts(data: "DataArguments") -> Iterator[str]:
     if data.sample_sentences and data.deidentified not in ("keep", "remove"):
         yield (
             f"deidentified={data.deidentified!r} has no effect with sample_sentences, which removes the marks; leave "
@@ -124,7 +132,7 @@ def texts(data) -> Iterator[str]:
         )
 
 
-def views(data) -> Iterator[str]:
+def views(data: "DataArguments") -> Iterator[str]:
     if data.image_views > 1 and data.augmentation == "none":
         yield (
             f"image_views={data.image_views} needs an augmentation, or the views are equal; use 1, or another "
@@ -132,7 +140,7 @@ def views(data) -> Iterator[str]:
         )
 
 
-def streaming(data) -> Iterator[str]:
+def streaming(data: "DataArguments") -> Iterator[str]:
     if not data.streaming:
         if data.shuffle_buffer is not None:
             yield f"shuffle_buffer={data.shuffle_buffer} has no effect without --streaming; leave it out."
@@ -151,7 +159,7 @@ def streaming(data) -> Iterator[str]:
             yield f"{name} has no effect with streaming, which reads prepared data; leave it out."
 
 
-def towers(model) -> Iterator[str]:
+def towers(model: "ModelArguments") -> Iterator[str]:
     if (model.vision_model is None) != (model.text_model is None):
         yield "vision_model and text_model go together; name both, or a --model."
     for name in ("model", "tokenizer", "text_warmup_epochs"):
@@ -159,11 +167,11 @@ def towers(model) -> Iterator[str]:
             yield f"{name} has no effect with vision_model and text_model; leave it out."
 
 
-def has_random_weights(model) -> bool:
+def has_random_weights(model: "ModelArguments") -> bool:
     return model.vision_model is None and model.model in PRESETS
 
 
-def random_weights(model) -> Iterator[str]:
+def random_weights(model: "ModelArguments") -> Iterator[str]:
     if not has_random_weights(model):
         if model.text_warmup_epochs:
             yield (
@@ -179,7 +187,7 @@ def random_weights(model) -> Iterator[str]:
         yield misfit
 
 
-def frozen_random_weights(model, options: dict) -> Iterator[str]:
+def frozen_random_weights(model: "ModelArguments", options: dict) -> Iterator[str]:
     for name, value in options.items():
         if value and has_random_weights(model):
             yield (
@@ -188,12 +196,12 @@ def frozen_random_weights(model, options: dict) -> Iterator[str]:
             )
 
 
-def resuming(training) -> Iterator[str]:
+def resuming(training: "TierTrainingArguments") -> Iterator[str]:
     if training.resume_changed and training.resume_from_checkpoint is None:
         yield "resume_changed has no effect without --resume_from_checkpoint; leave it out."
 
 
-def loading(training) -> Iterator[str]:
+def loading(training: "TierTrainingArguments") -> Iterator[str]:
     if training.dataloader_prefetch_factor is not None and not training.dataloader_num_workers:
         yield (
             f"dataloader_prefetch_factor={training.dataloader_prefetch_factor} has no effect without data-loader "
@@ -201,7 +209,7 @@ def loading(training) -> Iterator[str]:
         )
 
 
-def expected_mode(training) -> str | None:
+def expected_mode(training: "TierTrainingArguments") -> str | None:
     """The direction that a schedule which follows the metric needs; None for any other schedule."""
     name = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type))
     if training.metric_for_best_model is None or name not in MEASURED_SCHEDULES:
@@ -209,7 +217,7 @@ def expected_mode(training) -> str | None:
     return "max" if training.greater_is_better else "min"
 
 
-def schedule(training) -> Iterator[str]:
+def schedule(training: "TierTrainingArguments") -> Iterator[str]:
     expected = expected_mode(training)
     mode = (training.lr_scheduler_kwargs or {}).get("mode", expected)
     if expected is not None and mode != expected:
@@ -219,7 +227,7 @@ def schedule(training) -> Iterator[str]:
         )
 
 
-def kept_checkpoints(training) -> Iterator[str]:
+def kept_checkpoints(training: "TierTrainingArguments") -> Iterator[str]:
     for name in ("save_top_k", "early_stopping_patience"):
         if getattr(training, name) is not None and not training.load_best_model_at_end:
             yield f"{name} needs load_best_model_at_end, which has every checkpoint evaluated."
@@ -230,7 +238,7 @@ def kept_checkpoints(training) -> Iterator[str]:
             yield f"save_total_limit={training.save_total_limit} has no effect with save_top_k; leave it out."
 
 
-def search_options(search) -> Iterator[str]:
+def search_options(search: "SearchArguments") -> Iterator[str]:
     for name in ("search_epochs", "search_max_weight"):
         if search.search_trials is None and is_given(search, name):
             yield f"{name} has no effect without --search_trials; add it, or leave {name} out."
@@ -239,7 +247,7 @@ def search_options(search) -> Iterator[str]:
 # Between groups of options, and with the launch
 
 
-def check_together(options) -> None:
+def check_together(options: "Options") -> None:
     """
     Args:
         options ([`Options`]): of a whole run.
@@ -267,7 +275,9 @@ def check_together(options) -> None:
     )
 
 
-def search_instead_of_training(search, task, training) -> Iterator[str]:
+def search_instead_of_training(
+    search: "SearchArguments", task: "TaskArguments", training: "TierTrainingArguments"
+) -> Iterator[str]:
     if search.search_trials is None:
         return
     if task.task == "classification":
@@ -279,7 +289,7 @@ def search_instead_of_training(search, task, training) -> Iterator[str]:
             yield f"{name} does not work with --search_trials; pass it to the training that follows the search."
 
 
-def pretrained_parts(task, model) -> Iterator[str]:
+def pretrained_parts(task: "TaskArguments", model: "ModelArguments") -> Iterator[str]:
     frozen = {name: getattr(task, name) for name in ("freeze_image_tower", "freeze_text_tower")}
     if task.task != "classification":
         yield from frozen_random_weights(model, frozen)
@@ -287,7 +297,7 @@ def pretrained_parts(task, model) -> Iterator[str]:
         yield from head_of_random_weights(model)
 
 
-def head_of_random_weights(model) -> Iterator[str]:
+def head_of_random_weights(model: "ModelArguments") -> Iterator[str]:
     if has_random_weights(model):
         yield (
             f"head_from_prompts needs a trained text tower, but the weights of {model.model!r} are random; start from "
@@ -295,12 +305,12 @@ def head_of_random_weights(model) -> Iterator[str]:
         )
 
 
-def whole_weights(training, launch: Launch) -> Iterator[str]:
+def whole_weights(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.average_top_k and (launch.fsdp or launch.deepspeed):
         yield "average_top_k needs whole weights, which FSDP and DeepSpeed shard; leave it out."
 
 
-def one_gpu_each(training) -> Iterator[str]:
+def one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
     if training.n_gpu > 1:
         yield (
             f"This process sees {training.n_gpu} GPUs and would divide each batch among them, which leaves fewer "
@@ -326,19 +336,19 @@ def order(
         )
 
 
-def order_of_texts(training) -> Iterator[str]:
+def order_of_texts(training: "TierTrainingArguments") -> Iterator[str]:
     """For a classifier."""
     if training.train_sampling_strategy == "group_by_length":
         yield "train_sampling_strategy='group_by_length' needs texts, which a classifier does not read; leave it out."
 
 
-def negatives(training, launch: Launch) -> Iterator[str]:
+def negatives(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     pairs = training.train_batch_size * launch.processes
     if pairs < 2:
         yield f"A batch of {pairs} pair has no negatives; raise --per_device_train_batch_size to 2 or more."
 
 
-def chunks(training, launch: Launch, image_views: int) -> Iterator[str]:
+def chunks(training: "TierTrainingArguments", launch: Launch, image_views: int) -> Iterator[str]:
     """Of gradient caching."""
     size, pairs = training.contrastive_chunk_size, training.train_batch_size
     if size is None:
@@ -356,7 +366,7 @@ def chunks(training, launch: Launch, image_views: int) -> Iterator[str]:
         yield "contrastive_chunk_size does not work with DeepSpeed; leave it out, or use FSDP."
 
 
-def text_groups(training, launch: Launch) -> Iterator[str]:
+def text_groups(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.group_texts and (training.torch_compile or launch.fsdp or launch.deepspeed):
         yield (
             "group_texts makes batches of many shapes, which differ between processes; torch_compile, FSDP and "

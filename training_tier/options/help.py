@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add_option(group, name, metavar, text)
 
 
-def add_option(group, name: str, metavar: str | None, text: str) -> None:
+def add_option(group: argparse._ArgumentGroup, name: str, metavar: str | None, text: str) -> None:
     text = text.removesuffix(".").replace(".)", ")").replace("%", "%%")
     if metavar is None:
         group.add_argument(f"--{name}", action="store_true", help=text)
