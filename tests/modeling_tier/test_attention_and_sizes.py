@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_checks import BERT, MODELS, RESNET, TERMS, VIT, assert_equal_outputs, gradients
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel
 from transformers.utils import is_flash_attn_2_available
@@ -155,7 +155,7 @@ def test_each_tower_on_a_device_of_its_own(model):
         place(model.text_projection, texts)
         input_ids = torch.zeros(4, 8, dtype=torch.long, device=texts)
         pixel_values = torch.zeros(4, 3, 32, 32, device=images)
-        with pytest.raises(FakeTensorDeviceMismatchError):
+        with pytest.raises((RuntimeError, TypeError), match="[Dd]evice"):
             input_ids + torch.zeros(4, 8, device=images)
         mask = torch.ones_like(input_ids)
         output = model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values, return_loss=True)

@@ -35,7 +35,7 @@ FORSAKEN = 3600  # seconds without a change after which an unfinished file is no
 
 SCHEMA = pa.schema(
     {
-        "key": pa.binary(16),
+        "key": pa.binary(),  # variable in length, since datasets reads no other before 5.1
         "pixels": pa.large_binary(),  # uint8, row by row
         "size": pa.list_(pa.int32(), 2),  # width, height
         "original_size": pa.list_(pa.int32(), 2),
