@@ -1,4 +1,4 @@
-"""What compressed images say of themselves, read before a decoder takes memory or time for them."""
+"""Headers of JPEG, JPEG-LS, JPEG 2000 and RLE data: size and completeness, before a decoder spends memory or time."""
 
 import re
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ MARKER = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")  # in entropy-coded data, ff
 FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame
 LOSSLESS, JPEG_LS = (0xC3, 0xC7, 0xCB, 0xCF), 0xF7
 HUFFMAN = (0xC0, 0xC1, 0xC2)
-BLOCK = 512  # most pixels for which a byte of Huffman code can stand: eight blocks of 8x8
-CODE_BLOCK = 4096  # most pixels of a code-block of JPEG 2000
-SMALL = 2**20  # pixels of a JPEG 2000 that may be of few bytes, since it takes nothing to decode
+BLOCK = 512  # largest number of pixels in a byte of Huffman code: eight blocks of 8x8
+CODE_BLOCK = 4096  # largest number of pixels in a code-block of JPEG 2000
+SMALL = 2**20  # a JPEG 2000 of so few pixels is quick to decode, whatever its length
 
 
 class Codestream(NamedTuple):
     """
-    Of one JPEG, JPEG-LS or JPEG 2000 image: `kind` is the marker of its frame, 0 for JPEG 2000; `is_whole`, whether
-    its end is there; `is_filled`, whether it has all tiles, and the fewest bytes that a picture of its size can have.
+    One JPEG, JPEG-LS or JPEG 2000 image. `kind` is the marker of its frame, or 0 for JPEG 2000. `is_whole` tells
+    whether its end is there, `is_filled` whether it has all tiles and enough bytes for a picture of its size.
     """
 
     kind: int
@@ -77,7 +77,7 @@ def read_jpeg2000(data: bytes) -> Codestream:
         `ValueError`: without a header.
     """
     at = 0
-    if not data.startswith(b"\xff\x4f"):  # in the boxes of a file, of which a reader takes each in turn
+    if not data.startswith(b"\xff\x4f"):  # in the boxes of a file
         at = data.find(b"jp2c", 0, SMALL) + 4
     if not data.startswith(b"\xff\x4f\xff\x51", at) or len(data) < at + 43:
         raise ValueError("no header")
@@ -111,7 +111,7 @@ def read_jpeg2000(data: bytes) -> Codestream:
 def check_filled(stream: Codestream) -> None:
     """
     Raises:
-        `Refusal`: a decoder would make up most of the picture.
+        `Refusal`: a decoder would invent most of the picture.
     """
     if not stream.is_filled:
         raise Refusal(
@@ -129,7 +129,7 @@ RUN_STEP = [head + 2 if head < 128 else 2 if head > 128 else 1 for head in range
 
 
 def run_length_size(frame: bytes) -> int:
-    """Bytes that the segments of an RLE image decode to."""
+    """The number of bytes that the segments of an RLE image decode to."""
     count, *offsets = np.frombuffer(frame, "<u4", 16).tolist()
     offsets, size = [*offsets[:count], len(frame)], 0
     for at, end in zip(offsets[:-1], offsets[1:], strict=True):

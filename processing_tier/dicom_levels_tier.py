@@ -1,4 +1,4 @@
-"""The grey level of each stored value of a DICOM file: modality, window or table, polarity, padding (PS3.3 C.11)."""
+"""From stored values of a DICOM file to grey levels: modality, window or table, polarity, padding (PS3.3 C.11)."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ WINDOW_OUTSIDE = (
 
 
 def value(dataset: Any, keyword: str, default: Any = None) -> Any:
-    """An element's value; one too large to be what it should be is refused before pydicom makes objects of it."""
+    """An element's value. An impossibly large one is refused before pydicom makes objects of it."""
     element = dataset.get_item(keyword)
     limit = MAX_SEQUENCE_BYTES if keyword.endswith("Sequence") else MAX_VALUE_BYTES
     if element is not None and isinstance(element.value, bytes) and len(element.value) > limit:
@@ -25,7 +25,7 @@ def value(dataset: Any, keyword: str, default: Any = None) -> Any:
 
 
 def numbers(dataset: Any, keyword: str) -> list[float]:
-    """An element's values; none where they are no numbers."""
+    """An element's values; an empty list if they are not numbers."""
     try:
         return np.array(value(dataset, keyword, []), dtype=float, ndmin=1).tolist()
     except (ValueError, TypeError, OverflowError):
@@ -33,7 +33,7 @@ def numbers(dataset: Any, keyword: str) -> list[float]:
 
 
 def stretch_table(array: np.ndarray, header: SimpleNamespace) -> np.ndarray:
-    """The grey level of each bit pattern where the smallest stored value becomes 0 and the largest 255."""
+    """The grey level of each bit pattern if the smallest stored value becomes 0 and the largest 255."""
     stored = np.arange(2 ** (8 * array.itemsize), dtype=f"u{array.itemsize}").view(array.dtype)
     grey = stretch_to_uint8(stored, array.min(), array.max())
     return 255 - grey if header.photometric == "MONOCHROME1" else grey
@@ -41,9 +41,9 @@ def stretch_table(array: np.ndarray, header: SimpleNamespace) -> np.ndarray:
 
 def grey_table(array: np.ndarray, dataset: Any, header: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
     """
-    The grey level, 0..255, of each bit pattern that a pixel of `array` may be, and whether it is padding: modality LUT
-    or rescale, then VOI LUT, window or percentiles, then MONOCHROME1, padding black. For 65,536 patterns rather than
-    for each pixel.
+    The grey level, 0..255, of each possible bit pattern of a pixel, and whether it is padding: modality LUT or
+    rescale, then VOI LUT, window or percentiles, then MONOCHROME1, padding black. Computed once for 65,536 patterns,
+    not for each pixel.
     """
     patterns = np.arange(2 ** (8 * array.itemsize), dtype=f"u{array.itemsize}")
     stored = patterns.view(array.dtype).astype(np.int64)
@@ -78,15 +78,15 @@ def grey_table(array: np.ndarray, dataset: Any, header: SimpleNamespace) -> tupl
 
 def look_up(values: np.ndarray, lut: Any, header: SimpleNamespace) -> tuple[np.ndarray, int]:
     """
-    Integers through the lookup table of a DICOM item, and how many bits it gives (DICOM PS3.3 C.11.1.1, C.11.2.1.1):
-    those of its largest entry, at least 8. Descriptors often say 16 where 12 are meant, and sometimes fewer than there
-    are. pydicom's own functions take an 8-bit table for one of 256 entries and wrap what lies far above a table.
+    Integers through the lookup table of a DICOM item, and the number of bits of the result (DICOM PS3.3 C.11.1.1,
+    C.11.2.1.1): those of the largest entry, at least 8. Descriptors often say 16 for 12, and sometimes too few.
+    pydicom's own functions mistake an 8-bit table for one of 256 entries, and wrap values far above a table.
     """
     entries, first, bits = (int(number) for number in value(lut, "LUTDescriptor"))
-    entries, bits = entries & 0xFFFF or 2**16, bits & 0xFFFF  # where they are encoded as signed
+    entries, bits = entries & 0xFFFF or 2**16, bits & 0xFFFF  # they may be encoded as signed
     if not 8 <= bits <= 16:
         raise ValueError("bits")
-    if first >= 2**15 and values.min() < 0:  # implicit VR does not tell the two
+    if first >= 2**15 and values.min() < 0:  # implicit VR does not distinguish the two
         first -= 2**16
     element = lut.get_item("LUTData")
     if isinstance(element.value, bytes):
@@ -94,7 +94,7 @@ def look_up(values: np.ndarray, lut: Any, header: SimpleNamespace) -> tuple[np.n
         output = np.frombuffer(element.value[: 2 * entries], "<u2" if little_endian else ">u2")
     else:
         output = np.array(element.value, dtype=np.int64, ndmin=1).astype(np.uint16)
-    if len(output) < entries and bits == 8:  # two to a word
+    if len(output) < entries and bits == 8:  # two in each word
         output = output.astype("<u2").view(np.uint8)
     if len(output) < entries:
         raise ValueError("entries")
@@ -104,8 +104,8 @@ def look_up(values: np.ndarray, lut: Any, header: SimpleNamespace) -> tuple[np.n
 
 def window(values: np.ndarray, dataset: Any) -> np.ndarray | None:
     """
-    The first window of a DICOM file as 0..1 (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3), or `None` where there is none, or
-    none that is one. pydicom's own function gives modality units, which a negative slope turns round.
+    Values through the first window of a DICOM file, as 0..1 (DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3), or `None` without
+    a valid window. pydicom's own function gives modality units, which a negative slope reverses.
     """
     centers, widths = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
     if not centers or not widths or not np.isfinite([centers[0], widths[0]]).all():

@@ -1,4 +1,7 @@
-"""A DICOM file that holds a radiograph to 8-bit grey levels."""
+"""
+Reads a DICOM file: its header, its stored pixels and its colours. How stored values become grey levels (window, lookup
+tables, padding) is in `dicom_levels_tier.py`.
+"""
 
 import io
 import logging
@@ -40,16 +43,16 @@ def decode_dicom(
     source: bytes | Any, grey_levels: str = "window"
 ) -> tuple[np.ndarray, tuple[float, float] | None, str | None]:
     """
-    The picture of a single-frame DICOM file, or of a `pydicom.Dataset`, which is left as it is.
+    The picture of a single-frame DICOM file, or of a `pydicom.Dataset`, which is not changed.
 
     Returns:
         `tuple[np.ndarray, tuple[float, float] | None, str | None]`: (height, width[, 3]) levels 0..255; mm from row to
-        row and from column to column; and why all levels are equal, where they are.
+        row and from column to column; and the reason why all levels are equal, if they are.
 
     Raises:
-        `Refusal`: whatever goes wrong but a lack of memory.
+        `Refusal`: anything goes wrong, except a lack of memory.
     """
-    try:  # an import in a `try` is no requirement of a model repository that ships this file
+    try:  # in a `try`, an import is not a requirement of a model repository that ships this file
         import pydicom
         import pydicom.pixels
     except ImportError:
@@ -81,7 +84,7 @@ def decode_dicom(
 
 
 def why_blank(levels: np.ndarray, patterns: np.ndarray, padding: np.ndarray | None) -> str | None:
-    """Padding is black whatever the window."""
+    """The reason why all levels are equal, if they are. Padding does not count: it is always black."""
     if padding is not None and padding.any():
         inside = ~np.take(padding, patterns)
         levels, patterns = levels[inside], patterns[inside]
@@ -92,8 +95,8 @@ def why_blank(levels: np.ndarray, patterns: np.ndarray, padding: np.ndarray | No
 
 def colours(pydicom: ModuleType, array: np.ndarray, dataset: Any, header: SimpleNamespace) -> np.ndarray:
     """
-    (height, width, 3) colours as 0..255. Of how many bits they are is read from the largest of them: what the header
-    says is often what could have been stored.
+    (height, width, 3) colours as 0..255. The largest value decides how many bits they have: the header often gives the
+    number of bits that could have been stored.
     """
     if header.photometric == "PALETTE COLOR":
         patterns = np.arange(2 ** (8 * array.itemsize), dtype=f"u{array.itemsize}")
@@ -107,8 +110,8 @@ def colours(pydicom: ModuleType, array: np.ndarray, dataset: Any, header: Simple
 @contextmanager
 def quiet() -> Iterator[None]:
     """
-    While a header is read: pydicom's warnings and log lines quote its values. Both belong to the process, so one
-    thread at a time.
+    Silences pydicom, whose warnings and log lines quote values of the header. Filters belong to the whole process, so
+    only one thread at a time may hold this.
     """
     log = logging.getLogger("pydicom")
     with PYDICOM_LOCK, warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -121,11 +124,11 @@ def quiet() -> Iterator[None]:
 
 
 class Deflated(Exception):
-    """pydicom is about to inflate the rest of a file, without a bound."""
+    """pydicom is about to inflate the rest of a file without a bound."""
 
 
 class CountedReads(io.BytesIO):
-    """The bytes of a file whose header may have so many elements and no more."""
+    """The bytes of a file, with a bound on the number of elements of its header."""
 
     reads = 0
 
@@ -133,13 +136,13 @@ class CountedReads(io.BytesIO):
         self.reads += 1
         if self.reads > MAX_HEADER_READS:
             raise ValueError("too many elements")
-        if size is None or size < 0:  # of all that pydicom reads, only what it inflates is the rest of the file
+        if size is None or size < 0:  # pydicom reads the rest of a file only to inflate it
             raise Deflated
         return super().read(size)
 
 
 def read_dataset(pydicom: ModuleType, data: bytes) -> Any:
-    """The data set of a file; one that is deflated is inflated first, wherever its header says that it is."""
+    """The data set of a file. A deflated one is inflated first, wherever its header says so."""
     file = CountedReads(data)
     try:
         return pydicom.dcmread(file, force=True)
@@ -161,15 +164,15 @@ def inflate(data: bytes) -> bytes:
 
 def read_header(pydicom: ModuleType, dataset: Any) -> SimpleNamespace:
     """
-    What a DICOM header says of the pixels.
+    What a DICOM header says about the pixels.
 
     Raises:
-        `Refusal`: they are no radiograph, too many, or not there.
+        `Refusal`: there are no pixels, too many, or they are not a radiograph.
     """
     meta = getattr(dataset, "file_meta", {})
     sop_class = pydicom.uid.UID(str(value(dataset, "SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""))
     radiograph = sop_class.keyword.startswith(RADIOGRAPH_CLASSES)
-    if sop_class.keyword and not radiograph:  # pydicom has no keyword for those of a vendor
+    if sop_class.keyword and not radiograph:  # pydicom has no keyword for a vendor's class
         what = "is not a radiograph" if "PixelData" in dataset else "holds no image"
         raise Refusal(f"a DICOM file of the class {sop_class.name} {what}; leave it out.")
     if "PixelData" not in dataset:
@@ -217,8 +220,8 @@ def read_header(pydicom: ModuleType, dataset: Any) -> SimpleNamespace:
 
 def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) -> np.ndarray:
     """
-    The stored values, (height, width) or (height, width, 3) integers of 8 or 16 bits, as pydicom decodes them once
-    nothing in them can take more memory than the header says.
+    The stored values, (height, width) or (height, width, 3) integers of 8 or 16 bits. pydicom decodes them after a
+    check that they cannot take more memory than the header says.
     """
     syntax = header.transfer_syntax
     try:
@@ -231,12 +234,12 @@ def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) ->
             f"nothing here decodes {syntax.name}; pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg, "
             "or export the image as PNG."
         )
-    # All bits that are allocated, as they stand: pydicom would clear those above the ones that are said to be stored
+    # All allocated bits, unchanged: pydicom would clear those above Bits Stored
     options = {"number_of_frames": 1, "bits_stored": header.allocated, "pixel_representation": 0}
     is_ready = False
     if syntax.is_encapsulated:
         bits = check_frame(pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1), header)
-        if syntax in pydicom.uid.JPEG2000TransferSyntaxes:  # which says itself how many bits it has and what sign
+        if syntax in pydicom.uid.JPEG2000TransferSyntaxes:  # it says itself how many bits it has
             options |= {"bits_stored": min(bits, header.allocated), "pixel_representation": header.signed}
             is_ready = True
     else:
@@ -256,15 +259,15 @@ def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) ->
 
 def stored_values(words: np.ndarray, dataset: Any, header: SimpleNamespace) -> np.ndarray:
     """
-    The values of unsigned words. Overlays that the header declares in bits beside the values are cleared. Other bits
-    above Bits Stored belong to the values, whose number of bits the header then understates.
+    The values of unsigned words. Overlays in bits beside the values are cleared where the header declares them. Other
+    bits above Bits Stored belong to the values: the header then understates their number of bits.
     """
     width = 8 * words.itemsize
     shift = max(header.high_bit + 1 - header.bits, 0)
     used = min(shift + header.bits, width)
     overlays = 0
     for group in range(0x6000, 0x6020, 2):
-        if (group, 0x0102) in dataset and (group, 0x3000) not in dataset:  # without data of its own
+        if (group, 0x0102) in dataset and (group, 0x3000) not in dataset:  # an overlay without its own data
             position = int(dataset[group, 0x0102].value)
             if used <= position < width:
                 overlays |= 1 << position
@@ -283,7 +286,9 @@ def stored_values(words: np.ndarray, dataset: Any, header: SimpleNamespace) -> n
 def check_length(pixels: bytes, header: SimpleNamespace) -> None:
     """
     Raises:
-        `Refusal`: uncompressed pixels that are compressed, too few, or more by a row, padding with zeros aside.
+        `Refusal`: the pixels are compressed though the header denies it, too few, or at least one row too many (zeros
+        at
+            the end do not count).
     """
     row = header.columns * header.samples * header.allocated // 8
     if header.photometric == "YBR_FULL_422":
@@ -308,10 +313,10 @@ def check_length(pixels: bytes, header: SimpleNamespace) -> None:
 
 def check_frame(frame: bytes, header: SimpleNamespace) -> int:
     """
-    How many bits a compressed image has.
+    The number of bits of a compressed image.
 
     Raises:
-        `Refusal`: it ends early, or decodes to another size than the header says, for which decoders would take the
+        `Refusal`: it ends early, or decodes to another size than the header says, which could take any amount of
         memory.
     """
     wanted = header.columns, header.rows, header.samples

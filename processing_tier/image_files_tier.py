@@ -1,4 +1,4 @@
-"""PNG, JPEG, JPEG 2000, TIFF, BMP, WebP and PPM to pixels of all their bits, within the budget of `limits_tier.py`."""
+"""Opens PNG, JPEG, JPEG 2000, TIFF, BMP, WebP and PPM with all their bits, within the limits of `limits_tier.py`."""
 
 import io
 import re
@@ -31,12 +31,12 @@ from .tiff_tier import (
     unreadable_tiff,
 )
 
-FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "WEBP", "PPM")  # never formats that call other programs
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "WEBP", "PPM")  # no format that calls another program
 UNKNOWN = (
     "the image cannot be decoded: it is not PNG, JPEG, JPEG 2000, TIFF, BMP, WebP, PPM or DICOM; convert it or leave "
     "it out."
 )
-OTHER_FILES = {  # how files begin that are mistaken for images
+OTHER_FILES = {  # beginnings of files that users mistake for images
     b"version https://git-lfs": "is a Git LFS pointer; run git lfs pull",
     b"%PDF": "is a PDF document, not an image; export its image as PNG",
     b"PK\x03\x04": "is a ZIP archive, not an image; unpack it",
@@ -50,9 +50,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
 # Where each pass of an interlaced PNG begins, x and y, and its steps
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-ORIENTED_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # which may say how the picture is turned
+ORIENTED_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # texts that may hold the orientation
 FLOAT_MAP = re.compile(rb"Pf\s\d{1,9}\s\d{1,9}\s[-+.\deE]{1,20}\s")  # as programs write it, without comments
-# Raw modes of PIL that keep the high byte of 16 bits, and those that keep the other one
+# Raw modes of PIL that keep the high byte of 16 bits, and the modes that keep the low one
 LOW_BYTES = {"16B": "16L", "16L": "16B", "16N": "16B"}
 NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
@@ -63,11 +63,10 @@ def open_image(data: bytes) -> tuple[Image.Image | np.ndarray, int, bool]:
 
     Returns:
         `tuple[Image.Image | np.ndarray, int, bool]`: a picture that is not loaded yet, or the 16-bit grey levels of
-        one that PIL would cut to 8; EXIF's orientation, of which 1 is upright; whether white is 0.
+        one that PIL would cut to 8 bits; EXIF's orientation (1 is upright); whether white is 0.
 
     Raises:
-        `Refusal`: the file is outside the budget, or of a kind that is not read.
-        Whatever PIL raises.
+        `Refusal`: the file exceeds a limit, or its format is not supported. Errors of PIL pass through.
     """
     turn, is_inverted = None, False
     if data.startswith(PNG):
@@ -90,7 +89,7 @@ def open_image(data: bytes) -> tuple[Image.Image | np.ndarray, int, bool]:
         check_slow(data)
     image = open_file(data)
     if image.format == "TIFF" and image.tile and image.tile[0].codec_name == "libtiff":
-        set_raw_mode(image, lambda mode: NATIVE.get(mode, mode))  # libtiff swaps the bytes, PIL forgets it
+        set_raw_mode(image, lambda mode: NATIVE.get(mode, mode))  # libtiff swaps the bytes, and PIL does not know it
     turn = turn or orientation(image)
     if any(";16" in mode for mode in raw_modes(image)) and image.mode in ("RGB", "RGBA", "CMYK", "RGBa"):
         return read_deep(image, data), turn, is_inverted
@@ -100,8 +99,8 @@ def open_image(data: bytes) -> tuple[Image.Image | np.ndarray, int, bool]:
 
 def open_file(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header alone
-    except Image.DecompressionBombError:  # of PIL, above twice its own bound
+        return Image.open(io.BytesIO(data), formats=FORMATS)  # reads only the header
+    except Image.DecompressionBombError:  # above twice PIL's own limit
         raise Refusal(f"more than {MAX_PIXELS:,} pixels; export it at a smaller size.") from None
 
 
@@ -115,10 +114,10 @@ def check_slow(data: bytes) -> None:
 
 def clean_png(data: bytes) -> bytes:
     """
-    A PNG without the chunks that do not matter: texts may be larger than PIL takes, or too many.
+    A PNG without unnecessary chunks: texts may be too large or too many for PIL.
 
     Raises:
-        `Refusal`: cut short, damaged, or of too many chunks.
+        `Refusal`: the file is cut short, is damaged, or has too many chunks.
     """
     if data[12:16] == b"IHDR" and len(data) >= 24:
         check_pixels(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
@@ -143,7 +142,7 @@ def clean_png(data: bytes) -> bytes:
 
 
 def check_rows(image: Image.Image, data: bytes) -> None:
-    """PIL takes the end of the compressed data of a PNG for that of the picture and leaves the rest black."""
+    """Refuse a PNG whose compressed data end early: PIL would leave the rest of the picture black."""
     last = image.crop((0, image.height - 1, *image.size))
     if not image.info.get("interlace") and last.getbbox(alpha_only=False) is not None:
         return
@@ -171,13 +170,13 @@ def clean_jpeg(data: bytes) -> tuple[bytes, int]:
     A JPEG without its camera data, comments and previews; its orientation.
 
     Raises:
-        `Refusal`: a kind of JPEG that is not read, or outside the budget.
+        `Refusal`: the kind of JPEG is not supported, or it exceeds a limit.
     """
     exif, xmp, dropped, kept, at = b"", b"", 0, [], 0
     for marker, start, end in jpeg_segments(data):
         if marker == 0xDA:
             break
-        if marker == 0xFE or 0xE1 <= marker <= 0xEF and marker != 0xEE:  # 0xEE says of what kind the colours are
+        if marker == 0xFE or 0xE1 <= marker <= 0xEF and marker != 0xEE:  # 0xEE describes the colours
             content = data[start + 4 : end]
             if marker == 0xE1 and content.startswith(EXIF):
                 exif = exif or content
@@ -199,7 +198,7 @@ def clean_jpeg(data: bytes) -> tuple[bytes, int]:
 
 
 def check_webp(data: bytes) -> None:
-    """PIL takes the memory for the pixels when it opens the file."""
+    """Check the size before PIL opens the file, because PIL then allocates the pixels."""
     if data[12:16] == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     elif data[12:16] == b"VP8L":
@@ -223,10 +222,10 @@ def check_jpeg2000(data: bytes) -> None:
 
 def read_ppm(data: bytes) -> np.ndarray | None:
     """
-    The grey levels of a PGM or PPM of more than 8 bits, which PIL scales one by one; `None` of 8 bits or 1.
+    The grey levels of a PGM or PPM of more than 8 bits, which PIL would scale one by one; `None` for 8 bits or 1.
 
     Raises:
-        `Refusal`: a header or text that is too long, or pixels that are missing.
+        `Refusal`: the header or text is too long, or pixels are missing.
     """
     kind, numbers, at = data[1] - ord("0"), [], 2
     while len(numbers) < (2 if kind in (1, 4) else 3):
@@ -256,7 +255,7 @@ def read_ppm(data: bytes) -> np.ndarray | None:
     return array.reshape(height, width) if samples == 1 else luma(array.reshape(height, width, 3))
 
 
-# --- Colours of 16 bits, of which PIL keeps the high byte
+# --- Colours of 16 bits, whose low byte PIL drops
 
 
 def raw_modes(image: Image.Image) -> list[str]:
@@ -272,7 +271,7 @@ def set_raw_mode(image: Image.Image, change) -> None:
 
 
 def read_deep(image: Image.Image, data: bytes) -> np.ndarray:
-    """(height, width) 16-bit luma of a PNG or TIFF of 16-bit colours or with 16 bits of transparency, on black."""
+    """(height, width) 16-bit luma of a PNG or TIFF with 16-bit colours or 16-bit transparency, on black."""
     modes = set(raw_modes(image))
     (mode,) = modes if len(modes) == 1 else ("",)
     name, _, depth = mode.partition(";")
@@ -280,7 +279,7 @@ def read_deep(image: Image.Image, data: bytes) -> np.ndarray:
         raise Refusal(f"{image.mode} colours of 16 bits cannot be read; export the image as 16-bit grey PNG.")
     check_pixels(*image.size, 4 if name in ("RGBA", "LA") else 3)
     transparent = image.info.get("transparency")
-    if name == "LA":  # four bytes: both of the grey level, both of the opacity
+    if name == "LA":  # four bytes: two of the grey level, two of the opacity
         set_raw_mode(image, lambda mode: "RGBA")
         pixels = load(image, data).view(">u2")  # (height, width, 2)
         grey, opacity = pixels[..., 0].astype(np.uint16), pixels[..., 1]
@@ -305,7 +304,7 @@ def load(image: Image.Image, data: bytes) -> np.ndarray:
 
 
 def reason(data: bytes, error: Exception) -> str:
-    """Why a file that PIL does not decode is not an image."""
+    """The reason why PIL does not decode a file."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
     if not data:
         return "the file is empty; copy or download it again."

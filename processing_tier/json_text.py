@@ -1,17 +1,17 @@
-"""Reads JSON that somebody else may have written: what comes out can be written again."""
+"""Parses JSON of unknown origin safely: everything that it returns can be written to a file again."""
 
 import json
 import re
 
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, which stands alone in damaged text
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character; alone only in damaged text
 
 
 def parse_json(text: str):
     """
-    What a text of JSON stands for.
+    The value of a JSON text.
 
     Raises:
-        `ValueError`: it is not JSON, is nested too deeply, or has half a character, which no file can hold as UTF-8.
+        `ValueError`: the text is not JSON, is nested too deeply, or has half a character, which UTF-8 cannot encode.
     """
     try:
         value = json.loads(text)

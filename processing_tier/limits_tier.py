@@ -1,20 +1,20 @@
-"""The budget of every image reader, in bytes, pixels and steps, and the error that says what is wrong with a file."""
+"""Limits of all image readers (bytes, pixels, steps), and `Refusal`, the error that says what is wrong with a file."""
 
-MAX_FILE_BYTES = 256 * 2**20  # also of what a deflated DICOM file inflates to
+MAX_FILE_BYTES = 256 * 2**20  # of a deflated DICOM file, also after inflation
 MAX_PIXELS = 80_000_000  # four times the largest detectors; below PIL's own bomb warning
 MAX_ASPECT = 100  # longest side over shortest; "crop" enlarges the longest as well
-MAX_PARTS = 100_000  # chunks, segments or tiles of a file, each of which takes a step in Python
-MAX_SCANS = 100  # of a JPEG, which need not be large to have any number of them; common ones have up to 12
-MAX_SLOW_BYTES = 16 * 2**20  # of formats that Pillow decodes in Python: some seconds
-MAX_HEADER_READS = 200_000  # pydicom reads a DICOM header in steps: two or three for an element, which takes 300 bytes
-MAX_VALUE_BYTES, MAX_SEQUENCE_BYTES = 2**16, 4 * 2**20  # of an element of a header that is looked into
+MAX_PARTS = 100_000  # chunks, segments or tiles of a file; each takes a step in Python
+MAX_SCANS = 100  # of a JPEG: even a small one may have any number; common ones have up to 12
+MAX_SLOW_BYTES = 16 * 2**20  # of formats that Pillow decodes in Python, which takes some seconds
+MAX_HEADER_READS = 200_000  # pydicom takes two or three for an element of a header, and 300 bytes
+MAX_VALUE_BYTES, MAX_SEQUENCE_BYTES = 2**16, 4 * 2**20  # of an element of a header that is used
 
 CUT_SHORT = "the file is cut short, its end is missing; copy or download it again."
 DAMAGED = "the image cannot be decoded: the file is damaged; replace the file or leave it out."
 
 
 class Refusal(ValueError):
-    """A reason in words of our own, without the name of the file. What decoders raise may quote the patient's data."""
+    """A reason in our own words, without the name of the file: errors of decoders may quote the patient's data."""
 
 
 def check_bytes(size: int) -> None:
@@ -25,7 +25,7 @@ def check_bytes(size: int) -> None:
 def check_pixels(width: int, height: int, samples: int = 1) -> None:
     """
     Raises:
-        `Refusal`: no pixels, too many, or a strip of them. Each may have several samples of 16 bits.
+        `Refusal`: no pixels, too many, or a strip. A pixel may have several samples of 16 bits.
     """
     limit = MAX_PIXELS // samples
     if width < 1 or height < 1:

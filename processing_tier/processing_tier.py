@@ -1,4 +1,4 @@
-"""Processor: radiographs and report text together, in the form that the model takes."""
+"""Processor: radiographs and report text together, as inputs of the model. Pixels: `image_processing_tier.py`."""
 
 from transformers import CLIPProcessor
 from transformers.processing_utils import ProcessingKwargs
@@ -15,30 +15,30 @@ class TierProcessor(CLIPProcessor):
     """
     An image processor and a tokenizer as one, `processor(images=..., text=..., return_tensors="pt")`.
 
-    Text is padded to the longest of the batch and truncated to `tokenizer.model_max_length` unless the call says
-    otherwise; CLIP does neither, and a long impression then overruns the position embeddings.
+    By default, text is padded to the longest of the batch and truncated to `tokenizer.model_max_length`. CLIP's own
+    processor does neither, and a long impression then exceeds the position embeddings.
 
     Args:
-        image_processor ([`TierImageProcessor`]): pixels.
-        tokenizer ([`CLIPTokenizer`] or that of a BERT): text; pad is set, and may equal eos (use `attention_mask`).
+        image_processor ([`TierImageProcessor`]): for images.
+        tokenizer ([`CLIPTokenizer`] or a BERT's): for text. Its pad token may equal eos, so use `attention_mask`.
     """
 
     valid_processor_kwargs = TierProcessorKwargs
 
-    # Both names are spelt out: transformers finds the parts to save and load in this signature.
+    # Both names are written out: from this signature, transformers knows the parts to save and load.
     def __init__(self, image_processor: TierImageProcessor | None = None, tokenizer=None):
         super().__init__(image_processor, tokenizer)
 
     def save_pretrained(self, save_directory, **kwargs) -> list:
-        """As [`ProcessorMixin.save_pretrained`], after which this is still equal to what is loaded."""
+        """Like [`ProcessorMixin.save_pretrained`], but this processor stays equal to the one that will be loaded."""
         saved = super().save_pretrained(save_directory, **kwargs)
-        vars(self).pop("auto_map", None)  # which is for the file, and what loads it drops
+        vars(self).pop("auto_map", None)  # it belongs in the file, and loading drops it
         return saved
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
         """
-        Uploads as [`ProcessorMixin.push_to_hub`] does, but makes the repository private unless told otherwise: the
-        words of the tokenizer may come from reports that are, and the weights will follow into the same repository.
+        Like [`ProcessorMixin.push_to_hub`], but the repository is private by default: words of the tokenizer may come
+        from private reports, and the weights will follow into the same repository.
         """
         return super().push_to_hub(repo_id, private=private, **kwargs)
 

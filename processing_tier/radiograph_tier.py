@@ -1,4 +1,7 @@
-"""Any file that holds a radiograph to one 8-bit grey image."""
+"""
+Reads any file that holds a radiograph as one 8-bit grey image. DICOM is decoded in `dicom_tier.py`, other formats in
+`image_files_tier.py`; the image processor makes tensors of the result.
+"""
 
 import os
 import sys
@@ -21,7 +24,7 @@ from .tiff_tier import orientation, turn_upright
 
 logger = logging.get_logger(__name__)
 
-# How many times larger than asked for a picture decoded at reduced size is, see docs/radiographs.md
+# A picture decoded at reduced size is at least so many times larger than asked for, see docs/radiographs.md
 OVERSAMPLING = 1.5
 IN_MEMORY = "an image in memory"
 BLANK = "all pixels of the image are equal; replace the file or leave it out."
@@ -37,9 +40,9 @@ def read_radiograph(
     Read a radiograph: DICOM, or PNG, JPEG, JPEG 2000, TIFF and the like in any mode and depth.
 
     Bones are white on a dark ground as in the file (DICOM MONOCHROME1 and TIFF WhiteIsZero are inverted). More than 8
-    bits are reduced as [`to_uint8`] says; DICOM goes through its rescale or modality LUT and its VOI LUT or first
-    window (DICOM PS3.3 C.11), and through the percentile window where it has neither or where they are not numbers.
-    What a file holds decides, not what it is called. A picture of equal pixels is logged as a warning.
+    bits are reduced as [`to_uint8`] says. DICOM goes through its rescale or modality LUT, and through its VOI LUT or
+    first window (DICOM PS3.3 C.11); without a valid one, through the percentile window. The content of a file decides
+    its format, not its name. For a picture of equal pixels, a warning is logged.
 
     Args:
         source: a path, the bytes of a file, an open binary file, a `pydicom.Dataset`, a PIL image, a (height,
@@ -48,21 +51,22 @@ def read_radiograph(
             Folder that paths are relative to and must not leave, symbolic links resolved.
         least_size (`Mapping[str, int]`, *optional*):
             `{"shortest_edge": pixels}` or `{"longest_edge": pixels}` that the picture will be resized to. A JPEG is
-            then decoded at a half, a quarter or an eighth of its size, as long as that edge keeps 1.5 times as many
-            pixels. Anything else, and by default everything, is decoded in full.
+            then decoded at a half, a quarter or an eighth of its size, if that edge keeps 1.5 times as many pixels.
+            Other files are decoded in full, and so is everything by default.
         grey_levels (`str`, *optional*, defaults to `"window"`):
             See [`to_uint8`]. `"stretch"` ignores DICOM's windows, tables and padding, and decodes everything in full;
             `"divide"` does not change DICOM.
 
     Returns:
         `PIL.Image.Image`: mode "L", bones white, upright. Its `info` holds `"original_size"`, (width, height) of the
-        picture in the file; `"reduction"`, 1, 2, 4 or 8; where a DICOM file states it, `"pixel_spacing"`, mm in the
-        file from row to row and from column to column, at the detector where it is not given at the patient; and
-        `"blank"`, the reason why all pixels are equal where they are. Nothing else of the file's header is in it.
+        picture in the file; `"reduction"`, 1, 2, 4 or 8; if a DICOM file states it, `"pixel_spacing"`, mm in the file
+        from row to row and from column to column, at the patient or else at the detector; and `"blank"`, the reason
+        why all pixels are equal, if they are. Nothing else of the file's header is in it.
 
     Raises:
-        `ValueError`: the image cannot be decoded, is no radiograph, is too large, or lies outside `root`. The message
-        names the file without its folder, and nothing of its content. Nothing else is raised, whatever a file holds.
+        `ValueError`: the image cannot be decoded, is not a radiograph, is too large, or lies outside `root`. The
+        message names the file without its folder and without its content. No other error is raised, whatever a file
+        holds.
     """
     image, name = read_source(source, root, least_size, grey_levels)
     if "blank" in image.info:
@@ -76,7 +80,7 @@ def read_source(
     least_size: Mapping[str, int] | None = None,
     grey_levels: str = "window",
 ) -> tuple[Image.Image, str]:
-    """What [`read_radiograph`] says, and what the source is called; without a warning."""
+    """The result of [`read_radiograph`], without its warning, and the name of the source."""
     if isinstance(source, dict):
         data, path = source.get("bytes"), source.get("path")
         if data is None and path is None:
@@ -129,7 +133,7 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
     `path`, relative to `root` or absolute, with every symbolic link resolved.
 
     Raises:
-        `ValueError`: it does not lie under `root`, or no path can be called so.
+        `ValueError`: it does not lie under `root`, or cannot be a path.
     """
     if "\0" in os.fspath(path):
         raise ValueError(f"{os.fspath(path)!r} is not a path, since it has a NUL character; mend the record.")
@@ -146,7 +150,7 @@ def read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"{path.name}: there is no such image file; check the path and the image folder.")
-        with open(path, "rb") as file:  # whose size is asked first: Python takes the memory for all that may be read
+        with open(path, "rb") as file:  # Python allocates as many bytes as may be read
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except OSError as error:
         raise ValueError(f"{path.name}: the file cannot be read ({error.strerror}); check its permissions.") from error
@@ -162,14 +166,14 @@ def fetch_radiograph(
     Read a radiograph from a web server.
 
     Args:
-        url (`str`): `http://` or `https://`; it is not read from data sets, whose paths never cause a request.
-        timeout (`float`, *optional*, defaults to 30.0): Seconds that the server may be silent; `None` waits for ever.
+        url (`str`): `http://` or `https://`. Paths in data sets are never fetched.
+        timeout (`float`, *optional*, defaults to 30.0): seconds that the server may be silent; `None` waits forever.
         least_size (`Mapping[str, int]`, *optional*), grey_levels (`str`, *optional*, defaults to `"window"`):
             See [`read_radiograph`].
 
     Raises:
-        `ValueError`: the URL cannot be fetched, or what it gives cannot be decoded or is too large. The message names
-        the last part of the URL's path.
+        `ValueError`: the URL cannot be fetched, or the file cannot be decoded or is too large. The message names the
+        last part of the URL's path.
     """
     name = "an image of a web server"
     try:
@@ -178,7 +182,9 @@ def fetch_radiograph(
         with urlopen(url, timeout=timeout) as response:
             data = response.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        reason = error if isinstance(error, OSError) else type(error).__name__  # others quote the URL, key and all
+        reason = (
+            error if isinstance(error, OSError) else type(error).__name__
+        )  # other errors quote the URL with its key
         raise ValueError(
             f"{name}: the URL cannot be fetched ({reason}); check it, or download the file and give its path."
         ) from None
@@ -189,8 +195,8 @@ def decode(
     source: bytes | Image.Image | Any, name: str, least_size: Mapping[str, int] | None, grey_levels: str
 ) -> Image.Image:
     """
-    The grey picture of the bytes of a file, of a PIL image or of a `pydicom.Dataset`. Whatever goes wrong in a decoder
-    becomes the one documented error here; of what decoders raise, nothing is said.
+    The grey picture of the bytes of a file, of a PIL image or of a `pydicom.Dataset`. Every error of a decoder becomes
+    the one documented error; its own message is dropped, because it may quote the patient's data.
     """
     try:
         if isinstance(source, Image.Image):
@@ -198,7 +204,7 @@ def decode(
         if is_dataset(source):
             return read_dicom(source, grey_levels)
         check_bytes(len(source))
-        # DICOM's mark, or its first tag where there is no preamble
+        # DICOM's mark, or its first tag in a file without a preamble
         if source[128:132] == b"DICM" or source[:2] in (b"\x02\0", b"\x08\0", b"\0\x08"):
             return read_dicom(source, grey_levels)
         return read_image(source, least_size, grey_levels)
@@ -216,7 +222,7 @@ def explain(source: bytes | Any, error: Exception) -> str:
         return reason(source, error) if isinstance(source, bytes) else DAMAGED
     except Refusal as refusal:
         return str(refusal)
-    except Exception:  # a file so damaged that not even its beginning can be read
+    except Exception:  # not even the beginning of the file can be read
         return DAMAGED
 
 
@@ -234,7 +240,7 @@ def read_image(data: bytes, least_size: Mapping[str, int] | None, grey_levels: s
         size, reduction = image.shape[::-1], 1
     else:
         size, reduction = image.size, 1
-        if grey_levels != "stretch":  # which has to see all pixels, and colours apart
+        if grey_levels != "stretch":  # it needs all pixels, and the colours separately
             reduction = reduce_decoding(image, least_size, turn)
         image.load()
         if image.format == "PNG":
@@ -246,17 +252,17 @@ def read_image(data: bytes, least_size: Mapping[str, int] | None, grey_levels: s
 
 
 def convert(image: Image.Image, grey_levels: str) -> Image.Image:
-    """The grey picture of an opened file or of a picture, which may be one that was read before."""
+    """The grey picture of an opened file or of a picture, perhaps one that was read here before."""
     check_pixels(*image.size)
     is_first = getattr(image, "fp", None) is not None and not image.tell()
     if is_first and (image.format == "TIFF" or any(";16" in mode for mode in raw_modes(image))):
-        at = image.fp.tell()  # not loaded yet: PIL would drop bits, or invert some kinds alone
+        at = image.fp.tell()  # not loaded yet: PIL would drop bits, or invert only some kinds
         image.fp.seek(0)
         data = image.fp.read(MAX_FILE_BYTES + 1)
         image.fp.seek(at)
         return read_image(data, None, grey_levels)
     image.load()
-    if isinstance(image.info.get("reduction"), int):  # as it was read; `grey_levels` have been applied
+    if isinstance(image.info.get("reduction"), int):  # it was read here before, and `grey_levels` were applied
         size, reduction = (image.info["original_size"], image.info["reduction"]) if is_reduced(image) else (None, 1)
         return with_info(to_grey(image), size, reduction, image.info.get("pixel_spacing"))
     return with_info(turn_upright(to_grey(image, grey_levels), orientation(image)))
@@ -265,18 +271,18 @@ def convert(image: Image.Image, grey_levels: str) -> Image.Image:
 def with_info(
     grey: Image.Image, original_size: tuple[int, int] | None = None, reduction: int = 1, pixel_spacing=None
 ) -> Image.Image:
-    """Nothing of a file's header but this stays with the picture: comments may hold the patient's name."""
+    """The picture with only this information from the file's header: comments may hold the patient's name."""
     lowest, highest = grey.getextrema()
     grey.info = {"original_size": original_size or grey.size, "reduction": reduction}
     if lowest == highest:
         grey.info["blank"] = BLANK
-    if isinstance(pixel_spacing, tuple):  # a text of a PNG file may be called so
+    if isinstance(pixel_spacing, tuple):  # not a text of a PNG file with that name
         grey.info["pixel_spacing"] = pixel_spacing
     return grey
 
 
 def is_reduced(image: Image.Image) -> bool:
-    """Whether the picture is all of a larger one, decoded at reduced size; what was cut out of it is none."""
+    """Whether the picture is a whole file decoded at reduced size, and not a part cut out of one."""
     size, reduction = image.info.get("original_size"), image.info.get("reduction")
     if not isinstance(size, tuple) or not isinstance(reduction, int) or reduction == 1:
         return False
@@ -284,19 +290,19 @@ def is_reduced(image: Image.Image) -> bool:
 
 
 def original_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of the picture in the file that [`read_radiograph`] made this one of."""
+    """(width, height) of the picture in the file that [`read_radiograph`] read."""
     return image.info["original_size"] if is_reduced(image) else image.size
 
 
 def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """Resize (width, height) as if from the original: of a reduced picture, the last pixels may stand for a part."""
+    """Resize to (width, height) as if from the original: the last pixels of a reduced picture may be partial."""
     width, height = original_size(image)
     reduction = image.info["reduction"] if is_reduced(image) else 1
     return image.resize(size, resample, box=(0, 0, width / reduction, height / reduction))
 
 
 def reduce_decoding(image: Image.Image, least_size: Mapping[str, int] | None, turn: int) -> int:
-    """Have an opened JPEG decode straight to grey and at reduced size; by which factor."""
+    """Make an opened JPEG decode straight to grey and at reduced size; the factor of the reduction."""
     reduction = 1
     if least_size and next(iter(least_size)) not in ("shortest_edge", "longest_edge"):
         raise Refusal(f"least_size={dict(least_size)} has no shortest_edge or longest_edge; give one of them.")
@@ -314,8 +320,8 @@ def to_grey(image: Image.Image | np.ndarray, grey_levels: str = "window") -> Ima
     """
     A picture of any PIL mode, or a (height, width[, 1 | 3 | 4]) array, as an 8-bit grey image of mode "L".
 
-    Transparency lies on black, colour becomes ITU-R 601 luma (exact where R = G = B), and more than 8 bits go through
-    [`to_uint8`]; so do 8 bits with `grey_levels="stretch"`, of colours before they become luma.
+    Transparency becomes black, colour becomes ITU-R 601 luma (exact if R = G = B), and more than 8 bits go through
+    [`to_uint8`]. With `grey_levels="stretch"`, 8 bits do so too, and colours are stretched before they become luma.
     """
     if not isinstance(image, Image.Image):
         array = np.asarray(image)

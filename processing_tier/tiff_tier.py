@@ -1,4 +1,4 @@
-"""TIFF directories, also those in EXIF: how a picture is turned, and which TIFF files PIL reads as they are meant."""
+"""TIFF directories, including those in EXIF: how a picture is turned, and which TIFF files PIL reads correctly."""
 
 import re
 import struct
@@ -14,10 +14,10 @@ TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 TIFF_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, SAMPLES = 256, 257, 258, 259, 262, 274, 277
 PLANAR, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 284, 322, 323, 339
-# Long values that a picture cannot do without: where its strips and tiles are and how long, its palette, JPEG tables
+# Long values that a picture needs: offsets and lengths of its strips and tiles, its palette, JPEG tables
 TIFF_LONG = (273, 279, 320, 324, 325, 347)
 KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
-# How a picture of EXIF's orientation 2 to 8 becomes upright
+# How to make a picture upright, for EXIF's orientations 2 to 8
 TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split()
 TURNS = {turn: Image.Transpose[name] for turn, name in enumerate(TURNS, start=2)}
 
@@ -28,8 +28,8 @@ def turn_upright(grey: Image.Image, turn: int) -> Image.Image:
 
 def orientation(image: Image.Image) -> int:
     """
-    EXIF's, or else that of XMP, of an opened file or picture; 1 where neither has one. Nothing but this number is
-    looked at, since the other tags may be anything.
+    The orientation of an opened file or picture from EXIF, or else from XMP, or else 1. No other tag is read, because
+    tags may hold anything.
     """
     info = image.info
     exif = info.get("exif")
@@ -38,7 +38,7 @@ def orientation(image: Image.Image) -> int:
             exif = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
         except ValueError:
             exif = None
-    if image.format == "TIFF":  # which PIL turns itself
+    if image.format == "TIFF":  # PIL itself turns it
         return 1
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     return exif_orientation(exif or b"", xmp.encode() if isinstance(xmp, str) else xmp)
@@ -48,7 +48,7 @@ def exif_orientation(exif: bytes, xmp: bytes = b"") -> int:
     exif = exif.removeprefix(EXIF)
     try:
         turn = next((value for tag, value in first_numbers(exif).items() if tag == ORIENTATION), None)
-    except (ValueError, struct.error):  # a damaged block of camera data says nothing of the pixels
+    except (ValueError, struct.error):  # damaged camera data do not mean damaged pixels
         turn = None
     if turn is None:
         found = re.search(rb'tiff:Orientation(?:="|>)([0-9])', xmp[:MAX_VALUE_BYTES])
@@ -58,10 +58,11 @@ def exif_orientation(exif: bytes, xmp: bytes = b"") -> int:
 
 def tiff_entries(data: bytes) -> list[tuple[int, int, int, int, int]]:
     """
-    Tag, type, count, where the value stands or its offset does, and how many bytes fit there, of the first directory.
+    The entries of the first directory: tag, type, count, position of the value or of its offset, and how many bytes
+    fit there.
 
     Raises:
-        `ValueError`, `struct.error`: there is none, or it ends early.
+        `ValueError`, `struct.error`: there is no directory, or it ends early.
     """
     order = TIFF.get(data[:4])
     if order is None:
@@ -79,7 +80,7 @@ def tiff_entries(data: bytes) -> list[tuple[int, int, int, int, int]]:
 
 
 def first_numbers(data: bytes) -> dict[int, int]:
-    """The first whole number of each tag of the first directory that has one."""
+    """The first whole number of each tag in the first directory."""
     order, numbers = TIFF.get(data[:4], "<"), {}
     for tag, kind, count, at, room in tiff_entries(data):
         if kind in TIFF_NUMBERS and count:
@@ -92,8 +93,8 @@ def first_numbers(data: bytes) -> dict[int, int]:
 
 def clean_tiff(data: bytes) -> tuple[bytes, int, bool]:
     """
-    A TIFF whose white is not 0 and which is upright, so that PIL neither inverts some kinds alone nor writes all tags
-    anew to turn the picture; its orientation; whether white was 0.
+    A TIFF that says that it is upright and that white is not 0; its true orientation; whether white was 0. PIL would
+    invert only some kinds, and copy all tags to turn the picture.
 
     Raises:
         `Refusal`: tiles or tables out of proportion, or pixels of a kind that is not read.
@@ -115,7 +116,7 @@ def clean_tiff(data: bytes) -> tuple[bytes, int, bool]:
         size = count * TIFF_SIZES.get(kind, 1)
         if tag in TIFF_LONG:
             long += size
-        elif size > MAX_VALUE_BYTES or tag in (34665, 34853, 40965):  # of no use here, or directories of EXIF
+        elif size > MAX_VALUE_BYTES or tag in (34665, 34853, 40965):  # not needed, or a directory of EXIF
             struct.pack_into(order + ("Q" if room == 8 else "I"), cleaned, at - room, 0)
         elif tag == ORIENTATION or tag == PHOTOMETRIC and is_inverted:
             if kind in TIFF_NUMBERS and size <= room:
@@ -129,7 +130,7 @@ def clean_tiff(data: bytes) -> tuple[bytes, int, bool]:
 def check_kind(numbers: Mapping[int, int], samples: int, bits: int) -> None:
     """
     Raises:
-        `Refusal`: pixels that PIL does not read, or reads wrongly.
+        `Refusal`: PIL does not read these pixels, or reads them wrongly.
     """
     kind = numbers.get(SAMPLE_FORMAT, 1)
     if samples == 1:
@@ -152,7 +153,7 @@ def unreadable_tiff(numbers: Mapping[int, int]) -> str:
 
 
 def tiff_is_short(data: bytes) -> bool:
-    """The directory usually comes last."""
+    """Whether the directory, which usually comes last, lies beyond the end of the file."""
     order = "little" if data[:2] == b"II" else "big"
     at, size = (slice(8, 16), 8) if data[2:4] in (b"+\0", b"\0+") else (slice(4, 8), 2)
     start = int.from_bytes(data[at], order)

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer trained on the reports at hand, for models that start from random weights."""
+"""Trains a CLIP tokenizer on reports, for models that start from random weights."""
 
 import json
 from collections.abc import Iterable
@@ -14,22 +14,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, model_max_leng
     """
     Train CLIP's byte-level BPE (lower case, `</w>` at the end of a word) on `texts`.
 
-    The vocabulary is laid out as OpenAI's: the 256 bytes, the 256 bytes that end a word, the merges, begin of text,
-    end of text. Any text can thus be encoded, and end of text, which is also the padding token, has the highest id.
+    The order of the vocabulary is OpenAI's: the 256 bytes, the 256 bytes that end a word, the merges, begin of text,
+    end of text. So every text can be encoded, and end of text, which is also the padding token, has the highest id.
     The same texts give the same tokenizer.
 
     Args:
         texts (`Iterable[str]`): reports, or the part of them that the model will see.
         vocab_size (`int`, *optional*, defaults to 4000):
-            Upper bound on `len(tokenizer)`; a small corpus gives fewer, since a merge must occur twice.
-        model_max_length (`int`, *optional*, defaults to 77): longest sequence in tokens, begin and end included.
+            Upper bound of `len(tokenizer)`. A small corpus gives fewer tokens, because a merge must occur twice.
+        model_max_length (`int`, *optional*, defaults to 77): longest sequence in tokens, with begin and end.
 
     Returns:
         [`CLIPTokenizer`]: give the model's text config `vocab_size=len(tokenizer)` and its `bos_token_id`,
         `eos_token_id` and `pad_token_id`.
 
     Raises:
-        `ValueError`: no text, or a vocab_size that cannot hold the bytes.
+        `ValueError`: no text, or a vocab_size that is too small for the bytes.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet += [character + SUFFIX for character in alphabet]
@@ -53,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, model_max_leng
     )
     trained.train_from_iterator(texts, trainer)
 
-    model = json.loads(trained.to_str())["model"]  # the merges are shown in the JSON alone
+    model = json.loads(trained.to_str())["model"]  # only the JSON shows the merges
     words = sorted(model["vocab"], key=model["vocab"].__getitem__) + [BOS, EOS]
     return CLIPTokenizer(
         vocab={word: index for index, word in enumerate(words)},

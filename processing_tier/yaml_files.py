@@ -1,4 +1,4 @@
-"""Reads a YAML file that somebody else may have written: bounded, and without what YAML does unasked."""
+"""Reads YAML files of unknown origin safely: with limits, and without YAML's surprises (repeated keys, aliases)."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import yaml
 
 MAX_BYTES = 2**20
-MAX_VALUES = 20_000  # each alias counted as all that it stands for
+MAX_VALUES = 20_000  # an alias counts as all values that it stands for
 MAX_DEPTH = 16
 MAX_DIGITS = 100  # of a number
 
 
 class Refused(Exception):
-    """What a file does that is not read, as the rest of a sentence that begins with its line."""
+    """The reason why a file is refused: a sentence that begins with a line number."""
 
     def __init__(self, node_or_event, what: str):
         super().__init__(f"line {node_or_event.start_mark.line + 1} {what}")
@@ -21,7 +21,7 @@ class Refused(Exception):
 class BoundedLoader(yaml.SafeLoader):
     """
     [`yaml.SafeLoader`] that refuses deep nesting, long numbers, aliases that stand for too many values (ten lines can
-    stand for a billion), and a key that is given twice, of which YAML would silently take the last.
+    stand for a billion), and repeated keys, of which YAML would silently take the last.
     """
 
     depth = written = 0
@@ -46,7 +46,7 @@ class BoundedLoader(yaml.SafeLoader):
         return node
 
     def measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
-        """How many values a node stands for, and how many levels. An alias is the node that it names, once more."""
+        """How many values and levels a node stands for. An alias counts like the node that it names."""
         if node in known:
             if known[node] is None:
                 raise Refused(node, "contains itself; write the values out")
@@ -89,14 +89,15 @@ def check_keys_differ(node: yaml.MappingNode) -> None:
 
 def read_yaml(path: str | os.PathLike):
     """
-    What a YAML file of at most 1 MiB holds.
+    The content of a YAML file of at most 1 MiB.
 
     Args:
         path (`str` or `os.PathLike`): the file.
 
     Raises:
-        `ValueError`: it is not there, not UTF-8, not valid YAML, or refused: too large, too deeply nested, or with a
-            key that is given twice.
+        `ValueError`: the file does not exist, is not UTF-8 or valid YAML, is too large or too deeply nested, or
+        repeats
+            a key.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,5 +117,5 @@ def read_yaml(path: str | os.PathLike):
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: the file is not UTF-8 text; save it as UTF-8.") from error
     except (yaml.YAMLError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # a control character, a date such as 2024-13-45, or a tag on a value that is of another kind
+        # a control character, a date such as 2024-13-45, or a tag on a value of another type
         raise ValueError(f"{path}: the file is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
