@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
     ranked, protocol = [], {}
     with joined_processes(next(iter(evaluations.values())).device) as device:
         for step, given in evaluations.items():
-            metrics = evaluate(given, device)[0].metrics
+            metrics = evaluate(given, device).metrics
             protocol = {"dataset": metrics["dataset"], "n_images": metrics["n_images"], **metrics["protocol"]}
             findings = {name: result["auroc"] for name, result in metrics["findings"].items()}
             mean = {name: metrics["mean"][name] for name in ("auroc", "auroc_ci95")}

@@ -1,39 +1,36 @@
-"""One evaluation from arguments to files."""
+"""One evaluation from arguments to files: a single pass over the images of each model feeds scores and analyses.
+
+What is read is in `inputs.py`, the pass in `models/single_pass.py`, the files in `output/evaluation_files.py`.
+"""
 
 import argparse
-import logging
-from functools import partial
 
 import datasets
 import pandas as pd
+import torch
 from transformers.utils import logging as transformers_logging
 
-from evaluation_tier.analyses import radiologists as readers_of_chexpert
-from evaluation_tier.analyses import retrieval, sparsity
-from evaluation_tier.analyses.grounding import maps, regions
-from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
-from evaluation_tier.analyses.radiologists import compare_evaluation
-from evaluation_tier.analyses.retrieval import evaluate_retrieval
-from evaluation_tier.analyses.robustness import evaluation as robustness
-from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
-from evaluation_tier.analyses.sparsity import evaluate_sparsity
+from evaluation_tier.analyses import radiologists
+from evaluation_tier.analyses.grounding.evaluation import Grounding
+from evaluation_tier.analyses.grounding.maps import check_gives_maps
+from evaluation_tier.analyses.grounding.regions import read_cases
+from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
+from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
+from evaluation_tier.analyses.sparsity import Sparsity, check_embeds_patches
 from evaluation_tier.figures import style
-from evaluation_tier.models import loading, trained_on
+from evaluation_tier.inputs import Inputs, read_inputs
+from evaluation_tier.models import loading
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
+from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.options import ANALYSES
-from evaluation_tier.output import folder
 from evaluation_tier.output.console import format_results
 from evaluation_tier.output.evaluation_files import Evaluation, write_evaluation
-from evaluation_tier.scoring import protocols, zeroshot
-from evaluation_tier.scoring.findings import is_scored_by_others
-from evaluation_tier.test_sets import loader
-from processing_tier import readers
+from evaluation_tier.scoring.findings import is_scored_by_others, select_findings
+from evaluation_tier.scoring.zeroshot import ZeroShot
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.readers.chexpert import read_radiologists
-from processing_tier.records.labels import parse_label_values
-from processing_tier.records.schema import check_disjoint_patients, select_views
-from processing_tier.records.table_options import TableOptions
 
-logger = logging.getLogger(__name__)
+Analyses = dict[str, Grounding | Retrieval | Sparsity | Robustness]  # by the names of --analyses
 
 
 def run(args: argparse.Namespace) -> str:
@@ -42,199 +39,121 @@ def run(args: argparse.Namespace) -> str:
     if args.figures:
         style.import_matplotlib()
     with joined_processes(args.device) as device:
-        evaluation, radiologists = evaluate(args, device)
+        evaluation = evaluate(args, device)
         if not is_main_process():
             return ""
-        evaluation.metrics.update(analyse(args, evaluation, radiologists))
         written = write_evaluation(args, evaluation)
         return format_results(args.models, evaluation.metrics, written)
 
 
-def evaluate(args: argparse.Namespace, device) -> tuple[Evaluation, "pd.DataFrame | None"]:
-    """Read models and data, and score the findings."""
-    # 1. Models and data
-    benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
-    views = args.views or (benchmark.views if benchmark else "frontal")
-    min_positives = args.min_positives or (benchmark.min_positives if benchmark else 10)
-    split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
-    if args.threshold_split and args.threshold_split == split:
-        raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
-    protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
-    if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
-        raise ValueError(
-            "--save_thresholds is for scores as the pipeline makes them: leave out --score_level, and choose a "
-            "protocol with negative sentences."
-        )
-    for name in args.models:
-        loading.check_name(name)
-    names = loading.short_names(args.models)
-    table = TableOptions(args.columns or None, args.image_root, args.sheet, parse_label_values(args.label_values))
+def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
+    """Score the findings, and measure what --analyses and --radiologists ask for; the latter in the main process."""
+    inputs = read_inputs(args, device)
     with fail_together():
-        lists = trained_on.read_lists(names)
-        split = split or trained_on.choose_split(args.data, table, lists)
-    if args.threshold_split == split:
-        raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
-    name, origin = readers.dataset_name(args.data), readers.origin_name(args.data)
-    identity = {"models": list(names.values()), "dataset": name, "split": split, "benchmark": args.benchmark}
-    identity["protocol"] = protocol.name
-    args.output_dir = folder.choose_folder(args.output_dir, identity, args.overwrite)
-    overlaps: dict[str, tuple] = {}  # split to what the protocol says of it, and which images are of the training
-
-    def read(split: str):
-        if benchmark:
-            data = loader.benchmark_data(benchmark, args.data, split)
-            dataset = readers.read_records(data, split, table)
-        else:
-            dataset = trained_on.read_split(args.data, split, table, lists)
-        dataset = select_views(dataset, views, split)
-        dataset = loader.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
-        dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
-        dataset, *overlaps[split] = trained_on.check_overlap(lists, dataset, origin, split, args.trained)
-        return dataset
-
-    with fail_together():
-        models = {names[name]: partial(loading.load_model, name, device) for name in args.models}
-        if len(models) == 1:
-            model, processor = loading.load_model(args.models[0], device)
-            models = {names[args.models[0]]: (model, processor)}
-            if args.save_thresholds and (
-                loading.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")
-            ):
-                raise ValueError(
-                    f"--save_thresholds needs a TIER model, and {args.models[0]} holds a {type(model).__name__}."
-                )
-        dataset = read(split)
-        read_splits = {split: dataset}
-        threshold_dataset = None
-        if args.threshold_split:
-            threshold_dataset = read_splits[args.threshold_split] = read(args.threshold_split)
-            check_disjoint_patients(**read_splits)
-        differs = [
-            sentence
-            for name, data in (read_splits.items() if benchmark else ())
-            for sentence in loader.published_differences(benchmark, data, name)
-        ]
-        replaced = loader.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
-        marked, radiologists = check_analyses(args, models, dataset, threshold_dataset)
-        prompts = protocols.find_prompts(protocol.prompts, marked, replaced)
-    for sentence in differs:
-        logger.warning(sentence)
-
-    # 2. Evaluation
-    metrics, predictions = zeroshot.evaluate_zero_shot(
-        models,
-        dataset,
-        findings=args.findings,
-        prompts=args.prompts,
-        scoring=args.scoring,
-        min_positives=min_positives,
-        n_bootstrap=args.n_bootstrap,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        threshold_dataset=threshold_dataset,
-        dataset_name=name,
-        protocol=args.protocol,
-        no_finding=args.no_finding,
-        replaced_prompts=replaced,
+        check_models(args, inputs)
+        analyses = make_analyses(args, inputs)
+        readers = read_labels_of_radiologists(args, inputs)
+    zero_shot = ZeroShot(
+        inputs.dataset,
+        args.findings,
+        inputs.protocol,
+        min_positives=inputs.min_positives,
+        resampling=Resampling(args.n_bootstrap, args.seed, inputs.protocol.resampling),
+        threshold_dataset=inputs.threshold_dataset,
+        replaced_prompts=inputs.replaced_prompts,
         score_level=args.score_level,
-        cache_dir=args.cache_dir,
+        dataset_name=inputs.dataset_name,
     )
-    named = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
-    overlap, seen = overlaps[split]
-    commits = {names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
-    metrics |= {"commits": commits} if commits else {}
-    metrics["protocol"] = {**named, "split": split, "views": views, **overlap, **metrics["protocol"]}
-    if seen.any():
-        predictions["trained_on"] = seen[predictions.index]
-    if args.threshold_split:
-        metrics["protocol"]["thresholds"] = protocol.rule.describe(f"the split {args.threshold_split!r}")
-        if "trained" in overlaps[args.threshold_split][0]:
-            metrics["protocol"]["threshold_overlap"] = overlaps[args.threshold_split][0]["training_overlap"]
-    if args.trained != "refuse" and not any("trained" in of_split for of_split, _ in overlaps.values()):
-        logger.warning("--%s_trained has no effect: no evaluated image is of the training.", args.trained)
-    if metrics["protocol"]["scoring"] != "logit":
-        prompts |= protocols.find_prompts(protocol.prompts, list(metrics["findings"]), replaced)
-
-    def load(name: str) -> tuple:
-        member = models[name]
-        return member() if callable(member) else member
-
-    return Evaluation(metrics, predictions, dataset, threshold_dataset, prompts, load), radiologists
-
-
-def check_analyses(
-    args: argparse.Namespace,
-    models: dict,
-    dataset: "datasets.Dataset",
-    threshold_dataset: "datasets.Dataset | None",
-) -> tuple[list[str], "pd.DataFrame | None"]:
-    """Refuse, before the evaluation, what --analyses and --radiologists could not do after it.
-
-    Returns:
-        The findings that grounding is to be measured of, and the radiologists' labels, as far as they are asked for.
-    """
-    for name, member in models.items() if args.analyses else ():  # one at a time; only sparsity takes several
-        model, processor = member() if callable(member) else member
-        if "grounding" in args.analyses:
-            maps.check_gives_maps(model)
-        if "retrieval" in args.analyses:
-            retrieval.check_embeds_texts(model)
-        if "sparsity" in args.analyses:
-            sparsity.check_models({name: (model, processor)})
-        if "robustness" in args.analyses:
-            robustness.check_has_sentences(model)
-    if {"retrieval", "sparsity"} & set(args.analyses):
-        retrieval.read_texts(dataset)
-    marked = []
+    evaluate_models(
+        inputs.models, zero_shot.evaluated, [zero_shot, *analyses.values()], args.batch_size, args.cache_dir
+    )
+    metrics, predictions = zero_shot.results()
+    describe_inputs(args, inputs, metrics)
+    if inputs.seen.any():
+        predictions["trained_on"] = inputs.seen[predictions.index]
+    if is_main_process():
+        metrics |= finish_analyses(inputs, analyses, readers, metrics, predictions)
+    prompts = {}  # of findings that only boxes and masks mark, too
     if "grounding" in args.analyses:
-        marked = sorted({case.finding for case in regions.read_cases(dataset)})
-        if threshold_dataset is not None:
-            regions.read_cases(threshold_dataset)
-    if args.radiologists is None:
-        return marked, None
-    given = read_radiologists(args.radiologists)
-    readers_of_chexpert.check_readers(dataset["study_id"][:], given)
-    return marked, given
+        prompts |= inputs.find_prompts(find_marked(inputs.dataset))
+    if metrics["protocol"]["scoring"] != "logit":
+        prompts |= inputs.find_prompts(list(metrics["findings"]))
+    return Evaluation(metrics, predictions, inputs.dataset, inputs.threshold_dataset, prompts, inputs.load)
 
 
-def analyse(args: argparse.Namespace, evaluation: Evaluation, radiologists) -> dict:
-    """What --analyses and --radiologists ask for, by name."""
-    metrics, dataset = evaluation.metrics, evaluation.dataset
-    results = {}
-    if radiologists is not None:
-        study_ids = dataset.select(evaluation.predictions.index)["study_id"]
-        results["radiologists"] = compare_evaluation(metrics, evaluation.predictions, study_ids[:], radiologists)
-    options = {"n_bootstrap": args.n_bootstrap, "seed": args.seed, "batch_size": args.batch_size}
-    options["dataset_name"] = metrics["dataset"]
+def check_models(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Refuse, before any image is embedded, a model that an analysis cannot measure."""
+    for name in inputs.models if args.analyses else ():  # one at a time; only sparsity takes several
+        model, _ = inputs.load(name)
+        if "grounding" in args.analyses:
+            check_gives_maps(model)
+        if "retrieval" in args.analyses:
+            check_embeds_texts(model)
+        if "sparsity" in args.analyses:
+            check_embeds_patches(name, model)
+        if "robustness" in args.analyses:
+            check_has_sentences(model)
+
+
+def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
+    """The analyses that --analyses asks for, by name, in the order of the results."""
+    dataset = inputs.dataset
+    options = {"resampling": Resampling(args.n_bootstrap, args.seed), "dataset_name": inputs.dataset_name}
+    analyses: Analyses = {}
     for name in ANALYSES:
         if name not in args.analyses:
             continue
-        if name == "sparsity":
-            models = {model: evaluation.load(model) for model in metrics["models"]}
-            results[name] = evaluate_sparsity(models, dataset, **options)
-            continue
-        model, processor = evaluation.load(metrics["models"][0])
-        if name == "retrieval":
-            results[name] = evaluate_retrieval(model, processor, dataset, **options)
-            continue
         if name == "grounding":
-            results[name] = evaluate_grounding(
-                model,
-                processor,
-                dataset,
-                evaluation.prompts,
-                threshold_dataset=evaluation.threshold_dataset,
-                **options,
-            )
+            prompts = inputs.find_prompts(find_marked(dataset))
+            analyses[name] = Grounding(dataset, prompts, threshold_dataset=inputs.threshold_dataset, **options)
+        elif name == "retrieval":
+            analyses[name] = Retrieval(dataset, batch_size=args.batch_size, **options)
+        elif name == "sparsity":
+            analyses[name] = Sparsity(dataset, **options)
         else:
-            findings = [
-                finding
-                for finding in metrics["findings"]
-                if not is_scored_by_others(finding, metrics["protocol"])  # no sentence of theirs gives such a score
-            ]
-            min_positives = metrics["protocol"]["min_positives"]
-            results[name] = evaluate_robustness(
-                model, processor, dataset, findings, evaluation.prompts, min_positives, **options
-            )
-        results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]
+            asked = args.findings or select_findings(dataset, None, inputs.min_positives)[0]
+            how = {"no_finding": inputs.protocol.no_finding}
+            findings = [name for name in dict.fromkeys(asked) if not is_scored_by_others(name, how)]
+            prompts = inputs.find_prompts(findings)
+            analyses[name] = Robustness(dataset, findings, prompts, inputs.min_positives, **options)
+    return analyses
+
+
+def find_marked(dataset: datasets.Dataset) -> list[str]:
+    """The findings that boxes and masks mark."""
+    return sorted({case.finding for case in read_cases(dataset)})
+
+
+def read_labels_of_radiologists(args: argparse.Namespace, inputs: Inputs) -> pd.DataFrame | None:
+    if args.radiologists is None:
+        return None
+    readers = read_radiologists(args.radiologists)
+    radiologists.check_readers(inputs.dataset["study_id"][:], readers)
+    return readers
+
+
+def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> None:
+    """Put into the metrics what only the command knows: benchmark, split, views, overlap with training, commits."""
+    commits = {inputs.names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
+    metrics |= {"commits": commits} if commits else {}
+    before, after = dict(inputs.described), {}
+    if "threshold_overlap" in before:
+        after["threshold_overlap"] = before.pop("threshold_overlap")
+    metrics["protocol"] = {**before, **metrics["protocol"], **after}
+    if args.threshold_split:
+        metrics["protocol"]["thresholds"] = inputs.protocol.rule.describe(f"the split {args.threshold_split!r}")
+
+
+def finish_analyses(
+    inputs: Inputs, analyses: Analyses, readers: pd.DataFrame | None, metrics: dict, predictions: pd.DataFrame
+) -> dict:
+    """The results of the analyses, by name, after the pass of the last model."""
+    results = {}
+    if readers is not None:
+        study_ids = inputs.dataset.select(predictions.index)["study_id"]
+        results["radiologists"] = radiologists.compare_evaluation(metrics, predictions, study_ids[:], readers)
+    for name, analysis in analyses.items():
+        results[name] = analysis.results()
+        if name in ("grounding", "robustness"):
+            results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]
     return results

@@ -31,6 +31,11 @@ def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor) -> torch.
         `torch.Tensor` of shape `(images, ..., rows, columns)`: float32, in [-1, 1], on the device of the texts.
     """
     patches = F.normalize(patch_map.to(text_embeds.device).float(), dim=-1)
+    return cosine_map(text_embeds, patches)
+
+
+def cosine_map(text_embeds: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """What `similarity_map` gives, of float32 patches that are L2-normalised and on the device of the texts."""
     texts = text_embeds.float().reshape(-1, text_embeds.shape[-1])  # (texts, dim)
     maps = torch.stack([patches @ text for text in texts], dim=1)  # (images, texts, rows, columns)
     return maps.unflatten(1, text_embeds.shape[:-1]) if text_embeds.ndim > 1 else maps[:, 0]

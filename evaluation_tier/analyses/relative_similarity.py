@@ -31,6 +31,14 @@ class RelativeSimilarity:
         self.num_pairs += len(kept)
         self.num_left_out += len(ranked) - len(kept)
 
+    def merge(self, other: "RelativeSimilarity") -> "RelativeSimilarity":
+        """That of the pairs of both."""
+        both = RelativeSimilarity()
+        both.moments = self.moments + other.moments
+        both.num_pairs = self.num_pairs + other.num_pairs
+        both.num_left_out = self.num_left_out + other.num_left_out
+        return both
+
     def result(self) -> dict:
         """`mean` and `std` (lists of a number per patch, NaN without pairs), `n_pairs` and `n_left_out`."""
         total, squares = self.moments

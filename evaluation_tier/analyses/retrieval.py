@@ -1,146 +1,29 @@
 """Retrieval: whether a model finds the report of a radiograph among all reports, and the radiograph of a report.
 
-Reports repeat ("No acute disease."), and a report that says the same as the one looked for is as good as it: it
-counts as found. Equal scores are decided as if by lot, in expectation and so without any lot being drawn: a model that
-answers everything alike gets what chance gets, never more.
+Reports repeat ("No acute disease."). A report that says the same as the one looked for counts as found. How ties are
+decided is in `ranks.py`.
 """
 
-import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import datasets
 import numpy as np
-import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.models.embedding import embed_images, normalize
+from evaluation_tier.analyses.ranks import TIE, Ranks, chance_ranks, median_rank, ranks, recall_at
+from evaluation_tier.analyses.words import WORD
+from evaluation_tier.models.embedding import Embedders, Outputs, normalize
 from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.single_pass import ImageRows, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.statistics.bootstrap import percentile_interval
-from evaluation_tier.statistics.resampling import Resampling, chunks
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, chunks
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.records.schema import select_text
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups
-
-WORD = re.compile(r"[^\W_]+")
-
-TIE = 1e-6  # cosines nearer than this are equal: float32 sums of another order differ by as much
-
-
-class Ranks(NamedTuple):
-    """What the rank of the first right item follows from, one entry per query."""
-
-    above: np.ndarray  # (queries,): wrong items that score higher than every right one
-    tied_wrong: np.ndarray  # (queries,): wrong items that score as high as the best right one
-    tied_right: np.ndarray  # (queries,): right items that do so, at least 1
-
-
-def ranks(
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    query_groups: np.ndarray,
-    gallery_groups: np.ndarray,
-    chunk_size: int = 256,
-) -> Ranks:
-    """Where the first right item of the gallery stands for each query, best score first.
-
-    A chunk of queries is compared with the whole gallery at a time: memory grows with the gallery, not with its
-    square.
-
-    Args:
-        queries: (queries, dim) float32; a score is the scalar product, for L2-normalised rows the cosine.
-        gallery: (items, dim) float32.
-        query_groups: (queries,) integers; an item is right when its group is the query's.
-        gallery_groups: (items,) integers.
-        chunk_size: queries at a time; it changes memory and speed, not the result.
-
-    Raises:
-        ValueError: shapes that do not fit, embeddings that are not finite, or a query without a right item.
-    """
-    if chunk_size < 1:
-        raise ValueError(f"The number of queries in a chunk must be at least 1, but is {chunk_size}.")
-    for rows, groups, name in ((queries, query_groups, "queries"), (gallery, gallery_groups, "gallery")):
-        if rows.ndim != 2 or groups.shape != rows.shape[:1]:
-            raise ValueError(
-                f"The {name} must be rows of numbers with one group each, but have shapes {rows.shape} and "
-                f"{groups.shape}."
-            )
-        if not np.isfinite(rows).all():
-            raise ValueError(f"The embeddings of the {name} must be finite: leave out images that do not decode.")
-    if queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"Queries of {queries.shape[1]} numbers have no score with items of {gallery.shape[1]}.")
-    without = np.flatnonzero(~np.isin(query_groups, gallery_groups))
-    if len(without):
-        raise ValueError(f"Query {without[0]} has no right item in the gallery: leave it out.")
-
-    counts = np.empty((3, len(queries)), dtype=np.int64)
-    for start in range(0, len(queries), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        scores = queries[chunk] @ gallery.T  # (chunk, items)
-        right = query_groups[chunk, None] == gallery_groups
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        tied = np.abs(scores - best) <= TIE
-        counts[0, chunk] = ((scores > best + TIE) & ~right).sum(axis=1)
-        counts[1, chunk] = (tied & ~right).sum(axis=1)
-        counts[2, chunk] = (tied & right).sum(axis=1)
-    return Ranks(*counts)
-
-
-def chance_ranks(query_groups: np.ndarray, gallery_groups: np.ndarray) -> Ranks:
-    """The ranks of a model for which all items score the same: what drawing lots gives."""
-    groups, sizes = np.unique(gallery_groups, return_counts=True)
-    num_right = sizes[np.searchsorted(groups, query_groups)]
-    return Ranks(np.zeros_like(num_right), len(gallery_groups) - num_right, num_right)
-
-
-def found(found_ranks: Ranks, k: np.ndarray | int) -> np.ndarray:
-    """Chance that a right item is among the first `k`, ties being decided by lot.
-
-    With `j` places left for the tied items, all of them go to wrong ones with the chance C(w, j) / C(w + r, j), where
-    w wrong and r right items are tied (hypergeometric distribution).
-
-    Args:
-        found_ranks: of (queries,).
-        k: a number, or one per query, or (..., 1) to be compared with each query.
-
-    Returns:
-        In [0, 1], of the shape to which `k` and (queries,) broadcast.
-    """
-    above, wrong, right, k = np.broadcast_arrays(*found_ranks, np.asarray(k))
-    places = k - above
-    chance = (places > wrong).astype(np.float64)
-    by_lot = (places > 0) & (places <= wrong)
-    if by_lot.any():
-        places, wrong, right = (torch.from_numpy(array[by_lot]).double() for array in (places, wrong, right))
-        all_wrong = torch.lgamma(wrong + 1) - torch.lgamma(wrong - places + 1)
-        all_wrong -= torch.lgamma(wrong + right + 1) - torch.lgamma(wrong + right - places + 1)
-        chance[by_lot] = -torch.expm1(all_wrong).numpy()
-    return chance
-
-
-def recall_at(found_ranks: Ranks, k: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """R@k: the share of the queries with a right item among the first `k`, (weightings,), in [0, 1].
-
-    Args:
-        weights: (weightings, queries), by default all 1; in a bootstrap, how often each query was drawn.
-    """
-    weights = np.ones((1, len(found_ranks.above))) if weights is None else weights
-    return weights @ found(found_ranks, k) / weights.sum(axis=1)
-
-
-def median_rank(found_ranks: Ranks, weights: np.ndarray | None = None) -> np.ndarray:
-    """The smallest k for which R@k is at least one half, (weightings,), from 1; `weights` as in `recall_at`."""
-    weights = np.ones((1, len(found_ranks.above))) if weights is None else weights
-    low = np.zeros(len(weights), dtype=np.int64)  # R@low is below one half, R@high is not
-    high = np.full(len(weights), int((found_ranks.above + found_ranks.tied_wrong).max()) + 1)
-    half = weights.sum(axis=1) * (0.5 - 1e-12)  # the chances of ties do not add up to the last bit
-    while (high - low > 1).any():
-        middle = (low + high) // 2
-        enough = (weights * found(found_ranks, middle[:, None])).sum(axis=1) >= half
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
 
 
 def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str = "keep") -> list[str]:
@@ -175,102 +58,139 @@ def check_embeds_texts(model: PreTrainedModel) -> None:
 
 
 def evaluate_retrieval(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    dataset: datasets.Dataset,
-    text: str = "both",
-    deidentified: str = "keep",
-    ks: Sequence[int] = (1, 5, 10),
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-    batch_size: int = 32,
-    chunk_size: int = 256,
-    dataset_name: str = "",
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32, **options
 ) -> dict:
-    """R@k and median rank of finding each image's text among all texts, and each text's image among all images.
+    """
+    R@k and median rank of finding each image's text among all texts, and each text's image among all images.
 
-    Every record is a query both ways. The gallery of texts has each text once, that of images each image. Texts that
-    say the same (see `duplicate_groups`) stand for one another: any of them, and the image of any
-    of them, is a hit. Records without a word of text and images that do not decode are left out of both sides.
+    Where `torch.distributed` runs, see `evaluate_models`.
 
     Args:
         model: of images and texts, as `load_model` gives it.
         dataset: in the schema of `processing_tier.records`.
+        batch_size: images, and texts, embedded at once.
+        options: the other fields of [`Retrieval`].
+
+    Returns:
+        See [`Retrieval.results`].
+    """
+    check_embeds_texts(model)
+    retrieval = Retrieval(dataset, batch_size=batch_size, **options)
+    evaluate_models({"": (model, processor)}, [dataset], [retrieval], batch_size)
+    return retrieval.results()
+
+
+@dataclass
+class Retrieval:
+    """
+    Retrieval in both directions, as an [`Analysis`] of one model and the [`Consumer`] of its images.
+
+    Every record is a query both ways. The gallery of texts has each text once, that of images each image. Texts that
+    say the same (see `duplicate_groups`) stand for one another: any of them, and the image of any of them, is a hit.
+    Records without a word of text and images that do not decode are left out of both sides.
+
+    Args:
+        dataset: in the schema of `processing_tier.records`.
         text: see `read_texts`; so is `deidentified`.
         ks: the numbers of items that R@k looks at.
-        n_bootstrap: resamples of patients for the 95 % intervals; seeded by `seed`. The queries are resampled, the
-            gallery stays.
-        batch_size: images, and texts, embedded at once.
+        resampling: of the patients of the queries, for the 95 % intervals; the gallery stays.
+        batch_size: texts embedded at once.
         chunk_size: queries compared with the gallery at once, see `ranks`.
         dataset_name: what the results call the data.
 
-    Returns:
-        `"image_to_text"` and `"text_to_image"`, each with `recall_at_<k>` in [0, 1] and `median_rank` from 1. Beside
-        each number stand `<name>_ci95`; `<name>_chance`, what drawing lots gives; and `<name>_most_frequent`, what a
-        model gives that never looks at the query and always puts what is repeated most often first.
-
     Raises:
-        ValueError: for a classifier, no usable pair, or what `read_texts` and `embed_images` refuse.
+        ValueError: for a classifier, no usable pair, or what `read_texts` refuses.
     """
-    check_embeds_texts(model)
-    resampling = Resampling(n_bootstrap, seed)
-    if not ks or min(ks) < 1:
-        raise ValueError(f"R@k needs numbers of at least 1, but ks is {tuple(ks)}.")
-    texts = read_texts(dataset, text, deidentified)
-    groups = duplicate_groups(texts)
-    with_text = np.flatnonzero(groups >= 0)
-    dataset = dataset.select(with_text)
-    image_embeds = embed_images(model, processor, dataset, batch_size)
-    readable = ~np.isnan(image_embeds).any(axis=1)
-    image_ids, patient_ids = np.array(dataset["image_id"][:]), np.array(dataset["patient_id"][:])
-    image_embeds, groups, patient_ids = image_embeds[readable], groups[with_text][readable], patient_ids[readable]
 
-    # Each text once: were copies to stand side by side in the gallery, a wrong one would fill the first k places.
-    distinct, first, text_of_image = np.unique(
-        [texts[i] for i in with_text[readable]], return_index=True, return_inverse=True
-    )
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        text_embeds = normalize(embed_texts(model, processor.tokenizer, distinct.tolist(), batch_size))
-    model.train(was_training)
+    dataset: datasets.Dataset
+    text: str = "both"
+    deidentified: str = "keep"
+    ks: Sequence[int] = (1, 5, 10)
+    resampling: Resampling = PATIENT_BOOTSTRAP
+    batch_size: int = 32
+    chunk_size: int = 256
+    dataset_name: str = ""
 
-    _, group_of_image, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    frequency = sizes[group_of_image].astype(np.float32)[:, None]
-    draws = resampling.draw(patient_ids)
-    results = {}
-    for direction, queries, gallery, gallery_groups, gallery_frequency in (
-        ("image_to_text", image_embeds, text_embeds, groups[first], frequency[first]),
-        ("text_to_image", text_embeds[text_of_image], image_embeds, groups, frequency),
-    ):
-        measured = ranks(queries, gallery, groups, gallery_groups, chunk_size)
-        levels = {
-            "chance": chance_ranks(groups, gallery_groups),
-            "most_frequent": ranks(np.ones_like(frequency), gallery_frequency, groups, gallery_groups, chunk_size),
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"R@k needs numbers of at least 1, but ks is {tuple(self.ks)}.")
+        self.texts = read_texts(self.dataset, self.text, self.deidentified)
+        self.groups = duplicate_groups(self.texts)
+        self.rows = np.flatnonzero(self.groups >= 0)  # with a text
+        self.patches = False
+        self.embedders: Embedders = {}
+
+    def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> "list[Retrieval]":
+        check_embeds_texts(model)
+        self.images = ImageRows(len(self.dataset))
+        self.embed_texts = partial(embed_texts, model, processor.tokenizer, batch_size=self.batch_size)
+        return [self]
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        self.images.put(rows, outputs["image"])
+
+    def finish(self, own: np.ndarray) -> None:
+        image_embeds = self.images.merge(own)[self.rows]
+        self.readable = ~np.isnan(image_embeds).any(axis=1)
+        self.image_embeds = image_embeds[self.readable]
+        # Each text once: were copies to stand side by side in the gallery, a wrong one would fill the first k places
+        self.distinct, self.first, self.text_of_image = np.unique(
+            [self.texts[i] for i in self.rows[self.readable]], return_index=True, return_inverse=True
+        )
+        self.text_embeds = normalize(self.embed_texts(texts=self.distinct.tolist()))
+        del self.embed_texts, self.images  # the model is no longer needed
+
+    def results(self) -> dict:
+        """
+        After the pass.
+
+        Returns:
+            `"image_to_text"` and `"text_to_image"`, each with `recall_at_<k>` in [0, 1] and `median_rank` from 1.
+            Beside each number stand `<name>_ci95`; `<name>_chance`, what drawing lots gives; and
+            `<name>_most_frequent`, what a model gives that never looks at the query and always puts what is repeated
+            most often first.
+        """
+        records = self.dataset.select(self.rows)
+        image_ids, patient_ids = np.array(records["image_id"][:]), np.array(records["patient_id"][:])[self.readable]
+        groups = self.groups[self.rows][self.readable]
+        _, group_of_image, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        frequency = sizes[group_of_image].astype(np.float32)[:, None]
+        draws = self.resampling.draw(patient_ids)
+        directions = {}
+        for direction, queries, gallery, gallery_groups, gallery_frequency in (
+            ("image_to_text", self.image_embeds, self.text_embeds, groups[self.first], frequency[self.first]),
+            ("text_to_image", self.text_embeds[self.text_of_image], self.image_embeds, groups, frequency),
+        ):
+            rank = partial(ranks, query_groups=groups, gallery_groups=gallery_groups, chunk_size=self.chunk_size)
+            baselines = {
+                "chance": chance_ranks(groups, gallery_groups),
+                "most_frequent": rank(np.ones_like(frequency), gallery_frequency),
+            }
+            directions[direction] = describe_direction(rank(queries, gallery), baselines, self.ks, draws)
+        return {
+            "dataset": self.dataset_name,
+            "protocol": {
+                "text": self.text,
+                "deidentified": self.deidentified,
+                "hits": "every text that says the same, and the images of all of them",
+                "galleries": "each text once; each image",
+                "ties": f"by lot, in expectation; cosines nearer than {TIE:g} are tied",
+                **self.resampling.describe(
+                    patient_ids.tolist(), "95 % percentile bootstrap over the patients of the queries"
+                ),
+                "n_without_text": len(self.texts) - len(self.rows),
+                "images_skipped": image_ids[~self.readable].tolist(),
+            },
+            "n_images": len(groups),
+            "n_texts": len(self.distinct),
+            "n_most_frequent_text": int(sizes.max()),
+            **directions,
+            "versions": installed_versions(),
         }
-        results[direction] = summarize(measured, levels, ks, draws)
-    return {
-        "dataset": dataset_name,
-        "protocol": {
-            "text": text,
-            "deidentified": deidentified,
-            "hits": "every text that says the same, and the images of all of them",
-            "galleries": "each text once; each image",
-            "ties": f"by lot, in expectation; cosines nearer than {TIE:g} are tied",
-            **resampling.describe(patient_ids.tolist(), "95 % percentile bootstrap over the patients of the queries"),
-            "n_without_text": len(texts) - len(with_text),
-            "images_skipped": image_ids[~readable].tolist(),
-        },
-        "n_images": len(groups),
-        "n_texts": len(distinct),
-        "n_most_frequent_text": int(sizes.max()),
-        **results,
-        "versions": installed_versions(),
-    }
 
 
-def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draws: np.ndarray) -> dict:
-    """The numbers of one direction, each with its interval and its levels, see `evaluate_retrieval`."""
+def describe_direction(measured: Ranks, baselines: dict[str, Ranks], ks: Sequence[int], draws: np.ndarray) -> dict:
+    """The numbers of one direction, each with its interval and its baselines, see [`Retrieval.results`]."""
 
     def numbers(of: Ranks, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
         recalls = {f"recall_at_{k}": recall_at(of, k, weights) for k in ks}
@@ -282,6 +202,6 @@ def summarize(measured: Ranks, levels: dict[str, Ranks], ks: Sequence[int], draw
     for name, value in numbers(measured).items():
         result[name] = value.item()
         result[f"{name}_ci95"] = percentile_interval(np.concatenate([draw[name] for draw in resampled])).tolist()
-    for level, level_ranks in levels.items():
-        result |= {f"{name}_{level}": value.item() for name, value in numbers(level_ranks).items()}
+    for baseline, baseline_ranks in baselines.items():
+        result |= {f"{name}_{baseline}": value.item() for name, value in numbers(baseline_ranks).items()}
     return result

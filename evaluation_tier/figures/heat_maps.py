@@ -18,7 +18,8 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
-from evaluation_tier.models.embedding import check_finite, embed_prompts, read_batches
+from evaluation_tier.models.embedding import check_finite, embed_prompts
+from evaluation_tier.models.images import read_batches
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
 from modeling_tier.maps_tier import similarity_map
@@ -65,11 +66,11 @@ def compute_heat_maps(
     directions = torch.from_numpy(embed_prompts(model, processor, asked)[0]).to(model.device)
     cosines: np.ndarray | None = None
     with torch.inference_mode():
-        for rows, pixels in read_batches(model, processor, dataset, batch_size, "mapping images"):
-            maps = similarity_map(directions, check_finite(model.get_patch_map(pixels))).cpu().numpy()
+        for batch in read_batches(model, processor, dataset, batch_size, "mapping images"):
+            maps = similarity_map(directions, check_finite(model.get_patch_map(batch.pixels))).cpu().numpy()
             if cosines is None:
                 cosines = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
-            cosines[rows] = maps
+            cosines[batch.rows] = maps
     scaled = np.stack([scale(cosines[:, i]) for i in range(len(asked))], axis=1)
     return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts))
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from evaluation_tier.models.loading import choose_device
+
+Key, Value = TypeVar("Key"), TypeVar("Value")
 
 
 @contextmanager
@@ -57,21 +60,31 @@ def own_rows(num_rows: int, batch_size: int) -> np.ndarray:
     return rows[rows // batch_size % dist.get_world_size() == dist.get_rank()]
 
 
-def gather_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`values` with the rows of every process.
+def merge_rows(values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """
+    `values` with the rows of every process.
 
     Args:
-        values: (..., num_rows, columns) float64; those of this process's `rows` are used.
-        rows: see `own_rows`.
+        values: (rows, ...) floats; those of this process's rows are used.
+        own: the rows of this process, see `own_rows`.
     """
     if not dist.is_initialized():
         return values
-    own = np.full_like(values, -0.0)  # x + -0.0 is x to the bit, also for x = -0.0
-    own[..., rows, :] = values[..., rows, :]
+    filled = np.full_like(values, -0.0)  # x + -0.0 is x to the bit, also for x = -0.0
+    filled[own] = values[own]
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    total = torch.from_numpy(own).to(device)
+    total = torch.from_numpy(filled).to(device)
     dist.all_reduce(total)
     return total.cpu().numpy()
+
+
+def merge_entries(entries: dict[Key, Value]) -> dict[Key, Value]:
+    """The entries of every process, in the order of their keys; no two processes have the same key."""
+    if dist.is_initialized():
+        parts: list[dict] = [{}] * dist.get_world_size()
+        dist.all_gather_object(parts, entries)
+        entries = {key: value for part in parts for key, value in part.items()}
+    return dict(sorted(entries.items()))
 
 
 @contextmanager

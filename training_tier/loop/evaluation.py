@@ -16,7 +16,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 from transformers.utils import logging
 
-from evaluation_tier.models.embedding import MAX_UNREADABLE
+from evaluation_tier.models.images import MAX_UNREADABLE
 from modeling_tier.global_batch_tier import separate_batches
 from training_tier.data.collator import refuse_batch
 from training_tier.data.labels import NOT_STATED

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from evaluation_tier.models.embedding import MAX_UNREADABLE
+from evaluation_tier.models.images import MAX_UNREADABLE
 from training_tier.loop.checkpoints import describe_last_checkpoint
 
 PREEMPTED = 128 + signal.SIGTERM  # exit code, as shells report a program that SIGTERM has ended

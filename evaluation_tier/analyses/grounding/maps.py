@@ -1,18 +1,20 @@
 """The maps that grounding measures, on the model's grid of patches."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.regions import Case
-from evaluation_tier.models.embedding import check_finite, embed_prompts, read_batches
+from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
 from evaluation_tier.models.loading import is_classifier
-from modeling_tier.maps_tier import similarity_map
+from evaluation_tier.models.processes import merge_entries
+from evaluation_tier.models.single_pass import asked_rows, feed
+from modeling_tier.maps_tier import cosine_map
 from processing_tier.prompts.loader import Prompts
 
 MAPS = ("positive", "difference", "above_average")
@@ -33,6 +35,99 @@ def check_gives_maps(model: PreTrainedModel) -> None:
         )
 
 
+class PatchMaps:
+    """
+    One model's maps of cases on its own grid of patches: a [`Consumer`] of its pass.
+
+    - `positive`: the patch's cosine to the positive sentences (averaged and normalised, as `embed_prompts` does), or
+      to the case's phrase; see `similarity_map`.
+    - `difference`: minus its cosine to the negative sentences of the finding; what the pipeline draws.
+    - `above_average`: the difference minus that of the average image; what the figures draw.
+    - `average_positive`, `average`: positive and difference of the average image.
+
+    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. Where an
+    evaluated image is one of them, its own map is part of the average that is taken from it.
+
+    Args:
+        model: with maps, see `check_gives_maps`. Its input is square, and so is its grid.
+        processor: the model's.
+        num_images: of the data set.
+        cases: of the data set, as `read_cases` gives them.
+        prompts: of each finding.
+
+    Attributes:
+        sizes: row to (height, width) of the picture in the file, for each case whose image decodes.
+        num_reference: images that the average was taken over.
+    """
+
+    patches = True
+    embedders: Embedders = {}
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        num_images: int,
+        cases: Sequence[Case],
+        prompts: Mapping[str, Prompts],
+    ):
+        check_gives_maps(model)
+        texts = {
+            (case.finding, case.phrase): Prompts([case.phrase], prompts[case.finding].negative)
+            if case.phrase
+            else prompts[case.finding]
+            for case in cases
+        }
+        self.cases = cases
+        self.place = {key: i for i, key in enumerate(texts)}
+        embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
+        self.embeds = torch.from_numpy(embeds).to(model.device)
+        self.cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
+        self.reference = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
+        self.rows: np.ndarray | None = np.union1d(self.reference, np.array(list(self.cases_of), dtype=int))
+        self.cosines: dict[Case, np.ndarray] = {}
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.total: np.ndarray | None = None  # of the reference images, (rows, columns, dim) float64
+        self.num_reference = 0
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        side = math.isqrt(outputs["patches"].shape[1])
+        patch_maps = outputs["patches"].unflatten(1, (side, side))  # (images, rows, columns, dim)
+        is_reference = np.isin(rows, self.reference)
+        if is_reference.any():
+            in_average = patch_maps[torch.from_numpy(is_reference).to(patch_maps.device)]
+            total = in_average.double().sum(dim=0).cpu().numpy()
+            self.total = total if self.total is None else self.total + total
+            self.num_reference += len(in_average)
+        for row, size, patch_map in zip(rows.tolist(), outputs["original_size"].tolist(), patch_maps, strict=True):
+            asked = self.cases_of.get(row, [])
+            if asked:
+                those = self.embeds[:, [self.place[case.finding, case.phrase] for case in asked]]
+                cosines = cosine_map(those, patch_map[None])[0].transpose(0, 1).cpu().numpy()
+                self.cosines.update(zip(asked, cosines, strict=True))
+                self.sizes[row] = tuple(size)
+
+    def finish(self, own: np.ndarray) -> None:
+        self.cosines, self.sizes = merge_entries(self.cosines), merge_entries(self.sizes)
+        shares = merge_entries({} if self.total is None else {int(own[0]): (self.total, self.num_reference)})
+        self.total = sum(total for total, _ in shares.values())
+        self.num_reference = sum(number for _, number in shares.values())
+
+    def grids(self) -> dict[Case, np.ndarray]:
+        """(5, rows, columns) float32 for each case whose image decodes, in the order of `MAPS` and the averages."""
+        mean = torch.as_tensor(self.total / max(self.num_reference, 1), device=self.embeds.device)
+        average = torch.einsum("sfd,rcd->fsrc", self.embeds.double(), mean).float().cpu().numpy()
+        grids = {}
+        for case in self.cases:
+            if case in self.cosines:
+                positive, negative = self.cosines[case]
+                average_positive, average_negative = average[self.place[case.finding, case.phrase]]
+                usual = average_positive - average_negative
+                difference = positive - negative
+                grids[case] = np.stack([positive, difference, difference - usual, average_positive, usual])
+        return grids
+
+
 def compute_grids(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -41,66 +136,18 @@ def compute_grids(
     prompts: Mapping[str, Prompts],
     batch_size: int = 32,
 ) -> tuple[dict[Case, np.ndarray], int]:
-    """The maps of each case on the model's own grid of patches; every image goes through the model once.
-
-    - `positive`: the patch's cosine to the positive sentences (averaged and normalised, as `embed_prompts` does), or
-      to the case's phrase; see `similarity_map`.
-    - `difference`: minus its cosine to the negative sentences of the finding; what the pipeline draws.
-    - `above_average`: the difference minus that of the average image; what the figures of `plots.py` draw.
-    - `average_positive`, `average`: positive and difference of the average image.
-
-    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. Where an
-    evaluated image is one of them, its own map is part of the average that is taken from it.
+    """The maps of each case, by a pass of its own in this process alone; the figures draw them.
 
     Args:
         dataset: with the column `image`.
-        cases: as `read_cases` gives them.
-        prompts: of each finding.
+        cases: see [`PatchMaps`]; so are `prompts`.
 
     Returns:
-        (5, rows, columns) float32 for each case whose image decodes, in the order of `MAPS` and the two averages; and
-        the number of images that the average was taken over.
+        [`PatchMaps.grids`], and the number of images that the average was taken over.
 
     Raises:
         ValueError: for a model without maps, and as `read_batches`.
     """
-    check_gives_maps(model)
-    texts = {
-        (case.finding, case.phrase): Prompts([case.phrase], prompts[case.finding].negative)
-        if case.phrase
-        else prompts[case.finding]
-        for case in cases
-    }
-    place = {key: i for i, key in enumerate(texts)}
-    embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
-    embeds = torch.from_numpy(embeds).to(model.device)
-    cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
-    reference = np.linspace(0, len(dataset) - 1, min(len(dataset), REFERENCE_IMAGES)).round().astype(int)
-    rows = np.union1d(reference, np.array(list(cases_of), dtype=int))
-    is_reference = np.isin(rows, reference)
-
-    cosines, total, num_reference = {}, 0, 0
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        part, num_images = dataset.select(rows), len(dataset)
-        for indices, pixels in read_batches(model, processor, part, batch_size, "mapping images", num_images):
-            patch_maps = check_finite(model.get_patch_map(pixels))  # (images, rows, columns, dim)
-            in_average = torch.from_numpy(is_reference[indices]).to(patch_maps.device)
-            total = total + F.normalize(patch_maps[in_average], dim=-1).double().sum(dim=0)
-            num_reference += int(in_average.sum())
-            for row, patch_map in zip(rows[indices].tolist(), patch_maps, strict=True):
-                asked = cases_of.get(row, [])
-                if asked:
-                    those = embeds[:, [place[case.finding, case.phrase] for case in asked]]
-                    grids = similarity_map(those, patch_map[None])[0].transpose(0, 1).cpu().numpy()
-                    cosines.update(zip(asked, grids, strict=True))
-        average = torch.einsum("sfd,rcd->fsrc", embeds.double(), total / max(num_reference, 1)).float().cpu().numpy()
-    model.train(was_training)
-
-    grids = {}
-    for case, (positive, negative) in cosines.items():
-        average_positive, average_negative = average[place[case.finding, case.phrase]]
-        usual = average_positive - average_negative
-        grids[case] = np.stack([positive, positive - negative, positive - negative - usual, average_positive, usual])
-    return grids, num_reference
+    maps = PatchMaps(model, processor, len(dataset), cases, prompts)
+    feed(model, processor, dataset, [maps], asked_rows(dataset, [maps]), batch_size)
+    return maps.grids(), maps.num_reference

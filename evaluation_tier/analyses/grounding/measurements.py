@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.analyses.grounding.baselines import PRIOR_SIDE, centre_map, position_priors
 from evaluation_tier.analyses.grounding.map_metrics import dilate, measure_map
-from evaluation_tier.analyses.grounding.maps import compute_grids
+from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.regions import Case, Region, read_region
-from processing_tier.prompts.loader import Prompts
 
 logger = logging.getLogger(__name__)
 
@@ -52,26 +51,82 @@ def run_threads(function: Callable, items: Iterable, description: str) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
-def measure_cases(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    dataset: datasets.Dataset,
-    prompts: Mapping[str, Prompts],
-    cases: Sequence[Case],
-    tolerance: int = 0,
-    batch_size: int = 32,
+def measure_regions(
+    maps: PatchMaps, dataset: datasets.Dataset, image_processor: BaseImageProcessor, tolerance: int = 0
 ) -> Measurements:
-    """All metrics of all maps and baselines, each case on its own; see `evaluate_grounding`."""
-    dataset = dataset.with_format(None)
-    grids, num_reference = compute_grids(model, processor, dataset, cases, prompts, batch_size)
-    image_processor = processor.image_processor
-    groups = {row: list(group) for row, group in itertools.groupby(grids, key=lambda case: case.row)}
-    images = dataset.select_columns("image")
-    marks = dataset.select_columns([name for name in ("boxes", "masks") if name in dataset.column_names])
+    """All metrics of all maps and baselines, each case on its own; see `evaluate_grounding`.
 
-    def read_regions(row: int) -> tuple[tuple[int, int], list[Region], list[np.ndarray | None]]:
-        width, height = image_processor.read(images[row]["image"]).info["original_size"]
-        regions = [read_region(marks[row], case, height, width) for case in groups[row]]
+    Args:
+        maps: after its pass.
+        dataset: that `maps` are of.
+        image_processor: maps grids back to the pixels of the stored image.
+        tolerance: see `pointing_game`.
+    """
+    dataset = dataset.with_format(None)
+    marks = dataset.select_columns([name for name in ("boxes", "masks") if name in dataset.column_names])
+    grids = maps.grids()
+    cases_of = {row: list(group) for row, group in itertools.groupby(grids, key=lambda case: case.row)}
+    coverage, num_marks, left_out = survey_regions(cases_of, maps.sizes, marks)
+    measured = list(coverage)
+    all_patients, image_ids = dataset["patient_id"][:], dataset["image_id"][:]
+    patients = [all_patients[case.row] for case in measured]
+    priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
+    prior_of = dict(zip(measured, priors, strict=True))
+
+    def measure_image(row: int) -> list[tuple]:
+        height, width = maps.sizes[row]
+        results = []
+        for case in cases_of[row]:
+            if case not in prior_of:
+                continue
+            mask = read_region(marks[row], case, height, width).mask
+            hit_mask = dilate(mask, tolerance)
+            similarities = torch.from_numpy(grids[case])[None]
+            similarities = image_processor.post_process_similarity_map(similarities, [(height, width)])[0].numpy()
+            prior = torch.from_numpy(prior_of[case])[None, None]
+            prior = F.interpolate(prior, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
+            measures = [measure_map(similarity, mask, hit_mask) for similarity in similarities]
+            measures += [measure_map(m, mask, hit_mask, is_cosine=False) for m in (prior, centre_map(height, width))]
+            values, curves = zip(*measures, strict=True)
+            results.append((mask.mean(), hit_mask.mean(), np.stack(values), np.stack(curves)))
+        return results
+
+    results = list(itertools.chain.from_iterable(run_threads(measure_image, cases_of, "measuring maps")))
+    areas, chance, values, curves = (np.stack(column) for column in zip(*results, strict=True))
+    skipped = sorted({image_ids[case.row] for case in maps.cases if case not in grids})
+    return Measurements(
+        measured,
+        [image_ids[case.row] for case in measured],
+        np.array(patients),
+        areas,
+        np.array([num_marks[case] for case in measured]),
+        chance,
+        values,
+        curves,
+        {"reference_images": maps.num_reference, "images_skipped": skipped, **left_out},
+    )
+
+
+def survey_regions(
+    cases_of: Mapping[int, Sequence[Case]], sizes: Mapping[int, tuple[int, int]], marks: datasets.Dataset
+) -> tuple[dict[Case, np.ndarray], dict[Case, int], dict[str, int]]:
+    """Look at all regions before any is measured.
+
+    Args:
+        cases_of: row of the data set to the cases of its image.
+        sizes: row to (height, width) of its image.
+        marks: the columns `boxes` and `masks`.
+
+    Returns:
+        For each case whose region has a pixel inside its image, the share of each of 32 x 32 places that the region
+        covers, and the number of its boxes and masks; then what the protocol says of the others.
+
+    Raises:
+        ValueError: when more than 5 % of the boxes reach beyond their image, or no region is left.
+    """
+
+    def read_regions(row: int) -> tuple[list[Region], list[np.ndarray | None]]:
+        regions = [read_region(marks[row], case, *sizes[row]) for case in cases_of[row]]
         covers = [
             F.adaptive_avg_pool2d(torch.from_numpy(region.mask)[None].float(), PRIOR_SIDE)[0].numpy()
             if region.mask.any()
@@ -79,13 +134,12 @@ def measure_cases(
             for region in regions
         ]
         # masks are read again where they are needed: those of all images would not fit in memory
-        return (height, width), [region._replace(mask=None) for region in regions], covers
+        return [region._replace(mask=None) for region in regions], covers
 
-    sizes, coverage, num_marks = {}, {}, {}
+    coverage, num_marks = {}, {}
     total_marks = num_outside = num_empty = 0
-    found = zip(groups.items(), run_threads(read_regions, groups, "reading regions"), strict=True)
-    for (row, asked), (size, regions, covers) in found:
-        sizes[row] = size
+    found = zip(cases_of.values(), run_threads(read_regions, cases_of, "reading regions"), strict=True)
+    for asked, (regions, covers) in found:
         for case, region, cover in zip(asked, regions, covers, strict=True):
             total_marks += region.num_marks
             num_outside += region.num_outside
@@ -106,50 +160,7 @@ def measure_cases(
         )
     if not coverage:
         raise ValueError("No region has a pixel inside its image: repair the boxes and masks.")
-    measured = list(coverage)
-    all_patients = dataset["patient_id"][:]
-    patients = [all_patients[case.row] for case in measured]
-    priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
-    prior_of = dict(zip(measured, priors, strict=True))
-
-    def measure_image(row: int) -> list[tuple]:
-        height, width = sizes[row]
-        results = []
-        for case in groups[row]:
-            if case not in prior_of:
-                continue
-            mask = read_region(marks[row], case, height, width).mask
-            hit_mask = dilate(mask, tolerance)
-            maps = torch.from_numpy(grids[case])[None]
-            maps = image_processor.post_process_similarity_map(maps, [(height, width)])[0].numpy()
-            prior = torch.from_numpy(prior_of[case])[None, None]
-            prior = F.interpolate(prior, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
-            measures = [measure_map(similarity, mask, hit_mask) for similarity in maps]
-            measures += [measure_map(m, mask, hit_mask, is_cosine=False) for m in (prior, centre_map(height, width))]
-            values, curves = zip(*measures, strict=True)
-            results.append((mask.mean(), hit_mask.mean(), np.stack(values), np.stack(curves)))
-        return results
-
-    results = list(itertools.chain.from_iterable(run_threads(measure_image, groups, "measuring maps")))
-    areas, chance, values, curves = (np.stack(column) for column in zip(*results, strict=True))
-    image_ids = dataset["image_id"][:]
-    skipped = sorted({image_ids[case.row] for case in cases if case not in grids})
-    return Measurements(
-        measured,
-        [image_ids[case.row] for case in measured],
-        np.array(patients),
-        areas,
-        np.array([num_marks[case] for case in measured]),
-        chance,
-        values,
-        curves,
-        {
-            "reference_images": num_reference,
-            "images_skipped": skipped,
-            "boxes_beyond_image": num_outside,
-            "regions_without_area": num_empty,
-        },
-    )
+    return coverage, num_marks, {"boxes_beyond_image": num_outside, "regions_without_area": num_empty}
 
 
 def best_thresholds(measurements: Measurements) -> dict[str, np.ndarray]:

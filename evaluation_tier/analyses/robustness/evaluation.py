@@ -5,27 +5,31 @@ nothing; images of lower resolution and stronger compression. Intervals are 95 %
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.robustness.sides import SIDE_PROMPTS, compare_sides
+from evaluation_tier.analyses.robustness.sides import SIDE_PROMPTS, SIDED, compare_sides
 from evaluation_tier.analyses.robustness.variants import (
+    MIRRORED,
     ORIGINAL,
+    VariantEmbeddings,
     compare_degradations,
-    embed_variants,
     score_empty_images,
 )
-from evaluation_tier.analyses.robustness.wording import WORDINGS, compare_negations, compare_wordings, phrase
+from evaluation_tier.analyses.robustness.wording import WORDINGS, as_prompts, compare_negations, compare_wordings
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions, to_json
 from evaluation_tier.scoring.findings import read_labels, select_findings
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
 from evaluation_tier.scoring.scores import zero_shot_scores
-from evaluation_tier.statistics.resampling import Resampling
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from processing_tier.prompts.loader import Prompts, normalize_finding
 
 
@@ -35,25 +39,22 @@ def evaluate_robustness(
     dataset: datasets.Dataset,
     findings: Sequence[str] | None = None,
     prompts: str | Path | Mapping[str, Prompts] = "report",
-    min_positives: int = 10,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
     batch_size: int = 32,
-    dataset_name: str = "",
+    **options,
 ) -> dict:
     """
     How one model's zero-shot results change with the wording, and whether they depend on what they should.
 
-    Each image is decoded once and embedded nine times: as it is, mirrored, and in the seven [`DEGRADATIONS`].
+    Each image is decoded once and embedded nine times: as it is, mirrored, and in the seven [`DEGRADATIONS`]. Where
+    `torch.distributed` runs, see `evaluate_models`.
 
     Args:
         model: of images and texts, as `load_model` gives it; a classifier has no sentences to vary.
         processor: the model's.
-        dataset: in the schema of `records.py`. `findings`, `impression` and `report` tell the sides.
-        findings: see `select_findings`. "No Finding" is asked in no wording but that of `prompts`.
-        prompts: the sentences that score empty and degraded images: name or path of a prompt file, or the prompts.
-        n_bootstrap: resamples of patients, the same for all that is compared.
-        seed: of the resamples and of the noise image.
+        dataset: in the schema of `processing_tier.records`. `findings`, `impression` and `report` tell the sides.
+        findings: see [`Robustness`]; so are `prompts`.
+        batch_size: images embedded at once.
+        options: the other fields of [`Robustness`].
 
     Returns:
         `dict`: of JSON's own types, `None` where a number is undefined.
@@ -73,55 +74,96 @@ def evaluate_robustness(
           are `defects`. `threshold_quantile` is the share of real images below that threshold.
         - `degradations`: AUROC of degraded images, and by how much it is below that of the originals (`drop`),
           with an interval over paired resamples.
-
-    Raises:
-        ValueError: for a classifier, fewer than one resample, or as `select_findings` and `read_batches` say.
     """
     check_has_sentences(model)
-    resampling = Resampling(n_bootstrap, seed)
-    findings, left_out = select_findings(dataset, findings, min_positives)
-    described, prompts = prompts_name(prompts), find_prompts(prompts, findings)
+    robustness = Robustness(dataset, findings, prompts, **options)
+    evaluate_models({"": (model, processor)}, [dataset], [robustness], batch_size)
+    return robustness.results()
 
-    embeddings = embed_variants(model, processor, dataset, batch_size, seed)
-    readable = dataset.select(embeddings.rows)
-    labels = read_labels(readable, findings)
-    patient_ids = np.array(readable["patient_id"][:])
-    draws = resampling.draw(patient_ids)
 
-    by_prompts = embed_prompts(model, processor, prompts)
-    scores = {name: zero_shot_scores(images, *by_prompts) for name, images in embeddings.images.items()}
-    empty = {name: zero_shot_scores(image[None], *by_prompts)[0] for name, image in embeddings.empty.items()}
+@dataclass
+class Robustness:
+    """
+    Five probes of one model, as an [`Analysis`].
 
-    worded = [i for i, finding in enumerate(findings) if normalize_finding(finding) != "no finding"]
-    worded_scores = {}
-    for wording, (positive, negative) in WORDINGS.items():
-        sentences = {
-            findings[i]: Prompts([phrase(positive, findings[i])], [phrase(negative, findings[i])]) for i in worded
+    Args:
+        dataset: in the schema of `processing_tier.records`.
+        findings: see `select_findings`. "No Finding" is asked in no wording but that of `prompts`.
+        prompts: the sentences that score empty and degraded images: name or path of a prompt file, or the prompts.
+        min_positives: that a finding needs.
+        resampling: of patients, the same for all that is compared; its seed is the noise image's too.
+        dataset_name: what the results call the data.
+
+    Raises:
+        ValueError: for a classifier, or as `select_findings` and `find_prompts` say.
+    """
+
+    dataset: datasets.Dataset
+    findings: Sequence[str] | None = None
+    prompts: str | Path | Mapping[str, Prompts] = "report"
+    min_positives: int = 10
+    resampling: Resampling = PATIENT_BOOTSTRAP
+    dataset_name: str = ""
+
+    def __post_init__(self) -> None:
+        self.chosen, self.left_out = select_findings(self.dataset, self.findings, self.min_positives)
+        self.sentences = find_prompts(self.prompts, self.chosen)
+        self.worded = [name for name in self.chosen if normalize_finding(name) != "no finding"]
+        self.sided = [name for name in self.chosen if normalize_finding(name) in SIDED]
+
+    def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[VariantEmbeddings]:
+        check_has_sentences(model)
+        self.embeddings = VariantEmbeddings(model, processor, len(self.dataset), self.resampling.seed)
+        embed = partial(embed_prompts, model, processor)
+        self.by_prompts = embed(self.sentences)
+        self.by_wording = {
+            wording: embed({name: as_prompts(wordings, name) for name in self.worded})
+            for wording, wordings in WORDINGS.items()
+            if self.worded
         }
-        if sentences:
-            by_wording = embed_prompts(model, processor, sentences)
-            worded_scores[wording] = zero_shot_scores(embeddings.images[ORIGINAL], *by_wording)
-    worded_findings, worded_labels = [findings[i] for i in worded], labels[:, worded]
-    return to_json(
-        {
-            "dataset": dataset_name,
-            "protocol": {
-                "prompts": described,
-                "wordings": WORDINGS,
-                "side_prompts": SIDE_PROMPTS,
-                **resampling.describe(patient_ids.tolist(), "95 % percentile bootstrap over patients"),
-                "min_positives": min_positives,
-                "findings_left_out": left_out,
-            },
-            "n_images": len(labels),
-            "wordings": compare_wordings(worded_findings, worded_labels, worded_scores, draws),
-            "negation": compare_negations(worded_findings, worded_labels, worded_scores, draws),
-            "laterality": compare_sides(model, processor, readable, findings, labels, embeddings.images, draws),
-            "empty_images": score_empty_images(findings, labels, scores[ORIGINAL], empty),
-            "degradations": compare_degradations(findings, labels, scores, draws),
-            "versions": installed_versions(),
+        self.by_side = embed({name: as_prompts(SIDE_PROMPTS, name) for name in self.sided}) if self.sided else ()
+        return [self.embeddings]
+
+    def results(self) -> dict:
+        """After the pass: see [`evaluate_robustness`]."""
+        readable = ~np.isnan(self.embeddings.images[ORIGINAL]).any(axis=1)
+        images = {name: embeds[readable] for name, embeds in self.embeddings.images.items()}
+        records = self.dataset.select(np.flatnonzero(readable))
+        labels = read_labels(records, self.chosen)
+        patient_ids = np.array(records["patient_id"][:])
+        draws = self.resampling.draw(patient_ids)
+        scores = {name: zero_shot_scores(embeds, *self.by_prompts) for name, embeds in images.items()}
+        empty = {
+            name: zero_shot_scores(embed[None], *self.by_prompts)[0] for name, embed in self.embeddings.empty.items()
         }
-    )
+        worded_scores = {
+            wording: zero_shot_scores(images[ORIGINAL], *sentences) for wording, sentences in self.by_wording.items()
+        }
+        worded = self.worded, labels[:, [self.chosen.index(name) for name in self.worded]], worded_scores, draws
+        sided_labels = labels[:, [self.chosen.index(name) for name in self.sided]]
+        side_scores = {
+            name: zero_shot_scores(images[name], *self.by_side) for name in (ORIGINAL, MIRRORED) if self.by_side
+        }
+        return to_json(
+            {
+                "dataset": self.dataset_name,
+                "protocol": {
+                    "prompts": prompts_name(self.prompts),
+                    "wordings": WORDINGS,
+                    "side_prompts": SIDE_PROMPTS,
+                    **self.resampling.describe(patient_ids.tolist(), "95 % percentile bootstrap over patients"),
+                    "min_positives": self.min_positives,
+                    "findings_left_out": self.left_out,
+                },
+                "n_images": len(labels),
+                "wordings": compare_wordings(*worded),
+                "negation": compare_negations(*worded),
+                "laterality": compare_sides(records, self.sided, sided_labels, side_scores, draws),
+                "empty_images": score_empty_images(self.chosen, labels, scores[ORIGINAL], empty),
+                "degradations": compare_degradations(self.chosen, labels, scores, draws),
+                "versions": installed_versions(),
+            }
+        )
 
 
 def check_has_sentences(model: PreTrainedModel) -> None:

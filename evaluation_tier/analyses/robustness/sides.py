@@ -5,15 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import datasets
 import numpy as np
-from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.robustness.resampling import resampled_share, with_interval
 from evaluation_tier.analyses.robustness.variants import MIRRORED, ORIGINAL
-from evaluation_tier.analyses.robustness.wording import phrase
-from evaluation_tier.models.embedding import embed_prompts
-from evaluation_tier.scoring.scores import zero_shot_scores
 from evaluation_tier.statistics.resampling import MIN_PATIENTS
-from processing_tier.prompts.loader import Prompts, normalize_finding
+from processing_tier.prompts.loader import normalize_finding
 from processing_tier.reports.sections import extract_sections
 from processing_tier.reports.sentences import split_sentences
 
@@ -110,35 +106,37 @@ def report_texts(dataset: datasets.Dataset) -> list[str]:
 
 
 def compare_sides(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
     dataset: datasets.Dataset,
     findings: Sequence[str],
     labels: np.ndarray,
-    images: Mapping[str, np.ndarray],
+    scores: Mapping[str, np.ndarray],
     draws: np.ndarray,
 ) -> dict:
-    """The `laterality` of [`evaluate_robustness`]; pairs of an image and a finding are pooled over the findings."""
-    sided = [i for i, finding in enumerate(findings) if normalize_finding(finding) in SIDED]
+    """
+    The `laterality` of [`evaluate_robustness`]; pairs of an image and a finding are pooled over the findings.
+
+    Args:
+        dataset: whose reports state the sides.
+        findings: those that have a side, see `SIDED`.
+        labels: (images, findings).
+        scores: of the left sentence against the right one, (images, findings), for original and mirrored images.
+        draws: (resamples, images).
+    """
     texts = report_texts(dataset)
     pairs = [
         (row, column, side)
-        for column, i in enumerate(sided)
-        for row in np.flatnonzero(labels[:, i] == 1).tolist()
-        if (side := stated_side(texts[row], findings[i]))
+        for column, finding in enumerate(findings)
+        for row in np.flatnonzero(labels[:, column] == 1).tolist()
+        if (side := stated_side(texts[row], finding))
     ]
     if not pairs:
         return {"chance": 0.5, "findings": {}, "all": None}
     rows, columns, sides = (np.array(values) for values in zip(*pairs, strict=True))
-    sentences = {findings[i]: Prompts(*([phrase(side, findings[i])] for side in SIDE_PROMPTS)) for i in sided}
-    left_and_right = embed_prompts(model, processor, sentences)
     left, mirrored_left = (  # 1 where the left sentence is nearer, 0 where the right one is
-        np.sign(zero_shot_scores(images[name], *left_and_right)[rows, columns]) / 2 + 0.5
-        for name in (ORIGINAL, MIRRORED)
+        np.sign(scores[name][rows, columns]) / 2 + 0.5 for name in (ORIGINAL, MIRRORED)
     )
     is_left = sides == "left"
-    told = [findings[i] for column, i in enumerate(sided) if column in columns]
-    groups = {finding: columns == sided.index(findings.index(finding)) for finding in told}
+    groups = {finding: columns == column for column, finding in enumerate(findings) if column in columns}
     groups["all"] = np.ones(len(rows), dtype=bool)
 
     def statistic(draws: np.ndarray) -> np.ndarray:

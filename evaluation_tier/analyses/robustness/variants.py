@@ -3,16 +3,19 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from hashlib import sha256
+from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.robustness.resampling import resampled_aurocs, with_interval
-from evaluation_tier.models.embedding import normalize, read_batches, takes_uint8
+from evaluation_tier.models.embedding import Embedders, Outputs, to_unit_length
+from evaluation_tier.models.images import Batch, takes_uint8
+from evaluation_tier.models.processes import merge_entries
+from evaluation_tier.models.single_pass import ImageRows
 from evaluation_tier.statistics.metrics import best_threshold
 
 RESOLUTIONS = (2, 4, 8)  # divisors of the model's input size
@@ -39,70 +42,88 @@ DEGRADATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
     **{f"JPEG quality {quality}": partial(compress, quality=quality) for quality in JPEG_QUALITIES},
 }
 
-ORIGINAL, MIRRORED = "original", "mirrored"
+ORIGINAL, MIRRORED, GREY_LEVELS = "original", "mirrored", "grey levels"
+
+CODE = sha256(Path(__file__).read_bytes()).hexdigest()  # in the key of the cache: how the variants are made
 
 
-class Embeddings(NamedTuple):
-    """Embeddings of a data set's images and of what was made of them; all L2-normalised float32."""
-
-    images: dict[str, np.ndarray]  # by "original", "mirrored" and the names of DEGRADATIONS: (images, dim)
-    empty: dict[str, np.ndarray]  # of images that show nothing: (dim,)
-    rows: np.ndarray  # the rows of the data set that decode, those of `images`
-
-
-def embed_variants(
-    model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int, seed: int
-) -> Embeddings:
-    """Embed each image, its mirror image and its degradations, and images that show nothing.
-
-    What is changed is the model's input, after resizing, in 256 grey levels: the same change whatever the size of
-    the files, and a stronger one than the same quality of a large file.
+class VariantEmbeddings:
     """
-    image_processor = getattr(processor, "image_processor", processor)
-    options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
-    squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
-    # Pixels are linear in the grey level, whatever the processor normalises with: two uniform images tell how
-    ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device).float()
-    black, contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)
+    One model's embeddings of a data set's images, of their mirror images and of their degradations: a [`Consumer`] of
+    its pass.
 
-    def embed(pixels: torch.Tensor) -> np.ndarray:
-        return normalize(model.get_image_features(pixel_values=pixels).pooler_output)
+    What is changed is the model's input, after resizing, in 256 grey levels: the same change whatever the size of the
+    files, and a stronger one than the same quality of a large file.
 
-    def to_pixels(levels: Sequence[np.ndarray | Image.Image], dtype: torch.dtype) -> torch.Tensor:
-        levels = torch.from_numpy(np.stack([np.asarray(image) for image in levels])).to(model.device)
-        return (black + levels[:, None] / 255 * contrast).to(dtype)
+    Args:
+        model: of images and texts.
+        processor: the model's.
+        num_images: of the data set.
+        seed: of the noise image.
 
-    images: dict[str, list[np.ndarray]] = {name: [] for name in (ORIGINAL, MIRRORED, *DEGRADATIONS)}
-    all_rows, total = [], 0.0
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for rows, pixels in read_batches(model, processor, dataset, batch_size):
-            levels = ((pixels - black) / contrast * 255).mean(dim=1).round().clamp(0, 255)  # (batch, height, width)
-            levels = levels.to(torch.uint8).cpu().numpy()
-            pictures = [Image.fromarray(image) for image in levels]
-            images[ORIGINAL].append(embed(pixels))
-            images[MIRRORED].append(embed(pixels.flip(-1)))
+    Attributes:
+        images: by "original", "mirrored" and the names of `DEGRADATIONS`, (images, dim) float32, L2-normalised; NaN
+            for an image that does not decode.
+        empty: likewise of images that show nothing, (dim,).
+    """
+
+    rows: np.ndarray | None = None
+    patches = False
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, num_images: int, seed: int):
+        image_processor = getattr(processor, "image_processor", processor)
+        options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
+        squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
+        # Pixels are linear in the grey level, whatever the processor normalises with: two uniform images tell how
+        ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device)
+        self.pixel_dtype, ends = ends.dtype, ends.float()
+        self.black, self.contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)
+        self.model: PreTrainedModel | None = model  # until the pass is over
+        self.seed = seed
+        self.stores = {name: ImageRows(num_images) for name in (ORIGINAL, MIRRORED, *DEGRADATIONS)}
+        self.total: np.ndarray | None = None  # sum of the grey levels of the images, (height, width)
+        self.count = 0
+        self.embedders: Embedders = {f"variants {CODE}": self.embed_variants}
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        return to_unit_length(self.model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def to_pixels(self, levels: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
+        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in levels])).to(self.black.device)
+        return (self.black + stacked[:, None] / 255 * self.contrast).to(self.pixel_dtype)
+
+    def embed_variants(self, batch: Batch) -> Outputs:
+        """All but the originals, by name, and the grey levels (batch, height, width) that they are made of."""
+        with torch.inference_mode():
+            levels = ((batch.pixels - self.black) / self.contrast * 255).mean(dim=1).round().clamp(0, 255)
+            levels = levels.to(torch.uint8)  # (batch, height, width)
+            pictures = [Image.fromarray(image) for image in levels.cpu().numpy()]
+            outputs = {MIRRORED: self.embed(batch.pixels.flip(-1)), GREY_LEVELS: levels}
             for name, degrade in DEGRADATIONS.items():
-                images[name].append(embed(to_pixels([degrade(picture) for picture in pictures], pixels.dtype)))
-            all_rows.append(rows)
-            total = total + levels.sum(axis=0, dtype=np.float64)
-        rows = np.concatenate(all_rows)
-        mean = (total / len(rows)).round().astype(np.uint8)
+                outputs[name] = self.embed(self.to_pixels([degrade(picture) for picture in pictures]))
+        return outputs
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        for name, store in self.stores.items():
+            store.put(rows, outputs["image" if name == ORIGINAL else name])
+        levels = outputs[GREY_LEVELS].cpu().numpy().sum(axis=0, dtype=np.float64)  # whole numbers: no rounding
+        self.total = levels if self.total is None else self.total + levels
+        self.count += len(rows)
+
+    def finish(self, own: np.ndarray) -> None:
+        shares = merge_entries({} if self.total is None else {int(own[0]): (self.total, self.count)}).values()
+        mean = (sum(total for total, _ in shares) / sum(count for _, count in shares)).round().astype(np.uint8)
         empty = {
             "black": np.zeros_like(mean),
             "grey": np.full_like(mean, round(float(mean.mean()))),
             "white": np.full_like(mean, 255),
-            "noise": np.random.default_rng(seed).integers(256, size=mean.shape, dtype=np.uint8),
+            "noise": np.random.default_rng(self.seed).integers(256, size=mean.shape, dtype=np.uint8),
             "mean image": mean,
         }
-        empty_embeds = embed(to_pixels(list(empty.values()), pixels.dtype))
-    model.train(was_training)
-    return Embeddings(
-        {name: np.concatenate(parts) for name, parts in images.items()},
-        dict(zip(empty, empty_embeds, strict=True)),
-        rows,
-    )
+        embeds = self.embed(self.to_pixels(list(empty.values()))).cpu().numpy()
+        self.empty = dict(zip(empty, embeds, strict=True))
+        self.images = {name: store.merge(own) for name, store in self.stores.items()}
+        self.stores, self.embedders, self.model = {}, {}, None
 
 
 def score_empty_images(

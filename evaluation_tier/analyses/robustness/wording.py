@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation_tier.analyses.robustness.resampling import resampled_aurocs, resampled_share, with_interval
+from processing_tier.prompts.loader import Prompts
 
 # Six ways to ask for a finding: with it, without it. The first is CheXzero's (zero_shot.py:119-124); the others are
 # ways in which radiologists and the field's prompt sets write.
@@ -22,6 +23,12 @@ def phrase(template: str, finding: str) -> str:
     """A template filled with a finding's name as sentences write it ("Nodule/Mass": "nodule or mass")."""
     text = template.replace("{}", finding.replace("_", " ").replace("/", " or ").lower())
     return text[0].upper() + text[1:]
+
+
+def as_prompts(templates: Sequence[str], finding: str) -> Prompts:
+    """The sentences of two templates, such as those of `WORDINGS`, about a finding."""
+    positive, negative = templates
+    return Prompts([phrase(positive, finding)], [phrase(negative, finding)])
 
 
 def compare_wordings(

@@ -3,17 +3,10 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, CLIPModel
 
-from evaluation_tier.analyses.retrieval import (
-    Ranks,
-    chance_ranks,
-    evaluate_retrieval,
-    found,
-    median_rank,
-    ranks,
-    read_texts,
-    recall_at,
-)
+from evaluation_tier.analyses.ranks import Ranks, chance_ranks, found, median_rank, ranks, recall_at
+from evaluation_tier.analyses.retrieval import evaluate_retrieval, read_texts
 from evaluation_tier.output.metrics_file import to_json
+from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier import TierCLIPForImageClassification
 
 EYE = np.eye(4, dtype=np.float32)
@@ -198,7 +191,7 @@ def test_copies_of_a_text_stand_once_in_the_gallery(brightness, pairs):
 
 
 def test_one_pair(brightness, pairs):
-    result = evaluate_retrieval(*brightness, pairs([0], ["No."]), n_bootstrap=3)["image_to_text"]
+    result = evaluate_retrieval(*brightness, pairs([0], ["No."]), resampling=Resampling(3))["image_to_text"]
     assert {name: value for name, value in result.items() if name.startswith("recall_at_5")} == {
         "recall_at_5": 1,
         "recall_at_5_ci95": [pytest.approx(np.nan, nan_ok=True)] * 2,
@@ -213,11 +206,13 @@ def test_empty_texts_and_broken_images_are_left_out(brightness, pairs, caplog):
     dataset = pairs(levels, texts)
     broken = dataset[1]["image"] | {"bytes": b"no image"}
     images = dataset["image"][:]
-    whole = evaluate_retrieval(*brightness, dataset, ks=(1,), n_bootstrap=2)
+    whole = evaluate_retrieval(*brightness, dataset, ks=(1,), resampling=Resampling(2))
     assert whole["n_images"] == 102 and whole["protocol"]["n_without_text"] == 2
     features = dataset.features
     dataset = dataset.remove_columns("image").add_column("image", [images[0], broken, *images[2:]])
-    results = evaluate_retrieval(*brightness, dataset.cast_column("image", features["image"]), ks=(1,), n_bootstrap=2)
+    results = evaluate_retrieval(
+        *brightness, dataset.cast_column("image", features["image"]), ks=(1,), resampling=Resampling(2)
+    )
     assert results["n_images"] == 101 and results["protocol"]["images_skipped"] == ["image1"]
     with pytest.raises(ValueError, match="No record has a word in its 'findings' text"):
         evaluate_retrieval(*brightness, dataset, text="findings")
@@ -239,7 +234,7 @@ def test_intervals_resample_patients(brightness, pairs):
 
 @pytest.mark.parametrize("batch_size, chunk_size", [(1, 7), (16, 256)])
 def test_batches_and_chunks_change_nothing(tier_model, phantom, batch_size, chunk_size):
-    options = {"n_bootstrap": 20, "dataset_name": "phantom"}
+    options = {"resampling": Resampling(20), "dataset_name": "phantom"}
     results = evaluate_retrieval(*tier_model, phantom, batch_size=batch_size, chunk_size=chunk_size, **options)
     assert results == evaluate_retrieval(*tier_model, phantom, **options)
     assert to_json(results) == results  # nothing undefined
@@ -250,8 +245,8 @@ def test_other_models_of_the_clip_family(tier_model, phantom):
     config = {"text_config": model.config.text_config.to_dict(), "vision_config": model.config.vision_config.to_dict()}
     clip = CLIPModel(CLIPConfig(**config, projection_dim=16)).eval()
     clip.load_state_dict(model.state_dict())
-    results = evaluate_retrieval(clip, processor, phantom, n_bootstrap=2)
-    mean = evaluate_retrieval(model, processor, phantom, n_bootstrap=2)  # pools the patches
+    results = evaluate_retrieval(clip, processor, phantom, resampling=Resampling(2))
+    mean = evaluate_retrieval(model, processor, phantom, resampling=Resampling(2))  # pools the patches
     assert results["n_images"] == 60
     assert results["image_to_text"]["recall_at_1_chance"] == mean["image_to_text"]["recall_at_1_chance"]
 
@@ -276,4 +271,4 @@ def test_bad_input(tier_model, brightness, pairs, make_grey_dataset):
     with pytest.raises(ValueError, match=r"numbers of at least 1, but ks is \(0, 5\)"):
         evaluate_retrieval(*brightness, dataset, ks=(0, 5))
     with pytest.raises(ValueError, match="resamples must be at least 1, but is 0"):
-        evaluate_retrieval(*brightness, dataset, n_bootstrap=0)
+        evaluate_retrieval(*brightness, dataset, resampling=Resampling(0))

@@ -9,18 +9,11 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from evaluation_tier.analyses.sparsity import (
-    LEXICON,
-    STATISTICS,
-    WORD_CLASSES,
-    evaluate_sparsity,
-    gini,
-    hoyer,
-    row_statistics,
-    token_weights,
-    word_class,
-)
+from evaluation_tier.analyses.sparsity import evaluate_sparsity
+from evaluation_tier.analyses.sparsity_measures import STATISTICS, gini, hoyer, row_statistics
+from evaluation_tier.analyses.words import LEXICON, WORD_CLASSES, token_weights, word_class
 from evaluation_tier.output.metrics_file import to_json
+from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier import TierCLIPForImageClassification, TierDualEncoderModel
 from modeling_tier.losses_tier import counted_tokens
 from modeling_tier.texts_tier import tokenize
@@ -141,7 +134,7 @@ def pairs(phantom):
 @pytest.fixture(scope="module")
 def results(tier_model, make_tier_model, pairs):
     models = {"plain": tier_model, "sparse": make_tier_model(1, token_entropy_weight=0.2)}
-    return evaluate_sparsity(models, pairs, n_bootstrap=30, batch_size=4, dataset_name="phantom")
+    return evaluate_sparsity(models, pairs, resampling=Resampling(30), batch_size=4, dataset_name="phantom")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +147,7 @@ def dual_model(tower_folders):
 
 def test_entropies_are_those_of_the_loss(tier_model, dual_model, pairs):
     for model, processor in (tier_model, dual_model):
-        result = evaluate_sparsity({"m": (model, processor)}, pairs, n_bootstrap=2)["models"]["m"]
+        result = evaluate_sparsity({"m": (model, processor)}, pairs, resampling=Resampling(2))["models"]["m"]
         images = processor.image_processor([processor.image_processor.read(image) for image in pairs["image"]])
         inputs = tokenize(model, processor.tokenizer, pairs["impression"][:])
         eos_token_id = model.config.text_config.eos_token_id if model is tier_model[0] else None
@@ -174,7 +167,7 @@ def test_entropies_are_those_of_the_loss(tier_model, dual_model, pairs):
 def test_one_pair_by_hand(dual_model, pairs):
     model, processor = dual_model
     one = pairs.select([3])
-    result = evaluate_sparsity({"m": dual_model}, one, n_bootstrap=2)["models"]["m"]
+    result = evaluate_sparsity({"m": dual_model}, one, resampling=Resampling(2))["models"]["m"]
     text = one["impression"][0]
     pixels = processor.image_processor([processor.image_processor.read(one["image"][0])], return_tensors="pt")
     inputs = tokenize(model, processor.tokenizer, [text])
@@ -230,12 +223,14 @@ def test_differences_are_paired(results, tier_model, pairs):
     assert difference["words"]["all"]["gini"] == pytest.approx(
         sparse["words"]["all"]["gini"] - plain["words"]["all"]["gini"]
     )
-    same = evaluate_sparsity({"a": tier_model, "b": tier_model}, pairs, n_bootstrap=5)["differences"]["b"]
+    same = evaluate_sparsity({"a": tier_model, "b": tier_model}, pairs, resampling=Resampling(5))["differences"]["b"]
     assert same["patch_entropy_ci95"] == [0, 0] and same["words"]["all"]["hoyer_ci95"] == [0, 0]
 
 
 def test_batches_and_order_change_nothing(results, tier_model, pairs):
-    again = evaluate_sparsity({"plain": tier_model}, pairs.select(range(9, -1, -1)), n_bootstrap=2, batch_size=10)
+    again = evaluate_sparsity(
+        {"plain": tier_model}, pairs.select(range(9, -1, -1)), resampling=Resampling(2), batch_size=10
+    )
     one, other = results["models"]["plain"], again["models"]["plain"]
     for statistic in STATISTICS:
         assert other["words"]["all"][statistic] == pytest.approx(one["words"]["all"][statistic], abs=1e-5)
@@ -246,10 +241,10 @@ def test_batches_and_order_change_nothing(results, tier_model, pairs):
 
 def test_a_seed_fixes_the_result_and_patients_stand_together(tier_model, pairs):
     models = {"plain": tier_model}
-    one = evaluate_sparsity(models, pairs, n_bootstrap=5, seed=3)
-    assert to_json(one) == to_json(evaluate_sparsity(models, pairs, n_bootstrap=5, seed=3))
+    one = evaluate_sparsity(models, pairs, resampling=Resampling(5, 3))
+    assert to_json(one) == to_json(evaluate_sparsity(models, pairs, resampling=Resampling(5, 3)))
     single = pairs.remove_columns("patient_id").add_column("patient_id", ["a"] * len(pairs))
-    result = evaluate_sparsity(models, single, n_bootstrap=5)["models"]["plain"]
+    result = evaluate_sparsity(models, single, resampling=Resampling(5))["models"]["plain"]
     assert np.isnan(result["token_entropy_ci95"]).all() and result["token_entropy"] > 0
 
 
@@ -258,7 +253,7 @@ def test_clip_itself_has_patches(tier_model, pairs):
     config = {"text_config": model.config.text_config.to_dict(), "vision_config": model.config.vision_config.to_dict()}
     clip = CLIPModel(CLIPConfig(**config, projection_dim=16)).eval()
     clip.load_state_dict(model.state_dict())
-    results = evaluate_sparsity({"tier": tier_model, "clip": (clip, processor)}, pairs, n_bootstrap=2)
+    results = evaluate_sparsity({"tier": tier_model, "clip": (clip, processor)}, pairs, resampling=Resampling(2))
     tier, plain = results["models"].values()
     assert plain["words"]["all"]["gini"] == pytest.approx(tier["words"]["all"]["gini"], abs=1e-5)
     assert plain["token_entropy_weight"] == 0
@@ -269,7 +264,7 @@ def test_empty_texts_are_left_out(results, tier_model, pairs):
     more = datasets.concatenate_datasets([pairs, pairs.select(range(3))])
     more = more.remove_columns(["impression", "findings"]).add_column("impression", texts)
     more = more.add_column("findings", [""] * len(texts))
-    again = evaluate_sparsity({"plain": tier_model}, more, n_bootstrap=2)
+    again = evaluate_sparsity({"plain": tier_model}, more, resampling=Resampling(2))
     assert again["n_images"] == 10 and again["protocol"]["n_without_text"] == 3
     assert again["models"]["plain"]["token_entropy"] == pytest.approx(
         results["models"]["plain"]["token_entropy"], abs=1e-6
@@ -282,7 +277,7 @@ def test_broken_images_are_left_out_for_all_models(tier_model, make_tier_model, 
     images = [*many["image"][:]]
     images[1] = {"bytes": b"no image", "path": None}
     many = many.remove_columns("image").add_column("image", images).cast_column("image", features["image"])
-    result = evaluate_sparsity({"a": tier_model}, many, n_bootstrap=2)
+    result = evaluate_sparsity({"a": tier_model}, many, resampling=Resampling(2))
     assert result["n_images"] == 119 and result["protocol"]["images_skipped"] == [many["image_id"][1]]
 
 
@@ -304,7 +299,7 @@ def test_bad_input(tier_model, make_tier_model, dual_model, pairs):
     with pytest.raises(ValueError, match="near_zero must be above 0, but is -1"):
         evaluate_sparsity({"a": tier_model}, pairs, near_zero=-1)
     with pytest.raises(ValueError, match="resamples must be at least 1, but is 0"):
-        evaluate_sparsity({"a": tier_model}, pairs, n_bootstrap=0)
+        evaluate_sparsity({"a": tier_model}, pairs, resampling=Resampling(0))
     with pytest.raises(ValueError, match="No record has a word"):
         evaluate_sparsity({"a": tier_model}, pairs.map(lambda _: {"impression": "", "findings": "..."}))
 

@@ -17,6 +17,7 @@ from evaluation_tier.figures.training import plot_training_curves
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts, load_prompts
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -26,7 +27,7 @@ pytest.importorskip("matplotlib")
 @pytest.fixture(scope="module")
 def evaluated(tier_model, phantom):
     metrics, predictions = evaluate_zero_shot(
-        {"m": tier_model}, phantom, min_positives=5, n_bootstrap=5, dataset_name="phantom"
+        {"m": tier_model}, phantom, min_positives=5, resampling=Resampling(5), dataset_name="phantom"
     )
     return metrics, predictions, load_prompts("report", list(metrics["findings"]))
 

@@ -8,6 +8,7 @@ import torch
 from evaluation_tier.models.cache import EmbeddingCache, hash_image, hash_weights
 from evaluation_tier.models.embedding import embed_batches, embed_pixels
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 
 
 def collect(model, processor, dataset, **options):
@@ -114,7 +115,7 @@ def test_unreadable_images_are_no_entries(tmp_path):
 
 def test_an_evaluation_with_a_cache_is_the_same(make_tier_model, phantom, tmp_path):
     models = {str(seed): make_tier_model(seed) for seed in range(2)}
-    options = {"n_bootstrap": 40, "min_positives": 5, "score_level": "both-lse"}
+    options = {"resampling": Resampling(40), "min_positives": 5, "score_level": "both-lse"}
     expected = evaluate_zero_shot(models, phantom, **options)
     for protocol in ("report", "report", "chexzero"):  # other sentences need no other embeddings
         result = evaluate_zero_shot(models, phantom, protocol=protocol, cache_dir=tmp_path, **options)

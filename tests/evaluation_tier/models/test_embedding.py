@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from evaluation_tier.models.embedding import embed_batches, embed_images, embed_prompts, read_batches, takes_uint8
+from evaluation_tier.models.embedding import embed_batches, embed_images, embed_prompts
+from evaluation_tier.models.images import read_batches, takes_uint8
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
 
 
@@ -25,7 +27,7 @@ def test_image_embeddings_do_not_depend_on_the_batch(tier_model, phantom, batch_
 def test_8_bit_pixels_give_the_embeddings_of_float_pixels(tier_model, phantom, monkeypatch):
     assert takes_uint8(*tier_model)
     embeds = embed_images(*tier_model, phantom)
-    monkeypatch.setattr("evaluation_tier.models.embedding.takes_uint8", lambda *_: False)
+    monkeypatch.setattr("evaluation_tier.models.images.takes_uint8", lambda *_: False)
     np.testing.assert_allclose(embeds, embed_images(*tier_model, phantom), atol=1e-6)
 
 
@@ -67,7 +69,7 @@ def test_embeddings_without_length_are_no_fault_of_the_images(make_tier_model, p
     with pytest.raises(ValueError, match="embeddings are zero or not finite: its weights are damaged"):
         embed_prompts(model, processor, {"a": Prompts(["Edema."], ["No edema."])})
     with pytest.raises(ValueError, match="embeddings are zero or not finite"):
-        evaluate_zero_shot({"m": (model, processor)}, phantom, min_positives=5, n_bootstrap=5)
+        evaluate_zero_shot({"m": (model, processor)}, phantom, min_positives=5, resampling=Resampling(5))
 
 
 def test_too_many_unreadable_images_stop(brightness, make_grey_dataset):
@@ -84,9 +86,10 @@ def test_an_empty_data_set_is_refused(brightness, make_grey_dataset):
 
 def test_batches_name_their_rows(tier_model, phantom):
     dataset = phantom.select(range(7))
-    rows, pixels = zip(*read_batches(*tier_model, dataset, 3), strict=True)
+    rows, pixels, sizes = zip(*read_batches(*tier_model, dataset, 3), strict=True)
     assert [part.tolist() for part in rows] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [tuple(part.shape) for part in pixels] == [(3, 1, 32, 32), (3, 1, 32, 32), (1, 1, 32, 32)]
+    assert all((part == 64).all() for part in sizes)  # of the files
 
 
 def test_batches_leave_out_what_does_not_decode(brightness, make_grey_dataset):
@@ -94,11 +97,12 @@ def test_batches_leave_out_what_does_not_decode(brightness, make_grey_dataset):
     broken = dataset.map(
         lambda _, i: {"image": {"bytes": b"no", "path": None}} if i in (2, 3) else {}, with_indices=True
     )
-    rows = [rows.tolist() for rows, _ in read_batches(*brightness, broken, 2)]
+    rows = [batch.rows.tolist() for batch in read_batches(*brightness, broken, 2)]
     assert rows == [[i, i + 1] for i in range(0, 200, 2) if i != 2]
     with pytest.raises(ValueError, match="At least 2 of 100 images do not decode"):
         list(read_batches(*brightness, broken.select(range(100)), 2))
-    assert len(list(read_batches(*brightness, broken.select(range(100)), 2, num_images=200))) == 49
+    some = [batch.rows.tolist() for batch in read_batches(*brightness, broken, 2, rows=np.arange(1, 100, 2))]
+    assert some[:2] == [[1], [5, 7]] and len(some) == 25
 
 
 @pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
@@ -110,8 +114,8 @@ def test_patches_come_from_the_same_pass(make_tier_model, phantom, image_pooling
     ((rows, outputs),) = embed_batches(model, processor, dataset)
     handle.remove()
     assert passes == [1]
-    ((_, pixels),) = read_batches(model, processor, dataset, 4)
-    features = model.get_patch_features(pixels).detach()
+    (batch,) = read_batches(model, processor, dataset, 4)
+    features = model.get_patch_features(batch.pixels).detach()
     expected = features / features.norm(dim=-1, keepdim=True)
     np.testing.assert_allclose(outputs["patches"], expected, atol=1e-6)
     np.testing.assert_array_equal(outputs["image"], embed_images(model, processor, dataset))

@@ -22,7 +22,9 @@ import modeling_tier.pipeline_tier  # noqa: F401 (registers the pipeline)
 from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
 from evaluation_tier.models.embedding import embed_images, embed_prompts
 from evaluation_tier.models.loading import load_model
+from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
@@ -96,8 +98,13 @@ def test_siglip_is_embedded_as_its_own_processor_does_it(make, phantom, tmp_path
 
     prompts = {"Edema": Prompts(TEXTS[:1], TEXTS[1:2])}
     positive, negative = embed_prompts(loaded, loaded_processor, prompts)
-    options = {"findings": ["Edema"], "prompts": prompts, "min_positives": 1, "n_bootstrap": 10}
-    _, predictions = evaluate_zero_shot({"m": (loaded, loaded_processor)}, few, scoring="difference", **options)
+    options = {
+        "findings": ["Edema"],
+        "protocol": choose_protocol(prompts=prompts, scoring="difference"),
+        "min_positives": 1,
+        "resampling": Resampling(10),
+    }
+    _, predictions = evaluate_zero_shot({"m": (loaded, loaded_processor)}, few, **options)
     scores = images @ (expected[0] - expected[1])
     np.testing.assert_allclose(predictions["score_Edema"], scores, rtol=0, atol=1e-6)
     np.testing.assert_allclose(positive - negative, [expected[0] - expected[1]], rtol=0, atol=1e-6)
@@ -124,7 +131,7 @@ def test_what_was_wrong_before_is_far_from_right():
 
 def test_robustness_refuses_images_of_any_shape(phantom):
     with pytest.raises(ValueError, match="A Siglip2Model takes images of any shape: name a model of square images."):
-        evaluate_robustness(*make_siglip2(), phantom, n_bootstrap=1)
+        evaluate_robustness(*make_siglip2(), phantom, resampling=Resampling(1))
 
 
 def test_a_family_that_is_not_known_to_be_right_is_refused(tier_model, tmp_path):

@@ -8,9 +8,11 @@ import torch
 from transformers import BertConfig, BertModel, CLIPModel
 
 from evaluation_tier.models.cache import hash_weights
-from evaluation_tier.models.embedding import embed_images, takes_uint8
+from evaluation_tier.models.embedding import embed_images
+from evaluation_tier.models.images import takes_uint8
 from evaluation_tier.models.loading import check_members_differ, choose_device, load_model, short_names
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from training_tier.options.model import ModelArguments
 from training_tier.start.initialization import make_model
 
@@ -44,7 +46,7 @@ def test_a_plain_clip_model_is_evaluated_too(make_tier_model, phantom, tmp_path)
     processor.save_pretrained(tmp_path)
     loaded, loaded_processor = load_model(tmp_path)
     assert type(loaded) is CLIPModel and not takes_uint8(loaded, loaded_processor)
-    options = {"findings": ["Cardiomegaly"], "min_positives": 1, "n_bootstrap": 10}
+    options = {"findings": ["Cardiomegaly"], "min_positives": 1, "resampling": Resampling(10)}
     as_clip, _ = evaluate_zero_shot({"m": (loaded, loaded_processor)}, phantom, **options)
     as_tier, _ = evaluate_zero_shot({"m": (model, processor)}, phantom, **options)
     model.config.image_pooling = "patch_mean"

@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation_tier.models.processes import fail_together, gather_rows, is_main_process, joined_processes, own_rows
+from evaluation_tier.models.processes import (
+    fail_together,
+    is_main_process,
+    joined_processes,
+    merge_entries,
+    merge_rows,
+    own_rows,
+)
 from processing_tier.phantom.dataset import make_phantom
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,8 +48,9 @@ def test_one_process_alone():
     with joined_processes("cpu") as device:
         assert device.type == "cpu" and is_main_process()
     assert own_rows(5, 2).tolist() == [0, 1, 2, 3, 4]
-    values = np.ones((3, 5, 2))
-    assert gather_rows(values, own_rows(5, 2)) is values
+    values = np.ones((5, 2))
+    assert merge_rows(values, own_rows(5, 2)) is values
+    assert list(merge_entries({3: "c", 1: "a"})) == [1, 3]
     with pytest.raises(ValueError, match="^as it is$"), fail_together():
         raise ValueError("as it is")
 
@@ -81,6 +89,18 @@ def test_two_processes_write_what_one_writes(models, tmp_path):
     for name in ("metrics.json", "predictions.parquet"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
     assert json.loads((tmp_path / "2" / "metrics.json").read_text())["n_images"] == 26
+
+
+@pytest.mark.slow
+def test_analyses_of_two_processes_are_those_of_one(models, tmp_path):
+    arguments = [models[0], "--data", "phantom:num_images=26,image_size=64", "--min_positives", 3]
+    arguments += ["--analyses", "grounding", "retrieval", "sparsity", "robustness"]
+    for processes in (1, 2):
+        cache = ["--cache_dir", tmp_path / "cache"] if processes == 2 else []
+        result = launch(*arguments, *cache, "--output_dir", tmp_path / str(processes), processes=processes)
+        assert result.returncode == 0, result.stderr
+    for name in ("metrics.json", "predictions.parquet", "grounding_regions.parquet"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import pytest
 
 from evaluation_tier.scoring.protocols import PROTOCOLS, choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts, load_prompts
 
 # By its prompts, "Normal" is scored upside down
@@ -47,7 +48,7 @@ def test_unknown_names_are_refused(options, message):
 
 
 def test_chexzeros_centre_stands_beside_the_estimate(tier_model, phantom):
-    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=50, protocol="chexzero")
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, resampling=Resampling(50), protocol="chexzero")
     assert metrics["protocol"]["name"] == "chexzero" and "as CheXzero's" in metrics["protocol"]["intervals"]
     for result in metrics["findings"].values():
         low, high = result["auroc_ci95"]
@@ -68,17 +69,18 @@ def test_plain_scores_by_the_positive_sentence_alone(brightness, make_grey_datas
 def test_no_finding_is_scored_by_the_others_or_by_its_prompts(brightness, make_grey_dataset):
     levels, bright = [0, 51, 204, 255], [0, 0, 1, 1]
     dataset = make_grey_dataset(levels, bright, **{"Normal": [1, 1, 0, 0], "Support Devices": [1, 0, 1, 0]})
-    options = {"min_positives": 1, "n_bootstrap": 40, "protocol": "chexzero", "prompts": PROMPTS}
+    options = {"min_positives": 1, "resampling": Resampling(40), "protocol": choose_protocol("chexzero", PROMPTS)}
     metrics, predictions = evaluate_zero_shot({"m": brightness}, dataset, **options)
     assert metrics["protocol"]["no_finding"] == "others"
     assert metrics["findings"]["Normal"]["auroc"] == 1.0
     scores = predictions["score_Bright"]  # the only other finding: devices do not make a chest abnormal
     expected = -(scores - scores.mean()) / scores.std(ddof=0)
     np.testing.assert_allclose(predictions["score_Normal"], expected, atol=1e-9)
-    reference, _ = evaluate_zero_shot({"m": brightness}, dataset, no_finding="prompts", **options)
+    by_prompts = choose_protocol("chexzero", PROMPTS, no_finding="prompts")
+    reference, _ = evaluate_zero_shot({"m": brightness}, dataset, **{**options, "protocol": by_prompts})
     assert reference["findings"]["Normal"]["auroc"] == 0.0
     assert reference["protocol"]["name"] == "chexzero, own prompts, own no_finding"
-    with pytest.raises(ValueError, match="'Normal' is scored by the other findings, and none is evaluated"):
+    with pytest.raises(ValueError, match="'Normal' is scored by the other findings, but no other one is"):
         evaluate_zero_shot({"m": brightness}, dataset, ["Normal", "Support Devices"], **options)
 
 
@@ -86,7 +88,7 @@ def test_thresholds_of_no_finding_hold_on_other_images(brightness, make_grey_dat
     """The standardisation comes with the threshold from the split that chose it."""
     dataset = make_grey_dataset([0, 255], [0, 1], Normal=[1, 0])
     other = make_grey_dataset([0, 51, 204, 255], [0, 0, 1, 1], Normal=[1, 1, 0, 0])
-    options = {"min_positives": 1, "n_bootstrap": 40, "protocol": "chexzero", "prompts": PROMPTS}
+    options = {"min_positives": 1, "resampling": Resampling(40), "protocol": choose_protocol("chexzero", PROMPTS)}
     metrics, predictions = evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other, **options)
     _, alone = evaluate_zero_shot({"m": brightness}, other, **options)
     assert predictions["score_Normal"].tolist() == pytest.approx(alone["score_Normal"].iloc[[0, 3]].tolist())

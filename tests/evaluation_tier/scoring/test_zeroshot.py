@@ -10,12 +10,15 @@ import torch
 from evaluation_tier.models.cache import hash_weights
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.scoring.findings import select_findings
+from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.scores import LEVELS
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot, zero_shot_auroc
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.phantom.findings import PHANTOM_FINDINGS
 from processing_tier.prompts.loader import Prompts, load_prompts
 
 BRIGHT = {"Bright": Prompts(["Bright."], ["No brightness."])}
+BY_BRIGHT = choose_protocol(prompts=BRIGHT)
 
 
 def test_the_model_returns_to_its_mode(brightness, make_grey_dataset):
@@ -30,7 +33,9 @@ def test_each_image_and_each_sentence_is_embedded_once(brightness, make_grey_dat
     model, processor = brightness
     dataset = make_grey_dataset([0, 100, 200, 255], [0, 1, 0, 1], Dark=[1, 0, 1, 0])
     shared = Prompts(["Bright.", "Shining.", "Bright."], ["No brightness."])
-    evaluate_zero_shot({"m": brightness}, dataset, None, {"Bright": shared, "Dark": shared}, min_positives=1)
+    evaluate_zero_shot(
+        {"m": brightness}, dataset, None, choose_protocol(prompts={"Bright": shared, "Dark": shared}), min_positives=1
+    )
     assert model.num_images == 4
     assert model.num_sentences == 3
 
@@ -39,7 +44,7 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(brightness, make_grey
     levels = list(range(1, 201))
     dataset = make_grey_dataset(levels, [float(level > 100) for level in levels])
     broken = dataset.map(lambda row, i: {"image": {"bytes": b"no", "path": None}} if i == 7 else {}, with_indices=True)
-    metrics, predictions = evaluate_zero_shot({"m": brightness}, broken, prompts=BRIGHT, n_bootstrap=10)
+    metrics, predictions = evaluate_zero_shot({"m": brightness}, broken, protocol=BY_BRIGHT, resampling=Resampling(10))
     assert metrics["protocol"]["images_skipped"] == ["image7"]
     assert metrics["n_images"] == 199
     assert metrics["findings"]["Bright"]["n_negative"] == 99
@@ -58,7 +63,7 @@ def test_an_ensemble_holds_one_model_at_a_time(make_tier_model, phantom):
         alive.append(weakref.ref(model))
         return model, processor
 
-    options = {"n_bootstrap": 5, "min_positives": 5, "threshold_dataset": phantom}
+    options = {"resampling": Resampling(5), "min_positives": 5, "threshold_dataset": phantom}
     lazily = evaluate_zero_shot({str(seed): partial(load, seed) for seed in range(3)}, phantom, **options)
     at_once = evaluate_zero_shot({str(seed): make_tier_model(seed) for seed in range(3)}, phantom, **options)
     assert json.dumps(lazily[0]) == json.dumps(at_once[0]) and lazily[1].equals(at_once[1])
@@ -67,11 +72,11 @@ def test_an_ensemble_holds_one_model_at_a_time(make_tier_model, phantom):
 def test_copies_in_an_ensemble_are_refused(make_tier_model, phantom):
     models = {name: partial(make_tier_model, seed) for name, seed in (("a", 0), ("b", 1), ("c", 0))}
     with pytest.raises(ValueError, match="a and c have identical weights"):
-        evaluate_zero_shot(models, phantom, n_bootstrap=5)
+        evaluate_zero_shot(models, phantom, resampling=Resampling(5))
 
 
 def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
-    options = {"n_bootstrap": 5, "min_positives": 5}
+    options = {"resampling": Resampling(5), "min_positives": 5}
     compared = evaluate_zero_shot({"m": tier_model}, phantom, **options)[0]["score_levels"]
     assert list(compared) == list(LEVELS)
     for level in LEVELS:
@@ -88,7 +93,7 @@ def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
 def test_patches_of_one_image_by_hand(tier_model, phantom):
     model, processor = tier_model
     prompts = load_prompts("chexzero", ["Cardiomegaly", "Edema"])
-    findings, options = list(prompts), {"protocol": "chexzero", "min_positives": 1, "n_bootstrap": 40}
+    findings, options = list(prompts), {"protocol": "chexzero", "min_positives": 1, "resampling": Resampling(40)}
     _, predictions = evaluate_zero_shot({"m": tier_model}, phantom, findings, score_level="both-max", **options)
     positive, negative = embed_prompts(model, processor, prompts)
     image = processor.image_processor(
@@ -104,18 +109,29 @@ def test_patches_of_one_image_by_hand(tier_model, phantom):
 
 def test_levels_of_patches_need_patches(brightness, make_grey_dataset):
     dataset = make_grey_dataset([0, 255], [0, 1])
-    with pytest.raises(ValueError, match="'patches-max' needs embeddings of patches, and m is a BrightnessModel"):
+    with pytest.raises(ValueError, match="'patches-max' needs embeddings of patches, but m is a BrightnessModel"):
         evaluate_zero_shot(
-            {"m": brightness}, dataset, prompts=BRIGHT, min_positives=1, n_bootstrap=5, score_level="patches-max"
+            {"m": brightness},
+            dataset,
+            protocol=BY_BRIGHT,
+            min_positives=1,
+            resampling=Resampling(5),
+            score_level="patches-max",
         )
-    metrics, _ = evaluate_zero_shot({"m": brightness}, dataset, prompts=BRIGHT, min_positives=1, n_bootstrap=5)
+    metrics, _ = evaluate_zero_shot(
+        {"m": brightness}, dataset, protocol=BY_BRIGHT, min_positives=1, resampling=Resampling(5)
+    )
     assert "score_levels" not in metrics
 
 
 def test_an_ensemble_averages_scores(make_tier_model, phantom):
     models = {str(seed): make_tier_model(seed) for seed in range(3)}
     prompts = load_prompts("report", ["Cardiomegaly"])
-    options = {"findings": ["Cardiomegaly"], "prompts": prompts, "scoring": "softmax", "n_bootstrap": 10}
+    options = {
+        "findings": ["Cardiomegaly"],
+        "protocol": choose_protocol(prompts=prompts, scoring="softmax"),
+        "resampling": Resampling(10),
+    }
     options["min_positives"] = 1
     alone = [evaluate_zero_shot({n: m}, phantom, **options)[1]["score_Cardiomegaly"] for n, m in models.items()]
     metrics, together = evaluate_zero_shot(models, phantom, **options)
@@ -126,7 +142,7 @@ def test_an_ensemble_averages_scores(make_tier_model, phantom):
 def test_numbers_of_a_known_case(brightness, make_grey_dataset):
     dataset = make_grey_dataset([10, 20, 30, 40, 250, 0], [0, 1, 0, 1, -1, float("nan")])
     metrics, predictions = evaluate_zero_shot(
-        {"m": brightness}, dataset, prompts=BRIGHT, min_positives=2, dataset_name="grey"
+        {"m": brightness}, dataset, protocol=BY_BRIGHT, min_positives=2, dataset_name="grey"
     )
     bright = metrics["findings"]["Bright"]
     assert bright["auroc"] == 0.75  # of 4 pairs only (20, 30) is the wrong way round
@@ -142,7 +158,7 @@ def test_numbers_of_a_known_case(brightness, make_grey_dataset):
 
 
 def test_keys_are_those_of_the_contract(tier_model, phantom):
-    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=10)
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, resampling=Resampling(10))
     assert metrics["weights"] == {"m": hash_weights(tier_model[0])}
     assert list(metrics) == [
         "dataset",
@@ -182,7 +198,7 @@ def test_keys_are_those_of_the_contract(tier_model, phantom):
 
 
 def test_the_cheap_auroc_of_the_training_loop_is_the_same_number(tier_model, phantom):
-    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=10)
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, resampling=Resampling(10))
     findings = list(metrics["findings"])
     cheap = zero_shot_auroc(*tier_model, phantom, findings, load_prompts("report", findings))
     assert list(cheap) == [*findings, "mean"]
@@ -199,7 +215,7 @@ def test_the_cheap_auroc_leaves_an_undefined_finding_out_of_the_mean(brightness,
 
 
 def test_evaluation_is_deterministic(tier_model, phantom):
-    first, second = (evaluate_zero_shot({"m": tier_model}, phantom, n_bootstrap=50, seed=4) for _ in range(2))
+    first, second = (evaluate_zero_shot({"m": tier_model}, phantom, resampling=Resampling(50, 4)) for _ in range(2))
     assert json.dumps(first[0]) == json.dumps(second[0])
     assert first[1].equals(second[1])
 
@@ -207,7 +223,7 @@ def test_evaluation_is_deterministic(tier_model, phantom):
 def test_thresholds_may_come_from_another_split(brightness, make_grey_dataset):
     dataset = make_grey_dataset([10, 20, 30, 40], [0, 1, 0, 1])
     other = make_grey_dataset([5, 15, 25], [0, 1, 1])
-    options = {"prompts": BRIGHT, "min_positives": 2, "n_bootstrap": 10}
+    options = {"protocol": BY_BRIGHT, "min_positives": 2, "resampling": Resampling(10)}
     metrics, predictions = evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other, **options)
     low, high = predictions["score_Bright"][0], predictions["score_Bright"][1]
     assert low < metrics["findings"]["Bright"]["threshold"] < high  # the score of grey level 15
@@ -225,13 +241,15 @@ def test_images_that_are_all_the_same_rank_nobody(tier_model, phantom):
     edema = datasets.Dataset.from_dict({"Edema": [0.0] * 32 + [1.0] * 8})  # the last batch, which is smaller
     same = datasets.concatenate_datasets([same, edema.cast_column("Edema", datasets.Value("float32"))], axis=1)
     for protocol in ("report", "chexzero", "plain"):
-        metrics, _ = evaluate_zero_shot({"m": tier_model}, same, ["Edema"], n_bootstrap=40, protocol=protocol)
+        metrics, _ = evaluate_zero_shot(
+            {"m": tier_model}, same, ["Edema"], resampling=Resampling(40), protocol=protocol
+        )
         assert metrics["findings"]["Edema"]["auroc"] == 0.5
         assert {level["auroc"] for level in metrics["score_levels"].values()} == {0.5}
 
 
 def test_levels_of_chexzero_have_its_intervals(tier_model, phantom):
-    options = {"protocol": "chexzero", "min_positives": 5, "n_bootstrap": 60}
+    options = {"protocol": "chexzero", "min_positives": 5, "resampling": Resampling(60)}
     metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, **options)
     assert metrics["score_levels"]["global"] == {key: metrics["mean"][key] for key in ("auroc", "auroc_ci95")}
 
@@ -239,7 +257,7 @@ def test_levels_of_chexzero_have_its_intervals(tier_model, phantom):
 def test_a_finding_without_a_class_where_thresholds_are_chosen_is_named(brightness, make_grey_dataset, caplog):
     dataset = make_grey_dataset([10, 20, 30, 40], [0, 1, 0, 1])
     other = make_grey_dataset([5, 15, 25], [0, 0, -1]).add_column("split", ["train"] * 3)
-    options = {"prompts": BRIGHT, "min_positives": 2, "n_bootstrap": 10}
+    options = {"protocol": BY_BRIGHT, "min_positives": 2, "resampling": Resampling(10)}
     metrics, _ = evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other, **options)
     assert np.isnan(metrics["findings"]["Bright"]["mcc"])
     assert "The split 'train' has no positive image of Bright: it gets no threshold" in caplog.text
@@ -250,7 +268,9 @@ def test_a_finding_without_a_class_where_thresholds_are_chosen_is_named(brightne
 
 def test_prompts_for_every_finding_are_needed(brightness, make_grey_dataset):
     with pytest.raises(ValueError, match="no prompts for 'Bright'"):
-        evaluate_zero_shot({"m": brightness}, make_grey_dataset([1, 2], [0, 1]), prompts={}, min_positives=1)
+        evaluate_zero_shot(
+            {"m": brightness}, make_grey_dataset([1, 2], [0, 1]), protocol=choose_protocol(prompts={}), min_positives=1
+        )
 
 
 def test_findings_with_enough_of_both_classes_are_chosen(make_grey_dataset):

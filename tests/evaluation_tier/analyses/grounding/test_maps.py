@@ -8,8 +8,11 @@ from transformers import pipeline
 from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
 from evaluation_tier.analyses.grounding.regions import Case, read_cases
 from evaluation_tier.figures import similarity
-from evaluation_tier.models.embedding import embed_prompts, read_batches
+from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.models.images import read_batches
+from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier.maps_tier import mean_direction, similarity_map
 from processing_tier.prompts.loader import Prompts
 
@@ -43,10 +46,8 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
 
     sides = torch.from_numpy(np.stack(embed_prompts(model, processor, PROMPTS)))  # (2, findings, dim)
     with torch.no_grad():
-        for row, ((_, pixels),) in enumerate(
-            list(read_batches(model, processor, few.select([i]), 1)) for i in range(6)
-        ):
-            positive, negative = similarity_map(sides, model.get_patch_map(pixels))[0]
+        for row, batch in enumerate(read_batches(model, processor, few, 1)):
+            positive, negative = similarity_map(sides, model.get_patch_map(batch.pixels))[0]
             for i, finding in enumerate(PROMPTS):
                 measured = grids[Case(row, finding, "")][MAPS.index("difference")]
                 np.testing.assert_array_equal(measured, (positive - negative)[i].numpy())
@@ -68,7 +69,12 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
 
 
 def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path, monkeypatch):
-    options = {"findings": list(PROMPTS), "prompts": PROMPTS, "min_positives": 1, "n_bootstrap": 10}
+    options = {
+        "findings": list(PROMPTS),
+        "protocol": choose_protocol(prompts=PROMPTS),
+        "min_positives": 1,
+        "resampling": Resampling(10),
+    }
     metrics, predictions = evaluate_zero_shot({"m": tier_model}, phantom, **options)
     shown = {}
 

@@ -12,10 +12,12 @@ from transformers import BatchEncoding, CLIPImageProcessorPil
 from evaluation_tier.analyses.robustness import variants
 from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
 from evaluation_tier.analyses.robustness.sides import report_texts, stated_side
-from evaluation_tier.analyses.robustness.variants import DEGRADATIONS, compress, embed_variants, lower_resolution
+from evaluation_tier.analyses.robustness.variants import DEGRADATIONS, VariantEmbeddings, compress, lower_resolution
 from evaluation_tier.analyses.robustness.wording import WORDINGS, phrase
 from evaluation_tier.figures.robustness import plot_robustness
+from evaluation_tier.models.single_pass import feed
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers import read_records
 from processing_tier.records.masks import finding_mask
@@ -83,7 +85,9 @@ def brightness(pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def results(tier_model, phantom) -> dict:
-    return evaluate_robustness(*tier_model, phantom, min_positives=5, n_bootstrap=20, dataset_name="phantom")
+    return evaluate_robustness(
+        *tier_model, phantom, min_positives=5, resampling=Resampling(20), dataset_name="phantom"
+    )
 
 
 def test_there_are_six_wordings_that_differ():
@@ -100,7 +104,7 @@ def test_names_stand_in_sentences_as_one_writes_them():
 def test_wordings_and_negation_by_hand(brightness, make_grey_dataset):
     # This model knows that sentences which begin with "No" deny, and no other way to deny; bright means 128 and more
     dataset = make_grey_dataset([10, 100, 150, 200, 250], [0, 1, 0, 1, 1])
-    results = evaluate_robustness(*brightness, dataset, None, BRIGHT, min_positives=1, n_bootstrap=5)
+    results = evaluate_robustness(*brightness, dataset, None, BRIGHT, min_positives=1, resampling=Resampling(5))
     known, unknown = ("name", "evidence", "seen"), ("there is", "presence", "radiograph")
     for level in (results["wordings"]["findings"]["Bright"], results["wordings"]["mean"]):
         aurocs = level["auroc"]
@@ -125,7 +129,7 @@ def test_wordings_and_negation_by_hand(brightness, make_grey_dataset):
 def test_no_finding_has_no_negation(brightness, make_grey_dataset):
     dataset = make_grey_dataset([10, 200], [0, 1]).rename_column("Bright", "No Finding")
     prompts = {"No Finding": BRIGHT["Bright"]}
-    results = evaluate_robustness(*brightness, dataset, None, prompts, min_positives=1, n_bootstrap=5)
+    results = evaluate_robustness(*brightness, dataset, None, prompts, min_positives=1, resampling=Resampling(5))
     assert results["wordings"] == {"findings": {}, "mean": None}
     assert results["negation"] == {"chance": 0.5, "findings": {}, "mean": {}}
     assert results["degradations"]["original"]["findings"]["No Finding"]["auroc"] == 1.0
@@ -134,7 +138,7 @@ def test_no_finding_has_no_negation(brightness, make_grey_dataset):
 def test_empty_images_by_hand(brightness, make_grey_dataset):
     levels = [40, 80, 120, 200]  # mean 110
     results = evaluate_robustness(
-        *brightness, make_grey_dataset(levels, [0, 0, 1, 1]), None, BRIGHT, min_positives=1, n_bootstrap=5
+        *brightness, make_grey_dataset(levels, [0, 0, 1, 1]), None, BRIGHT, min_positives=1, resampling=Resampling(5)
     )
     scored = results["empty_images"]["findings"]["Bright"]
     quantiles = {name: image["quantile"] for name, image in scored["images"].items()}
@@ -148,7 +152,7 @@ def test_empty_images_by_hand(brightness, make_grey_dataset):
 
 def test_a_tie_with_the_empty_image_counts_half(brightness, make_grey_dataset):
     dataset = make_grey_dataset([0, 0, 255, 255], [0, 0, 1, 1])
-    results = evaluate_robustness(*brightness, dataset, None, BRIGHT, min_positives=1, n_bootstrap=5)
+    results = evaluate_robustness(*brightness, dataset, None, BRIGHT, min_positives=1, resampling=Resampling(5))
     images = results["empty_images"]["findings"]["Bright"]["images"]
     assert images["black"]["quantile"] == 0.25 and images["white"]["quantile"] == 0.75
 
@@ -159,7 +163,9 @@ def test_what_degrading_takes_away_is_measured():
     step = np.repeat([[120], [140]], 8, axis=0).astype(np.uint8).repeat(16, axis=1)
     dataset = make_dataset([board, step] * 6, [1, 0] * 6)
     model = StandIn(lambda pixels: pixels.std(dim=(1, 2)) * 4)
-    results = evaluate_robustness(model, make_processor(), dataset, min_positives=1, n_bootstrap=20)["degradations"]
+    results = evaluate_robustness(model, make_processor(), dataset, min_positives=1, resampling=Resampling(20))[
+        "degradations"
+    ]
     assert list(results) == ["original", *DEGRADATIONS]
     assert results["original"]["mean"]["auroc"] == 1.0
     assert results["JPEG quality 90"]["mean"] == {"auroc": 1.0, "drop": 0.0, "drop_ci95": [0.0, 0.0]}
@@ -194,7 +200,9 @@ def test_a_model_that_sees_sides(repeats, interval):
         reports=["Small left pneumothorax.", "Right pneumothorax.", "LEFT PNEUMOTHORAX.", "No left pneumothorax.", ""]
         * repeats,
     )
-    results = evaluate_robustness(StandIn(brightness), make_processor(), dataset, min_positives=1, n_bootstrap=50)
+    results = evaluate_robustness(
+        StandIn(brightness), make_processor(), dataset, min_positives=1, resampling=Resampling(50)
+    )
     sides = results["laterality"]
     assert (sides["all"]["n_left"], sides["all"]["n_right"]) == (2 * repeats, repeats)
     assert sides["findings"] == {"Pneumothorax": sides["all"]}
@@ -213,14 +221,16 @@ def test_a_model_that_sees_no_sides_or_the_wrong_ones(side_weight, accuracy, swa
         reports=["Left pneumothorax."] * 3 + ["Right pneumothorax."] + [""],
     )
     model = StandIn(brightness, side_weight)
-    sides = evaluate_robustness(model, make_processor(), dataset, min_positives=1, n_bootstrap=5)["laterality"]["all"]
+    sides = evaluate_robustness(model, make_processor(), dataset, min_positives=1, resampling=Resampling(5))[
+        "laterality"
+    ]["all"]
     assert sides["accuracy"] == sides["mirrored_accuracy"] == accuracy  # though three of four are left
     assert sides["swapped"] == swapped
 
 
 def test_without_reports_there_are_no_sides(brightness, make_grey_dataset):
     results = evaluate_robustness(
-        *brightness, make_grey_dataset([0, 255], [0, 1]), None, BRIGHT, min_positives=1, n_bootstrap=5
+        *brightness, make_grey_dataset([0, 255], [0, 1]), None, BRIGHT, min_positives=1, resampling=Resampling(5)
     )
     assert results["laterality"] == {"chance": 0.5, "findings": {}, "all": None}
 
@@ -311,16 +321,16 @@ def test_pixels_survive_the_way_to_grey_levels_and_back(make_tier_model, phantom
         sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
         processor = SimpleNamespace(image_processor=CLIPImageProcessorPil(**sizes), tokenizer=processor.tokenizer)
     monkeypatch.setattr(variants, "DEGRADATIONS", {"same": lambda picture: picture})
-    embeddings = embed_variants(model, processor, phantom.select(range(10)), batch_size=4, seed=0)
-    images = embeddings.images
+    embeddings = VariantEmbeddings(model, processor, 10, seed=0)
+    feed(model, processor, phantom.select(range(10)), [embeddings], np.arange(10), 4)
+    images = {name: store.values for name, store in embeddings.stores.items()}
     assert list(images) == ["original", "mirrored", "same"]
     np.testing.assert_allclose(images["same"], images["original"], atol=2e-6)
     assert np.abs(images["mirrored"] - images["original"]).max() > 1e-3
-    assert embeddings.rows.tolist() == list(range(10))
 
 
 def test_the_originals_score_as_in_a_zero_shot_evaluation(results, tier_model, phantom):
-    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, min_positives=5, n_bootstrap=20)
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, min_positives=5, resampling=Resampling(20))
     original = results["degradations"]["original"]
     assert original["mean"]["auroc"] == pytest.approx(metrics["mean"]["auroc"])
     assert original["mean"]["auroc_ci95"] == pytest.approx(metrics["mean"]["auroc_ci95"])
@@ -332,7 +342,9 @@ def test_results_are_json_and_the_seed_fixes_them(results, tier_model, phantom):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     model, processor = tier_model
     model.train()
-    again = evaluate_robustness(model, processor, phantom, min_positives=5, n_bootstrap=20, dataset_name="phantom")
+    again = evaluate_robustness(
+        model, processor, phantom, min_positives=5, resampling=Resampling(20), dataset_name="phantom"
+    )
     assert model.training
     model.eval()
     assert again == results
@@ -342,7 +354,7 @@ def test_every_image_is_decoded_once(tier_model, phantom, monkeypatch):
     model, processor = tier_model
     read, times = processor.image_processor.read, []
     monkeypatch.setattr(processor.image_processor, "read", lambda image: times.append(1) or read(image))
-    evaluate_robustness(model, processor, phantom.select(range(30)), min_positives=1, n_bootstrap=2)
+    evaluate_robustness(model, processor, phantom.select(range(30)), min_positives=1, resampling=Resampling(2))
     assert len(times) == 30
 
 
@@ -350,7 +362,7 @@ def test_an_unreadable_image_is_left_out_everywhere(brightness, make_grey_datase
     levels = list(range(1, 201))
     dataset = make_grey_dataset(levels, [float(level > 100) for level in levels])
     broken = dataset.map(lambda row, i: {"image": {"bytes": b"no", "path": None}} if i == 7 else {}, with_indices=True)
-    results = evaluate_robustness(*brightness, broken, None, BRIGHT, n_bootstrap=5)
+    results = evaluate_robustness(*brightness, broken, None, BRIGHT, resampling=Resampling(5))
     assert results["n_images"] == results["protocol"]["n_patients"] == 199
     assert results["degradations"]["original"]["findings"]["Bright"]["auroc"] == 1.0
 
@@ -363,7 +375,7 @@ def test_bad_input(tier_model, brightness, make_grey_dataset):
     with pytest.raises(ValueError, match="TierCLIPForImageClassification has no sentences to vary: name a model of"):
         evaluate_robustness(TierCLIPForImageClassification(), None, dataset)
     with pytest.raises(ValueError, match="resamples must be at least 1, but is 0"):
-        evaluate_robustness(*brightness, dataset, n_bootstrap=0)
+        evaluate_robustness(*brightness, dataset, resampling=Resampling(0))
     with pytest.raises(ValueError, match="no prompts for 'Bright': add sentences"):
         evaluate_robustness(*brightness, dataset, ["Bright"], {}, min_positives=1)
 
@@ -382,5 +394,5 @@ def test_figure_of_what_could_be_measured(brightness, make_grey_dataset, tmp_pat
     pytest.importorskip("matplotlib")
     dataset = make_grey_dataset([10, 200], [0, 1]).rename_column("Bright", "No Finding")
     prompts = {"No Finding": BRIGHT["Bright"]}
-    results = evaluate_robustness(*brightness, dataset, None, prompts, min_positives=1, n_bootstrap=5)
+    results = evaluate_robustness(*brightness, dataset, None, prompts, min_positives=1, resampling=Resampling(5))
     assert plot_robustness(results, tmp_path / "robustness.png").stat().st_size > 10_000

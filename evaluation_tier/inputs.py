@@ -1,0 +1,178 @@
+"""Models, data and prompts of an evaluation, read and checked before any image is embedded."""
+
+import argparse
+import logging
+from functools import partial
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import torch
+
+from evaluation_tier.models import loading, trained_on
+from evaluation_tier.models.processes import fail_together
+from evaluation_tier.models.single_pass import Models
+from evaluation_tier.output import folder
+from evaluation_tier.scoring import protocols
+from evaluation_tier.scoring.protocols import Protocol
+from evaluation_tier.test_sets import loader
+from evaluation_tier.test_sets.loader import Benchmark
+from processing_tier import readers
+from processing_tier.prompts.loader import Prompts
+from processing_tier.records.labels import parse_label_values
+from processing_tier.records.schema import check_disjoint_patients, select_views
+from processing_tier.records.table_options import TableOptions
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """What is evaluated, and how; the same in every process."""
+
+    names: dict[str, str]  # of the models, as the user named them, to what the results call them
+    models: Models
+    dataset_name: str
+    dataset: datasets.Dataset
+    threshold_dataset: datasets.Dataset | None
+    protocol: Protocol
+    replaced_prompts: dict[str, Prompts]  # by a benchmark
+    min_positives: int
+    described: dict  # what the results say of benchmark, split, views and overlap with the training
+    seen: np.ndarray  # (images,) bool: of the training
+
+    def find_prompts(self, findings: list[str]) -> dict[str, Prompts]:
+        """See `protocols.find_prompts`."""
+        return protocols.find_prompts(self.protocol.prompts, findings, self.replaced_prompts)
+
+    def load(self, name: str) -> tuple:
+        """A model and its processor, by what the results call it."""
+        member = self.models[name]
+        return member() if callable(member) else member
+
+
+def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
+    """
+    Read everything that the arguments name. `args.output_dir` becomes the folder to write.
+
+    Raises:
+        ValueError: for arguments that do not fit the models, the data or one another.
+    """
+    benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
+    split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
+    check_threshold_split(args, split)
+    protocol = choose_protocol(args)
+    for name in args.models:
+        loading.check_name(name)
+    names = loading.short_names(args.models)
+    table = TableOptions(args.columns or None, args.image_root, args.sheet, parse_label_values(args.label_values))
+    with fail_together():
+        lists = trained_on.read_lists(names)
+        split = split or trained_on.choose_split(args.data, table, lists)
+    check_threshold_split(args, split)
+    dataset_name = readers.dataset_name(args.data)
+    identity = {"models": list(names.values()), "dataset": dataset_name, "split": split, "benchmark": args.benchmark}
+    identity["protocol"] = protocol.name
+    args.output_dir = folder.choose_folder(args.output_dir, identity, args.overwrite)
+    with fail_together():
+        models = prepare_models(args, names, device)
+        records = Records(args, benchmark, table, lists)
+        dataset = records.read(split)
+        threshold_dataset = None
+        if args.threshold_split:
+            threshold_dataset = records.read(args.threshold_split)
+            check_disjoint_patients(**{split: dataset, args.threshold_split: threshold_dataset})
+        differs = records.find_differences()
+        replaced = loader.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
+    if args.trained != "refuse" and not any("trained" in overlap for overlap in records.overlaps.values()):
+        logger.warning("--%s_trained has no effect: no evaluated image is of the training.", args.trained)
+    described = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
+    described |= {"split": split, "views": records.views, **records.overlaps[split]}
+    if args.threshold_split and "trained" in records.overlaps[args.threshold_split]:
+        described["threshold_overlap"] = records.overlaps[args.threshold_split]["training_overlap"]
+    return Inputs(
+        names=names,
+        models=models,
+        dataset_name=dataset_name,
+        dataset=dataset,
+        threshold_dataset=threshold_dataset,
+        protocol=protocol,
+        replaced_prompts=replaced,
+        min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
+        described=described,
+        seen=records.seen[split],
+    )
+
+
+def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
+    if args.threshold_split and args.threshold_split == split:
+        raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
+
+
+def choose_protocol(args: argparse.Namespace) -> Protocol:
+    protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
+    if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
+        raise ValueError(
+            "--save_thresholds is for scores as the pipeline makes them: leave out --score_level, and choose a "
+            "protocol with negative sentences."
+        )
+    return protocol
+
+
+def prepare_models(args: argparse.Namespace, names: dict[str, str], device: torch.device) -> Models:
+    """A single model, loaded; of an ensemble the functions that load its members one by one."""
+    if len(args.models) > 1:
+        return {names[name]: partial(loading.load_model, name, device) for name in args.models}
+    (name,) = args.models
+    model, processor = loading.load_model(name, device)
+    if args.save_thresholds and (loading.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")):
+        raise ValueError(f"--save_thresholds needs a TIER model, but {name} holds a {type(model).__name__}.")
+    return {names[name]: (model, processor)}
+
+
+class Records:
+    """
+    Reads splits of the data as they are evaluated: chosen views, a benchmark's images, `--max_images`, and what is
+    done about images of the training.
+
+    Attributes:
+        views: that are evaluated.
+        overlaps: split to what the results say of its overlap with the training.
+        seen: split to which of its images are of the training, (images,) bool.
+    """
+
+    def __init__(self, args: argparse.Namespace, benchmark: Benchmark | None, table: TableOptions, lists: dict):
+        self.args, self.benchmark, self.table, self.lists = args, benchmark, table, lists
+        self.views = args.views or (benchmark.views if benchmark else "frontal")
+        self.datasets: dict[str, datasets.Dataset] = {}  # by split
+        self.overlaps: dict[str, dict] = {}
+        self.seen: dict[str, np.ndarray] = {}
+
+    def read(self, split: str) -> datasets.Dataset:
+        args, benchmark = self.args, self.benchmark
+        if benchmark:
+            data = loader.benchmark_data(benchmark, args.data, split)
+            dataset = readers.read_records(data, split, self.table)
+        else:
+            dataset = trained_on.read_split(args.data, split, self.table, self.lists)
+        dataset = select_views(dataset, self.views, split)
+        dataset = loader.apply_benchmark(benchmark, dataset, split) if benchmark else dataset
+        dataset = dataset.select(range(min(args.max_images or len(dataset), len(dataset))))
+        origin = readers.origin_name(args.data)
+        dataset, self.overlaps[split], self.seen[split] = trained_on.check_overlap(
+            self.lists, dataset, origin, split, args.trained
+        )
+        self.datasets[split] = dataset
+        return dataset
+
+    def find_differences(self) -> list[str]:
+        """Sentences on how the data differ from the published test set; they are logged."""
+        if self.benchmark is None:
+            return []
+        differs = [
+            sentence
+            for split, dataset in self.datasets.items()
+            for sentence in loader.published_differences(self.benchmark, dataset, split)
+        ]
+        for sentence in differs:
+            logger.warning(sentence)
+        return differs

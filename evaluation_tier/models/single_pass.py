@@ -1,0 +1,147 @@
+"""One pass over the images of each model, from which scores and every analysis take what they need.
+
+Each image is read and decoded once per model, whatever is asked of it. One model at a time is in memory.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Protocol
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from evaluation_tier.models.embedding import (
+    Embedders,
+    Outputs,
+    can_project_patches,
+    embed_batches,
+    image_embedders,
+    inference,
+)
+from evaluation_tier.models.processes import fail_together, merge_entries, merge_rows, own_rows
+
+Member = tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]
+
+Models = Mapping[str, Member | Callable[[], Member]]  # by name; a function loads its model when it is needed
+
+
+class Consumer(Protocol):
+    """What takes part in the pass of one model over one data set."""
+
+    rows: np.ndarray | None  # that it needs, ascending; None for all of the data set
+    patches: bool  # whether it needs the embeddings of patches
+    embedders: Embedders  # whose outputs it needs beside those of `image_embedders`
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        """Take what it needs of a batch, which may hold more rows than it asked for."""
+
+    def finish(self, own: np.ndarray) -> None:
+        """After the last batch, while the model is in memory: gather what other processes have; `own` are the rows
+        of this one."""
+
+
+class Analysis(Protocol):
+    """What is measured on all models."""
+
+    def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> Sequence[Consumer]:
+        """Its consumers for the next model, one for each data set; fewer where it needs only the first ones."""
+
+
+def evaluate_models(
+    models: Models,
+    evaluated: Sequence[datasets.Dataset],
+    analyses: Sequence[Analysis],
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike | None = None,
+) -> None:
+    """
+    Feed the analyses with what each model makes of the images.
+
+    Where `torch.distributed` runs, every process must call this with the same arguments. Each embeds its share of the
+    images, and all have the same results.
+
+    Args:
+        models: left in the mode they were in.
+        evaluated: the data sets, in the order of the consumers that `Analysis.start` returns.
+        batch_size: images embedded at once.
+        cache_dir: where embeddings are kept between evaluations, see `evaluation_tier.models.cache`.
+
+    Raises:
+        ValueError: as the analyses and `embed_batches` say.
+    """
+    for name, member in models.items():
+        evaluate_member(name, member, evaluated, analyses, batch_size, cache_dir)
+
+
+def evaluate_member(
+    name: str,
+    member: Member | Callable[[], Member],
+    evaluated: Sequence[datasets.Dataset],
+    analyses: Sequence[Analysis],
+    batch_size: int,
+    cache_dir: str | os.PathLike | None,
+) -> None:
+    """`evaluate_models` for one of them."""
+    with fail_together():
+        model, processor = member() if callable(member) else member
+        started = [analysis.start(name, model, processor) for analysis in analyses]
+        passes = [[consumers[i] for consumers in started if len(consumers) > i] for i in range(len(evaluated))]
+        shares = []
+        for dataset, consumers in zip(evaluated, passes, strict=True):
+            rows = asked_rows(dataset, consumers)
+            shares.append(rows[own_rows(len(rows), batch_size)])
+            feed(model, processor, dataset, consumers, shares[-1], batch_size, cache_dir)
+    with inference(model):
+        for consumers, own in zip(passes, shares, strict=True):
+            for consumer in consumers:
+                consumer.finish(own)
+
+
+def asked_rows(dataset: datasets.Dataset, consumers: Sequence[Consumer]) -> np.ndarray:
+    """The rows that any of the consumers needs."""
+    asked = [np.arange(len(dataset)) if consumer.rows is None else consumer.rows for consumer in consumers]
+    return reduce(np.union1d, asked)
+
+
+def feed(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | BaseImageProcessor,
+    dataset: datasets.Dataset,
+    consumers: Sequence[Consumer],
+    rows: np.ndarray,
+    batch_size: int,
+    cache_dir: str | os.PathLike | None = None,
+) -> None:
+    """Embed these rows of a data set, in this process alone, and hand each batch to every consumer."""
+    patches = any(consumer.patches for consumer in consumers) and can_project_patches(model)
+    embedders = dict(image_embedders(model, patches))
+    for consumer in consumers:
+        embedders |= consumer.embedders
+    for batch_rows, outputs in embed_batches(model, processor, dataset, batch_size, embedders, rows, cache_dir):
+        with inference(model):
+            for consumer in consumers:
+                consumer.add(batch_rows, outputs)
+
+
+class ImageRows:
+    """Numbers of each image of a data set, (images, ...) float32, filled batch by batch; NaN where nothing was put."""
+
+    def __init__(self, num_images: int):
+        self.num_images = num_images
+        self.values: np.ndarray | None = None  # until the first batch tells the shape
+
+    def put(self, rows: np.ndarray, values: torch.Tensor) -> None:
+        if self.values is None:
+            self.values = np.full((self.num_images, *values.shape[1:]), np.nan, dtype=np.float32)
+        self.values[rows] = values.cpu().numpy()
+
+    def merge(self, own: np.ndarray) -> np.ndarray:
+        """With the rows of every process; `own` are those of this one."""
+        shapes = merge_entries({} if self.values is None else {int(own[0]): self.values.shape[1:]})
+        if self.values is None:  # a process without a batch of its own
+            self.values = np.full((self.num_images, *next(iter(shapes.values()))), np.nan, dtype=np.float32)
+        return merge_rows(self.values, own)

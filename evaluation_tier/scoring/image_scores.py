@@ -1,0 +1,99 @@
+"""Scores of images by one model at every level, taken batch by batch from the pass over the images."""
+
+from collections.abc import Mapping, Sequence
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, has_patches
+from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.processes import merge_rows
+from evaluation_tier.scoring.findings import NO_FINDING
+from evaluation_tier.scoring.scores import (
+    LEVELS,
+    NEVER_ABNORMAL,
+    level_differences,
+    no_finding_scores,
+    pool_patches,
+    prompt_directions,
+    scores_from_differences,
+)
+from processing_tier.prompts.loader import Prompts, normalize_finding
+
+Levels = dict[str, np.ndarray]  # name of a level to scores (images, findings) float64
+
+
+class ImageScores:
+    """
+    One model's scores of a data set: a [`Consumer`] of its pass. Of the embeddings nothing is kept.
+
+    Args:
+        model: of images and texts, or a classifier.
+        processor: the model's.
+        dataset: whose images are scored.
+        findings: the columns of the scores.
+        prompts: of each finding; a classifier needs none.
+        scoring: see `zero_shot_scores`.
+    """
+
+    rows: np.ndarray | None = None
+    embedders: Embedders = {}
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: datasets.Dataset,
+        findings: Sequence[str],
+        prompts: Mapping[str, Prompts] | None,
+        scoring: str,
+    ):
+        self.patches = has_patches(model)
+        self.scoring = scoring
+        levels = LEVELS if self.patches else LEVELS[:1]
+        self.levels: Levels = {level: np.full((len(dataset), len(findings)), np.nan) for level in levels}
+        if is_classifier(model):
+            self.columns = [model.config.label2id[finding] for finding in findings]
+        else:
+            self.directions = prompt_directions(*embed_prompts(model, processor, prompts), scoring)  # (findings, dim)
+            self.patch_directions = torch.from_numpy(self.directions).to(model.device, torch.float32)
+
+    def add(self, rows: np.ndarray, outputs: Outputs) -> None:
+        if "logits" in outputs:
+            self.levels[LEVELS[0]][rows] = outputs["logits"][:, self.columns].cpu().numpy()
+            return
+        differences = outputs["image"].cpu().numpy().astype(np.float64) @ self.directions.T
+        pooled = pool_patches(outputs["patches"], self.patch_directions) if self.patches else {}
+        of_pools = {pool: values.cpu().numpy().astype(np.float64) for pool, values in pooled.items()}
+        for level, values in level_differences(differences, of_pools).items():
+            self.levels[level][rows] = scores_from_differences(values, self.scoring)
+
+    def finish(self, own: np.ndarray) -> None:
+        self.levels = {level: merge_rows(values, own) for level, values in self.levels.items()}
+
+
+def add_levels(total: Levels, new: Levels, columns: Sequence[int]) -> Levels:
+    """The sum of two members' scores at the levels that both have; `columns` are those of `total` that `new` has."""
+    return {level: values[:, columns] + new[level] for level, values in total.items() if level in new}
+
+
+def score_by_others(scores: Sequence[Levels], findings: Sequence[str], columns: Sequence[int]) -> None:
+    """Put `no_finding_scores` into these columns of the scores of every level, in place.
+
+    Args:
+        scores: of the evaluated images, and of those that choose the thresholds if these differ. The last ones are
+            the reference of the standardisation.
+    """
+    left_out = (*NO_FINDING, *NEVER_ABNORMAL)
+    others = [i for i, finding in enumerate(findings) if normalize_finding(finding) not in left_out]
+    if not others:
+        raise ValueError(
+            f"{findings[columns[0]]!r} is scored by the other findings, but no other one is evaluated: add some, or "
+            "score it by its prompts (--no_finding prompts)."
+        )
+    for level, reference in scores[-1].items():
+        reference = reference[:, others].copy()
+        for levels in scores:
+            levels[level][:, columns] = no_finding_scores(levels[level][:, others], reference)[:, None]
