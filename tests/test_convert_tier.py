@@ -204,7 +204,7 @@ def test_to_openclip(tmp_path, capsys, make_clip, tokenizer_folder):
 def test_bad_input_leaves_nothing(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder):
     path = save_openai(make_clip(), tmp_path / CHEXZERO_FILE)
     out = tmp_path / "out"
-    assert "no file or folder" in refuse(capsys, tmp_path / "absent.pt", out)
+    assert "does not exist; name a checkpoint" in refuse(capsys, tmp_path / "absent.pt", out)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2000])
     assert "damaged, cut short" in refuse(capsys, path, out)

@@ -1,4 +1,4 @@
-"""CLIP models with a plain vision transformer: OpenAI's, CheXzero's, OpenCLIP's, and those of transformers."""
+"""Loads CLIP models with a plain vision transformer: OpenAI's, CheXzero's, OpenCLIP's, and those of transformers."""
 
 import math
 import pickle
@@ -17,12 +17,12 @@ from .openai import clip_names
 from .openclip import HEAD_WIDTHS, openclip_settings
 from .source import Source
 
-# Tensors that the original code saves though its embeddings do not depend on them
+# Tensors that the original code saves although its embeddings do not depend on them
 UNUSED = re.compile(r"input_resolution|context_length|vocab_size|(.+\.)?attn_mask")
 
 
 def load_clip(source: Source, activation: str | None) -> TierCLIPModel:
-    """OpenAI's, CheXzero's or OpenCLIP's."""
+    """The model of an OpenAI, CheXzero or OpenCLIP checkpoint."""
     tensors, text = source.tensors, "text." if any(name.startswith("text.") for name in source.tensors) else ""
     config = clip_config(source, text, activation)
 
@@ -33,14 +33,14 @@ def load_clip(source: Source, activation: str | None) -> TierCLIPModel:
 
 
 def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPConfig:
-    """Sizes from the tensors (as `build_model` of OpenAI's clip/model.py does), the rest from what kind it is."""
+    """Sizes come from the tensors (as in `build_model` of OpenAI's clip/model.py), the rest from the kind."""
     tensors = source.tensors
     width, _, patch, _ = shape_of(tensors, "visual.conv1.weight", 4)
     positions, _ = shape_of(tensors, "visual.positional_embedding", 2)
     grid = math.isqrt(positions - 1)
     if not grid or grid**2 != positions - 1:
         raise ValueError(
-            f"The tensor visual.positional_embedding has {positions} positions, which are not one and a square number."
+            f"The tensor visual.positional_embedding has {positions} positions, not one more than a square number."
         )
     vocab_size, text_width = shape_of(tensors, f"{text}token_embedding.weight", 2)
     _, dim = shape_of(tensors, f"{text}text_projection", 2)
@@ -55,7 +55,9 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
 
     def tower(prefix: str, hidden: int, heads: int, cfg: dict) -> dict[str, Any]:
         if not heads or hidden % heads:
-            raise ValueError(f"A width of {hidden} cannot be divided among {heads} heads; this is no CLIP checkpoint.")
+            raise ValueError(
+                f"A width of {hidden} cannot be divided among {heads} heads, so this is not a CLIP checkpoint."
+            )
         return {
             "hidden_size": hidden,
             "intermediate_size": shape_of(tensors, f"{prefix}0.mlp.c_fc.weight", 2)[0],
@@ -78,7 +80,7 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
             "vocab_size": vocab_size,
             "max_position_embeddings": shape_of(tensors, f"{text}positional_embedding", 2)[0],
             # The vocabulary ends with begin and end of text (simple_tokenizer.py), and the original pools the text at
-            # its highest id; where the padding begins is never asked.
+            # its highest id, so the start of the padding does not matter.
             "bos_token_id": vocab_size - 2,
             "eos_token_id": vocab_size - 1,
             "pad_token_id": vocab_size - 1,
@@ -87,7 +89,7 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
 
 
 def load_clip_folder(path: Path) -> TierCLIPModel:
-    """A folder that `save_pretrained` of a CLIP model of transformers, or of ours, wrote."""
+    """The model of a folder that `save_pretrained` wrote, of a CLIP model of transformers or of this package."""
     check_model_folder(path)
     try:
         model, info = TierCLIPModel.from_pretrained(

@@ -1,4 +1,4 @@
-"""Tensors under the original names and ours: the renaming, and the check that none is missing or too many."""
+"""Renaming tensors between an original layout and ours, and checking that names and shapes match one to one."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -31,10 +31,10 @@ def check_tensors(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], unused: re.Pattern
 ) -> None:
     """
-    Compare a checkpoint with what the model has.
+    Compares a checkpoint with the tensors of the model.
 
     Raises:
-        ValueError: a tensor is missing, is one too many, or has another shape or kind of number; it is named.
+        ValueError: A tensor is missing, unknown, or has another shape or kind of number; the message names it.
     """
     extra = [name for name in tensors if name not in expected and not unused.fullmatch(name)]
     for problem, names in (("lacks", [name for name in expected if name not in tensors]), ("has unknown", extra)):
@@ -43,15 +43,15 @@ def check_tensors(
         tensor = tensors[name]
         if tensor.shape != like.shape:
             raise ValueError(
-                f"The tensor {name} of the checkpoint has the shape {tuple(tensor.shape)}; the others ask for "
-                f"{tuple(like.shape)}."
+                f"The tensor {name} of the checkpoint has the shape {tuple(tensor.shape)}, but the other tensors "
+                f"imply {tuple(like.shape)}."
             )
         if tensor.is_floating_point() != like.is_floating_point():
             raise ValueError(f"The tensor {name} of the checkpoint holds {tensor.dtype}, not {like.dtype}.")
 
 
 def refuse_tensors(problem: str, names: list[str]) -> None:
-    """ValueError where there are any `names`."""
+    """Raises ValueError unless `names` is empty."""
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise ValueError(f"The checkpoint {problem} tensors: {', '.join(names[:5])}{more}.")
@@ -66,7 +66,7 @@ def shape_of(tensors: Mapping[str, torch.Tensor], name: str, dims: int) -> tuple
 
 
 def count_parts(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """How many numbered modules there are under `prefix`."""
+    """The number of numbered modules under `prefix`."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
@@ -76,12 +76,12 @@ def fill(
     name_of: Callable[[list[str]], Mapping[str, tuple[str, ...]]],
     unused: re.Pattern,
 ) -> PreTrainedModel:
-    """The model that `make` makes, with the tensors of a checkpoint; sizes are compared before memory is taken."""
+    """The model of `make` with the tensors of a checkpoint. Sizes are compared before memory is allocated."""
     with torch.device("meta"):
         state = make().state_dict()
     names = name_of(list(state))
     check_tensors(tensors, to_layout(state, names), unused)
     model = make()
-    # BioViL has no logit scale: there it stays as it was made.
+    # BioViL has no logit scale; the initial one stays.
     model.load_state_dict({"logit_scale": model.logit_scale, **from_layout(tensors, names)}, strict=True)
     return model.eval()

@@ -20,7 +20,7 @@ def load_source(
         source ([`Source`]): From [`open_source`].
         activation (`str`, *optional*):
             `"gelu"` (the default, as in OpenCLIP) or `"quick_gelu"`, for an OpenCLIP checkpoint without its
-            configuration; its tensors do not tell.
+            configuration. Its tensors do not show the activation.
         text_folder (`str` or `Path`, *optional*): BioViL's text tower, the folder of CXR-BERT.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a folder of transformers may ask for, checked before its weights are read."""
+"""Checks of a folder of transformers before its weights are read."""
 
 from pathlib import Path
 
@@ -6,29 +6,29 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from .tensor_files import check_pickle, read_json
 
-MODEL_JSON_LIMIT = 64 * 2**20  # bytes; a tokenizer of many languages has half of it, and the log of a training less
+MODEL_JSON_LIMIT = 64 * 2**20  # bytes; a multilingual tokenizer has half of it, and a training log less
 ADAPTER = "adapter_config.json"
 
 
 def check_not_adapter(folder: str | Path) -> None:
-    """ValueError for a folder that holds a LoRA adapter and no model."""
+    """Raises ValueError for a folder that holds a LoRA adapter without its model."""
     folder = Path(folder)
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
         raise ValueError(
-            f"The folder {folder} holds a LoRA adapter alone ({ADAPTER}): merge it into its model first (peft's "
-            "merge_and_unload, then save_pretrained), and name the folder of the merged model."
+            f"The folder {folder} holds only a LoRA adapter ({ADAPTER}). Merge it into its model (peft's "
+            "merge_and_unload, then save_pretrained), and pass the folder of the merged model."
         )
 
 
 def check_model_folder(folder: str | Path) -> None:
     """
-    Check the weights that a folder names: they must lie in it, and pickled ones must ask for nothing but tensors.
+    Checks the weights that a folder names: they must be inside it, and pickled ones must hold only tensors.
 
     Args:
-        folder (`str` or `Path`): Of a model; anything else, such as a name on the Hub, passes.
+        folder (`str` or `Path`): Folder of a model; anything else, such as a name on the Hub, passes.
 
     Raises:
-        ValueError: an index of weights names a file outside the folder or is damaged, a pickle is not safe to read, or
+        ValueError: An index of weights is damaged or names a file outside the folder, a pickle is not safe to read, or
             a JSON file is too large.
     """
     folder = Path(folder)
@@ -45,10 +45,10 @@ def check_model_folder(folder: str | Path) -> None:
 
 
 def check_index(index: Path) -> None:
-    """ValueError for an index of weights whose files are not plain names."""
+    """Raises ValueError for an index of weights whose files are not plain names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map of tensors and files; download the model again.")
+        raise ValueError(f"{index} lacks a weight_map from tensors to files; download the model again.")
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
             raise ValueError(

@@ -1,6 +1,6 @@
 """OpenAI CLIP's names (clip/model.py of openai/CLIP), which CheXzero and OpenCLIP share."""
 
-BLOCK = {  # of a transformer, beside the projections of queries, keys and values
+BLOCK = {  # of a transformer, without the projections of queries, keys and values
     "ln_1": "layer_norm1",
     "attn.out_proj": "self_attn.out_proj",
     "ln_2": "layer_norm2",
@@ -11,12 +11,12 @@ BLOCK = {  # of a transformer, beside the projections of queries, keys and value
 
 def clip_names(vision_layers: int, text_layers: int, text: str = "") -> dict[str, tuple[str, ...]]:
     """
-    OpenAI's name of each tensor of CLIP, and our name; three of ours where one tensor there has the rows of queries,
-    keys and values.
+    OpenAI's name of each tensor of CLIP, and our name. OpenAI's tensors with the rows of queries, keys and values have
+    three names of ours.
 
     Args:
         vision_layers (`int`), text_layers (`int`): Depth of the towers.
-        text (`str`, *optional*, defaults to `""`): What comes before the names of the text tower.
+        text (`str`, *optional*, defaults to `""`): Prefix of the names of the text tower.
     """
     ours = {
         "logit_scale": "logit_scale",

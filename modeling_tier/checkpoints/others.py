@@ -1,4 +1,4 @@
-"""Files and models that cannot be converted: what each is, and what you can do instead."""
+"""Error messages for files and models that cannot be converted: what each is, and what to do instead."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ FIRST_BYTES = {  # of a file: what it is, and what to do
 
 
 def refuse_file(path: Path) -> None:
-    """ValueError for a file that its name or first bytes show to be no checkpoint."""
+    """Raises ValueError for a file whose name or first bytes show that it is not a checkpoint."""
     if BPE_FILE.fullmatch(path.name):
         raise ValueError(f"{path.name} {BPE_ADVICE.format(what='checkpoint')}")
     with open(path, "rb") as file:
@@ -31,7 +31,7 @@ def refuse_file(path: Path) -> None:
 
 
 def refuse_tokenizer(name: str) -> None:
-    """ValueError for a tokenizer that is a file; a folder, or a name on the Hub, passes."""
+    """Raises ValueError for a tokenizer that is a file; a folder, or a name on the Hub, passes."""
     path = Path(name)
     if path.is_file():
         advice = BPE_ADVICE.format(what="tokenizer folder") if BPE_FILE.fullmatch(path.name) else None
@@ -39,7 +39,7 @@ def refuse_tokenizer(name: str) -> None:
 
 
 def refuse_settings(folder: Path, settings: Mapping) -> None:
-    """ValueError for an OpenCLIP model, by its configuration, whose towers are not CLIP's."""
+    """Raises ValueError for an OpenCLIP model whose configuration describes other towers than CLIP's."""
     model = settings.get("model_cfg") if isinstance(settings.get("model_cfg"), dict) else {}
     vision, text = (
         model.get(name) if isinstance(model.get(name), dict) else {} for name in ("vision_cfg", "text_cfg")
@@ -72,7 +72,7 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
 
 
 def refuse_tensors(name: str, tensors: Collection[str]) -> None:
-    """ValueError for a file, by the names of its tensors, that holds a model of another kind."""
+    """Raises ValueError for a file whose tensors have the names of another kind of model."""
     if has_prefix(tensors, "encoder.backbone_to_vit.", "encoder.vit_pooler.", "encoder.missing_previous_emb"):
         raise ValueError(
             f"{name} is the image tower of BioViL-T, which compares two studies by a transformer above its ResNet. "
@@ -103,7 +103,7 @@ def refuse_tensors(name: str, tensors: Collection[str]) -> None:
 
 
 def refuse_model_type(folder: Path, model_type: str) -> None:
-    """ValueError for a folder of transformers that holds another model than CLIP."""
+    """Raises ValueError for a folder of transformers that does not hold a CLIP model."""
     if model_type == "cxr-bert":
         raise ValueError(
             f"{folder} holds CXR-BERT, BioViL's text tower. Name BioViL's image file "

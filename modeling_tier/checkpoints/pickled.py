@@ -1,9 +1,9 @@
 """
-What a pickle of tensors asks for, without reading its tensors or calling anything that it names.
+Checks what a pickle of tensors requests, without reading its tensors or calling anything that it names.
 
-A file of a few bytes can ask for gigabytes: by a call that only takes memory (`bytearray`), by a tensor larger than
-its storage, which torch would then enlarge, or by a storage larger than what the file holds. So a pickle is read here
-first, with placeholders for everything that it calls.
+A file of a few bytes can request gigabytes: by a call that allocates memory (`bytearray`), by a tensor larger than its
+storage, which torch would then enlarge, or by a storage larger than the file. So a pickle is read here first, with
+placeholders for everything that it calls.
 """
 
 import pickle
@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-PICKLE_LIMIT = 2**23  # bytes of a pickle without its tensors; those of large models have about 1 MB
-WORK_LIMIT = 2**25  # values that are read or hashed; those of large models have about a million
+PICKLE_LIMIT = 2**23  # bytes of a pickle without its tensors; large models need about 1 MB
+WORK_LIMIT = 2**25  # values that are read or hashed; large models need about a million
 
-# What training scripts save beside the tensors: arguments, and numbers that are numpy's. Never needed here.
+# What training scripts save beside the tensors: arguments, and numpy's numbers. Not needed here.
 BOOKKEEPING = (
     "argparse.Namespace",
     "_codecs.encode",
@@ -28,7 +28,7 @@ BOOKKEEPING = (
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct",
 )
-# What a state dict may call besides, whose results take no memory of their own
+# Other calls that a state dict may request, which do not allocate memory
 HARMLESS = (
     "torch.device",
     "torch.nn.parameter.Parameter",
@@ -38,14 +38,14 @@ HARMLESS = (
     "torch._utils._rebuild_meta_tensor_no_storage",
     "torch._utils._rebuild_sparse_tensor",
 )
-STORAGES = {  # of torch, with the bytes of one element
+STORAGES = {  # torch's storages, with the bytes of one element
     **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage"), 1),
     **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
     **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
     **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
     "ComplexDoubleStorage": 16,
 }
-# The operations that the `weights_only` reader of torch knows. The rest includes some that take memory themselves.
+# The operations that the `weights_only` reader of torch knows. Some of the others allocate memory themselves.
 OPERATIONS = {
     *("PROTO", "STOP", "MARK", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "BINPERSID"),
     *("APPEND", "APPENDS", "SETITEM", "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
@@ -56,11 +56,11 @@ OPERATIONS = {
 
 
 class CheckpointRefused(ValueError):
-    """A file that is not read, with the reason."""
+    """A file was refused; the message gives the reason."""
 
 
 class Placeholder:
-    """Stands for an object that is not needed: whatever it is built from is forgotten."""
+    """Stands for an object that is not needed, and discards its arguments."""
 
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
@@ -73,7 +73,7 @@ class Placeholder:
 
 
 class Arguments(Placeholder):
-    """Stands for an `argparse.Namespace`: its values, and nothing that it could be made to do."""
+    """Stands for an `argparse.Namespace`: only its values."""
 
     values: Mapping = {}
 
@@ -125,8 +125,8 @@ class ClaimReader(pickle.Unpickler):
         if whole in HARMLESS or whole in BOOKKEEPING or whole in self.classes:
             return Placeholder
         raise CheckpointRefused(
-            f"{self.name} asks to call {whole} while it is read, which tensors do not need, so it was not read. Where "
-            "it was made, save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')."
+            f"{self.name} requests a call of {whole} while it is read, which tensors do not need, so it was not read. "
+            "Save only its tensors with its own code: torch.save(model.state_dict(), 'tensors.pt')."
         )
 
     def persistent_load(self, identifier: tuple) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class ClaimReader(pickle.Unpickler):
         return size, element.itemsize
 
     def rebuild(self, storage: tuple[int, int], offset: int, size: tuple, stride: tuple, *rest) -> None:
-        """A tensor that lies within its storage; it stands for nothing."""
+        """Checks that a tensor lies within its storage."""
         available, itemsize = storage
         if not all(type(number) is int for number in (offset, *size, *stride)):
             raise pickle.UnpicklingError("a tensor without a size")
@@ -159,19 +159,19 @@ def read_claims(
     file: BinaryIO, name: str, bytes_of: Callable[[str], int], classes: Collection[str] = ()
 ) -> tuple[Any, dict[str, int]]:
     """
-    Check the pickle at this place of a file; see [`ClaimReader`] for the arguments.
+    Checks the pickle at the current position of a file; see [`ClaimReader`] for the arguments.
 
     Returns:
-        `tuple`: what it holds, with `None` for each tensor and placeholders for the rest, and the bytes of each
+        `tuple`: the content, with `None` for each tensor and placeholders for other objects, and the bytes of each
         storage.
 
     Raises:
-        CheckpointRefused: it asks for more memory than the file has bytes, or to call what tensors do not need.
-        Exception: it is damaged, as `pickle` says.
+        CheckpointRefused: It requests more memory than the file has bytes, or a call that tensors do not need.
+        Exception: It is damaged, as `pickle` reports.
     """
     start = file.tell()
     for count, (operation, argument, position) in enumerate(pickletools.genops(file)):
-        far = operation.name in ("BINPUT", "LONG_BINPUT") and argument > count  # `pickle` makes room up to there
+        far = operation.name in ("BINPUT", "LONG_BINPUT") and argument > count  # `pickle` allocates up to there
         if operation.name not in OPERATIONS or far or position - start > PICKLE_LIMIT:
             raise pickle.UnpicklingError(operation.name)
     file.seek(start)
@@ -183,11 +183,11 @@ def read_claims(
 
 def check_work(file: BinaryIO) -> None:
     """
-    Bound the values that the pickle at this place of a file makes `pickle` go through. A tuple that is doubled 60
-    times takes 120 bytes, and 2^60 steps where it is the key of a dictionary.
+    Limits the values that `pickle` has to process for the pickle at the current position of a file. A tuple that is
+    doubled 60 times takes 120 bytes, but 2^60 steps as the key of a dictionary.
 
     Raises:
-        pickle.UnpicklingError: more than [`WORK_LIMIT`].
+        pickle.UnpicklingError: There are more than [`WORK_LIMIT`].
     """
     stack: list[int | None] = []  # values within each, `None` for a mark
     memo: dict[int, int] = {}
@@ -208,14 +208,14 @@ def check_work(file: BinaryIO) -> None:
                 taken.append(stack.pop() or 0)
         work += sum(taken)
         if work > WORK_LIMIT:
-            raise pickle.UnpicklingError("too many values within each other")
+            raise pickle.UnpicklingError("too many nested values")
         for made in operation.stack_after:
             if made is pickletools.markobject:
                 stack.append(None)
-            else:  # lists and dictionaries are never hashed: what is in them counts once
+            else:  # lists and dictionaries are never hashed: their content counts once
                 stack.append(1 + sum(taken) if operation.name.startswith(("TUPLE", "REDUCE", "NEWOBJ")) else 1)
 
 
 def called_names(file: BinaryIO) -> set[str]:
-    """What the pickle at this place of a file names, as `module.name`."""
+    """The names that the pickle at the current position of a file uses, as `module.name`."""
     return {argument.replace(" ", ".") for op, argument, _ in pickletools.genops(file) if op.name == "GLOBAL"}

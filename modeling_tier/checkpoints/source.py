@@ -1,4 +1,4 @@
-"""What kind of checkpoint a file or folder is."""
+"""Finds out the kind of a checkpoint, and reads its tensors and settings."""
 
 import re
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ CHEXZERO_SHAPE = {"patch": 16, "image": 320, "dim": 768}  # what `--random_init`
 @dataclass
 class Source:
     """
-    A checkpoint as it lies on disk.
+    A checkpoint as stored on disk.
 
     Args:
         path (`Path`): A file, or the folder of a model.
         kind (`str`): One of `KINDS`.
         tensors (`dict[str, torch.Tensor]`): By their original names; empty for a folder of transformers.
-        settings (`dict`): `open_clip_config.json`, where there is one.
-        arguments (`dict`): TIER's, with which its model was trained, where the file has them.
+        settings (`dict`): Content of `open_clip_config.json`, if it exists.
+        arguments (`dict`): TIER's training arguments, if the file has them.
     """
 
     path: Path
@@ -41,20 +41,20 @@ class Source:
 
 def open_source(path: str | Path, kind: str | None = None) -> Source:
     """
-    Read a checkpoint and find out what it is.
+    Reads a checkpoint and finds out what it is.
 
     Args:
         path (`str` or `Path`): A file, or the folder of a model (transformers or OpenCLIP).
         kind (`str`, *optional*):
-            One of `KINDS`, for a file that does not show it: OpenAI's, CheXzero's and OpenCLIP's tensors have the same
-            names and shapes.
+            One of `KINDS`, for a file that does not show its kind: the tensors of OpenAI, CheXzero and OpenCLIP have
+            the same names and shapes.
 
     Raises:
-        ValueError: there is no such file, it cannot be read safely, or it is none of these or another than `kind`.
+        ValueError: The file does not exist, cannot be read safely, or is not of a known kind or not of this `kind`.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"There is no file or folder {str(path)!r}; name a checkpoint on this machine.")
+        raise ValueError(f"The file or folder {str(path)!r} does not exist; name a checkpoint on this machine.")
     if not path.is_dir() and not path.is_file():
         raise ValueError(f"{str(path)!r} is a pipe or a device, not a file or folder; name a checkpoint.")
     if path.is_dir():
@@ -75,8 +75,8 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
         raise ValueError(f"{path.name} has the tensors of the kind {' or '.join(layout)}, not {kind}.")
     if kind is None and found is None:
         raise ValueError(
-            f"{path.name} may be OpenAI's, CheXzero's or OpenCLIP's, which name their tensors alike but take other "
-            "pixels; say which with --kind openai, --kind chexzero or --kind openclip."
+            f"{path.name} may come from OpenAI, CheXzero or OpenCLIP: their tensors have the same names, but they "
+            "expect different pixels. Pass --kind openai, --kind chexzero or --kind openclip."
         )
     if found == "tier":
         return Source(path, "tier", tensors, arguments=read_arguments(path))
@@ -84,14 +84,14 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
 
 
 def open_folder(path: Path) -> Source:
-    """The kind of model that a folder holds; the tensors of one of transformers are left to `from_pretrained`."""
+    """The source of a folder; `from_pretrained` reads the tensors of a folder of transformers later."""
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("model_type") in ("clip", TierCLIPConfig.model_type):
         return Source(path, "clip")
     if (path / OPENCLIP_CONFIG).is_file():
         weights = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
         if weights is None:
-            raise ValueError(f"{path} has {OPENCLIP_CONFIG} but no weights ({', '.join(WEIGHT_FILES)}).")
+            raise ValueError(f"{path} has {OPENCLIP_CONFIG} but lacks the weights ({', '.join(WEIGHT_FILES)}).")
         settings = read_json(path / OPENCLIP_CONFIG)
         refuse_settings(path, settings)
         refuse_file(weights)
@@ -99,17 +99,17 @@ def open_folder(path: Path) -> Source:
         refuse_tensors(weights.name, tensors)
         return Source(path, "openclip", tensors, settings)
     if config.get("model_type") == TierDualEncoderConfig.model_type:
-        raise ValueError(f"{path} is a TierDualEncoderModel already; there is nothing to convert it from or to.")
+        raise ValueError(f"{path} is already a TierDualEncoderModel, which cannot be converted.")
     if config:
         refuse_model_type(path, config.get("model_type"))
     raise ValueError(
-        f"{path} holds no model: neither config.json (transformers) nor {OPENCLIP_CONFIG} (OpenCLIP). Name the "
-        "checkpoint file itself, or another folder."
+        f"{path} does not hold a model: config.json (transformers) and {OPENCLIP_CONFIG} (OpenCLIP) are missing. Name "
+        "the checkpoint file itself, or another folder."
     )
 
 
 def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:
-    """One of `KINDS`; None where the tensors are laid out as CLIP's and nothing tells whose CLIP it is."""
+    """One of `KINDS`; None for tensors in CLIP's layout whose code base is unknown."""
     refuse_tensors(name, tensors)
     if "cnn.encoder.encoder.conv1.weight" in tensors:
         return "tier"
@@ -119,7 +119,7 @@ def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, 
         if any(key.startswith(("vision_model.", "text_model.")) for key in tensors):
             raise ValueError(f"{name} holds the weights of a model of transformers; name its folder instead.")
         raise ValueError(
-            f"{name} is of no kind that can be converted ({', '.join(KINDS)}); its first tensors are called "
+            f"{name} is not of a kind that can be converted ({', '.join(KINDS)}). Its first tensors are "
             f"{', '.join(list(tensors)[:3])}."
         )
     if container == "torchscript" or "input_resolution" in tensors:

@@ -1,12 +1,10 @@
 """
-Tensors of checkpoint files, without running anything of what the files hold.
+Reads the tensors of checkpoint files without running code from the files.
 
-They are read with safetensors or by the `weights_only` reader of torch, which knows tensors and plain containers and
-refuses everything else by name. Two things more are let through, both as placeholders that forget what they are given,
-so that no code but this module's is called: what old training scripts save beside the tensors, and the modules of
-TorchScript archives.
-
-What a file asks for is compared with what it holds before that, see `pickled.py`.
+safetensors reads its own files. For others, the `weights_only` reader of torch accepts tensors and plain containers
+and refuses everything else by name. Two more things are accepted, as placeholders that discard their arguments, so
+that only code of this module is called: what old training scripts save beside the tensors, and modules of TorchScript
+archives. Before that, `pickled.py` compares what a file requests with what it holds.
 """
 
 import contextlib
@@ -24,12 +22,12 @@ from safetensors.torch import load_file
 
 from .pickled import BOOKKEEPING, PICKLE_LIMIT, Arguments, CheckpointRefused, Placeholder, called_names, read_claims
 
-JSON_LIMIT = 2**20  # bytes; such a file has a few kilobytes
+JSON_LIMIT = 2**20  # bytes; such files have a few kilobytes
 LEGACY_PICKLES = 3  # before the one with the tensors, in files of torch before 1.6: magic number, protocol, system
 
 
 class ScriptedModule(Placeholder):
-    """Stands for a module of a TorchScript archive: its attributes, and none of its code."""
+    """Stands for a module of a TorchScript archive: its attributes, without its code."""
 
     attributes: Mapping = {}
 
@@ -38,7 +36,7 @@ class ScriptedModule(Placeholder):
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
         found = {}
-        attributes, self.attributes = self.attributes, {}  # once: a hostile archive has modules inside themselves
+        attributes, self.attributes = self.attributes, {}  # once: in a hostile archive, modules contain themselves
         for name, value in attributes.items():
             if isinstance(value, torch.Tensor):
                 found[f"{prefix}{name}"] = value
@@ -65,13 +63,13 @@ def load_pickle(path: Path) -> tuple[Any, str]:
 
 def check_pickle(path: Path) -> Any:
     """
-    Compare what a file of `torch.save` asks for with what it holds, without reading its tensors.
+    Compares what a file of `torch.save` requests with what it holds, without reading its tensors.
 
     Returns:
-        What it holds, with `None` for each tensor and placeholders for what else is no plain data.
+        The content, with `None` for each tensor and placeholders for other objects.
 
     Raises:
-        ValueError: it asks to call something that tensors do not need, or for more memory than it has bytes; or it is
+        ValueError: The file requests a call that tensors do not need, or more memory than it has bytes; or it is
             damaged.
     """
     with reading(path):
@@ -80,7 +78,7 @@ def check_pickle(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 pickled = io.BytesIO(archive.read(next(name for name in archive.namelist() if is_data(name))))
             return read_claims(pickled, path.name, lambda key: sizes[f"data/{key}"])[0]
-        with open(path, "rb") as file:  # of torch before 1.6, or not of torch
+        with open(path, "rb") as file:  # of torch before 1.6, or of another program
             content, storages = read_claims(file, path.name, lambda _: path.stat().st_size)
             if file.read(1):
                 file.seek(0)
@@ -91,7 +89,7 @@ def check_pickle(path: Path) -> Any:
                         f"{path.name} describes tensors larger than the file itself, so it was not read."
                     )
                 listed, _ = read_claims(file, path.name, lambda _: 0)
-                if missing := storages.keys() - set(listed):  # which torch would leave as the memory was
+                if missing := storages.keys() - set(listed):  # torch would leave their memory uninitialised
                     raise CheckpointRefused(
                         f"{path.name} lacks the values of {len(missing)} of its {len(storages)} tensors, so it was "
                         "not read."
@@ -100,7 +98,7 @@ def check_pickle(path: Path) -> Any:
 
 
 def read_arguments(path: Path) -> dict:
-    """The command-line arguments that a training script saved under `args`; numbers and words alone."""
+    """The command-line arguments that a training script saved under `args`: only numbers and words."""
     content = check_pickle(path)
     arguments = content.get("args") if isinstance(content, dict) else None
     values = arguments.values if isinstance(arguments, Arguments) else {}
@@ -109,23 +107,23 @@ def read_arguments(path: Path) -> dict:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged or hostile file makes a reader raise, which can be anything, into one sentence."""
+    """Turns any exception from reading a damaged or hostile file into a CheckpointRefused."""
     try:
         yield
     except CheckpointRefused:
         raise
     except Exception as error:
         raise CheckpointRefused(
-            f"{path.name} cannot be read: it is damaged, cut short, or no file of torch.save or safetensors "
+            f"{path.name} cannot be read: it is damaged, cut short, or not a file of torch.save or safetensors "
             f"({type(error).__name__})."
         ) from None
 
 
 def load_weights(file: Path | io.BytesIO, names: Collection[str]) -> Any:
-    """What the `weights_only` reader of torch makes of a file, with placeholders for what it names besides tensors."""
+    """The content of a file by the `weights_only` reader of torch, with placeholders for the given names."""
     stand_ins: list = [(ScriptedModule if name.startswith("__torch__") else Placeholder, name) for name in names]
     with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickles that torch did not write; the error says what matters
+        warnings.simplefilter("ignore")  # about pickles that torch did not write; the error suffices
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -143,28 +141,29 @@ def is_data(record: str) -> bool:
 
 def record_sizes(path: Path) -> dict[str, int]:
     """
-    The bytes of what is in a zip archive of torch, by name and without the folder that all names begin with.
+    The size in bytes of each record of a zip archive of torch, by its name without the common folder.
 
     Raises:
-        zipfile.BadZipFile: compressed or overlapping records, or too long a pickle. torch writes none of them.
+        zipfile.BadZipFile: Compressed or overlapping records, or a pickle that is too long. torch does not write such
+            archives.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    if is_torchscript(path):  # whose code is compressed, and not read
+    if is_torchscript(path):  # its code is compressed, and is not read
         entries = [entry for entry in entries if not entry.filename.partition("/")[2].startswith("code/")]
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
         raise zipfile.BadZipFile("compressed data")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise zipfile.BadZipFile("overlapping data")
     if any(is_data(entry.filename) and entry.file_size > PICKLE_LIMIT for entry in entries):
-        raise zipfile.BadZipFile("too long a pickle")
+        raise zipfile.BadZipFile("the pickle is too long")
     return {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
 
 
 def without_code(path: Path) -> tuple[io.BytesIO, io.BytesIO, dict[str, int]]:
     """
-    A TorchScript archive less its code, which the `weights_only` reader takes, the pickle in it, and its sizes.
-    Reading it with `torch.jit.load` would be as good as running a program.
+    A TorchScript archive without its code (which the `weights_only` reader accepts), its pickle, and its sizes.
+    Reading it with `torch.jit.load` would run its code.
     """
     slim, sizes = io.BytesIO(), record_sizes(path)
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(slim, "w") as target:
@@ -179,11 +178,11 @@ def without_code(path: Path) -> tuple[io.BytesIO, io.BytesIO, dict[str, int]]:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """
-    The tensors of a file by their names, and in what they were: `"safetensors"`, `"torchscript"`, `"state_dict"` and
-    `"model_state_dict"` for a training checkpoint with them under that key, or `"bare"`.
+    The tensors of a file by name, and their container: `"safetensors"`, `"torchscript"`, `"state_dict"` or
+    `"model_state_dict"` (the key of a training checkpoint that holds them), or `"bare"`.
 
     Raises:
-        ValueError: not to be read, not to be read safely, or no tensors in it.
+        ValueError: The file cannot be read safely, or it does not hold tensors.
     """
     if path.suffix == ".safetensors":
         try:
@@ -197,7 +196,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
             content, container = content[key], key
     tensors = content if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(name, str) and is_plain(value) for name, value in tensors.items()):
-        raise ValueError(f"{path.name} holds no state dict (tensors by their names), so there is nothing to convert.")
+        raise ValueError(f"{path.name} does not hold a state dict (tensors by name), so it cannot be converted.")
     tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     if sum(tensor.nbytes for tensor in tensors.values()) > 2 * path.stat().st_size:
         raise ValueError(f"{path.name} describes tensors larger than the file itself, so it was not read.")
@@ -207,14 +206,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a tensor with numbers of its own; copying from a meta tensor would silently do nothing."""
+    """Whether it is a tensor that stores its numbers; copying from a meta tensor would silently do nothing."""
     if not isinstance(value, torch.Tensor):
         return False
     return value.layout is torch.strided and not value.is_meta and not value.is_quantized
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of moderate size."""
+    """The content of a JSON file; ValueError for a large file, or one that does not hold an object."""
     if path.stat().st_size > JSON_LIMIT:
         raise ValueError(f"{path} has more than {JSON_LIMIT:,} bytes, which no such file needs.")
     try:

@@ -23,16 +23,14 @@ UNUSED = re.compile(r"cnn\.encoder\.encoder\.fc\.\w+|transformer\.(cls\.predicti
 
 def load_tier(tensors: dict[str, torch.Tensor], arguments: Mapping | None = None) -> TierDualEncoderModel:
     """
-    The authors' own; the text head is in the file twice, as a part of CXR-BERT and by itself. The weights that it was
-    trained with become the configuration's.
+    The model of a TIER checkpoint. The file holds the text head twice: inside CXR-BERT and separately. The entropy
+    weights of its training become the configuration's.
     """
     tensors = dict(tensors)
     for name in [name for name in tensors if name.startswith("cls_projection_head.")]:
         first = tensors.get(f"transformer.{name}")
         if first is not None and not torch.equal(first, tensors.pop(name)):
-            raise ValueError(
-                f"The tensors {name} and transformer.{name} of the checkpoint differ; they are one in TIER."
-            )
+            raise ValueError(f"The tensors {name} and transformer.{name} of the checkpoint differ, but TIER has one.")
     bert = bert_config(tensors, "transformer.bert.")
     config = TierDualEncoderConfig(
         vision_config=resnet_config(tensors, "cnn.encoder.encoder."),
@@ -52,14 +50,14 @@ def load_tier(tensors: dict[str, torch.Tensor], arguments: Mapping | None = None
 
 def entropy_weights(arguments: Mapping) -> dict:
     """
-    Fields of the configuration from the `args` of a checkpoint; none where it has none.
+    Fields of the configuration from the `args` of a checkpoint; empty if the arguments lack the weights.
 
-    A comment in the authors' code (Modeling/utils.py:88-89) says that `lam_words` weighs the entropy of each patch
-    over the words. The code below it does the opposite, and so does this function: `lam_words` weighs the entropy of
-    each word over the patches. The authors' loss counts all tokens, padding among them.
+    A comment in the authors' code (Modeling/utils.py:88-89) says that `lam_words` weights the entropy of each patch
+    over the words. The code below the comment does the opposite, and this function follows the code: `lam_words`
+    weights the entropy of each word over the patches. The authors' loss counts all tokens, including padding.
 
     Raises:
-        ValueError: a weight is not a number of at least 0.
+        ValueError: A weight is not a number of at least 0.
     """
     fields = {}
     for theirs, ours in WEIGHTS.items():
@@ -113,10 +111,10 @@ def resnet_config(tensors: Mapping[str, torch.Tensor], prefix: str) -> ResNetCon
 
 
 def bert_config(tensors: Mapping[str, torch.Tensor], prefix: str) -> BertConfig:
-    """BERT's sizes from the tensors; heads are 64 wide, and the rest is BERT's default, as in CXR-BERT."""
+    """BERT's sizes from the tensors. As in CXR-BERT, heads are 64 wide and the rest is BERT's default."""
     vocab_size, hidden = shape_of(tensors, f"{prefix}embeddings.word_embeddings.weight", 2)
     if hidden % 64:
-        raise ValueError(f"A width of {hidden} cannot be divided into heads of 64; this is no CXR-BERT.")
+        raise ValueError(f"A width of {hidden} cannot be divided into heads of 64, so this is not a CXR-BERT.")
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,

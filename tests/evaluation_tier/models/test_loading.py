@@ -70,8 +70,8 @@ def test_an_adapter_alone_is_to_be_merged_first(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     message = (
-        f"The folder {tmp_path} holds a LoRA adapter alone (adapter_config.json): merge it into its model first "
-        "(peft's merge_and_unload, then save_pretrained), and name the folder of the merged model."
+        f"The folder {tmp_path} holds only a LoRA adapter (adapter_config.json). Merge it into its model "
+        "(peft's merge_and_unload, then save_pretrained), and pass the folder of the merged model."
     )
     for load in (load_model, lambda folder: make_model(ModelArguments(model=str(folder)), [])):
         with pytest.raises(ValueError) as error:

@@ -155,11 +155,13 @@ def test_files_that_ask_for_gigabytes_are_refused(hostile):
         name = path.name
         if name.startswith(("builtins", "__builtin__", "torch", "zipped")):
             called = "builtins.bytearray" if name == "zipped.pt" else name.removesuffix(".pt")
-            expected = f"{name} asks to call {called} while it is read, which tensors do not need, so it was not read."
+            expected = (
+                f"{name} requests a call of {called} while it is read, which tensors do not need, so it was not read."
+            )
         elif name in ("grown.pt", "claimed.pt", "old.pt"):
             expected = f"{name} describes tensors larger than the file itself, so it was not read."
         else:
-            expected = f"{name} cannot be read: it is damaged, cut short, or no file of torch.save or safetensors ("
+            expected = f"{name} cannot be read: it is damaged, cut short, or not a file of torch.save or safetensors ("
         with pytest.raises(ValueError) as error:
             read_tensors(path)
         assert str(error.value).startswith(expected)
@@ -251,7 +253,7 @@ def test_a_link_to_a_device_and_a_pipe(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     os.mkfifo(folder / "config.json")
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="does not hold a model"):
         open_source(folder)
 
 
@@ -278,7 +280,7 @@ def test_an_index_of_files_beside_it(tmp_path, clip):
     model = load_source(open_source(tmp_path))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in clip.state_dict().items())
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
-    with pytest.raises(ValueError, match="has no weight_map of tensors and files"):
+    with pytest.raises(ValueError, match="lacks a weight_map from tensors to files"):
         check_model_folder(tmp_path)
     check_model_folder("owner/name")  # of the Hub
 
@@ -287,7 +289,7 @@ def test_a_pickle_in_a_folder_of_transformers(tmp_path, clip):
     clip.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(call("builtins bytearray", GIGABYTES))
-    with pytest.raises(ValueError, match="pytorch_model.bin asks to call builtins.bytearray"):
+    with pytest.raises(ValueError, match="pytorch_model.bin requests a call of builtins.bytearray"):
         load_source(open_source(tmp_path))
 
 

@@ -145,13 +145,13 @@ def test_a_pickle_with_code_is_not_run(tmp_path, state, how):
     if how == "pickle 4":  # written with operations that the reader does not know at all
         assert "best_model.pt cannot be read" in str(error.value)
     else:
-        assert f"best_model.pt asks to call {SYSTEM} while it is read" in str(error.value)
+        assert f"best_model.pt requests a call of {SYSTEM} while it is read" in str(error.value)
         assert "torch.save(model.state_dict(), 'tensors.pt')" in str(error.value)
 
 
 def test_arguments_that_are_more_than_data_are_refused_by_name(tmp_path, state):
     checkpoint = {"model_state_dict": state, "args": argparse.Namespace(path=Path("x"))}
-    with pytest.raises(ValueError, match=r"asks to call pathlib\S*Path while"):
+    with pytest.raises(ValueError, match=r"requests a call of pathlib\S*Path while"):
         read_tensors(saved(tmp_path / "best_model.pt", checkpoint))
 
 
@@ -169,8 +169,8 @@ DOUBLED += b"."
     "data, message",
     [
         (pickle.dumps(Hostile("absent"), protocol=2), SYSTEM),
-        (LOOP, "holds no state dict"),
-        (DOUBLED, "holds no state dict"),
+        (LOOP, "does not hold a state dict"),
+        (DOUBLED, "does not hold a state dict"),
     ],
     ids=["code", "loop", "doubled"],
 )
@@ -213,7 +213,7 @@ def test_a_text_file(tmp_path):
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {}, {1: torch.zeros(2)}, {"a": 1}, torch.zeros(2)])
 def test_files_without_a_state_dict(tmp_path, content):
-    with pytest.raises(ValueError, match="weights.pt holds no state dict"):
+    with pytest.raises(ValueError, match="weights.pt does not hold a state dict"):
         read_tensors(saved(tmp_path / "weights.pt", content))
 
 
@@ -221,8 +221,8 @@ def test_files_without_a_state_dict(tmp_path, content):
     "tensor, message",
     [
         (torch.zeros(1).expand(10**6, 10**6), "larger than the file itself"),
-        (torch.zeros(4, device="meta"), "holds no state dict"),
-        (torch.zeros(4).to_sparse(), "holds no state dict"),
+        (torch.zeros(4, device="meta"), "does not hold a state dict"),
+        (torch.zeros(4).to_sparse(), "does not hold a state dict"),
     ],
 )
 def test_tensors_without_numbers_of_their_own(tmp_path, tensor, message):
