@@ -173,7 +173,7 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path):
     zipped(tmp_path / "doubled.pt", b"\x80\x02}K\x01q\x00" + doubled + b"K\x00s.", {})
     zipped(tmp_path / "nested.pt", b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"K\x00s.", {})
     zipped(tmp_path / "flat.pt", b"\x80\x02}K\x01" + b"\x85" * 5 + b"K\x00s.", {})  # is read, and holds no tensors
-    for name, reason in (("doubled", "damaged"), ("nested", "damaged"), ("flat", "no state dict")):
+    for name, reason in (("doubled", "damaged"), ("nested", "damaged"), ("flat", "not hold a state dict")):
         with pytest.raises(ValueError, match=f"{name}.pt .*{reason}"):
             read_tensors(tmp_path / f"{name}.pt")
 
