@@ -39,9 +39,10 @@ test: env lint  ## Check the code and run the fast tests
 slow: env  ## Run the slow tests
 	$(PYTEST) -m slow
 
-lint: env  ## Check format and style
+lint: env  ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: env  ## Measure speed, as ratios against a baseline in the same run
 	@for script in speed/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -186,7 +186,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             CLIP text encoder, not normalised.
         """
         self.check_text_length(input_ids)
-        if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", 0):
+        if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", None):
             kwargs["token_type_ids"] = token_type_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids

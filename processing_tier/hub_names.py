@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 OUR_FOLDERS = ("runs", "prepared", "models")  # where the commands of the documentation write; not owners on the Hub
@@ -13,7 +13,7 @@ DATASET_NAME = re.compile(f"{OWNER}/{NAME}")
 MODEL_NAME = re.compile(rf"{OWNER}(/{NAME})?(@\w[\w./-]*)?")  # the oldest have no owner; a revision may follow
 
 
-def check_hub_name(name: str | os.PathLike, kind: str, known: Sequence[str] = ()) -> None:
+def check_hub_name(name: str | os.PathLike, kind: str, known: Collection[str] = ()) -> None:
     """
     Refuse a name that cannot be one on the Hub, or that may be a path: a folder of its first part, or something with
     a similar name, is on this disk. Nothing is sent anywhere. An existing file or folder passes.

@@ -121,7 +121,8 @@ def clean_png(data: bytes) -> bytes:
     """
     if data[12:16] == b"IHDR" and len(data) >= 24:
         check_pixels(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
-    kept, at, seen = [PNG], len(PNG), set()
+    kept: list[bytes | memoryview] = [PNG]
+    at, seen = len(PNG), set()
     for _ in range(MAX_PARTS):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 12 + length
@@ -277,7 +278,7 @@ def read_deep(image: Image.Image, data: bytes) -> np.ndarray:
     name, _, depth = mode.partition(";")
     if name not in ("RGB", "RGBX", "RGBA", "LA") or depth not in LOW_BYTES:
         raise Refusal(f"{image.mode} colours of 16 bits cannot be read; export the image as 16-bit grey PNG.")
-    check_pixels(*image.size, 4 if name in ("RGBA", "LA") else 3)
+    check_pixels(image.width, image.height, 4 if name in ("RGBA", "LA") else 3)
     transparent = image.info.get("transparency")
     if name == "LA":  # four bytes: two of the grey level, two of the opacity
         set_raw_mode(image, lambda mode: "RGBA")

@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Mapping
+from typing import Literal
 
 from PIL import Image
 
@@ -154,7 +155,7 @@ def unreadable_tiff(numbers: Mapping[int, int]) -> str:
 
 def tiff_is_short(data: bytes) -> bool:
     """Whether the directory, which usually comes last, lies beyond the end of the file."""
-    order = "little" if data[:2] == b"II" else "big"
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     at, size = (slice(8, 16), 8) if data[2:4] in (b"+\0", b"\0+") else (slice(4, 8), 2)
     start = int.from_bytes(data[at], order)
     count = int.from_bytes(data[start : start + size], order)

@@ -29,6 +29,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_version_is_that_of_pyproject():
     assert tier_clip.__version__ == VERSION, "the installed version is stale; run `make env`"
     assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_importing_the_package_registers_everything():

@@ -7,6 +7,7 @@ CheXzero's cache was named after the checkpoint's file alone, so that a second d
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class EmbeddingCache:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | os.PathLike,
         model: PreTrainedModel,
         processor: ProcessorMixin | BaseImageProcessor,
         what: str,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import datasets
 import numpy as np
@@ -172,7 +173,7 @@ def can_project_patches(model: PreTrainedModel) -> bool:
 
 
 def embed_prompts(
-    model: PreTrainedModel, processor: ProcessorMixin, prompts: Mapping[str, Prompts], batch_size: int = 64
+    model: PreTrainedModel, processor: ProcessorMixin, prompts: Mapping[Any, Prompts], batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positive and negative embeddings of each finding, both (findings, dim) float32 and L2-normalised; the negative
     one of a finding without negative sentences is zero.

@@ -56,7 +56,7 @@ def locate(name: str | os.PathLike) -> Path | None:
     return Path(path) if path else None
 
 
-def read_lists(names: Mapping[str | os.PathLike, str]) -> dict[str, TrainedOn | None]:
+def read_lists(names: Mapping[str | Path, str]) -> dict[str, TrainedOn | None]:
     """What each model was trained on, by the name that results give it.
 
     Args:

@@ -40,7 +40,7 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def write_beside(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_beside(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or as it was before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

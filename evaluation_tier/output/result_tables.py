@@ -269,7 +269,7 @@ def protocol_table(metrics: Mapping) -> Table:
     for key, value in metrics["protocol"].items():
         if key == "images_skipped":  # how many, never which: their names may identify patients
             value = len(value)
-        if key == "benchmark_differs":
+        elif key == "benchmark_differs":
             value = " ".join(value)
         if key not in skipped:
             rows.append((column_name(key), value if isinstance(value, str) else format_cell_of_all(value)))

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluation_tier.scoring.scores import SCORINGS
 from evaluation_tier.statistics.thresholds import HIGHEST_MCC, ThresholdRule
@@ -83,7 +84,9 @@ def choose_protocol(
             raise ValueError(f"The {what} must be one of {', '.join(known)}, but is {given!r}.")
     protocol = PROTOCOLS[name]
     given = {"prompts": prompts, "scoring": scoring, "no_finding": no_finding}
-    changes = {key: value for key, value in given.items() if value is not None and value != getattr(protocol, key)}
+    changes: dict[str, Any] = {
+        key: value for key, value in given.items() if value is not None and value != getattr(protocol, key)
+    }
     return replace(protocol, **changes, name=", ".join([name, *(f"own {key}" for key in changes)]))
 
 

@@ -1,6 +1,6 @@
 """CheXzero's own bootstrap: its draws, its order of undefined values, its centre (eval.py, metrics.py at 5c341db)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def fill_one_class_resamples(
     labels: np.ndarray,
     scores: np.ndarray,
     draws: np.ndarray,
-    thresholds: dict[str, Sequence[float]],
+    thresholds: Mapping[str, Sequence[float]],
 ) -> None:
     """
     Give MCC and F1 the reference's values where a resample lacks a class, in place.

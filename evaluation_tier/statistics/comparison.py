@@ -108,7 +108,8 @@ def compare_evaluations(
         Evaluation(str(folder), read, read_predictions(folder, read))
         for folder, read in zip((first, second), metrics, strict=True)
     ]
-    pair = align(*without_trained(pair, trained), findings)
+    one, other = without_trained(pair, trained)
+    pair = align(one, other, findings)
     differing = protocol_differences(*metrics)
     if differing:
         described = ", ".join(f"{key} ({format_cell(a)} / {format_cell(b)})" for key, (a, b) in differing.items())
@@ -157,7 +158,7 @@ def compare_scores(
     too_few = find_too_few(labels, patients)
     for finding in np.array(findings)[too_few]:
         logger.warning("No interval and no p-value for %s: %s.", finding, TOO_FEW)
-    paired = paired_bootstrap(labels, *scores, draws, *thresholds, unit_ids=patients)
+    paired = paired_bootstrap(labels, scores[0], scores[1], draws, thresholds[0], thresholds[1], patients)
     everyone = np.ones((1, len(labels)))
     values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
 

@@ -71,7 +71,7 @@ def entropy_weights(arguments: Mapping) -> dict:
 
 def dual_names(ours: list[str], image: str, text: str) -> dict[str, tuple[str, ...]]:
     """The original name of each tensor of a [`TierDualEncoderModel`] but the logit scale, and our name."""
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for own in ours:
         module, _, rest = own.partition(".")
         if module == "vision_model":

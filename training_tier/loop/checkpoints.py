@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def list_checkpoints(folder: str | Path) -> dict[int, Path]:
+def list_checkpoints(folder: str | os.PathLike) -> dict[int, Path]:
     """Step to folder of the checkpoints of a run, the earliest first."""
     found = ((CHECKPOINT.fullmatch(path.name), path) for path in Path(folder).iterdir() if path.is_dir())
     return dict(sorted((int(match[1]), path) for match, path in found if match))

@@ -190,7 +190,7 @@ class TierTrainer(RadiographTrainer):
             logger.warning(f"The evaluated records hold no {reason} of {', '.join(missing)}: its AUROC is left out.")
         if not findings:
             return {}
-        result = [None]
+        result: list[dict | None] = [None]
         with self.whole_model() as model, fail_together():
             if self.accelerator.is_main_process:
                 model.to(self.args.device)

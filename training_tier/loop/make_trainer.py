@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import datasets
 import numpy as np
@@ -103,7 +104,7 @@ def make_classification_trainer(
         )
     if task.freeze_image_tower:
         classifier.freeze_image_tower()
-    images = {"findings": findings, "image_processor": image_processor}
+    images: dict[str, Any] = {"findings": findings, "image_processor": image_processor}
     return RadiographTrainer(
         model=classifier,
         args=training_arguments,

@@ -3,7 +3,8 @@
 import difflib
 import math
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from modeling_tier.configuration_tier import ENTROPY_TOKENS
 from modeling_tier.pooling_tier import IMAGE_POOLINGS
@@ -13,7 +14,8 @@ from processing_tier.reports.deidentification import DEIDENTIFIED_MODES
 from training_tier.data.augmentation import AUGMENTATIONS
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """The numbers that an option takes."""
 
     low: float

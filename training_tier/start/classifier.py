@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from evaluation_tier.models.embedding import embed_prompts
 from modeling_tier import (
@@ -23,7 +24,7 @@ from training_tier.start.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
-CLASSIFIERS = {
+CLASSIFIERS: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
     TierCLIPModel: TierCLIPForImageClassification,
     TierDualEncoderModel: TierDualEncoderForImageClassification,
 }
