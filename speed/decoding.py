@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
+from turns import time_in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
@@ -95,18 +96,6 @@ def plain(data: bytes, mode: str, size: int) -> np.ndarray:
     return np.asarray(square)
 
 
-def time_paths(paths: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of the processor that each path takes in each repetition; a warm-up is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in paths}
-    for repetition in range(-1, repetitions):
-        for name, path in paths.items():
-            start = time.process_time()
-            path()
-            if repetition >= 0:
-                seconds[name].append(time.process_time() - start)
-    return seconds
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3, help="timed images of each path (default: 3)")
@@ -130,7 +119,7 @@ def main() -> None:
             "RGB": lambda data=data: torch.from_numpy(plain(data, "RGB", size).copy()),
             "grey": lambda data=data: torch.from_numpy(plain(data, "L", size).copy()),
         }
-        seconds = time_paths(paths, args.repetitions)
+        seconds = time_in_turn(paths, args.repetitions, time.process_time)
         ratios = {
             mode: statistics.median(a / b for a, b in zip(seconds[mode], seconds["ours"], strict=True))
             for mode in ("RGB", "grey")

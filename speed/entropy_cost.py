@@ -11,12 +11,11 @@ them all; the figure is the median over the repetitions of the ratio of the two 
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import CLIPConfig, CLIPModel
+from turns import describe_ratios, time_in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
@@ -33,20 +32,6 @@ def make_batch(config: CLIPConfig, batch_size: int, tokens: int) -> dict[str, to
     input_ids[torch.arange(tokens) >= lengths[:, None] - 1] = text.eos_token_id
     pixel_values = torch.randn(batch_size, 3, vision.image_size, vision.image_size)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
-
-
-def time_steps(steps: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each step in each repetition, the order turned by one place every time; a warm-up is not counted."""
-    names = list(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for repetition in range(-1, repetitions):
-        turn = repetition % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            steps[name]()
-            if repetition >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def main() -> None:
@@ -69,7 +54,7 @@ def main() -> None:
         model.zero_grad()
         model(**batch, return_loss=True).loss.backward()
 
-    seconds = time_steps(
+    seconds = time_in_turn(
         {
             "CLIPModel": lambda: step(clip, "cls"),
             "TierCLIPModel, cls": lambda: step(tier, "cls"),
@@ -82,12 +67,8 @@ def main() -> None:
         f"torch {torch.__version__}, {args.repetitions} repetitions; forward and backward, without the optimizer"
     )
     for name, values in seconds.items():
-        ratios = sorted(value / base for value, base in zip(values, seconds["CLIPModel"], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        print(
-            f"{name:27s} median step {statistics.median(values):7.3f} s   "
-            f"ratio to CLIPModel {statistics.median(ratios):.4f} (quartiles {low:.4f} to {high:.4f})"
-        )
+        ratio = describe_ratios(values, seconds["CLIPModel"], digits=4)
+        print(f"{name:27s} median step {statistics.median(values):7.3f} s   ratio to CLIPModel {ratio}")
 
 
 if __name__ == "__main__":

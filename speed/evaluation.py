@@ -14,18 +14,15 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
+from turns import time_in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from evaluation_tier.models.loading import (
-    choose_device,  # noqa: E402
-    load_model,  # noqa: E402
-)
+from evaluation_tier.models.loading import choose_device, load_model  # noqa: E402
 from evaluation_tier.scoring.findings import select_findings  # noqa: E402
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot  # noqa: E402
 from modeling_tier import TierCLIPConfig, TierCLIPModel  # noqa: E402
@@ -33,6 +30,8 @@ from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer  
 from processing_tier.prompts.loader import load_prompts  # noqa: E402
 from processing_tier.readers import read_records  # noqa: E402
 from processing_tier.records.schema import select_views  # noqa: E402
+
+LOOP = "loop over images and sentences"
 
 
 def make_random_model(reports: list[str], device: torch.device):
@@ -95,18 +94,13 @@ def main() -> None:
         evaluate_zero_shot({"model": (model, processor)}, dataset, cache_dir=cache_dir, **options)
 
     with tempfile.TemporaryDirectory() as folder:
-        evaluate(folder)  # fills the cache, and warms up
+        evaluate(folder)  # fills the cache
         steps = {
-            "loop over images and sentences": (lambda: score_in_a_loop(model, processor, few, prompts), len(few)),
-            "evaluation": (evaluate, len(dataset)),
-            "evaluation, warm cache": (lambda: evaluate(folder), len(dataset)),
+            LOOP: lambda: score_in_a_loop(model, processor, few, prompts),
+            "evaluation": evaluate,
+            "evaluation, warm cache": lambda: evaluate(folder),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in steps}  # per image
-        for _ in range(args.repetitions):
-            for name, (step, images) in steps.items():
-                start = time.perf_counter()
-                step()
-                seconds[name].append((time.perf_counter() - start) / images)
+        seconds = time_in_turn(steps, args.repetitions)
 
     sentences = sum(len(prompt.positive) + len(prompt.negative) for prompt in prompts.values())
     print(
@@ -114,8 +108,9 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, torch {torch.__version__}; {len(dataset)} images, "
         f"{len(findings)} findings, {sentences} sentences; loop over {len(few)} images; {args.repetitions} repetitions"
     )
-    loop = seconds["loop over images and sentences"]
+    loop = [value / len(few) for value in seconds[LOOP]]
     for name, values in seconds.items():
+        values = loop if name == LOOP else [value / len(dataset) for value in values]
         ratio = statistics.median(base / value for base, value in zip(loop, values, strict=True))
         print(f"{name:32s} {1000 * statistics.median(values):9.2f} ms per image   {ratio:7.1f} times the loop's speed")
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, pipeline
 from transformers.utils import logging
+from turns import describe_ratios, time_in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from entropy_cost import time_steps  # noqa: E402
 
 from modeling_tier import TierCLIPConfig, TierCLIPModel  # noqa: E402
 from modeling_tier.pipeline_tier import TASK  # noqa: E402
@@ -69,7 +69,7 @@ def main() -> None:
             ours._text_cache_key = None
             ours(image, FINDINGS)
 
-    seconds = time_steps(
+    seconds = time_in_turn(
         {
             "zero-shot-image-classification": lambda: stock(images, candidate_labels=FINDINGS),
             f"{TASK}, texts embedded anew": score_without_cache,
@@ -87,12 +87,8 @@ def main() -> None:
     )
     baseline = seconds["zero-shot-image-classification"]
     for name, values in seconds.items():
-        ratios = sorted(value / base for value, base in zip(values, baseline, strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        print(
-            f"{name:50s} median {1000 * statistics.median(values) / args.images:6.1f} ms per image   ratio "
-            f"{statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})"
-        )
+        median = 1000 * statistics.median(values) / args.images
+        print(f"{name:50s} median {median:6.1f} ms per image   ratio {describe_ratios(values, baseline)}")
 
 
 if __name__ == "__main__":

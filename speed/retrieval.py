@@ -18,10 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from evaluation_tier.analyses.retrieval import (
-    Ranks,  # noqa: E402
-    ranks,  # noqa: E402
-)
+from evaluation_tier.analyses.retrieval import Ranks, ranks  # noqa: E402
 
 
 def measure(

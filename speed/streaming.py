@@ -27,11 +27,7 @@ from processing_tier.prepare.options import PrepareOptions  # noqa: E402
 from processing_tier.prepare.run import prepare  # noqa: E402
 from processing_tier.readers import read_records  # noqa: E402
 from training_tier.data.pairs import PairDataset  # noqa: E402
-from training_tier.data.streaming import (
-    SHUFFLE_BUFFER,  # noqa: E402
-    ShardedImages,  # noqa: E402
-    read_shards,  # noqa: E402
-)
+from training_tier.data.streaming import SHUFFLE_BUFFER, ShardedImages, read_shards  # noqa: E402
 
 
 def main() -> None:

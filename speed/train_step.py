@@ -147,11 +147,10 @@ def enlarge(records: datasets.Dataset, edge: int, folder: str) -> datasets.Datas
     return records.remove_columns("image").add_column("image", images, feature=datasets.Image(decode=False))
 
 
-def main() -> None:
-    global DEVICE
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="phantom:num_images=100", help="as of train_tier.py (default: phantoms)")
-    parser.add_argument("--text", default="both", help="as of train_tier.py (default: both)")
+    parser.add_argument("--data", default="phantom:num_images=100", help="as for train_tier.py (default: phantoms)")
+    parser.add_argument("--text", default="both", help="as for train_tier.py (default: both)")
     parser.add_argument(
         "--edge",
         type=int,
@@ -160,106 +159,127 @@ def main() -> None:
     )
     parser.add_argument("--model", default="vit-b32", choices=MODELS, help="(default: vit-b32)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
-    parser.add_argument("--steps", type=int, default=4, help="batches of an epoch (default: 4)")
-    parser.add_argument("--repetitions", type=int, default=3, help="epochs of each that count (default: 3)")
+    parser.add_argument("--steps", type=int, default=4, help="batches in an epoch (default: 4)")
+    parser.add_argument("--repetitions", type=int, default=3, help="counted epochs of each (default: 3)")
     orders = CHOICES["train_sampling_strategy"]
     parser.add_argument("--order", default="random", choices=orders, help="of our batches (default: random)")
-    parser.add_argument("--no-groups", action="store_true", help="ours without --group_texts, which it has otherwise")
+    parser.add_argument("--no-groups", action="store_true", help="ours without --group_texts")
     parser.add_argument("--cache", action="store_true", help="ours reads images from an --image_cache")
     parser.add_argument("--compile", action="store_true", help="ours with --torch_compile")
-    parser.add_argument("--bf16", action="store_true", help="both in bfloat16, also on a CPU; on a GPU always")
+    parser.add_argument("--bf16", action="store_true", help="both in bfloat16 on a CPU too; on a GPU always")
     parser.add_argument("--workers", type=int, default=0, help="of both (default: 0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
+    return parser
+
+
+def make_trainers(args: argparse.Namespace, records: datasets.Dataset, tokenizer, folder: str) -> dict[str, Trainer]:
+    """Ours and, if the model is a CLIP model, the plain one from the same weights; each with a [`Stopwatch`]."""
+    config = preset_config(MODELS[args.model], tokenizer)
+    is_dual = config.model_type == "tier_dual_encoder"
+    size = config.image_size if is_dual else config.vision_config.image_size
+    processor = TierProcessor(TierImageProcessor(size=size), tokenizer)
+    images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None
+    pairs = PairDataset(
+        records, processor.image_processor, PairOptions(args.text, augmentation="standard"), images=images
+    )
+    torch.manual_seed(0)
+    model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
+    options = {
+        "output_dir": folder,
+        "per_device_train_batch_size": args.batch_size,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": args.workers,
+        "dataloader_drop_last": True,
+        "bf16": args.bf16,
+        "use_cpu": DEVICE == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+    }
+    ours = TierTrainingArguments(
+        **options,
+        load_best_model_at_end=False,
+        train_sampling_strategy=args.order,
+        group_texts=not args.compile and not args.no_groups,
+        torch_compile=args.compile,
+    )
+    collator = PairCollator(tokenizer, ours.pad_to_multiple_of)
+    trainers = {
+        "ours": OurTrainer(
+            model=model, args=ours, train_dataset=pairs, data_collator=collator, processing_class=processor
+        )
+    }
+    if not is_dual:
+        towers = {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
+        clip = CLIPModel(CLIPConfig(**towers, projection_dim=config.projection_dim))
+        clip.load_state_dict(model.state_dict())
+        plain = PlainPairs(records, list(pairs.texts()), tokenizer, size)
+        arguments = TrainingArguments(**options, remove_unused_columns=False)
+        trainers["plain"] = PlainTrainer(clip, arguments, collate_plainly, plain)
+    for trainer in trainers.values():
+        trainer.remove_callback(PrinterCallback)
+        trainer.stopwatch = Stopwatch(getattr(trainer.args, "group_texts", False))
+        trainer.add_callback(trainer.stopwatch)
+    return trainers
+
+
+def describe_utilisation(trainer: Trainer, speed: float) -> str:
+    """The share of the GPU's peak arithmetic that was used; `""` on a device whose peak is not known."""
+    peak = peak_flops(torch.cuda.get_device_name()) if DEVICE == "cuda" else None
+    if not peak:
+        return ""
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    pair = {name: value.to(DEVICE) for name, value in batch.items() if torch.is_tensor(value)}
+    flops = flops_by_length(trainer.model, pair)
+    mean = statistics.mean(flops @ [1, length, length**2] for length in trainer.stopwatch.tokens)
+    return f"; utilisation {speed * mean / peak:.2f}"
+
+
+def measure(trainers: dict[str, Trainer], repetitions: int) -> dict[str, list[float]]:
+    """Images per second of each trainer in each epoch, printed too; the first epoch is a warm-up."""
+    speeds: dict[str, list[float]] = {name: [] for name in trainers}
+    for epoch in range(1 + repetitions):
+        for name, trainer in trainers.items():
+            trainer.train()
+            watch = trainer.stopwatch
+            if epoch == 0:
+                continue
+            speed = watch.pairs / watch.total
+            speeds[name].append(speed)
+            print(
+                f"{name:5s} {speed:8.2f} images/s; of a pair {1000 * watch.data / watch.pairs:6.1f} ms "
+                f"data, {1000 * (watch.total - watch.data) / watch.pairs:7.1f} ms step; "
+                f"texts padded to {statistics.mean(watch.tokens):.0f} tokens"
+                + (describe_utilisation(trainer, speed) if name == "ours" else ""),
+                flush=True,
+            )
+    return speeds
+
+
+def main() -> None:
+    global DEVICE
+    parser = build_parser()
     args = parser.parse_args()
     DEVICE = args.device
-    bf16 = args.bf16 or DEVICE == "cuda"
+    args.bf16 = args.bf16 or DEVICE == "cuda"
     disable_progress_bar()
     set_verbosity_error()
     count = args.batch_size * args.steps
-
     with tempfile.TemporaryDirectory() as folder:
         records, _ = load_splits(DataArguments(data=args.data, eval_split="validation", text=args.text), seed=0)
         if len(records) < count:
-            parser.error(f"{count} pairs are asked for, and {args.data} has {len(records)}; lower --steps.")
+            parser.error(f"{count} pairs are asked for, but {args.data} has {len(records)}; lower --steps.")
         texts = [f"{r['impression']} {r['findings']}" for r in records.select_columns(["impression", "findings"])]
         tokenizer = train_tokenizer(texts, vocab_size=4000)
         records = records.shuffle(seed=0).select(range(count)).flatten_indices()
         if args.edge:
             records = enlarge(records, args.edge, folder)
-        config = preset_config(MODELS[args.model], tokenizer)
-        is_dual = config.model_type == "tier_dual_encoder"
-        size = config.image_size if is_dual else config.vision_config.image_size
-        processor = TierProcessor(TierImageProcessor(size=size), tokenizer)
-        images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None
-        pairs = PairDataset(
-            records, processor.image_processor, PairOptions(args.text, augmentation="standard"), images=images
-        )
-        torch.manual_seed(0)
-        model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
-        options = {
-            "output_dir": folder,
-            "per_device_train_batch_size": args.batch_size,
-            "num_train_epochs": 1,
-            "dataloader_num_workers": args.workers,
-            "dataloader_drop_last": True,
-            "bf16": bf16,
-            "use_cpu": DEVICE == "cpu",
-            "report_to": "none",
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-        }
-        ours = TierTrainingArguments(
-            **options,
-            load_best_model_at_end=False,
-            train_sampling_strategy=args.order,
-            group_texts=not args.compile and not args.no_groups,
-            torch_compile=args.compile,
-        )
-        collator = PairCollator(tokenizer, ours.pad_to_multiple_of)
-        trainers = {
-            "ours": OurTrainer(
-                model=model, args=ours, train_dataset=pairs, data_collator=collator, processing_class=processor
-            )
-        }
-        if not is_dual:
-            towers = {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
-            clip = CLIPModel(CLIPConfig(**towers, projection_dim=config.projection_dim))
-            clip.load_state_dict(model.state_dict())
-            plain = PlainPairs(records, list(pairs.texts()), tokenizer, size)
-            arguments = TrainingArguments(**options, remove_unused_columns=False)
-            trainers["plain"] = PlainTrainer(
-                model=clip, args=arguments, train_dataset=plain, data_collator=collate_plainly
-            )
-        for trainer in trainers.values():
-            trainer.remove_callback(PrinterCallback)
-            trainer.stopwatch = Stopwatch(getattr(trainer.args, "group_texts", False))
-            trainer.add_callback(trainer.stopwatch)
-
-        precision = "bfloat16" if bf16 else "float32"
+        trainers = make_trainers(args, records, tokenizer, folder)
+        precision = "bfloat16" if args.bf16 else "float32"
         print(f"{args.model}, {DEVICE}, {precision}, batch {args.batch_size}, torch {torch.__version__}, {args.data}")
-        speeds, flops = {name: [] for name in trainers}, None
-        for epoch in range(1 + args.repetitions):
-            for name, trainer in trainers.items():
-                trainer.train()
-                watch = trainer.stopwatch
-                if epoch == 0:
-                    continue
-                speeds[name].append(watch.pairs / watch.total)
-                line = (
-                    f"{name:5s} {speeds[name][-1]:8.2f} images/s; of a pair {1000 * watch.data / watch.pairs:6.1f} ms "
-                    f"data, {1000 * (watch.total - watch.data) / watch.pairs:7.1f} ms step; "
-                    f"texts padded to {statistics.mean(watch.tokens):.0f} tokens"
-                )
-                if name == "ours" and DEVICE == "cuda" and (peak := peak_flops(torch.cuda.get_device_name())):
-                    if flops is None:
-                        batch = collator([pairs[0]])
-                        pair = {k: v.to(DEVICE) for k, v in batch.items() if torch.is_tensor(v)}
-                        flops = flops_by_length(trainer.model, pair)
-                    mean = statistics.mean(flops @ [1, length, length**2] for length in watch.tokens)
-                    line += f"; utilisation {speeds[name][-1] * mean / peak:.2f}"
-                print(line, flush=True)
+        speeds = measure(trainers, args.repetitions)
     if "plain" in speeds:
         ratios = [a / b for a, b in zip(speeds["ours"], speeds["plain"], strict=True)]
         print(f"ours / plain: {statistics.median(ratios):.2f}")

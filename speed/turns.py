@@ -1,0 +1,28 @@
+"""Steps timed in turn, so that a machine that slows down slows all of them; for the scripts of this folder."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+
+def time_in_turn(
+    steps: dict[str, Callable[[], object]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each step in each repetition; the order rotates, and a warm-up is not counted."""
+    names = list(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(-1, repetitions):
+        turn = repetition % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = clock()
+            steps[name]()
+            if repetition >= 0:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def describe_ratios(values: Sequence[float], baseline: Sequence[float], digits: int = 3) -> str:
+    """Median and quartiles of the ratios, repetition by repetition."""
+    ratios = sorted(value / base for value, base in zip(values, baseline, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    return f"{statistics.median(ratios):.{digits}f} (quartiles {low:.3f} to {high:.3f})"
