@@ -1,14 +1,14 @@
-"""Compare two evaluations of the same images: what model B gains on model A, finding by finding and on average.
+"""Compare two evaluations of the same images: what model B gains on model A, for each finding and on average.
 
     tier-compare runs/a-evaluation runs/b-evaluation
     tier-compare runs/a-evaluation runs/b-evaluation --output_dir runs/a-and-b
     tier-compare predictions.csv --radiologists cheXpert-test-set-labels --threshold_table validation.csv
 
-Each folder is what eval_zeroshot.py wrote (metrics.json, predictions.parquet). Prints tables with paired intervals
-and p-values; with --output_dir also writes them as JSON, Markdown, LaTeX, a figure and a page to look at.
-With --radiologists, A is a table of predictions by any program (columns study_id, score_Edema and so on), compared
-with the three radiologists of CheXpert's test set.
-Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
+A and B are folders that eval_zeroshot.py wrote (metrics.json, predictions.parquet). Prints tables with paired
+intervals and p-values. With --output_dir, also writes them as JSON, Markdown, LaTeX, a figure and an HTML page.
+With --radiologists, A is a table of predictions by any program (columns study_id, score_Edema and so on). It is
+compared with the three radiologists of CheXpert's test set.
+Exit code 0, or 2 with one sentence that says what is wrong; then nothing was written.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import Parser, check_writable, command_name, one_sentence_errors
+from evaluation_tier.options import add_trained_options
 
 COMMAND = command_name("tier-compare", __file__)
 
@@ -27,46 +28,39 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("first", metavar="A", help="folder of the evaluation that the other is compared with")
+    parser.add_argument("first", metavar="A", help="folder of the evaluation to compare with")
     parser.add_argument(
         "second", nargs="?", metavar="B", help="folder of the other evaluation; differences are B minus A"
     )
     parser.add_argument(
-        "--n_bootstrap", type=int, default=1000, metavar="N", help="resamples of the patients (default: 1000)"
+        "--n_bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples of patients (default: 1000)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the bootstrap (default: 0)")
     parser.add_argument("--output_dir", metavar="FOLDER", help="where to write (default: print only)")
+    add_trained_options(
+        parser,
+        exclude="exclude from both the images that one of the models was trained on; by default they are refused",
+        include="count these images; the comparison says so",
+    )
     readers = parser.add_argument_group("predictions of any program, against radiologists")
     readers.add_argument(
-        "--radiologists", metavar="FOLDER", help="of the labels of CheXpert's test set, for a table A of predictions"
+        "--radiologists", metavar="FOLDER", help="labels of CheXpert's test set; A is then a table of predictions"
     )
     readers.add_argument(
         "--threshold_table",
         metavar="FILE",
-        help="predictions and labels (label_Edema, ...) of a validation set, where thresholds are chosen (default: on "
-        "the predictions themselves, which flatters)",
+        help="predictions and labels (label_Edema, ...) of a validation set, to choose thresholds on (default: the "
+        "predictions themselves, which flatters)",
     )
     readers.add_argument(
         "--protocol",
         metavar="NAME",
-        help='whose thresholds and intervals, of those of eval_zeroshot.py: "tier" has a threshold of its own for F1, '
-        '"chexzero" that of MCC (default: chexzero)',
-    )
-    trained = parser.add_mutually_exclusive_group()
-    trained.add_argument(
-        "--exclude_trained",
-        dest="trained",
-        action="store_const",
-        const="exclude",
-        default="refuse",
-        help="leave out of both the images that one of the models was trained on, which are otherwise refused",
-    )
-    trained.add_argument(
-        "--include_trained",
-        dest="trained",
-        action="store_const",
-        const="include",
-        help="count them; the comparison says so",
+        help='protocol of eval_zeroshot.py that sets thresholds and intervals: "tier" chooses a separate threshold '
+        'for F1, "chexzero" uses that of MCC (default: chexzero)',
     )
     return parser
 
@@ -92,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} has no effect without --radiologists.")
     if args.second is None:
         raise ValueError(
-            "two evaluations are compared: name B too, or give --radiologists for a table of predictions."
+            "B is missing: name a second evaluation, or pass --radiologists if A is a table of predictions."
         )
     comparison = compare_evaluations(args.first, args.second, Resampling(args.n_bootstrap, args.seed), args.trained)
     for tables in comparison_tables(comparison).values():
@@ -104,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def compare_with_readers(args: argparse.Namespace) -> None:
-    """A table of predictions beside CheXpert's radiologists, printed and, when asked, written."""
+    """Compare a table of predictions with CheXpert's radiologists; print the result and write it if asked to."""
     from evaluation_tier.analyses.outside_predictions import compare_predictions
     from evaluation_tier.output.metrics_file import write_beside, write_metrics
     from evaluation_tier.output.result_tables import evaluation_tables
@@ -112,9 +106,9 @@ def compare_with_readers(args: argparse.Namespace) -> None:
     from evaluation_tier.scoring.protocols import choose_protocol
 
     if args.second is not None:
-        raise ValueError("--radiologists is for one table of predictions: leave B out.")
+        raise ValueError("--radiologists compares one table of predictions: leave out B.")
     if args.trained != "refuse":
-        raise ValueError(f"--{args.trained}_trained has no effect on predictions of an unknown model: leave it out.")
+        raise ValueError(f"--{args.trained}_trained has no effect with --radiologists: leave it out.")
     protocol = choose_protocol(args.protocol or "chexzero")
     metrics = compare_predictions(
         args.first, args.radiologists, protocol, args.threshold_table, num_resamples=args.n_bootstrap, seed=args.seed

@@ -3,10 +3,11 @@
     tier-rank runs/mine --data FOLDER --split validation
     tier-rank runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --split validation --protocol tier --top 5
 
-Takes the options of eval_zeroshot.py that say which images, findings and protocol, and evaluates each checkpoint-N of
-the run. Prints them from the best to the worst with 95 % intervals, and the command that evaluates the best ones as an
-ensemble (TIER averages its five best on CheXpert's validation set). A checkpoint is chosen for these very images:
-evaluate it on others. Exit code 0, or 2 with one sentence on what is wrong; then nothing was written.
+Accepts the options of eval_zeroshot.py that select images, findings and protocol, and evaluates each checkpoint-N of
+the run with them. Prints the checkpoints from best to worst with 95 % intervals, and the command that evaluates the
+best ones as an ensemble (TIER averages its five best on CheXpert's validation set). The ranking flatters the best
+checkpoints on these images: evaluate them on others. Exit code 0, or 2 with one sentence that says what is wrong; then
+nothing was written.
 """
 
 import argparse
@@ -33,31 +34,31 @@ def build_parser() -> Parser:
     )
     parser.add_argument("run", metavar="RUN", help="folder of the training, with checkpoint-100, checkpoint-200, ...")
     parser.add_argument(
-        "--top", type=int, default=5, metavar="N", help="checkpoints of the ensemble (default: %(default)s)"
+        "--top", type=int, default=5, metavar="N", help="checkpoints in the ensemble (default: %(default)s)"
     )
-    parser.add_argument("--output", metavar="FILE", help="write the ranking there as JSON (default: print only)")
+    parser.add_argument("--output", metavar="FILE", help="JSON file to write the ranking to (default: print only)")
     return parser
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, argparse.Namespace]]:
-    """The arguments, and by step those of each checkpoint's evaluation."""
+    """The arguments, and by step the arguments of each checkpoint's evaluation."""
     args, rest = build_parser().parse_known_args(argv)
     for name in NOT_FOR_RANKING:
         if any(given.split("=")[0] == f"--{name}" for given in rest):
-            raise ValueError(f"--{name} has no effect on a ranking: evaluate the best checkpoint with it.")
+            raise ValueError(f"--{name} has no effect on a ranking: pass it to the evaluation of the best checkpoint.")
     if args.top < 1:
         raise ValueError(f"--top must be at least 1, but is {args.top}.")
     if args.output is not None:
         check_writable(Path(args.output).parent, "--output")
     if not Path(args.run).is_dir():
-        raise ValueError(f"There is no folder {args.run}: name the --output_dir of a training.")
-    # imported here, so that --help and a mistyped option answer at once
+        raise ValueError(f"The folder {args.run} does not exist: name the --output_dir of a training.")
+    # Imported here, so that --help and a mistyped option answer at once
     from training_tier.loop.checkpoints import list_checkpoints
 
     checkpoints = list_checkpoints(args.run)
     if not checkpoints:
         raise ValueError(
-            f"The folder {args.run} holds no checkpoint-N: train with a --save_total_limit that keeps them."
+            f"The folder {args.run} does not hold any checkpoint-N: train with a --save_total_limit that keeps them."
         )
     return args, {step: eval_zeroshot.parse([str(path), *rest]) for step, path in checkpoints.items()}
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
 
 
 def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> None:
-    """Print the ranking, and write it where that was asked for."""
+    """Print the ranking, and write it if asked to."""
     from evaluation_tier.output.metrics_file import to_json, write_beside
     from evaluation_tier.output.tables import format_estimate, text_table
 
@@ -96,9 +97,7 @@ def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> 
     print(f"{protocol['split']!r}, {protocol['n_images']:,} images, protocol {protocol['name']}\n")
     print(text_table(("Rank", "Checkpoint", "AUROC, mean (95 % CI)"), rows, "rlr", 0))
     best = " ".join(str(Path(args.run) / entry["checkpoint"]) for entry in ranked[: args.top])
-    print(
-        f"\nEvaluate the best on other images (the checkpoints were chosen on these):\n  eval_zeroshot.py {best} ..."
-    )
+    print(f"\nEvaluate the best on other images, since these chose them:\n  {eval_zeroshot.COMMAND} {best} ...")
     if args.output is not None:
         content = json.dumps(to_json({"ranking": ranked, "protocol": protocol}), indent=2, allow_nan=False) + "\n"
         write_beside(Path(args.output), lambda partial: partial.write_text(content, encoding="utf-8"))

@@ -25,6 +25,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser.add_argument_group("run"))
 
 
+def add_trained_options(group: argparse._ActionsContainer, exclude: str, include: str) -> None:
+    """Add --exclude_trained and --include_trained with their help; without either, `trained` is "refuse"."""
+    trained = group.add_mutually_exclusive_group()
+    for choice, text in (("exclude", exclude), ("include", include)):
+        trained.add_argument(
+            f"--{choice}_trained", dest="trained", action="store_const", const=choice, default="refuse", help=text
+        )
+
+
 def add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data",
@@ -36,22 +45,11 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
         help='split to evaluate; "held_out" is the part that the training of the model set aside (default: '
         "validation, or the benchmark's usual split; held_out or all images for data without splits)",
     )
-    trained = group.add_mutually_exclusive_group()
-    trained.add_argument(
-        "--exclude_trained",
-        dest="trained",
-        action="store_const",
-        const="exclude",
-        default="refuse",
-        help="leave out images that the model was trained on, and other images of its training patients; by default "
-        "such data are refused",
-    )
-    trained.add_argument(
-        "--include_trained",
-        dest="trained",
-        action="store_const",
-        const="include",
-        help="evaluate these images too; metrics.json, page and card say so",
+    add_trained_options(
+        group,
+        exclude="leave out images that the model was trained on, and other images of its training patients; by "
+        "default such data are refused",
+        include="evaluate these images too; metrics.json, page and card say so",
     )
     group.add_argument("--image_root", metavar="FOLDER", help="folder that the image paths of a table start from")
     group.add_argument(

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_models import save_tiny_clip
 
 from eval_zeroshot import main
-from modeling_tier import TierCLIPConfig, TierCLIPModel
-from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.readers import read_records
 
 PHANTOM = "phantom:num_images=40,image_size=64"
@@ -15,23 +13,7 @@ PHANTOM = "phantom:num_images=40,image_size=64"
 
 def save_two_models(folder: Path) -> list[Path]:
     """Two tiny models with random weights, saved."""
-    tokenizer = train_tokenizer(["Small left pleural effusion.", "No pneumothorax. The heart is enlarged."], 600)
-    processor = TierProcessor(TierImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = TierCLIPConfig(
-        text_config={**tower, **special, "vocab_size": len(tokenizer)},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-        image_pooling="patch_mean",
-    )
-    folders = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        folders.append(folder / f"model{seed}")
-        TierCLIPModel(config).save_pretrained(folders[-1])
-        processor.save_pretrained(folders[-1])
-    return folders
+    return [save_tiny_clip(folder / f"model{seed}", seed, image_pooling="patch_mean") for seed in range(2)]
 
 
 def run(*arguments, capsys) -> tuple[str, str]:

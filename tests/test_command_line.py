@@ -65,8 +65,8 @@ COMMANDS = {
         ("convert_tier.py", ["a.pt", "out", "--knd", "tier"], "unknown option --knd: did you mean --kind?"),
         ("convert_tier.py", ["a.pt", "out", "--kind", "onnx"], "invalid choice: 'onnx'"),
         ("compare_results.py", ["absent-a", "absent-b"], "absent-a"),
-        ("compare_results.py", ["a"], "two evaluations are compared: name B too"),
-        ("rank_checkpoints.py", ["absent", "--data", "phantom"], "There is no folder absent"),
+        ("compare_results.py", ["a"], "B is missing: name a second evaluation"),
+        ("rank_checkpoints.py", ["absent", "--data", "phantom"], "The folder absent does not exist"),
         ("rank_checkpoints.py", [], "the following arguments are required: RUN"),
     ],
 )

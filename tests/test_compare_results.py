@@ -60,7 +60,7 @@ def test_without_folders_it_says_which_are_missing(capsys):
         main(["a"])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == (
-        "compare_results.py: error: two evaluations are compared: name B too, or give --radiologists for a table of "
+        "compare_results.py: error: B is missing: name a second evaluation, or pass --radiologists if A is a table of "
         "predictions.\n"
     )
 

@@ -1,11 +1,9 @@
 import json
 
 import pytest
-import torch
+from tiny_models import save_tiny_clip
 
 import eval_zeroshot
-from modeling_tier import TierCLIPConfig, TierCLIPModel
-from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from rank_checkpoints import main
 
 DATA = ["--data", "phantom:num_images=40,image_size=64", "--min_positives", "5", "--n_bootstrap", "20"]
@@ -14,20 +12,9 @@ DATA = ["--data", "phantom:num_images=40,image_size=64", "--min_positives", "5",
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run with three checkpoints of random weights, of which the last has those of the first."""
-    tokenizer = train_tokenizer(["Small left pleural effusion.", "No pneumothorax. The heart is enlarged."], 600)
-    processor = TierProcessor(TierImageProcessor(size={"height": 32, "width": 32}), tokenizer)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = TierCLIPConfig(
-        text_config={**tower, **special, "vocab_size": len(tokenizer)},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for step, seed in ((100, 0), (20, 1), (1000, 0)):
-        torch.manual_seed(seed)
-        TierCLIPModel(config).save_pretrained(folder / f"checkpoint-{step}")
-        processor.save_pretrained(folder / f"checkpoint-{step}")
+        save_tiny_clip(folder / f"checkpoint-{step}", seed)
     (folder / "logs").mkdir()
     return folder
 
@@ -59,8 +46,11 @@ def test_the_best_comes_first_with_the_numbers_of_its_evaluation(folder, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--figures"], "--figures has no effect on a ranking: evaluate the best checkpoint with it."),
-        (["--output_dir=x"], "--output_dir has no effect on a ranking: evaluate the best checkpoint with it."),
+        (["--figures"], "--figures has no effect on a ranking: pass it to the evaluation of the best checkpoint."),
+        (
+            ["--output_dir=x"],
+            "--output_dir has no effect on a ranking: pass it to the evaluation of the best checkpoint.",
+        ),
         (["--top", "0"], "--top must be at least 1, but is 0."),
         (["--splt", "test"], "unknown option --splt: did you mean --split?"),
         (["--protocol", "teir"], "There is no protocol 'teir': did you mean 'tier'? there are"),
@@ -75,8 +65,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(folder, tmp_path, capsys, arg
 
 def test_a_folder_without_checkpoints_is_refused(folder, tmp_path, capsys):
     for name, message in (
-        (tmp_path / "absent", "There is no folder"),
-        (folder / "checkpoint-20", "holds no checkpoint-N: train with a --save_total_limit that keeps them."),
+        (tmp_path / "absent", "does not exist: name the --output_dir of a training."),
+        (folder / "checkpoint-20", "does not hold any checkpoint-N: train with a --save_total_limit that keeps them."),
     ):
         with pytest.raises(SystemExit):
             main([str(name), *DATA])
