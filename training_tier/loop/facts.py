@@ -1,41 +1,49 @@
-"""What a training tells the model card about itself."""
+"""What the model card says about a training."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import datasets
 
 from processing_tier.readers import dataset_name
+from training_tier.options.compatibility import has_random_weights
+from training_tier.options.model import ModelArguments
 from training_tier.options.parsing import Options
-from training_tier.start.presets import PRESETS
 
 
-def training_facts(options: Options, records: datasets.Dataset) -> dict:
-    """What the model card says about a training on these records; see [`write_model_card`]."""
+def training_facts(options: Options, records: datasets.Dataset) -> dict[str, Any]:
+    """The facts of a training on these records; see [`write_model_card`]."""
     task, model_arguments, data_arguments, arguments, _ = options
-    model, towers = model_arguments.model, (model_arguments.vision_model, model_arguments.text_model)
-    # folders by their last name, names on the Hub whole
-    names = [Path(name).resolve().name if name and os.path.isdir(name) else name for name in (model, *towers)]
-    if towers[0] is not None:
-        initialized_from = f"{names[1]} and {names[2]}"
-    else:
-        initialized_from = f"random ({model})" if model in PRESETS else names[0]
+    learned_from: dict[str, Any]
     if task.task == "classification":
-        learnt_from = {
+        learned_from = {
             "label_fraction": task.label_fraction,
             "trained_part": "head" if task.freeze_image_tower else "image tower and head",
         }
     else:
         sentences = "sentences of impression and findings"
-        learnt_from = {"text": sentences if data_arguments.sample_sentences else data_arguments.text}
+        learned_from = {"text": sentences if data_arguments.sample_sentences else data_arguments.text}
     return {
         "dataset": dataset_name(data_arguments.data),
         "n_images": len(records),
         "n_patients": len(set(records["patient_id"][:])),
-        **learnt_from,
-        "initialized_from": initialized_from,
+        **learned_from,
+        "initialized_from": describe_start(model_arguments),
         "epochs": f"{arguments.max_steps:,} steps" if arguments.max_steps > 0 else arguments.num_train_epochs,
         "batch_size": arguments.train_batch_size * arguments.world_size,
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
     }
+
+
+def describe_start(arguments: ModelArguments) -> str:
+    """The weights that a training starts from."""
+    if arguments.vision_model is not None and arguments.text_model is not None:
+        return f"{public_name(arguments.vision_model)} and {public_name(arguments.text_model)}"
+    return f"random ({arguments.model})" if has_random_weights(arguments) else public_name(arguments.model)
+
+
+def public_name(name: str) -> str:
+    """The whole name of a model on the Hub, and only the last part of a folder's path."""
+    return Path(name).resolve().name if os.path.isdir(name) else name

@@ -32,7 +32,7 @@ def make_contrastive_trainer(
 ) -> TierTrainer:
     """The model with its processor, the pairs, and their Trainer."""
     task, model_arguments, data_arguments, training_arguments, _ = options
-    findings = []
+    findings: list[str] = []
     metric = training_arguments.metric_for_best_model
     if str(metric).startswith("eval_auroc") or data_arguments.findings:
         findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)

@@ -23,7 +23,7 @@ class Range:
     high: float = math.inf
     high_allowed: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def takes(self, value: float) -> bool:
         above = self.low <= value if self.low_allowed else self.low < value
         return above and (value <= self.high if self.high_allowed else value < self.high)
 
@@ -112,7 +112,7 @@ def check_values(arguments: Any) -> None:
             continue
         if value == math.inf:
             raise ValueError(f"{name}={value} must be a finite number.")
-        if value not in RANGES[name]:
+        if not RANGES[name].takes(value):
             raise ValueError(f"{name}={value} must be {RANGES[name]}.{REMEDIES.get(name, '')}")
 
 

@@ -92,9 +92,9 @@ def check_json(arguments: TrainingArguments) -> None:
                 raise ValueError(f"{name}={value!r} is not valid JSON ({error}); correct it.") from error
 
 
-def check_reporting(report_to: str | list[str]) -> None:
+def check_reporting(report_to: str | list[str] | None) -> None:
     """ValueError for a logger that is not known or not installed."""
-    for name in [report_to] if isinstance(report_to, str) else report_to:
+    for name in [report_to] if isinstance(report_to, str) else report_to or ():
         if name in ("all", "none"):
             continue
         check_choice("report_to", name, (*INTEGRATION_TO_CALLBACK, "all", "none"))

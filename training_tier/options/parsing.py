@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import HfArgumentParser
 
@@ -59,7 +59,7 @@ def print_help(command: str) -> None:
     parser.print_help()
 
 
-def parse_arguments(argv: Sequence[str], kinds: Sequence[type], prog: str) -> tuple:
+def parse_arguments(argv: Sequence[str], kinds: Sequence[Any], prog: str) -> tuple:
     """
     Parse a command line whose first word may be a recipe: its name, or a YAML file with values for the same options.
 

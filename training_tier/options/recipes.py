@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 # configs/ lies beside the packages in a clone; the wheel carries it inside this package
 RECIPE_FOLDER = next(parent / "configs" for parent in Path(__file__).parents if (parent / "configs").is_dir())
@@ -41,7 +42,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"did you mean {difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.0)[0]!r}?"
 
 
-def read_recipe(path: Path, kinds: Sequence[type]) -> dict:
+def read_recipe(path: Path, kinds: Sequence[Any]) -> dict:
     """
     The options in a YAML file, in the types of the options.
 
