@@ -55,7 +55,7 @@ def begun(tmp_path_factory):
         (["--findings", "Consolidatoin"], "Consolidatoin"),
         (
             ["--resume_from_checkpoint", "runs/nowhere"],
-            "'runs/nowhere' is not a whole checkpoint: there is no such folder",
+            "'runs/nowhere' is not a whole checkpoint: the folder does not exist",
         ),
     ],
 )

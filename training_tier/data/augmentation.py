@@ -1,4 +1,4 @@
-"""Random variation of training radiographs: how the patient stood and how the film was exposed."""
+"""Random augmentation of training radiographs: position of the patient and exposure of the film."""
 
 import math
 
@@ -17,16 +17,16 @@ MAX_SHIFT = 0.06  # of width and height
 
 SCALE = (0.92, 1.15)  # below 1, the borders show black
 
-MAX_STRETCH = 0.06  # ln of the change of the aspect ratio
+MAX_STRETCH = 0.06  # change of the aspect ratio, ln
 
-MAX_GAMMA = 0.15  # ln of the exponent
+MAX_GAMMA = 0.15  # exponent, ln
 
-MAX_CONTRAST = 0.15  # ln of the factor
+MAX_CONTRAST = 0.15  # factor, ln
 
 MAX_BRIGHTNESS = 0.06  # of the range
 
-# TIER's (authors' code, MedCLIP_Datasets.py:38-44), but for the floor: torchvision's, which they left at 8 % of the
-# area, makes pictures of which the text may describe nothing.
+# TIER's (authors' code, MedCLIP_Datasets.py:38-44), except for the smallest area. They used torchvision's default of
+# 8 %, which can crop away everything that the text describes.
 TIER_MARGIN = 256 / 224  # of the resized picture over the crop
 
 TIER_MIN_AREA = 0.6  # of the resized picture
@@ -44,8 +44,8 @@ TIER_JITTER = (0.8, 1.2)  # factors of brightness and of contrast
 
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """
-    The standard augmentation: one random affine map and one random tone curve. No mirror image: a heart on the right
-    is a finding, and reports name sides. No small crops either: the text may describe what they cut off.
+    The standard augmentation: one random affine map and one random tone curve. It does not flip: a heart on the right
+    is a finding, and reports name sides. It does not crop much: the text may describe what a small crop leaves out.
 
     Args:
         image (`PIL.Image.Image`): mode "L".
@@ -72,10 +72,10 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 def augment_tier(image: Image.Image, rng: np.random.Generator, image_processor: TierImageProcessor) -> Image.Image:
     """
     TIER's augmentation: a random crop, resized to what the model sees, a random affine map, and random brightness and
-    contrast. No mirror image.
+    contrast. It does not flip.
 
-    The authors' 224 and 256 pixels are here the image processor's size and 8/7 of it. What is cropped is the picture
-    padded or squashed where the image processor does so, and else all of it.
+    The authors' 224 and 256 pixels are here the image processor's size and 8/7 of it. The crop is taken from the image
+    as the image processor pads or squashes it, or from the whole image.
 
     Args:
         image (`PIL.Image.Image`): mode "L".
@@ -97,7 +97,7 @@ def augment_tier(image: Image.Image, rng: np.random.Generator, image_processor: 
     area = rng.uniform(TIER_MIN_AREA, 1) * image.width * image.height
     ratio = math.exp(rng.uniform(math.log(TIER_RATIO[0]), math.log(TIER_RATIO[1])))
     width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
-    shrink = min(1, image.width / width, image.height / height)  # where it does not fit into the picture
+    shrink = min(1, image.width / width, image.height / height)  # when the crop does not fit
     width, height = shrink * width, shrink * height
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
     box = (left, top, min(left + width, image.width), min(top + height, image.height))
@@ -113,9 +113,9 @@ def augment_tier(image: Image.Image, rng: np.random.Generator, image_processor: 
 
 
 def move(image: Image.Image, angle: float, x_scale: float, y_scale: float, shift: np.ndarray) -> Image.Image:
-    """Rotate (radians), scale and shift (shares of width and height) a picture about its centre; black around it."""
+    """Rotate (radians), scale and shift (shares of width and height) an image about its centre, on black."""
     width, height = image.size
-    # PIL asks where each output pixel comes from: the inverse.
+    # PIL needs the inverse map: the source of each output pixel.
     a, b = math.cos(angle) / x_scale, -math.sin(angle) / y_scale
     d, e = math.sin(angle) / x_scale, math.cos(angle) / y_scale
     x_center, y_center = width / 2, height / 2

@@ -1,4 +1,4 @@
-"""Pairs to a batch."""
+"""Pairs to a batch, and images that do not decode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ logger = logging.get_logger(__name__)
 
 def list_unreadable(items: list[dict]) -> list[tuple[int, str, str]]:
     """
-    Of the items of a [`PairDataset`] whose image did not decode: number of the record, image id, and reason. The
-    number tells them apart, which an id need not.
+    Number of the record, image id and reason for each item of a [`PairDataset`] whose image does not decode. Ids may
+    repeat; numbers do not.
     """
     return [(item["index"], item["image_id"], item["error"]) for item in items if "error" in item]
 
@@ -37,17 +37,17 @@ def refuse_batch(unreadable: Sequence[tuple[int, str, str]]) -> NoReturn:
 @dataclass
 class PairCollator:
     """
-    Stacks the pixels, all first views of the images before all second ones, and pads the texts to the longest of the
-    batch, or to a few lengths a little above.
+    Stacks the pixels (first all first views of the images, then all second ones), and pads the texts to the longest of
+    the batch, or to a multiple of `pad_to_multiple_of`.
 
-    Pairs whose image did not decode are left out and reported under `unreadable`, see [`list_unreadable`]. Where no
-    image of a batch decodes, that is all there is. The numbers of the records of the others are under `indices`, and
-    their ids under `image_ids`. [`TierTrainer`] takes these out of the batch again.
+    Pairs whose image does not decode are left out and listed under `unreadable`, see [`list_unreadable`]. If no image
+    of a batch decodes, the batch has no pixels and texts. `indices` are the numbers of the other records, `image_ids`
+    their ids. [`TierTrainer`] removes all three from the batch.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]): truncates at its `model_max_length`.
         pad_to_multiple_of (`int`, *optional*):
-            tokens whose next multiple a batch is padded to, but never beyond `model_max_length`: of 16, the lengths
+            tokens. A batch is padded to the next multiple, but never beyond `model_max_length`. With 16, the lengths
             are 16, 32, 48, 64 and CLIP's 77.
     """
 
@@ -71,8 +71,8 @@ class PairCollator:
         tokens = self.tokenizer(texts, truncation=True)
         if any(text.overflowing for text in tokens.encodings or ()):
             logger.warning_once(
-                f"A report has more than the {self.tokenizer.model_max_length} tokens that the model reads: it is cut "
-                "before its end token; --text chooses the sections."
+                f"A report is longer than the {self.tokenizer.model_max_length} tokens that the model reads, and is "
+                "truncated. --text selects the sections."
             )
         longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
         length = min(-(-longest // multiple) * multiple, self.tokenizer.model_max_length)

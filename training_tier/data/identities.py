@@ -1,4 +1,4 @@
-"""What a model will have been trained on, listed before its training, see `processing_tier.records.identities`."""
+"""The list of what a model is trained on, made before its training; see `processing_tier.records.identities`."""
 
 import os
 from collections.abc import Sequence
@@ -35,15 +35,15 @@ def list_training(
     process: tuple[int, int] = (0, 1),
 ) -> TrainedOn:
     """
-    The images and patients of a training, and those that its initial weights have seen. Each process hashes its share
-    of the images, and all return the same.
+    The images and patients of a training, and those of its initial weights. Each process hashes its share of the
+    images, and all return the same list.
 
     Args:
-        train_records (`datasets.Dataset`): with their images, or with the places of these in shards.
-        eval_records (`datasets.Dataset`): whose patients are kept as the held-out ones where no `eval_split` is named.
+        train_records (`datasets.Dataset`): with their images, or with the places of the images in shards.
+        eval_records (`datasets.Dataset`): their patients are listed as held out, unless `eval_split` is given.
         model_arguments ([`ModelArguments`]): name the initial weights.
         data_arguments ([`DataArguments`]): name data and split.
-        process (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): index of this process, and how many there are.
+        process (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): index of this process, and number of processes.
 
     Raises:
         `ValueError`: the list of the initial weights is damaged.
@@ -74,14 +74,14 @@ def list_training(
 
 
 def starts(arguments: ModelArguments) -> list[str]:
-    """Names of the checkpoints that a training takes weights of."""
+    """Names of the checkpoints that provide the initial weights."""
     if arguments.vision_model is not None:
         return [arguments.vision_model, arguments.text_model]
     return [] if arguments.model in PRESETS else [arguments.model]
 
 
 def shard_keys(records: datasets.Dataset, rows: Sequence[int]) -> np.ndarray:
-    """[`image_key`] of records whose images are in shards, (rows,) uint64; a row group is in memory at a time."""
+    """[`image_key`] of records whose images are in shards, (rows,) uint64. Holds one row group in memory."""
     place = records.select_columns(["shard", "row_group", "row"]).to_pandas().iloc[rows]
     keys = np.zeros(len(rows), dtype=np.uint64)
     bar = tqdm(total=len(rows), desc="hashing images", unit="image", delay=3, leave=False, disable=None)
@@ -103,7 +103,7 @@ def resume_list(checkpoint: str | None) -> TrainedOn | None:
 
 
 def join_lists(*lists: TrainedOn) -> TrainedOn:
-    """All of them as one, what is the same once."""
+    """All lists in one, without duplicates."""
     sources = {
         (source.dataset, source.split, source.images.tobytes(), source.held_out.tobytes()): source
         for listed in lists
@@ -115,7 +115,7 @@ def join_lists(*lists: TrainedOn) -> TrainedOn:
 
 
 def describe_earlier(trained_on: TrainedOn) -> str:
-    """What the initial weights were trained on, for the model card."""
+    """The data of the initial weights, for the model card."""
     known = [f"{source.dataset} ({source.split})" for source in trained_on.sources[:-1]]
     unknown = [f"not known ({name})" for name in trained_on.unlisted]
     return ", ".join(known + unknown) or "none"

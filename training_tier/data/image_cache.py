@@ -1,4 +1,4 @@
-"""Decoded training images on the disk, so that each is read and decoded once for all epochs and all runs."""
+"""Decoded training images on the disk: each is decoded once for all epochs and runs."""
 
 import errno
 import json
@@ -23,15 +23,15 @@ from processing_tier.image_processing_tier import READ_OPTIONS
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32  # images that pass from a worker to the file together
+BATCH = 32  # images that a worker passes to the file together
 
-PART = 4096  # images of one file: so many are lost where filling is interrupted
+PART = 4096  # images of one file, the most that an interruption loses
 
-LARGE = 2**20  # bytes of an image
+LARGE = 2**20  # bytes per image above which a warning suggests smaller ones
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, of a user's share of it, of a file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota or file size
 
-FORSAKEN = 3600  # seconds without a change after which an unfinished file is nobody's
+STALE_SECONDS = 3600  # age of an unfinished file that its process has abandoned
 
 SCHEMA = pa.schema(
     {
@@ -40,15 +40,15 @@ SCHEMA = pa.schema(
         "size": pa.list_(pa.int32(), 2),  # width, height
         "original_size": pa.list_(pa.int32(), 2),
         "reduction": pa.int32(),
-        "checksum": pa.uint32(),  # of all these, see row_checksum
+        "checksum": pa.uint32(),  # of the other columns, see row_checksum
     }
 )
 
 
 def source_key(source: Mapping) -> bytes | None:
     """
-    16 bytes that stand for what a file holds: a digest of its bytes where the record has them, and else of its path,
-    size, and times of change. `None` for a file that is not there.
+    16 bytes that identify the content of an image file: a digest of the bytes if the record has them, otherwise of
+    path, size and times of change. `None` for a missing file.
     """
     if source.get("bytes") is not None:
         return blake2b(source["bytes"], digest_size=16).digest()
@@ -62,7 +62,7 @@ def source_key(source: Mapping) -> bytes | None:
 
 
 def reading_key(image_processor: TierImageProcessor) -> str:
-    """Of all that decides what [`TierImageProcessor.read`] makes of a file: options, code, and decoders."""
+    """A hash of everything that decides the result of [`TierImageProcessor.read`]: options, code and decoders."""
     options = {name: getattr(image_processor, name) for name in READ_OPTIONS}
     facts = json.dumps([options, hash_code(), str(SCHEMA)], default=dict, sort_keys=True)
     return blake2b(facts.encode(), digest_size=8).hexdigest()
@@ -71,7 +71,7 @@ def reading_key(image_processor: TierImageProcessor) -> str:
 def open_part(file: Path) -> datasets.Dataset:
     """
     Raises:
-        `ValueError` and what pyarrow raises: it is not a file of the cache, or a value lies outside of it.
+        `ValueError` and errors of pyarrow: it is not a file of the cache, or it is damaged.
     """
     part = datasets.Dataset.from_file(str(file))
     table = part.data.table
@@ -82,25 +82,25 @@ def open_part(file: Path) -> datasets.Dataset:
 
 
 def row_checksum(row: Mapping) -> int:
-    """CRC-32 of an image as the cache holds it: any flipped bit changes it, and it takes less time than decoding."""
+    """CRC-32 of an image in the cache. It detects any flipped bit, and is faster than decoding."""
     facts = (row["key"], list(row["size"]), list(row["original_size"]), row["reduction"])
     return crc32(row["pixels"], crc32(repr(facts).encode()))
 
 
 class CachedImages:
     """
-    The images of records as [`TierImageProcessor.read`] makes them, from files in a folder, memory-mapped, which are
-    first filled with those that are missing. So the pixels are those without a cache, whatever the augmentation.
+    The images of records as [`TierImageProcessor.read`] returns them, memory-mapped from files in a folder. Missing
+    images are first decoded and added. The pixels equal those without a cache, with any augmentation.
 
-    An image that has changed, or is read in another way, is another one; what is no longer asked for stays in the
-    folder. Several processes may share it. Images that do not decode are not kept, and give their error each time.
-    A damaged image is read from its source instead, and a damaged file is deleted, so that it is filled anew.
+    A changed image, or one that is read in another way, is a new entry; old entries stay in the folder. Several
+    processes may share it. Images that do not decode are not kept, and raise their error each time. A damaged entry is
+    read from its source instead, and its file is deleted, so that the next run decodes it again.
 
     Args:
         records (`datasets.Dataset`): with undecoded images.
         image_processor ([`TierImageProcessor`]): reads them.
-        folder (`str` or `os.PathLike`): made where it is not there.
-        num_workers (`int`, *optional*, defaults to 0): processes that decode what is missing.
+        folder (`str` or `os.PathLike`): created if needed.
+        num_workers (`int`, *optional*, defaults to 0): processes that decode missing images.
 
     Raises:
         `ValueError`: the folder cannot be read or written.
@@ -127,22 +127,22 @@ class CachedImages:
                 places = self._open()
         except OSError as error:
             raise ValueError(
-                f"image_cache {str(folder)!r} cannot be used ({error.strerror or error}); make room there, or choose "
-                "another folder."
+                f"image_cache {str(folder)!r} cannot be used ({error.strerror or error}); free some space there, or "
+                "choose another folder."
             ) from error
         self.rows = np.array([places.get(key, -1) for key in keys], dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
-        """The images are the same in each."""
+        """Does nothing: the images are the same in every epoch."""
 
     def _open(self) -> dict[bytes, int]:
-        """Maps the files of the folder into memory as one table, and tells the row of each key."""
+        """Maps the files of the folder into memory as one table. Returns key to row."""
         parts, self.files = [], []
         for file in sorted(self.folder.glob("*.arrow")):
             try:
                 parts.append(open_part(file))
             except (pa.ArrowException, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-                if getattr(error, "errno", None):  # it cannot be opened, which says nothing of what it holds
+                if getattr(error, "errno", None):  # it cannot be opened, so its content may be intact
                     raise
                 self._discard(file, type(error).__name__)
                 continue
@@ -151,14 +151,14 @@ class CachedImages:
         return {key: row for row, key in enumerate(self.table.with_format(None)["key"][:])} if parts else {}
 
     def _fill_what_fits(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
-        """As [`_fill`], but goes on without the rest where the disk is full."""
+        """As [`_fill`], but continues without the rest when the disk is full."""
         try:
             self._fill(missing, keys, num_workers)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             logger.warning(
-                "The image cache %s is full (%s): the images that it lacks are read from their files in each epoch.",
+                "The image cache %s is full (%s): missing images are read from their files in each epoch.",
                 self.folder,
                 os.strerror(error.errno),
             )
@@ -168,9 +168,9 @@ class CachedImages:
         file.unlink(missing_ok=True)
 
     def _fill(self, missing: Sequence[int], keys: Sequence[bytes], num_workers: int) -> None:
-        """Decodes images and writes them a part at a time, each beside and then under its name."""
+        """Decodes images and writes them one part at a time: to a temporary file, which is then renamed."""
         for file in self.folder.glob("*.tmp"):
-            if time.time() - file.stat().st_mtime > FORSAKEN:
+            if time.time() - file.stat().st_mtime > STALE_SECONDS:
                 file.unlink(missing_ok=True)
         written = 0
         with tqdm(total=len(missing), desc="filling the image cache", unit="image", delay=2, disable=None) as bar:
@@ -192,7 +192,7 @@ class CachedImages:
         logger.info("Image cache: %d images of %.1f MiB added to %s.", len(missing), written / 2**20, self.folder)
         if written > LARGE * len(missing):
             logger.warning(
-                "The images in %s take %.1f MiB each; tier-prepare with a --size makes smaller ones.",
+                "The images in %s take %.1f MiB each. Use tier-prepare with --size to make them smaller.",
                 self.folder,
                 written / len(missing) / 2**20,
             )
@@ -200,20 +200,20 @@ class CachedImages:
     def _decode(
         self, part: Sequence[int], keys: Sequence[bytes], num_workers: int
     ) -> Iterator[tuple[list[dict], int]]:
-        """Batches of images as the files hold them, and how many were tried."""
+        """Batches of images as rows of the cache, with the number of images tried."""
         decoder = Decoder(self.records, self.image_processor, keys)
         for batch in DataLoader(decoder, BATCH, sampler=part, num_workers=num_workers, collate_fn=list):
             yield [image for image in batch if image is not None], len(batch)
 
     def read(self, index: int) -> Image.Image | dict:
-        """The image of a record; as the record has it where it does not decode, or where the cache is damaged."""
+        """The decoded image of a record, or its source if it does not decode or its entry is damaged."""
         if self.rows[index] < 0:
             return self.records[index]["image"]
         number = int(self.rows[index])
         try:
             row = self.table[number]
             intact = row_checksum(row) == row["checksum"]
-        except (pa.ArrowException, TypeError, ValueError):  # a value that is not there
+        except (pa.ArrowException, TypeError, ValueError):  # a missing value
             intact = False
         if not intact:
             self._discard(self.files[number], "a checksum differs")
@@ -225,7 +225,7 @@ class CachedImages:
 
 
 class Decoder:
-    """Images of records as the cache holds them; `None` for one that does not decode."""
+    """Images of records as rows of the cache; `None` for one that does not decode."""
 
     def __init__(self, records: datasets.Dataset, image_processor: TierImageProcessor, keys: Sequence[bytes]):
         self.records = records

@@ -1,4 +1,4 @@
-"""Which records a training uses, and which choose its checkpoint."""
+"""The records of a training, those that choose its checkpoint, and where their images come from."""
 
 import logging
 
@@ -19,14 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def hold_out(records: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Splits off the images of a share of the patients, drawn by `seed`; both parts keep the order of the records."""
+    """Splits off the images of a share of the patients, drawn with `seed`. Both parts stay in order."""
     patient_ids = np.array(records["patient_id"])
     patients = np.unique(patient_ids)
     count = round(fraction * len(patients))
     if not 0 < count < len(patients):
-        raise ValueError(
-            f"{len(patients)} patients are too few to hold out a share of {fraction}; name an --eval_split."
-        )
+        raise ValueError(f"{len(patients)} patients are too few to hold out a share of {fraction}; pass --eval_split.")
     held = np.isin(patient_ids, np.random.default_rng(seed).permutation(patients)[:count])
     return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
 
@@ -35,11 +33,11 @@ def load_splits(
     arguments: DataArguments, seed: int, with_text: bool = True
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    The records to train on, by default those with text, and those whose AUROC chooses the checkpoint. With streaming,
-    the former come without their images, see [`read_shards`] and [`make_images`].
+    The training records (by default only those with text), and the records whose AUROC chooses the checkpoint. With
+    streaming, the training records come without images, see [`read_shards`] and [`make_images`].
 
     Raises:
-        `ValueError`: from the readers, no text, too few records, or a patient in both.
+        `ValueError`: see the readers; or without text, with too few records, or with a patient in both splits.
     """
 
     def read(split: str, streaming: bool = False) -> datasets.Dataset:
@@ -65,10 +63,12 @@ def load_splits(
     kept = [i for i, text in enumerate(texts) if text]
     if not kept:
         raise ValueError(
-            f"No training record has a text in {arguments.text!r}; choose another --text or name its column."
+            f"The training records do not have text in {arguments.text!r}; choose another --text, or name the column "
+            "with --columns."
         )
     if len(kept) < len(train):
-        logger.warning("%d of %d training records have no text: left out.", len(train) - len(kept), len(train))
+        left_out = len(train) - len(kept)
+        logger.warning("%d of %d training records do not have text and are left out.", left_out, len(train))
     return train.select(kept[: arguments.max_train_images]), evaluation
 
 
@@ -79,8 +79,8 @@ def make_images(
     training_arguments: TierTrainingArguments,
 ) -> ShardedImages | CachedImages | None:
     """
-    Where the images of training records come from, if not from the records: with streaming, from their shards; with
-    `image_cache`, from there, which one process of each machine fills while the others wait.
+    The source of the training images: their shards with streaming, the cache with `image_cache`, and otherwise the
+    records (`None`). One process per machine fills the cache while the others wait.
     """
     if arguments.streaming:
         return ShardedImages(records, arguments.shuffle_buffer or SHUFFLE_BUFFER, training_arguments.seed)
@@ -91,7 +91,7 @@ def make_images(
 
 
 def check_readable(dataset: PairDataset, count: int = 8) -> None:
-    """Reads a few images before any training time is spent: a wrong folder or a missing decoder shows at once."""
+    """Reads a few images first, so that a wrong folder or a missing decoder shows before the training."""
     pairs = [dataset[i] for i in range(min(count, len(dataset)))]
     errors = [pair["error"] for pair in pairs if "error" in pair]
     if len(errors) == len(pairs):

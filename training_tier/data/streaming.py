@@ -1,9 +1,9 @@
 """
-Training from the shards of a prepared data set, in place: texts and labels are read at once, images as they come.
+Training from the shards of a prepared data set, in place: texts and labels are read first, images when needed.
 
-The order of an epoch is laid out in advance from what the shards' own tables of contents say, so that the steps of an
-epoch, what each process and each data-loader worker reads, and where a resumed run goes on are known without reading
-an image. Every worker reads its own part of the row groups from beginning to end.
+The order of an epoch is laid out in advance from the metadata of the shards. So the steps of an epoch, what each
+process and each data-loader worker reads, and where a resumed run continues are known without reading an image. Every
+worker reads its part of the row groups from beginning to end.
 """
 
 import math
@@ -27,11 +27,11 @@ PLACE = ("shard", "row_group", "row")  # columns that say where the image of a r
 
 SHUFFLE_BUFFER = 1000
 
-LEFT_IN_SHARDS = ("image", "report")  # what training reads as it goes, or not at all
+LEFT_IN_SHARDS = ("image", "report")  # columns that training reads later, or never
 
 
 def open_shard(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """A Parquet file on a disk or of a URL; no more of it is fetched than what is then read."""
+    """A Parquet file by path or URL. Of a URL, only what is read is fetched."""
     if "://" not in file:
         return pq.ParquetFile(file, metadata=metadata)
     filesystem, path = fsspec.url_to_fs(file)
@@ -40,23 +40,23 @@ def open_shard(file: str, metadata: pq.FileMetaData | None = None) -> pq.Parquet
 
 def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
     """
-    The records of one split without their images and reports, in memory. Where the image of a record lies is told by
-    the columns `shard`, `row_group` and `row` (of the group).
+    The records of one split without their images and reports, in memory. The columns `shard`, `row_group` and `row`
+    (in the group) locate the image of a record.
 
     Args:
-        data (`str` or `os.PathLike`): a folder of `tier-prepare`, or such a data set on the Hub.
+        data (`str` or `os.PathLike`): a folder written by `tier-prepare`, or such a data set on the Hub.
         split (`str`): such as `"train"`.
 
     Raises:
-        `ValueError`: other data than these, no such split, a column of the schema that is not there, or what
-            [`check_prepared`] raises.
+        `ValueError`: the data are not prepared, the split or a column of the schema is missing, or see
+            [`check_prepared`].
     """
     data = os.fspath(data)
     files = list_files(data, split) if is_hub(data) else []
     if not files:
         raise ValueError(
-            f"--streaming reads the Parquet files that tier-prepare writes, in a folder or on the Hub, and {data!r} "
-            f"has none for {split!r}; prepare it first."
+            f"--streaming reads the Parquet files of tier-prepare, in a folder or on the Hub. {data!r} does not hold "
+            f"any for {split!r}; run tier-prepare on it first."
         )
     tables = []
     for file in tqdm(files, desc="reading texts", unit="file", delay=2, disable=None):
@@ -65,8 +65,8 @@ def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
             missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
             if missing:
                 raise ValueError(
-                    f"{data}: --streaming needs the columns of a prepared data set, and {', '.join(missing)} "
-                    f"{'is' if len(missing) == 1 else 'are'} not there; run tier-prepare on it first."
+                    f"{data}: --streaming needs the columns of a prepared data set, but {', '.join(missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} missing; run tier-prepare on it first."
                 )
             columns = [field.name for field in schema if not pa.types.is_nested(field.type)]
             table = shard.read([name for name in columns if name not in LEFT_IN_SHARDS])
@@ -80,19 +80,19 @@ def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
 
 class ShardedImages(torch.utils.data.Sampler):
     """
-    The encoded images of records whose shards stay where they are, and (as a sampler) the order of an epoch, in which
-    reading them is cheap.
+    The encoded images of records in shards, and (as a sampler) an order of the epoch that makes reading them cheap.
 
-    An epoch takes the row groups in random order. That order is cut into parts of whole batches, one for each
-    data-loader worker of each process, and in each part the images change places within `shuffle_buffer`. So a
-    worker that reads its part from the beginning to the end holds that many encoded images and one row group at the
-    most. Any other order of reading gives the same images, less cheaply.
+    An epoch takes the row groups in random order. This order is cut into parts of whole batches, one part for each
+    data-loader worker of each process, and the images of a part are shuffled within `shuffle_buffer`. So a worker that
+    reads its part from beginning to end holds at most that many encoded images and one row group. Reading in any other
+    order returns the same images, but costs more.
 
-    Everything random depends on `seed` and epoch, and the parts on [`set_layout`]; nothing depends on what was read.
+    Everything random depends on `seed` and epoch, and the parts depend on [`set_layout`]; nothing depends on what was
+    read before. So a resumed run has the same order.
 
     Args:
-        records (`datasets.Dataset`): some or all of [`read_shards`].
-        shuffle_buffer (`int`, *optional*, defaults to 1000): images among which one changes places; 1 for none.
+        records (`datasets.Dataset`): some or all records of [`read_shards`].
+        shuffle_buffer (`int`, *optional*, defaults to 1000): images that are shuffled together (1 disables this).
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
@@ -115,8 +115,8 @@ class ShardedImages(torch.utils.data.Sampler):
 
     def set_layout(self, batch_size: int, num_processes: int = 1, num_workers: int = 0) -> None:
         """
-        Lays the order out for this many images per batch of a process, processes, and data-loader workers of each:
-        batches go to the processes in turn, and those of a process to its workers in turn.
+        Lays out the order for this many images per batch and process, processes, and data-loader workers per process.
+        Batches go to the processes in turn, and those of a process to its workers in turn.
         """
         self.batch_size, self.num_processes, self.num_workers = batch_size, num_processes, max(1, num_workers)
         self._forget()
@@ -147,13 +147,12 @@ class ShardedImages(torch.utils.data.Sampler):
 
     @property
     def order(self) -> np.ndarray:
-        """The records of this epoch in their order, int64, each once."""
+        """The records in the order of this epoch, int64, each once."""
         if self._order is None:
             rng = np.random.default_rng([self.seed, self.epoch])
             stream = np.lexsort((self.row, rng.permutation(len(self.groups))[self.group]))
-            stream = np.roll(
-                stream, rng.integers(len(stream))
-            )  # else what fills no batch is always the end of a group
+            # otherwise the records that do not fill a batch are always the end of a group
+            stream = np.roll(stream, rng.integers(len(stream)))
             steps = len(stream) // (self.batch_size * self.num_processes)
             batches = np.empty((steps, self.num_processes, self.batch_size), dtype=np.int64)
             used = 0
@@ -169,31 +168,31 @@ class ShardedImages(torch.utils.data.Sampler):
         return self._order
 
     def reader(self, turn: np.ndarray) -> np.ndarray:
-        """Number of the worker, among those of all processes, that reads what stands at a place of the order."""
+        """Number of the worker, counted over all processes, that reads a position of the order."""
         batch = turn // self.batch_size
         return batch % self.num_processes * self.num_workers + batch // self.num_processes % self.num_workers
 
     def read(self, index: int) -> dict:
         """
-        The image of a record as `{"bytes": ..., "path": ...}`, and whatever else of its row group the same worker
-        reads later is held until then.
+        The image of a record as `{"bytes": ..., "path": ...}`. Images of its row group that the same worker reads
+        later are held until then.
 
         Raises:
-            `ValueError`: the shard holds no bytes of it.
+            `ValueError`: the shard does not hold its bytes.
         """
         if index not in self.held:
-            self.order  # noqa: B018 (lays it out)
+            self.order  # noqa: B018 (lays out the order)
             turn, members = self._turn, np.flatnonzero(self.group == self.group[index])
             later = (turn[members] > turn[index]) & (self.reader(turn[members]) == self.reader(turn[index]))
             wanted = np.append(members[later], index)
             self.held.update(zip(wanted.tolist(), self._read_group(wanted), strict=True))
         image = self.held.pop(index)
-        if not image or image["bytes"] is None:  # and never the file that its path names
-            raise ValueError("an image record of a shard has no bytes; prepare the data set, which embeds them.")
+        if not image or image["bytes"] is None:  # never read the file at its path
+            raise ValueError("an image record of a shard does not have bytes; run tier-prepare, which embeds them.")
         return image
 
     def _read_group(self, records: np.ndarray) -> list[dict]:
-        """The images of records of one row group. No file stays open, which workers would share after a fork."""
+        """The images of records of one row group. Closes the file, because forked workers would share it."""
         file, row_group = self.groups[self.group[records[0]]]
         with open_shard(file, self.metadata.get(file)) as shard:
             self.metadata[file] = shard.metadata

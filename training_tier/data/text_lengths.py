@@ -1,4 +1,4 @@
-"""Texts of one batch read in groups of about equal length, each padded to its own: less padding, the same training."""
+"""Texts of one batch read in groups of similar length, each padded to its own: less padding, the same training."""
 
 import functools
 
@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-MULTIPLE = 16  # tokens: of 77, there are five lengths at the most
+MULTIPLE = 16  # tokens; with at most 77 there are five lengths
 
 
 def padded_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    Tokens that each text is padded to in its group: the next multiple of 16, but no more than the batch has.
+    Tokens that each text is padded to in its group: the next multiple of 16, but at most those of the batch.
 
     Args:
         attention_mask (`torch.Tensor` of shape `(texts, tokens)`): 1 for tokens, from the left on, and 0 for padding.
@@ -25,13 +25,13 @@ def padded_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def read_by_length(text_model: nn.Module) -> None:
     """
-    Changes what a text tower does in training, in place: it reads the texts of a batch in groups of about equal
-    length. Outputs and gradients are the same but for rounding and the draws of dropout; where there is padding, the
-    hidden state is that of the last position of the group.
+    Changes a text tower in place: in training it reads the texts of a batch in groups of similar length. Outputs and
+    gradients are the same except for rounding and the draws of dropout. The hidden state of padding is that of the
+    last position of the group.
 
     Args:
-        text_model (`nn.Module`): takes `input_ids` and `attention_mask` by name, and gives the hidden states and maybe
-            a pooled one.
+        text_model (`nn.Module`): takes `input_ids` and `attention_mask` by name, and returns the hidden states and
+            possibly a pooled one.
     """
     inner = text_model.forward
 
@@ -54,7 +54,7 @@ def read_by_length(text_model: nn.Module) -> None:
             }
             outputs = inner(**part)
             states = outputs.last_hidden_state
-            # not zeros, which have no direction: what is made of them is masked, but has to be finite
+            # not zeros, which cannot be normalised: the results are masked, but have to be finite
             padding = states[:, -1:].expand(-1, input_ids.shape[1] - length, -1)
             rows.append(row)
             hidden.append(torch.cat([states, padding], dim=1))

@@ -1,4 +1,4 @@
-"""Data-loader workers that outlive a SIGTERM."""
+"""Data-loader workers that ignore a SIGTERM to the whole job."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) -> None:
     """
-    What a data-loader worker does first: where SIGTERM goes to a whole job, the main process still needs it. Only from
-    that process does it take one, which is how that ends a worker that does not end by itself.
+    Runs first in a data-loader worker. A SIGTERM to the whole job must not end it, because the main process still
+    needs it. Workers obey SIGTERM only from the main process, which ends hanging workers this way.
     """
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -29,7 +29,7 @@ def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) ->
 
 
 def shield_workers(loader: DataLoader) -> DataLoader:
-    """Makes the workers of a loader, in place, outlive a SIGTERM."""
+    """Makes the workers of a loader ignore SIGTERM, in place; see [`ignore_sigterm`]."""
     inner = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap one
     inner.worker_init_fn = functools.partial(ignore_sigterm, then=inner.worker_init_fn)
     return loader

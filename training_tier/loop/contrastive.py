@@ -29,16 +29,16 @@ TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
 
 class TierTrainer(RadiographTrainer):
     """
-    [`RadiographTrainer`] that logs the three terms of the loss apart, in training and (prefixed `eval_`) in
-    evaluation, adds the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
+    [`RadiographTrainer`] that logs the three terms of the loss in training and (prefixed `eval_`) in evaluation, adds
+    the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
 
-    The loss of an evaluation is over batches of `per_device_eval_batch_size` pairs in the order of the records,
-    whatever the number of processes. `predict` returns `text_embeds` and `image_embeds`, in this order (the
-    model's), with a row for each record: NaN where the image does not decode.
+    An evaluation computes its loss over batches of `per_device_eval_batch_size` pairs in the order of the records,
+    with any number of processes. `predict` returns `text_embeds` and `image_embeds`, in this order (the model's), with
+    a row for each record: NaN where the image does not decode.
 
     Args:
         findings (`Sequence[str]`, *optional*):
-            the columns of findings of which the AUROC is computed, on whatever data are evaluated; none for no AUROC.
+            columns of findings whose AUROC each evaluation computes.
         prompts (`str`, *optional*, defaults to `"report"`): see [`load_prompts`].
         avoid_duplicates (`bool`, *optional*, defaults to `False`): see [`DistinctTextSampler`].
         kwargs: what [`RadiographTrainer`] takes; `processing_class` is the [`TierProcessor`].
@@ -55,7 +55,7 @@ class TierTrainer(RadiographTrainer):
         self.avoid_duplicates = avoid_duplicates
         super().__init__(**kwargs)
         self.prompts = load_prompts(prompts, findings)
-        self._terms: list[torch.Tensor] = []  # of training, since the last line of the log
+        self._terms: list[torch.Tensor] = []  # of training, since the last log entry
         self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
@@ -76,7 +76,7 @@ class TierTrainer(RadiographTrainer):
                 if getattr(self.args, name):
                     raise ValueError(
                         f"{name} changes the padding, which entropy_tokens='all' counts as words; leave it out, or "
-                        "choose other tokens."
+                        "choose other entropy_tokens."
                     )
 
     def check_batches(self) -> None:
@@ -144,7 +144,7 @@ class TierTrainer(RadiographTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def pop_terms(self) -> dict[str, float]:
-        """Mean of each term over the pairs since the last call, of all the processes, which all have to call."""
+        """Mean of each term over the pairs of all processes since the last call. Every process has to call this."""
         sums = self.accelerator.reduce(torch.stack(self._terms).sum(dim=0), "sum")
         self._terms.clear()
         return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
@@ -176,9 +176,8 @@ class TierTrainer(RadiographTrainer):
 
     def zero_shot_auroc(self, dataset: PairDataset) -> dict[str, float]:
         """
-        See [`evaluation_tier.scoring.zeroshot.zero_shot_auroc`],
-        of the images and labels of a data set; computed by the main
-        process, known to all. A finding without labels there is left out, with a warning.
+        See [`evaluation_tier.scoring.zeroshot.zero_shot_auroc`]. The main process computes it and sends it to all. A
+        finding without labels in the data set is left out, with a warning.
         """
         records = dataset.all_columns
         findings = [finding for finding in self.prompts if finding in records.column_names]
@@ -187,7 +186,7 @@ class TierTrainer(RadiographTrainer):
         missing = [finding for finding in self.prompts if finding not in findings]
         if missing:
             reason = "labels" if "image" in records.column_names else "images (they are streamed)"
-            logger.warning(f"The evaluated records hold no {reason} of {', '.join(missing)}: its AUROC is left out.")
+            logger.warning(f"Without {reason} in the evaluated records, the AUROC is left out: {', '.join(missing)}.")
         if not findings:
             return {}
         result: list[dict | None] = [None]

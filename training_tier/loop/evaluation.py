@@ -1,6 +1,6 @@
 """
-Evaluation that gives the same numbers on any number of processes: each takes whole batches in turn and computes their
-loss by itself, and all that is found is put into the order of the records.
+Evaluation with the same numbers on any number of processes: each process takes whole batches in turn and computes
+their loss alone; then all results are put in the order of the records.
 """
 
 import math
@@ -28,13 +28,13 @@ logger = logging.get_logger(__name__)
 
 class BatchesInTurn(torch.utils.data.Sampler):
     """
-    The batches of one process: of those that a single process would read, every n-th. A process that has one fewer
-    than the others reads the first batch of all once more, since with FSDP they compute together; [`is_own`] tells.
+    The batches of one process: every n-th batch of those that a single process would read. A process with one batch
+    fewer reads the first batch again, because with FSDP all processes compute together; [`is_own`] tells them apart.
 
     Args:
         num_rows (`int`): records of the data set.
         batch_size (`int`): records of a batch.
-        rank, world_size (`int`): of this process, and of all.
+        rank, world_size (`int`): index of this process, and number of processes.
     """
 
     def __init__(self, num_rows: int, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -55,22 +55,22 @@ class BatchesInTurn(torch.utils.data.Sampler):
             yield list(range(start, min(start + self.batch_size, self.num_rows)))
 
     def is_own(self, index: int) -> bool:
-        """Whether the batch that holds a record counts in this process."""
+        """Whether the batch of this record counts in this process."""
         return index // self.batch_size % self.world_size == self.rank
 
 
 @dataclass
 class EvaluatedBatch:
     """
-    What one batch gives.
+    The results of one batch.
 
     Args:
-        first (`int`): the lowest number of a record in it.
-        weight (`int` or `torch.Tensor`): what its means are over: pairs, or stated labels.
+        first (`int`): the lowest number of its records.
+        weight (`int` or `torch.Tensor`): how many pairs or stated labels its means are over.
         means (`Mapping[str, torch.Tensor]`): the loss and its terms, scalars.
-        indices (`list[int]`): the records of the outputs, by number.
+        indices (`list[int]`): the numbers of the records of the outputs.
         outputs (`tuple`): tensors or arrays with a row for each of these records.
-        labels (`torch.Tensor`, *optional*): the same.
+        labels (`torch.Tensor`, *optional*): with a row for each of these records.
     """
 
     first: int
@@ -97,11 +97,11 @@ class EvaluatedBatch:
 @dataclass
 class EvaluationPass:
     """
-    What one process finds in an evaluation, and after [`gather`] all of them.
+    The results of one process in an evaluation, and after [`gather`] those of all processes.
 
     Args:
         sampler ([`BatchesInTurn`]): of this process.
-        batches (`list`, *optional*): [`EvaluatedBatch`] of each.
+        batches (`list`, *optional*): an [`EvaluatedBatch`] for each batch.
         unreadable (`list`, *optional*): see `training_tier.data.collator.list_unreadable`.
     """
 
@@ -110,7 +110,7 @@ class EvaluationPass:
     unreadable: list[tuple[int, str, str]] = field(default_factory=list)
 
     def gather(self) -> None:
-        """Brings the batches of all processes, which all have to call this, into the order of the records."""
+        """Collects the batches of all processes in the order of the records. Every process has to call this."""
         batches = [batch.on_cpu() for batch in self.batches]
         unreadable = self.unreadable
         if self.sampler.world_size > 1:
@@ -119,7 +119,7 @@ class EvaluationPass:
         self.unreadable = sorted(unreadable)
 
     def means(self) -> dict[str, float]:
-        """The loss and its terms over all batches; NaN where nothing is stated."""
+        """The loss and its terms over all batches; NaN without a stated label."""
         total = math.fsum(batch.weight for batch in self.batches)
         names = self.batches[0].means if self.batches else ()
         return {
@@ -131,8 +131,8 @@ class EvaluationPass:
 
     def predictions(self) -> tuple[np.ndarray | tuple[np.ndarray, ...] | None, np.ndarray | None]:
         """
-        The outputs and the labels, a row for each record of the data set, in their order: NaN, and labels of -100,
-        where an image does not decode.
+        The outputs and the labels, a row for each record of the data set, in their order. Where an image does not
+        decode, they are NaN and -100.
         """
         with_outputs = [batch for batch in self.batches if batch.outputs]
         if not with_outputs:
@@ -157,8 +157,8 @@ class EvaluationPass:
 
 def share_buffers(model: torch.nn.Module) -> None:
     """
-    Gives all processes the buffers of the main one, such as the running statistics of batch norms, which training
-    lets differ between them and of which that process saves its own.
+    Gives all processes the buffers of the main process, such as the running statistics of batch norms. In training
+    they differ between processes, and the main process saves its own.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
@@ -166,14 +166,15 @@ def share_buffers(model: torch.nn.Module) -> None:
 
 
 class EvaluatingTrainer(Trainer):
-    """[`Trainer`] whose evaluation and prediction read every record, with equal results on any number of processes."""
+    """[`Trainer`] whose evaluation and prediction read every record, and do not depend on the number of processes."""
 
-    _evaluated: EvaluationPass | None = None  # the evaluation that is under way
+    _evaluated: EvaluationPass | None = None  # the running evaluation
     _eval_terms: Mapping[str, torch.Tensor] = {}  # of its last batch, beside the loss
 
     def get_eval_dataloader(self, eval_dataset: str | PairDataset | None = None) -> DataLoader:
         """
-        Whole batches of every record, the last one smaller: `dataloader_drop_last` and the order are of training.
+        Batches of every record in order, the last one smaller. `dataloader_drop_last` and the order of the training
+        do not apply.
 
         Raises:
             `ValueError`: see [`check_evaluated`].
@@ -192,7 +193,7 @@ class EvaluatingTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
-            generator=torch.Generator(),  # so that an evaluation draws nothing of the training's randomness
+            generator=torch.Generator(),  # an evaluation must not use the training's random numbers
         )
         return shield_workers(loader)
 
@@ -203,23 +204,24 @@ class EvaluatingTrainer(Trainer):
     def check_evaluated(self, dataset: PairDataset) -> None:
         """
         Raises:
-            `ValueError`: data that do not tell their records, or without the labels that a classifier knows.
+            `ValueError`: the data are not a [`PairDataset`], or lack the labels of the classifier.
         """
         if not isinstance(dataset, PairDataset):
             kind = "LabelledDataset" if self.label_names else "PairDataset"
             raise ValueError(
-                f"An evaluation needs a {kind}, which knows its records, but got a {type(dataset).__name__}; make one "
-                f"of the records: {kind}(records, ...)."
+                f"An evaluation needs a {kind}, but got a {type(dataset).__name__}; make one from the records: "
+                f"{kind}(records, ...)."
             )
         if len(dataset) == 0:
-            raise ValueError("An evaluation needs at least one record, but the data have none.")
+            raise ValueError("An evaluation needs at least one record, but the data set is empty.")
         if self.label_names:
             known = list(self.accelerator.unwrap_model(self.model).config.id2label.values())
             given = getattr(dataset, "findings", [])
             if given != known:
                 raise ValueError(
-                    f"The classifier knows {', '.join(known)}, in this order, and the data to evaluate have labels of "
-                    f"{', '.join(given) or 'no finding'}: make a LabelledDataset with the classifier's findings."
+                    f"The findings of the classifier are {', '.join(known)}, in this order, but the labels of the "
+                    f"data are of {', '.join(given) or 'no finding'}. Make a LabelledDataset with the classifier's "
+                    "findings."
                 )
 
     def evaluation_loop(
@@ -242,7 +244,7 @@ class EvaluatingTrainer(Trainer):
         return EvalLoopOutput(predictions, labels, output.metrics | metrics, len(dataloader.dataset))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        # Nothing is returned, so that super gathers nothing: evaluation_loop does, by the number of each record.
+        # Returns nothing, so that super does not gather: evaluation_loop does, by the number of each record.
         indices, unreadable = inputs.pop("indices"), inputs.pop("unreadable")
         inputs.pop("image_ids")
         first = min([*indices, *(index for index, *_ in unreadable)])
@@ -250,21 +252,21 @@ class EvaluatingTrainer(Trainer):
         if counts:
             self._evaluated.unreadable.extend(unreadable)
         if "pixel_values" not in inputs:
-            if self.is_fsdp_enabled:  # where the other processes wait for this one
+            if self.is_fsdp_enabled:  # the other processes wait for this one
                 refuse_batch(unreadable)
             return None, None, None
         with separate_batches():
             loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if counts:
             outputs = () if outputs is None else outputs if isinstance(outputs, tuple) else (outputs,)
-            labels = labels if torch.is_tensor(labels) else None  # () of a model without labels
+            labels = labels if torch.is_tensor(labels) else None  # () for a model without labels
             weight = (inputs["labels"] >= 0).sum() if "labels" in inputs else len(indices)
             means = {"loss": loss, **self._eval_terms}
             self._evaluated.batches.append(EvaluatedBatch(first, weight, means, indices, outputs, labels))
         return None, None, None
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        # the loss of a batch in evaluation is the mean over its own labels, not over those of other processes
+        # in evaluation, the loss of a batch is the mean over its own labels only
         return None if self._evaluated is not None else super()._get_num_items_in_batch(batch_samples, device)
 
     def _check_decoded(self, unreadable: Sequence[tuple[int, str, str]], count: int) -> None:
@@ -277,6 +279,6 @@ class EvaluatingTrainer(Trainer):
                 f"them. The last one: {error}"
             )
         logger.warning_once(
-            f"{len(unreadable)} of {count} images to evaluate do not decode and are left out; the last one is "
+            f"{len(unreadable)} of {count} images to evaluate do not decode and are skipped. The last one is "
             f"{image_id}: {error}"
         )

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, is as it was saved, and belongs to the model: asked before anything of it is used."""
+"""Checks of a checkpoint before it is used: whether it is whole, unchanged since it was saved, and of this model."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from modeling_tier.checkpoints.model_folder import MODEL_JSON_LIMIT
 if is_peft_available():
     from peft import PeftModel, get_peft_model_state_dict
 
-CHECKSUMS = "checksums.json"  # in each checkpoint: SHA-256 of each file that a run resumes from
+CHECKSUMS = "checksums.json"  # in each checkpoint: SHA-256 of every file that resuming reads
 
 RUN_OPTIONS = "run_options.json"  # in each checkpoint
 
@@ -27,13 +27,13 @@ FSDP_WEIGHTS = "pytorch_model_fsdp.bin"  # beside the model.safetensors of a che
 
 PICKLES = (".pt", ".pth", ".bin")
 
-BLOCK = 2**20  # bytes that are read at once
+BLOCK = 2**20  # bytes read at a time
 
 
 def list_resumed_files(folder: Path) -> dict[str, Path]:
     """
-    Name to path of what a run resumes from. Not the configuration and the tokenizer, which are compared with the
-    run's, and the card: an evaluation may add thresholds and results to these.
+    Name to path of the files that resuming reads. Configuration, tokenizer and card are left out: an evaluation may
+    add thresholds and results to them, and the first two are compared with the run's.
     """
     return {
         path.relative_to(folder).as_posix(): path
@@ -56,22 +56,22 @@ def checksum(path: Path) -> str:
 
 
 def checksums(files: Mapping[str, Path]) -> dict[str, str]:
-    """Several files at a time: neither reading nor hashing holds Python's lock."""
+    """Hashes several files at a time: neither reading nor hashing holds Python's lock."""
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(files, pool.map(checksum, files.values()), strict=True))
 
 
 def write_checksums(folder: Path) -> None:
-    """Adds `checksums.json` to a checkpoint of which all else is written."""
+    """Adds `checksums.json` to a checkpoint whose other files are written."""
     digests = checksums(list_resumed_files(folder))
     (folder / CHECKSUMS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def find_fault(checkpoint: str | Path) -> str | None:
-    """What keeps a folder from being a whole checkpoint, such as a file that is cut short; `None` for nothing."""
+    """What is wrong with a checkpoint, such as a file that is cut short; `None` for a whole one."""
     folder = Path(checkpoint)
     if not folder.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     try:
         return find_missing(folder) or find_damage(folder) or find_change(folder)
     except OSError as error:
@@ -81,19 +81,19 @@ def find_fault(checkpoint: str | Path) -> str | None:
 def find_missing(folder: Path) -> str | None:
     paths = list(folder.iterdir())
     needed = [TRAINER_STATE_NAME, "rng_state"]
-    if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in a folder of its own
+    if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in its own folder
         sharded = any(path.name == FSDP_WEIGHTS for path in paths)
         needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"]
         if not any(path.suffix == ".safetensors" for path in paths):
-            return "it holds no weights"
+            return "it does not hold weights"
     for name in needed:
         if not any(path.name.startswith(name) for path in paths):
-            return f"it holds no {name}"
+            return f"it does not hold {name}"
     return None
 
 
 def find_damage(folder: Path) -> str | None:
-    """What can be seen in a file itself. Without checksums (of an earlier version) this includes those in archives."""
+    """Damage that a file itself shows. Without `checksums.json` (of an earlier version), archives are checked too."""
     has_checksums = (folder / CHECKSUMS).is_file()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         try:
@@ -117,7 +117,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def is_as_expected(name: str, content) -> bool:
-    """Whether a JSON file of a checkpoint holds what is read from a file of that name."""
+    """Whether a JSON file of a checkpoint has the content that its name promises."""
     if name == TRAINER_STATE_NAME:
         try:
             state = TrainerState(**content)
@@ -139,7 +139,7 @@ def is_as_expected(name: str, content) -> bool:
 
 
 def is_archive_intact(path: Path) -> bool:
-    """Whether the parts of what `torch.save` wrote, which it does not compress, have the checksums it gave them."""
+    """Whether the members of an archive by `torch.save`, which does not compress, match their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
@@ -149,18 +149,18 @@ def is_archive_intact(path: Path) -> bool:
 
 
 def find_change(folder: Path) -> str | None:
-    """What is not as it was saved, by `checksums.json`; `None` without it."""
+    """What has changed since the checkpoint was saved, by `checksums.json`; `None` without that file."""
     file = folder / CHECKSUMS
     if not file.is_file():
         return None
     saved, files = json.loads(file.read_text(encoding="utf-8")), list_resumed_files(folder)
     for name in sorted(saved.keys() - files.keys()):
-        return f"it holds no {name}"
+        return f"it does not hold {name}"
     for name in sorted(files.keys() - saved.keys()):
         return f"{name} was not saved with it"
     for name, digest in checksums(files).items():
         if digest != saved[name]:
-            return f"{name} is not as it was saved (its checksum differs)"
+            return f"{name} has changed since it was saved (its checksum differs)"
     return None
 
 
@@ -169,7 +169,7 @@ def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
     Compares the names and shapes of a checkpoint's tensors with the model's, without reading them.
 
     Raises:
-        `ValueError`: they are those of another network.
+        `ValueError`: they belong to another network.
     """
     is_adapter = is_peft_available() and isinstance(model, PeftModel)
     tensors = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
@@ -182,7 +182,7 @@ def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
     kept = {tensors[name].data_ptr() for name in stored.keys() & tensors.keys()}  # tied weights are stored once
     missing = [name for name, tensor in tensors.items() if name not in stored and tensor.data_ptr() not in kept]
     unknown = [name for name in stored if name not in tensors]
-    # FSDP makes vectors of scalars
+    # FSDP turns scalars into vectors
     differing = [
         name
         for name in stored.keys() & tensors.keys()
@@ -198,10 +198,10 @@ def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def reading(what: str, checkpoint: str | Path) -> Iterator[None]:
-    """Turns whatever reading a part of a checkpoint raises into one sentence."""
+    """Turns any error while a part of a checkpoint is read into one sentence."""
     try:
         yield
-    except Exception as error:  # libraries raise many kinds here; all mean that the part is damaged
+    except Exception as error:  # libraries raise many kinds; all mean that the part is damaged
         reason = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(
             f"The {what} of {checkpoint} cannot be used ({type(error).__name__}: {reason}); resume from another "

@@ -1,4 +1,4 @@
-"""Learning rates of parts of a model, and parts that are not trained at all."""
+"""Different learning rates for the parts of a model. Frozen parts are in `start/freezing.py`."""
 
 import math
 
@@ -13,10 +13,10 @@ def learning_rate_scales(
     model: PreTrainedModel, vision_lr_scale: float = 1.0, text_lr_scale: float = 1.0, layer_decay: float = 1.0
 ) -> dict[nn.Parameter, float]:
     """
-    The factor of the learning rate of each parameter: of a tower, its scale times `layer_decay` to the power of how
-    many layers lie above (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): 1 for the last layer, and for what comes
-    before the first layer one more than for the layer. 1.0 of what lies outside of the towers (projection heads,
-    `logit_scale`, a classifier's head).
+    The factor of the learning rate of each parameter. In a tower, it is the tower's scale times `layer_decay` to the
+    power of the number of layers above (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): 1 for the last layer.
+    Embeddings count as one more layer below the first. Outside the towers (projection heads, `logit_scale`, a
+    classifier's head) the factor is 1.0.
 
     Args:
         model ([`PreTrainedModel`]): with a `vision_model` and, unless it is a classifier, a `text_model`.
@@ -24,7 +24,7 @@ def learning_rate_scales(
         layer_decay (`float`, *optional*, defaults to 1.0): in (0, 1].
 
     Raises:
-        `ValueError`: a tower has no list of its layers.
+        `ValueError`: a tower does not list its layers.
     """
     scales = dict.fromkeys(model.parameters(), 1.0)
     for name, scale in (("vision_model", vision_lr_scale), ("text_model", text_lr_scale)):
@@ -42,15 +42,15 @@ def learning_rate_scales(
 
 def scale_learning_rates(optimizer: torch.optim.Optimizer, scales: dict[nn.Parameter, float]) -> None:
     """
-    Parts the groups of a new optimizer so that each has parameters of one learning rate: its own times their factor.
-    Groups of the factor 1 come first, since a [`Trainer`] logs the learning rate of the first.
+    Splits the groups of a new optimizer so that all parameters of a group have one learning rate: the group's times
+    their factor. Groups with the factor 1 come first, because a [`Trainer`] logs the learning rate of the first.
     """
-    parted: dict[tuple[int, float], dict] = {}
+    split_groups: dict[tuple[int, float], dict] = {}
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             scale = scales[parameter]
             options = {**group, "params": [], "lr": group["lr"] * scale}
-            parted.setdefault((number, scale), options)["params"].append(parameter)
+            split_groups.setdefault((number, scale), options)["params"].append(parameter)
     optimizer.param_groups.clear()
-    for _, group in sorted(parted.items(), key=lambda item: (item[0][1] != 1.0, item[0])):
+    for _, group in sorted(split_groups.items(), key=lambda item: (item[0][1] != 1.0, item[0])):
         optimizer.add_param_group(group)

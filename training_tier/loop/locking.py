@@ -1,4 +1,4 @@
-"""Two runs in one output folder would delete each other's checkpoints: a lock keeps the second one out."""
+"""A lock on the output folder: two runs in one folder would delete each other's checkpoints."""
 
 import contextlib
 import os
@@ -16,34 +16,34 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK = "_lock"  # in output_dir, while a run is under way
+LOCK = "_lock"  # in output_dir, during a run
 
 _held: set[Path] = set()  # folders that this process has locked
 
 
 def lock(folder: Path) -> int | None:
     """
-    Locks a folder for this process. The system ends the lock with the process, however that ends.
+    Locks a folder for this process. The operating system releases the lock when the process ends, in whatever way.
 
     Returns:
-        `int`: a file descriptor to close; `None` where the file system has no locks.
+        `int`: a file descriptor to close; `None` on a file system without locks.
 
     Raises:
         `BlockingIOError`: another process has locked it.
-        `OSError`: it cannot be written.
+        `OSError`: the folder cannot be written.
     """
     path = folder / LOCK
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            # of the process, not of the file: data-loader workers, which may outlive it, do not inherit this one
+            # a lock of the process, not of the file: data-loader workers, which may outlive it, do not inherit it
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
             if isinstance(error, (BlockingIOError, PermissionError)):
                 raise BlockingIOError from error
             path.unlink(missing_ok=True)
-            logger.warning(f"{folder} is on a file system without locks: see to it that no other run writes there.")
+            logger.warning(f"{folder} is on a file system without locks: make sure that no other run writes there.")
             return None
         try:
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -56,11 +56,11 @@ def lock(folder: Path) -> int | None:
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """
-    Makes a folder where it is not there, and keeps other processes that ask for the same out of it. What was made is
-    removed again where it is left empty. Inside, the same process may ask once more.
+    Creates a folder if needed, and locks it for this process, which may lock it again inside the block. Folders that
+    were created and are empty at the end are removed.
 
     Raises:
-        `ValueError`: another process is in it, or it cannot be written.
+        `ValueError`: another process has locked the folder, or it cannot be written.
     """
     path = Path(folder).absolute()
     if fcntl is None or path in _held:
@@ -92,10 +92,10 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 @contextlib.contextmanager
 def only_run(arguments: TrainingArguments) -> Iterator[None]:
     """
-    [`locked`] for a run of one or several processes, of which the main one holds the lock.
+    [`locked`] for a run of one or several processes. The main process holds the lock.
 
     Raises:
-        `ValueError`: in all of them.
+        `ValueError`: in every process, see [`locked`].
     """
     with contextlib.ExitStack() as stack:
         fault = None

@@ -1,4 +1,4 @@
-"""FSDP2 with models that have scalar parameters and two towers, and their whole weights out of it."""
+"""FSDP2 for models with scalar parameters and two towers, and how to get their whole weights back."""
 
 import os
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from training_tier.loop.integrity import FSDP_WEIGHTS
 def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
     """
     Args:
-        plugin ([`FullyShardedDataParallelPlugin`], *optional*): what accelerate uses; `None` where it does not shard.
+        plugin ([`FullyShardedDataParallelPlugin`], *optional*): of accelerate; `None` if it does not shard.
 
     Raises:
-        `ValueError`: FSDP was asked for and is not there, or in a way in which a run does not end as it should.
+        `ValueError`: FSDP was asked for but is not used, or its options do not work with these models.
     """
     if plugin is None:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
             raise ValueError(
-                "FSDP needs at least two processes with a GPU each, and accelerate leaves it out without a word where "
-                "they are not there; leave it out too (on CPUs, torchrun --nproc_per_node 2 trains on two processes)."
+                "FSDP needs at least two processes with a GPU each; otherwise accelerate ignores it silently. Leave "
+                "it out (on CPUs, torchrun --nproc_per_node 2 trains on two processes)."
             )
         return
     if plugin.fsdp_version != 2:
@@ -37,38 +37,39 @@ def check_sharding(plugin: FullyShardedDataParallelPlugin | None) -> None:
         )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
         raise ValueError(
-            f"fsdp_state_dict_type={plugin.state_dict_type.name} saves no model, and pickles in checkpoints; "
-            "use fsdp_state_dict_type: FULL_STATE_DICT, as in configs/accelerate/fsdp.yaml."
+            f"fsdp_state_dict_type={plugin.state_dict_type.name} does not save the model, and saves pickles in "
+            "checkpoints; use fsdp_state_dict_type: FULL_STATE_DICT, as in configs/accelerate/fsdp.yaml."
         )
 
 
 def check_sharded_checkpoint(checkpoint: str | os.PathLike | None) -> None:
     """
     Raises:
-        `ValueError`: a checkpoint to resume with FSDP from was saved without it.
+        `ValueError`: a run with FSDP cannot resume from a checkpoint that was saved without it.
     """
     if checkpoint is not None and not os.path.isfile(os.path.join(checkpoint, FSDP_WEIGHTS)):
         raise ValueError(
-            f"{checkpoint} was saved without FSDP; go on as the run began, or start a new one with "
-            f"--model {checkpoint}."
+            f"{checkpoint} was saved without FSDP; resume without it, or start a new run with --model {checkpoint}."
         )
 
 
 def prepare_for_sharding(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> set[str]:
     """
-    Makes a model, in place, one that FSDP2 as accelerate (1.15) calls it can shard, and sets what is sharded together.
+    Changes a model in place so that FSDP2, as accelerate (1.15) calls it, can shard it, and sets the layers that are
+    sharded as units.
 
     Args:
         model ([`PreTrainedModel`]): with whole weights.
-        plugin ([`FullyShardedDataParallelPlugin`]): changed too, unless it names the layers itself: those that the
-            model has of its `_no_split_modules`. Weights are gathered and gradients reduced in float32, and it is
-            autocast that computes in 16 bits, so that the numbers are those of DistributedDataParallel; the plugin's
-            own policy would round `logit_scale`, the gradients and the loss to bfloat16.
+        plugin ([`FullyShardedDataParallelPlugin`]): changed too. Unless it names the layers, it gets those of the
+            model's `_no_split_modules`. Weights are gathered and gradients reduced in float32, and autocast computes
+            in 16 bits, so that the numbers equal those of DistributedDataParallel. The plugin's own policy would round
+            `logit_scale`, the gradients and the loss to bfloat16.
 
     Returns:
-        `set[str]`: the names of the scalar parameters, which FSDP2 does not shard and which now have the shape (1,).
+        `set[str]`: the names of the scalar parameters, which now have the shape (1,), because FSDP2 cannot shard
+            scalars.
     """
-    model.get_input_embeddings = lambda: None  # CLIP's raises NotImplementedError, and one of two is no help
+    model.get_input_embeddings = lambda: None  # CLIP's raises NotImplementedError, and there are two towers
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if plugin.transformer_cls_names_to_wrap is None:
         classes = {type(module).__name__ for module in model.modules()}
@@ -84,12 +85,12 @@ def prepare_for_sharding(model: PreTrainedModel, plugin: FullyShardedDataParalle
 
 def broadcast_weights(model: PreTrainedModel, device: torch.device) -> None:
     """
-    Gives all the processes the weights of the main one, as DistributedDataParallel does, but FSDP2 does not: what was
-    trained before (`warm_up_text`) need not be equal to the last bit. A model that is sharded already stays as it is.
+    Gives all processes the weights of the main process, which DistributedDataParallel does but FSDP2 does not. After
+    `warm_up_text`, they may differ in the last bit. A model that is already sharded does not change.
 
     Args:
         model ([`PreTrainedModel`]): changed in place.
-        device (`torch.device`): from which the processes send.
+        device (`torch.device`): the processes send from here.
     """
     if isinstance(model, FSDPModule):
         return
@@ -100,7 +101,7 @@ def broadcast_weights(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor whole, for which all the processes have to call this; any other one as it is."""
+    """The whole of a sharded tensor, for which every process has to call this. Other tensors do not change."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -108,15 +109,15 @@ def whole_model(
     model_class: type[PreTrainedModel], model: PreTrainedModel, state_dict: Mapping, scalars: set[str]
 ) -> PreTrainedModel:
     """
-    A model that is not sharded, on the CPU, in the mode of another one.
+    An unsharded copy of a sharded model, on the CPU, in the same mode.
 
     Args:
-        model_class (`type`): what the model was before it was sharded, which changes its class.
+        model_class (`type`): the class of the model before it was sharded, which changed it.
         model ([`PreTrainedModel`]): the sharded one.
         state_dict (`Mapping`): its whole weights.
         scalars (`set[str]`): see [`prepare_for_sharding`].
     """
-    with torch.random.fork_rng(devices=[]):  # its random weights are none of the training's draws
+    with torch.random.fork_rng(devices=[]):  # must not use the training's random numbers
         whole = model_class(model.config)
     whole.load_state_dict(
         {name: tensor.squeeze() if name in scalars else tensor for name, tensor in state_dict.items()}

@@ -1,4 +1,4 @@
-"""Towers and layers that keep their weights."""
+"""Towers and layers that are not trained."""
 
 from transformers import PreTrainedModel
 
@@ -10,11 +10,11 @@ from training_tier.options.task import TaskArguments
 
 def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelArguments) -> None:
     """
-    Leaves the parts of the towers that the options name as they are; their projection heads are trained all the same.
-    The batch norms of a frozen part keep their statistics too.
+    Freezes the parts of the towers that the options name. Their projection heads are still trained. The batch norms of
+    a frozen part keep their statistics too.
 
     Raises:
-        `ValueError`: the weights are random, or a tower has fewer layers or no list of them.
+        `ValueError`: the weights are random, or a tower has fewer layers or does not list them.
     """
     options = {
         "freeze_image_tower": task.freeze_image_tower,

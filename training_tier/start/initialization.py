@@ -30,7 +30,7 @@ from training_tier.start.presets import PRESETS, preset_config
 
 POSITION_SCALE = 0.5
 
-MAX_TOKENS = 128  # of a text under a pretrained encoder: the paper's (authors' code, CLIP_Embedding.py:79-82)
+MAX_TOKENS = 128  # of a text with a pretrained encoder, as in the paper (authors' code, CLIP_Embedding.py:79-82)
 
 MODEL_TYPES = (CLIPConfig.model_type, TierCLIPConfig.model_type, TierDualEncoderConfig.model_type)
 
@@ -39,15 +39,15 @@ TierModel = TierCLIPModel | TierDualEncoderModel
 
 def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierModel, TierProcessor]:
     """
-    A model and its processor as `arguments` asks: random weights of a preset, those of a checkpoint, or two pretrained
-    towers under new projection heads.
+    A model and its processor: a preset with random weights, a checkpoint, or two pretrained towers under new
+    projection heads.
 
     Args:
-        arguments ([`ModelArguments`]): what is asked for.
-        texts (`Iterable[str]`): the training texts, for a tokenizer of their own where no other is named.
+        arguments ([`ModelArguments`]): name the model.
+        texts (`Iterable[str]`): the training texts. A preset trains its tokenizer on them unless one is named.
 
     Raises:
-        `ValueError`: no such preset or checkpoint, a checkpoint that does not fit, or an option without effect on it.
+        `ValueError`: the preset or checkpoint does not exist, does not fit, or an option has no effect on it.
     """
     if arguments.vision_model is not None:
         return join_towers(arguments)
@@ -67,7 +67,7 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
 
 
 def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometry: str) -> TierImageProcessor:
-    """The image processor of a model: its size, its mean and standard deviation."""
+    """The image processor of a model, with its image size, mean and standard deviation."""
     return TierImageProcessor(
         geometry=geometry,
         size={"height": model_size(config), "width": model_size(config)},
@@ -77,12 +77,12 @@ def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometr
 
 
 def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
-    """Edge in pixels of the square that a model sees."""
+    """Edge in pixels of the square image that a model sees."""
     return config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
 
 
 def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
-    """A pretrained image backbone and text encoder under new projection heads, with the tokenizer of the latter."""
+    """A pretrained image backbone and text encoder under new projection heads, with the text encoder's tokenizer."""
     overrides = arguments.config_overrides()
     check_names(arguments)
     try:
@@ -90,7 +90,7 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
         stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
         overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
     except (OSError, ValueError, AttributeError):
-        pass  # a bare backbone: ImageNet's, as the paper's
+        pass  # without an image processor, the backbone gets ImageNet's numbers, as in the paper
     if arguments.image_size is not None:
         overrides["image_size"] = arguments.image_size
     model = TierDualEncoderModel.from_vision_text_pretrained(arguments.vision_model, arguments.text_model, **overrides)
@@ -102,10 +102,10 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
 def set_sine_positions(model: TierCLIPModel) -> None:
     """
     Starts the position embeddings of the patches from sines and cosines of their row and column (Beyer et al. 2022,
-    "Better plain ViT baselines for ImageNet-1k"), scaled to the spread that the embeddings of the patches have.
+    "Better plain ViT baselines for ImageNet-1k"), scaled to the spread of the patch embeddings.
 
-    CLIP's own start is noise so faint that at first the image tower hardly knows where a patch lies; with a few
-    thousand radiographs it takes much of the training to find out.
+    CLIP starts from faint noise, so that the image tower at first hardly knows where a patch lies. With a few thousand
+    radiographs, it needs much of the training to learn this.
     """
     embedding = model.vision_model.embeddings.position_embedding.weight  # (1 + patches, hidden)
     side = math.isqrt(embedding.shape[0] - 1)
@@ -119,7 +119,7 @@ def set_sine_positions(model: TierCLIPModel) -> None:
 
 
 def read_stored_config(arguments: ModelArguments) -> dict:
-    """What config.json of the checkpoint `arguments.model` says, once it is known to be there and to have weights."""
+    """config.json of the checkpoint `arguments.model`, which has to exist and hold weights."""
     name = arguments.model
     check_start(name)
     check_not_adapter(name)
@@ -137,14 +137,14 @@ def read_stored_config(arguments: ModelArguments) -> dict:
         ) from error
     if stored_config.get("model_type") not in MODEL_TYPES:
         raise ValueError(
-            f"The checkpoint {name!r} is of the kind {stored_config.get('model_type')!r}; name one of a CLIP or TIER "
-            "model."
+            f"The checkpoint {name!r} has the model_type {stored_config.get('model_type')!r}; name a CLIP or TIER "
+            "checkpoint."
         )
     return stored_config
 
 
 def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
-    """The model of a CLIP or TIER checkpoint in float32, all of its weights used, and a processor to match."""
+    """The model of a CLIP or TIER checkpoint in float32, with its processor."""
     name = arguments.model
     stored_config = read_stored_config(arguments)
     is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
@@ -158,7 +158,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
     The checkpoint `arguments.model` as a model of a class, in float32.
 
     Raises:
-        `ValueError`: it cannot be read, a tensor of it was not used, or one of the model was not there.
+        `ValueError`: it cannot be read, or its tensors are not exactly those of the model.
     """
     name = arguments.model
     check_model_folder(name)
@@ -168,9 +168,9 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
     try:
         model, info = model_class.from_pretrained(
             **located(name),
-            dtype=torch.float32,  # else the checkpoint's own, and a training in float16 diverges
+            dtype=torch.float32,  # not the checkpoint's own: a training in float16 diverges
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
             image_size=arguments.image_size,
             **overrides,
@@ -187,7 +187,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
                 f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "
                 f"{problem.replace('_', ' ')}, for example {keys[0]}."
             )
-    if findings := getattr(model.config, "zero_shot_findings", None):  # measured with weights that now change
+    if findings := getattr(model.config, "zero_shot_findings", None):  # measured with other weights
         model.config.zero_shot_findings = {
             name: {side: entry[side] for side in ("positive", "negative")} for name, entry in findings.items()
         }
@@ -197,18 +197,18 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
 def load_image_processor(
     arguments: ModelArguments, config: TierCLIPConfig | TierDualEncoderConfig
 ) -> TierImageProcessor:
-    """The checkpoint's image processor, or one of ours with its numbers, which `config` is then told too."""
+    """The checkpoint's image processor, or one of ours with its numbers. Sets mean and deviation in `config`."""
     try:
         place = located(arguments.model)
         stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"No image processor can be loaded from {arguments.model!r}: {reason}") from error
+        raise ValueError(f"The image processor of {arguments.model!r} cannot be loaded: {reason}") from error
     image_processor = stored if isinstance(stored, TierImageProcessor) else TierImageProcessor.from_clip(stored)
     if arguments.geometry not in (None, image_processor.geometry):
         image_processor.geometry, image_processor.resize_edge = arguments.geometry, None
     size, own_size = model_size(config), image_processor.size["height"]
-    if size != own_size:  # the same part of the picture in more or fewer pixels
+    if size != own_size:  # the same part of the image in more or fewer pixels
         if image_processor.resize_edge is not None:
             image_processor.resize_edge = round(image_processor.resize_edge * size / own_size)
         image_processor.size = SizeDict(height=size, width=size)
@@ -220,23 +220,23 @@ def load_image_processor(
 def check_start(name: str) -> None:
     """
     Raises:
-        `ValueError`: `--model` is neither a folder nor could be a name on the Hub, which is not asked then.
+        `ValueError`: `--model` is neither a folder nor a possible name on the Hub, which is then not asked.
     """
     if os.path.isdir(name):
         return
+    hint = "it was not looked up on the Hub."
     try:
         check_hub_name(name, "checkpoint folder", known=PRESETS)
-        if "/" not in name:
-            raise ValueError("no owner.")
+        if "/" in name:
+            return
     except ValueError as error:
-        hint = str(error).rpartition(": ")[2] if "did you mean" in str(error) else "it was not looked up on the Hub."
-        raise ValueError(
-            f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}"
-        ) from None
+        if "did you mean" in str(error):
+            hint = str(error).rpartition(": ")[2]
+    raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}")
 
 
 def check_names(arguments: ModelArguments) -> None:
-    """ValueError for a tower or a tokenizer that is mistyped or not safe to read; before any data are read."""
+    """ValueError for a tower or tokenizer that is mistyped or unsafe to read, before any data are read."""
     for name in (arguments.vision_model, arguments.text_model):
         if name is not None:
             check_hub_name(name, "tower")
@@ -249,9 +249,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     check_hub_name(name, "tokenizer")
     try:
         place = located(name)
-        if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, by remote code
+        if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, as remote code
             return BertTokenizer.from_pretrained(**place)
         return AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"No tokenizer can be loaded from {name!r}: {reason}") from error
+        raise ValueError(f"The tokenizer of {name!r} cannot be loaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""Sizes of models that start from random weights."""
+"""Presets: sizes of models that start from random weights."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,7 +11,7 @@ VIT_B = {
     "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224},
 }
 
-# The first three are own choices for small data and few cores.
+# The first three are our choices for small data and few CPU cores.
 PRESETS = {
     "nano": {
         "projection_dim": 128,
@@ -48,8 +48,8 @@ PRESETS = {
     },
     "vit-b-32": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 32}},
     "vit-b-16": {**VIT_B, "vision_config": {**VIT_B["vision_config"], "patch_size": 16}},
-    # Towers with a model_type make a dual encoder. This one is the paper's, the next an own choice: from few reports
-    # and random weights, CLIP's text encoder learns, and a BERT of the same size hardly does.
+    # Towers with a model_type make a dual encoder. This one is the paper's, the next our choice: from random weights
+    # and few reports, CLIP's text encoder learns, and a BERT of the same size hardly does.
     "resnet-50-bert": {
         "projection_dim": 128,
         "image_size": 224,
@@ -92,13 +92,13 @@ def preset_config(
 
     Args:
         name (`str`): a key of `PRESETS`.
-        tokenizer ([`PreTrainedTokenizerBase`]): gives the vocabulary, the special tokens and the text length.
+        tokenizer ([`PreTrainedTokenizerBase`]): provides the vocabulary, the special tokens and the text length.
         image_size (`int`, *optional*):
-            edge of the image in pixels instead of the preset's; a multiple of its patch where it has patches.
-        overrides: fields of the configuration. `image_pooling` is `"patch_mean"` unless it is given.
+            edge of the image in pixels, instead of the preset's. With patches, a multiple of their edge.
+        overrides: fields of the configuration. `image_pooling` defaults to `"patch_mean"`.
 
     Raises:
-        `ValueError`: an image_size that the patches do not fill, or what the configuration itself refuses.
+        `ValueError`: the patches do not fill image_size, or the configuration refuses a value.
     """
     preset = {key: value for key, value in PRESETS[name].items() if key not in ("text_config", "vision_config")}
     vision = {**PRESETS[name]["vision_config"]}

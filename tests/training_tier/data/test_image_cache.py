@@ -133,12 +133,12 @@ def test_an_image_that_does_not_decode_has_its_reason_and_is_tried_again(records
 def test_large_images_are_warned_of(records, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(image_cache, "LARGE", 100)
     CachedImages(records, PROCESSOR, tmp_path / "cache")
-    assert "MiB each; tier-prepare with a --size makes smaller ones." in caplog.text
+    assert "MiB each. Use tier-prepare with --size to make them smaller." in caplog.text
 
 
 def test_a_folder_that_cannot_be_is_refused(records, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"^image_cache '.*file' cannot be used \(.*\); make room there, or choose"):
+    with pytest.raises(ValueError, match=r"^image_cache '.*file' cannot be used \(.*\); free some space there, or"):
         CachedImages(records, PROCESSOR, tmp_path / "file")
 
 
@@ -211,8 +211,8 @@ def test_a_full_disk_costs_the_cache_and_not_the_training(records, tmp_path, cap
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [record.getMessage() for record in caplog.records] == [
-        f"The image cache {images.folder} is full (File too large): the images that it lacks are read from their "
-        "files in each epoch."
+        f"The image cache {images.folder} is full (File too large): missing images are read from their files in each "
+        "epoch."
     ]
     assert (images.rows == -1).all() and not list(images.folder.iterdir())
     plain, cached = PairDataset(records, PROCESSOR), PairDataset(records, PROCESSOR, images=images)

@@ -208,7 +208,7 @@ def test_a_path_in_a_shard_is_never_opened(phantom, tmp_path):
     records = read_shards(tmp_path, "train")
     dataset = PairDataset(records, TierImageProcessor(size=32), images=ShardedImages(records))
     assert "pixel_values" in dataset[0]
-    assert dataset[1]["error"].startswith("an image record of a shard has no bytes; prepare the data set")
+    assert dataset[1]["error"].startswith("an image record of a shard does not have bytes; run tier-prepare")
 
 
 def test_what_cannot_be_streamed_is_refused(phantom, folder, tmp_path):

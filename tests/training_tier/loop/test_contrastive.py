@@ -91,7 +91,7 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
         ),
         (
             {"group_texts": True, "config": {"entropy_tokens": "all"}},
-            "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or choose",
+            "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
         ),
         (
             {"group_texts": True, "torch_compile": True},

@@ -115,7 +115,7 @@ def test_data_without_labels_have_no_auroc(trainer, processor, caplog):
     records = make_records(12, seed=1).remove_columns(["Pneumothorax"])
     metrics = trainer.evaluate(PairDataset(records, processor.image_processor))
     assert metrics["eval_auroc"] == metrics["eval_auroc_Consolidation"] and "eval_auroc_Pneumothorax" not in metrics
-    assert "The evaluated records hold no labels of Pneumothorax: its AUROC is left out." in caplog.text
+    assert "Without labels in the evaluated records, the AUROC is left out: Pneumothorax." in caplog.text
     records = records.remove_columns(["Consolidation"])
     metrics = trainer.evaluate(PairDataset(records, processor.image_processor))
     assert not any("auroc" in name for name in metrics) and metrics["eval_loss"] > 0
@@ -171,15 +171,16 @@ def test_too_many_images_to_evaluate_that_do_not_decode(trainer, classifier_trai
 
 def test_what_is_no_data_of_pairs_is_refused(trainer, classifier_trainer, processor):
     records = make_records(4, seed=1)
-    message = "^An evaluation needs a PairDataset, which knows its records, but got a Dataset; make one of the records"
+    message = "^An evaluation needs a PairDataset, but got a Dataset; make one from the records"
     with pytest.raises(ValueError, match=message):
         trainer.evaluate(records)
-    with pytest.raises(ValueError, match="^An evaluation needs at least one record, but the data have none.$"):
+    with pytest.raises(ValueError, match="^An evaluation needs at least one record, but the data set is empty.$"):
         trainer.predict(PairDataset(records.select([]), processor.image_processor))
-    message = "^The classifier knows Consolidation, Pneumothorax, in this order, and the data to evaluate have labels "
+    order = "Consolidation, Pneumothorax, in this order"
+    message = f"^The findings of the classifier are {order}, but the labels of the data are "
     for findings, named in ((FINDINGS[::-1], "of Pneumothorax, Consolidation"), ([], "of no finding")):
         dataset = LabelledDataset(records, findings, image_processor=processor.image_processor)
-        with pytest.raises(ValueError, match=f"{message}{named}: make a LabelledDataset with the classifier's find"):
+        with pytest.raises(ValueError, match=f"{message}{named}. Make a LabelledDataset with the classifier's find"):
             classifier_trainer.evaluate(dataset)
 
 

@@ -90,7 +90,7 @@ def test_a_flipped_bit_passes_a_checkpoint_over(run, caplog, name):
 def test_a_flipped_bit_in_the_weights_is_told_by_the_checksum_alone(run):
     newest = run / "checkpoint-12"
     flip(newest / "model.safetensors", -5)
-    assert find_fault(newest) == "model.safetensors is not as it was saved (its checksum differs)"
+    assert find_fault(newest) == "model.safetensors has changed since it was saved (its checksum differs)"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_without_checksums_archives_are_checked_by_their_own(run, name):
 
 def test_a_file_that_is_missing_by_the_checksums(run):
     (run / "checkpoint-12" / "log_sums_0.json").unlink()
-    assert find_fault(run / "checkpoint-12") == "it holds no log_sums_0.json"
+    assert find_fault(run / "checkpoint-12") == "it does not hold log_sums_0.json"
 
 
 def test_a_configuration_may_gain_thresholds(run):
@@ -195,7 +195,7 @@ def test_the_run_goes_on_from_the_whole_checkpoint_before(make_trainer, whole, r
     resumed = make_trainer("run")
     resumed.train(resume_from_checkpoint=True)
     assert_same(resumed, whole)
-    assert f"{run}/checkpoint-12 is not whole and is skipped: optimizer.pt is" in caplog.text
+    assert f"{run}/checkpoint-12 is not whole and is skipped: optimizer.pt has" in caplog.text
     assert f"The run continues from step 8. {run}/checkpoint-12 is now stale-checkpoint-12; you can" in caplog.text
     assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-12", "stale-checkpoint-12"}
     assert find_fault(run / "checkpoint-12") is None
@@ -270,15 +270,15 @@ def test_a_damaged_best_checkpoint_is_not_loaded_at_the_end(make_trainer):
         trainer.train()
     best = trainer.state.best_model_checkpoint
     assert str(stop.value) == (
-        f"The training is complete, but its best checkpoint {best} is not whole: model.safetensors is not as it was "
-        "saved (its checksum differs). To end with the last weights instead, delete it and add "
+        f"The training is complete, but its best checkpoint {best} is not whole: model.safetensors has changed "
+        "since it was saved (its checksum differs). To end with the last weights instead, delete it and add "
         "--resume_from_checkpoint last."
     )
 
 
 def test_a_damaged_checkpoint_is_not_averaged(whole, run):
     flip(run / "checkpoint-8" / "model.safetensors", -5)
-    with pytest.raises(ValueError, match="checkpoint-8 cannot be averaged: model.safetensors is not as it was saved"):
+    with pytest.raises(ValueError, match="checkpoint-8 cannot be averaged: model.safetensors has changed since"):
         average_weights(whole.model, [run / "checkpoint-12", run / "checkpoint-8"])
 
 

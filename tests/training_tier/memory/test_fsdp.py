@@ -204,7 +204,7 @@ def test_two_sharded_processes_are_one_with_the_whole_batch(tmp_path, monkeypatc
     [
         (None, "FSDP needs at least two processes with a GPU each"),
         (SimpleNamespace(fsdp_version=1), "fsdp_version=1 cannot shard scalars such as logit_scale"),
-        ("SHARDED_STATE_DICT", "fsdp_state_dict_type=SHARDED_STATE_DICT saves no model, and pickles in checkpoints"),
+        ("SHARDED_STATE_DICT", "fsdp_state_dict_type=SHARDED_STATE_DICT does not save the model"),
     ],
     ids=["not there", "version 1", "sharded checkpoints"],
 )
@@ -218,7 +218,7 @@ def test_what_does_not_work_is_refused(plugin, message, monkeypatch):
 
 def test_a_checkpoint_without_shards_is_refused(tmp_path):
     check_sharded_checkpoint(None)
-    with pytest.raises(ValueError, match="was saved without FSDP; go on as the run began, or start a new one with"):
+    with pytest.raises(ValueError, match="was saved without FSDP; resume without it, or start a new run with"):
         check_sharded_checkpoint(tmp_path)
     (tmp_path / "pytorch_model_fsdp.bin").touch()
     check_sharded_checkpoint(tmp_path)
@@ -325,4 +325,4 @@ def test_a_sharded_training_is_one_process_with_the_whole_batch_and_can_be_resum
         assert find_fault(checkpoint) == f"{name} is cut short"
         (checkpoint / name).write_bytes(content)
     (checkpoint / "optimizer.bin").unlink()
-    assert find_fault(checkpoint) == "it holds no optimizer.bin"
+    assert find_fault(checkpoint) == "it does not hold optimizer.bin"
