@@ -37,7 +37,7 @@ def test_streaming_trains_a_classifier(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--data", "phantom"], "--streaming reads the Parquet files that tier-prepare writes, in a folder or on the"),
+        (["--data", "phantom"], "--streaming reads the Parquet files of tier-prepare, in a folder or on the Hub"),
         (
             ["--train_split", "training"],
             "it has train, validation. Choose one with --split (tier-train: --train_split",
