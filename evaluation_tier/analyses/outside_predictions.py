@@ -124,10 +124,7 @@ def compare_predictions(
     if given.labels is not None:
         labels = given.labels.groupby(np.asarray(given.study_ids), sort=False).first()
     else:
-        truth = find_first(Path(radiologists), ["groundtruth.csv", "*/groundtruth.csv"])
-        if truth is None:
-            raise ValueError(f"Neither {Path(path).name} has labels nor {radiologists} a groundtruth.csv: add one.")
-        labels = read_study_table(truth).reindex(scores.index)
+        labels = read_truth(radiologists, Path(path).name).reindex(scores.index)
     where, other = f"the table {Path(path).name} itself (optimistic)", ()
     if threshold_table is not None:
         where, other = f"the table {Path(threshold_table).name}", read_threshold_table(threshold_table, findings)
@@ -154,6 +151,14 @@ def compare_predictions(
     return metrics
 
 
+def read_truth(radiologists: str | os.PathLike, name: str) -> pd.DataFrame:
+    """The labels of CheXpert's test set by study, for the table `name`, which has none."""
+    truth = find_first(Path(radiologists), ["groundtruth.csv", "*/groundtruth.csv"])
+    if truth is None:
+        raise ValueError(f"{name} has no labels, and {radiologists} has no groundtruth.csv: add one of them.")
+    return read_study_table(truth)
+
+
 def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores (studies, findings) of these findings on another split."""
     validation = read_predictions(path, with_studies=False)
@@ -162,7 +167,9 @@ def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> tu
     for finding in findings:
         for kind, frame in (("score", validation.scores), ("label", validation.labels)):
             if finding not in frame:
-                raise ValueError(f"{Path(path).name} has no column {kind}_{finding}, and the predictions have.")
+                raise ValueError(
+                    f"{Path(path).name} has no column {kind}_{finding}, but the predictions have it: add the column."
+                )
     return validation.labels[list(findings)].to_numpy(), validation.scores[list(findings)].to_numpy()
 
 

@@ -57,20 +57,8 @@ def compare_with_radiologists(
         `ValueError`: studies or findings that one of the tables lacks or has twice, reader labels other than 0 and 1.
     """
     findings, studies, names = list(scores.columns), labels.index, list(readers.index.unique(level=0))
-    if not findings or not names or not len(studies):
-        raise ValueError("There is nothing to compare: the model has no scores, or there are no readers or studies.")
-    for what, has in (("labels", labels.columns), ("thresholds", thresholds), ("the readers", readers.columns)):
-        lacking = [finding for finding in findings if finding not in has]
-        if lacking:
-            raise ValueError(f"{lacking[0]!r} has scores, but {what} lack it: leave its scores out.")
     f1_thresholds = f1_thresholds or thresholds
-    tables = {"labels": labels, "scores": scores, **{f"reader {name}": readers.loc[name] for name in names}}
-    for what, table in tables.items():
-        if not table.index.is_unique:
-            raise ValueError(f"The table of {what} has a study more than once: keep one row of each.")
-        if what == "scores":
-            check_in_table(studies, table, what)
-    check_readers(studies, readers)
+    check_tables(labels, scores, thresholds, readers)
 
     truth = labels[findings].to_numpy(dtype=np.float64)
     decisions = {name: readers.loc[name].loc[studies, findings].to_numpy(dtype=np.float64) for name in names}
@@ -89,7 +77,6 @@ def compare_with_radiologists(
     points = {rater: bootstrap(truth, given[0], data, given[1]) for rater, given in raters.items()}
     resampled = {rater: bootstrap(truth, given[0], draws, given[1]) for rater, given in raters.items()}
     too_few = find_too_few(truth, studies)
-    readers_of = [f"reader {name}" for name in names]
     results = {finding: {"model": {}, "readers": {}, "readers_mean": {}, "difference": {}} for finding in findings}
     mean = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
     for i, finding in enumerate(findings):
@@ -98,29 +85,71 @@ def compare_with_radiologists(
         for name, values in decisions.items():
             results[finding]["readers"][name] = describe_decisions(truth[:, i], values[:, i], 0.5)
     for metric in COMPARED:
-        point = {rater: values[metric][0] for rater, values in points.items()}
-        readers_point = np.mean([point[rater] for rater in readers_of], axis=0)
-        readers_resampled = np.mean([resampled[rater][metric] for rater in readers_of], axis=0)
-        difference, differences = point["model"] - readers_point, resampled["model"][metric] - readers_resampled
-        for i, finding in enumerate(findings):
-            results[finding]["readers_mean"][metric] = float(readers_point[i])
-            results[finding]["difference"][metric] = float(difference[i])
-            results[finding]["difference"][f"{metric}_ci95"] = (
-                percentile_interval(differences[:, i]) if not too_few[i] else np.full(2, np.nan)
-            ).tolist()
-        compared = ~np.isnan(difference)  # means are of the findings that model and readers have a value for
-        mean_difference, mean_differences = mean_over_findings(difference, differences)
-        mean["difference"][metric] = mean_difference
-        mean["difference"][f"{metric}_ci95"] = percentile_interval(mean_differences).tolist()
-        mean["readers_mean"][metric] = nanmean(readers_point[compared])
-        mean["model"][metric] = nanmean(point["model"][compared])
-        for name in names:
-            mean["readers"][name][metric] = nanmean(point[f"reader {name}"][compared])
+        of_metric = {rater: (points[rater][metric][0], resampled[rater][metric]) for rater in raters}
+        add_differences(metric, of_metric, results, mean, too_few)
     return {"n_studies": len(studies), "readers": names, "findings": results, "mean": mean}
 
 
+def check_tables(
+    labels: pd.DataFrame, scores: pd.DataFrame, thresholds: Mapping[str, float], readers: pd.DataFrame
+) -> None:
+    """ValueError where the tables of `compare_with_radiologists` do not fit each other."""
+    findings, names = list(scores.columns), list(readers.index.unique(level=0))
+    if not findings or not names or not len(labels):
+        raise ValueError("There is nothing to compare: the model has no scores, or there are no readers or studies.")
+    for what, has in (("labels", labels.columns), ("thresholds", thresholds), ("the readers", readers.columns)):
+        lacking = [finding for finding in findings if finding not in has]
+        if lacking:
+            raise ValueError(f"{lacking[0]!r} has scores, but {what} lack it: leave its scores out.")
+    tables = {"labels": labels, "scores": scores, **{f"reader {name}": readers.loc[name] for name in names}}
+    for what, table in tables.items():
+        if not table.index.is_unique:
+            raise ValueError(f"The table of {what} has a study more than once: keep one row of each.")
+        if what == "scores":
+            check_in_table(labels.index, table, what)
+    check_readers(labels.index, readers)
+
+
+def add_differences(
+    metric: str,
+    raters: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    results: dict[str, dict],
+    mean: dict[str, dict],
+    too_few: np.ndarray,
+) -> None:
+    """
+    Put the readers' mean and the model's difference from it into the results, in place, and the means over findings.
+
+    Args:
+        metric: of `COMPARED`.
+        raters: `"model"` and `"reader <name>"` to the values (findings,) and those of the resamples
+            (resamples, findings).
+        results: of `compare_with_radiologists`, by finding; `mean` likewise.
+        too_few: (findings,) bool, without an interval.
+    """
+    point, resampled = raters["model"]
+    readers = {name: raters[f"reader {name}"] for name in mean["readers"]}
+    readers_point = np.mean([values for values, _ in readers.values()], axis=0)
+    readers_resampled = np.mean([values for _, values in readers.values()], axis=0)
+    difference, differences = point - readers_point, resampled - readers_resampled
+    for i, result in enumerate(results.values()):
+        result["readers_mean"][metric] = float(readers_point[i])
+        result["difference"][metric] = float(difference[i])
+        result["difference"][f"{metric}_ci95"] = (
+            percentile_interval(differences[:, i]) if not too_few[i] else np.full(2, np.nan)
+        ).tolist()
+    compared = ~np.isnan(difference)  # means are of the findings that model and readers have a value for
+    mean_difference, mean_differences = mean_over_findings(difference, differences)
+    mean["difference"][metric] = mean_difference
+    mean["difference"][f"{metric}_ci95"] = percentile_interval(mean_differences).tolist()
+    mean["readers_mean"][metric] = nanmean(readers_point[compared])
+    mean["model"][metric] = nanmean(point[compared])
+    for name, (values, _) in readers.items():
+        mean["readers"][name][metric] = nanmean(values[compared])
+
+
 def check_readers(studies: Sequence[str], readers: pd.DataFrame) -> None:
-    """ValueError where a reader has not read all of the studies."""
+    """ValueError if a reader did not read all of the studies."""
     for name in readers.index.unique(level=0):
         table = readers.loc[name]
         if not table.index.isin(studies).any():

@@ -1,0 +1,1 @@
+"""From embeddings to scores and metrics of findings."""

@@ -1,0 +1,1 @@
+"""Published test sets, as YAML, and their loader."""

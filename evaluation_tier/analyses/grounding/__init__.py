@@ -1,0 +1,1 @@
+"""Maps against the regions that radiologists marked."""

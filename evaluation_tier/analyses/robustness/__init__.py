@@ -1,0 +1,1 @@
+"""Results under other wordings, sides and images."""
