@@ -126,11 +126,11 @@ def test_tables_that_do_not_do_are_refused(archive, tmp_path, capsys, change, me
 
 def test_options_that_have_no_effect_are_refused(tmp_path, capsys):
     for arguments, message in (
-        (["a", "b", "--radiologists", "r"], "leave B out"),
+        (["a", "b", "--radiologists", "r"], "leave out B"),
         (["a", "b", "--protocol", "tier"], "--protocol has no effect without --radiologists"),
-        (["a"], "name B too, or give --radiologists"),
+        (["a"], "B is missing: name a second evaluation"),
         (["a", "--radiologists", "r", "--protocol", "teir"], "no protocol 'teir': did you mean 'tier'"),
-        (["a", "--radiologists", "r", "--exclude_trained"], "--exclude_trained has no effect on predictions"),
+        (["a", "--radiologists", "r", "--exclude_trained"], "--exclude_trained has no effect with --radiologists"),
     ):
         with pytest.raises(SystemExit):
             main(arguments)
