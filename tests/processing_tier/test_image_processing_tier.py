@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from processing_tier import TierImageProcessor, read_radiograph
-from processing_tier.grey_levels_tier import to_uint8, window_to_uint8
+from processing_tier.grey_levels_tier import STRIP, take_levels, to_uint8, window_to_uint8
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -130,6 +130,14 @@ def test_a_sixteen_bit_file_is_not_clipped(tmp_path):
     grey = pixels(TierImageProcessor(size=64), str(tmp_path / "x.png"), output_dtype="uint8")[0, 0]
     np.testing.assert_array_equal(grey.numpy(), to_uint8(array))
     assert grey[0].float().mean() < 5 and grey[-1].float().mean() > 250 and 120 < grey[31].float().mean() < 135
+
+
+def test_lookups_in_strips():
+    table, rng = np.arange(65536)[::-1].astype(np.uint8), np.random.default_rng(0)
+    for shape in ((STRIP - 1,), (STRIP + 1,), (3, STRIP), (7, 5, 3), (1, 1)):
+        patterns = rng.integers(0, 65536, shape).astype(np.uint16)
+        for array in (patterns, patterns[::-1]):
+            np.testing.assert_array_equal(take_levels(table, array), np.take(table, array))
 
 
 def test_windows():
