@@ -3,6 +3,7 @@
 import argparse
 import logging
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """What is evaluated, and how; the same in every process."""
 
-    names: dict[str, str]  # of the models, as the user named them, to what the results call them
+    names: dict[str | Path, str]  # of the models, as the user named them, to what the results call them
     models: Models
     dataset_name: str
     dataset: datasets.Dataset
@@ -118,7 +119,7 @@ def choose_protocol(args: argparse.Namespace) -> Protocol:
     return protocol
 
 
-def prepare_models(args: argparse.Namespace, names: dict[str, str], device: torch.device) -> Models:
+def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], device: torch.device) -> Models:
     """A single model, loaded; of an ensemble the functions that load its members one by one."""
     if len(args.models) > 1:
         return {names[name]: partial(loading.load_model, name, device) for name in args.models}

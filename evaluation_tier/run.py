@@ -4,6 +4,7 @@ What is read is in `inputs.py`, the pass in `models/single_pass.py`, the files i
 """
 
 import argparse
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -98,7 +99,10 @@ def check_models(args: argparse.Namespace, inputs: Inputs) -> None:
 def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
     """The analyses that --analyses asks for, by name, in the order of the results."""
     dataset = inputs.dataset
-    options = {"resampling": Resampling(args.n_bootstrap, args.seed), "dataset_name": inputs.dataset_name}
+    options: dict[str, Any] = {
+        "resampling": Resampling(args.n_bootstrap, args.seed),
+        "dataset_name": inputs.dataset_name,
+    }
     analyses: Analyses = {}
     for name in ANALYSES:
         if name not in args.analyses:

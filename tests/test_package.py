@@ -104,8 +104,8 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     for command, _ in COMMANDS:
         assert VERSION in run(command, "--version")
         assert "usage" in run(command, "--help")
-    data = ["--data", "phantom:num_images=64,image_size=64"]
-    run("tier-train", "smoke", *data, "--max_steps", "2", "--output_dir", "run")
+    data = ["--data", "phantom:num_images=120,image_size=64"]
+    run("tier-train", "smoke", *data, "--max_steps", "2", "--min_positives", "1", "--output_dir", "run")
     run(
         "tier-eval", "run", *data, "--split", "test", "--min_positives", "5", "--model_card", "--output_dir", "results"
     )

@@ -16,7 +16,8 @@ from accelerate import PartialState
 
 from evaluation_tier.models.loading import choose_device
 
-Key, Value = TypeVar("Key"), TypeVar("Value")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @contextmanager

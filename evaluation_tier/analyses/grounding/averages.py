@@ -130,7 +130,7 @@ def tabulate(
             if case.finding in chosen and chosen[case.finding][j, k] >= 0:
                 best[i, j, k] = measured.curves[i, j, k, chosen[case.finding][j, k]]
     values = dict(zip(names, np.concatenate([measured.values, best], axis=2).transpose(1, 2, 0), strict=True))
-    columns = {
+    columns: dict[tuple[str, ...], np.ndarray] = {
         ("maps" if name in MAPS else "baselines", name, metric): column
         for name in names
         for metric, column in zip(metric_names, values[name], strict=True)
