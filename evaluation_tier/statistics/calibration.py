@@ -40,11 +40,11 @@ def fit_calibration(labels: np.ndarray, scores: np.ndarray) -> tuple[float, floa
     that scale and bias stay finite for scores that separate the classes (Platt 1999, section 2.2).
 
     Returns:
-        (scale, bias): NaN without both classes and where all scores are equal. Where a higher score does not mean that
-        a finding is more likely, the scale is 0: every probability is then the mean of the smoothed labels.
+        (scale, bias): NaN without both classes, and if all scores are equal. If a higher score does not mean that a
+        finding is more likely, the scale is 0: every probability is then the mean of the smoothed labels.
     """
     labels, scores = select_known(labels, scores)
-    if labels.all() or not labels.any() or np.ptp(scores) <= 1e-12 * np.abs(scores).max():  # rounding is no spread
+    if labels.all() or not labels.any() or np.ptp(scores) <= 1e-12 * np.abs(scores).max():  # no spread but rounding
         return float("nan"), float("nan")
     spread = scores.std()
     targets = smooth_labels(labels)
@@ -62,11 +62,11 @@ def fit_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
     Temperature scaling: the temperature for which sigmoid(score / temperature) has the lowest negative log likelihood
     (Guo et al. 2017, section 4.2, for one logit).
 
-    The scores are logits: 0 has to be where present and absent are equally likely, since nothing is added. The labels
-    are smoothed as in [`fit_calibration`].
+    The scores are logits: present and absent must be equally likely at 0, since there is no bias. The labels are
+    smoothed as in [`fit_calibration`].
 
     Returns:
-        `float`: > 0; NaN without both classes, and where no positive temperature is best.
+        `float`: > 0; NaN without both classes, and if no positive temperature is best.
     """
     labels, scores = select_known(labels, scores)
     size = np.sqrt(np.mean(scores**2)) if len(scores) else 0.0
@@ -104,7 +104,7 @@ def fit_logistic(design: np.ndarray, targets: np.ndarray, start: np.ndarray) -> 
 
 
 def select_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[`select_known`] for scores that have to be probabilities."""
+    """[`select_known`] for scores that must be probabilities."""
     labels, probabilities = select_known(labels, probabilities)
     outside = (probabilities < 0) | (probabilities > 1)
     if outside.any():
@@ -134,7 +134,7 @@ def reliability_curve(
     Args:
         labels (`np.ndarray`): (samples,), 1, 0, -1 or NaN.
         probabilities (`np.ndarray`): (samples,), of being positive, 0..1.
-        bins (`int`, *optional*, defaults to 15): at least 1; 15 is what Guo et al. 2017 take.
+        bins (`int`, *optional*, defaults to 15): at least 1; Guo et al. 2017 use 15.
         binning (`str`, *optional*, defaults to `"equal_width"`):
             `"equal_width"`: bin k holds k / bins <= p < (k + 1) / bins, the last one 1.0 too. `"equal_mass"`: the bins
             end at the quantiles of the probabilities, so that they hold equally many samples but for ties, which stay
@@ -151,7 +151,7 @@ def reliability_curve(
     if not len(labels):
         return ReliabilityCurve(np.empty(0), np.empty(0), np.empty(0, dtype=np.int64))
     edges = np.arange(1, bins) / bins
-    if binning == "equal_mass":  # a quantile that is a sample: no rounding parts it from its ties
+    if binning == "equal_mass":  # a quantile that is a sample: rounding cannot separate it from its ties
         edges = np.unique(np.quantile(probabilities, edges, method="higher"))
     bin_of = np.searchsorted(edges, probabilities, side="right")
     count = np.bincount(bin_of, minlength=len(edges) + 1)

@@ -31,7 +31,7 @@ def chexzero_interval(values: np.ndarray) -> tuple[float, np.ndarray]:
     The centre is the mean of the resamples, not the value of the data, and the bounds are the sorted values at (from
     0) `int(0.025 n) - 1` and `int(0.975 n) - 1`: 24 and 974 of 1,000 (`compute_cis`, eval.py:164-197). As there, NaN
     values (a resample lacks a class) are left out of the mean but sorted last. They shift the bounds of a rare
-    finding, and a bound is NaN where more than 2.5 % of the values are. [`percentile_interval`] has neither trait.
+    finding, and the upper bound is NaN if more than 2.5 % of the values are. [`percentile_interval`] does neither.
 
     Args:
         values (`np.ndarray`): (resamples,), at least `FEWEST_RESAMPLES`, NaN where undefined.
@@ -56,10 +56,10 @@ def fill_one_class_resamples(
     thresholds: Mapping[str, Sequence[float]],
 ) -> None:
     """
-    Give MCC and F1 the reference's values where a resample lacks a class, in place.
+    Give MCC and F1 the reference's values in resamples that lack a class, in place.
 
-    There MCC is 0. F1 of a resample without positives is 0, or 1 if nothing is called present either (scikit-learn's
-    `matthews_corrcoef` and `compute_f1`, metrics.py:220-281). AUROC stays NaN, as there.
+    In the reference, MCC is then 0. F1 of a resample without positives is 0, or 1 if nothing is called present
+    (scikit-learn's `matthews_corrcoef` and `compute_f1`, metrics.py:220-281). AUROC stays NaN, as there.
 
     Args:
         resampled: `"mcc"` and `"f1"`, each (resamples, findings), as [`bootstrap`] gives them.

@@ -1,8 +1,8 @@
 """What a score is worth: pure functions of labels and scores, in numpy.
 
 Labels are 1 (present), 0 (absent), -1 (uncertain) and NaN (not stated). Uncertain and unstated ones say nothing
-about a score: every function here leaves them out. A quantity that is undefined (AUROC without both classes) is
-NaN, never a number that looks measured.
+about a score: every function here leaves them out. An undefined quantity (AUROC without both classes) is NaN, never a
+number that looks measured.
 """
 
 from collections.abc import Iterable
@@ -59,8 +59,8 @@ def weighted_areas(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
         weights (`np.ndarray`): (samples, weightings), not negative; in a bootstrap, how often each sample was drawn.
 
     Returns:
-        Two arrays of shape (weightings,). The AUROC is NaN where a class has no weight, the average precision where
-        the positives have none.
+        Two arrays of shape (weightings,). The AUROC is NaN if a class has a weight of 0, the average precision if the
+        positives do.
     """
     positives, negatives = np.flatnonzero(labels), np.flatnonzero(~labels)
     positives = positives[np.argsort(-scores[positives], kind="stable")]
@@ -179,7 +179,7 @@ def divide(numerator: np.ndarray, denominator: np.ndarray, empty: float = np.nan
 
 
 def nanmean(values: Iterable[float]) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, when there is none."""
+    """Mean of the values that are not NaN; without any, NaN and no warning."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 

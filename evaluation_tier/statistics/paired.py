@@ -41,10 +41,10 @@ class DeLong(NamedTuple):
 
 def bootstrap_p_value(differences: np.ndarray) -> float:
     """
-    Two-sided p-value of a difference of 0: twice the smaller share of resampled differences on one side of 0 or at it.
+    Two-sided p-value of a difference of 0: twice the smaller share of resampled differences at 0 or on one side of it.
 
-    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that it is never 0; at most 1, and
-    NaN where there are no [`defined_values`].
+    One resample is added on each side (Davison & Hinkley 1997, equation 4.11), so that p is never 0. It is at most 1,
+    and NaN without [`defined_values`].
     """
     differences = defined_values(differences)
     if not len(differences):
@@ -68,17 +68,17 @@ def paired_bootstrap(
     Args:
         labels, draws: see [`bootstrap`].
         first_scores, second_scores (`np.ndarray`): (images, findings).
-        first_thresholds, second_thresholds: as for [`bootstrap`], of both models or of neither.
+        first_thresholds, second_thresholds: as for [`bootstrap`], for both models or for neither.
         unit_ids (`Sequence`, *optional*):
-            (images,), the patients that were drawn; a finding of too few gets neither interval nor p-value, and
-            neither does the mean where that is so of all findings.
+            (images,), the patients that were drawn. A finding with too few patients gets neither interval nor p-value.
+            If all findings have too few, the mean gets neither as well.
 
     Returns:
-        `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. A finding whose difference is undefined
-        is NaN, and the mean leaves it out.
+        `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. An undefined difference is NaN, and the
+        mean leaves it out.
     """
     if (first_thresholds is None) != (second_thresholds is None):
-        raise ValueError("Thresholds are given for one of the two models only: give those of both, or none.")
+        raise ValueError("Only one of the two models has thresholds: give thresholds for both, or for neither.")
     data = np.ones((1, len(labels)))
     models = ((first_scores, first_thresholds), (second_scores, second_thresholds))
     first_point, second_point = (bootstrap(labels, scores, data, thresholds) for scores, thresholds in models)
@@ -106,16 +106,16 @@ def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarr
     """
     DeLong's test of two models' AUROCs on the same images (DeLong et al. 1988), by midranks (Sun & Xu 2014).
 
-    It takes the images to be independent: with several of a patient, use [`paired_bootstrap`].
+    It takes the images as independent: with several images per patient, use [`paired_bootstrap`].
 
     Args:
         labels (`np.ndarray`): (images,), 1, 0, -1 or NaN; -1 and NaN are left out.
         first_scores, second_scores (`np.ndarray`): (images,).
 
     Returns:
-        [`DeLong`]: 95 % intervals from the normal distribution, those of the AUROCs clipped to 0..1. Covariance,
-        intervals and p-value are NaN with fewer than 2 positives or 2 negatives. Where the difference has no variance,
-        p is 1 if it is 0 and NaN otherwise.
+        [`DeLong`]: 95 % intervals from the normal distribution, clipped to 0..1 for the AUROCs. Covariance, intervals
+        and p-value are NaN with fewer than 2 positives or 2 negatives. If the difference has a variance of 0, p is 1
+        for a difference of 0 and NaN otherwise.
     """
     known_labels, first = select_known(labels, first_scores)
     scores = np.stack([first, select_known(labels, second_scores)[1]])  # (2, samples)
@@ -137,7 +137,7 @@ def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarr
     intervals = aurocs[:, None] + QUANTILE_975 * errors[:, None] * [-1, 1]
     difference = float(aurocs[1] - aurocs[0])
     variance = max(float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]), 0.0)
-    if variance > 1e-16 * (1 + np.trace(covariance)):  # rounding is no variance
+    if variance > 1e-16 * (1 + np.trace(covariance)):  # otherwise rounding alone
         p_value = math.erfc(abs(difference) / math.sqrt(2 * variance))
     else:
         p_value = 1.0 if abs(difference) < 1e-12 else float("nan")

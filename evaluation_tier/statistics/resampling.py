@@ -59,7 +59,7 @@ class Resampling:
 
     def draw(self, unit_ids: Sequence, labels: np.ndarray | None = None) -> np.ndarray:
         """
-        How often each image was drawn, uint16; no resamples, and so no intervals, of fewer than `MIN_PATIENTS` units.
+        How often each image was drawn, uint16; empty, and so without intervals, for fewer than `MIN_PATIENTS` units.
 
         Args:
             unit_ids (`Sequence`): (images,), the patient or study of each image.
@@ -76,7 +76,7 @@ class Resampling:
         return draw_resamples(unit_ids, self.num_resamples, self.seed)
 
     def describe(self, unit_ids: Sequence, intervals: str) -> dict:
-        """What the `protocol` of a result says of its intervals, which are `intervals` where there are any."""
+        """What the `protocol` of a result says about its intervals; `intervals` describes them if there are any."""
         return {
             "intervals": describe_intervals(unit_ids, intervals),
             "n_bootstrap": self.num_resamples,
@@ -90,7 +90,7 @@ PATIENT_BOOTSTRAP = Resampling()
 
 def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
     """
-    The number of different units, and each image's, in the order of the ids as text.
+    The number of different units, and the number of each image's unit, in the order of the ids as text.
 
     Raises:
         `ValueError`: no images, or one whose id is missing (`None`, NaN or `""`), which would all be one unit.
@@ -98,17 +98,17 @@ def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
     missing = sum(bool(pd.isna(unit)) or unit == "" for unit in unit_ids)
     if missing:
         raise ValueError(
-            f"{missing} of {len(unit_ids)} images have no patient id and would be resampled as one patient: give each "
-            "its patient, or its own id where that is not known."
+            f"{missing} of {len(unit_ids)} images have no patient id and would be resampled as one patient. Give each "
+            "its patient, or an id of its own if the patient is not known."
         )
     units, unit_of_image = np.unique(np.asarray(unit_ids).astype(str), return_inverse=True)
     if not len(units):
-        raise ValueError("There are no images to resample.")
+        raise ValueError("There are no images to resample: give at least one.")
     return len(units), unit_of_image
 
 
 def describe_intervals(unit_ids: Sequence, usual: str) -> str:
-    """What results say of their intervals: `usual`, or why there are none."""
+    """What results say about their intervals: `usual`, or why they have none."""
     num_units = len(set(unit_ids))
     if num_units >= MIN_PATIENTS:
         return usual
@@ -117,7 +117,7 @@ def describe_intervals(unit_ids: Sequence, usual: str) -> str:
 
 def find_too_few(labels: np.ndarray, unit_ids: Sequence) -> np.ndarray:
     """
-    Which findings too few patients have, or too few do not have, for an interval: (findings,) bool.
+    Which findings have too few patients with or without them for an interval: (findings,) bool.
 
     Args:
         labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN.
@@ -141,11 +141,11 @@ def draw_resamples(unit_ids: Sequence, num_resamples: int = 1000, seed: int = 0)
     Args:
         unit_ids (`Sequence`): (images,), the patient or study of each image.
         num_resamples (`int`, *optional*, defaults to 1000): at least 1; 1,000 is what CheXzero takes.
-        seed (`int`, *optional*, defaults to 0): of the draws.
+        seed (`int`, *optional*, defaults to 0): random seed of the draws.
 
     Returns:
-        `np.ndarray`: (resamples, images) uint16, how often each image was drawn; no resamples, and so no intervals, of
-        fewer than `MIN_PATIENTS` units.
+        `np.ndarray`: (resamples, images) uint16, how often each image was drawn; empty, and so without intervals,
+        for fewer than `MIN_PATIENTS` units.
     """
     check_num_resamples(num_resamples)
     num_units, unit_of_image = number_units(unit_ids)
@@ -165,23 +165,25 @@ def draw_stratified_resamples(
     Resamples in which no finding loses a class, however rare: each finding's units are drawn within strata.
 
     For each finding, a unit (patient or study) belongs to one of three strata: its images hold a positive, negatives
-    but no positive, or neither (uncertain or unstated). Whole units are drawn with replacement within each stratum,
-    as many as it has. So the number of units with a positive is that of the data in every resample; the number of
-    positive images may vary, since units differ in how many they have. Only where every unit with a negative has a
-    positive too, those with both are a stratum apart from those with positives alone, so that no resample lacks
-    negatives; elsewhere that would split few units and make intervals narrower. Findings share one draw as far as
-    their strata allow: where a draw holds too many units of a stratum, the surplus is taken out and redrawn from the
-    strata that lack some, so that findings stay correlated and the mean over them has an honest interval.
+    without a positive, or neither (uncertain or unstated). Each stratum is resampled with replacement to its own size.
+    So every resample has as many units with a positive as the data. The number of positive images may vary, since
+    units have different numbers of them. If every unit with a negative has a positive too, units with both form a
+    separate stratum, so that no resample lacks negatives. Otherwise they do not: that would split few units and make
+    intervals narrower.
+
+    Findings share one draw as far as their strata allow. If a draw holds too many units of a stratum, the surplus is
+    replaced by units of the strata that lack some. So findings stay correlated, and the mean over them has an honest
+    interval.
 
     Args:
         labels (`np.ndarray`): (images, findings), 1, 0, -1 or NaN.
         unit_ids (`Sequence`): (images,), the patient or study of each image.
         num_resamples (`int`, *optional*, defaults to 1000): at least 1.
-        seed (`int`, *optional*, defaults to 0): of the draws.
+        seed (`int`, *optional*, defaults to 0): random seed of the draws.
 
     Returns:
-        `np.ndarray`: (findings, resamples, images) uint16, two bytes for each of these numbers; no resamples of fewer
-        than `MIN_PATIENTS` units.
+        `np.ndarray`: (findings, resamples, images) uint16, which takes two bytes per number; empty for fewer than
+        `MIN_PATIENTS` units.
     """
     check_num_resamples(num_resamples)
     labels = np.asarray(labels, dtype=np.float64)
@@ -206,7 +208,7 @@ def draw_stratified_resamples(
                 member = np.zeros(num_units, dtype=bool)
                 member[members] = True
                 inside = member[drawn]
-                # the draws of a stratum are independent, so the first of them are as good as any
+                # the draws of a stratum are independent, so any of them may be kept
                 kept = inside & (np.cumsum(inside, axis=1) <= len(members))
                 np.add.at(counts, (np.nonzero(kept)[0], drawn[kept]), 1)
                 lacking = np.repeat(np.arange(len(drawn)), len(members) - kept.sum(axis=1))
@@ -216,7 +218,7 @@ def draw_stratified_resamples(
 
 
 def chunks(num_resamples: int, num_columns: int) -> list[slice]:
-    """Parts of the resamples, each small enough for the memory."""
+    """Slices of the resamples, each small enough for the memory."""
     size = max(1, min(NUMBERS_IN_MEMORY // max(num_columns, 1), RESAMPLES_AT_ONCE))
-    # of no resamples one empty part, so that what is made of all parts has its shape
+    # without resamples one empty slice, so that results have the right shape
     return [slice(start, min(start + size, num_resamples)) for start in range(0, max(num_resamples, 1), size)]

@@ -1,9 +1,9 @@
 """AUROC with a patient bootstrap interval, as a module for `evaluate.load`."""
 
-import datasets
 import evaluate
 import numpy as np
 
+from evaluation_tier.evaluate_modules.metric_info import finding_metric_info
 from evaluation_tier.statistics.bootstrap import bootstrap_auroc
 from evaluation_tier.statistics.metrics import auroc
 from evaluation_tier.statistics.resampling import Resampling
@@ -16,11 +16,11 @@ CITATION = """@article{hanley1982meaning,
 }"""
 INPUTS = """
 Args:
-    predictions: scores, the higher the likelier the finding.
+    predictions: scores; a higher score means that the finding is more likely.
     references: 1 present, 0 absent, -1 uncertain, NaN not stated; the last two are left out.
-    patient_ids: the patient of each score; by default each is a patient of its own.
-    num_resamples: of the patients (default: 1000).
-    seed: of the resamples (default: 0).
+    patient_ids: the patient of each score; by default each score belongs to another patient.
+    num_resamples: bootstrap resamples of the patients (default: 1000).
+    seed: random seed of the bootstrap (default: 0).
 Returns:
     auroc, and auroc_ci95 as [low, high]; NaN where undefined.
 """
@@ -29,14 +29,7 @@ Returns:
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
 class TierAUROC(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
+        return finding_metric_info(DESCRIPTION, CITATION, INPUTS)
 
     def _compute(self, predictions, references, patient_ids=None, num_resamples: int = 1000, seed: int = 0) -> dict:
         labels, scores = np.array(references, dtype=np.float64), np.array(predictions, dtype=np.float64)

@@ -1,11 +1,11 @@
 """MCC at the best threshold, as a module for `evaluate.load`."""
 
-import datasets
 import evaluate
 
+from evaluation_tier.evaluate_modules.metric_info import finding_metric_info
 from evaluation_tier.statistics.metrics import best_threshold, metrics_at_threshold
 
-DESCRIPTION = "Matthews correlation coefficient of one finding at a threshold, or at the one that is best on a split."
+DESCRIPTION = "Matthews correlation coefficient of one finding at a given threshold, or at the best one on a split."
 CITATION = """@article{matthews1975comparison,
   title={Comparison of the predicted and observed secondary structure of {T4} phage lysozyme},
   author={Matthews, Brian W.},
@@ -13,12 +13,12 @@ CITATION = """@article{matthews1975comparison,
 }"""
 INPUTS = """
 Args:
-    predictions: scores, the higher the likelier the finding.
+    predictions: scores; a higher score means that the finding is more likely.
     references: 1 present, 0 absent, -1 uncertain, NaN not stated; the last two are left out.
-    threshold: present means score >= threshold; by default the best one of the split below.
-    threshold_predictions, threshold_references: the split that chooses the threshold; by default the data themselves,
+    threshold: present means score >= threshold; by default the best threshold on the split below.
+    threshold_predictions, threshold_references: the split to choose the threshold on; by default the data themselves,
         which flatters.
-    criterion: what is highest at the best threshold: "mcc" (default), "f1" or "youden".
+    criterion: what the best threshold maximizes: "mcc" (default), "f1" or "youden".
 Returns:
     mcc, f1 and threshold; NaN where undefined.
 """
@@ -27,14 +27,7 @@ Returns:
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
 class TierMCC(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation=CITATION,
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
+        return finding_metric_info(DESCRIPTION, CITATION, INPUTS)
 
     def _compute(
         self,

@@ -39,7 +39,7 @@ def test_paired_bootstrap_finds_a_difference_and_its_sign():
         np.testing.assert_allclose(result.interval, expected, atol=1e-12)
     assert (found["auroc"].interval[:, 0] > 0).all() and (found["auroc"].p_value == 2 / 201).all()
     assert found["auroc"].mean_difference == pytest.approx(found["auroc"].difference.mean())
-    with pytest.raises(ValueError, match="one of the two models only"):
+    with pytest.raises(ValueError, match="Only one of the two models has thresholds"):
         paired_bootstrap(labels, scores, worse, draws, thresholds)
 
 

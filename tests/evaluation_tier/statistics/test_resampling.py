@@ -86,7 +86,7 @@ def test_what_results_say_of_intervals():
 def test_draws_refuse_images_without_a_patient():
     for ids in (["a", None], ["a", float("nan")], np.array([1.0, np.nan]), ["a", ""], pd.Series(["a", pd.NA])):
         with pytest.raises(
-            ValueError, match="1 of 2 images have no patient id .* give each its patient, or its own id"
+            ValueError, match="1 of 2 images have no patient id .* Give each its patient, or an id of its own"
         ):
             draw_resamples(ids)
     with pytest.raises(ValueError, match="no images to resample"):
