@@ -1,5 +1,6 @@
 """What both architectures share: their output, their checks of pixels and texts, the loss, and similarity maps."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -242,7 +243,7 @@ class TierModelMixin(SavingMixin):
                 config.image_size = image_size
 
     @classmethod
-    def from_pretrained(cls, *args: Any, image_size: int | None = None, **kwargs: Any):
+    def from_pretrained(cls, *args: Any, image_size: int | None = None, **kwargs: Any) -> Any:
         """
         Loads a checkpoint; see [`PreTrainedModel.from_pretrained`].
 
@@ -256,7 +257,7 @@ class TierModelMixin(SavingMixin):
             model.resize_image_positions(image_size)
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, configuration and code so that the auto classes and the pipelines for this model find it."""
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         auto_map = getattr(self.config, "auto_map", None) or {}

@@ -95,7 +95,7 @@ class TierOptions:
         self.validate_tier()  # here too: @strict would wrap the ValueError in its own exception
         super().__post_init__(**kwargs)
 
-    def validate_tier(self):
+    def validate_tier(self) -> None:
         """Checks the values of this class's own fields; `@strict` calls it again when the configuration is saved."""
         for name in ("token_entropy_weight", "patch_entropy_weight"):
             value = getattr(self, name)
@@ -129,7 +129,7 @@ class TierOptions:
         return next(iter(difflib.get_close_matches(key, sorted(cls.options()), n=1, cutoff=NEAR)), None)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """
         Builds the configuration from the content of a file. Unknown keys are kept, because other tools leave notes
         there; one that resembles an option causes a warning. Keyword arguments are checked like the file's values, and
@@ -197,7 +197,9 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
     model_type = "tier_clip"
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads `config.json`. A plain CLIP checkpoint's becomes a TIER configuration, without the CLIP's own code."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == CLIPConfig.model_type:
@@ -260,7 +262,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
             self.image_size = 224 if own_size is None else own_size if isinstance(own_size, int) else max(own_size)
         super().__post_init__(**kwargs)
 
-    def validate_tier(self):
+    def validate_tier(self) -> None:
         super().validate_tier()
         for name in ("projection_dim", "image_size"):
             if getattr(self, name) < 1:

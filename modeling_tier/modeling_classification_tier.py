@@ -2,7 +2,9 @@
 
 import copy
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +69,7 @@ class ImageTowerClassifier(SavingMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
+        pretrained_model_name_or_path: str | os.PathLike,
         *args,
         output_loading_info: bool = False,
         image_size: int | None = None,
@@ -143,7 +145,7 @@ class ImageTowerClassifier(SavingMixin):
         self.visual_projection.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "ImageTowerClassifier":
         super().train(mode)
         for module in (self.vision_model, self.visual_projection):
             # without eval mode, the statistics of batch norms would change: they are buffers, not parameters
@@ -197,14 +199,14 @@ class ImageTowerClassifier(SavingMixin):
             attentions=vision_outputs.get("attentions"),
         )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, configuration and code. The configuration names only this class, which cannot embed texts."""
         self.config.auto_map = {}
         vars(self.config).pop("custom_pipelines", None)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def check_problem_type(config) -> None:
+def check_problem_type(config: TierCLIPConfig | TierDualEncoderConfig) -> None:
     """Sets the problem type, so that the stock pipeline applies the sigmoid. Raises ValueError for another one."""
     if config.problem_type not in (None, PROBLEM_TYPE):
         raise ValueError(

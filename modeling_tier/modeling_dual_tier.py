@@ -100,7 +100,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "TierDualEncoderModel":
         """As [`torch.nn.Module.train`], but a frozen batch norm (for example under LoRA) keeps its statistics."""
         super().train(mode)
         for module in self.modules():
@@ -114,7 +114,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             freeze_layers(self.text_model, self.config.frozen_text_layers)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a saved model; see [`PreTrainedModel.from_pretrained`]. The frozen layers are frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info

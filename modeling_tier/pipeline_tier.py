@@ -26,7 +26,7 @@ MIN_SIDE = 16  # pixels; the smallest radiographs in use have 28
 MAX_CACHED_TEXTS = 4096
 
 
-def is_one_image(images) -> bool:
+def is_one_image(images: Any) -> bool:
     """Whether this is one image rather than several."""
     if isinstance(images, (str, os.PathLike, bytes, bytearray, Mapping, Image.Image, np.ndarray, torch.Tensor)):
         return True
@@ -179,7 +179,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         if not hasattr(self.model, "get_patch_map"):
             raise ValueError(f"A {type(self.model).__name__} does not give heat-maps. Use a TIER model.")
 
-    def preprocess(self, image, timeout: float | None = 30.0, on_error: str = "raise") -> dict[str, Any]:
+    def preprocess(self, image: Any, timeout: float | None = 30.0, on_error: str = "raise") -> dict[str, Any]:
         place, error = "", None
         if isinstance(image, dict) and "place" in image:
             image, place = image["image"], f"{image['place']}: "
@@ -249,7 +249,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             results.append(result)
         return results
 
-    def word_maps(self, image, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
+    def word_maps(self, image: Any, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
         """
         Where the model sees each word of a text: `get_similarity_map(per_token=True)`, averaged over the tokens of
         each word.
@@ -313,7 +313,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
         return average("positive"), average("negative")
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model, its code, the processor, and the configuration, which names this pipeline."""
         super().save_pretrained(save_directory, **kwargs)
         if self.processor is not None:

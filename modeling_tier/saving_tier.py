@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -24,12 +25,12 @@ def copy_trained_on(model: PreTrainedModel, save_directory: str | os.PathLike) -
 class SavingMixin:
     """Saving and uploading, for models of images and texts and for classifiers."""
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, configuration, code, and the list of the training images where there is one."""
         super().save_pretrained(save_directory, *args, **kwargs)
         copy_trained_on(self, save_directory)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> str:
         """
         Uploads as [`PreTrainedModel.push_to_hub`] does, but to a private repository by default. Weights carry what
         they were trained on, and the terms of most collections of radiographs forbid passing that on. An existing

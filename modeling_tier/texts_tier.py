@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,7 @@ def check_family(config: PreTrainedConfig) -> None:
         )
 
 
-def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEncoding:
+def tokenize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
     """
     The texts as the model was trained to read them: token ids and an attention mask, padded to the longest text.
     SigLIP's kinds get only token ids, padded to the model's length. A longer text is truncated with a warning; it
@@ -42,7 +42,9 @@ def tokenize(model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> BatchEn
     return inputs
 
 
-def embed_texts(model: PreTrainedModel, tokenizer, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
+def embed_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 64
+) -> torch.Tensor:
     """Text embeddings, `(texts, dim)`, L2-normalised, float32, on the device of the text tower."""
     # offloaded weights are meta tensors; their hooks move the inputs
     device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
