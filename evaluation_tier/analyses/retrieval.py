@@ -63,7 +63,7 @@ def evaluate_retrieval(
     """
     R@k and median rank of finding each image's text among all texts, and each text's image among all images.
 
-    Where `torch.distributed` runs, see `evaluate_models`.
+    With several processes, see `evaluate_models`.
 
     Args:
         model: of images and texts, as `load_model` gives it.

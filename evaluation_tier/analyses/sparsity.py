@@ -29,7 +29,7 @@ def evaluate_sparsity(models: Models, dataset: datasets.Dataset, batch_size: int
     """
     How concentrated the similarities of words and patches are, for one model or for several side by side.
 
-    Where `torch.distributed` runs, see `evaluate_models`.
+    With several processes, see `evaluate_models`.
 
     Args:
         models: name to (model, processor), as `load_model` gives them, or to a function that returns these: TIER

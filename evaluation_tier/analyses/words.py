@@ -9,9 +9,9 @@ from transformers import BatchEncoding
 WORD = re.compile(r"[^\W_]+")
 
 # English words of chest radiograph reports, lower case; plurals in -s, -es and -ies are recognised by themselves. Made
-# by hand, to compare models with: it is no terminology. What a sentence is about ("disease", "abnormality", a device)
-# counts as a finding, an adjective of an organ as anatomy; sides, sizes and judgements ("left", "small", "clear",
-# "normal") are other words.
+# by hand, to compare models with; it does not replace a terminology. What a sentence is about ("disease",
+# "abnormality", a device) counts as a finding, an adjective of an organ as anatomy; sides, sizes and judgements
+# ("left", "small", "clear", "normal") are other words.
 LEXICON = {
     "finding": """
         abnormality abscess adenopathy aneurysm atelectasis atelectases atelectatic atherosclerosis atherosclerotic

@@ -95,7 +95,7 @@ class EmbeddingCache:
         return self.folder / image_hash[:2] / f"{image_hash}.safetensors"
 
     def read(self, image_hash: str | None) -> dict[str, np.ndarray] | None:
-        """The arrays of one image; None where there are none, or where the file is damaged."""
+        """The arrays of one image; None without a file, or if it is damaged."""
         if image_hash is None:
             return None
         path = self.path(image_hash)
@@ -110,7 +110,7 @@ class EmbeddingCache:
         return arrays if intact else None
 
     def write(self, image_hash: str | None, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep the arrays of one image; after the first failure (a full disk) none, with a warning."""
+        """Keep the arrays of one image. After the first failure (a full disk), warn and keep nothing more."""
         if image_hash is None or not self.writable:
             return
         checksum = np.frombuffer(hash_arrays(arrays), dtype=np.uint8)
@@ -120,8 +120,8 @@ class EmbeddingCache:
         except OSError as error:
             self.writable = False
             logger.warning(
-                f"The cache {self.folder.parent} cannot be written ({error.strerror or error}): the evaluation goes "
-                "on without it."
+                f"The cache {self.folder.parent} cannot be written ({error.strerror or error}): the evaluation "
+                "continues without it."
             )
 
 

@@ -30,7 +30,7 @@ CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassif
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The named device, or a GPU if there is one. ValueError for a name that torch does not know or cannot use."""
+    """The named device, by default a GPU if there is one. ValueError for a device that torch cannot use."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -158,8 +158,8 @@ def is_classifier(model: PreTrainedModel) -> bool:
 def check_members_differ(weights: Mapping[str, str]) -> None:
     """Refuse an ensemble in which two members have the same weights.
 
-    TIER's loader filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203), and
-    nothing told: the average of copies looks like an ensemble and is none.
+    TIER's loader silently filled every member of its ensembles with the first checkpoint (CLIP_Embedding.py:194-203).
+    The average of copies looks like an ensemble, but is one model.
 
     Args:
         weights: name of each member to the hash of its weights, see `evaluation_tier.models.cache.hash_weights`.

@@ -1,6 +1,6 @@
-"""One evaluation on several processes: `torchrun` or `accelerate launch` starts them, each does its part.
+"""One evaluation on several processes: `torchrun` or `accelerate launch` starts them, each does its share.
 
-Where only one process runs, every function here does nothing.
+In a single process, the functions here change nothing.
 """
 
 import logging
@@ -90,7 +90,7 @@ def merge_entries(entries: dict[Key, Value]) -> dict[Key, Value]:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Around what every process does for itself: an error of one is raised in all, which none then waits for.
+    """Around what every process does for itself: an error in one is raised in all, so that nobody waits for ever.
 
     A ValueError or an OSError counts; the others raise a ValueError with its message.
     """

@@ -138,7 +138,7 @@ def check_overlap(
         logger.warning(sentence)
     if choice == "exclude" and seen.any():
         if seen.all():
-            raise ValueError(f"{counts}: none is left without them; evaluate other data.")
+            raise ValueError(f"{counts}. Without them no image is left: evaluate other data.")
         logger.warning("%s: left out.", counts)
         return dataset.select(np.flatnonzero(~seen)), protocol, np.zeros(int((~seen).sum()), dtype=bool)
     if seen.any():

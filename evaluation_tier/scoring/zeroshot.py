@@ -57,7 +57,7 @@ def evaluate_zero_shot(
     """
     Evaluate one model, or the averaged scores of several.
 
-    Where `torch.distributed` runs, see `evaluate_models`.
+    With several processes, see `evaluate_models`.
 
     Args:
         models: name to (model, processor), as `load_model` gives them, or to a function that returns these, so that

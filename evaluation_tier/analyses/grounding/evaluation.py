@@ -52,7 +52,7 @@ def evaluate_grounding(
     same map for every image; `prior`, the mean region of the finding in the other patients; `centre`, a Gaussian;
     `random`, a random point, for the pointing game.
 
-    Where `torch.distributed` runs, see `evaluate_models`.
+    With several processes, see `evaluate_models`.
 
     Args:
         dataset: with `image`, `image_id`, `patient_id` and `boxes` or `masks`, in the schema of

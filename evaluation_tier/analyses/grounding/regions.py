@@ -44,7 +44,7 @@ def boxes_to_mask(boxes: Sequence[Mapping], height: int, width: int) -> np.ndarr
 
 
 def is_outside(box: Mapping, height: int, width: int) -> bool:
-    """Whether a box reaches beyond its image by more than a pixel, or is no box at all."""
+    """Whether a box reaches beyond its image by more than a pixel, or has no area."""
     right, bottom = box["x"] + box["w"], box["y"] + box["h"]
     return box["w"] <= 0 or box["h"] <= 0 or min(box["x"], box["y"], width - right, height - bottom) < -1
 
@@ -55,7 +55,7 @@ def read_cases(dataset: datasets.Dataset, findings: Sequence[str] | None = None,
     Args:
         dataset: with the column `boxes` or `masks`.
         findings: names as in those columns; by default all of them.
-        phrases: ask each sentence that boxes carry by itself (MS-CXR), and nothing that has none.
+        phrases: ask each sentence of the boxes by itself (MS-CXR); boxes without a sentence are left out.
 
     Raises:
         ValueError: for a data set without boxes and masks, an unknown finding, or boxes without sentences.

@@ -45,8 +45,8 @@ def evaluate_robustness(
     """
     How one model's zero-shot results change with the wording, and whether they depend on what they should.
 
-    Each image is decoded once and embedded nine times: as it is, mirrored, and in the seven [`DEGRADATIONS`]. Where
-    `torch.distributed` runs, see `evaluate_models`.
+    Each image is decoded once and embedded nine times: as it is, mirrored, and in the seven [`DEGRADATIONS`]. With
+    several processes, see `evaluate_models`.
 
     Args:
         model: of images and texts, as `load_model` gives it; a classifier has no sentences to vary.
@@ -167,7 +167,7 @@ class Robustness:
 
 
 def check_has_sentences(model: PreTrainedModel) -> None:
-    """ValueError for a classifier, and for a model whose input is no square that could be varied."""
+    """ValueError for a classifier, and for a model whose input is not a square image."""
     if is_classifier(model):
         raise ValueError(f"A {type(model).__name__} has no sentences to vary: name a model of images and texts.")
     if getattr(model.config, "model_type", None) == "siglip2":

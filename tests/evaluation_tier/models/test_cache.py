@@ -138,6 +138,6 @@ def test_a_full_disk_costs_the_cache_and_not_the_evaluation(tier_model, phantom,
     for array, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(array, other)
     assert [record.getMessage() for record in caplog.records] == [
-        f"The cache {tmp_path / 'cache'} cannot be written (File too large): the evaluation goes on without it."
+        f"The cache {tmp_path / 'cache'} cannot be written (File too large): the evaluation continues without it."
     ]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
