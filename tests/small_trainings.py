@@ -1,5 +1,7 @@
 """Small trainings on the CPU for tests: presets, options and data, and the comparison of two runs."""
 
+import math
+
 import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
@@ -103,6 +105,15 @@ def weights_of(trainer):
 def same_weights(trainer, other) -> bool:
     expected, got = trainer.model.state_dict(), other.model.state_dict()
     return all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def assert_chosen_by_mean_auroc(trainer):
+    """After a training: the AUROC is the mean of the findings', and its best value is the best checkpoint's."""
+    evaluations = [entry for entry in trainer.state.log_history if "eval_auroc" in entry]
+    for entry in evaluations:
+        both = [entry["eval_auroc_Consolidation"], entry["eval_auroc_Pneumothorax"]]
+        assert math.isclose(entry["eval_auroc"], sum(both) / 2, rel_tol=1e-6)
+    assert trainer.state.best_metric == max(entry["eval_auroc"] for entry in evaluations)
 
 
 class At(TrainerCallback):

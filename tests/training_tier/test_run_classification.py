@@ -132,7 +132,7 @@ def test_a_classifier_is_evaluated_like_any_model(probe, tmp_path, capsys):
     ("argv", "message"),
     [
         (["--findings", "Edema"], "never learnt 'Edema': it knows Consolidation, Nodule, Support Devices."),
-        (["--save_thresholds"], "--save_thresholds needs a TIER model, and"),
+        (["--save_thresholds"], "--save_thresholds needs a TIER model, but"),
     ],
 )
 def test_what_a_classifier_cannot_be_asked(probe, argv, message, tmp_path, capsys):
@@ -146,7 +146,9 @@ def test_a_classifier_and_a_model_of_images_and_texts_are_no_ensemble(base, prob
         capsys, probe, base, "--data", DATA, "--output_dir", tmp_path / "evaluation", command=eval_zeroshot
     )
     name = f"{base.parent.name}/{base.name}"
-    assert message == f"{name} is no classifier, and has no score in common with one: evaluate it by itself."
+    assert (
+        message == f"{name} is not a classifier. Classifiers and zero-shot models cannot be mixed: evaluate it alone."
+    )
 
 
 @pytest.mark.slow

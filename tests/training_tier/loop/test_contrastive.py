@@ -1,7 +1,7 @@
 """Contrastive training: the terms of the loss, the AUROC that chooses the checkpoint, chunks, batches, order."""
 
 import pytest
-from small_trainings import NOTHING_BUT_TRAINING, break_images, same_weights
+from small_trainings import NOTHING_BUT_TRAINING, assert_chosen_by_mean_auroc, break_images, same_weights
 from torch._dynamo.utils import counters
 
 from training_tier.data.image_cache import CachedImages
@@ -25,11 +25,7 @@ def test_the_log_has_the_three_terms_and_they_add_up(make_contrastive):
 def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(make_contrastive):
     trainer = make_contrastive(save_strategy="epoch")
     trainer.train()
-    evaluations = [entry for entry in trainer.state.log_history if "eval_auroc" in entry]
-    for entry in evaluations:
-        both = [entry["eval_auroc_Consolidation"], entry["eval_auroc_Pneumothorax"]]
-        assert entry["eval_auroc"] == pytest.approx(sum(both) / 2)
-    assert trainer.state.best_metric == max(entry["eval_auroc"] for entry in evaluations)
+    assert_chosen_by_mean_auroc(trainer)
     assert (
         trainer.zero_shot_auroc(trainer.eval_dataset)["mean"] == trainer.state.best_metric
     )  # the best weights are loaded
