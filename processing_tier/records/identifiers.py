@@ -104,6 +104,6 @@ def check_unique_ids(ids: Sequence[str], name: str, rows: Sequence[int] | None =
         if image_id and image_id in first:
             raise ValueError(
                 f"{name}: rows {first[image_id]} and {row} have the same image_id {image_id!r}; keep one row for each "
-                "image, or give each row an image_id of its own."
+                "image, or give each row another image_id."
             )
         first[image_id] = row

@@ -1,5 +1,5 @@
 """What a command must be told about a table or image folder of a user: `--columns`, `--image_root`, `--sheet` and
-`--label_values`. Archives with a reader of their own need none of it."""
+`--label_values`. Archives with a reader do not need it."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Files that are no radiographs: each is refused with its own reason, in one sentence and in bounded memory."""
+"""Files that are not radiographs: each is refused with its own reason, in one sentence and bounded memory."""
 
 import gzip
 import io
@@ -124,7 +124,7 @@ def test_files_cut_short_anywhere(kind, tmp_path):
         assert refusal(data[: int(share * len(data))], tmp_path) == CUT_SHORT
     for length in range(1, len(data) - 64, max(len(data) // 60, 1)):
         message = refusal(data[:length], tmp_path)
-        assert message in (CUT_SHORT, DAMAGED, UNKNOWN, TEXT)  # the last two for the first few bytes alone
+        assert message in (CUT_SHORT, DAMAGED, UNKNOWN, TEXT)  # the last two only for the first few bytes
         assert message == CUT_SHORT or length < 200
 
 
@@ -293,7 +293,7 @@ def test_huge_headers(make_dicom, monkeypatch, tmp_path):
     data = start[:at] + struct.pack("<HH2s2xI", 0x0009, 0x1001, b"UN", 2**32 - 16) + bytes(1000)
     assert refusal(data, tmp_path) == NO_PIXELS
     assert peak_bytes(data) < 2**20
-    # A number with a million values, where one is looked for, is none
+    # A million values instead of one number do not count
     long = make_dicom(NOISE, 8, syntax=ImplicitVRLittleEndian, WindowCenter=1, WindowWidth=256)
     at = long.index(struct.pack("<HH", 0x0028, 0x1051))
     after = at + 8 + int.from_bytes(long[at + 4 : at + 8], "little")

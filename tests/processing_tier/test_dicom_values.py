@@ -1,4 +1,4 @@
-"""DICOM files whose header contradicts their pixels: the right value, or the true reason why there is none."""
+"""DICOM files whose header contradicts their pixels: the right value, or the true reason for the refusal."""
 
 import io
 import struct
@@ -135,7 +135,7 @@ def test_what_follows_the_end_of_a_frame(make_dicom):
             np.testing.assert_array_equal(read(make_dicom(array, bits, syntax=syntax, frame=frame + rest)), expected)
         cut = make_dicom(array, bits, syntax=syntax, frame=frame[: len(frame) // 2] + bytes(500))
         assert refusal(cut) == "the DICOM pixels are cut short; copy or download the file again."
-    # An end of an image in a comment is none
+    # An end of an image in a comment does not count
     jpeg = buffer.getvalue()
     comment = jpeg[:2] + b"\xff\xfe\x00\x06\xff\xd9\xff\xd9" + jpeg[2:]
     np.testing.assert_array_equal(

@@ -194,7 +194,7 @@ def test_options_given_at_loading_win(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="transformers"):
         loaded = TierImageProcessor.from_pretrained(tmp_path, geometry="crop", output_dtype="uint8", size=32)
     assert (loaded.geometry, loaded.output_dtype, loaded.size.height) == ("crop", "uint8", 32)
-    assert not caplog.records  # declared in valid_kwargs, so there is no word of backward compatibility
+    assert not caplog.records  # declared in valid_kwargs, so no warning about backward compatibility
 
 
 @pytest.mark.parametrize(

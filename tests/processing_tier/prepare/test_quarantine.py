@@ -41,7 +41,7 @@ def test_broken_images_are_quarantined(table, tmp_path):
     # The same bytes in one go
     prepare(options(table), tmp_path / "again", num_workers=1, max_failed=1)
     assert contents(tmp_path / "again") == contents(out)
-    # A file that was mended is taken by the next run, and its shard alone is made anew
+    # The next run takes a repaired file, and writes only its shard again
     (folder / "03.png").write_bytes(whole)
     before = contents(out / "data")
     prepare(options(table), out, max_failed=0.1)

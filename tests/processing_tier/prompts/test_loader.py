@@ -137,7 +137,7 @@ def test_unknown_names(tmp_path):
     assert str(error.value) == f"{tmp_path / 'x.yaml'}: there is no such prompt file; check the path."
 
 
-def test_findings_without_sentences_of_their_own_are_told(caplog):
+def test_findings_without_sentences_are_told(caplog):
     warn_of_templates.cache_clear()
     load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])
     load_prompts("report", ["Edema", "Derrame pleural", "肺炎"])  # said once
@@ -147,5 +147,5 @@ def test_findings_without_sentences_of_their_own_are_told(caplog):
     ]
     caplog.clear()
     load_prompts("report", ["Edema", "Enlarged_Heart"])
-    load_prompts("plain", ["Edema", "肺炎"])  # has templates alone
+    load_prompts("plain", ["Edema", "肺炎"])  # has only templates
     assert caplog.messages == []

@@ -140,7 +140,7 @@ def test_a_quotation_mark_that_swallows_rows(folder):
         f"{folder / 't.csv'}: row 1 has 2 other rows in its column 'impression': a quotation mark there is not "
         "closed. Close it, or export the table again."
     )
-    # Reports with lines, lists and commas of their own are right
+    # Reports with lines, lists and commas are right
     report = '"FINDINGS:\n1. Clear, dry, wide.\n2. Heart, aorta, bones: normal.\nIMPRESSION:\nNormal, stable, fine."'
     (folder / "t.csv").write_text(f"image,patient_id,report\nimages/a.png,1,{report}\nimages/b.png,2,{report}\n")
     assert read_records(folder / "t.csv", "train")["impression"][:] == ["Normal, stable, fine."] * 2

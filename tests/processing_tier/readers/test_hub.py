@@ -99,7 +99,7 @@ def test_columns_of_others(tmp_path, streaming):
     assert np.isnan(second["Edema"]) and np.isnan(second["Device"])
     assert first["image_id"] == first["study_id"] != second["image_id"]
     assert [np.asarray(read_radiograph(r["image"])).max() for r in (first, second)] == [7, 8]
-    # An image alone is enough: a patient of its own, taken as frontal
+    # An image is enough: it is its own patient, and frontal
     alone = list(read_hub(folder, "train", {"image": "img"}, streaming))
     assert [r["patient_id"] == r["image_id"] and r["view"] == "PA" and r["report"] == "" for r in alone] == [True] * 2
     with pytest.raises(ValueError, match="finding 'Edema' has a value other than 1"):
@@ -168,7 +168,7 @@ def test_paths_do_not_leave_the_folder(tmp_path, streaming, monkeypatch):
 
 @pytest.mark.slow
 def test_from_the_hub(tmp_path):
-    """Over HTTP, from a stand-in for the Hub; in a process of its own, since the address is read at import."""
+    """Over HTTP, from a stand-in for the Hub; in a separate process, because the address is read at import."""
     folder = write(tmp_path / "p", [record(i) for i in range(3)], SCHEMA)
     shard = (folder / "data" / "train-00000-of-00001.parquet").read_bytes()
     card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: %s\n---\n"

@@ -96,8 +96,8 @@ def test_repeats_in_a_table_are_refused(tree):
     with pytest.raises(ValueError) as error:
         read_records(path, "train")
     assert str(error.value) == (
-        f"{path}: rows 2 and 3 have the same image_id 'b'; keep one row for each image, or give each row an image_id "
-        "of its own."
+        f"{path}: rows 2 and 3 have the same image_id 'b'; keep one row for each image, or give each row another "
+        "image_id."
     )
     frame = frame.assign(image=[*paths[:3], paths[0]], split=["train", "train", "test", "test"]).drop(
         columns="image_id"

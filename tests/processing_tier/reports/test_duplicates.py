@@ -34,7 +34,7 @@ def test_duplicates_among_real_impressions(shared_data):
 
 
 def test_surrogate_dates_do_not_make_two_reports():
-    """As CheXpert Plus has them: each image of a study with dates of its own."""
+    """As CheXpert Plus has them: each image of a study has other dates."""
     study = "FINDINGS: AP chest of {}, compared with {}. IMPRESSION: Small effusion. Signed {}."
     dates = [("3/14/2012", "02-11-2012", "10:54 AM"), ("March 2, 2010", "2009-12-30", "7:05"), ("5 Jan 2014",) * 3]
     texts = [study.format(*surrogates) for surrogates in dates]
