@@ -56,8 +56,8 @@ def test_repeated_ids_are_named():
     with pytest.raises(ValueError) as error:
         check_unique_ids(["a", "b", "c", "b", "a"], "t.csv")
     assert str(error.value) == (
-        "t.csv: rows 2 and 4 have the same image_id 'b'; keep one row for each image, or give each row an image_id of "
-        "its own."
+        "t.csv: rows 2 and 4 have the same image_id 'b'; keep one row for each image, or give each row another "
+        "image_id."
     )
 
 
