@@ -6,7 +6,7 @@ from evaluation_tier.output.tables import Table, column_name, format_cell, forma
 
 
 def retrieval_tables(retrieval: Mapping) -> list[Table]:
-    """Recall and median rank in both directions; the layout is that of [`retrieval.evaluate_retrieval`]."""
+    """Recall and median rank in both directions; the layout is that of [`evaluate_retrieval`]."""
     rows = []
     for direction, name in (("image_to_text", "Report of an image"), ("text_to_image", "Image of a report")):
         numbers = retrieval.get(direction) or {}
@@ -17,26 +17,26 @@ def retrieval_tables(retrieval: Mapping) -> list[Table]:
                 digits = 1 if key == "median_rank" else 3
                 rows.append((name, measure, format_estimate(numbers[key], numbers[f"{key}_ci95"], digits), *levels))
     note = (
-        "R@k is the share of queries with a right answer among the first k, the median rank the k at which half have "
-        "one; texts that say the same count as right. Chance draws lots; the last column always puts first what is "
-        "repeated most often."
+        "R@k is the share of queries with a correct answer among the first k. The median rank is the k at which half "
+        "of them have one. Texts that say the same count as correct. Chance ranks at random; the last column always "
+        "ranks the most frequent text first."
     )
     header = ("Looked for", "Measure", "Model (95 % CI)", "Chance", "Most frequent first")
     return [Table("retrieval", "Retrieval", note, header, tuple(rows), "llrrr")] if rows else []
 
 
-GROUNDING_MEASURES = {  # what the names of measures begin with: what they are; see `grounding.METRICS`
+GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics.METRICS`
     "pointing": "Pointing: how often the highest pixel lies in the region.",
-    "pixel_auroc": "Pixel AUROC: how often a pixel inside is higher than one outside; 0.5 is chance.",
-    "cnr": "CNR: the difference of the means inside and outside over the noise, without its sign.",
+    "pixel_auroc": "Pixel AUROC: how often a pixel inside is higher than a pixel outside; 0.5 is chance.",
+    "cnr": "CNR: the absolute difference of the means inside and outside, divided by the noise.",
     "signed_cnr": "Signed CNR is below 0 where the map is lower inside.",
-    "miou": "IoU: the share that region and map have in common of all that either covers; 1 is perfect.",
-    "miou_cosine": "mIoU cosine: its mean where the cosine reaches 0.1, 0.2, 0.3, 0.4 and 0.5.",
-    "miou_scaled": "mIoU scaled: the same of the map scaled to 0 to 1 on each image.",
-    "dice": "Dice: as IoU, but what both cover counts twice.",
-    "iou_top": "IoU top 5 %: of the 5 % highest pixels of the image, and so on.",
-    "iou_best": "IoU best and Dice best: where the scaled map reaches the best threshold of the finding.",
-    "iou_best_optimistic": "Optimistic: that threshold was chosen on these very regions, which flatters.",
+    "miou": "IoU: the area that region and map share, divided by the area that either covers; 1 is perfect.",
+    "miou_cosine": "mIoU cosine: the mean IoU at cosine thresholds of 0.1, 0.2, 0.3, 0.4 and 0.5.",
+    "miou_scaled": "mIoU scaled: the same, with the map of each image scaled to 0 to 1.",
+    "dice": "Dice: like IoU, but the shared area counts twice.",
+    "iou_top": "IoU top 5 %: IoU of the 5 % highest pixels of the image, and so on.",
+    "iou_best": "IoU best and Dice best: at the finding's best threshold of the scaled map.",
+    "iou_best_optimistic": "Optimistic: the threshold was chosen on these same regions, which flatters.",
 }
 
 
@@ -46,7 +46,7 @@ def measure_name(key: str) -> str:
 
 
 def grounding_tables(grounding: Mapping) -> list[Table]:
-    """Maps beside what needs no model, and each finding; the layout is that of [`grounding.evaluate_grounding`]."""
+    """Maps, baselines and each finding; the layout is that of [`evaluate_grounding`]."""
     mean = grounding.get("mean") or {}
     if not (mean.get("maps") or {}).get("above_average"):
         mean = grounding.get("all_regions") or {}
@@ -61,7 +61,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
     measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
     of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
     sentences = [
-        f"How the maps lie on what readers marked: {format_cell(mean.get('n_regions'))} regions of "
+        f"How well the maps match the marked regions: {format_cell(mean.get('n_regions'))} regions of "
         f"{format_cell(mean.get('n_patients'))} patients{of}.",
         *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
     ]
@@ -72,7 +72,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
         (measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
     )
     note = (
-        "What needs no map of the image: the average map of all images, the mean region of the finding in other "
+        "Baselines that do not use the image: the average map of all images, the mean region of the finding in other "
         "patients (prior), a blob in the centre, a random point."
     )
     header = ("Measure", *map(column_name, baselines))
@@ -83,7 +83,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
         numbers = (part.get("maps") or {}).get("above_average") or {}
         rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
     if rows:
-        note = "The map above the average one. Few regions give wide intervals, or none."
+        note = "The map minus the average map. With few regions, intervals are wide or missing."
         header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in shown))
         align = "lr" + "r" * len(shown)
         tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
@@ -91,7 +91,7 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
 
 
 def sparsity_tables(sparsity: Mapping) -> list[Table]:
-    """Entropies and the words' statistics, each model and the differences; see [`sparsity.evaluate_sparsity`]."""
+    """Entropies and statistics of words, of each model and of the differences; see [`evaluate_sparsity`]."""
     models = dict(sparsity.get("models") or {})
     first = next(iter(models), "")
     parts = models | {f"{name} minus {first}": part for name, part in (sparsity.get("differences") or {}).items()}
@@ -101,13 +101,13 @@ def sparsity_tables(sparsity: Mapping) -> list[Table]:
     entropies = {name: {key: part[key] for key in part if key.startswith(shown)} for name, part in parts.items()}
     patches = models[first].get("num_patches")
     note = (
-        "How few patches a word resembles and how few words a patch: the entropies in nats are 0 where it is one, and "
-        f"ln K where all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
+        "On how few patches a word concentrates, and a patch on how few words. The entropy in nats is 0 for one, and "
+        f"ln K if all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
     )
     tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model", digits=4)]
     note = (
-        "By class of word. Gini and Hoyer are 0 where all patches are alike and near 1 where one stands out; near "
-        "zero and negative are shares of the patches."
+        "By class of word. Gini and Hoyer are 0 if all patches are alike and near 1 if one stands out. Near zero and "
+        "negative are shares of the patches."
     )
     for i, (name, part) in enumerate(parts.items()):
         title = f"Words, {name}" if len(parts) > 1 else "Words"
@@ -118,7 +118,7 @@ def sparsity_tables(sparsity: Mapping) -> list[Table]:
 
 
 def robustness_tables(robustness: Mapping) -> list[Table]:
-    """One table per probe; the layout is that of [`robustness.evaluate_robustness`]."""
+    """One table per probe; the layout is that of [`evaluate_robustness`]."""
     tables = []
     wordings = (robustness.get("wordings") or {}).get("mean") or {}
     if wordings.get("auroc"):
@@ -127,23 +127,23 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
         summary = [
             (f"{name} over the wordings", format_cell(wordings.get(name))) for name in ("mean", "min", "max", "sd")
         ]
-        note = "Mean AUROC when the same is asked in other words: the less it moves, the better."
+        note = "Mean AUROC with other wordings of the same question: the less it varies, the better."
         header = ("Wording", "AUROC, mean (95 % CI)")
         rows = (*rows, *summary)
         tables.append(Table("robustness-wordings", "Wordings", note, header, rows, "lr", len(summary)))
     negation = (robustness.get("negation") or {}).get("mean") or {}
     if negation:
         note = (
-            "The share of images that lie nearer to the true one of a sentence and its negation, of those with the "
-            "finding, of those without, and the mean of both: 0.5 is chance."
+            "The share of images that are nearer to the true one of a sentence and its negation: among images with "
+            "the finding, among images without it, and the mean of both. 0.5 is chance."
         )
         tables.append(matrix_table("robustness-negation", "Negation", note, negation, "Wording"))
     sides = robustness.get("laterality") or {}
     of_findings = {**(sides.get("findings") or {}), **({"All": sides["all"]} if sides.get("all") else {})}
     if of_findings:
         note = (
-            "The share of images nearer to the sentence of the side that the report states, the same of mirrored "
-            "images, whose side is the other (0.5 is chance), and the share whose preference mirroring turns round."
+            "The share of images nearer to the sentence with the side that the report states; the same for mirrored "
+            "images, where the other side is correct (0.5 is chance); the share whose preference mirroring reverses."
         )
         table = matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding")
         tables.append(table._replace(num_summary=1 if sides.get("all") else 0))
@@ -156,14 +156,14 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
                 for name, image in part["images"].items()
             }
         note = (
-            "Where the score of an image that shows nothing lies among those of the real images, as a quantile; * "
-            "marks one that reaches the threshold, which is a defect."
+            "The score of an image that shows nothing, as a quantile of the scores of the real images. A * marks a "
+            "score that reaches the threshold, which is a defect."
         )
         tables.append(matrix_table("robustness-empty-images", "Empty images", note, cells, "Finding"))
     degraded = {
         name: part["mean"] for name, part in (robustness.get("degradations") or {}).items() if part.get("mean")
     }
     if degraded:
-        note = "Mean AUROC of images of lower resolution and stronger compression, and by how much it is lower."
+        note = "Mean AUROC on images of lower resolution and stronger compression, and its drop."
         tables.append(matrix_table("robustness-degradations", "Degraded images", note, degraded, "Images"))
     return tables

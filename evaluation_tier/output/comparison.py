@@ -44,8 +44,8 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     )
     if comparison["n_patients"] < MIN_PATIENTS:
         note = (
-            f"{names}; a difference above 0 is in favour of B. There is no interval and no p-value, which need images "
-            f"of at least {MIN_PATIENTS} patients (here: {comparison['n_patients']})."
+            f"{names}; a difference above 0 is in favour of B. Intervals and p-values need images of at least "
+            f"{MIN_PATIENTS} patients, but these are of {comparison['n_patients']}."
         )
     elif independent:
         note += "DeLong's test for a finding, the resamples for the mean; not corrected for the number of findings."
@@ -89,7 +89,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
 
     Args:
         folder: created if it does not exist.
-        comparison: as [`compare_results`] returns it.
+        comparison: as [`compare_evaluations`] returns it.
 
     Returns:
         The files written.
@@ -100,7 +100,11 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
         written.append(forest.plot_differences(comparison, folder / "comparison.png"))
         alt = f"Forest plot of the differences of {len(comparison['findings'])} findings; the table holds the numbers."
         figures.append(
-            read_figure(written[0], alt, "Difference of the AUROC with its 95 % interval; 0 is no difference.")
+            read_figure(
+                written[0],
+                alt,
+                "Difference of the AUROC with its 95 % interval; 0 means that the models do not differ.",
+            )
         )
     except ValueError as error:  # no matplotlib
         logger.warning("The comparison gets no figure. %s", error)
@@ -117,7 +121,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
         f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
-        f"patients. A dash ({DASH}) stands for what could not be measured. In brackets: 95 % confidence intervals.",
+        f"patients. A dash ({DASH}) means not measured. In brackets: 95 % confidence intervals.",
         [
             ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
             ("A", format_number(auroc["first"], missing=DASH)),
@@ -129,7 +133,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
             Section("compared", "What was compared", tables["compared"], []),
         ],
         notices,
-        ["For research. No medical device: decide nothing about a person by these numbers."],
+        ["For research only. Not a medical device: do not use these numbers to make decisions about a person."],
     )
     text_of = {
         "comparison.json": json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False) + "\n",

@@ -1,4 +1,4 @@
-"""metrics.json: how it is written, read and checked."""
+"""Writing, reading and checking metrics.json, and writing files so that they are complete or unchanged."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 MAX_METRICS_BYTES = 64 * 2**20
 
-# Of metrics.json, as it is read again: what it must have, what it may have
+# What metrics.json must have, and what it may have
 METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
 
 OPTIONAL_KEYS = {
@@ -30,18 +30,18 @@ PROTOCOL_KEYS = {
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Versions of Python and of the packages that the numbers depend on."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "transformers", "numpy", "tier-clip"):
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # run from a clone that was not installed
+        except PackageNotFoundError:  # a clone that is not installed
             versions[name] = "not installed"
     return versions
 
 
 def write_beside(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or as it was before."""
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is complete or as it was before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -79,11 +79,11 @@ def read_metrics(folder: str | Path) -> dict:
     """What `write_metrics` wrote into a folder.
 
     Raises:
-        ValueError: when the folder lacks `metrics.json`, or the file is too large, damaged or of another layout.
+        ValueError: the folder lacks `metrics.json`, or the file is too large, damaged or of another layout.
     """
     path = Path(folder) / "metrics.json"
     if not path.is_file():
-        raise ValueError(f"The folder {folder} holds no metrics.json: name one that eval_zeroshot.py wrote.")
+        raise ValueError(f"The folder {folder} does not hold metrics.json: name a folder that eval_zeroshot.py wrote.")
     if path.stat().st_size > MAX_METRICS_BYTES:
         raise ValueError(f"{path} exceeds {MAX_METRICS_BYTES >> 20} MB: it is not the metrics.json of an evaluation.")
     try:
@@ -98,29 +98,29 @@ def read_metrics(folder: str | Path) -> dict:
     ):
         for key, kind in kinds.items():
             if (required or key in of) and not isinstance(of.get(key), kind):
-                raise ValueError(f"{path} has no {key!r} as an evaluation writes it: evaluate the model again.")
+                raise ValueError(f"{path} lacks a valid {key!r}: evaluate the model again.")
     for finding, result in metrics["findings"].items():
         for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
             if not isinstance(result, dict) or key not in result:
-                raise ValueError(f"{path} has no {key!r} of {finding!r}: evaluate the model again.")
+                raise ValueError(f"{path} lacks {key!r} of {finding!r}: evaluate the model again.")
     parts = {**metrics["findings"], "mean": metrics["mean"], "score_levels": metrics.get("score_levels") or {}}
     for part, result in parts.items():
         for key, value in result.items():
             if not holds_numbers(value) or key.endswith("_ci95") and not is_interval(value):
                 raise ValueError(
-                    f"{path} has {str(value)[:40]!r} for {key!r} of {part!r}, which is no number: evaluate the model "
-                    "again."
+                    f"{path} has {str(value)[:40]!r} for {key!r} of {part!r}, which is not a number: evaluate the "
+                    "model again."
                 )
     return metrics
 
 
 def holds_numbers(value) -> bool:
-    """Whether JSON's value is a number or null, or a list or an object of nothing else."""
+    """Whether a JSON value is a number or null, or a list or an object of such values only."""
     if isinstance(value, (list, dict)):
         return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, (int, float))
 
 
 def is_interval(value) -> bool:
-    """Whether JSON's value is null or a list of two."""
+    """Whether a JSON value is null or a list of two."""
     return value is None or isinstance(value, list) and len(value) == 2

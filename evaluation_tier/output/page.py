@@ -1,6 +1,6 @@
-"""One page to look at: an evaluation's tables and figures in a single HTML file that needs nothing beside it.
+"""The page of an evaluation: its tables and figures in a single, self-contained HTML file.
 
-The page holds no script and no link to anything outside; its figures are embedded. The same files give the same bytes.
+Figures are embedded; the page does not contain scripts or external links. The same files give the same bytes.
 """
 
 import base64
@@ -29,9 +29,9 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 
 MAX_FIGURE_BYTES = 16 * 2**20
 
-MAX_PAGE_BYTES = 96 * 2**20  # of figures; browsers and mail still take such a page
+MAX_PAGE_BYTES = 96 * 2**20  # of figures; browsers and mail still accept such a page
 
-SECTIONS = {  # in the page's order: heading, and what the names of its figures begin with
+SECTIONS = {  # in the order of the page: heading, and how the names of its figures begin
     "results": ("Results", ("findings.png", "roc.png", "precision_recall.png")),
     "thresholds": ("At a threshold", ()),
     "calibration": ("Calibration", ("calibration.png",)),
@@ -47,36 +47,36 @@ SECTIONS = {  # in the page's order: heading, and what the names of its figures 
     "protocol": ("Protocol", ()),
 }
 
-FIGURES_OF_ANALYSES = {  # what each shows, for those who do not see it, and its caption
+FIGURES_OF_ANALYSES = {  # alternative text and caption
     "grounding.png": (
-        "A sheet of radiographs with a marked region and, beside each, the model's map; the tables hold the numbers.",
-        "The regions on which the map above the average one does best, middling and worst, by IoU. Left, the "
-        "radiograph with the marked region; right, the map, the outline of what reaches the threshold, and the "
-        "highest pixel, which hits or misses.",
+        "Radiographs with a marked region, each next to the model's map; the tables hold the numbers.",
+        "The regions with the best, the median and the worst IoU of the map minus the average map. Left: the "
+        "radiograph with the marked region. Right: the map, the outline of the area above the threshold, and the highest pixel, "
+        "which hits or misses.",
     ),
     "sparsity.png": (
         "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
         "the numbers.",
-        "Above, the similarities of a word (left) and of a whole text (right) to the patches of its image, from the "
-        "highest down, mean and one standard deviation: the steeper, the sparser. Below, the Gini index and the share "
+        "Top: similarities of a word (left) and of a whole text (right) to the patches of its image, sorted from the "
+        "highest down, with mean and one standard deviation. A steeper curve is sparser. Bottom: Gini index and share "
         "near zero of each class of words, with 95 % intervals.",
     ),
     "sparsity_relative.png": (
         "Curves of the sorted shares of the similarity of whole texts to the patches, one per model.",
-        "Which share of a text's total similarity each patch has, from the highest down, mean and one standard "
-        "deviation; the dashed line is that of patches which are all alike.",
+        "Each patch's share of a text's total similarity, sorted from the highest down, with mean and one standard "
+        "deviation. The dashed line shows patches that are all alike.",
     ),
     "similarity_of_models.png": (
-        "Radiographs and, beside each, the heat-map of every model.",
-        "For each finding a radiograph that has it, and how much more each place resembles the finding's sentences "
-        'than those of "No Finding", by model. Both are scaled to the 1st and 99th percentile of all images.',
+        "Radiographs, each next to the heat-map of every model.",
+        "For each finding, a radiograph with it, and for each model how much more each place resembles the finding's "
+        'sentences than those of "No Finding". Both are scaled to the 1st and 99th percentile of all images.',
     ),
     "robustness.png": (
         "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
         "the numbers.",
-        "Whether scores hold when the same is asked in other words and when images are degraded, whether they heed a "
-        "negation and the side that a sentence names, and what images that show nothing get. Dashed lines are chance, "
-        "or no difference; bars are 95 % intervals.",
+        "How scores change with other wordings and degraded images, whether they respect a negation and the side that "
+        "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; bars "
+        "are 95 % intervals.",
     ),
 }
 
@@ -101,22 +101,22 @@ class Section(NamedTuple):
 
 
 def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
-    """Make the tables, the figures and the page of an evaluation from its files alone.
+    """Make the tables, the figures and the page of an evaluation from its files.
 
-    Reads `metrics.json` and, where it is there, `predictions.parquet`; without the latter no curves are drawn. Writes
-    `tables.md`, `tables.tex`, `report.html` and, where matplotlib is installed, `findings.png`, `roc.png`,
-    `precision_recall.png`, `calibration.png` and `subgroups.png`, as far as their numbers were measured. The page also
-    shows the other figures that lie in the folder (similarity maps, training curves, grounding, sparsity).
+    Reads `metrics.json` and, if it exists, `predictions.parquet`, which the curves need. Writes `tables.md`,
+    `tables.tex`, `report.html` and, with matplotlib, `findings.png`, `roc.png`, `precision_recall.png`,
+    `calibration.png` and `subgroups.png` if their numbers were measured. The page also shows the other figures in the
+    folder (similarity maps, training curves, grounding, sparsity).
 
     Args:
         folder: what `eval_zeroshot.py` wrote.
-        draw: also draw figures; those that lie in the folder are shown in any case.
+        draw: also draw figures; the page shows the figures in the folder in any case.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: when the folder holds no `metrics.json`, or its files are damaged or do not belong together.
+        ValueError: the folder lacks `metrics.json`, or its files are damaged or do not belong together.
     """
     folder = Path(folder)
     metrics = read_metrics(folder)
@@ -154,7 +154,7 @@ def find_figures(folder: Path) -> list[Path]:
 
 
 def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | None) -> list[Path]:
-    """Draw what `metrics` and `predictions` suffice for; nothing, with a warning, without matplotlib."""
+    """Draw the figures that `metrics` and `predictions` allow; without matplotlib, warn and draw nothing."""
     try:
         style.import_matplotlib()
     except ValueError as error:
@@ -210,11 +210,10 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
     if "n_patients" in protocol:
         key_numbers.append(("Patients", f"{protocol['n_patients']:,}"))
     lead = (
-        f"How well a model tells radiographs with a finding from those without{split}. A dash ({DASH}) stands for "
-        "what could not be measured. In brackets: 95 % confidence intervals, which say how far a number may move with "
-        "other patients."
+        f"How well a model tells radiographs with a finding from those without it{split}. A dash ({DASH}) means not "
+        "measured. In brackets: 95 % confidence intervals, which show how much a number may vary with other patients."
     )
-    footer = ["For research. No medical device: decide nothing about a person by these numbers."]
+    footer = ["For research only. Not a medical device: do not use these numbers to make decisions about a person."]
     if not is_synthetic(metrics["dataset"]) and any(
         section.name in ("similarity", "grounding") and section.figures for section in sections
     ):
@@ -230,7 +229,7 @@ def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[
 
 
 def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
-    """What a figure shows, in words for those who do not see it, and its caption."""
+    """The alternative text and the caption of a figure."""
     findings = metrics["findings"]
     ranked = sorted(
         (name for name in findings if findings[name].get("auroc") is not None),
@@ -239,26 +238,26 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
     extremes = ""
     if len(ranked) > 1:
         best, worst = (f"{name} ({findings[name]['auroc']:.3f})" for name in (ranked[0], ranked[-1]))
-        extremes = f" The highest AUROC has {best}, the lowest {worst}."
+        extremes = f" {best} has the highest AUROC, {worst} the lowest."
     readers = " Diamonds are radiologists." if metrics.get("radiologists") else ""
     if path.name == "findings.png":
         alt = f"Forest plot of the AUROC of {count(len(findings))} with their intervals.{extremes}"
-        return alt, "AUROC of each finding with its 95 % interval; the dashed line is chance."
+        return alt, "AUROC of each finding with its 95 % interval. The dashed line is chance."
     if path.name == "roc.png":
         alt = f"ROC curves of {count(len(ranked))}.{extremes}{readers}"
-        return alt, f"ROC curves: the further to the upper left, the better; the diagonal is chance.{readers}"
+        return alt, f"ROC curves. Curves further to the upper left are better; the diagonal is chance.{readers}"
     if path.name == "precision_recall.png":
         alt = f"Precision-recall curves of {count(len(ranked))}; the table of results holds their areas.{readers}"
         caption = (
-            "Precision-recall curves: the further to the upper right, the better; chance is the share of positives."
+            "Precision-recall curves. Curves further to the upper right are better; chance is the share of positives."
         )
         return alt, caption + readers
     if path.name == "calibration.png":
         alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
         return (
             alt,
-            "Observed share of positives against predicted probability; a calibrated model follows the diagonal. "
-            "Findings that could not be calibrated have no panel.",
+            "Observed share of positives against predicted probability. A calibrated model follows the diagonal. "
+            "Findings that could not be calibrated are left out.",
         )
     if path.name == "subgroups.png":
         return (
@@ -266,16 +265,16 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
             "Mean AUROC of each subgroup with its 95 % interval.",
         )
     if path.name == "training_curves.png":
-        return "Curves of the loss, its terms and the AUROC over the epochs.", "The training, epoch by epoch."
+        return "Curves of the loss, its terms and the AUROC over the epochs.", "The training by epoch."
     if path.name in FIGURES_OF_ANALYSES:
         return FIGURES_OF_ANALYSES[path.name]
     name, names = path.stem.partition("_")[2], file_names(findings)
     subject = next((finding for finding in findings if names[finding] == name), name.replace("_", " "))
     if path.name.startswith("similarity_"):
         return (
-            f"A radiograph with {subject} and, over it, the similarity of each place to the prompts.",
-            f"{subject}: the positive image with the highest score, the true mask where there is one, and the "
-            "similarity of each place to the prompts.",
+            f"A radiograph with {subject}, overlaid with the similarity of each place to the prompts.",
+            f"{subject}: the positive image with the highest score, its true mask if it has one, and the similarity "
+            "of each place to the prompts.",
         )
     caption = f"{path.stem.partition('_')[0].capitalize()}: {subject}".removesuffix(": ")
     return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."
@@ -287,7 +286,7 @@ def count(number: int) -> str:
 
 
 def read_figure(path: Path, alt: str, caption: str) -> Figure | None:
-    """A PNG file of the folder; None, with a warning, when it is none or too large."""
+    """A PNG file of the folder; None, with a warning, if it is not a PNG image or too large."""
     if path.stat().st_size > MAX_FIGURE_BYTES:
         logger.warning("The page leaves out %s: it exceeds %d MB.", path.name, MAX_FIGURE_BYTES >> 20)
         return None
@@ -296,7 +295,7 @@ def read_figure(path: Path, alt: str, caption: str) -> Figure | None:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             width, height = image.size
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        logger.warning("The page leaves out %s: it is no PNG image.", path.name)
+        logger.warning("The page leaves out %s: it is not a PNG image.", path.name)
         return None
     return Figure(base64.b64encode(content).decode("ascii"), width, height, alt, caption)
 
@@ -312,7 +311,7 @@ def render_page(
     """A page of sections, as one HTML text; all text is escaped.
 
     Args:
-        key_numbers: label and value of what stands at the top.
+        key_numbers: label and value of the numbers at the top.
         notices: sentences that a reader must not miss.
     """
     environment = jinja2.Environment(
@@ -322,7 +321,7 @@ def render_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # an interval may stand below its number, but is not broken itself
+    # a line may break between a number and its interval, not inside the interval
     environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0").replace(
         "95 % CI", "95\u00a0%\u00a0CI"
     )

@@ -1,4 +1,4 @@
-"""predictions.parquet: how it is written, read and checked."""
+"""Writing, reading and checking predictions.parquet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,14 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
     """The images, patients, labels and scores of the findings of `metrics`, from `predictions.parquet`.
 
     Raises:
-        ValueError: when the file is missing, damaged, too large, or not of the same evaluation as `metrics`, and when
-            labels or scores are not numbers.
+        ValueError: the file is missing, damaged, too large or of another evaluation than `metrics`, or labels or
+            scores are not numbers.
     """
     path = Path(folder) / "predictions.parquet"
     if not path.is_file():
-        raise ValueError(f"The folder {folder} holds no predictions.parquet: name one that eval_zeroshot.py wrote.")
+        raise ValueError(
+            f"The folder {folder} does not hold predictions.parquet: name a folder that eval_zeroshot.py wrote."
+        )
     columns = [
         "image_id",
         "patient_id",
@@ -42,16 +44,16 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
         ]
         belongs = not missing and num_rows == metrics["n_images"]
         if belongs and not of_text and num_rows * len(columns) <= MAX_PREDICTIONS:
-            columns += ["trained_on"] * ("trained_on" in schema.names)  # whether the model has seen the image
+            columns += ["trained_on"] * ("trained_on" in schema.names)  # whether the model was trained on the image
             return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
     if num_rows * len(columns) > MAX_PREDICTIONS:
         raise ValueError(f"{path} holds more than {MAX_PREDICTIONS:,} values: it is too large for a report.")
     if belongs:
-        raise ValueError(f"{path} holds no numbers in the column {of_text[0]!r}: evaluate the model again.")
+        raise ValueError(f"The column {of_text[0]!r} of {path} does not hold numbers: evaluate the model again.")
     what = (
-        f"it has no column {missing[0]!r}"
+        f"it lacks the column {missing[0]!r}"
         if missing
         else f"it has {num_rows:,} rows for {metrics['n_images']:,} images"
     )

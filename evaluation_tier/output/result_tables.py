@@ -1,4 +1,4 @@
-"""The numbers of `metrics.json` as tables: which there are, and what they mean in one sentence each."""
+"""The numbers of `metrics.json` as tables, with a note that says what they mean."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from evaluation_tier.statistics.thresholds import f1_threshold
 
 
 def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
-    """The tables of an evaluation by the section of the report that they belong to; only of what was measured.
+    """The tables of an evaluation by section of the report; a section without numbers is left out.
 
     Args:
         metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
@@ -78,7 +78,7 @@ def results_table(metrics: Mapping) -> Table:
     note = (
         "AUROC is how often an image with the finding scores above one without it: 0.5 is chance, 1 is perfect. AUPRC "
         "is the average precision: chance is the share of positives. Images whose label is uncertain or not stated "
-        "say nothing of a score and are left out."
+        "are left out."
     )
     return finding_table(metrics, "results", "Results of each finding", note, columns)
 
@@ -91,16 +91,16 @@ def operating_table(metrics: Mapping) -> Table | None:
         columns["f1_threshold"] = "Threshold of F1"
     columns |= {"f1": "F1", "accuracy_threshold": "Threshold of accuracy", "accuracy": "Accuracy"}
     note = (
-        "A finding is called present when its score reaches the threshold. Sensitivity is the share of the positives "
-        "that are found, specificity that of the negatives that are left alone; MCC is the correlation of call and "
-        "label, F1 the harmonic mean of precision and sensitivity. Thresholds: "
+        "A finding is called present when its score reaches the threshold. Sensitivity is the share of positives called "
+        "present, specificity the share of negatives called absent. MCC is the correlation of call and label, F1 the "
+        "harmonic mean of precision and sensitivity. Thresholds: "
         f"{metrics['protocol'].get('thresholds', 'not stated')}."
     )
     return finding_table(metrics, "operating-points", "At the chosen threshold", note, columns)
 
 
 def thresholds_table(metrics: Mapping) -> Table | None:
-    """The thresholds by the criteria that chose them."""
+    """The threshold that each criterion chooses."""
     findings = {
         finding: result | {f"threshold_{key}": value for key, value in (result.get("thresholds") or {}).items()}
         for finding, result in metrics["findings"].items()
@@ -110,7 +110,7 @@ def thresholds_table(metrics: Mapping) -> Table | None:
         "threshold_f1": "Highest F1",
         "threshold_youden": "Highest Youden index",
     }
-    note = "Scores from which a finding is called present, by the criterion that chose them."
+    note = "The score from which a finding is called present, by criterion."
     return finding_table({"findings": findings}, "thresholds", "Thresholds by criterion", note, columns)
 
 
@@ -118,10 +118,10 @@ def calibration_table(metrics: Mapping) -> Table | None:
     """Brier score and calibration error of each finding."""
     columns = {"brier": "Brier score", "ece": "ECE"}
     note = (
-        "A score becomes a probability by a scale and a bias, fitted where the thresholds were chosen. The Brier "
-        "score is the mean squared distance of the probability from the label, and ECE, the expected calibration "
-        "error, how far the probabilities lie from the observed shares on average: 0 is perfect in both. Intervals "
-        "take scale and bias as given. A finding whose score ranks images the wrong way has one probability for all."
+        "A scale and a bias, fitted on the split that chose the thresholds, turn a score into a probability. The Brier "
+        "score is the mean squared distance of the probability from the label. ECE, the expected calibration error, is "
+        "the mean distance of the probabilities from the observed shares. 0 is perfect for both. Intervals take scale "
+        "and bias as given. A finding whose score ranks images the wrong way has the same probability for all images."
     )
     lacking = [
         name
@@ -130,8 +130,8 @@ def calibration_table(metrics: Mapping) -> Table | None:
     ]
     if lacking:
         note += (
-            f" Not calibrated: {', '.join(lacking)}. That needs both classes where the scale is fitted, and scores "
-            "that differ."
+            f" Not calibrated: {', '.join(lacking)}. Calibration needs both classes on the split of the thresholds, and "
+            "scores that differ."
         )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
@@ -141,7 +141,7 @@ def score_levels_table(metrics: Mapping) -> Table | None:
     levels = metrics.get("score_levels")
     if not levels:
         return None
-    note = "The same images scored by the whole image and by its patches."
+    note = "The same images, scored by the whole image and by its patches."
     numbers = {  # older evaluations have the AUROC alone
         level: value if isinstance(value, Mapping) else {"auroc": value} for level, value in levels.items()
     }
@@ -157,7 +157,7 @@ def score_levels_table(metrics: Mapping) -> Table | None:
 def subgroup_tables(metrics: Mapping) -> list[Table]:
     """The AUROC of each subgroup, per attribute: the mean over the findings, and each finding, with the gaps.
 
-    The layout is that of [`resampling.subgroup_metrics`], by attribute.
+    The layout is that of [`subgroup_metrics`], by attribute.
     """
     tables = []
     for attribute, result in (metrics.get("subgroups") or {}).items():
@@ -167,20 +167,20 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         name, in_mean = column_name(attribute), result.get("findings_in_mean") or []
         note = f"Mean AUROC over the findings that every group has ({', '.join(in_mean)}). "
         note += (
-            "The gap is the highest minus the lowest, so it is above 0 by chance alone; its interval is that of these "
+            "The gap is the highest minus the lowest value, so it is above 0 by chance alone. Its interval is that of "
+            "the difference of these two groups."
         )
-        note += "two groups' difference."
         if len(groups) > 2:
             note += (
-                " The two were chosen as the farthest apart, which the interval does not know: read it beside those "
+                " The interval does not allow for their choice as the farthest apart: read it together with the "
+                "intervals of the groups."
             )
-            note += "of the groups."
         left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")
         aside = ""
         if left_out:
             aside += f" Left out: {'; '.join(f'{group} ({reason})' for group, reason in left_out.items())}."
         if unknown:
-            aside += f" Images of unknown group: {unknown:,}."
+            aside += f" Images without a known group: {unknown:,}."
         rows = []
         for group, numbers in groups.items():
             mean = numbers.get("mean") or {}
@@ -202,9 +202,9 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
             if set(cells) != {DASH}:
                 rows.append((finding, *cells, format_estimate(gap.get("gap"), gap.get("gap_ci95"))))
         if rows:
-            note = "AUROC of each finding in each group that has enough cases of it."
+            note = "AUROC of each finding in each group that has enough cases."
             if not in_mean:
-                note += f" No finding has enough in every group, so the groups have no mean to compare.{aside}"
+                note += f" No finding has enough cases in every group, so there are no means to compare.{aside}"
             header = ("Finding", *groups, "Gap (95 % CI)")
             title = f"Each finding by {name.lower()}"
             tables.append(Table(f"{slug}-findings", title, note, header, tuple(rows), "l" + "r" * (len(groups) + 1)))
@@ -212,7 +212,7 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
 
 
 def has_common_findings(result: Mapping) -> bool:
-    """Whether the groups of an attribute have a finding in common, by which they compare."""
+    """Whether the groups of an attribute share a finding, so that they can be compared."""
     return bool(result.get("groups") and result.get("findings_in_mean"))
 
 
@@ -224,9 +224,9 @@ def order_groups(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
 
 
 def radiologist_tables(metrics: Mapping) -> list[Table]:
-    """The model beside the readers' mean, and each reader.
+    """The model and the readers' mean, and each reader.
 
-    The layout is that of [`radiologists.compare_with_radiologists`].
+    The layout is that of [`compare_with_radiologists`].
     """
     result = metrics.get("radiologists") or {}
     findings = result.get("findings") or {}
@@ -252,8 +252,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
     rule = result.get("thresholds", "not stated")
     note = (
         f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
-        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that holds "
-        f"0 leaves it open. Thresholds: {rule}."
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that contains "
+        f"0 leaves the question open. Thresholds: {rule}."
     )
     num_means = len(parts) - len(findings)
     table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)
@@ -264,7 +264,7 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
 
 def protocol_table(metrics: Mapping) -> Table:
     """How the numbers were made: the protocol, the models and the software."""
-    skipped = {"resamples_dropped"}  # one number per finding; those that are not 0 follow
+    skipped = {"resamples_dropped"}  # one number per finding; the row below has those above 0
     rows = [("Data", format_cell(metrics["dataset"])), ("Images", format_cell(metrics["n_images"]))]
     for key, value in metrics["protocol"].items():
         if key == "images_skipped":  # how many, never which: their names may identify patients
@@ -279,12 +279,12 @@ def protocol_table(metrics: Mapping) -> Table:
     models = metrics.get("models") or []
     rows.append(("Model" if len(models) == 1 else "Models, scores averaged", format_cell_of_all(models)))
     rows.append(("Software", ", ".join(f"{name} {version}" for name, version in metrics.get("versions", {}).items())))
-    note = "Numbers of two evaluations compare only where these agree."
+    note = "Compare two evaluations only if these agree."
     return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "lp")
 
 
 def format_cell_of_all(value) -> str:
-    """As `format_cell`, but the whole of a list; whole numbers without commas, since some are seeds."""
+    """As `format_cell`, but the complete list, and whole numbers without commas, since some are seeds."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(format_cell, value)) or "none"
     return str(value) if type(value) is int else format_cell(value)

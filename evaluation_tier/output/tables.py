@@ -1,6 +1,6 @@
 """Tables of text, for the terminal, in Markdown and in LaTeX.
 
-A table is built once, as text cells, and then written in any of the formats, so that no two of them differ.
+A table is built once, as text cells, and then written in each format, so that formats cannot differ.
 """
 
 import math
@@ -12,9 +12,9 @@ from processing_tier.escaping import markdown_text, printable
 
 NOT_MEASURED = "not measured"
 
-DASH = "–"  # stands for "not measured" where a table has no room for words
+DASH = "–"  # stands for "not measured" in narrow cells
 
-# What keys and parts of keys are called in a table; others are words already.
+# What a table calls keys and parts of keys; others are words already
 NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
@@ -28,7 +28,7 @@ NAMES = {
     "images_skipped": "Images that did not decode",
 }
 
-MAX_LIST = 8  # numbers of a list that a cell holds; longer ones are curves, which figures show
+MAX_LIST = 8  # numbers of a list in a cell; longer lists are curves, which figures show
 
 
 class Table(NamedTuple):
@@ -41,7 +41,7 @@ class Table(NamedTuple):
         header: of each column.
         rows: text cells; the first of each row names the row.
         align: per column "l", "r", or "p" for text of many words.
-        num_summary: how many of the last rows sum up the others.
+        num_summary: number of last rows that summarize the others.
     """
 
     name: str
@@ -69,7 +69,7 @@ def format_interval(interval) -> str:
 
 
 def format_estimate(value: float | None, interval=None, digits: int = 3) -> str:
-    """A number with its interval as "0.934 (0.912, 0.954)", without one as "0.934"; a dash when there is no number."""
+    """A number with its interval as "0.934 (0.912, 0.954)", without an interval as "0.934"; a dash for None and NaN."""
     number = format_number(value, digits, DASH)
     low, high = (None, None) if interval is None else interval
     bounds = format_number(low, digits, DASH), format_number(high, digits, DASH)
@@ -77,7 +77,7 @@ def format_estimate(value: float | None, interval=None, digits: int = 3) -> str:
 
 
 def format_cell(value) -> str:
-    """Whatever JSON holds as one cell: counts with commas, other numbers with 3 digits, null as a dash."""
+    """Any JSON value as one cell: counts with commas, other numbers with 3 digits, null as a dash."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return DASH
     if isinstance(value, bool):
@@ -108,14 +108,14 @@ def anchor(text: str) -> str:
 
 
 def is_interval_key(key: str, mapping: Mapping) -> bool:
-    """Whether a key holds the interval of another one."""
+    """Whether a key holds the interval of another key."""
     return key.endswith("_ci95") and key.removesuffix("_ci95") in mapping
 
 
 def matrix_table(
     name: str, title: str, note: str, mapping: Mapping[str, Mapping], first: str = "", digits: int = 3
 ) -> Table:
-    """A row for each mapping, a column for each of their keys; intervals stand behind their numbers."""
+    """A row for each mapping, a column for each key; intervals follow their numbers."""
     keys = list(dict.fromkeys(key for item in mapping.values() for key in item))
     keys = [key for key in keys if not is_interval_key(key, dict.fromkeys(keys))]
     rows = []
@@ -138,7 +138,7 @@ def matrix_table(
 
 # Formats
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, num_summary: int = 0) -> str:
-    """A table for the terminal, with rules of hyphens under the header and above the rows that sum up the others."""
+    """A table for the terminal, with lines of hyphens under the header and above the summary rows."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
@@ -157,7 +157,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str,
 
 
 def markdown_cell(text: str) -> str:
-    """Text that Markdown shows as it is, within a table."""
+    """Text that Markdown shows as it is inside a table."""
     return markdown_text(text)
 
 
@@ -188,7 +188,7 @@ LATEX_ESCAPES = {
 
 
 def latex_cell(text: str) -> str:
-    """Text with LaTeX's special characters escaped; numbers get a minus, and "95 %" no line break."""
+    """Text with LaTeX's special characters escaped; numbers get a minus, and "95 %" does not break."""
     text = " ".join(str(text).split())
     text = "".join(LATEX_ESCAPES.get(character, character) for character in text).replace(r" \%", r"~\%")
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)

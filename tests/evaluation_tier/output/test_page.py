@@ -183,10 +183,10 @@ def test_the_page_reads_as_sentences(write, metrics):
     for name in ("grounding", "sparsity", "robustness"):
         Image.new("L", (30, 20)).save(folder / f"{name}.png")
     page = page_of(folder, metrics)
-    assert "A dash (–) stands for what could not be measured." in "".join(page.text)
-    for begin in ("The regions on which", "Above, the similarities", "Whether scores hold"):
+    assert "A dash (–) means not measured." in "".join(page.text)
+    for begin in ("The regions with", "Top: similarities", "How scores change"):
         assert any(text.startswith(begin) for text in page.text)
-    for image, begin in zip(page.all("img"), ("A sheet of", "Curves of", "Five panels"), strict=True):
+    for image, begin in zip(page.all("img"), ("Radiographs with", "Curves of", "Five panels"), strict=True):
         assert image["alt"].startswith(begin)
 
 
@@ -251,16 +251,16 @@ def test_a_figure_that_is_none_is_left_out(write, metrics, caplog, monkeypatch):
     (folder / "similarity_edema.png").write_bytes(bytes(101))
     with caplog.at_level(logging.WARNING):
         assert not page_of(folder, metrics).all("img")
-    assert "leaves out roc.png: it is no PNG image." in caplog.text
+    assert "leaves out roc.png: it is not a PNG image." in caplog.text
     assert "leaves out similarity_edema.png: it exceeds" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no metrics.json: name one that eval_zeroshot.py wrote."),
+        (None, "does not hold metrics.json: name a folder that eval_zeroshot.py wrote."),
         ("{", "is not valid JSON: evaluate the model again."),
-        ("[]", "has no 'dataset' as an evaluation writes it"),
+        ("[]", "lacks a valid 'dataset'"),
         (json.dumps({"dataset": "d", "protocol": {}, "n_images": 1, "findings": {"A": {}}, "mean": {}}), "of 'A'"),
     ],
 )
@@ -276,16 +276,16 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
     ("key", "value", "message"),
     [
         *(
-            (key, "x", f"has no '{key}' as an")
+            (key, "x", f"lacks a valid '{key}'")
             for key in ("retrieval", "grounding", "score_levels", "subgroups", "mean")
         ),
-        *((key, ["x"], f"has no '{key}' as an") for key in ("radiologists", "sparsity", "robustness", "versions")),
-        ("models", {"m": 1}, "has no 'models' as an"),
-        ("protocol", {"n_patients": "4"}, "has no 'n_patients' as an"),
-        ("protocol", {"images_skipped": 3}, "has no 'images_skipped' as an"),
-        ("protocol", {"benchmark_differs": "It has"}, "has no 'benchmark_differs' as an"),
-        ("mean", {"auroc": "high"}, "has 'high' for 'auroc' of 'mean', which is no number: evaluate"),
-        ("score_levels", {"global": {"auroc": "high"}}, "for 'global' of 'score_levels', which is no number"),
+        *((key, ["x"], f"lacks a valid '{key}'") for key in ("radiologists", "sparsity", "robustness", "versions")),
+        ("models", {"m": 1}, "lacks a valid 'models'"),
+        ("protocol", {"n_patients": "4"}, "lacks a valid 'n_patients'"),
+        ("protocol", {"images_skipped": 3}, "lacks a valid 'images_skipped'"),
+        ("protocol", {"benchmark_differs": "It has"}, "lacks a valid 'benchmark_differs'"),
+        ("mean", {"auroc": "high"}, "has 'high' for 'auroc' of 'mean', which is not a number: evaluate"),
+        ("score_levels", {"global": {"auroc": "high"}}, "for 'global' of 'score_levels', which is not a number"),
         ("retrieval", {"image_to_text": {"r": "x", "r_ci95": 1}}, r"is not as an evaluation writes it \(TypeError"),
         ("grounding", {"mean": {"maps": {"above_average": 1}}}, r"is not as an evaluation writes it \("),
         ("subgroups", {"sex": {"groups": {"F": 1}}}, r"is not as an evaluation writes it \("),
@@ -303,7 +303,10 @@ def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, ke
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"auroc": "high"}, "metrics.json has 'high' for 'auroc' of 'Edema', which is no number: evaluate the model"),
+        (
+            {"auroc": "high"},
+            "metrics.json has 'high' for 'auroc' of 'Edema', which is not a number: evaluate the model",
+        ),
         ({"threshold": "low"}, "has 'low' for 'threshold' of 'Edema'"),
         ({"auroc_ci95": [0.5]}, r"has '\[0.5\]' for 'auroc_ci95' of 'Edema'"),
         ({"thresholds": {"mcc": "x"}}, "for 'thresholds' of 'Edema'"),
@@ -319,7 +322,9 @@ def test_predictions_that_are_no_numbers_are_refused(write, metrics):
     folder = write(metrics)
     predictions = pd.read_parquet(folder / "predictions.parquet")
     write_predictions(folder / "predictions.parquet", predictions.astype({"score_Edema": str}))
-    with pytest.raises(ValueError, match="predictions.parquet holds no numbers in the column 'score_Edema': evaluate"):
+    with pytest.raises(
+        ValueError, match="The column 'score_Edema' of .*predictions.parquet does not hold numbers: evaluate"
+    ):
         write_report(folder)
 
 
@@ -331,7 +336,7 @@ def test_files_of_two_evaluations_are_refused(write, metrics):
     ):
         write_report(folder)
     write_metrics(folder / "metrics.json", metrics | {"findings": {"Mass": metrics["findings"]["Edema"]}})
-    with pytest.raises(ValueError, match="it has no column 'score_Mass'"):
+    with pytest.raises(ValueError, match="it lacks the column 'score_Mass'"):
         write_report(folder)
     (folder / "predictions.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):

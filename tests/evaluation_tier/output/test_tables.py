@@ -214,10 +214,10 @@ def test_everything_optional_has_its_table(metrics):
         ("M", "2", "0.000 (0.000, 0.000)"),
         ("Gap", "", "1.000 (1.000, 1.000)"),
     )
-    assert sex.note.endswith("its interval is that of these two groups' difference.")
+    assert sex.note.endswith("Its interval is that of the difference of these two groups.")
     of_three = {"sex": subgroups | {"groups": subgroups["groups"] | {"X": subgroups["groups"]["F"]}}}
     (note, _) = (table.note for table in evaluation_tables(metrics | {"subgroups": of_three})["subgroups"])
-    assert "chosen as the farthest apart" in note
+    assert "their choice as the farthest apart" in note
     assert of_findings.header == ("Finding", "F", "M", "Gap (95 % CI)")
     assert of_findings.rows == (("A", "1.000", "0.000", "1.000 (1.000, 1.000)"),)
     model, readers = sections["radiologists"]
@@ -239,7 +239,7 @@ def test_groups_without_a_common_finding_have_no_mean(metrics):
     view = {"groups": groups, "findings_in_mean": [], "mean_gap": None, "left_out": {"LL": "3 images"}, "n_unknown": 4}
     (table,) = evaluation_tables(metrics | {"subgroups": {"view": view}})["subgroups"]
     assert table.rows == (("A", "0.750", "–", "–"), ("B", "–", "0.500", "–"))
-    assert "so the groups have no mean to compare. Left out: LL (3 images). Images of unknown group: 4." in table.note
+    assert "so there are no means to compare. Left out: LL (3 images). Images without a known group: 4." in table.note
     for numbers in groups.values():
         numbers["auroc"] = {}
     assert "subgroups" not in evaluation_tables(metrics | {"subgroups": {"view": view}})
@@ -252,7 +252,7 @@ def test_a_finding_that_is_not_calibrated_has_a_reason(metrics, missing):
     assert "Not calibrated" not in evaluation_tables(metrics)["calibration"][0].note
     metrics["findings"]["B"] |= {"scale": missing, "brier": missing}
     (table,) = evaluation_tables(metrics)["calibration"]
-    assert "Not calibrated: B. That needs both classes" in table.note and table.rows[1] == ("B", "–")
+    assert "Not calibrated: B. Calibration needs both classes" in table.note and table.rows[1] == ("B", "–")
 
 
 def test_groups_of_age_stand_in_their_order():
@@ -309,7 +309,11 @@ def test_grounding(metrics):
     numbers |= {"iou_top_5": {"mean": 0.25}, "iou_best_optimistic": {"mean": 0.5}, "dice_best_optimistic": {}}
     more = evaluation_tables(metrics | {"grounding": grounding})["grounding"][0]
     assert [row[0] for row in more.rows[2:]] == ["IoU top 5 %", "IoU best optimistic", "Dice best optimistic"]
-    for sentence in ("IoU top 5 %: of the 5 % highest", "IoU best and Dice best: ", "Optimistic: that threshold was"):
+    for sentence in (
+        "IoU top 5 %: IoU of the 5 % highest",
+        "IoU best and Dice best: ",
+        "Optimistic: the threshold was",
+    ):
         assert sentence in more.note
     assert baselines.rows == (("Pointing", "0.125"), ("Pixel AUROC", "–"))
     assert findings.rows == (("A", "1", "0.500 (0.250, 0.750)", "0.750"),)

@@ -114,7 +114,7 @@ def test_resamples_are_of_patients(make_result, caplog):
         assert part["p_bootstrap"] is part["p_delong"] is None
         assert caplog.messages == ["No interval and no p-value for A: fewer than 5 patients with it, or without it."]
         note = comparison_tables(comparison)["auroc"][0].note
-        sentence = "There is no interval and no p-value, which need images of at least 5 patients (here: 1)."
+        sentence = "Intervals and p-values need images of at least 5 patients, but these are of 1."
         assert (sentence in note, "resamples of the patients" in note) == (patients[2] == "p", patients[2] != "p")
 
 
@@ -157,10 +157,10 @@ def test_what_does_not_compare_is_refused_with_counts(make_result, changes, mess
 
 def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
     folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
-    with pytest.raises(ValueError, match="holds no metrics.json: name one that eval_zeroshot.py wrote"):
+    with pytest.raises(ValueError, match="does not hold metrics.json: name a folder that eval_zeroshot.py wrote"):
         compare_evaluations(folder, tmp_path)
     (folder / "predictions.parquet").unlink()
-    with pytest.raises(ValueError, match="holds no predictions.parquet"):
+    with pytest.raises(ValueError, match="does not hold predictions.parquet"):
         compare_evaluations(folder, folder)
 
 
