@@ -51,8 +51,8 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
     "grounding.png": (
         "Radiographs with a marked region, each next to the model's map; the tables hold the numbers.",
         "The regions with the best, the median and the worst IoU of the map minus the average map. Left: the "
-        "radiograph with the marked region. Right: the map, the outline of the area above the threshold, and the highest pixel, "
-        "which hits or misses.",
+        "radiograph with the marked region. Right: the map, the outline of the area above the threshold, and the "
+        "highest pixel, which hits or misses.",
     ),
     "sparsity.png": (
         "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
@@ -75,8 +75,8 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
         "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
         "the numbers.",
         "How scores change with other wordings and degraded images, whether they respect a negation and the side that "
-        "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; bars "
-        "are 95 % intervals.",
+        "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; "
+        "bars are 95 % intervals.",
     ),
 }
 

@@ -91,9 +91,9 @@ def operating_table(metrics: Mapping) -> Table | None:
         columns["f1_threshold"] = "Threshold of F1"
     columns |= {"f1": "F1", "accuracy_threshold": "Threshold of accuracy", "accuracy": "Accuracy"}
     note = (
-        "A finding is called present when its score reaches the threshold. Sensitivity is the share of positives called "
-        "present, specificity the share of negatives called absent. MCC is the correlation of call and label, F1 the "
-        "harmonic mean of precision and sensitivity. Thresholds: "
+        "A finding is called present when its score reaches the threshold. Sensitivity is the share of positives "
+        "called present, specificity the share of negatives called absent. MCC is the correlation of call and label, "
+        "F1 the harmonic mean of precision and sensitivity. Thresholds: "
         f"{metrics['protocol'].get('thresholds', 'not stated')}."
     )
     return finding_table(metrics, "operating-points", "At the chosen threshold", note, columns)
@@ -118,10 +118,11 @@ def calibration_table(metrics: Mapping) -> Table | None:
     """Brier score and calibration error of each finding."""
     columns = {"brier": "Brier score", "ece": "ECE"}
     note = (
-        "A scale and a bias, fitted on the split that chose the thresholds, turn a score into a probability. The Brier "
-        "score is the mean squared distance of the probability from the label. ECE, the expected calibration error, is "
-        "the mean distance of the probabilities from the observed shares. 0 is perfect for both. Intervals take scale "
-        "and bias as given. A finding whose score ranks images the wrong way has the same probability for all images."
+        "A scale and a bias, fitted on the split that chose the thresholds, turn a score into a probability. The "
+        "Brier score is the mean squared distance of the probability from the label. ECE, the expected calibration "
+        "error, is the mean distance of the probabilities from the observed shares. 0 is perfect for both. Intervals "
+        "take scale and bias as given. A finding whose score ranks images the wrong way has the same probability for "
+        "all images."
     )
     lacking = [
         name
@@ -130,8 +131,8 @@ def calibration_table(metrics: Mapping) -> Table | None:
     ]
     if lacking:
         note += (
-            f" Not calibrated: {', '.join(lacking)}. Calibration needs both classes on the split of the thresholds, and "
-            "scores that differ."
+            f" Not calibrated: {', '.join(lacking)}. Calibration needs both classes on the split of the thresholds, "
+            "and scores that differ."
         )
     return finding_table(metrics, "calibration", "Calibration", note, columns)
 
@@ -252,8 +253,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
     rule = result.get("thresholds", "not stated")
     note = (
         f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
-        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that contains "
-        f"0 leaves the question open. Thresholds: {rule}."
+        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that "
+        f"contains 0 leaves the question open. Thresholds: {rule}."
     )
     num_means = len(parts) - len(findings)
     table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)

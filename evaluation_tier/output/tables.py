@@ -69,7 +69,7 @@ def format_interval(interval) -> str:
 
 
 def format_estimate(value: float | None, interval=None, digits: int = 3) -> str:
-    """A number with its interval as "0.934 (0.912, 0.954)", without an interval as "0.934"; a dash for None and NaN."""
+    """A number with its interval as "0.934 (0.912, 0.954)", without one as "0.934"; a dash for None and NaN."""
     number = format_number(value, digits, DASH)
     low, high = (None, None) if interval is None else interval
     bounds = format_number(low, digits, DASH), format_number(high, digits, DASH)
