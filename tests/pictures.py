@@ -1,4 +1,6 @@
-"""Random pictures, and the pixels that an image processor makes of them."""
+"""Pictures and image files, and the pixels that an image processor makes of them."""
+
+import io
 
 import numpy as np
 import torch
@@ -13,3 +15,10 @@ def make_image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 def pixels(processor: TierImageProcessor, images, **kwargs) -> torch.Tensor:
     return processor(images, return_tensors="pt", **kwargs)["pixel_values"]
+
+
+def png(grey: int) -> bytes:
+    """A small file with one grey level."""
+    buffer = io.BytesIO()
+    Image.new("L", (6, 5), grey).save(buffer, "PNG")
+    return buffer.getvalue()

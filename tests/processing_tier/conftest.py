@@ -2,6 +2,7 @@ import io
 import sys
 from collections.abc import Callable
 
+import datasets
 import numpy as np
 import pytest
 from pydicom.datadict import dictionary_VR
@@ -10,6 +11,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A separate cache of `datasets` for each test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

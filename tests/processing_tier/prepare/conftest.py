@@ -1,9 +1,8 @@
-"""An archive in small, and a cache of `datasets` for each test."""
+"""An archive in small."""
 
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +10,6 @@ from PIL import Image
 from preparation import REPORT
 
 SIZES = [(40, 60), (64, 40), (40, 40), (16, 30), (90, 80)]  # width, height
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture

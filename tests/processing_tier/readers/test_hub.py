@@ -1,4 +1,3 @@
-import io
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from archive_files import no_split
 from hub_server import Commit, HubServer, Repo
-from PIL import Image
+from pictures import png
 
 from processing_tier import read_radiograph
 from processing_tier.readers import list_splits, read_records
@@ -19,17 +18,6 @@ from processing_tier.readers.hub import list_hub_splits, read_hub
 from processing_tier.records.schema import REQUIRED_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(grey: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (6, 5), grey).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write(folder: Path, rows: list[dict], features: dict, name="train-00000-of-00001.parquet") -> Path:

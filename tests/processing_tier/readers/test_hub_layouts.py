@@ -1,4 +1,3 @@
-import io
 import json
 from pathlib import Path
 
@@ -7,22 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import png
 from PIL import Image
 
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.hub import read_hub
 from processing_tier.records.schema import REQUIRED_COLUMNS
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(grey: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (6, 5), grey).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def make(rows: int = 2, **columns) -> datasets.Dataset:
