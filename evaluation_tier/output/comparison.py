@@ -84,6 +84,20 @@ def format_p(value: float | None) -> str:
     return "<0.001" if value is not None and value < 0.001 else format_number(value, missing=DASH)
 
 
+def find_notices(comparison: Mapping) -> list[str]:
+    """Sentences that a reader of the page must not miss."""
+    notices = []
+    if comparison["protocol_differences"]:
+        names = ", ".join(map(column_name, comparison["protocol_differences"]))
+        notices.append(f"The protocols of A and B differ ({names}): scores may differ for that reason.")
+    if comparison["trained"] == "include":
+        for letter, told in zip("AB", comparison["training_overlap"], strict=True):
+            notices += [f"{letter}: {told}."] if told and "flatter" in told else []
+    if is_synthetic(comparison["dataset"]):
+        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
+    return notices
+
+
 def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     """Write a comparison into a folder: `comparison.json`, `.md`, `.tex`, `.html` and, with matplotlib, `.png`.
 
@@ -109,15 +123,6 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     except ValueError as error:  # no matplotlib
         logger.warning("The comparison gets no figure. %s", error)
     auroc = comparison["mean"]["auroc"]
-    notices = []
-    if comparison["protocol_differences"]:
-        names = ", ".join(map(column_name, comparison["protocol_differences"]))
-        notices.append(f"The protocols of A and B differ ({names}): scores may differ for that reason.")
-    if comparison["trained"] == "include":
-        for letter, told in zip("AB", comparison["training_overlap"], strict=True):
-            notices += [f"{letter}: {told}."] if told and "flatter" in told else []
-    if is_synthetic(comparison["dataset"]):
-        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
         f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
@@ -132,7 +137,7 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
             Section("others", "Other metrics", tables["others"], []),
             Section("compared", "What was compared", tables["compared"], []),
         ],
-        notices,
+        find_notices(comparison),
         ["For research only. Not a medical device: do not use these numbers to make decisions about a person."],
     )
     text_of = {
