@@ -102,14 +102,12 @@ def compare_predictions(
     Args:
         path (`str` or `os.PathLike`): see [`read_predictions`]; the score of a study is the mean over its rows.
         radiologists (`str` or `os.PathLike`):
-            The folder of the labels of CheXpert's test set. Its `groundtruth.csv` is the truth where the table has no
-            labels of its own.
+            The folder of the labels of CheXpert's test set. Its `groundtruth.csv` replaces missing labels.
         protocol ([`Protocol`]): whose rule chooses the thresholds, and whose resampling makes the intervals.
         threshold_table (`str` or `os.PathLike`, *optional*):
             Predictions with labels of another split, where thresholds are chosen; by default they are chosen on the
             test set itself, which flatters, and the result says so.
-        num_resamples (`int`, *optional*, defaults to 1000): of the studies.
-        seed (`int`, *optional*, defaults to 0): of the resamples.
+        num_resamples, seed (`int`, *optional*, default to 1000 and 0): of the bootstrap of the studies.
 
     Returns:
         `dict`: as `metrics.json`, with `"radiologists"` (see [`compare_with_radiologists`]).

@@ -29,20 +29,17 @@ def compare_with_radiologists(
     """
     MCC and F1 of the model, of each reader and of the readers' mean, and the model's difference from that mean.
 
-    The mean is over the readers' own MCC (or F1), not of a vote. Model and readers are compared on the same resamples
-    of the studies, so the interval of the difference is of this set of readers, not of radiologists at large.
+    The mean is over the readers' own MCC (or F1), not of a vote. All are compared on the same resamples of the
+    studies, so the interval of the difference is of this set of readers, not of radiologists at large.
 
     Args:
-        labels (`pd.DataFrame`):
-            The truth, index `study_id`, one column per finding: 1, 0, -1 or NaN; -1 and NaN are left out.
+        labels (`pd.DataFrame`): the truth, index `study_id`, a column per finding; -1 and NaN are left out.
         scores (`pd.DataFrame`): the model's, with those studies, one column per finding to compare.
         thresholds (`Mapping[str, float]`):
             By finding, chosen on a split apart (see [`best_threshold`]): present means score >= threshold.
         f1_thresholds (`Mapping[str, float]`, *optional*):
             Of F1, where it has thresholds of its own, as in TIER; by default those of MCC, as in CheXzero.
-        readers (`pd.DataFrame`):
-            Index `(reader, study_id)`, 0 or 1, as [`read_radiologists`] of `processing_tier.readers.chexpert` gives
-            them.
+        readers (`pd.DataFrame`): Index `(reader, study_id)`, 0 or 1, see `processing_tier.readers.chexpert`.
         resampling ([`Resampling`], *optional*): of the studies, for the 95 % percentile intervals.
 
     Returns:
@@ -53,47 +50,39 @@ def compare_with_radiologists(
         - `"difference"`, model minus readers' mean: `mcc`, `mcc_ci95`, `f1`, `f1_ci95`.
         `"mean"` has the same `mcc` and `f1` as means over the findings.
 
-    Raises:
-        `ValueError`: studies or findings that one of the tables lacks or has twice, reader labels other than 0 and 1.
+    Raises `ValueError` as `check_tables` and `read_decisions` do.
     """
     findings, studies, names = list(scores.columns), labels.index, list(readers.index.unique(level=0))
-    f1_thresholds = f1_thresholds or thresholds
     check_tables(labels, scores, thresholds, readers)
 
     truth = labels[findings].to_numpy(dtype=np.float64)
-    decisions = {name: readers.loc[name].loc[studies, findings].to_numpy(dtype=np.float64) for name in names}
-    if not all(np.isin(values, (0, 1)).all() for values in decisions.values()):
-        raise ValueError("Readers' labels must be 0 or 1, but some are not: recode or leave out those studies.")
+    decisions = read_decisions(readers, studies, findings)
     model = scores.loc[studies, findings].to_numpy(dtype=np.float64)
-    at = {
-        metric: [given[finding] for finding in findings]
-        for metric, given in (("mcc", thresholds), ("f1", f1_thresholds))
-    }
+    used = {"mcc": thresholds, "f1": f1_thresholds or thresholds}
+    at = {metric: [given[finding] for finding in findings] for metric, given in used.items()}
     raters = {"model": (model, at)}
     raters |= {f"reader {name}": (values, [0.5] * len(findings)) for name, values in decisions.items()}
 
-    draws = resampling.draw(studies, truth)
-    data = np.ones((1, len(studies)))
-    points = {rater: bootstrap(truth, given[0], data, given[1]) for rater, given in raters.items()}
-    resampled = {rater: bootstrap(truth, given[0], draws, given[1]) for rater, given in raters.items()}
-    too_few = find_too_few(truth, studies)
-    results = {finding: {"model": {}, "readers": {}, "readers_mean": {}, "difference": {}} for finding in findings}
+    draws, once = resampling.draw(studies, truth), np.ones((1, len(studies)))
+    points = {rater: bootstrap(truth, called, once, above) for rater, (called, above) in raters.items()}
+    resampled = {rater: bootstrap(truth, called, draws, above) for rater, (called, above) in raters.items()}
     mean = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
+    results = {}
     for i, finding in enumerate(findings):
-        results[finding]["model"] = describe_decisions(truth[:, i], model[:, i], thresholds[finding])
-        results[finding]["model"]["f1"] = float(points["model"]["f1"][0, i])
-        for name, values in decisions.items():
-            results[finding]["readers"][name] = describe_decisions(truth[:, i], values[:, i], 0.5)
+        of_model = describe_decisions(truth[:, i], model[:, i], thresholds[finding])
+        of_model["f1"] = float(points["model"]["f1"][0, i])
+        of_readers = {name: describe_decisions(truth[:, i], values[:, i], 0.5) for name, values in decisions.items()}
+        results[finding] = {"model": of_model, "readers": of_readers, "readers_mean": {}, "difference": {}}
     for metric in COMPARED:
         of_metric = {rater: (points[rater][metric][0], resampled[rater][metric]) for rater in raters}
-        add_differences(metric, of_metric, results, mean, too_few)
+        add_differences(metric, of_metric, results, mean, find_too_few(truth, studies))
     return {"n_studies": len(studies), "readers": names, "findings": results, "mean": mean}
 
 
 def check_tables(
     labels: pd.DataFrame, scores: pd.DataFrame, thresholds: Mapping[str, float], readers: pd.DataFrame
 ) -> None:
-    """ValueError where the tables of `compare_with_radiologists` do not fit each other."""
+    """ValueError for studies or findings that one of the tables of `compare_with_radiologists` lacks or has twice."""
     findings, names = list(scores.columns), list(readers.index.unique(level=0))
     if not findings or not names or not len(labels):
         raise ValueError("There is nothing to compare: the model has no scores, or there are no readers or studies.")
@@ -108,6 +97,15 @@ def check_tables(
         if what == "scores":
             check_in_table(labels.index, table, what)
     check_readers(labels.index, readers)
+
+
+def read_decisions(readers: pd.DataFrame, studies: Sequence[str], findings: list[str]) -> dict[str, np.ndarray]:
+    """What each reader says of the studies, (studies, findings). ValueError for labels other than 0 and 1."""
+    names = readers.index.unique(level=0)
+    decisions = {name: readers.loc[name].loc[studies, findings].to_numpy(dtype=np.float64) for name in names}
+    if not all(np.isin(values, (0, 1)).all() for values in decisions.values()):
+        raise ValueError("Readers' labels must be 0 or 1, but some are not: recode or leave out those studies.")
+    return decisions
 
 
 def add_differences(
