@@ -48,10 +48,17 @@ def describe_version(command: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with --version, which says in one sentence (a ValueError) what is wrong and which option was meant."""
+    """
+    A parser with --version, which says in one sentence (a ValueError) what is wrong and which option was meant.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    Args:
+        prog: the command's name, see `command_name`.
+        description: the docstring of its module, shown as it is.
+    """
+
+    def __init__(self, prog: str, description: str, **kwargs):
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
+        super().__init__(prog=prog, description=description, **options)
         self.add_argument(
             "--version", action="version", version=describe_version(self.prog), help="print the version and exit"
         )

@@ -22,12 +22,7 @@ COMMAND = command_name("tier-compare", __file__)
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog=COMMAND,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(COMMAND, __doc__)
     parser.add_argument("first", metavar="A", help="folder of the evaluation to compare with")
     parser.add_argument(
         "second", nargs="?", metavar="B", help="folder of the other evaluation; differences are B minus A"

@@ -39,12 +39,7 @@ COMMAND = command_name("tier-convert", __file__)
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog=COMMAND,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(COMMAND, __doc__)
     parser.add_argument(
         "checkpoint", help="file (.pt, .bin, .safetensors) or folder of a model (of transformers or OpenCLIP)"
     )

@@ -23,12 +23,7 @@ COMMAND = command_name("tier-eval", __file__)
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog=COMMAND,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(COMMAND, __doc__)
     add_options(parser)
     return parser
 

@@ -21,12 +21,7 @@ COMMAND = command_name("tier-prepare", __file__)
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog=COMMAND,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(COMMAND, __doc__)
     add_data_options(parser.add_argument_group("data"))
     add_selection_options(parser.add_argument_group("which records to keep"))
     add_output_options(parser.add_argument_group("output"))

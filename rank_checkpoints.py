@@ -3,7 +3,7 @@
     tier-rank runs/mine --data FOLDER --split validation
     tier-rank runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --split validation --protocol tier --top 5
 
-Accepts the options of eval_zeroshot.py that select images, findings and protocol, and evaluates each checkpoint-N of
+Accepts the options of tier-eval that select images, findings and protocol, and evaluates each checkpoint-N of
 the run with them. Prints the checkpoints from best to worst with 95 % intervals, and the command that evaluates the
 best ones as an ensemble (TIER averages its five best on CheXpert's validation set). The ranking flatters the best
 checkpoints on these images: evaluate them on others. Exit code 0, or 2 with one sentence that says what is wrong; then
@@ -16,28 +16,34 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import eval_zeroshot
 from command_line import Parser, check_writable, command_name, one_sentence_errors
+from evaluation_tier.options import add_options, check_options
 
 NOT_FOR_RANKING = ("output_dir", "figures", "model_card", "save_thresholds", "analyses", "radiologists")
 
 COMMAND = command_name("tier-rank", __file__)
+EVALUATION = command_name("tier-eval", "eval_zeroshot.py")
 
 
 def build_parser() -> Parser:
-    parser = Parser(
-        prog=COMMAND,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog=f"Other options: see {eval_zeroshot.COMMAND} --help.",
-    )
+    parser = Parser(COMMAND, __doc__, epilog=f"Other options: see {EVALUATION} --help.")
     parser.add_argument("run", metavar="RUN", help="folder of the training, with checkpoint-100, checkpoint-200, ...")
     parser.add_argument(
         "--top", type=int, default=5, metavar="N", help="checkpoints in the ensemble (default: %(default)s)"
     )
     parser.add_argument("--output", metavar="FILE", help="JSON file to write the ranking to (default: print only)")
     return parser
+
+
+def parse_evaluation(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one checkpoint's evaluation."""
+    parser = Parser(COMMAND, __doc__)
+    add_options(parser)
+    args = parser.parse(argv)
+    check_options(args)
+    if args.cache_dir is not None:
+        check_writable(Path(args.cache_dir), "--cache_dir")
+    return args
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, argparse.Namespace]]:
@@ -60,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, arg
         raise ValueError(
             f"The folder {args.run} does not hold any checkpoint-N: train with a --save_total_limit that keeps them."
         )
-    return args, {step: eval_zeroshot.parse([str(path), *rest]) for step, path in checkpoints.items()}
+    return args, {step: parse_evaluation([str(path), *rest]) for step, path in checkpoints.items()}
 
 
 def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) -> None:
@@ -97,7 +103,7 @@ def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> 
     print(f"{protocol['split']!r}, {protocol['n_images']:,} images, protocol {protocol['name']}\n")
     print(text_table(("Rank", "Checkpoint", "AUROC, mean (95 % CI)"), rows, "rlr", 0))
     best = " ".join(str(Path(args.run) / entry["checkpoint"]) for entry in ranked[: args.top])
-    print(f"\nEvaluate the best on other images, since these chose them:\n  {eval_zeroshot.COMMAND} {best} ...")
+    print(f"\nEvaluate the best on other images, since these chose them:\n  {EVALUATION} {best} ...")
     if args.output is not None:
         content = json.dumps(to_json({"ranking": ranked, "protocol": protocol}), indent=2, allow_nan=False) + "\n"
         write_beside(Path(args.output), lambda partial: partial.write_text(content, encoding="utf-8"))

@@ -71,13 +71,14 @@ def choose_checkpoint(checkpoint: str | None, output_dir: str | os.PathLike) -> 
 def set_later_aside(folder: str | Path, step: int) -> None:
     """
     Renames the checkpoints after the step at which a run starts or resumes. They are damaged, or belong to a run that
-    was abandoned; the latest of them would otherwise count as the last one of this run.
+    was abandoned; the latest of them would otherwise count as the last one of this run. A name that begins with `_` is
+    not pushed to the Hub.
     """
     if not Path(folder).is_dir():
         return
     for other, path in list_checkpoints(folder).items():
         if other > step:
-            aside = path.with_name(f"stale-{path.name}")
+            aside = path.with_name(f"_stale-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             logger.warning(f"The run continues from step {step}. {path} is now {aside.name}; you can delete it.")

@@ -57,7 +57,7 @@ def make_classifier(
     """
     if prompts is not None:
         refuse(head_of_random_weights(arguments))
-    if is_classifier(arguments):
+    if starts_from_classifier(arguments):
         if prompts is not None:
             raise ValueError(
                 f"head_from_prompts needs a text tower, which the classifier {arguments.model!r} does not have; start "
@@ -75,7 +75,7 @@ def make_classifier(
     return classifier, processor.image_processor
 
 
-def is_classifier(arguments: ModelArguments) -> bool:
+def starts_from_classifier(arguments: ModelArguments) -> bool:
     """Whether the model to start from is a saved classifier."""
     if arguments.vision_model is not None or arguments.model in PRESETS:
         return False

@@ -196,8 +196,8 @@ def test_the_run_goes_on_from_the_whole_checkpoint_before(make_trainer, whole, r
     resumed.train(resume_from_checkpoint=True)
     assert_same(resumed, whole)
     assert f"{run}/checkpoint-12 is not whole and is skipped: optimizer.pt has" in caplog.text
-    assert f"The run continues from step 8. {run}/checkpoint-12 is now stale-checkpoint-12; you can" in caplog.text
-    assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-12", "stale-checkpoint-12"}
+    assert f"The run continues from step 8. {run}/checkpoint-12 is now _stale-checkpoint-12; you can" in caplog.text
+    assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-12", "_stale-checkpoint-12"}
     assert find_fault(run / "checkpoint-12") is None
 
 
@@ -302,7 +302,7 @@ def test_a_clock_set_back_deletes_no_new_checkpoint(make_trainer):
 def test_later_checkpoints_of_a_run_that_was_given_up_are_set_aside(make_trainer, run, caplog):
     resumed = make_trainer("run", max_steps=10)
     resumed.train(resume_from_checkpoint=str(run / "checkpoint-8"))
-    assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-10", "stale-checkpoint-12"}
+    assert {path.name for path in run.iterdir()} == {"checkpoint-8", "checkpoint-10", "_stale-checkpoint-12"}
     assert last_checkpoint(run) == str(run / "checkpoint-10")
 
 
