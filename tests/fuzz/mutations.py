@@ -188,7 +188,8 @@ def run_child(module: str, seeds: Sequence[Path], count: int, mebibytes: int = 1
     nothing else.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    tests = REPOSITORY / "tests"
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, tests, tests / "support")))}
     command = [sys.executable, module, str(mebibytes), str(count), *map(str, seeds), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr[-3000:]

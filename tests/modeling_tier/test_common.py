@@ -115,7 +115,7 @@ def outcomes(library, tmp_path_factory) -> dict[str, dict[str, str]]:
     options = ["-q", "-c", os.devnull, "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "ignore"]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(library), str(REPOSITORY), str(REPOSITORY / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(library), str(REPOSITORY), str(REPOSITORY / "tests" / "support")]),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }

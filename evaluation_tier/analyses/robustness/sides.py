@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import datasets
 import numpy as np
 
-from evaluation_tier.analyses.robustness.resampling import resampled_share, with_interval
+from evaluation_tier.analyses.robustness.intervals import resampled_share, with_interval
 from evaluation_tier.analyses.robustness.variants import MIRRORED, ORIGINAL
 from evaluation_tier.statistics.resampling import MIN_PATIENTS
 from processing_tier.prompts.loader import normalize_finding

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.robustness.resampling import resampled_aurocs, with_interval
+from evaluation_tier.analyses.robustness.intervals import resampled_aurocs, with_interval
 from evaluation_tier.models.embedding import Embedders, Outputs, to_unit_length
 from evaluation_tier.models.images import Batch, takes_uint8
 from evaluation_tier.models.processes import merge_entries

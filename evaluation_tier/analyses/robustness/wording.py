@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation_tier.analyses.robustness.resampling import resampled_aurocs, resampled_share, with_interval
+from evaluation_tier.analyses.robustness.intervals import resampled_aurocs, resampled_share, with_interval
 from processing_tier.prompts.loader import Prompts
 
 # Six ways to ask for a finding: with it, without it. The first is CheXzero's (zero_shot.py:119-124); the others are
