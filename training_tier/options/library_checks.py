@@ -76,7 +76,7 @@ def check_training_options(arguments: TrainingArguments) -> None:
         ("torch_compile_mode", torch._inductor.list_mode_options()),
         ("dataloader_multiprocessing_context", multiprocessing.get_all_start_methods()),
     ):
-        check_choice(name, getattr(arguments, name, None), (None, *choices))  # transformers 5.10 lacks the last one
+        check_choice(name, getattr(arguments, name), (None, *choices))
     check_json(arguments)
     check_reporting(arguments.report_to)
 

@@ -1,7 +1,7 @@
 """Options that are known to be bad are refused before any work; what is best is what the metric says."""
 
 import pytest
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType
 from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 
 from training_tier.options.checks import auroc_names, check_metric
@@ -150,13 +150,9 @@ def test_bad_training_options(options, message):
             {"torch_compile_mode": "fast"},
             "^torch_compile_mode='fast' is not known; choose one of .*reduce-overhead",
         ),
-        pytest.param(
+        (
             {"dataloader_multiprocessing_context": "threads"},
             "^dataloader_multiprocessing_context='threads' is not known; choose one of .*spawn",
-            marks=pytest.mark.skipif(
-                not hasattr(TrainingArguments, "dataloader_multiprocessing_context"),
-                reason="this version of transformers lacks the option",
-            ),
         ),
         (
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"reentrant": True}},
