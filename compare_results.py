@@ -95,9 +95,10 @@ def run(args: argparse.Namespace) -> None:
 def compare_with_readers(args: argparse.Namespace) -> None:
     """Compare a table of predictions with CheXpert's radiologists; print the result and write it if asked to."""
     from evaluation_tier.analyses.outside_predictions import compare_predictions
-    from evaluation_tier.output.metrics_file import write_beside, write_metrics
+    from evaluation_tier.output.metrics_file import write_metrics
     from evaluation_tier.output.result_tables import evaluation_tables
     from evaluation_tier.output.tables import latex_tables, markdown_tables, text_table
+    from evaluation_tier.output.writing import write_beside
     from evaluation_tier.scoring.protocols import choose_protocol
 
     if args.second is not None:

@@ -100,7 +100,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def choose_tokenizer(args: argparse.Namespace, checkpoint: Path, is_clip: bool) -> str:
     """The folder or name of the tokenizer. ValueError for a file, or for a name that the Hub does not allow."""
-    from modeling_tier.checkpoints.others import refuse_tokenizer
+    from modeling_tier.checkpoints.refusals import refuse_tokenizer
     from processing_tier.hub_names import check_hub_name
 
     refuse_tokenizer(args.tokenizer or "")
@@ -116,7 +116,7 @@ def write_model(target: str, folder: Path, model, processor, name: str) -> list[
     from transformers import CLIPProcessor
 
     from modeling_tier.checkpoints import OPENCLIP_CONFIG, write_openclip
-    from processing_tier.checkpoint_pixels import to_openclip_preprocessing, to_stock
+    from processing_tier.checkpoint_image_processors import to_openclip_preprocessing, to_stock
 
     image_processor, tokenizer = processor.image_processor, processor.tokenizer
     if target == "tier":
@@ -151,9 +151,9 @@ def convert(args: argparse.Namespace) -> None:
     from transformers import CLIPConfig
     from transformers.utils import logging
 
-    from modeling_tier.checkpoints import describe_assumptions, load_source, load_tokenizer, open_source
+    from modeling_tier.checkpoints import describe_assumptions, load_checkpoint_tokenizer, load_source, open_source
     from processing_tier import TierProcessor
-    from processing_tier.checkpoint_pixels import make_image_processor
+    from processing_tier.checkpoint_image_processors import make_checkpoint_image_processor
 
     logging.disable_progress_bar()  # those of loading and writing weights
     output = Path(os.path.abspath(args.output))
@@ -169,9 +169,9 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"--to {args.to} needs a CLIP model, and this one joins two other towers; leave --to out.")
 
     # 2. Processor
-    tokenizer = load_tokenizer(choose_tokenizer(args, source.path, is_clip), model.config, source.kind)
+    tokenizer = load_checkpoint_tokenizer(choose_tokenizer(args, source.path, is_clip), model.config, source.kind)
     image_size = model.config.vision_config.image_size if is_clip else model.config.image_size
-    image_processor = make_image_processor(source.kind, source.path, source.settings, image_size)
+    image_processor = make_checkpoint_image_processor(source.kind, source.path, source.settings, image_size)
 
     # 3. Files
     with new_folder(output) as folder:

@@ -92,8 +92,9 @@ def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) ->
 
 def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> None:
     """Print the ranking, and write it if asked to."""
-    from evaluation_tier.output.metrics_file import to_json, write_beside
+    from evaluation_tier.output.metrics_file import to_json
     from evaluation_tier.output.tables import format_estimate, text_table
+    from evaluation_tier.output.writing import write_beside
 
     rows = [
         (str(place), entry["checkpoint"], format_estimate(entry["auroc"], entry["auroc_ci95"]))

@@ -61,7 +61,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
     split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
     check_threshold_split(args, split)
-    protocol = choose_protocol(args)
+    protocol = protocol_of_options(args)
     for name in args.models:
         loading.check_name(name)
     names = loading.short_names(args.models)
@@ -109,7 +109,7 @@ def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
 
 
-def choose_protocol(args: argparse.Namespace) -> Protocol:
+def protocol_of_options(args: argparse.Namespace) -> Protocol:
     protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
     if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
         raise ValueError(

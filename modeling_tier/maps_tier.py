@@ -1,4 +1,7 @@
-"""Similarity maps: the cosine of each patch of an image with texts. Everything that draws or measures maps uses it."""
+"""
+Similarity maps on the grid of patches: the cosine of each patch with texts. What draws or measures maps uses these.
+The image processor maps them to original pixels (`post_process_similarity_map`).
+"""
 
 import torch
 from torch.nn import functional as F

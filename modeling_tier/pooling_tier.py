@@ -1,4 +1,4 @@
-"""How the class token and the patches of an image become one vector. No other file decides it."""
+"""How the class token and the patches of an image become one vector: the modes, and what each does."""
 
 import torch
 

@@ -12,7 +12,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from .image_processing_tier import TierImageProcessor
 from .processing_tier import TierProcessor
 from .radiograph_tier import read_radiograph
-from .tokenizer import train_tokenizer
+from .tokenizer_training import train_tokenizer
 
 # The saved files name the class, and a class registered under any key is found by its name. Keyed by itself and not by
 # a model config, because this package knows nothing of the models.

@@ -236,9 +236,9 @@ def test_a_comparison_refuses_leaves_out_or_tells_training_images(trained, table
 
 def test_an_evaluation_on_a_published_training_set_warns():
     from evaluation_tier.models.trained_on import shared_archives
-    from processing_tier.records.identities import EMPTY, Source, TrainedOn
+    from processing_tier.records.identities import EMPTY, TrainedOn, TrainingSource
 
-    lists = {"m": TrainedOn((Source("mimic_cxr", "train", EMPTY, EMPTY),)), "other": None}
+    lists = {"m": TrainedOn((TrainingSource("mimic_cxr", "train", EMPTY, EMPTY),)), "other": None}
     assert shared_archives(lists, "ms_cxr") == [
         "m was trained on mimic_cxr (split train), of which ms_cxr is a part: it knows images of this kind, and other "
         "data may be harder for it."

@@ -8,12 +8,12 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from processing_tier.records.identities import TrainedOn
-from training_tier.data.identities import describe_earlier, join_lists, list_training, resume_list
 from training_tier.data.labels import take_patients
 from training_tier.data.splits import check_readable, load_splits
-from training_tier.loop.changes import check_model, check_options, run_options
+from training_tier.data.training_list import describe_earlier, join_lists, list_training, resume_list
+from training_tier.loop.card_facts import training_facts
+from training_tier.loop.changed_options import check_model, check_options, run_options
 from training_tier.loop.checkpoints import average_weights, choose_checkpoint, list_checkpoints, rank_checkpoints
-from training_tier.loop.facts import training_facts
 from training_tier.loop.make_trainer import make_classification_trainer, make_contrastive_trainer
 from training_tier.loop.search import prepare_search, run_search
 from training_tier.loop.trainer import RadiographTrainer

@@ -14,7 +14,7 @@ from evaluation_tier.statistics.resampling import Resampling
 from evaluation_tier.statistics.summary import summarize
 from evaluation_tier.statistics.thresholds import ThresholdChoice
 from processing_tier.prompts.loader import normalize_finding
-from processing_tier.readers.archive import find_first
+from processing_tier.readers.archive_tables import find_first
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS, read_radiologists, read_study_table
 from processing_tier.readers.table import read_frame
 
@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
     labels: pd.DataFrame | None  # the same columns; 1, 0, -1 or NaN
 
 
-def read_predictions(path: str | os.PathLike, with_studies: bool = True) -> Predictions:
+def read_outside_predictions(path: str | os.PathLike, with_studies: bool = True) -> Predictions:
     """
     Read a table of scores, by any program.
 
@@ -100,7 +100,7 @@ def compare_predictions(
     A table of predictions on CheXpert's test set beside its three radiologists.
 
     Args:
-        path (`str` or `os.PathLike`): see [`read_predictions`]; the score of a study is the mean over its rows.
+        path (`str` or `os.PathLike`): see [`read_outside_predictions`]; a study scores the mean of its rows.
         radiologists (`str` or `os.PathLike`):
             The folder of the labels of CheXpert's test set. Its `groundtruth.csv` replaces missing labels.
         protocol ([`Protocol`]): whose rule chooses the thresholds, and whose resampling makes the intervals.
@@ -113,10 +113,10 @@ def compare_predictions(
         `dict`: as `metrics.json`, with `"radiologists"` (see [`compare_with_radiologists`]).
 
     Raises:
-        `ValueError`: see [`read_predictions`]; also studies that the radiologists did not read or that have no labels,
+        `ValueError`: see [`read_outside_predictions`]; also studies without radiologists or labels,
             and findings without labels.
     """
-    readers, given = read_radiologists(radiologists), read_predictions(path)
+    readers, given = read_radiologists(radiologists), read_outside_predictions(path)
     findings = list(given.scores.columns)
     scores = given.scores.groupby(np.asarray(given.study_ids), sort=False).mean()
     if given.labels is not None:
@@ -159,7 +159,7 @@ def read_truth(radiologists: str | os.PathLike, name: str) -> pd.DataFrame:
 
 def read_threshold_table(path: str | os.PathLike, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores (studies, findings) of these findings on another split."""
-    validation = read_predictions(path, with_studies=False)
+    validation = read_outside_predictions(path, with_studies=False)
     if validation.labels is None:
         raise ValueError(f"{Path(path).name} has no labels: add the columns label_Edema and so on.")
     for finding in findings:

@@ -1,1 +1,1 @@
-"""Figures, one file each."""
+"""Figures: one file per subject, one style (`style.py`)."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.writing import write_beside
 
 # Okabe and Ito's palette, told apart with the common forms of colour blindness; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 import modeling_tier
-from evaluation_tier.output.metrics_file import installed_versions, write_beside
+from evaluation_tier.output.metrics_file import installed_versions
+from evaluation_tier.output.writing import write_beside
 from processing_tier.code_hash import FOLDER as PIXELS
 from processing_tier.code_hash import hash_code
 

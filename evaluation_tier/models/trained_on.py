@@ -1,4 +1,7 @@
-"""Whether a model was trained on what it is evaluated on, by its list (see `processing_tier.records.identities`)."""
+"""
+Whether a model was trained on what it is evaluated on, by its list (see `processing_tier.records.identities`), and the
+split that its training held out.
+"""
 
 import logging
 import os

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from evaluation_tier.figures import forest
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
-from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.page import Section, read_figure, render_page
 from evaluation_tier.output.tables import (
     DASH,
@@ -19,6 +18,7 @@ from evaluation_tier.output.tables import (
     latex_tables,
     markdown_tables,
 )
+from evaluation_tier.output.writing import write_beside
 from evaluation_tier.statistics.comparison import COMPARED
 from evaluation_tier.statistics.resampling import MIN_PATIENTS
 

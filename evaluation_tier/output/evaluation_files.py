@@ -13,7 +13,7 @@ import pandas as pd
 
 from evaluation_tier.figures import training
 from evaluation_tier.figures.of_evaluation import draw_figures
-from evaluation_tier.output import metrics_file, model_card, page, thresholds
+from evaluation_tier.output import metrics_file, model_card, page, saved_thresholds
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.scoring import protocols
@@ -87,7 +87,9 @@ def save_thresholds(args: argparse.Namespace, evaluation: Evaluation) -> Path:
         "images": metrics["n_images"] if fitted_on is None else len(fitted_on),
         "date": date.today().isoformat(),
     }
-    return thresholds.write_thresholds(args.models[0], {**metrics, "findings": kept}, evaluation.prompts, measured_on)
+    return saved_thresholds.write_thresholds(
+        args.models[0], {**metrics, "findings": kept}, evaluation.prompts, measured_on
+    )
 
 
 def find_optional_files(folder: Path) -> list[Path]:
@@ -123,4 +125,4 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
         files.append(write_predictions(folder / "grounding_regions.parquet", regions))
     files.append(metrics_file.write_metrics(folder / "metrics.json", metrics))
-    return files + page.write_report(folder, draw=args.figures)
+    return files + page.write_page(folder, draw=args.figures)

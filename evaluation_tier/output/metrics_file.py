@@ -1,14 +1,15 @@
-"""Writing, reading and checking metrics.json, and writing files so that they are complete or unchanged."""
+"""Writing, reading and checking metrics.json."""
 
 import json
 import math
-import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
+from evaluation_tier.output.writing import write_beside
 
 MAX_METRICS_BYTES = 64 * 2**20
 
@@ -38,19 +39,6 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:  # a clone that is not installed
             versions[name] = "not installed"
     return versions
-
-
-def write_beside(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is complete or as it was before."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def to_json(value):

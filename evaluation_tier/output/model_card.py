@@ -9,7 +9,7 @@ import jinja2
 
 from evaluation_tier.output.card_head import card_data
 from evaluation_tier.output.dataset_names import is_synthetic
-from evaluation_tier.output.metrics_file import to_json, write_beside
+from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.output.tables import (
     DASH,
@@ -19,6 +19,7 @@ from evaluation_tier.output.tables import (
     markdown_cell,
     markdown_table,
 )
+from evaluation_tier.output.writing import write_beside
 from modeling_tier.checkpoints.tensor_files import read_json
 from modeling_tier.findings_tier import check_findings, describe_measurement
 

@@ -18,10 +18,11 @@ from evaluation_tier.figures import calibration, curves, forest, style
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.links import leads_outside
-from evaluation_tier.output.metrics_file import read_metrics, write_beside
+from evaluation_tier.output.metrics_file import read_metrics
 from evaluation_tier.output.predictions import read_predictions
 from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.output.tables import DASH, Table, format_estimate, latex_tables, markdown_tables
+from evaluation_tier.output.writing import write_beside
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Section(NamedTuple):
     figures: Sequence[Figure]
 
 
-def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
+def write_page(folder: str | Path, draw: bool = True) -> list[Path]:
     """Make the tables, the figures and the page of an evaluation from its files.
 
     Reads `metrics.json` and, if it exists, `predictions.parquet`, which the curves need. Writes `tables.md`,
@@ -123,8 +124,8 @@ def write_report(folder: str | Path, draw: bool = True) -> list[Path]:
     predictions = read_predictions(folder, metrics) if (folder / "predictions.parquet").is_file() else None
     try:
         tables = evaluation_tables(metrics)
-        written = draw_figures(folder, metrics, predictions) if draw else []
-        page = render_report(folder, metrics, tables)
+        written = draw_page_figures(folder, metrics, predictions) if draw else []
+        page = render_evaluation(folder, metrics, tables)
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # deeper than read_metrics checks
         raise ValueError(
             f"{folder / 'metrics.json'} is not as an evaluation writes it ({type(error).__name__}: {error}): evaluate "
@@ -153,7 +154,7 @@ def find_figures(folder: Path) -> list[Path]:
     return [path for prefix in prefixes for path in files if path.name.startswith(prefix)]
 
 
-def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | None) -> list[Path]:
+def draw_page_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | None) -> list[Path]:
     """Draw the figures that `metrics` and `predictions` allow; without matplotlib, warn and draw nothing."""
     try:
         style.import_matplotlib()
@@ -171,7 +172,7 @@ def draw_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame | Non
     return written
 
 
-def render_report(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
+def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
     """The page of an evaluation, with the figures that lie in `folder`."""
     files = find_figures(folder)
     sections, size = [], 0

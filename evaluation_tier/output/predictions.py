@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.types import is_floating, is_integer
 
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.writing import write_beside
 
 MAX_PREDICTIONS = 200_000_000  # values; 1.6 GB
 

@@ -1,1 +1,1 @@
-"""How sure a number is."""
+"""Metrics of scores and labels, and how certain each is: resampling, intervals, comparisons, subgroups."""

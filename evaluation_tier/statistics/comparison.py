@@ -55,7 +55,7 @@ NOT_OF_SCORES = (
 )
 
 
-class Evaluation(NamedTuple):
+class SavedEvaluation(NamedTuple):
     """One evaluation, as `eval_zeroshot.py` wrote it into a folder."""
 
     folder: str
@@ -105,7 +105,7 @@ def compare_evaluations(
     metrics = [read_metrics(folder) for folder in (first, second)]
     findings = shared_findings(metrics, (first, second))
     pair = [
-        Evaluation(str(folder), read, read_predictions(folder, read))
+        SavedEvaluation(str(folder), read, read_predictions(folder, read))
         for folder, read in zip((first, second), metrics, strict=True)
     ]
     one, other = without_trained(pair, trained)
@@ -147,7 +147,7 @@ def shared_findings(metrics: Sequence[Mapping], folders: Sequence[str | Path]) -
 
 
 def compare_scores(
-    first: Evaluation, second: Evaluation, findings: Sequence[str], resampling: Resampling
+    first: SavedEvaluation, second: SavedEvaluation, findings: Sequence[str], resampling: Resampling
 ) -> dict[str, dict]:
     """The `"findings"` and the `"mean"` of [`compare_evaluations`], from two evaluations with the same rows."""
     labels = first.columns("label", findings)
@@ -189,7 +189,7 @@ def compare_scores(
     return {"findings": results, "mean": mean}
 
 
-def without_trained(pair: Sequence[Evaluation], choice: str) -> list[Evaluation]:
+def without_trained(pair: Sequence[SavedEvaluation], choice: str) -> list[SavedEvaluation]:
     """
     Both evaluations without the images that one of the models was trained on, if the choice is to exclude them.
 
@@ -222,7 +222,9 @@ def without_trained(pair: Sequence[Evaluation], choice: str) -> list[Evaluation]
     ]
 
 
-def align(first: Evaluation, second: Evaluation, findings: Sequence[str]) -> tuple[Evaluation, Evaluation]:
+def align(
+    first: SavedEvaluation, second: SavedEvaluation, findings: Sequence[str]
+) -> tuple[SavedEvaluation, SavedEvaluation]:
     """Both evaluations, with the second's rows in the order of the first's.
 
     Raises:

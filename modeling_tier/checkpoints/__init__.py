@@ -3,13 +3,13 @@ Converts checkpoints of other code bases to models of this package, and CLIP mod
 
 There is one file per layout. `tensor_files.py` reads the files without running their code. Sizes come from the
 tensors, and the tensors of a file and of its model must match one to one, in name and shape. Pixels are not handled
-here; see `processing_tier/checkpoint_pixels.py`.
+here; see `processing_tier/checkpoint_image_processors.py`.
 """
 
 from .loading import describe_assumptions, load_source
 from .openclip import OPENCLIP_CONFIG, to_openclip, write_openclip
 from .source import KINDS, Source, open_source
-from .tokenizers import load_tokenizer
+from .tokenizers import load_checkpoint_tokenizer
 
 __all__ = [
     "KINDS",
@@ -17,7 +17,7 @@ __all__ = [
     "Source",
     "describe_assumptions",
     "load_source",
-    "load_tokenizer",
+    "load_checkpoint_tokenizer",
     "open_source",
     "to_openclip",
     "write_openclip",

@@ -9,7 +9,7 @@ import torch
 
 from ..configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .openclip import OPENCLIP_CONFIG, WEIGHT_FILES
-from .others import refuse_file, refuse_model_type, refuse_settings, refuse_tensors
+from .refusals import refuse_file, refuse_model_type, refuse_other_models, refuse_settings
 from .tensor_files import read_arguments, read_json, read_tensors
 
 CLIP_LAYOUT = ("openai", "chexzero", "openclip")
@@ -96,7 +96,7 @@ def open_folder(path: Path) -> Source:
         refuse_settings(path, settings)
         refuse_file(weights)
         tensors, _ = read_tensors(weights)
-        refuse_tensors(weights.name, tensors)
+        refuse_other_models(weights.name, tensors)
         return Source(path, "openclip", tensors, settings)
     if config.get("model_type") == TierDualEncoderConfig.model_type:
         raise ValueError(f"{path} is already a TierDualEncoderModel, which cannot be converted.")
@@ -110,7 +110,7 @@ def open_folder(path: Path) -> Source:
 
 def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:
     """One of `KINDS`; None for tensors in CLIP's layout whose code base is unknown."""
-    refuse_tensors(name, tensors)
+    refuse_other_models(name, tensors)
     if "cnn.encoder.encoder.conv1.weight" in tensors:
         return "tier"
     if "encoder.encoder.conv1.weight" in tensors:

@@ -11,7 +11,7 @@ from transformers import (
 TIER_MAX_LENGTH = 128  # tokens (authors' code, Modeling/CLIP_Embedding.py:79-82)
 
 
-def load_tokenizer(name: str, config: PreTrainedConfig, kind: str) -> PreTrainedTokenizerBase:
+def load_checkpoint_tokenizer(name: str, config: PreTrainedConfig, kind: str) -> PreTrainedTokenizerBase:
     """
     Loads a tokenizer that truncates texts to the length the model was trained on, with their begin and end tokens.
 

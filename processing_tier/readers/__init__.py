@@ -4,7 +4,8 @@ Readers: each brings one layout of data into the schema of `processing_tier.reco
 [`READERS`] lists the archives, one file each. `table`, `imagefolder` and `hub` read everything else.
 
 To add an archive, write a function `read_NAME(root, split, *, OPTIONS)` in a new file, as in `chestx_det10`. It builds
-a data frame and ends in [`make_records`]. Add it to [`READERS`] and to the tables in docs/public_datasets.md.
+a data frame and ends in [`make_records`]. Add it to [`READERS`] and to the tables in docs/public_datasets.md. If it
+has the patients of another archive, add it to `SAME_IMAGES` in `records/identities.py`.
 """
 
 import difflib

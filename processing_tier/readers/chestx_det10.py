@@ -30,7 +30,7 @@ import pandas as pd
 from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 
-from .archive import drop_repeated, find_in_archive, read_json
+from .archive_tables import drop_repeated, find_in_archive, read_json
 from .splits import check_split
 
 SPLITS = ("train", "test")

@@ -36,7 +36,7 @@ import pandas as pd
 from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 
-from .archive import drop_repeated, find_in_archive, read_bounded, read_columns
+from .archive_tables import drop_repeated, find_in_archive, read_bounded, read_columns
 from .formats import read_frame
 from .splits import check_split
 

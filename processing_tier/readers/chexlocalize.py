@@ -32,7 +32,7 @@ import datasets
 from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import counts_from_coco_string
 
-from .archive import drop_repeated, find_in_archive, read_columns, read_json
+from .archive_tables import drop_repeated, find_in_archive, read_columns, read_json
 from .chexpert import CHEXPERT_FINDINGS, DETAILS, add_details, add_ids
 from .splits import check_split
 

@@ -32,7 +32,15 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 from processing_tier.reports.sections import extract_sections
 
-from .archive import drop_repeated, find_first, find_in_archive, open_zip, read_bounded, read_columns, read_member
+from .archive_tables import (
+    drop_repeated,
+    find_first,
+    find_in_archive,
+    open_zip,
+    read_bounded,
+    read_columns,
+    read_member,
+)
 from .chexpert import CHEXPERT_FINDINGS, add_details, add_ids, check_views, find_patients
 from .splits import check_split
 

@@ -41,7 +41,7 @@ from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import encode_mask
 
 from ..radiograph_tier import read_source
-from .archive import find_in_archive
+from .archive_tables import find_in_archive
 from .splits import check_split
 
 SPLITS = ("train", "validation", "test")

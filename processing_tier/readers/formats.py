@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from ..json_text import parse_json
+from ..bounded_json import parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..radiograph_tier import path_under
-from .archive import read_bounded
+from .archive_tables import read_bounded
 from .formats import check_rows
 
 SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-(?P<index>\d{5})-of-(?P<count>\d{5})(-\w+)?\.parquet")

@@ -42,7 +42,7 @@ from processing_tier.records.from_table import make_records
 from processing_tier.records.paths import resolve_paths
 from processing_tier.reports.sections import extract_sections
 
-from .archive import (
+from .archive_tables import (
     drop_repeated,
     find_first,
     find_in_archive,

@@ -49,7 +49,7 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 
 from ..radiograph_tier import path_under
-from .archive import drop_repeated, find_first, find_in_archive, read_bounded, read_columns
+from .archive_tables import drop_repeated, find_first, find_in_archive, read_bounded, read_columns
 from .splits import check_split
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ import pandas as pd
 
 from processing_tier.records.from_table import make_records
 
-from .archive import drop_repeated, find_in_archive, read_columns
+from .archive_tables import drop_repeated, find_in_archive, read_columns
 from .splits import check_split
 
 logger = logging.getLogger(__name__)

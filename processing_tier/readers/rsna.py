@@ -36,7 +36,7 @@ from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 from processing_tier.records.labels import to_numbers
 
-from .archive import find_first, find_in_archive, read_columns, read_json
+from .archive_tables import find_first, find_in_archive, read_columns, read_json
 from .splits import check_split
 
 SPLITS = ("train", "test")

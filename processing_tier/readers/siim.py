@@ -35,7 +35,7 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import counts_from_siim
 
-from .archive import find_in_archive
+from .archive_tables import find_in_archive
 from .formats import read_frame
 from .splits import check_split
 

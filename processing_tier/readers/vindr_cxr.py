@@ -37,7 +37,7 @@ from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 from processing_tier.records.labels import to_numbers
 
-from .archive import find_first, find_in_archive, read_columns
+from .archive_tables import find_first, find_in_archive, read_columns
 from .formats import read_frame
 from .splits import check_split
 

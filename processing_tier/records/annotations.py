@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import datasets
 import numpy as np
 
-from processing_tier.json_text import parse_json
+from processing_tier.bounded_json import parse_json
 from processing_tier.records.masks import check_counts
 
 BOXES = [{name: datasets.Value("float32" if name in "xywh" else "string") for name in ("finding", "phrase", *"xywh")}]

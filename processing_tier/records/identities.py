@@ -24,7 +24,7 @@ FILE = "trained_on.json"  # in a model's folder
 
 PRIVATE_FILE = "_trained_on.json"  # instead, for a model that will be public: uploads leave "_*" out
 
-MAX_FILE_BYTES = 256 * 2**20
+MAX_LIST_BYTES = 256 * 2**20
 
 BLOCK, BLOCKS = 4096, 16  # bytes of a file that are hashed: all of a small one, evenly spaced blocks of a large one
 
@@ -44,7 +44,7 @@ SAME_IMAGES = {
 }
 
 
-class Source(NamedTuple):
+class TrainingSource(NamedTuple):
     """The records of one training, or of an earlier training whose weights it started from."""
 
     dataset: str  # its name in results
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 class TrainedOn(NamedTuple):
     """All that is known about the data that a model was trained on."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[TrainingSource, ...]
     unlisted: tuple[str, ...] = ()  # initial weights whose training images are not known
 
 
@@ -126,7 +126,7 @@ def patient_keys(patient_ids: Sequence[str], dataset: str) -> np.ndarray:
 
 def make_source(
     dataset: str, split: str, images: np.ndarray, patient_ids: Sequence[str], held_out: Sequence[str] = ()
-) -> Source:
+) -> TrainingSource:
     """
     Args:
         dataset (`str`): its name in results.
@@ -138,7 +138,7 @@ def make_source(
     patients, set_aside = (
         np.unique(patient_keys(ids, dataset)) if len(ids) else EMPTY for ids in (patient_ids, held_out)
     )
-    return Source(dataset, split, np.unique(images[images != 0]), patients, set_aside)
+    return TrainingSource(dataset, split, np.unique(images[images != 0]), patients, set_aside)
 
 
 def write_trained_on(folder: str | os.PathLike, trained_on: TrainedOn, public: bool = False) -> Path:
@@ -185,7 +185,7 @@ def read_trained_on(path: str | os.PathLike) -> TrainedOn:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        if path.stat().st_size > MAX_LIST_BYTES:
             raise ValueError
         content = json.loads(path.read_text(encoding="utf-8"))
         sources = []
@@ -196,7 +196,7 @@ def read_trained_on(path: str | os.PathLike) -> TrainedOn:
             }
             if [source["n_images"], source["n_patients"]] != [len(keys["images"]), len(keys["patients"])]:
                 raise ValueError
-            sources.append(Source(str(source["dataset"]), str(source["split"]), **keys))
+            sources.append(TrainingSource(str(source["dataset"]), str(source["split"]), **keys))
         return TrainedOn(tuple(sources), tuple(map(str, content["unlisted"])))
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         raise ValueError(

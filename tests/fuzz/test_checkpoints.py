@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.output.model_card import write_model_card
-from evaluation_tier.output.thresholds import write_thresholds
+from evaluation_tier.output.saved_thresholds import write_thresholds
 from modeling_tier import TierCLIPModel
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
-from training_tier.loop.changes import check_model, check_options
+from training_tier.loop.changed_options import check_model, check_options
 from training_tier.loop.checkpoints import choose_checkpoint
 from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, check_weights, write_checksums
 from training_tier.start.presets import PRESETS

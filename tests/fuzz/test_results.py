@@ -13,7 +13,7 @@ from evaluation_tier.figures.training import plot_training_curves
 from evaluation_tier.output.comparison import write_comparison
 from evaluation_tier.output.console import format_table
 from evaluation_tier.output.metrics_file import read_metrics, write_metrics
-from evaluation_tier.output.page import write_report
+from evaluation_tier.output.page import write_page
 from evaluation_tier.output.predictions import read_predictions, write_predictions
 from evaluation_tier.statistics.comparison import compare_evaluations
 from evaluation_tier.statistics.resampling import Resampling
@@ -65,7 +65,7 @@ def read(folder: Path) -> None:
         raise refused
     read_predictions(folder, metrics)
     format_table(metrics)
-    write_report(folder, draw=False)
+    write_page(folder, draw=False)
     other = write_results(folder.parent, "other")
     write_comparison(
         folder.parent / "comparison", compare_evaluations(folder, other, Resampling(10), trained="include")

@@ -1,7 +1,7 @@
 """
 What happens to the model or the data at fixed points of a training.
 
-Callbacks that save, stop, resume, or measure are in the modules of these names.
+Callbacks that save, stop or resume are in the modules of these names; `throughput.py` measures.
 """
 
 import math

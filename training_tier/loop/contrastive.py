@@ -20,7 +20,14 @@ from training_tier.loop.callbacks import EntropyWarmup, LogitScaleClamp
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.memory.sharding import whole_tensor
-from training_tier.options.compatibility import Launch, chunks, negatives, order, refuse, text_groups
+from training_tier.options.compatibility import (
+    Launch,
+    refuse,
+    rules_on_chunks,
+    rules_on_negatives,
+    rules_on_order,
+    rules_on_text_groups,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -88,7 +95,11 @@ class TierTrainer(RadiographTrainer):
         """
         launch = Launch(self.args.world_size, self.is_fsdp_enabled, self.is_deepspeed_enabled)
         views = 1 if self.train_dataset is None else self.train_dataset.options.image_views
-        refuse(negatives(self.args, launch), chunks(self.args, launch, views), text_groups(self.args, launch))
+        refuse(
+            rules_on_negatives(self.args, launch),
+            rules_on_chunks(self.args, launch, views),
+            rules_on_text_groups(self.args, launch),
+        )
         steps, pairs = self.args.gradient_accumulation_steps, self.args.train_batch_size
         if steps > 1 and self.args.contrastive_chunk_size is None:
             logger.warning(
@@ -101,7 +112,7 @@ class TierTrainer(RadiographTrainer):
         super().check_order()
         sample_sentences = self.train_dataset is not None and self.train_dataset.options.sample_sentences
         strategy = self.args.train_sampling_strategy
-        refuse(order(strategy, avoid_duplicates=self.avoid_duplicates, sample_sentences=sample_sentences))
+        refuse(rules_on_order(strategy, avoid_duplicates=self.avoid_duplicates, sample_sentences=sample_sentences))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self.args.contrastive_chunk_size is None:

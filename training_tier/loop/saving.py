@@ -1,8 +1,9 @@
 """
 Models and checkpoints on the disk, whole or absent, and what is in them.
 
-Which of these files go to the Hub is in `hub.py`, which checkpoints are kept in `checkpoints.py`, and how a checkpoint
-is checked before it is used in `integrity.py`.
+Old checkpoints are deleted here, by `--save_total_limit`; the best ones of `--save_top_k` are chosen in
+`checkpoints.py`. Which of these files go to the Hub is in `hub.py`. How a checkpoint is checked before use is in
+`integrity.py`.
 """
 
 import contextlib

@@ -20,9 +20,9 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
-from evaluation_tier.output.metrics_file import write_beside
+from evaluation_tier.output.writing import write_beside
 from modeling_tier.checkpoints.tensor_files import read_json
-from training_tier.loop.changes import flatten
+from training_tier.loop.changed_options import flatten
 from training_tier.options.search import SearchArguments
 from training_tier.options.training import TierTrainingArguments
 

@@ -33,7 +33,7 @@ from training_tier.memory.sharding import (
     check_sharding,
     prepare_for_sharding,
 )
-from training_tier.options.compatibility import Launch, order, refuse, whole_weights
+from training_tier.options.compatibility import Launch, refuse, rules_on_order, rules_on_whole_weights
 
 if is_peft_available():
     from peft import PeftModel
@@ -85,13 +85,17 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
             `ValueError`: the options of the order of the training images contradict each other.
         """
         streaming = isinstance(getattr(self.train_dataset, "images", None), ShardedImages)
-        refuse(order(self.args.train_sampling_strategy, streaming=streaming))
+        refuse(rules_on_order(self.args.train_sampling_strategy, streaming=streaming))
 
     def _check_distribution(self) -> None:
         check_sharding(self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None)
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             return
-        refuse(whole_weights(self.args, Launch(self.args.world_size, self.is_fsdp_enabled, self.is_deepspeed_enabled)))
+        refuse(
+            rules_on_whole_weights(
+                self.args, Launch(self.args.world_size, self.is_fsdp_enabled, self.is_deepspeed_enabled)
+            )
+        )
         if is_peft_available() and isinstance(self.model, PeftModel):
             raise ValueError("LoRA does not support FSDP or DeepSpeed; leave them out.")
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:

@@ -94,37 +94,37 @@ def without_effect(*arguments: Any) -> list[str]:
 
 
 def check_task(task: "TaskArguments") -> None:
-    refuse(labels(task))
+    refuse(rules_on_labels(task))
 
 
 def check_data(data: "DataArguments") -> None:
-    refuse(texts(data), views(data), streaming(data))
+    refuse(rules_on_texts(data), rules_on_views(data), rules_on_streaming(data))
 
 
 def check_model(model: "ModelArguments") -> None:
-    refuse(towers(model), random_weights(model))
+    refuse(rules_on_towers(model), rules_on_random_weights(model))
 
 
 def check_training(training: "TierTrainingArguments") -> None:
-    refuse(resuming(training), loading(training))
+    refuse(rules_on_resuming(training), rules_on_loading(training))
 
 
 def check_choosing(training: "TierTrainingArguments") -> None:
     """As `check_training`, once transformers has completed the options."""
-    refuse(schedule(training), kept_checkpoints(training))
+    refuse(rules_on_schedule(training), rules_on_kept_checkpoints(training))
 
 
 def check_search(search: "SearchArguments") -> None:
-    refuse(search_options(search))
+    refuse(rules_on_search(search))
 
 
-def labels(task: "TaskArguments") -> Iterator[str]:
+def rules_on_labels(task: "TaskArguments") -> Iterator[str]:
     for name in ("head_from_prompts", "label_fraction"):
         if task.task != "classification" and is_given(task, name):
             yield f"{name} has no effect on the task {task.task!r}; add --task classification."
 
 
-def texts(data: "DataArguments") -> Iterator[str]:
+def rules_on_texts(data: "DataArguments") -> Iterator[str]:
     if data.sample_sentences and data.deidentified not in ("keep", "remove"):
         yield (
             f"deidentified={data.deidentified!r} has no effect with sample_sentences, which removes the marks; leave "
@@ -132,7 +132,7 @@ def texts(data: "DataArguments") -> Iterator[str]:
         )
 
 
-def views(data: "DataArguments") -> Iterator[str]:
+def rules_on_views(data: "DataArguments") -> Iterator[str]:
     if data.image_views > 1 and data.augmentation == "none":
         yield (
             f"image_views={data.image_views} needs an augmentation, or the views are equal; use 1, or another "
@@ -140,7 +140,7 @@ def views(data: "DataArguments") -> Iterator[str]:
         )
 
 
-def streaming(data: "DataArguments") -> Iterator[str]:
+def rules_on_streaming(data: "DataArguments") -> Iterator[str]:
     if not data.streaming:
         if data.shuffle_buffer is not None:
             yield f"shuffle_buffer={data.shuffle_buffer} has no effect without --streaming; leave it out."
@@ -159,7 +159,7 @@ def streaming(data: "DataArguments") -> Iterator[str]:
             yield f"{name} has no effect with streaming, which reads prepared data; leave it out."
 
 
-def towers(model: "ModelArguments") -> Iterator[str]:
+def rules_on_towers(model: "ModelArguments") -> Iterator[str]:
     if (model.vision_model is None) != (model.text_model is None):
         yield "vision_model and text_model go together; name both, or a --model."
     for name in ("model", "tokenizer", "text_warmup_epochs"):
@@ -171,7 +171,7 @@ def has_random_weights(model: "ModelArguments") -> bool:
     return model.vision_model is None and model.model in PRESETS
 
 
-def random_weights(model: "ModelArguments") -> Iterator[str]:
+def rules_on_random_weights(model: "ModelArguments") -> Iterator[str]:
     if not has_random_weights(model):
         if model.text_warmup_epochs:
             yield (
@@ -182,12 +182,12 @@ def random_weights(model: "ModelArguments") -> Iterator[str]:
             yield f"tokenizer has no effect on the checkpoint {model.model!r}, which has its own."
         return
     for name in ("frozen_text_layers", "frozen_vision_layers"):
-        yield from frozen_random_weights(model, {name: getattr(model, name)})
+        yield from rules_on_frozen_random_weights(model, {name: getattr(model, name)})
     if misfit := misfit_of_patches(model.model, model.image_size):
         yield misfit
 
 
-def frozen_random_weights(model: "ModelArguments", options: dict) -> Iterator[str]:
+def rules_on_frozen_random_weights(model: "ModelArguments", options: dict) -> Iterator[str]:
     for name, value in options.items():
         if value and has_random_weights(model):
             yield (
@@ -196,12 +196,12 @@ def frozen_random_weights(model: "ModelArguments", options: dict) -> Iterator[st
             )
 
 
-def resuming(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_resuming(training: "TierTrainingArguments") -> Iterator[str]:
     if training.resume_changed and training.resume_from_checkpoint is None:
         yield "resume_changed has no effect without --resume_from_checkpoint; leave it out."
 
 
-def loading(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_loading(training: "TierTrainingArguments") -> Iterator[str]:
     if training.dataloader_prefetch_factor is not None and not training.dataloader_num_workers:
         yield (
             f"dataloader_prefetch_factor={training.dataloader_prefetch_factor} has no effect without data-loader "
@@ -217,7 +217,7 @@ def expected_mode(training: "TierTrainingArguments") -> str | None:
     return "max" if training.greater_is_better else "min"
 
 
-def schedule(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_schedule(training: "TierTrainingArguments") -> Iterator[str]:
     expected = expected_mode(training)
     mode = (training.lr_scheduler_kwargs or {}).get("mode", expected)
     if expected is not None and mode != expected:
@@ -227,7 +227,7 @@ def schedule(training: "TierTrainingArguments") -> Iterator[str]:
         )
 
 
-def kept_checkpoints(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_kept_checkpoints(training: "TierTrainingArguments") -> Iterator[str]:
     for name in ("save_top_k", "early_stopping_patience"):
         if getattr(training, name) is not None and not training.load_best_model_at_end:
             yield f"{name} needs load_best_model_at_end, which has every checkpoint evaluated."
@@ -238,7 +238,7 @@ def kept_checkpoints(training: "TierTrainingArguments") -> Iterator[str]:
             yield f"save_total_limit={training.save_total_limit} has no effect with save_top_k; leave it out."
 
 
-def search_options(search: "SearchArguments") -> Iterator[str]:
+def rules_on_search(search: "SearchArguments") -> Iterator[str]:
     for name in ("search_epochs", "search_max_weight"):
         if search.search_trials is None and is_given(search, name):
             yield f"{name} has no effect without --search_trials; add it, or leave {name} out."
@@ -258,24 +258,27 @@ def check_together(options: "Options") -> None:
     task, model, data, training, search = options
     launch = Launch.of(training)
     refuse(
-        search_instead_of_training(search, task, training),
-        pretrained_parts(task, model),
-        whole_weights(training, launch),
+        rules_on_search_instead_of_training(search, task, training),
+        rules_on_pretrained_parts(task, model),
+        rules_on_whole_weights(training, launch),
     )
     if task.task == "classification":
-        refuse(order(training.train_sampling_strategy, streaming=data.streaming), order_of_texts(training))
+        refuse(
+            rules_on_order(training.train_sampling_strategy, streaming=data.streaming),
+            rules_on_order_of_texts(training),
+        )
         return
     order_options = {"avoid_duplicates": data.avoid_duplicates, "sample_sentences": data.sample_sentences}
     refuse(
-        one_gpu_each(training),
-        order(training.train_sampling_strategy, streaming=data.streaming, **order_options),
-        negatives(training, launch),
-        chunks(training, launch, data.image_views),
-        text_groups(training, launch),
+        rules_on_one_gpu_each(training),
+        rules_on_order(training.train_sampling_strategy, streaming=data.streaming, **order_options),
+        rules_on_negatives(training, launch),
+        rules_on_chunks(training, launch, data.image_views),
+        rules_on_text_groups(training, launch),
     )
 
 
-def search_instead_of_training(
+def rules_on_search_instead_of_training(
     search: "SearchArguments", task: "TaskArguments", training: "TierTrainingArguments"
 ) -> Iterator[str]:
     if search.search_trials is None:
@@ -289,15 +292,15 @@ def search_instead_of_training(
             yield f"{name} does not work with --search_trials; pass it to the training that follows the search."
 
 
-def pretrained_parts(task: "TaskArguments", model: "ModelArguments") -> Iterator[str]:
+def rules_on_pretrained_parts(task: "TaskArguments", model: "ModelArguments") -> Iterator[str]:
     frozen = {name: getattr(task, name) for name in ("freeze_image_tower", "freeze_text_tower")}
     if task.task != "classification":
-        yield from frozen_random_weights(model, frozen)
+        yield from rules_on_frozen_random_weights(model, frozen)
     if task.head_from_prompts:
-        yield from head_of_random_weights(model)
+        yield from rules_on_head_of_random_weights(model)
 
 
-def head_of_random_weights(model: "ModelArguments") -> Iterator[str]:
+def rules_on_head_of_random_weights(model: "ModelArguments") -> Iterator[str]:
     if has_random_weights(model):
         yield (
             f"head_from_prompts needs a trained text tower, but the weights of {model.model!r} are random; start from "
@@ -305,12 +308,12 @@ def head_of_random_weights(model: "ModelArguments") -> Iterator[str]:
         )
 
 
-def whole_weights(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
+def rules_on_whole_weights(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.average_top_k and (launch.fsdp or launch.deepspeed):
         yield "average_top_k needs whole weights, which FSDP and DeepSpeed shard; leave it out."
 
 
-def one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
     if training.n_gpu > 1:
         yield (
             f"This process sees {training.n_gpu} GPUs and would divide each batch among them, which leaves fewer "
@@ -318,7 +321,7 @@ def one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
         )
 
 
-def order(
+def rules_on_order(
     strategy: str, streaming: bool = False, avoid_duplicates: bool = False, sample_sentences: bool = False
 ) -> Iterator[str]:
     """Of the training images; `strategy` is `train_sampling_strategy`."""
@@ -336,19 +339,19 @@ def order(
         )
 
 
-def order_of_texts(training: "TierTrainingArguments") -> Iterator[str]:
+def rules_on_order_of_texts(training: "TierTrainingArguments") -> Iterator[str]:
     """For a classifier."""
     if training.train_sampling_strategy == "group_by_length":
         yield "train_sampling_strategy='group_by_length' needs texts, which a classifier does not read; leave it out."
 
 
-def negatives(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
+def rules_on_negatives(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     pairs = training.train_batch_size * launch.processes
     if pairs < 2:
         yield f"A batch of {pairs} pair has no negatives; raise --per_device_train_batch_size to 2 or more."
 
 
-def chunks(training: "TierTrainingArguments", launch: Launch, image_views: int) -> Iterator[str]:
+def rules_on_chunks(training: "TierTrainingArguments", launch: Launch, image_views: int) -> Iterator[str]:
     """Of gradient caching."""
     size, pairs = training.contrastive_chunk_size, training.train_batch_size
     if size is None:
@@ -366,7 +369,7 @@ def chunks(training: "TierTrainingArguments", launch: Launch, image_views: int) 
         yield "contrastive_chunk_size does not work with DeepSpeed; leave it out, or use FSDP."
 
 
-def text_groups(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
+def rules_on_text_groups(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.group_texts and (training.torch_compile or launch.fsdp or launch.deepspeed):
         yield (
             "group_texts makes batches of many shapes, which differ between processes; torch_compile, FSDP and "

@@ -17,7 +17,7 @@ from modeling_tier import (
 )
 from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import load_prompts
-from training_tier.options.compatibility import head_of_random_weights, refuse
+from training_tier.options.compatibility import refuse, rules_on_head_of_random_weights
 from training_tier.options.model import ModelArguments
 from training_tier.start.initialization import load_image_processor, load_weights, make_model, read_stored_config
 from training_tier.start.presets import PRESETS
@@ -56,7 +56,7 @@ def make_classifier(
         `ValueError`: see [`make_model`]; or prompts for a checkpoint without a text tower, or for random weights.
     """
     if prompts is not None:
-        refuse(head_of_random_weights(arguments))
+        refuse(rules_on_head_of_random_weights(arguments))
     if starts_from_classifier(arguments):
         if prompts is not None:
             raise ValueError(

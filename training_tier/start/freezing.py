@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from modeling_tier.towers_tier import freeze_layers
-from training_tier.options.compatibility import frozen_random_weights, refuse
+from training_tier.options.compatibility import refuse, rules_on_frozen_random_weights
 from training_tier.options.model import ModelArguments
 from training_tier.options.task import TaskArguments
 
@@ -22,7 +22,7 @@ def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelA
         "frozen_vision_layers": arguments.frozen_vision_layers,
         "frozen_text_layers": arguments.frozen_text_layers,
     }
-    refuse(frozen_random_weights(arguments, options))
+    refuse(rules_on_frozen_random_weights(arguments, options))
     for tower, whole, layers in (
         (model.vision_model, task.freeze_image_tower, arguments.frozen_vision_layers),
         (model.text_model, task.freeze_text_tower, arguments.frozen_text_layers),

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from compare_results import main
-from evaluation_tier.analyses.outside_predictions import compare_predictions, read_predictions
+from evaluation_tier.analyses.outside_predictions import compare_predictions, read_outside_predictions
 from evaluation_tier.scoring.protocols import PROTOCOLS
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
 
@@ -139,4 +139,4 @@ def test_options_that_have_no_effect_are_refused(tmp_path, capsys):
 
 def test_scores_with_a_prefix_win(tmp_path):
     pd.DataFrame({"score_Edema": [0.1, 0.2], "Edema": [5, 6]}).to_csv(tmp_path / "a.csv")
-    assert read_predictions(tmp_path / "a.csv", with_studies=False).scores["Edema"].tolist() == [0.1, 0.2]
+    assert read_outside_predictions(tmp_path / "a.csv", with_studies=False).scores["Edema"].tolist() == [0.1, 0.2]

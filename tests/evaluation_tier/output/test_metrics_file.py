@@ -1,9 +1,8 @@
 import json
 
 import numpy as np
-import pytest
 
-from evaluation_tier.output.metrics_file import to_json, write_beside, write_metrics
+from evaluation_tier.output.metrics_file import to_json, write_metrics
 
 
 def test_metrics_json_keeps_numbers_and_writes_null_for_nan(tmp_path, metrics):
@@ -20,17 +19,3 @@ def test_metrics_json_keeps_numbers_and_writes_null_for_nan(tmp_path, metrics):
 def test_to_json_takes_numpy_apart():
     value = {"a": np.int64(3), "b": [np.float32(0.5), np.nan, np.inf], "c": np.array([1.0, np.nan]), "d": (True, "x")}
     assert to_json(value) == {"a": 3, "b": [0.5, None, None], "c": [1.0, None], "d": [True, "x"]}
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text("old")
-
-    def fail(partial):
-        partial.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_beside(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from evaluation_tier.output.model_card import CARD_TEMPLATE, is_synthetic, write_model_card
-from evaluation_tier.output.thresholds import write_thresholds
+from evaluation_tier.output.saved_thresholds import write_thresholds
 from processing_tier.prompts.loader import Prompts
 
 

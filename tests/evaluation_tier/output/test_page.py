@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluation_tier.output.metrics_file import write_metrics
-from evaluation_tier.output.page import render_report, write_report
+from evaluation_tier.output.page import render_evaluation, write_page
 from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.output.result_tables import evaluation_tables
 
@@ -86,7 +86,7 @@ def write(tmp_path):
 
 
 def page_of(folder, metrics) -> Page:
-    return Page(render_report(folder, metrics, evaluation_tables(metrics)))
+    return Page(render_evaluation(folder, metrics, evaluation_tables(metrics)))
 
 
 def test_files(write, metrics):
@@ -94,7 +94,7 @@ def test_files(write, metrics):
     folder = write(metrics)
     Image.new("L", (30, 20)).save(folder / "similarity_edema.png")
     Image.new("L", (30, 20)).save(folder / "holiday.png")  # not of an evaluation
-    names = [path.name for path in write_report(folder)]
+    names = [path.name for path in write_page(folder)]
     assert names == ["findings.png", "roc.png", "precision_recall.png", "tables.md", "tables.tex", "report.html"]
     text = (folder / "report.html").read_text()
     page = Page(text)
@@ -105,7 +105,7 @@ def test_files(write, metrics):
         assert not re.search("jones|smith", (folder / name).read_text())
     # the same files, the same bytes
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    write_report(folder)
+    write_page(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -208,7 +208,7 @@ def test_a_malicious_name_is_text(write, metrics):
     }
     folder = write(metrics)
     Image.new("L", (30, 20)).save(folder / "similarity_<img src=x>.png")
-    write_report(folder)
+    write_page(folder)
     text = (folder / "report.html").read_text()
     page = Page(text)
     assert not page.all("script") and "<script" not in text and "<img src=x" not in text
@@ -221,7 +221,7 @@ def test_without_predictions_or_matplotlib_there_are_tables(write, metrics, monk
     folder = write(metrics)
     (folder / "predictions.parquet").unlink()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert [path.name for path in write_report(folder)] == ["tables.md", "tables.tex", "report.html"]
+    assert [path.name for path in write_page(folder)] == ["tables.md", "tables.tex", "report.html"]
     assert "The report gets no new figures. Figures need matplotlib" in caplog.text
 
 
@@ -235,7 +235,7 @@ def test_links_and_pipes_are_not_figures(write, metrics, tmp_path_factory, caplo
     (folder / "similarity_inside.png").symlink_to(folder / "similarity_Edema.png")
     os.mkfifo(folder / "similarity_pipe.png")
     with caplog.at_level(logging.WARNING):
-        page = render_report(folder, metrics, evaluation_tables(metrics))
+        page = render_evaluation(folder, metrics, evaluation_tables(metrics))
     assert [figure["width"] for figure in Page(page).all("img")] == ["5", "5"]
     left_out = [record.getMessage() for record in caplog.records]
     assert left_out == [
@@ -268,7 +268,7 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        write_report(tmp_path)
+        write_page(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.json"}
 
 
@@ -296,7 +296,7 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
 def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, key, value, message):
     folder = write(metrics | {key: value})
     with pytest.raises(ValueError, match=message):
-        write_report(folder)
+        write_page(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.parquet"]
 
 
@@ -315,7 +315,7 @@ def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, ke
 def test_results_that_are_no_numbers_are_refused(write, metrics, changes, message):
     metrics["findings"]["Edema"] |= changes
     with pytest.raises(ValueError, match=message):
-        write_report(write(metrics))
+        write_page(write(metrics))
 
 
 def test_predictions_that_are_no_numbers_are_refused(write, metrics):
@@ -325,7 +325,7 @@ def test_predictions_that_are_no_numbers_are_refused(write, metrics):
     with pytest.raises(
         ValueError, match="The column 'score_Edema' of .*predictions.parquet does not hold numbers: evaluate"
     ):
-        write_report(folder)
+        write_page(folder)
 
 
 def test_files_of_two_evaluations_are_refused(write, metrics):
@@ -334,10 +334,10 @@ def test_files_of_two_evaluations_are_refused(write, metrics):
     with pytest.raises(
         ValueError, match=r"does not belong to the metrics.json beside it \(it has 5 rows for 6 images\)"
     ):
-        write_report(folder)
+        write_page(folder)
     write_metrics(folder / "metrics.json", metrics | {"findings": {"Mass": metrics["findings"]["Edema"]}})
     with pytest.raises(ValueError, match="it lacks the column 'score_Mass'"):
-        write_report(folder)
+        write_page(folder)
     (folder / "predictions.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
-        write_report(folder)
+        write_page(folder)

@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from processing_tier.json_text import parse_json
+from processing_tier.bounded_json import parse_json
 from processing_tier.radiograph_tier import path_under
 from processing_tier.readers import list_splits, read_records
 from processing_tier.readers.formats import read_frame

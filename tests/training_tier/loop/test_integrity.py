@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_trainings import At, assert_same, make_twelve_steps, truncate
 
-from training_tier.loop.changes import check_model, check_options
+from training_tier.loop.changed_options import check_model, check_options
 from training_tier.loop.checkpoints import average_weights, choose_checkpoint, last_checkpoint, list_checkpoints
 from training_tier.loop.integrity import CHECKSUMS, RUN_OPTIONS, find_fault
 from training_tier.loop.locking import LOCK, locked

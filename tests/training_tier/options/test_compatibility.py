@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 from training_runs import refused
 
-from training_tier.options.compatibility import Launch, check_together, chunks, one_gpu_each, refuse, text_groups
+from training_tier.options.compatibility import (
+    Launch,
+    check_together,
+    refuse,
+    rules_on_chunks,
+    rules_on_one_gpu_each,
+    rules_on_text_groups,
+)
 from training_tier.options.parsing import parse_options
 
 CLASSIFY = ("--task", "classification")
@@ -119,17 +126,17 @@ def test_chunks_and_the_launch(launch, message):
     training = SimpleNamespace(
         contrastive_chunk_size=4, train_batch_size=8, torch_compile=launch.processes > 1, group_texts=False
     )
-    refuse(text_groups(training, launch))
+    refuse(rules_on_text_groups(training, launch))
     if message is None:
-        refuse(chunks(training, launch, image_views=1))
+        refuse(rules_on_chunks(training, launch, image_views=1))
         return
     with pytest.raises(ValueError, match=message):
-        refuse(chunks(training, launch, image_views=1))
+        refuse(rules_on_chunks(training, launch, image_views=1))
 
 
 def test_a_process_that_sees_two_gpus_is_refused():
     with pytest.raises(ValueError, match="^This process sees 2 GPUs and would divide each batch among them"):
-        refuse(one_gpu_each(SimpleNamespace(n_gpu=2)))
+        refuse(rules_on_one_gpu_each(SimpleNamespace(n_gpu=2)))
 
 
 def test_nothing_is_read_before(capsys, tmp_path):

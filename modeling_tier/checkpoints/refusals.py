@@ -71,7 +71,7 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
         )
 
 
-def refuse_tensors(name: str, tensors: Collection[str]) -> None:
+def refuse_other_models(name: str, tensors: Collection[str]) -> None:
     """Raises ValueError for a file whose tensors have the names of another kind of model."""
     if has_prefix(tensors, "encoder.backbone_to_vit.", "encoder.vit_pooler.", "encoder.missing_previous_emb"):
         raise ValueError(

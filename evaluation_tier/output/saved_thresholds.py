@@ -1,4 +1,4 @@
-"""Prompts, thresholds and calibration of the findings in a model's config."""
+"""Writes prompts, thresholds and calibration of the findings into a model's config, where the pipeline reads them."""
 
 import json
 import logging
@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from evaluation_tier.output.metrics_file import write_beside
 from evaluation_tier.output.model_card import read_config
+from evaluation_tier.output.writing import write_beside
 from modeling_tier.findings_tier import check_findings
 
 logger = logging.getLogger(__name__)

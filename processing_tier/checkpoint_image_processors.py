@@ -13,7 +13,7 @@ RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}  # Ope
 FILTERS = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}  # likewise
 
 
-def make_image_processor(kind: str, path: Path, settings: Mapping, image_size: int) -> TierImageProcessor:
+def make_checkpoint_image_processor(kind: str, path: Path, settings: Mapping, image_size: int) -> TierImageProcessor:
     """
     The image processor for the pixels that a checkpoint was trained on.
 
@@ -35,7 +35,7 @@ def make_image_processor(kind: str, path: Path, settings: Mapping, image_size: i
     if kind == "biovil":
         return TierImageProcessor.biovil(size=size)
     if kind == "clip":
-        return load_image_processor(path, size)
+        return load_clip_image_processor(path, size)
     preprocess = settings.get("preprocess_cfg") or {}  # of OpenCLIP; its defaults are OpenAI's pixels
     mode, filter_name = preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
     if mode not in RESIZE_MODES or filter_name not in FILTERS:
@@ -53,7 +53,7 @@ def make_image_processor(kind: str, path: Path, settings: Mapping, image_size: i
     return TierImageProcessor(**{name: value for name, value in options.items() if value is not None})
 
 
-def load_image_processor(folder: Path, size: dict[str, int]) -> TierImageProcessor:
+def load_clip_image_processor(folder: Path, size: dict[str, int]) -> TierImageProcessor:
     """The image processor of a folder of transformers; CLIP's pixels for a folder without one."""
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return TierImageProcessor(geometry="crop", size=size)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_tier.checkpoints import open_source
-from modeling_tier.checkpoints.others import refuse_tokenizer
+from modeling_tier.checkpoints.refusals import refuse_tokenizer
 
 BIOMEDCLIP = {
     "embed_dim": 512,

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from evaluation_tier.output.thresholds import write_thresholds
+from evaluation_tier.output.saved_thresholds import write_thresholds
 from processing_tier.prompts.loader import Prompts
 
 

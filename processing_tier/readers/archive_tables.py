@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..json_text import parse_json
+from ..bounded_json import parse_json
 from .formats import read_frame
 
 logger = logging.getLogger(__name__)
