@@ -62,7 +62,7 @@ def add_selection_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--text",
         choices=("impression", "findings", "both"),
-        help="leave out records without this text; both: without either (default: keep all records)",
+        help="leave out records without this text; both: records with neither text (default: keep all records)",
     )
     group.add_argument(
         "--report_style",

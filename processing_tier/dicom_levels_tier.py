@@ -9,7 +9,7 @@ from .grey_levels_tier import count_patterns, percentiles, spread, stretch_to_ui
 from .limits_tier import MAX_SEQUENCE_BYTES, MAX_VALUE_BYTES
 
 WINDOW_OUTSIDE = (
-    "the window or lookup table of the DICOM file lies outside all pixel values, so that the picture is of one grey; "
+    "the window or lookup table of the DICOM file lies outside all pixel values, so the picture is a single grey; "
     "correct it, or leave the file out."
 )
 

@@ -179,7 +179,7 @@ def read_header(pydicom: ModuleType, dataset: Any) -> SimpleNamespace:
     if "PixelData" not in dataset:
         floats = next((name for keyword, name in FLOATS.items() if keyword in dataset), None)
         if floats:
-            raise Refusal(f"a DICOM image of floating-point pixels ({floats}) is not read; export it as PNG.")
+            raise Refusal(f"a DICOM image of floating-point pixels ({floats}) is not supported; export it as PNG.")
         if radiograph or "Rows" in dataset:
             raise Refusal("the DICOM file ends before its pixels; copy or download it again.")
         raise ValueError("no image")
@@ -232,7 +232,7 @@ def stored_pixels(pydicom: ModuleType, dataset: Any, header: SimpleNamespace) ->
         raise Refusal(f"DICOM pixels stored as {known} cannot be read; export the image as PNG.") from None
     if not decoder.is_available:
         raise Refusal(
-            f"nothing here decodes {syntax.name}; pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg, "
+            f"no installed package decodes {syntax.name}; pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg, "
             "or export the image as PNG."
         )
     # All allocated bits, unchanged: pydicom would clear those above Bits Stored

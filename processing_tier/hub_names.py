@@ -39,7 +39,7 @@ def check_hub_name(name: str | os.PathLike, kind: str, known: Collection[str] = 
     )
     if looks_like_a_path:
         remedy = f"did you mean {near}?" if near else f"name one on this disk, or a {kind} on the Hub (owner/name)."
-        raise ValueError(f"There is no {kind} {text} on this disk, and it was not looked up on the Hub: {remedy}")
+        raise ValueError(f"The {kind} {text} is not on this disk, and was not looked up on the Hub: {remedy}")
 
 
 def near_path(text: str) -> str | None:

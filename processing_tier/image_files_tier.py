@@ -139,7 +139,7 @@ def clean_png(data: bytes) -> bytes:
         if kind == b"IEND":
             return b"".join(kept)
         at = end
-    raise Refusal(f"a PNG of more than {MAX_PARTS:,} chunks would take too long to read; save it anew.")
+    raise Refusal(f"a PNG of more than {MAX_PARTS:,} chunks would take too long to read; save it again.")
 
 
 def check_rows(image: Image.Image, data: bytes) -> None:

@@ -136,7 +136,7 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
         `ValueError`: it does not lie under `root`, or cannot be a path.
     """
     if "\0" in os.fspath(path):
-        raise ValueError(f"{os.fspath(path)!r} is not a path, since it has a NUL character; mend the record.")
+        raise ValueError(f"{os.fspath(path)!r} is not a path, since it has a NUL character; fix the record.")
     root = os.path.realpath(root)
     resolved = Path(os.path.realpath(os.path.join(root, path)))
     if not resolved.is_relative_to(root):
@@ -149,7 +149,7 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
 def read_file(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise ValueError(f"{path.name}: there is no such image file; check the path and the image folder.")
+            raise ValueError(f"{path.name}: the image file does not exist; check the path and the image folder.")
         with open(path, "rb") as file:  # Python allocates as many bytes as may be read
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
     except OSError as error:

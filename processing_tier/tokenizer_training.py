@@ -38,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, model_max_leng
         raise ValueError(f"vocab_size={vocab_size} is too small; use at least {smallest} (all bytes and two marks).")
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ValueError("no text to train a tokenizer on; check that the text column of the training data is filled.")
+        raise ValueError(
+            "a tokenizer needs training texts, but all are empty; check the text column of the training data."
+        )
 
     blank = CLIPTokenizer()  # only for CLIP's normalizer and pre-tokenizer
     trained = Tokenizer(BPE(end_of_word_suffix=SUFFIX))

@@ -101,7 +101,7 @@ def read_yaml(path: str | os.PathLike):
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; check the path.")
+        raise ValueError(f"{path}: the file does not exist; check the path.")
     with open(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -113,9 +113,9 @@ def read_yaml(path: str | os.PathLike):
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" (line {mark.line + 1}: {error.problem})" if mark else ""
-        raise ValueError(f"{path}: the file is not valid YAML{where}; mend it.") from error
+        raise ValueError(f"{path}: the file is not valid YAML{where}; fix it.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: the file is not UTF-8 text; save it as UTF-8.") from error
     except (yaml.YAMLError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
         # a control character, a date such as 2024-13-45, or a tag on a value of another type
-        raise ValueError(f"{path}: the file is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
+        raise ValueError(f"{path}: the file is not valid YAML ({' '.join(str(error).split())}); fix it.") from error

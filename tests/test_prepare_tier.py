@@ -58,7 +58,7 @@ def test_job_of_several(folder, tmp_path, capsys):
     job = ["--data", str(folder), "--output_dir", str(tmp_path / "out"), "--shard_images", "2", "--shard_count", "2"]
     prepare_tier.main([*job, "--shard_index", "1"])
     assert "The last job to end writes the card" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="1 of 2 files of the split 'train' are not there; let tier-prepare finish"):
+    with pytest.raises(ValueError, match="1 of 2 files of the split 'train' are missing; let tier-prepare finish"):
         read_hub(tmp_path / "out", "train")
     prepare_tier.main([*job, "--shard_index", "0"])
     assert len(read_hub(tmp_path / "out", "train")) == 4
@@ -80,15 +80,15 @@ def test_job_of_several(folder, tmp_path, capsys):
             "--shard_index 2 must lie between 0 and --shard_count - 1 = 1.",
         ),
         ({"--columns": "image"}, "--columns takes NAME=COLUMN, for example image=Path, but got 'image'."),
-        ({"--columns": "impression=Text"}, "column 'Text' (for 'impression') is not there; it has file_name"),
+        ({"--columns": "impression=Text"}, "column 'Text' (for 'impression') is missing; it has file_name"),
         ({"--splits": "train,validation"}, "cannot be the name of a file"),
         (
             {"--splits": "test"},
-            "there is no split 'test'; it has train. Choose one with --split (tier-train: --train_split",
+            "the split 'test' does not exist; it has train. Choose one with --split (tier-train: --train_split",
         ),
         ({"--image_root": "images"}, "image_root='images' has no effect on 'my data'; leave it out."),
-        ({"--data": "mimic:folder"}, "there is no reader 'mimic'"),
-        ({"--data": "nowhere"}, "nowhere: there is no such folder; check the path of the data."),
+        ({"--data": "mimic:folder"}, "the reader 'mimic' is not known"),
+        ({"--data": "nowhere"}, "nowhere: the folder does not exist; check the path of the data."),
         ({"--text": "impression"}, "none of 4 records is left"),
         ({"--formt": "png"}, "unknown option --formt: did you mean --format?"),
         ({"--format": "gif"}, "invalid choice: 'gif'"),

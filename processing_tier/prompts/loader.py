@@ -97,7 +97,7 @@ def find_prompt_file(name_or_path: str | os.PathLike) -> Path:
                 f"prompts {str(name_or_path)!r} are not known; choose one of {', '.join(names)}, or a .yaml file."
             )
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such prompt file; check the path.")
+        raise ValueError(f"{path}: the prompt file does not exist; check the path.")
     return path
 
 

@@ -231,7 +231,7 @@ def parse_data(data: str | os.PathLike) -> tuple[str | None, str, dict[str, str]
         plain = {re.sub("[^a-z0-9]", "", reader.lower()): reader for reader in (PHANTOM, *READERS)}
         nearest = difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, n=1)
         hint = f"did you mean {plain[nearest[0]]!r}? The" if nearest else "the"
-        raise ValueError(f"there is no reader {name!r}; {hint} readers are {', '.join(READERS)}.")
+        raise ValueError(f"the reader {name!r} is not known; {hint} readers are {', '.join(READERS)}.")
     else:
         return None, data, {}
     return name, folder, dict(part.partition("=")[::2] for part in parts)

@@ -48,7 +48,7 @@ def find_in_archive(root: str | os.PathLike, patterns: Sequence[str], name: str,
     """
     root = Path(root)
     if not root.is_dir():
-        what = "this is a file" if Path(root).is_file() else "there is no such folder"
+        what = "this is a file" if Path(root).is_file() else "the folder does not exist"
         raise ValueError(f"{root}: {what}; name the folder that holds {name}.")
     found = find_first(root, patterns)
     if found is not None:
@@ -78,7 +78,7 @@ def read_columns(path: Path, columns: Sequence[str], optional: Sequence[str] = (
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise ValueError(
-            f"{path.name}: column {', '.join(map(repr, missing))} is not there; is this the file of the archive, "
+            f"{path.name}: column {', '.join(map(repr, missing))} is missing; is this the file of the archive, "
             "unchanged?"
         )
     return frame

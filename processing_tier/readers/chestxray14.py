@@ -137,7 +137,7 @@ def read_entries(table: Path, names: Path) -> pd.DataFrame:
     frame = read_columns(table, needed, SEX_COLUMNS)
     sex = next((column for column in SEX_COLUMNS if column in frame), None)
     if sex is None:
-        raise ValueError(f"{table.name}: column {SEX_COLUMNS[0]!r} is not there; is this the table as shipped?")
+        raise ValueError(f"{table.name}: column {SEX_COLUMNS[0]!r} is missing; is this the table as shipped?")
     frame = frame.rename(columns={sex: "sex"})
     frame = frame[frame["Image Index"].isin(read_list(names))]
     if frame.empty:

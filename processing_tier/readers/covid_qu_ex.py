@@ -75,7 +75,7 @@ def read_covid_qu_ex(
     """
     check_split(split, SPLITS, NAME)
     if part not in PARTS:
-        raise ValueError(f"{NAME}: there is no part {part!r}; choose {' or '.join(PARTS)}.")
+        raise ValueError(f"{NAME}: the part {part!r} is not known; choose {' or '.join(PARTS)}.")
     if masks not in (True, False):
         raise ValueError(f"{NAME}: masks is {masks!r}; give 1 to read them or 0 to leave them out.")
     patterns = [f"{PARTS[part]}/{PARTS[part]}/{FOLDERS[split]}", f"{PARTS[part]}/{FOLDERS[split]}"]

@@ -90,7 +90,7 @@ def read_frame(path: Path, usecols: Callable[[str], bool] | None = None, sheet: 
         quotation mark that swallows rows, two columns with one name, or a missing sheet.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; check the path.")
+        raise ValueError(f"{path}: the file does not exist; check the path.")
     form, compression = suffix_of(path)
     if sheet is not None and form not in EXCEL:
         raise ValueError(f"{path}: sheet={sheet!r} is for Excel files only; leave it out.")
@@ -291,7 +291,7 @@ def read_excel(path: Path, sheet: str | None) -> pd.DataFrame:
     with pd.ExcelFile(path, engine="openpyxl") as file:
         sheets = list(map(str, file.sheet_names))
         if sheet is not None and sheet not in sheets:
-            raise TableError(f"{path}: there is no sheet {sheet!r}; it has {', '.join(sheets)}.")
+            raise TableError(f"{path}: the sheet {sheet!r} does not exist; it has {', '.join(sheets)}.")
         if sheet is None and len(sheets) > 1:
             raise TableError(f"{path}: which sheet? It has {', '.join(sheets)}; name one with --sheet.")
         return pd.read_excel(file, sheet_name=sheet or sheets[0], dtype=str)
@@ -315,7 +315,7 @@ def parse_lines(text: str, path: Path) -> Iterator[dict]:
             try:
                 yield parse_json(line)
             except ValueError:
-                raise TableError(f"{path}: line {number} is not a JSON object; mend or remove it.") from None
+                raise TableError(f"{path}: line {number} is not a JSON object; fix or remove it.") from None
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

@@ -161,7 +161,7 @@ def check_features(
     for schema_name, column in columns.items():
         if column not in features:
             raise ValueError(
-                f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {', '.join(features)}."
+                f"{name}: column {column!r} (for {schema_name!r}) is missing; it has {', '.join(features)}."
             )
         feature = features[column]
         if schema_name not in SCHEMA_COLUMNS and isinstance(feature, datasets.ClassLabel):
@@ -172,7 +172,7 @@ def check_features(
                 )
     if "image" not in columns:
         raise ValueError(
-            f"{name}: no column is called 'image'; name one by --columns image=COLUMN; it has {', '.join(features)}."
+            f"{name}: the column 'image' is missing; name it by --columns image=COLUMN; it has {', '.join(features)}."
         )
     feature = features[columns["image"]]
     is_image = isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in IMAGE_DTYPES

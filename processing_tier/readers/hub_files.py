@@ -67,7 +67,7 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
         missing = counts[split] - len(files)
         if missing:
             raise ValueError(
-                f"{folder}: {missing} of {counts[split]} files of the split {split!r} are not there; let "
+                f"{folder}: {missing} of {counts[split]} files of the split {split!r} are missing; let "
                 "tier-prepare finish, or copy all files."
             )
         shards[split] += [files[index] for index in sorted(files)]

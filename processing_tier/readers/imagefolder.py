@@ -53,7 +53,7 @@ def read_imagefolder(folder: str | os.PathLike, split: str, table: TableOptions 
             f"{folder}: files of this kind are not supported; save the table as .csv, .tsv, .xlsx, .jsonl or .parquet."
         )
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder; check the path of the data.")
+        raise ValueError(f"{folder}: the folder does not exist; check the path of the data.")
     metadata = find_metadata(folder / split) or find_metadata(folder)
     if metadata is None:
         if there := split_folders(folder):

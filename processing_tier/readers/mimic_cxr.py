@@ -214,7 +214,7 @@ def add_texts(
     if not texts and studies:
         if reports is not None:
             raise ValueError(
-                f"{reports}: there are no such reports; name mimic-cxr-reports.zip or the folder of its files."
+                f"{reports}: the reports do not exist; name mimic-cxr-reports.zip or the folder of its files."
             )
         logger.warning(NO_REPORTS, name)
     sections = {study: {**extract_sections(text), "report": text} for study, text in texts.items()}

@@ -81,7 +81,9 @@ def read_ms_cxr(
     if "split" in frame:
         frame = frame[frame["split"].replace({"val": "validation", "validate": "validation"}) == split]
     elif split != "test":
-        raise ValueError(f"{table.name}: this version has no splits; read 'test', which is everything, or get 1.1.0.")
+        raise ValueError(
+            f"{table.name}: this version has no splits; read 'test', which holds all images, or get 1.1.0."
+        )
     others = set(frame["category_name"]) - set(FINDINGS)
     if others:
         raise ValueError(f"{table.name}: a finding is not one of {', '.join(FINDINGS)}; is this the table?")

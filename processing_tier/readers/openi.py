@@ -215,7 +215,9 @@ def read_xml_files(source: Path) -> Iterator[tuple[str, bytes]]:
             reports = [member for member in members if member.isfile() and member.name.endswith(".xml")]
             for member in sorted(reports, key=lambda member: number(member.name)):
                 if member.size > MAX_XML_BYTES:
-                    raise ValueError(f"{source.name}: a member is larger than {MAX_XML_BYTES:,} bytes.")
+                    raise ValueError(
+                        f"{source.name}: a member is larger than {MAX_XML_BYTES:,} bytes; get it from {SOURCE}."
+                    )
                 yield PurePosixPath(member.name).name, archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(damaged) from error

@@ -99,7 +99,7 @@ def read_masks(path: Path) -> dict[str, list[dict]]:
     missing = {"ImageId", "EncodedPixels"} - set(frame.columns)
     if missing:
         raise ValueError(
-            f"{path.name}: column {min(missing)!r} is not there; is this the file of the archive, unchanged?"
+            f"{path.name}: column {min(missing)!r} is missing; is this the file of the archive, unchanged?"
         )
     masks: dict[str, list[dict]] = {}
     frame = frame[["ImageId", "EncodedPixels"]].drop_duplicates()

@@ -24,7 +24,7 @@ def check_split(split: str, splits: Iterable[str], name: str) -> None:
     if split not in splits:
         there = ", ".join(splits)
         remedy = f"it has {there}. Choose one with {SPLIT_OPTIONS}." if there else "no row has a split."
-        raise ValueError(f"{name}: there is no split {split!r}; {remedy}")
+        raise ValueError(f"{name}: the split {split!r} does not exist; {remedy}")
 
 
 def list_table_splits(frame: pd.DataFrame, column: str) -> list[str]:
@@ -54,7 +54,7 @@ def select_split(
     if column not in frame.columns:
         if column != "split":
             there = ", ".join(frame.columns)
-            raise ValueError(f"{name}: column {column!r} (for 'split') is not there; it has {there}.")
+            raise ValueError(f"{name}: column {column!r} (for 'split') is missing; it has {there}.")
         return frame, np.ones(len(frame), dtype=bool), split or "train"
     names = {value: normalize_identifier(value) for value in split_values(frame, column)}
     splits = np.array([names.get(value, "") for value in frame[column]], dtype=object)

@@ -83,9 +83,7 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
         path = find_in_archive(root, [f"annotations/image_labels_{split}.csv"], NAME, SOURCE)
         labels = read_frame(path).drop_duplicates()
         if "image_id" not in labels:
-            raise ValueError(
-                f"{path.name}: column 'image_id' is not there; is this the file of the archive, unchanged?"
-            )
+            raise ValueError(f"{path.name}: column 'image_id' is missing; is this the file of the archive, unchanged?")
     labels = labels.rename(columns={"Other disease": "Other diseases"})
     present = count_votes(labels, min_votes, (kaggle or path).name)
     if NO_FINDING in present:  # few votes may be enough for both

@@ -49,7 +49,7 @@ def read_boxes(value, name: str) -> list[dict]:
         boxes = [] if are_bare else [read_box(box) for box in items]
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError):
         raise ValueError(
-            f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
+            f"{name}: a value of the boxes column is not a JSON list of label and bbox_xywh; fix or drop the column."
         ) from None
     if are_bare:
         raise ValueError(
@@ -58,9 +58,9 @@ def read_boxes(value, name: str) -> list[dict]:
         )
     sides = np.array([[box[side] for side in "xywh"] for box in boxes]).reshape(-1, 4)
     if not np.isfinite(sides).all():
-        raise ValueError(f"{name}: a box has a coordinate that is not a number; mend or drop the column.")
+        raise ValueError(f"{name}: a box has a coordinate that is not a number; fix or drop the column.")
     if (np.abs(sides) > MAX_COORDINATE).any():
-        raise ValueError(f"{name}: a box lies beyond {MAX_COORDINATE:,.0f} pixels; mend or drop the column.")
+        raise ValueError(f"{name}: a box lies beyond {MAX_COORDINATE:,.0f} pixels; fix or drop the column.")
     return boxes
 
 
@@ -98,7 +98,7 @@ def read_masks(value, name: str) -> list[dict]:
             raise TypeError
     except (KeyError, TypeError, AttributeError, OverflowError, ValueError):
         raise ValueError(
-            f"{name}: a value of the masks column is not a list of finding, height, width and counts; mend or drop "
+            f"{name}: a value of the masks column is not a list of finding, height, width and counts; fix or drop "
             "the column."
         ) from None
     try:

@@ -33,7 +33,7 @@ def group_boxes(
         boxes[side] = pd.to_numeric(boxes[side], errors="coerce").astype(float)
     broken = (~np.isfinite(boxes[["x", "y", "w", "h"]])).any(axis=1).sum()
     if broken:
-        raise ValueError(f"{name}: {broken} boxes have a coordinate that is not a number; mend or remove their rows.")
+        raise ValueError(f"{name}: {broken} boxes have a coordinate that is not a number; fix or remove their rows.")
     left, top = boxes["x"].clip(lower=0), boxes["y"].clip(lower=0)
     right = (boxes["x"] + boxes["w"]).clip(upper=boxes["width"])
     bottom = (boxes["y"] + boxes["h"]).clip(upper=boxes["height"])

@@ -121,11 +121,10 @@ def check_files(
     first = shown_path(missing[0], image_root)
     if not skip_missing or len(missing) == len(paths):
         raise ValueError(
-            f"{name}: {len(missing)} of {len(paths)} images are not there, the first is {first}; check the image "
-            "folder."
+            f"{name}: {len(missing)} of {len(paths)} images are missing, the first is {first}; check the image folder."
         )
     logger.warning(
-        "%s, split %s: %d of %d images are not there, the first is %s: left out.",
+        "%s, split %s: %d of %d images are missing, the first is %s: left out.",
         name,
         split,
         len(missing),
@@ -160,11 +159,11 @@ def check_named(frame: pd.DataFrame, columns: Mapping[str, str], name: str) -> N
     for schema_name, column in columns.items():
         if column not in frame.columns:
             there = ", ".join(map(str, frame.columns))
-            raise ValueError(f"{name}: column {column!r} (for {schema_name!r}) is not there; it has {there}.")
+            raise ValueError(f"{name}: column {column!r} (for {schema_name!r}) is missing; it has {there}.")
     for schema_name in ("image", "patient_id"):
         if schema_name not in columns:
             raise ValueError(
-                f"{name}: no column is named for {schema_name!r}; name one by --columns {schema_name}=COLUMN. "
+                f"{name}: the column for {schema_name!r} is missing; name it with --columns {schema_name}=COLUMN. "
                 f"It has {', '.join(map(str, frame.columns))}."
             )
 

@@ -33,7 +33,7 @@ def normalize_identifier(value) -> str:
         `ValueError`: a list, a mapping or bytes.
     """
     if isinstance(value, (list, tuple, dict, set, bytes)):
-        raise ValueError(f"an identifier is a {type(value).__name__}, not text or a number; mend its column.")
+        raise ValueError(f"an identifier is a {type(value).__name__}, not text or a number; fix its column.")
     if not isinstance(value, str) and pd.isna(value):
         return ""
     if not isinstance(value, str) and hasattr(value, "is_integer") and value.is_integer():

@@ -67,7 +67,7 @@ def finding_mask(masks: Sequence[Mapping] | None, finding: str) -> np.ndarray | 
     """
     found = [mask for mask in masks or () if mask["finding"] == finding]
     if len({(mask["height"], mask["width"]) for mask in found}) > 1:
-        raise ValueError(f"the masks of {finding!r} have different sizes; mend the record.")
+        raise ValueError(f"the masks of {finding!r} have different sizes; fix the record.")
     decoded = [decode_mask(mask["counts"], mask["height"], mask["width"]) for mask in found]
     return np.any(decoded, axis=0) if decoded else None
 

@@ -148,7 +148,7 @@ def test_sources_of_the_wrong_kind(tmp_path):
     with open(path) as file, pytest.raises(ValueError) as error:
         read_radiograph(file)
     assert str(error.value) == "x.txt: the file is open as text; open it in binary mode."
-    with pytest.raises(ValueError, match="^.*: there is no such image file; check the path and the image folder.$"):
+    with pytest.raises(ValueError, match="^.*: the image file does not exist; check the path and the image folder.$"):
         read_radiograph(tmp_path)
     with pytest.raises(
         ValueError, match=r"^a+: the file cannot be read \(File name too long\); check its permissions.$"

@@ -131,7 +131,7 @@ def test_missing_decoder_and_unknown_syntax(make_dicom, monkeypatch):
     data = make_dicom(RAMP, syntax=JPEG2000Lossless)
     monkeypatch.setattr(pydicom.pixels.decoders.base.Decoder, "is_available", False)
     with pytest.raises(
-        ValueError, match=r"^an image in memory: nothing here decodes JPEG 2000 .*; pip install pylibj"
+        ValueError, match=r"^an image in memory: no installed package decodes JPEG 2000 .*; pip install pylibj"
     ):
         read_radiograph(data)
     video = make_dicom(RAMP, syntax=pydicom.uid.MPEG2MPML, frame=b"\0" * 100)

@@ -164,7 +164,9 @@ def test_true_reasons(make_dicom):
         ("DoubleFloatPixelData", "Double Float Pixel Data", "<f8"),
     ):
         setattr(dataset, keyword, RAMP.astype(dtype).tobytes())
-        assert refusal(dataset) == f"a DICOM image of floating-point pixels ({name}) is not read; export it as PNG."
+        assert (
+            refusal(dataset) == f"a DICOM image of floating-point pixels ({name}) is not supported; export it as PNG."
+        )
         delattr(dataset, keyword)
     compressed = pydicom.dcmread(io.BytesIO(make_dicom(RAMP, syntax=JPEG2000Lossless)))
     codestream = pydicom.encaps.get_frame(compressed.PixelData, 0, number_of_frames=1)

@@ -32,13 +32,13 @@ def here(tmp_path, monkeypatch):
 def test_what_looks_like_a_path_is_never_sent(here, name, remedy):
     with pytest.raises(ValueError) as error:
         check_hub_name(name, "model", known=["tiny", "resnet-tiny"])
-    assert str(error.value) == f"There is no model {name} on this disk, and it was not looked up on the Hub: {remedy}"
+    assert str(error.value) == f"The model {name} is not on this disk, and was not looked up on the Hub: {remedy}"
 
 
 @pytest.mark.parametrize("name", ["runs/phantmo", "prepared/mimic", "models/clip"])
 def test_the_folders_of_the_documentation_are_never_sent_from_elsewhere_either(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"no model {name} on this disk, and it was not looked up on the Hub"):
+    with pytest.raises(ValueError, match=f"The model {name} is not on this disk, and was not looked up on the Hub"):
         check_hub_name(name, "model")
 
 
@@ -48,5 +48,5 @@ def test_names_on_the_hub_and_what_is_there_pass(here):
 
 
 def test_a_data_set_is_asked_for_likewise(here):
-    with pytest.raises(ValueError, match="There is no data set runs/phantmo on this disk, and it was not looked up"):
+    with pytest.raises(ValueError, match="The data set runs/phantmo is not on this disk, and was not looked up"):
         read_records("runs/phantmo", "train")

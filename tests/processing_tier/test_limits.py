@@ -105,7 +105,7 @@ def test_hostile_files_within_a_memory_limit(make_dicom, tmp_path):
             "80000000x1 pixels are not a radiograph: one side is more than 100 times the other; leave it out."
         ),
         "bmp.bmp": slow,
-        "chunks.png": "a PNG of more than 100,000 chunks would take too long to read; save it anew.",
+        "chunks.png": "a PNG of more than 100,000 chunks would take too long to read; save it again.",
         "comments.ppm": damaged,
         "deflated.dcm": "the file inflates to more than 256 MiB; export it as a smaller PNG.",
         "exif.jpg": "read",

@@ -106,7 +106,9 @@ def test_exif_orientation_is_applied():
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(ValueError, match="^y.png: there is no such image file; check the path and the image folder.$"):
+    with pytest.raises(
+        ValueError, match="^y.png: the image file does not exist; check the path and the image folder.$"
+    ):
         read_radiograph(tmp_path / "y.png")
     with pytest.raises(ValueError, match="^an image record has neither bytes nor a path; give one of the two.$"):
         read_radiograph({"bytes": None, "path": None})
@@ -178,7 +180,7 @@ def test_urls(server):
         fetch_radiograph("http://[secret")
     # What a data set calls a path is never fetched
     for source in (f"{server}/x.png", {"path": f"{server}/x.png", "bytes": None}):
-        with pytest.raises(ValueError, match="^x.png: there is no such image file"):
+        with pytest.raises(ValueError, match="^x.png: the image file does not exist"):
             read_radiograph(source)
 
 
@@ -193,7 +195,7 @@ def test_the_image_processor_reads_what_the_reader_reads(make_dicom, tmp_path):
             np.testing.assert_array_equal(processor(source, return_tensors="pt")["pixel_values"][0, 0], expected)
     both = processor([str(path), array.astype(np.float32)], return_tensors="pt")["pixel_values"]
     np.testing.assert_array_equal(both[0, 0], expected)
-    with pytest.raises(ValueError, match="^y.dcm: there is no such image file"):
+    with pytest.raises(ValueError, match="^y.dcm: the image file does not exist"):
         processor(str(tmp_path / "y.dcm"))
 
 

@@ -63,7 +63,7 @@ def test_no_text(texts):
     with pytest.raises(ValueError) as error:
         train_tokenizer(texts)
     assert str(error.value) == (
-        "no text to train a tokenizer on; check that the text column of the training data is filled."
+        "a tokenizer needs training texts, but all are empty; check the text column of the training data."
     )
 
 

@@ -53,12 +53,12 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
         ("a: " + "9" * 5000, "line 1 has a number of 5000 digits; shorten it."),
         (
             "a: 2024-13-45",
-            "the file is not valid YAML (month must be in 1..12); mend it.",
+            "the file is not valid YAML (month must be in 1..12); fix it.",
         ),
         (
             "a: !!python/object/apply:os.getcwd []",
             "the file is not valid YAML (line 1: could not determine a constructor for the tag "
-            "'tag:yaml.org,2002:python/object/apply:os.getcwd'); mend it.",
+            "'tag:yaml.org,2002:python/object/apply:os.getcwd'); fix it.",
         ),
         (b"a: \xff", "the file is not UTF-8 text; save it as UTF-8."),
         (" " * (MAX_BYTES + 1), "the file is larger than 1 MiB; shorten it."),
@@ -91,7 +91,7 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path):
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(ValueError) as error:
             read_yaml(path)
-        assert str(error.value) == f"{path}: there is no such file; check the path."
+        assert str(error.value) == f"{path}: the file does not exist; check the path."
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def touch(folder: Path, rows: Sequence[str], suffix: str = ".jpg") -> None:
 
 
 def no_split(name: object, split: str, there: str) -> str:
-    return f"{name}: there is no split {split!r}; it has {there}. Choose one with {SPLIT_OPTIONS}."
+    return f"{name}: the split {split!r} does not exist; it has {there}. Choose one with {SPLIT_OPTIONS}."
 
 
 def error_of(read: Callable, *arguments, **options) -> str:

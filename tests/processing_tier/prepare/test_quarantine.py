@@ -88,8 +88,8 @@ def test_pictures_that_show_nothing_are_quarantined(table, make_dicom, tmp_path)
         ("03.png", "all pixels of the image are equal; replace the file or leave it out."),
         (
             "15.png",
-            "the window or lookup table of the DICOM file lies outside all pixel values, so that the picture is of "
-            "one grey; correct it, or leave the file out.",
+            "the window or lookup table of the DICOM file lies outside all pixel values, so the picture is a single "
+            "grey; correct it, or leave the file out.",
         ),
     ]
     assert [summary["splits"][split]["blank"] for split in ("train", "validation")] == [1, 1]

@@ -106,7 +106,7 @@ def test_own_file(tmp_path):
         ("findings: {}\nfindings: {Edema: {positive: [x]}}", "line 2 names 'findings' twice; keep one of them."),
         ("- x", f"the file is not a mapping; write it as in {EXAMPLE}."),
         ("findings: [Edema]", f"findings is not a mapping; write it as in {EXAMPLE}."),
-        ("a: [", "the file is not valid YAML (line 1: expected the node content, but found '<stream end>'); mend it."),
+        ("a: [", "the file is not valid YAML (line 1: expected the node content, but found '<stream end>'); fix it."),
         (
             "templates: {positive: ['{}']}",
             "finding 'Edema' has no negative prompts; add them or a negative template.",
@@ -134,7 +134,7 @@ def test_unknown_names(tmp_path):
     )
     with pytest.raises(ValueError) as error:
         load_prompts(tmp_path / "x.yaml", ["Edema"])
-    assert str(error.value) == f"{tmp_path / 'x.yaml'}: there is no such prompt file; check the path."
+    assert str(error.value) == f"{tmp_path / 'x.yaml'}: the prompt file does not exist; check the path."
 
 
 def test_findings_without_sentences_are_told(caplog):

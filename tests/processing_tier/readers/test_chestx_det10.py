@@ -37,7 +37,7 @@ def test_train(root, caplog):
     assert caplog.messages == [
         "chestx_det10, split train: 1 of 5 rows repeat a 'file_name': dropped.",
         "train.json: 1 boxes reach beyond their image and are cut, 1 have no area inside it and are left out.",
-        "chestx_det10, split train: 1 of 4 images are not there, the first is train_data/00000001_000.png: left out.",
+        "chestx_det10, split train: 1 of 4 images are missing, the first is train_data/00000001_000.png: left out.",
     ]
     assert finding_columns(dataset) == list(FINDINGS)
     assert dataset["image_id"][:] == ["00000042_006", "00000003_003", "36199"]

@@ -48,7 +48,7 @@ def root(tmp_path):
 def test_train(root, caplog):
     dataset = read_chestxray14(root, "train")
     assert caplog.messages == [
-        "chestxray14, split train: 1 of 3 images are not there, the first is images/00000004_000.png: left out.",
+        "chestxray14, split train: 1 of 3 images are missing, the first is images/00000004_000.png: left out.",
     ]
     assert finding_columns(dataset) == [*FINDINGS, "No Finding"]
     assert dataset["image_id"][:] == ["00000001_000", "00000001_001"]
@@ -111,7 +111,7 @@ def test_errors(root, tmp_path_factory):
     )
     write(root / "Data_Entry_2017.csv", [HEADER.replace("Finding Labels", "Labels"), *ROWS])
     assert message(root) == (
-        "Data_Entry_2017.csv: column 'Finding Labels' is not there; is this the file of the archive, unchanged?"
+        "Data_Entry_2017.csv: column 'Finding Labels' is missing; is this the file of the archive, unchanged?"
     )
     write(root / "Data_Entry_2017.csv", [HEADER, ROWS[0].replace("Cardiomegaly", "Cardiomegalie"), *ROWS[1:]])
     assert message(root) == (
@@ -120,7 +120,7 @@ def test_errors(root, tmp_path_factory):
     write(root / "Data_Entry_2017.csv", [HEADER, *ROWS])
     write(root / "BBox_List_2017.csv", [BOXES[0], BOXES[1].replace("100", "left")])
     assert message(root, "test") == (
-        "BBox_List_2017.csv: 1 boxes have a coordinate that is not a number; mend or remove their rows."
+        "BBox_List_2017.csv: 1 boxes have a coordinate that is not a number; fix or remove their rows."
     )
     write(root / "BBox_List_2017.csv", ["a,b", "c,d"])
     assert message(root) == (
@@ -182,5 +182,5 @@ def test_a_table_without_sex_and_lists_of_other_images(root, monkeypatch):
     with pytest.raises(ValueError) as error:
         read_chestxray14(root, "train")
     assert str(error.value) == (
-        "Data_Entry_2017.csv: column 'Patient Gender' is not there; is this the table as shipped?"
+        "Data_Entry_2017.csv: column 'Patient Gender' is missing; is this the table as shipped?"
     )

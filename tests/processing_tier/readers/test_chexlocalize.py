@@ -49,7 +49,7 @@ def root(tmp_path):
 def test_validation(root, caplog):
     dataset = read_chexlocalize(root, "validation")
     assert caplog.messages == [
-        "chexlocalize, split validation: 1 of 4 images are not there, the first is "
+        "chexlocalize, split validation: 1 of 4 images are missing, the first is "
         "CheXpert/val/patient64543/study1/view1_frontal.jpg: left out.",
     ]
     assert finding_columns(dataset) == HEADER.split(",")[5:]
@@ -111,6 +111,4 @@ def test_errors(root):
         f"{root}: CheXlocalize/gt_segmentations_val.json of chexlocalize is not in this folder; get it from {source}."
     )
     write(root / "CheXpert" / "val_labels.csv", [HEADER.replace("Edema", "Oedema"), *VAL])
-    assert message(root) == (
-        "val_labels.csv: column 'Edema' is not there; is this the file of the archive, unchanged?"
-    )
+    assert message(root) == ("val_labels.csv: column 'Edema' is missing; is this the file of the archive, unchanged?")

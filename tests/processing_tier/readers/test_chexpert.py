@@ -131,7 +131,7 @@ def test_quirks(root, caplog):
         assert len(read_chexpert(root, "train")) == 3
     assert caplog.messages == [
         "chexpert, split train: 1 of 5 rows repeat a 'Path': dropped.",
-        "chexpert, split train: 1 of 4 images are not there, the first is "
+        "chexpert, split train: 1 of 4 images are missing, the first is "
         "train/patient00002/study10/view1_frontal.jpg: left out.",
     ]
     for folder in (root.parent, root / "train"):
@@ -148,7 +148,7 @@ def test_quirks(root, caplog):
     write_table(root / "train.csv", HEADER.replace(",Edema", ""), [])
     with pytest.raises(ValueError) as error:
         read_chexpert(root, "train")
-    assert str(error.value) == "train.csv: column 'Edema' is not there; is this the file of the archive, unchanged?"
+    assert str(error.value) == "train.csv: column 'Edema' is missing; is this the file of the archive, unchanged?"
     write_table(root / "train.csv", HEADER, [f"../{TRAIN[3]}", f"train/../../x.jpg,,,,,{BLANK}"])
     with pytest.raises(ValueError) as error:
         read_chexpert(root, "train")

@@ -78,7 +78,7 @@ def test_errors(root):
 
     source = "https://www.kaggle.com/datasets/anasmohammedtahir/covidqu"
     assert message(root, "val") == no_split("covid_qu_ex", "val", "train, validation, test")
-    assert message(root, part="heart") == "covid_qu_ex: there is no part 'heart'; choose infection or lung."
+    assert message(root, part="heart") == "covid_qu_ex: the part 'heart' is not known; choose infection or lung."
     assert (
         message(root, "test")
         == f"{root}: {PART}/{PART}/Test of covid_qu_ex is not in this folder; get it from {source}."

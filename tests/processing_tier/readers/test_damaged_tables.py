@@ -75,7 +75,7 @@ def test_half_a_character_is_not_text():
 def test_a_path_with_a_nul(tmp_path):
     with pytest.raises(ValueError) as error:
         path_under(tmp_path, "a\0.png")
-    assert str(error.value) == "'a\\x00.png' is not a path, since it has a NUL character; mend the record."
+    assert str(error.value) == "'a\\x00.png' is not a path, since it has a NUL character; fix the record."
 
 
 def save(folder, **columns):

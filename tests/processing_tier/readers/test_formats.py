@@ -86,7 +86,7 @@ def test_sheets(folder):
     assert read_records(path, "train", TableOptions(sheet="Data"))["Edema"][:2] == [0, 1]
     for sheet, message in (
         (None, "which sheet? It has About, Data; name one with --sheet."),
-        ("X", "there is no sheet 'X'; it has About, Data."),
+        ("X", "the sheet 'X' does not exist; it has About, Data."),
     ):
         with pytest.raises(ValueError) as error:
             read_records(path, "train", TableOptions(sheet=sheet))

@@ -100,7 +100,7 @@ def test_errors(tmp_path):
         ((folder, "test"), no_split(folder, "test", "train")),
         (
             (folder, "train", {"image": "img"}),
-            f"{folder}: column 'img' (for 'image') is not there; it has image, image_id",
+            f"{folder}: column 'img' (for 'image') is missing; it has image, image_id",
         ),
         (
             (folder, "train", {"x": "kind"}),
@@ -115,10 +115,10 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="owner/name: the data set cannot be read"):
         list_hub_splits("owner/name")
     write(folder, [{"text": "no image"}], {"text": datasets.Value("string")}, "test-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match="no column is called 'image'"):
+    with pytest.raises(ValueError, match="the column 'image' is missing"):
         read_hub(folder, "test")
     (folder / "data" / "train-00000-of-00001.parquet").rename(folder / "data" / "train-00001-of-00003.parquet")
-    with pytest.raises(ValueError, match="2 of 3 files of the split 'train' are not there"):
+    with pytest.raises(ValueError, match="2 of 3 files of the split 'train' are missing"):
         read_hub(folder, "train")
     (folder / "data" / "train-00001-of-00003.parquet").unlink()
     (folder / "data" / "val-00000-of-00001.parquet").write_bytes(b"PAR1 nonsense PAR1")

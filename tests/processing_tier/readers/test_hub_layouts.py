@@ -51,7 +51,7 @@ def test_layouts(tmp_path, layout):
     records = read_records(folder, "train")
     assert records["impression"][:] == ["Normal.", "Effusion."] and records["findings"][:] == ["Clear.", "Fluid."]
     assert records["patient_id"][:] == ["0", "1"] and records["image"][1]["bytes"] == png(1)
-    with pytest.raises(ValueError, match="there is no split 'validation'; it has"):
+    with pytest.raises(ValueError, match="the split 'validation' does not exist; it has"):
         read_records(folder, "validation")
 
 

@@ -49,7 +49,7 @@ def test_one_metadata_file_with_a_split_column(folder, caplog):
     (folder / "metadata.csv").write_text(text)
     dataset = read_records(folder, "validation", TableOptions({"split": "fold"}))
     assert dataset["image_id"][:] == ["b"]
-    with pytest.raises(ValueError, match=": column 'set' \\(for 'split'\\) is not there; it has fold, "):
+    with pytest.raises(ValueError, match=": column 'set' \\(for 'split'\\) is missing; it has fold, "):
         read_imagefolder(folder, "validation", TableOptions({"split": "set"}))
 
 
@@ -71,7 +71,7 @@ def test_errors(folder, tmp_path):
     (folder / "validation" / "metadata.csv").write_text(HEADER)
     train, validation = (folder / split / "metadata.csv" for split in ("train", "validation"))
     for path, split, message in [
-        (folder / "none", "train", f"{folder / 'none'}: there is no such folder; check the path of the data."),
+        (folder / "none", "train", f"{folder / 'none'}: the folder does not exist; check the path of the data."),
         (
             archive,
             "train",
@@ -84,7 +84,7 @@ def test_errors(folder, tmp_path):
             no_split(folder, "test", "train, validation"),
         ),
         (empty, "train", f"{empty}: no metadata.csv is in it or in a folder for each split; add one."),
-        (folder, "train", f"{train}: 1 of 2 images are not there, the first is train/b.png; check the image folder."),
+        (folder, "train", f"{train}: 1 of 2 images are missing, the first is train/b.png; check the image folder."),
         (folder, "validation", f"{validation}: the split 'validation' is empty; check the file and the split."),
     ]:
         with pytest.raises(ValueError) as error:

@@ -159,12 +159,12 @@ def test_reports_as_zip_as_tree_and_elsewhere(root, tmp_path, caplog):
     in_folder = read_mimic_cxr_jpg(root, "train", reports=tmp_path)
     assert all(dataset.to_pandas().equals(expected) for dataset in (elsewhere, extracted, beside, in_folder))
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="none: there are no such reports; name mimic-cxr-reports.zip or the folder"):
+    with pytest.raises(ValueError, match="none: the reports do not exist; name mimic-cxr-reports.zip or the folder"):
         read_mimic_cxr_jpg(root, "train", reports=tmp_path / "none")
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "train", reports=tmp_path / "none.zip")
     assert str(error.value) == (
-        f"{tmp_path / 'none.zip'}: there are no such reports; name mimic-cxr-reports.zip or the folder of its files."
+        f"{tmp_path / 'none.zip'}: the reports do not exist; name mimic-cxr-reports.zip or the folder of its files."
     )
 
 
@@ -197,7 +197,7 @@ def test_repeated_rows_and_missing_images(root, caplog):
     assert len(train) == 5
     assert caplog.messages == [
         "mimic_cxr_jpg, split train: 6 of 12 rows repeat a 'dicom_id': dropped.",
-        "mimic_cxr_jpg, split train: 1 of 6 images are not there, the first is "
+        "mimic_cxr_jpg, split train: 1 of 6 images are missing, the first is "
         "files/p10/p10000032/s50414267/174413ec-4ec4c1f7.jpg: left out.",
     ]
 
@@ -211,7 +211,7 @@ def test_wrong_folders_and_missing_files(root, tmp_path):
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(tmp_path / "none", "train")
     assert str(error.value) == (
-        f"{tmp_path / 'none'}: there is no such folder; name the folder that holds mimic_cxr_jpg."
+        f"{tmp_path / 'none'}: the folder does not exist; name the folder that holds mimic_cxr_jpg."
     )
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "validate")
@@ -228,7 +228,7 @@ def test_wrong_folders_and_missing_files(root, tmp_path):
     with pytest.raises(ValueError) as error:
         read_mimic_cxr_jpg(root, "train")
     assert str(error.value) == (
-        "mimic-cxr-2.0.0-metadata.csv: column 'ViewPosition' is not there; is this the file of the archive, unchanged?"
+        "mimic-cxr-2.0.0-metadata.csv: column 'ViewPosition' is missing; is this the file of the archive, unchanged?"
     )
 
 

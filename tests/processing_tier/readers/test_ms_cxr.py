@@ -87,7 +87,7 @@ def test_coco_form_and_where_the_images_are(root, tmp_path):
     with pytest.raises(ValueError) as error:
         read_ms_cxr(root, "train", image_root=tmp_path / "jpg")
     assert str(error.value) == (
-        "MS_CXR_Local_Alignment_v1.0.0.json: this version has no splits; read 'test', which is everything, or get "
+        "MS_CXR_Local_Alignment_v1.0.0.json: this version has no splits; read 'test', which holds all images, or get "
         "1.1.0."
     )
     for path in (B, C):  # MIMIC-CXR itself, beside the table
@@ -104,7 +104,7 @@ def test_errors(root, tmp_path):
     assert message(tmp_path) == f"{tmp_path}: this is not the folder of ms_cxr, but {root} is; name that one."
     with pytest.raises(
         ValueError,
-        match="1 of 1 images are not there, the first is files/p10/p10000032/s50414267/a-1.jpg; check the image ",
+        match="1 of 1 images are missing, the first is files/p10/p10000032/s50414267/a-1.jpg; check the image ",
     ):
         read_ms_cxr(root, "train")
     for change, reason in [
@@ -113,8 +113,8 @@ def test_errors(root, tmp_path):
             ("files/p10/p10000032", "p10000032"),
             "a path is not files/p10/p1000.../s5000.../....jpg; is this the table as shipped?",
         ),
-        ((",10,20,", ",ten,20,"), "1 boxes have a coordinate that is not a number; mend or remove their rows."),
-        (("label_text", "phrase"), "column 'label_text' is not there; is this the file of the archive, unchanged?"),
+        ((",10,20,", ",ten,20,"), "1 boxes have a coordinate that is not a number; fix or remove their rows."),
+        (("label_text", "phrase"), "column 'label_text' is missing; is this the file of the archive, unchanged?"),
     ]:
         write(root / f"{name}.csv", [line.replace(*change) for line in (HEADER, *ROWS)])
         assert message(root) == f"{name}.csv: {reason}"

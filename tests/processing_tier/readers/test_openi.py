@@ -91,7 +91,7 @@ def test_names_of_images(root, folder, name, caplog):
         "openi: without indiana_projections.csv, views are guessed from the names of the images: 8 of 100 images that "
         "count as frontal are not, and 10 of 100 frontal ones are missed. Put that table into the folder to get the "
         "true views.",
-        "openi, split train: 3 of 4 images are not there, the first is CXR1_1_IM-0001-4001.png: left out.",
+        "openi, split train: 3 of 4 images are missing, the first is CXR1_1_IM-0001-4001.png: left out.",
     ]
 
 
@@ -141,7 +141,10 @@ def test_dangerous_archives(root, monkeypatch):
     write_tar(path, [(tarfile.TarInfo("ecgen-radiology/1.xml"), b" " * (openi_module.MAX_XML_BYTES + 1))])
     with pytest.raises(ValueError) as error:
         read_openi(root)
-    assert str(error.value) == "NLMCXR_reports.tgz: a member is larger than 1,048,576 bytes."
+    assert (
+        str(error.value)
+        == f"NLMCXR_reports.tgz: a member is larger than 1,048,576 bytes; get it from {openi_module.SOURCE}."
+    )
     monkeypatch.setattr(openi_module, "MAX_TAR_BYTES", 2**20)
     with pytest.raises(ValueError) as error:
         read_openi(root)
@@ -199,14 +202,14 @@ def test_wrong_folders_and_missing_files(root, tmp_path_factory):
     with pytest.raises(ValueError) as error:
         read_openi(root)
     assert str(error.value) == (
-        "indiana_projections.csv: column 'filename' is not there; is this the file of the archive, unchanged?"
+        "indiana_projections.csv: column 'filename' is missing; is this the file of the archive, unchanged?"
     )
     shutil.rmtree(root / "NLMCXR_png")
     (root / "indiana_projections.csv").unlink()
     with pytest.raises(ValueError) as error:
         read_openi(root)
     assert str(error.value) == (
-        "openi: 4 of 4 images are not there, the first is CXR1_1_IM-0001-3001.png; check the image folder."
+        "openi: 4 of 4 images are missing, the first is CXR1_1_IM-0001-3001.png; check the image folder."
     )
     with pytest.raises(ValueError) as error:
         read_openi(root, "test")

@@ -92,7 +92,7 @@ def test_layouts(tmp_path, folder, caplog):
     dataset = read_padchest(tmp_path)
     assert dataset["image"][0]["path"] == str(tmp_path / folder / "a2.png") and len(dataset) == 1
     first = "/".join(filter(None, (folder, "a1.png")))
-    assert f"padchest, split train: 5 of 6 images are not there, the first is {first}: left out." in caplog.messages
+    assert f"padchest, split train: 5 of 6 images are missing, the first is {first}: left out." in caplog.messages
 
 
 def test_quirks(root, caplog):
@@ -111,7 +111,7 @@ def test_quirks(root, caplog):
     write_table(root, header=[name.replace("Labels", "labels") for name in HEADER])
     with pytest.raises(ValueError) as error:
         read_padchest(root)
-    assert str(error.value) == f"{TABLE}: column 'Labels' is not there; is this the file of the archive, unchanged?"
+    assert str(error.value) == f"{TABLE}: column 'Labels' is missing; is this the file of the archive, unchanged?"
     (root / TABLE).rename(root / "labels.txt")
     with pytest.raises(ValueError) as error:
         read_padchest(root)

@@ -51,7 +51,7 @@ def test_splits(tmp_path):
         (tmp_path / split).mkdir()
         pd.DataFrame({"file_name": ["a"]}).to_csv(tmp_path / split / "metadata.csv")
     assert list_splits(tmp_path) == ["dev", "test"]
-    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
+    with pytest.raises(ValueError, match="nowhere: the folder does not exist"):
         list_splits("nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no metadata.csv is in it"):
@@ -109,19 +109,19 @@ def test_phantom():
             "columns and image_root have no effect on 'phantom'; leave them out.",
         ),
         ("archive", {}, "'archive' needs the folder of its archive: archive:FOLDER."),
-        ("archiv:/x", {}, "there is no reader 'archiv'; did you mean 'archive'? The readers are archive."),
+        ("archiv:/x", {}, "the reader 'archiv' is not known; did you mean 'archive'? The readers are archive."),
         ("archive:/x,label=a", {}, "archive has no option 'label'; it has labels, minimum, masks."),
         ("archive:/x,minimum=few", {}, "archive: minimum=few is not a whole number of at most 9 digits."),
         ("archive:/x,masks=no", {}, "archive: masks=no is not true or false."),
-        ("ARCH-IVE:/x", {}, "there is no reader 'ARCH-IVE'; did you mean 'archive'? The readers are archive."),
-        ("xyz:/x", {}, "there is no reader 'xyz'; the readers are archive."),
+        ("ARCH-IVE:/x", {}, "the reader 'ARCH-IVE' is not known; did you mean 'archive'? The readers are archive."),
+        ("xyz:/x", {}, "the reader 'xyz' is not known; the readers are archive."),
         (
             "archive:/x",
             {"columns": {"image": "x"}},
             "columns and image_root have no effect on 'archive'; leave them out.",
         ),
         ("archive:/x", {"image_root": "y"}, "image_root='y' has no effect on 'archive'; leave it out."),
-        ("nowhere", {}, "nowhere: there is no such folder; check the path of the data."),
+        ("nowhere", {}, "nowhere: the folder does not exist; check the path of the data."),
     ],
 )
 def test_bad_data(data, options, message, archive):

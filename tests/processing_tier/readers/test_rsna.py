@@ -40,7 +40,7 @@ def test_train(root, caplog):
     assert caplog.messages == [
         "stage_2_train_labels.csv: 1 boxes reach beyond their image and are cut, 0 have no area inside it and are "
         "left out.",
-        "rsna, split train: 1 of 4 images are not there, the first is stage_2_train_images/p-d.dcm: left out.",
+        "rsna, split train: 1 of 4 images are missing, the first is stage_2_train_images/p-d.dcm: left out.",
     ]
     assert finding_columns(dataset) == ["Pneumonia", "Normal"]
     assert dataset["image_id"][:] == dataset["patient_id"][:] == ["p-a", "p-b", "p-c"]
@@ -98,7 +98,7 @@ def test_errors(root):
     )
     write(root / "stage_2_train_labels.csv", [LABELS[0].replace("Target", "target"), *LABELS[1:]])
     assert message(root) == (
-        "stage_2_train_labels.csv: column 'Target' is not there; is this the file of the archive, unchanged?"
+        "stage_2_train_labels.csv: column 'Target' is missing; is this the file of the archive, unchanged?"
     )
     for path in (root / "stage_2_test_images").iterdir():
         path.unlink()

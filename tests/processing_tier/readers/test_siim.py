@@ -24,7 +24,7 @@ def root(tmp_path):
 def test_first_stage(root, caplog):
     dataset = read_siim(root, "train")
     first = f"dicom-images-train/{C}.dcm"
-    assert caplog.messages == [f"siim, split train: 1 of 3 images are not there, the first is {first}: left out."]
+    assert caplog.messages == [f"siim, split train: 1 of 3 images are missing, the first is {first}: left out."]
     assert finding_columns(dataset) == ["Pneumothorax"]
     assert dataset["image_id"][:] == dataset["patient_id"][:] == [A, B]
     assert dataset["image"][0]["path"].endswith(f"dicom-images-train/study1/series1/{A}.dcm")
@@ -75,7 +75,7 @@ def test_errors(root):
         assert message(root) == f"train-rle.csv, line 3: {reason}; download its file again."
     write(root / "train-rle.csv", ["ImageId,Pixels", f"{A},-1"])
     assert message(root) == (
-        "train-rle.csv: column 'EncodedPixels' is not there; is this the file of the archive, unchanged?"
+        "train-rle.csv: column 'EncodedPixels' is missing; is this the file of the archive, unchanged?"
     )
     (root / "train-rle.csv").unlink()
     assert message(root) == (

@@ -66,25 +66,25 @@ def test_image_root(table, tmp_path):
     with pytest.raises(ValueError) as error:
         read_table(table, table=TableOptions(columns, image_root=tmp_path / "images"))
     assert (
-        str(error.value) == f"{table}: 3 of 3 images are not there, the first is images/1.png; check the image folder."
+        str(error.value) == f"{table}: 3 of 3 images are missing, the first is images/1.png; check the image folder."
     )
 
 
 def test_errors(table, tmp_path):
     there = "path, subject, report_text, Frontal/Lateral, fold, edema_label, Fracture"
     for columns, split, message in [
-        ({"image": "dicom"}, None, f"column 'dicom' (for 'image') is not there; it has {there}."),
-        ({**COLUMNS, "split": "set"}, None, f"column 'set' (for 'split') is not there; it has {there}."),
+        ({"image": "dicom"}, None, f"column 'dicom' (for 'image') is missing; it has {there}."),
+        ({**COLUMNS, "split": "set"}, None, f"column 'set' (for 'split') is missing; it has {there}."),
         (
             {"patient_id": "subject"},
             None,
-            f"no column is named for 'image'; name one by --columns image=COLUMN. It has {there}.",
+            f"the column for 'image' is missing; name it with --columns image=COLUMN. It has {there}.",
         ),
         ({**COLUMNS, "split": "fold"}, None, f"which split? It has train, test. Choose one with {SPLIT_OPTIONS}."),
         (
             {**COLUMNS, "split": "fold"},
             "validation",
-            f"there is no split 'validation'; it has train, test. Choose one with {SPLIT_OPTIONS}.",
+            f"the split 'validation' does not exist; it has train, test. Choose one with {SPLIT_OPTIONS}.",
         ),
     ]:
         with pytest.raises(ValueError) as error:
@@ -102,12 +102,12 @@ def test_rows_without_a_split(frame, tmp_path, caplog):
     rows.assign(fold=None).to_parquet(path.with_suffix(".parquet"))
     with pytest.raises(ValueError) as error:  # not the split "None"
         read_table(path.with_suffix(".parquet"), "None", TableOptions(columns))
-    assert str(error.value) == f"{path.with_suffix('.parquet')}: there is no split 'None'; no row has a split."
+    assert str(error.value) == f"{path.with_suffix('.parquet')}: the split 'None' does not exist; no row has a split."
 
 
 def test_unreadable_tables(tmp_path):
     for name, content, message in [
-        ("none.csv", None, "there is no such file; check the path."),
+        ("none.csv", None, "the file does not exist; check the path."),
         ("empty.csv", b"", "the file is empty; give a table with a header line."),
         ("bad.parquet", b"PAR1 not", "the file is not a readable parquet table; export it again."),
         (

@@ -77,7 +77,7 @@ def test_other_numbers_of_votes(root, caplog):
 def test_consensus_of_the_test_split(root, caplog):
     dataset = read_vindr_cxr(root, "test")
     assert caplog.messages == [
-        "vindr_cxr, split test: 1 of 2 images are not there, the first is test/d4.dicom: left out."
+        "vindr_cxr, split test: 1 of 2 images are missing, the first is test/d4.dicom: left out."
     ]
     assert dataset["image_id"][:] == ["c3"]
     assert dataset["Nodule/Mass"][:] == [1] and dataset["Other diseases"][:] == [1]
@@ -122,7 +122,7 @@ def test_errors(root):
     )
     write(table, [LABELS[0].replace("image_id", "image"), *LABELS[1:]])
     assert message(root) == (
-        "image_labels_train.csv: column 'image_id' is not there; is this the file of the archive, unchanged?"
+        "image_labels_train.csv: column 'image_id' is missing; is this the file of the archive, unchanged?"
     )
     table.unlink()
     assert message(root) == (
@@ -131,7 +131,7 @@ def test_errors(root):
     )
     write(root / "annotations" / "annotations_train.csv", [MARKS[0].replace("x_min", "x"), *MARKS[1:]])
     assert message(root) == (
-        "annotations_train.csv: column 'x_min' is not there; is this the file of the archive, unchanged?"
+        "annotations_train.csv: column 'x_min' is missing; is this the file of the archive, unchanged?"
     )
 
 
@@ -148,5 +148,5 @@ def test_no_finding_gives_way_to_a_finding(root):
 def test_kaggle_table_without_radiologists(root):
     (root / "annotations" / "annotations_train.csv").unlink()
     write(root / "train.csv", ["image_id,class_name,x_min,y_min,x_max,y_max", "a1,Cardiomegaly,1,2,3,4"])
-    with pytest.raises(ValueError, match="^train.csv: column 'rad_id' is not there; is this the file of the archive"):
+    with pytest.raises(ValueError, match="^train.csv: column 'rad_id' is missing; is this the file of the archive"):
         read_vindr_cxr(root, "train")

@@ -26,7 +26,7 @@ def test_other_masks(value):
     with pytest.raises(ValueError) as error:
         read_masks(value, "t.csv")
     assert str(error.value) == (
-        "t.csv: a value of the masks column is not a list of finding, height, width and counts; mend or drop the "
+        "t.csv: a value of the masks column is not a list of finding, height, width and counts; fix or drop the "
         "column."
     )
 
@@ -65,5 +65,5 @@ def test_four_numbers_are_not_a_box():
             "t.csv: the boxes column has four numbers without a finding; write each box as "
             '{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}.'
         )
-    with pytest.raises(ValueError, match="t.csv: a box lies beyond 1,000,000 pixels; mend or drop the column."):
+    with pytest.raises(ValueError, match="t.csv: a box lies beyond 1,000,000 pixels; fix or drop the column."):
         read_boxes([{"finding": "Edema", "x": 1e300, "y": 0, "w": 1, "h": 1}], "t.csv")

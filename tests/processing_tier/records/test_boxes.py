@@ -51,4 +51,4 @@ def test_boxes_end_at_the_image(caplog):
 def test_coordinates_are_numbers(value):
     with pytest.raises(ValueError) as error:
         group_boxes(make_frame([("a", "Mass", 1, 2, value, 4), ("a", "Mass", 1, 2, 3, 4)]), "t.csv")
-    assert str(error.value) == "t.csv: 1 boxes have a coordinate that is not a number; mend or remove their rows."
+    assert str(error.value) == "t.csv: 1 boxes have a coordinate that is not a number; fix or remove their rows."

@@ -116,10 +116,10 @@ def test_optional_columns(folder):
         with pytest.raises(ValueError) as error:
             make_records(make_frame(boxes=[value, "", ""]), {}, folder, "train", "t.csv")
         assert str(error.value) == (
-            "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; mend or drop the column."
+            "t.csv: a value of the boxes column is not a JSON list of label and bbox_xywh; fix or drop the column."
         )
     with pytest.raises(
-        ValueError, match="^t.csv: a box has a coordinate that is not a number; mend or drop the column.$"
+        ValueError, match="^t.csv: a box has a coordinate that is not a number; fix or drop the column.$"
     ):
         make_records(make_frame(boxes=[[{**box, "x": math.nan}], [], []]), {}, folder, "train", "t.csv")
 
@@ -130,12 +130,12 @@ def test_optional_columns(folder):
         (
             make_frame(),
             {"impression": "text"},
-            "t.csv: column 'text' (for 'impression') is not there; it has image, patient_id.",
+            "t.csv: column 'text' (for 'impression') is missing; it has image, patient_id.",
         ),
         (
             make_frame().drop(columns="patient_id"),
             {},
-            "t.csv: no column is named for 'patient_id'; name one by --columns patient_id=COLUMN. It has image.",
+            "t.csv: the column for 'patient_id' is missing; name it with --columns patient_id=COLUMN. It has image.",
         ),
         (make_frame()[:0], {}, "t.csv: the split 'train' is empty; check the file and the split."),
         (
@@ -146,7 +146,7 @@ def test_optional_columns(folder):
         (
             make_frame(image=["a.png", "sub/x.png", "y.png"]),
             {},
-            "t.csv: 2 of 3 images are not there, the first is sub/x.png; check the image folder.",
+            "t.csv: 2 of 3 images are missing, the first is sub/x.png; check the image folder.",
         ),
         (
             make_frame(image=["a.png", "../b.png", "c.png"]),
@@ -167,8 +167,8 @@ def test_images_that_are_not_there_can_be_left_out(folder, caplog):
     assert dataset["patient_id"][:] == ["1", "3"]
     assert dataset["Edema"][0] == 1 and math.isnan(dataset["Edema"][1])
     assert caplog.messages == [
-        "archive, split train: 1 of 3 images are not there, the first is x.png: left out.",
+        "archive, split train: 1 of 3 images are missing, the first is x.png: left out.",
     ]
     frame["image"] = ["x.png", "y.png", "z.png"]
-    with pytest.raises(ValueError, match="3 of 3 images are not there"):
+    with pytest.raises(ValueError, match="3 of 3 images are missing"):
         make_records(frame, {}, folder, "train", "archive", skip_missing=True)

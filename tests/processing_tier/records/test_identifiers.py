@@ -39,7 +39,7 @@ def test_an_identifier_is_written_one_way(value, identifier):
 def test_identifiers_are_text_or_numbers():
     with pytest.raises(ValueError) as error:
         normalize_identifier(["a"])
-    assert str(error.value) == "an identifier is a list, not text or a number; mend its column."
+    assert str(error.value) == "an identifier is a list, not text or a number; fix its column."
 
 
 def test_ids_come_from_the_path_where_stems_repeat():

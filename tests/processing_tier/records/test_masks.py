@@ -144,5 +144,5 @@ def test_the_masks_of_one_finding_are_one():
     assert finding_mask(masks, "Edema").tolist() == [[False, False], [False, False]]
     assert finding_mask(masks, "Mass") is finding_mask(None, "Mass") is None
     masks[2] = {"finding": "Nodule", "height": 1, "width": 2, "counts": [2]}
-    with pytest.raises(ValueError, match="the masks of 'Nodule' have different sizes; mend the record."):
+    with pytest.raises(ValueError, match="the masks of 'Nodule' have different sizes; fix the record."):
         finding_mask(masks, "Nodule")
