@@ -54,9 +54,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--kind",
         choices=tuple(KIND_NAMES),
-        help="the code base of the checkpoint (default: detected). Needed for a .pt file of bare tensors, unless its "
-        "name is that of a CheXzero release: OpenAI, CheXzero and OpenCLIP expect different pixels, and the tensors "
-        "do not tell which",
+        help="the code base of the checkpoint (default: detected). A .pt file of bare tensors needs it (except "
+        "CheXzero's own releases): OpenAI, CheXzero and OpenCLIP expect different pixels, and the tensors do not "
+        "show which",
     )
     parser.add_argument(
         "--activation",

@@ -34,7 +34,7 @@ def check_model_folder(folder: str | Path) -> None:
     folder = Path(folder)
     for path in sorted(folder.glob("*.json")):
         if path.is_file() and path.stat().st_size > MODEL_JSON_LIMIT:
-            raise ValueError(f"{path} is larger than {MODEL_JSON_LIMIT >> 20} MiB, which no such file needs.")
+            raise ValueError(f"{path} is larger than {MODEL_JSON_LIMIT >> 20} MiB; download it again.")
     for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         if index.is_file():
             check_index(index)

@@ -81,7 +81,7 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
         )
     if has_prefix(tensors, "visual.attnpool.", "visual.layer"):
         raise ValueError(
-            f"{name} is a CLIP model with a ResNet as image tower (RN50 and its kin). {ONLY_VIT}; choose such a model "
+            f"{name} is a CLIP model with a ResNet as image tower (such as RN50). {ONLY_VIT}; choose such a model "
             "(for example ViT-B-32)."
         )
     if has_prefix(tensors, "visual.trunk."):

@@ -215,7 +215,7 @@ def is_plain(value: Any) -> bool:
 def read_json(path: Path) -> dict:
     """The content of a JSON file; ValueError for a large file, or one that does not hold an object."""
     if path.stat().st_size > JSON_LIMIT:
-        raise ValueError(f"{path} has more than {JSON_LIMIT:,} bytes, which no such file needs.")
+        raise ValueError(f"{path} has more than {JSON_LIMIT:,} bytes; download it again.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -56,7 +56,7 @@ def test_bad_images(clip_pipe, server, tmp_path):
     (tmp_path / "huge.png").write_bytes(header + encode(make_image(20, 20))[29:])
     huge = np.broadcast_to(np.uint8(0), (20000, 20000))
     cases = [
-        (tmp_path / "none.png", "none.png: there is no such image file; check the path and the image folder."),
+        (tmp_path / "none.png", "none.png: the image file does not exist; check the path and the image folder."),
         (tmp_path / "page.png", "page.png: the file is a web page, not an image; download it again, logged in."),
         (tmp_path / "cut.png", "cut.png: the file is cut short, its end is missing; copy or download it again."),
         (tmp_path / "ct.dcm", "ct.dcm: a DICOM image of the modality CT is not a radiograph; leave it out."),

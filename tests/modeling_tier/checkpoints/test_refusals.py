@@ -61,12 +61,12 @@ def test_openclip_models_with_other_towers(tmp_path, settings, sentences, named)
         (
             "RN50.pt",
             ("visual.conv1.weight", "visual.layer1.0.conv1.weight"),
-            "ResNet as image tower (RN50 and its kin)",
+            "ResNet as image tower (such as RN50)",
         ),
         (
             "RN50.pt",
             ("visual.conv1.weight", "visual.attnpool.q_proj.bias"),
-            "ResNet as image tower (RN50 and its kin)",
+            "ResNet as image tower (such as RN50)",
         ),
         (
             "open_clip_pytorch_model.bin",
