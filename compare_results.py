@@ -49,7 +49,7 @@ def build_parser() -> Parser:
         "--threshold_table",
         metavar="FILE",
         help="predictions and labels (label_Edema, ...) of a validation set, to choose thresholds on (default: the "
-        "predictions themselves, which flatters)",
+        "predictions themselves, which is optimistic)",
     )
     readers.add_argument(
         "--protocol",

@@ -104,7 +104,7 @@ def report(args: argparse.Namespace, ranked: Sequence[dict], protocol: dict) -> 
     print(f"{protocol['split']!r}, {protocol['n_images']:,} images, protocol {protocol['name']}\n")
     print(text_table(("Rank", "Checkpoint", "AUROC, mean (95 % CI)"), rows, "rlr", 0))
     best = " ".join(str(Path(args.run) / entry["checkpoint"]) for entry in ranked[: args.top])
-    print(f"\nEvaluate the best on other images, since these chose them:\n  {EVALUATION} {best} ...")
+    print(f"\nThese images chose the checkpoints. Evaluate the best on other images:\n  {EVALUATION} {best} ...")
     if args.output is not None:
         content = json.dumps(to_json({"ranking": ranked, "protocol": protocol}), indent=2, allow_nan=False) + "\n"
         write_beside(Path(args.output), lambda partial: partial.write_text(content, encoding="utf-8"))

@@ -85,7 +85,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         differs = records.find_differences()
         replaced = loader.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
     if args.trained != "refuse" and not any("trained" in overlap for overlap in records.overlaps.values()):
-        logger.warning("--%s_trained has no effect: no evaluated image is of the training.", args.trained)
+        logger.warning("--%s_trained has no effect: the model was not trained on any evaluated image.", args.trained)
     described = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
     described |= {"split": split, "views": records.views, **records.overlaps[split]}
     if args.threshold_split and "trained" in records.overlaps[args.threshold_split]:
@@ -113,7 +113,7 @@ def protocol_of_options(args: argparse.Namespace) -> Protocol:
     protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
     if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
         raise ValueError(
-            "--save_thresholds is for scores as the pipeline makes them: leave out --score_level, and choose a "
+            "--save_thresholds needs the scores of the pipeline: leave out --score_level, and choose a "
             "protocol with negative sentences."
         )
     return protocol

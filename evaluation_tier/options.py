@@ -178,20 +178,20 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save_thresholds",
         action="store_true",
-        help="also save prompts, thresholds and calibration of the findings in the model's config.json, where the "
-        "pipeline cxr-zero-shot-classification finds them; they are fitted on --threshold_split, or else on the "
-        "evaluated split, which should then be a validation split",
+        help="also save prompts, thresholds and calibration in the model's config.json, for the pipeline "
+        "cxr-zero-shot-classification. They are fitted on --threshold_split; without it, on the evaluated split, "
+        "which should then be a validation split",
     )
 
 
 def check_options(args: argparse.Namespace) -> None:
     """ValueError for options that are wrong whatever models and data hold; `columns` becomes a mapping."""
     if not args.models:
-        raise ValueError("no model is named: give the folder that train_tier.py wrote, or a name on the Hub.")
+        raise ValueError("the model is missing: give the folder that train_tier.py wrote, or a name on the Hub.")
     if len(set(args.models)) < len(args.models):
         raise ValueError("a model is named twice: an ensemble needs models that differ.")
     if not args.data:
-        raise ValueError('no data are named: give --data "phantom", a folder, or a table.')
+        raise ValueError('--data is missing: give "phantom", a folder, or a table.')
     for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -30,9 +30,12 @@ def test_options_may_come_first(models, tmp_path, capsys):
         (["m", "--output-dir", "x"], "unknown option --output-dir: did you mean --output_dir?"),
         (["m", "--data", "phantom", "--zzz=3"], "unknown option --zzz=3: see eval_zeroshot.py --help."),
         (["m", "--data", "phantom", "--find", "Edema"], "unknown option --find: did you mean --findings?"),
-        (["--data", "phantom"], "no model is named: give the folder that train_tier.py wrote, or a name on the Hub."),
+        (
+            ["--data", "phantom"],
+            "the model is missing: give the folder that train_tier.py wrote, or a name on the Hub.",
+        ),
         (["m", "m", "--data", "phantom"], "a model is named twice: an ensemble needs models that differ."),
-        (["m"], 'no data are named: give --data "phantom", a folder, or a table.'),
+        (["m"], '--data is missing: give "phantom", a folder, or a table.'),
         (["m", "--data", "phantom", "--n_bootstrap", "0"], "--n_bootstrap must be at least 1, but is 0."),
         (["m", "--data", "phantom", "--batch_size", "-2"], "--batch_size must be at least 1, but is -2."),
         (["m", "--data", "phantom", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
@@ -63,14 +66,20 @@ def test_options_may_come_first(models, tmp_path, capsys):
             "--threshold_split is the evaluated split",
         ),
         (["m", "--data", "phantom", "--scoring", "sum"], "argument --scoring: invalid choice: 'sum'"),
-        (["m", "--data", "phantom", "--protocol", "chexzro"], "no protocol 'chexzro': did you mean 'chexzero'?"),
-        (["m", "--data", "phantom", "--benchmark", "siim2"], "no benchmark 'siim2': did you mean 'siim'?"),
+        (
+            ["m", "--data", "phantom", "--protocol", "chexzro"],
+            "The protocol 'chexzro' is not known: did you mean 'chexzero'?",
+        ),
+        (
+            ["m", "--data", "phantom", "--benchmark", "siim2"],
+            "The benchmark 'siim2' is not known: did you mean 'siim'?",
+        ),
         (
             ["m", "--data", "phantom", "--cache_dir", "/dev/null/x"],
             "/dev/null/x cannot be written: choose another --ca",
         ),
         (["m", "--data", "phantom", "--output_dir", "/dev/null/x"], "the folder /dev/null/x cannot be written"),
-        (["nowhere", "--data", "phantom"], "There is no model folder nowhere"),
+        (["nowhere", "--data", "phantom"], "The model folder nowhere does not exist"),
         (["m", "--data", "phantom", "--device", "gpu"], "The device 'gpu' cannot be used here"),
     ],
 )
@@ -81,8 +90,8 @@ def test_bad_arguments(arguments, message, capsys):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--data", "nowhere"], "nowhere: there is no such folder"),
-        (["--data", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["--data", "nowhere"], "nowhere: the folder does not exist"),
+        (["--data", "nowhere.csv"], "nowhere.csv: the file does not exist"),
         (["--data", PHANTOM, "--split", "dev"], "split is 'dev'"),
         (
             ["--data", PHANTOM, "--findings", "Cardiomegalia"],
@@ -105,7 +114,7 @@ def test_bad_models(models, tmp_path, capsys):
     arguments = ["--data", PHANTOM, "--min_positives", 5, "--output_dir", tmp_path / "output"]
     assert "have identical weights" in fails(models[0], copy, *arguments, capsys=capsys)
     (copy / "model.safetensors").unlink()
-    assert "holds no weights" in fails(copy, *arguments, capsys=capsys)
+    assert "does not hold weights" in fails(copy, *arguments, capsys=capsys)
     assert not (tmp_path / "output").exists()
 
 

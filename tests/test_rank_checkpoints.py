@@ -53,7 +53,7 @@ def test_the_best_comes_first_with_the_numbers_of_its_evaluation(folder, tmp_pat
         ),
         (["--top", "0"], "--top must be at least 1, but is 0."),
         (["--splt", "test"], "unknown option --splt: did you mean --split?"),
-        (["--protocol", "teir"], "There is no protocol 'teir': did you mean 'tier'? there are"),
+        (["--protocol", "teir"], "The protocol 'teir' is not known: did you mean 'tier'? choose one of"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(folder, tmp_path, capsys, arguments, message):

@@ -85,7 +85,7 @@ def check_tables(
     """ValueError for studies or findings that one of the tables of `compare_with_radiologists` lacks or has twice."""
     findings, names = list(scores.columns), list(readers.index.unique(level=0))
     if not findings or not names or not len(labels):
-        raise ValueError("There is nothing to compare: the model has no scores, or there are no readers or studies.")
+        raise ValueError("The comparison needs scores, readers and studies, but one of these is empty.")
     for what, has in (("labels", labels.columns), ("thresholds", thresholds), ("the readers", readers.columns)):
         lacking = [finding for finding in findings if finding not in has]
         if lacking:
@@ -152,8 +152,8 @@ def check_readers(studies: Sequence[str], readers: pd.DataFrame) -> None:
         table = readers.loc[name]
         if not table.index.isin(studies).any():
             raise ValueError(
-                f"None of the {len(set(studies))} studies was read by {name}: these radiologists are of other data; "
-                "CheXpert's read its test set (--benchmark chexpert-5 --split test)."
+                f"None of the {len(set(studies))} studies was read by {name}: these radiologists belong to other "
+                "data. CheXpert's read its test set: use --benchmark chexpert-5 --split test."
             )
         check_in_table(pd.Index(studies).unique(), table, f"reader {name}")
 
@@ -184,7 +184,9 @@ def compare_evaluation(
     """
     findings = [finding for finding in metrics["findings"] if finding in readers.columns]
     if not findings:
-        raise ValueError(f"The radiologists judged none of the findings: theirs are {', '.join(readers.columns)}.")
+        raise ValueError(
+            f"The radiologists did not label any of these findings. They labelled {', '.join(readers.columns)}."
+        )
     tables = {
         kind: predictions[[f"{kind}_{finding}" for finding in findings]].set_axis(findings, axis=1)
         for kind in ("label", "score")

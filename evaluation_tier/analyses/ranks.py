@@ -56,7 +56,7 @@ def ranks(
         raise ValueError(f"Queries of {queries.shape[1]} numbers have no score with items of {gallery.shape[1]}.")
     without = np.flatnonzero(~np.isin(query_groups, gallery_groups))
     if len(without):
-        raise ValueError(f"Query {without[0]} has no right item in the gallery: leave it out.")
+        raise ValueError(f"Query {without[0]} has no correct item in the gallery: leave it out.")
 
     counts = np.empty((3, len(queries)), dtype=np.int64)
     for start in range(0, len(queries), chunk_size):

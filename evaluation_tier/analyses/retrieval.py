@@ -52,9 +52,7 @@ def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str 
 def check_embeds_texts(model: PreTrainedModel) -> None:
     """ValueError for a classifier."""
     if is_classifier(model):
-        raise ValueError(
-            f"A {type(model).__name__} embeds no texts, so there is nothing to retrieve: use a TIER model."
-        )
+        raise ValueError(f"A {type(model).__name__} does not embed texts, which retrieval needs: use a TIER model.")
 
 
 def evaluate_retrieval(

@@ -42,7 +42,7 @@ def evaluate_sparsity(models: Models, dataset: datasets.Dataset, batch_size: int
         See [`Sparsity.results`].
     """
     if not models:
-        raise ValueError("There is no model to evaluate: name at least one.")
+        raise ValueError("The list of models is empty: name at least one.")
     sparsity = Sparsity(dataset, **options)
     evaluate_models(models, [dataset], [sparsity], batch_size)
     return sparsity.results()
@@ -84,9 +84,7 @@ class Sparsity:
         if not self.temperature > 0:
             raise ValueError(f"The temperature must be above 0, but is {self.temperature}.")
         if not self.near_zero > 0:
-            raise ValueError(
-                f"near_zero must be above 0, but is {self.near_zero}: no cosine lies nearer to zero than that."
-            )
+            raise ValueError(f"near_zero must be above 0, but is {self.near_zero}.")
         texts = read_texts(self.dataset, self.text, self.deidentified)
         self.texts = {row: words for row, words in enumerate(texts) if WORD.search(words)}
         self.measured: dict[str, TokenPatchSums] = {}

@@ -67,7 +67,7 @@ def token_weights(inputs: BatchEncoding, texts: list[str]) -> torch.Tensor:
         ValueError: for a tokenizer that does not say where in the text its tokens stand.
     """
     if inputs.encodings is None:
-        raise ValueError("The tokenizer does not say where in a text its tokens stand: use its fast version.")
+        raise ValueError("The tokenizer does not give the positions of its tokens in a text: use its fast version.")
     weights = torch.zeros(len(texts), len(WORD_CLASSES) + 1, inputs["input_ids"].shape[1])
     for i, (encoding, text) in enumerate(zip(inputs.encodings, texts, strict=True)):
         words = [

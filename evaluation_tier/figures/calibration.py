@@ -42,7 +42,7 @@ def plot_calibration(metrics: Mapping, predictions: pd.DataFrame, path: str | Pa
     findings = metrics["findings"]
     calibrated = [finding for finding in findings if np.isfinite(as_float(findings[finding].get("scale")))]
     if not calibrated:
-        raise ValueError("No finding has a calibration (scale and bias): there is nothing to draw.")
+        raise ValueError("The figure needs a finding with a calibration (scale and bias).")
     columns = min(len(calibrated), 4)
     rows = -(-len(calibrated) // columns)
     with matplotlib.rc_context(STYLE | {"axes.titlesize": 10}):

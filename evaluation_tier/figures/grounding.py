@@ -100,7 +100,7 @@ def read_evaluated_cases(dataset: datasets.Dataset, results: Mapping) -> list[Ca
     for region in results["regions"]:
         i = region["case"]
         if i >= len(cases) or cases[i][:2] != (region["row"], region["finding"]):
-            raise ValueError("The results are not of these data: give the data set that was evaluated.")
+            raise ValueError("The results belong to other data: pass the evaluated data set.")
     return cases
 
 

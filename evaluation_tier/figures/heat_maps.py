@@ -117,7 +117,7 @@ def plot_heat_maps(
         ValueError: when there is no image to draw.
     """
     if not images:
-        raise ValueError("No evaluated image has a finding: there is nothing to draw.")
+        raise ValueError("Heat-maps need an evaluated image with a finding.")
     matplotlib = import_matplotlib()
     dataset = dataset.with_format(None)
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):

@@ -26,7 +26,7 @@ def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:
     drawn = {name: model["ranked"]["relative"] for name, model in results["models"].items()}
     drawn = {name: relative for name, relative in drawn.items() if relative["n_pairs"]}
     if not drawn:
-        raise ValueError("No pair of text and image has a positive total similarity: there are no shares to draw.")
+        raise ValueError("The figure needs a pair of text and image with a positive total similarity.")
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(6.4, 5.0), layout="constrained")
         axes = figure.add_subplot()

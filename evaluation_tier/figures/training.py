@@ -37,7 +37,7 @@ def plot_training_curves(trainer_state: str | Path, path: str | Path) -> Path:
         raise ValueError(f"{trainer_state} is not the trainer_state.json of a training: name that file.") from error
     curves = {term: pair for term, pair in curves.items() if len(pair[0]) or len(pair[1])}
     if not curves:
-        raise ValueError(f"{trainer_state} logs no loss: train with logging_steps below the number of steps.")
+        raise ValueError(f"{trainer_state} does not log a loss: train with logging_steps below the number of steps.")
     columns = min(len(curves), 3)
     rows = -(-len(curves) // columns)
     with matplotlib.rc_context(STYLE):

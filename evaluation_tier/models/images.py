@@ -91,7 +91,7 @@ def read_batches(
         ValueError: for an empty data set, and when more than 1 % of the images do not decode.
     """
     if not len(dataset):
-        raise ValueError("The data set is empty: there is no image to evaluate.")
+        raise ValueError("The data set is empty: choose another split or data set.")
     reader = PixelReader(model, processor)
     images = dataset.select_columns("image")
     if rows is None:

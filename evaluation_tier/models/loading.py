@@ -72,8 +72,8 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
         if folder.is_dir():
             raise ValueError(f"The model in {folder} does not load {reason}.") from error
         raise ValueError(
-            f"There is no model folder {name}, and from the Hub it does not load; a private model needs "
-            f"`hf auth login` {reason}."
+            f"The model folder {name} does not exist, and the model does not load from the Hub; a private "
+            f"model needs `hf auth login` {reason}."
         ) from error
     if info["missing_keys"]:
         raise ValueError(
@@ -130,8 +130,8 @@ def check_name(name: str | Path) -> None:
     check_hub_name(name, "model folder")
     if "/" not in str(name):
         raise ValueError(
-            f"There is no model folder {name}: name one that train_tier.py or save_pretrained wrote, or a model on "
-            "the Hub (owner/name)."
+            f"The model folder {name} does not exist: name one that train_tier.py or save_pretrained wrote, or a "
+            "model on the Hub (owner/name)."
         )
 
 
@@ -141,10 +141,10 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
-        raise ValueError(f"The folder {folder} holds no model (no config.json): {remedy}")
+        raise ValueError(f"The folder {folder} does not hold a model (config.json is missing): {remedy}")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"The folder {folder} holds no weights (no *.safetensors): train the model to its end, or save it with "
+            f"The folder {folder} does not hold weights (*.safetensors): finish its training, or save the model with "
             "save_pretrained; pickled weights (*.bin, *.pt) are never read."
         )
     check_model_folder(folder)

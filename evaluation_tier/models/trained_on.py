@@ -122,13 +122,13 @@ def check_overlap(
             f"choose another --split ({HELD_OUT} is the part set aside)" if keeps_others else "choose another --split"
         )
         raise ValueError(
-            f"{counts}: {remedy}, leave them out with --exclude_trained, or count them with --include_trained, which "
-            "the results will say."
+            f"{counts}: {remedy}, leave them out with --exclude_trained, or count them with --include_trained, and "
+            "the results will say so."
         )
     if overlap.same_ids.any():
         logger.warning(
             "%d of %d images are of patients whose ids also occur in a training set of another name. If they are the "
-            "same people, evaluate other ones.",
+            "same people, evaluate other patients.",
             overlap.same_ids.sum(),
             total,
         )
@@ -141,11 +141,11 @@ def check_overlap(
         logger.warning(sentence)
     if choice == "exclude" and seen.any():
         if seen.all():
-            raise ValueError(f"{counts}. Without them no image is left: evaluate other data.")
+            raise ValueError(f"{counts}. All images would be excluded: evaluate other data.")
         logger.warning("%s: left out.", counts)
         return dataset.select(np.flatnonzero(~seen)), protocol, np.zeros(int((~seen).sum()), dtype=bool)
     if seen.any():
-        logger.warning("%s, and they count: these results do not say how well it does on others.", counts)
+        logger.warning("%s, and they count: these results do not show how well it does on other images.", counts)
     return dataset, protocol, seen
 
 
@@ -180,8 +180,8 @@ def shared_archives(lists: Mapping[str, TrainedOn | None], evaluated: str) -> li
             archive = source[0] if source[0] in READERS or source[0] in SAME_IMAGES else None
             if archive and family(archive) == family(evaluated):
                 sentences.append(
-                    f"{model} was trained on {archive} (split {source[1]}), of which {evaluated} is a part: "
-                    "it knows images of this kind, and other data may be harder for it."
+                    f"{model} was trained on {archive} (split {source[1]}), of which {evaluated} is a part: other "
+                    "data may be harder for it."
                 )
     return sentences
 
@@ -210,7 +210,7 @@ def select_held_out(held_out: tuple[str, str, np.ndarray], dataset: datasets.Dat
     rows = np.flatnonzero(np.isin(patient_keys(dataset["patient_id"][:], held_out[0]), held_out[2]))
     if not len(rows):
         raise ValueError(
-            f"The data hold none of the {len(held_out[2]):,} patients that the training on {held_out[0]} set aside: "
+            f"The data lack all {len(held_out[2]):,} patients that the training on {held_out[0]} set aside: "
             "name the data it was trained on, or another --split."
         )
     return dataset.select(rows)
@@ -258,8 +258,8 @@ def read_split(
         )
     if split not in (ALL, HELD_OUT) and not has_splits(data, table):
         raise ValueError(
-            f"{data} has no column 'split', so that {split!r} would be all of its images: leave --split out, or name "
-            "its column by --columns split=NAME."
+            f"{data} has no column 'split', so {split!r} would be all of its images: leave --split out, or name the "
+            "column with --columns split=NAME."
         )
     if held_out and not is_remote(data) and has_splits(data, table):
         if held_out[1] not in list_splits(data, table):

@@ -36,7 +36,7 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
     "dice": "Dice: like IoU, but the shared area counts twice.",
     "iou_top": "IoU top 5 %: IoU of the 5 % highest pixels of the image, and so on.",
     "iou_best": "IoU best and Dice best: at the finding's best threshold of the scaled map.",
-    "iou_best_optimistic": "Optimistic: the threshold was chosen on these same regions, which flatters.",
+    "iou_best_optimistic": "Optimistic: the threshold was chosen on these same regions.",
 }
 
 
@@ -101,8 +101,8 @@ def sparsity_tables(sparsity: Mapping) -> list[Table]:
     entropies = {name: {key: part[key] for key in part if key.startswith(shown)} for name, part in parts.items()}
     patches = models[first].get("num_patches")
     note = (
-        "On how few patches a word concentrates, and a patch on how few words. The entropy in nats is 0 for one, and "
-        f"ln K if all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
+        "How strongly a word concentrates on few patches, and a patch on few words. The entropy in nats is 0 for one, "
+        f"and ln K if all K are alike (K is {format_cell(patches)} patches for a word). Lower is sparser."
     )
     tables = [matrix_table("sparsity", "Entropies", note, entropies, "Model", digits=4)]
     note = (

@@ -121,12 +121,13 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
             )
         )
     except ValueError as error:  # no matplotlib
-        logger.warning("The comparison gets no figure. %s", error)
+        logger.warning("The comparison is written without a figure. %s", error)
     auroc = comparison["mean"]["auroc"]
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
-        f"What model B gains on model A on the same {comparison['n_images']:,} images of {comparison['n_patients']:,} "
-        f"patients. A dash ({DASH}) means not measured. In brackets: 95 % confidence intervals.",
+        f"The gain of model B over model A on the same {comparison['n_images']:,} images of "
+        f"{comparison['n_patients']:,} patients. A dash ({DASH}) means not measured. In brackets: 95 % "
+        "confidence intervals.",
         [
             ("Mean AUROC, B minus A (95 % CI)", format_estimate(auroc["difference"], auroc["difference_ci95"])),
             ("A", format_number(auroc["first"], missing=DASH)),

@@ -58,7 +58,9 @@ def write_evaluation(args: argparse.Namespace, evaluation: Evaluation) -> list[P
         written = [folder / path.name for path in files]
         for path in written:
             if path.is_dir():
-                raise ValueError(f"{path} is a folder, where a file is to be written: choose another --output_dir.")
+                raise ValueError(
+                    f"{path} is a folder, but the evaluation writes a file there: choose another --output_dir."
+                )
         of_model = []
         if args.save_thresholds:
             of_model.append(save_thresholds(args, evaluation))

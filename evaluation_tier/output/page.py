@@ -128,8 +128,8 @@ def write_page(folder: str | Path, draw: bool = True) -> list[Path]:
         page = render_evaluation(folder, metrics, tables)
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # deeper than read_metrics checks
         raise ValueError(
-            f"{folder / 'metrics.json'} is not as an evaluation writes it ({type(error).__name__}: {error}): evaluate "
-            "the model again."
+            f"{folder / 'metrics.json'} is not in the format of an evaluation ({type(error).__name__}: {error}): "
+            "evaluate the model again."
         ) from error
     for name, text in (
         ("tables.md", markdown_tables(tables)),
@@ -159,7 +159,7 @@ def draw_page_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame 
     try:
         style.import_matplotlib()
     except ValueError as error:
-        logger.warning("The report gets no new figures. %s", error)
+        logger.warning("The report is written without new figures. %s", error)
         return []
     written = [forest.plot_findings(metrics, folder / "findings.png")]
     if predictions is not None:
@@ -200,8 +200,8 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
         notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
     if "optimistic" in str(protocol.get("thresholds")):
         notices.append(
-            "The thresholds were chosen on the evaluated images themselves, which flatters sensitivity, specificity, "
-            "MCC and F1."
+            "The thresholds were chosen on the evaluated images themselves, so sensitivity, specificity, MCC and F1 "
+            "are optimistic."
         )
     key_numbers = [
         ("Mean AUROC (95 % CI)", format_estimate(mean.get("auroc"), mean.get("auroc_ci95"))),

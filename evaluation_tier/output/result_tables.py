@@ -173,7 +173,7 @@ def subgroup_tables(metrics: Mapping) -> list[Table]:
         )
         if len(groups) > 2:
             note += (
-                " The interval does not allow for their choice as the farthest apart: read it together with the "
+                " The interval ignores that they were chosen as the farthest apart: read it with the "
                 "intervals of the groups."
             )
         left_out, unknown = result.get("left_out") or {}, result.get("n_unknown")

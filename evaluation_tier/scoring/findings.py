@@ -32,7 +32,7 @@ def warn_of_missing_classes(findings: Sequence[str], labels: np.ndarray, dataset
         lacking = [name for name, label in (("positive", 1), ("negative", 0)) if not (column == label).any()]
         if lacking:
             logger.warning(
-                "%s has no %s image of %s: it gets no threshold and no calibration, so no MCC, F1 or Brier score.",
+                "%s has no %s image of %s, so its threshold, calibration, MCC, F1 and Brier score are left out.",
                 name_split(dataset),
                 " and no ".join(lacking),
                 finding,
@@ -122,11 +122,13 @@ def select_learnt_findings(
     for name, labels in learnt.items():
         for finding in asked or []:
             if finding not in labels:
-                raise ValueError(f"The classifier {name} never learnt {finding!r}: it knows {', '.join(labels)}.")
+                raise ValueError(
+                    f"The classifier {name} was not trained on {finding!r}: it knows {', '.join(labels)}."
+                )
         known &= set(labels)
     unknown = [finding for finding in finding_columns(dataset) if finding not in known]
     if not known:
-        raise ValueError(f"The classifier knows none of the data set's findings, which are {', '.join(unknown)}.")
+        raise ValueError(f"The classifier does not know the data set's findings, which are {', '.join(unknown)}.")
     findings, left_out = select_findings(dataset.remove_columns(unknown), asked, min_positives)
     return findings, left_out | dict.fromkeys(unknown, "never learnt")
 

@@ -78,7 +78,7 @@ def choose_protocol(
     if name not in PROTOCOLS:
         close = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"There is no protocol {name!r}: {hint}there are {', '.join(PROTOCOLS)}.")
+        raise ValueError(f"The protocol {name!r} is not known: {hint}choose one of {', '.join(PROTOCOLS)}.")
     for given, known, what in ((scoring, SCORINGS, "scoring"), (no_finding, NO_FINDING_WAYS, "way of no_finding")):
         if given is not None and given not in known:
             raise ValueError(f"The {what} must be one of {', '.join(known)}, but is {given!r}.")

@@ -215,7 +215,7 @@ def without_trained(pair: Sequence[SavedEvaluation], choice: str) -> list[SavedE
     if "excluded" in choices:
         dropped |= kept[0] ^ kept[1]  # already left out when one of the models was evaluated
     if not (kept[0] & kept[1]) - dropped:
-        raise ValueError("Without training images, no image is left: evaluate other data.")
+        raise ValueError("All images would be excluded: evaluate other data.")
     return [
         evaluation._replace(predictions=table[~table["image_id"].isin(dropped)])
         for evaluation, table in zip(pair, tables, strict=True)
@@ -238,7 +238,7 @@ def align(
     shared = int(ids.isin(other_ids).sum())
     if shared < len(ids) or shared < len(other_ids):
         raise ValueError(
-            f"The results are not of the same images: {first.folder} has {len(ids):,}, {second.folder} "
+            f"The results are of different images: {first.folder} has {len(ids):,}, {second.folder} "
             f"{len(other_ids):,}, and {shared:,} are in both. Evaluate both models on the same images. If one "
             "evaluation excluded training images, pass --exclude_trained."
         )

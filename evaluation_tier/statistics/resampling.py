@@ -99,11 +99,11 @@ def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
     if missing:
         raise ValueError(
             f"{missing} of {len(unit_ids)} images have no patient id and would be resampled as one patient. Give each "
-            "its patient, or an id of its own if the patient is not known."
+            "its patient, or a unique id if the patient is unknown."
         )
     units, unit_of_image = np.unique(np.asarray(unit_ids).astype(str), return_inverse=True)
     if not len(units):
-        raise ValueError("There are no images to resample: give at least one.")
+        raise ValueError("The resampling needs at least one image.")
     return len(units), unit_of_image
 
 

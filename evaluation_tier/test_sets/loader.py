@@ -58,7 +58,7 @@ def load_benchmark(name: str) -> Benchmark:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"There is no benchmark {name!r}: {hint}there are {', '.join(names)}.")
+        raise ValueError(f"The benchmark {name!r} is not known: {hint}choose one of {', '.join(names)}.")
     content = read_yaml(BENCHMARKS_FOLDER / f"{name}.yaml")
     if isinstance(content["findings"], list):
         content["findings"] = {finding: [] for finding in content["findings"]}

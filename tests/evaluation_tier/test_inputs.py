@@ -128,6 +128,6 @@ def test_analyses_are_checked_before_the_evaluation(models, tmp_path, capsys, no
         labels[list(CHEXPERT_FINDINGS)] = 0
         labels.to_csv(readers / f"{name}.csv", index=False)
     assert fails(*arguments, "--radiologists", tmp_path, capsys=capsys) == (
-        "None of the 40 studies was read by bc4: these radiologists are of other data; CheXpert's read its test set "
-        "(--benchmark chexpert-5 --split test)."
+        "None of the 40 studies was read by bc4: these radiologists belong to other data. CheXpert's read its "
+        "test set: use --benchmark chexpert-5 --split test."
     )

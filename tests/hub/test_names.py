@@ -48,7 +48,7 @@ def test_a_revision_may_be_named(runs, hub, tmp_path):
     assert hash_weights(load_model(f"user/clip@{commits[-1]}")[0]) == hash_weights(newest)
     arguments = ModelArguments(model=name)
     assert hash_weights(make_model(arguments, [])[0]) == hash_weights(model)
-    with pytest.raises(ValueError, match="There is no model folder user/clip@nothing, and from the Hub"):
+    with pytest.raises(ValueError, match="The model folder user/clip@nothing does not exist, and the model"):
         load_model("user/clip@nothing")
 
 
@@ -117,13 +117,15 @@ def test_pickled_weights_are_never_opened(upload, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["user/nothing", "runs/nothing"])
 def test_a_name_that_neither_disk_nor_hub_has(hub, name, capsys, tmp_path):
     message = refused(eval_zeroshot.main, [name, "--data", "phantom", "--output_dir", tmp_path / "output"], capsys)
-    asked = ", and from the Hub it does not load" if name.startswith("user/") else " on this disk, and it was not"
-    assert f"There is no model folder {name}{asked}" in message
+    asked = (
+        " does not exist, and the model does not" if name.startswith("user/") else " is not on this disk, and was not"
+    )
+    assert f"The model folder {name}{asked}" in message
     message = refused(train_tier.main, [*TRAINING, "--model", name, "--output_dir", tmp_path / "output"], capsys)
     if name.startswith("user/"):
         assert f"'{name}' is neither a preset" in message and "nor a checkpoint that can be loaded" in message
     else:
-        assert f"There is no checkpoint folder '{name}'; name one, or a preset" in message
+        assert f"The checkpoint folder '{name}' does not exist; name one, or a preset" in message
 
 
 def test_a_model_card_cannot_be_written_into_the_hub(capsys):

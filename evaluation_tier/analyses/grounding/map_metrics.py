@@ -58,7 +58,7 @@ def check_shapes(similarity: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
     similarity, mask = np.asarray(similarity), np.asarray(mask, dtype=bool)
     if similarity.shape != mask.shape or similarity.ndim != 2:
         raise ValueError(
-            f"A map and its region must be of one shape (height, width), but are {similarity.shape} and {mask.shape}."
+            f"A map and its region must have one shape (height, width), not {similarity.shape} and {mask.shape}."
         )
     return similarity, mask
 

@@ -30,7 +30,7 @@ def check_gives_maps(model: PreTrainedModel) -> None:
     """ValueError for a model without similarity maps."""
     if is_classifier(model) or not hasattr(model, "get_patch_map"):
         raise ValueError(
-            f"A {type(model).__name__} gives no similarity maps of sentences: grounding needs a TIER model "
+            f"A {type(model).__name__} does not give similarity maps of sentences: use a TIER model "
             "(TierCLIPModel or TierDualEncoderModel)."
         )
 

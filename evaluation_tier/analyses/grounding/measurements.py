@@ -148,18 +148,18 @@ def survey_regions(
                 coverage[case], num_marks[case] = cover, region.num_marks
     if num_outside > MAX_OUTSIDE * total_marks:
         raise ValueError(
-            f"{num_outside} of {total_marks} boxes and masks have no area or reach beyond their image, more than 5 %: "
-            "boxes must be in pixels of the image as it is stored; scale them (the reader chestxray14 has the option "
+            f"{num_outside} of {total_marks} boxes and masks are empty or reach beyond their image, more than 5 %. "
+            "Boxes must be in pixels of the stored image: scale them (the reader chestxray14 has the option "
             "image_size) or repair them."
         )
     if num_outside or num_empty:
         logger.warning(
-            "%d boxes reach beyond their image and are cut; %d regions have no pixel inside it and are left out.",
+            "%d boxes reach beyond their image and are cut; %d regions lie outside it and are left out.",
             num_outside,
             num_empty,
         )
     if not coverage:
-        raise ValueError("No region has a pixel inside its image: repair the boxes and masks.")
+        raise ValueError("All regions lie outside their images: repair the boxes and masks.")
     return coverage, num_marks, {"boxes_beyond_image": num_outside, "regions_without_area": num_empty}
 
 

@@ -63,7 +63,7 @@ def read_cases(dataset: datasets.Dataset, findings: Sequence[str] | None = None,
     columns = [column for column in ("boxes", "masks") if column in dataset.column_names]
     if not columns:
         raise ValueError(
-            "The data set has neither boxes nor masks: grounding is measured on one that has, such as ms_cxr, "
+            "The data set has neither boxes nor masks. Grounding needs one that does, such as ms_cxr, "
             "chexlocalize, rsna or the phantom."
         )
     cases: dict[Case, None] = {}
@@ -101,7 +101,7 @@ def read_region(record: Mapping, case: Case, height: int, width: int) -> Region:
         if (mask["height"], mask["width"]) != (height, width):
             raise ValueError(
                 f"Image {case.row} of the data set (counted from 0) has {height}x{width} pixels (height x width), but "
-                f"a mask of it {mask['height']}x{mask['width']}: resize both alike, as tier-prepare does."
+                f"its mask has {mask['height']}x{mask['width']}: resize both alike, as tier-prepare does."
             )
     region = boxes_to_mask(boxes, height, width)
     drawn = finding_mask(masks, case.finding)

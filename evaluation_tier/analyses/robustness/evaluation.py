@@ -169,6 +169,6 @@ class Robustness:
 def check_has_sentences(model: PreTrainedModel) -> None:
     """ValueError for a classifier, and for a model whose input is not a square image."""
     if is_classifier(model):
-        raise ValueError(f"A {type(model).__name__} has no sentences to vary: name a model of images and texts.")
+        raise ValueError(f"A {type(model).__name__} does not read sentences: name a model of images and texts.")
     if getattr(model.config, "model_type", None) == "siglip2":
         raise ValueError(f"A {type(model).__name__} takes images of any shape: name a model of square images.")

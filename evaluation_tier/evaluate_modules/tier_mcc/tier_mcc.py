@@ -17,8 +17,7 @@ Args:
     references: 1 present, 0 absent, -1 uncertain, NaN not stated; the last two are left out.
     threshold: present means score >= threshold; by default the best threshold on the split below.
     threshold_predictions, threshold_references: the split to choose the threshold on; by default the data themselves,
-        which flatters.
-    criterion: what the best threshold maximizes: "mcc" (default), "f1" or "youden".
+    which is optimistic. criterion: what the best threshold maximizes: "mcc" (default), "f1" or "youden".
 Returns:
     mcc, f1 and threshold; NaN where undefined.
 """

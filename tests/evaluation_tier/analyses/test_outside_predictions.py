@@ -129,7 +129,7 @@ def test_options_that_have_no_effect_are_refused(tmp_path, capsys):
         (["a", "b", "--radiologists", "r"], "leave out B"),
         (["a", "b", "--protocol", "tier"], "--protocol has no effect without --radiologists"),
         (["a"], "B is missing: name a second evaluation"),
-        (["a", "--radiologists", "r", "--protocol", "teir"], "no protocol 'teir': did you mean 'tier'"),
+        (["a", "--radiologists", "r", "--protocol", "teir"], "The protocol 'teir' is not known: did you mean 'tier'"),
         (["a", "--radiologists", "r", "--exclude_trained"], "--exclude_trained has no effect with --radiologists"),
     ):
         with pytest.raises(SystemExit):

@@ -180,14 +180,14 @@ def test_tables_that_do_not_fit_are_refused():
         ((labels, scores.iloc[:498], thresholds, readers), "2 of the 500 studies are not in the table of scores"),
         (
             (labels.rename("other-{}".format), scores.rename("other-{}".format), thresholds, readers),
-            r"None of the 500 studies was read by bc4: .* its test set \(--benchmark chexpert-5 --split test\)",
+            r"None of the 500 studies was read by bc4: .* its test set: use --benchmark chexpert-5 --split test",
         ),
         ((labels, scores, thresholds, readers.iloc[:-1]), "1 of the 500 studies are not in the table of reader bc8"),
         ((labels, scores.iloc[[0, *range(500)]], thresholds, readers), "table of scores has a study more than once"),
         ((labels.drop(columns="Edema"), scores, thresholds, readers), "'Edema' has scores, but labels lack it"),
         ((labels, scores, {}, readers), "'Atelectasis' has scores, but thresholds lack it"),
         ((labels, scores, thresholds, readers.replace(1, 2)), "Readers' labels must be 0 or 1"),
-        ((labels, scores[[]], thresholds, readers), "nothing to compare"),
+        ((labels, scores[[]], thresholds, readers), "comparison needs scores"),
     ):
         with pytest.raises(ValueError, match=message):
             compare_with_radiologists(*given, resampling=Resampling(5))

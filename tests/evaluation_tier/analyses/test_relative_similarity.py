@@ -29,5 +29,5 @@ def test_pairs_without_a_positive_total_are_left_out_and_counted():
     nothing.add(torch.tensor([[0.1, -0.7]]))
     assert np.isnan(nothing.result()["mean"]).all() and nothing.result()["n_left_out"] == 1
     results = {"models": {"m": {"ranked": {"relative": nothing.result()}}}, "dataset": "", "n_images": 1}
-    with pytest.raises(ValueError, match="there are no shares to draw"):
+    with pytest.raises(ValueError, match="needs a pair of text and image"):
         plot_relative_similarity(results, "unused.png")

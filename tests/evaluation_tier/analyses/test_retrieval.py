@@ -78,7 +78,7 @@ def test_ranks_are_those_of_a_sorted_row():
 
 
 def test_ranks_refuse_what_has_no_rank():
-    with pytest.raises(ValueError, match="Query 1 has no right item in the gallery: leave it out"):
+    with pytest.raises(ValueError, match="Query 1 has no correct item in the gallery: leave it out"):
         ranks(EYE[:2], EYE, np.array([0, 9]), NUMBERS)
     with pytest.raises(ValueError, match="embeddings of the gallery must be finite"):
         ranks(EYE, EYE * np.nan, NUMBERS, NUMBERS)
@@ -262,7 +262,7 @@ def test_bad_input(tier_model, brightness, pairs, make_grey_dataset):
     model, processor = tier_model
     dataset = pairs([0], ["No."])
     classifier = TierCLIPForImageClassification(model.config)
-    with pytest.raises(ValueError, match="A TierCLIPForImageClassification embeds no texts"):
+    with pytest.raises(ValueError, match="A TierCLIPForImageClassification does not embed texts"):
         evaluate_retrieval(classifier, processor, dataset)
     with pytest.raises(ValueError, match="has no column 'impression'"):
         evaluate_retrieval(*brightness, make_grey_dataset([0], [0]))

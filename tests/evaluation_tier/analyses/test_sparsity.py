@@ -119,7 +119,7 @@ def test_both_kinds_of_tokenizer_give_the_same_words(phantom, bert_tokenizer):
 def test_a_slow_tokenizer_is_refused(bert_tokenizer):
     inputs = bert_tokenizer(["no"], return_tensors="pt")
     inputs._encodings = None
-    with pytest.raises(ValueError, match="does not say where in a text its tokens stand"):
+    with pytest.raises(ValueError, match="does not give the positions of its tokens"):
         token_weights(inputs, ["no"])
 
 
@@ -292,7 +292,7 @@ def test_bad_input(tier_model, make_tier_model, dual_model, pairs):
             evaluate_sparsity({"m": (wrong, processor)}, pairs)
     with pytest.raises(ValueError, match=r"different numbers of patches cannot be compared.*\(a 16, b \d+\)"):
         evaluate_sparsity({"a": tier_model, "b": dual_model}, pairs)
-    with pytest.raises(ValueError, match="There is no model"):
+    with pytest.raises(ValueError, match="The list of models is empty"):
         evaluate_sparsity({}, pairs)
     with pytest.raises(ValueError, match="The temperature must be above 0, but is 0"):
         evaluate_sparsity({"a": tier_model}, pairs, temperature=0)

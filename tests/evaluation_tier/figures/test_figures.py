@@ -123,7 +123,7 @@ def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, eva
 
 def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
     metrics, predictions, prompts = evaluated
-    with pytest.raises(ValueError, match="A BrightnessModel gives no similarity maps"):
+    with pytest.raises(ValueError, match="A BrightnessModel does not give similarity maps"):
         plot_similarity_maps(*brightness, phantom, prompts, metrics, predictions, tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_training_curves_of_what_is_no_training(tmp_path):
         (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
         with pytest.raises(ValueError, match="is not the trainer_state.json"):
             plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png")
-    with pytest.raises(ValueError, match="logs no loss"):
+    with pytest.raises(ValueError, match="does not log a loss"):
         plot_training_curves(trainer_state(tmp_path), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
@@ -231,7 +231,7 @@ def test_forest_plots(evaluated, tmp_path):
 def test_calibration_figure(evaluated, tmp_path):
     metrics, predictions, _ = evaluated
     findings = {name: result | {"scale": None, "bias": None} for name, result in metrics["findings"].items()}
-    with pytest.raises(ValueError, match="No finding has a calibration"):
+    with pytest.raises(ValueError, match="needs a finding with a calibration"):
         plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png")
     first, second = list(findings)[:2]
     findings[first] |= {"scale": 30.0, "bias": -1.0, "ece": 0.05}

@@ -68,5 +68,5 @@ def test_the_figure_has_a_row_per_finding_and_a_column_per_model(tier_model, pha
         with Image.open(path) as image:
             sizes[names] = image.size
     assert sizes["a", "b$"][0] > sizes["a",][0] and sizes["a", "b$"][1] == sizes["a",][1]
-    with pytest.raises(ValueError, match="No evaluated image has a finding"):
+    with pytest.raises(ValueError, match="need an evaluated image with a finding"):
         plot_heat_maps({"a": maps}, {"a": processor}, dataset, {}, tmp_path / "no.png")

@@ -76,7 +76,7 @@ def test_a_failed_evaluation_leaves_the_earlier_one(models, tmp_path, capsys, mo
     (tmp_path / "report.html").unlink()
     (tmp_path / "report.html").mkdir()
     del before["report.html"]
-    assert "report.html is a folder, where a file is to be written" in fails(*arguments, capsys=capsys)
+    assert "report.html is a folder, but the evaluation writes a file there" in fails(*arguments, capsys=capsys)
     assert evaluated(tmp_path) == before and len(list(tmp_path.iterdir())) == len(before) + 1
 
 
@@ -135,7 +135,7 @@ def test_thresholds_that_the_pipeline_cannot_reproduce_are_not_saved(models, tmp
     model = shutil.copytree(models[0], tmp_path / "model")
     arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
     for options in (["--protocol", "plain"], ["--score_level", "both-max"]):
-        assert "--save_thresholds is for scores as the pipeline makes them" in fails(
+        assert "--save_thresholds needs the scores of the pipeline" in fails(
             *arguments, "--save_thresholds", *options, capsys=capsys
         )
     run(*arguments, "--save_thresholds", "--no_finding", "others", capsys=capsys)

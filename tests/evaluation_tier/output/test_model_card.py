@@ -258,7 +258,7 @@ DAMAGED = "a number is not finite, a text is not valid Unicode, or values are ne
             "{path} is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1).",
         ),
         ("[]", "{path} is not a JSON object."),
-        (" " * (2**20 + 1), "{path} has more than 1,048,576 bytes, which no such file needs."),
+        (" " * (2**20 + 1), "{path} has more than 1,048,576 bytes; download it again."),
         ('{"vision_config": 0.5}', "{path}: vision_config must not be 0.5. Save the model again."),
         (
             '{"zero_shot_findings": ["x"]}',

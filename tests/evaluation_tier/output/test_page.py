@@ -222,7 +222,7 @@ def test_without_predictions_or_matplotlib_there_are_tables(write, metrics, monk
     (folder / "predictions.parquet").unlink()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert [path.name for path in write_page(folder)] == ["tables.md", "tables.tex", "report.html"]
-    assert "The report gets no new figures. Figures need matplotlib" in caplog.text
+    assert "The report is written without new figures. Figures need matplotlib" in caplog.text
 
 
 def test_links_and_pipes_are_not_figures(write, metrics, tmp_path_factory, caplog):
@@ -286,11 +286,15 @@ def test_a_folder_without_an_evaluation_is_refused(tmp_path, content, message):
         ("protocol", {"benchmark_differs": "It has"}, "lacks a valid 'benchmark_differs'"),
         ("mean", {"auroc": "high"}, "has 'high' for 'auroc' of 'mean', which is not a number: evaluate"),
         ("score_levels", {"global": {"auroc": "high"}}, "for 'global' of 'score_levels', which is not a number"),
-        ("retrieval", {"image_to_text": {"r": "x", "r_ci95": 1}}, r"is not as an evaluation writes it \(TypeError"),
-        ("grounding", {"mean": {"maps": {"above_average": 1}}}, r"is not as an evaluation writes it \("),
-        ("subgroups", {"sex": {"groups": {"F": 1}}}, r"is not as an evaluation writes it \("),
-        ("sparsity", {"models": {"m": 1}}, r"is not as an evaluation writes it \("),
-        ("robustness", {"wordings": {"mean": 1}}, r"is not as an evaluation writes it \("),
+        (
+            "retrieval",
+            {"image_to_text": {"r": "x", "r_ci95": 1}},
+            r"is not in the format of an evaluation \(TypeError",
+        ),
+        ("grounding", {"mean": {"maps": {"above_average": 1}}}, r"is not in the format of an evaluation \("),
+        ("subgroups", {"sex": {"groups": {"F": 1}}}, r"is not in the format of an evaluation \("),
+        ("sparsity", {"models": {"m": 1}}, r"is not in the format of an evaluation \("),
+        ("robustness", {"wordings": {"mean": 1}}, r"is not in the format of an evaluation \("),
     ],
 )
 def test_a_damaged_part_is_refused_before_anything_is_written(write, metrics, key, value, message):

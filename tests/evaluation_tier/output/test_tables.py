@@ -217,7 +217,7 @@ def test_everything_optional_has_its_table(metrics):
     assert sex.note.endswith("Its interval is that of the difference of these two groups.")
     of_three = {"sex": subgroups | {"groups": subgroups["groups"] | {"X": subgroups["groups"]["F"]}}}
     (note, _) = (table.note for table in evaluation_tables(metrics | {"subgroups": of_three})["subgroups"])
-    assert "their choice as the farthest apart" in note
+    assert "chosen as the farthest apart" in note
     assert of_findings.header == ("Finding", "F", "M", "Gap (95 % CI)")
     assert of_findings.rows == (("A", "1.000", "0.000", "1.000 (1.000, 1.000)"),)
     model, readers = sections["radiologists"]

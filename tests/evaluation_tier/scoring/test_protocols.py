@@ -37,7 +37,7 @@ def test_overrides_are_named():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "chexzro"}, "no protocol 'chexzro': did you mean 'chexzero'"),
+        ({"name": "chexzro"}, "The protocol 'chexzro' is not known: did you mean 'chexzero'"),
         ({"scoring": "ratio"}, "scoring must be one of difference, softmax, sigmoid, but is 'ratio'"),
         ({"no_finding": "never"}, "way of no_finding must be one of prompts, others, but is 'never'"),
     ],

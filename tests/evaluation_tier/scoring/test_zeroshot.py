@@ -260,7 +260,7 @@ def test_a_finding_without_a_class_where_thresholds_are_chosen_is_named(brightne
     options = {"protocol": BY_BRIGHT, "min_positives": 2, "resampling": Resampling(10)}
     metrics, _ = evaluate_zero_shot({"m": brightness}, dataset, threshold_dataset=other, **options)
     assert np.isnan(metrics["findings"]["Bright"]["mcc"])
-    assert "The split 'train' has no positive image of Bright: it gets no threshold" in caplog.text
+    assert "The split 'train' has no positive image of Bright, so its threshold" in caplog.text
     caplog.clear()
     evaluate_zero_shot({"m": brightness}, dataset, **options)
     assert caplog.messages == ["No interval for Bright, the mean: fewer than 5 patients."]

@@ -86,10 +86,10 @@ def test_what_results_say_of_intervals():
 def test_draws_refuse_images_without_a_patient():
     for ids in (["a", None], ["a", float("nan")], np.array([1.0, np.nan]), ["a", ""], pd.Series(["a", pd.NA])):
         with pytest.raises(
-            ValueError, match="1 of 2 images have no patient id .* Give each its patient, or an id of its own"
+            ValueError, match="1 of 2 images have no patient id .* Give each its patient, or a unique id"
         ):
             draw_resamples(ids)
-    with pytest.raises(ValueError, match="no images to resample"):
+    with pytest.raises(ValueError, match="needs at least one image"):
         draw_resamples([])
     with pytest.raises(ValueError, match="at least 1, but is 0"):
         draw_stratified_resamples(np.zeros((10, 2)), np.arange(10), 0)

@@ -55,7 +55,7 @@ def test_findings_are_those_of_the_readers():
 
 
 def test_an_unknown_benchmark_is_refused():
-    with pytest.raises(ValueError, match="no benchmark 'chexpert5': did you mean 'chexpert-5'"):
+    with pytest.raises(ValueError, match="The benchmark 'chexpert5' is not known: did you mean 'chexpert-5'"):
         load_benchmark("chexpert5")
 
 

@@ -115,13 +115,15 @@ def test_a_tolerance_makes_pointing_easier_for_all(bright):
 
 
 def test_models_without_maps_are_refused(tier_model, phantom, brightness):
-    with pytest.raises(ValueError, match="^A BrightnessModel gives no similarity maps of sentences: grounding needs"):
+    with pytest.raises(ValueError, match="^A BrightnessModel does not give similarity maps of sentences: use"):
         evaluate_grounding(*brightness, phantom)
     model, processor = tier_model
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_labels = 2
     classifier = TierCLIPForImageClassification(config)
-    with pytest.raises(ValueError, match="^A TierCLIPForImageClassification gives no similarity maps of sentences"):
+    with pytest.raises(
+        ValueError, match="^A TierCLIPForImageClassification does not give similarity maps of sentences"
+    ):
         evaluate_grounding(classifier, processor.image_processor, phantom)
 
 

@@ -200,5 +200,5 @@ def test_more_percent_than_was_seen_takes_what_was_seen():
 )
 def test_arrays_of_other_shapes_are_refused(similarity, mask):
     for function in (split_pixels, pointing_game):
-        with pytest.raises(ValueError, match=r"must be of one shape \(height, width\), but are"):
+        with pytest.raises(ValueError, match=r"must have one shape \(height, width\), not"):
             function(similarity, mask)

@@ -69,7 +69,7 @@ def test_cases_in_the_order_of_the_data():
 
 def test_data_without_what_is_needed_are_refused():
     images = [np.zeros((8, 8))]
-    with pytest.raises(ValueError, match="^The data set has neither boxes nor masks: grounding is measured"):
+    with pytest.raises(ValueError, match="^The data set has neither boxes nor masks. Grounding needs one"):
         read_cases(make_dataset(images))
     with pytest.raises(ValueError, match="^None of the 1 images has a box or a mask"):
         read_cases(make_dataset(images, [[]]))
@@ -95,9 +95,7 @@ def test_boxes_of_the_nih(shared_data):
 
 def test_boxes_of_another_size_are_refused(bright):
     dataset = make_dataset([np.zeros((64, 64))] * 2, boxes=[[box("A", 500, 40, 200, 200)], [box("A", 5, 5, 9, 9)]])
-    with pytest.raises(
-        ValueError, match="^1 of 2 boxes and masks have no area or reach beyond their image.* image_size"
-    ):
+    with pytest.raises(ValueError, match="^1 of 2 boxes and masks are empty or reach beyond their image.* image_size"):
         evaluate_grounding(*bright(), dataset, ASK)
 
 
@@ -110,12 +108,12 @@ def test_few_boxes_outside_are_cut_or_left_out_and_counted(bright, caplog):
     assert results["n_regions"] == 40 and results["protocol"]["boxes_beyond_image"] == 2
     assert results["protocol"]["regions_without_area"] == 1
     assert results["regions"][3]["area"] == pytest.approx(4 * 8 / 64**2)
-    assert "2 boxes reach beyond their image and are cut; 1 regions have no pixel" in caplog.text
+    assert "2 boxes reach beyond their image and are cut; 1 regions lie outside it" in caplog.text
 
 
 def test_masks_of_another_size_are_refused(bright):
     dataset = make_dataset([np.zeros((64, 64))], masks=[[as_mask("A", np.eye(32))]])
-    with pytest.raises(ValueError, match=r"^Image 0 of the data set .* has 64x64 pixels .*, but a mask of it 32x32"):
+    with pytest.raises(ValueError, match=r"^Image 0 of the data set .* has 64x64 pixels .*, but its mask has 32x32"):
         evaluate_grounding(*bright(), dataset, ASK)
 
 

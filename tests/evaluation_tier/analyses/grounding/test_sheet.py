@@ -59,7 +59,7 @@ def test_a_sheet_of_fewer_regions_than_places(bright, tmp_path):
         ValueError, match="^A sheet shows one of the maps positive, difference, above_average, not 'x'"
     ):
         plot_grounding(*bright(), dataset, ASK, results, tmp_path / "x.png", map_name="x")
-    with pytest.raises(ValueError, match="^The results are not of these data"):
+    with pytest.raises(ValueError, match="^The results belong to other data"):
         plot_grounding(
             *bright(), make_dataset([image], boxes=[[box("B", 40, 4, 20, 20)]]), ASK, results, tmp_path / "x"
         )

@@ -372,7 +372,7 @@ def test_bad_input(tier_model, brightness, make_grey_dataset):
         pass
 
     dataset = make_grey_dataset([0, 255], [0, 1])
-    with pytest.raises(ValueError, match="TierCLIPForImageClassification has no sentences to vary: name a model of"):
+    with pytest.raises(ValueError, match="TierCLIPForImageClassification does not read sentences: name a model of"):
         evaluate_robustness(TierCLIPForImageClassification(), None, dataset)
     with pytest.raises(ValueError, match="resamples must be at least 1, but is 0"):
         evaluate_robustness(*brightness, dataset, resampling=Resampling(0))
