@@ -236,7 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
     if unknown:
-        parser.error(f"there is no part {unknown.pop()!r}; choose from {', '.join(PARTS)}")
+        parser.error(f"the part {unknown.pop()!r} is not known; choose from {', '.join(PARTS)}")
     parts = args.parts or PARTS
     if "loss" in parts and any(os.environ.get(name) != value for name, value in MALLOC.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)

@@ -91,7 +91,7 @@ def complete_options(options: Options) -> tuple[str | None, dict]:
     entropy_weights = fill_defaults(task, model_arguments, training_arguments)
     ignored = without_effect(task, model_arguments, data_arguments, training_arguments)
     if is_classification(options) and ignored:
-        logger.warning("Without effect on a classifier: %s.", ", ".join(ignored))
+        logger.warning("These options have no effect on a classifier: %s.", ", ".join(ignored))
     return checkpoint, {} if entropy_weights is None else {"entropy_weights": entropy_weights}
 
 

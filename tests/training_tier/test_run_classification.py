@@ -131,7 +131,7 @@ def test_a_classifier_is_evaluated_like_any_model(probe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--findings", "Edema"], "never learnt 'Edema': it knows Consolidation, Nodule, Support Devices."),
+        (["--findings", "Edema"], "was not trained on 'Edema': it knows Consolidation, Nodule, Support Devices."),
         (["--save_thresholds"], "--save_thresholds needs a TIER model, but"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_share_of_the_labels_and_going_on_from_a_probe(vit, tmp_path, caplog):
     assert facts["label_fraction"] == 0.5 and facts["trained_part"] == "head"
     with caplog.at_level(logging.WARNING):
         run(*few, "--model", tmp_path / "probe", "--output_dir", tmp_path / "whole", "--token_entropy_weight", "0.2")
-    assert "Without effect on a classifier: token_entropy_weight." in caplog.text
+    assert "These options have no effect on a classifier: token_entropy_weight." in caplog.text
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("probe", "whole"))
     assert all(
         not torch.equal(first[name], second[name]) for name in ("visual_projection.weight", "classifier.weight")

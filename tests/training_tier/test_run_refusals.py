@@ -18,7 +18,7 @@ from training_runs import QUICK, refused, write_folder
 def test_a_mistyped_tower_is_known_before_data_are_read(capsys, tmp_path, options, kind):
     """The data are not there either, and are not asked for first."""
     assert refused(capsys, "--data", tmp_path / "no_data", *options, "--output_dir", tmp_path / "run") == (
-        f"There is no {kind} ./nowhere on this disk, and it was not looked up on the Hub: name one on this disk, or a "
+        f"The {kind} ./nowhere is not on this disk, and was not looked up on the Hub: name one on this disk, or a "
         f"{kind} on the Hub (owner/name)."
     )
 
@@ -30,12 +30,12 @@ def test_a_mistyped_tower_is_known_before_data_are_read(capsys, tmp_path, option
         (["--model", "gigantic"], "'gigantic'"),
         (
             ["--model", "./nowhere"],
-            "There is no checkpoint folder './nowhere'; name one, or a preset (nano, tiny, small",
+            "The checkpoint folder './nowhere' does not exist; name one, or a preset (nano, tiny, small",
         ),
         (["--token_entropy_weight", "-1"], "token_entropy_weight=-1.0 must be at least 0."),
         (
             ["--vision_model", "./nowhere", "--text_model", "./nowhere"],
-            "There is no tower ./nowhere on this disk, and it was not looked up on the Hub",
+            "The tower ./nowhere is not on this disk, and was not looked up on the Hub",
         ),
         (
             ["--image_size", "100"],
@@ -96,7 +96,7 @@ def test_a_checkpoint_folder_without_weights(capsys, trained_run, tmp_path):
     shutil.copytree(trained_run, folder, ignore=shutil.ignore_patterns("*.safetensors", "checkpoint-*"))
     argv = [word for word in QUICK if word not in ("--image_size", "32")]
     message = refused(capsys, *argv, "--model", folder, "--output_dir", tmp_path / "run")
-    assert message.startswith(f"The checkpoint folder '{folder}' holds no weights (*.safetensors)")
+    assert message.startswith(f"The checkpoint folder '{folder}' does not hold weights (*.safetensors)")
 
 
 def test_a_finished_run_is_not_overwritten(capsys, trained_run):

@@ -103,7 +103,7 @@ class TierTrainer(RadiographTrainer):
         steps, pairs = self.args.gradient_accumulation_steps, self.args.train_batch_size
         if steps > 1 and self.args.contrastive_chunk_size is None:
             logger.warning(
-                f"gradient_accumulation_steps={steps} adds no negatives: a pair is contrasted with the "
+                f"gradient_accumulation_steps={steps} does not add negatives: a pair is contrasted with the "
                 f"{pairs * launch.processes} pairs of its own accumulation step. For more, raise "
                 f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
             )

@@ -102,7 +102,7 @@ def find_damage(folder: Path) -> str | None:
                     return f"{path.name} is larger than {MODEL_JSON_LIMIT >> 20} MiB"
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if not is_as_expected(path.name, content):
-                    return f"{path.name} does not hold what it should"
+                    return f"{path.name} has unexpected content"
             elif path.suffix == ".safetensors":
                 with safe_open(path, "pt"):  # compares its length with its header
                     pass

@@ -179,7 +179,7 @@ def rules_on_random_weights(model: "ModelArguments") -> Iterator[str]:
                 "leave it out."
             )
         if model.vision_model is None and model.tokenizer is not None:
-            yield f"tokenizer has no effect on the checkpoint {model.model!r}, which has its own."
+            yield f"tokenizer has no effect on the checkpoint {model.model!r}, which has one; leave it out."
         return
     for name in ("frozen_text_layers", "frozen_vision_layers"):
         yield from rules_on_frozen_random_weights(model, {name: getattr(model, name)})

@@ -35,7 +35,7 @@ def find_recipe(name: str) -> Path:
             return RECIPE_FOLDER / path.name
     elif name in names:
         return RECIPE_FOLDER / f"{name}.yaml"
-    raise ValueError(f"There is no recipe {name}; name a YAML file, or one of {', '.join(names)}.")
+    raise ValueError(f"The recipe {name} is not known; name a YAML file, or one of {', '.join(names)}.")
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -44,7 +44,7 @@ class TrainingFields:
             "steps."
         },
     )
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices. Nothing else decays."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices only."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(

@@ -125,8 +125,8 @@ def read_stored_config(arguments: ModelArguments) -> dict:
     check_not_adapter(name)
     if os.path.isdir(name) and not any(file.endswith(".safetensors") for file in os.listdir(name)):
         raise ValueError(
-            f"The checkpoint folder {name!r} holds no weights (*.safetensors); name the folder that save_pretrained "
-            "wrote."
+            f"The checkpoint folder {name!r} does not hold weights (*.safetensors); name the folder that "
+            "save_pretrained wrote."
         )
     try:
         stored_config = PreTrainedConfig.get_config_dict(**located(name))[0]
@@ -232,7 +232,9 @@ def check_start(name: str) -> None:
     except ValueError as error:
         if "did you mean" in str(error):
             hint = str(error).rpartition(": ")[2]
-    raise ValueError(f"There is no checkpoint folder {name!r}; name one, or a preset ({', '.join(PRESETS)}): {hint}")
+    raise ValueError(
+        f"The checkpoint folder {name!r} does not exist; name one, or a preset ({', '.join(PRESETS)}): {hint}"
+    )
 
 
 def check_names(arguments: ModelArguments) -> None:

@@ -214,7 +214,7 @@ def test_a_path_in_a_shard_is_never_opened(phantom, tmp_path):
 def test_what_cannot_be_streamed_is_refused(phantom, folder, tmp_path):
     with pytest.raises(ValueError, match="^--streaming reads the Parquet files of tier-prepare, in a folder or"):
         read_shards("phantom", "train")
-    with pytest.raises(ValueError, match="there is no split 'test'; it has train"):
+    with pytest.raises(ValueError, match="the split 'test' does not exist; it has train"):
         read_shards(folder, "test")
     other = write_shards(tmp_path, datasets.Dataset.from_dict({"img": ["a"], "patient_id": ["b"]}))
     with pytest.raises(

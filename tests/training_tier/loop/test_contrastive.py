@@ -145,7 +145,7 @@ def test_accumulation_without_chunks_is_warned_of(make_contrastive, caplog):
     assert "negatives" not in caplog.text
     make_contrastive(gradient_accumulation_steps=4)
     assert (
-        "gradient_accumulation_steps=4 adds no negatives: a pair is contrasted with the 8 pairs of its own"
+        "gradient_accumulation_steps=4 does not add negatives: a pair is contrasted with the 8 pairs of its own"
         in caplog.text
     )
     assert "raise --per_device_train_batch_size and add --contrastive_chunk_size 8." in caplog.text

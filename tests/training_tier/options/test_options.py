@@ -38,7 +38,7 @@ def test_defaults_that_differ_from_transformers(tmp_path):
             "deidentified='replace' has no effect with sample_sentences, which removes the marks; leave it out.",
         ),
         (["--lerning_rate", "1"], "^Unknown option '--lerning_rate'; did you mean 'learning_rate'\\?$"),
-        (["none.yaml"], "^There is no recipe none.yaml; name a YAML file, or one of chexzero, demo, "),
+        (["none.yaml"], "^The recipe none.yaml is not known; name a YAML file, or one of chexzero, demo, "),
         (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),
         (["--geometry", "stretch"], "^geometry='stretch' is not known; choose one of pad, crop, squash.$"),
         (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must be above 0 and below 1.$"),
@@ -83,7 +83,7 @@ def test_bad_options_are_refused(argv, message, tmp_path, monkeypatch):
         ("- a\n", "does not hold options; write one `name: value` a line.$"),
         (
             "a: [\n",
-            "the file is not valid YAML .line 2: expected the node content, but found '<stream end>'.; mend it.$",
+            "the file is not valid YAML .line 2: expected the node content, but found '<stream end>'.; fix it.$",
         ),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_recipe_is_found_by_its_name_or_file(tmp_path, monkeypatch):
         with pytest.raises(ValueError) as error:
             find_recipe(name)
         names = ", ".join(list_recipes())
-        assert str(error.value) == f"There is no recipe {name}; name a YAML file, or one of {names}."
+        assert str(error.value) == f"The recipe {name} is not known; name a YAML file, or one of {names}."
 
 
 def test_the_first_word_is_a_recipe(tmp_path):
