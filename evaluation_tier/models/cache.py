@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from processing_tier.code_hash import hash_code
 logger = logging.getLogger(__name__)
 
 CHECKSUM = "sha256"
+
+AXES = "axes of "  # before the name of an array: its axes, from the slowest in memory to the fastest
 
 MAX_ENTRY_BYTES = 2**28
 
@@ -96,7 +98,7 @@ class EmbeddingCache:
         return self.folder / image_hash[:2] / f"{image_hash}.safetensors"
 
     def read(self, image_hash: str | None) -> dict[str, np.ndarray] | None:
-        """The arrays of one image; None without a file, or if it is damaged."""
+        """The arrays of one image, laid out in memory as they were; None without a file, or if it is damaged."""
         if image_hash is None:
             return None
         path = self.path(image_hash)
@@ -107,13 +109,18 @@ class EmbeddingCache:
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
         checksum = arrays.pop(CHECKSUM, None)
-        intact = checksum is not None and checksum.tobytes() == hash_arrays(arrays)
-        return arrays if intact else None
+        if checksum is None or checksum.tobytes() != hash_arrays(arrays):
+            return None
+        order = {name: arrays.pop(AXES + name, None) for name in list(arrays) if not name.startswith(AXES)}
+        if any(axes is None for axes in order.values()):  # of an earlier version
+            return None
+        return {name: lay_out(array, order[name]) for name, array in arrays.items()}
 
     def write(self, image_hash: str | None, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep the arrays of one image. After the first failure (a full disk), warn and keep nothing more."""
         if image_hash is None or not self.writable:
             return
+        arrays = {**arrays, **{AXES + name: memory_order(array) for name, array in arrays.items()}}
         checksum = np.frombuffer(hash_arrays(arrays), dtype=np.uint8)
         content = save({**{name: np.ascontiguousarray(array) for name, array in arrays.items()}, CHECKSUM: checksum})
         try:
@@ -124,6 +131,28 @@ class EmbeddingCache:
                 f"The cache {self.folder.parent} cannot be written ({error.strerror or error}): the evaluation "
                 "continues without it."
             )
+
+
+def memory_order(array: np.ndarray) -> np.ndarray:
+    """The axes of an array, from the slowest in memory to the fastest, int8."""
+    return np.argsort([-stride for stride in array.strides], kind="stable").astype(np.int8)
+
+
+def lay_out(array: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """The same numbers with this `memory_order`."""
+    return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+
+
+def stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """
+    A batch of images' arrays, each laid out in memory as it was.
+
+    A convolutional image tower gives its patches in another order than a transformer. The products with them round
+    differently in another order, and an evaluation from the cache must equal the first one.
+    """
+    axes = memory_order(arrays[0])
+    batch = torch.from_numpy(np.stack([array.transpose(axes) for array in arrays]))
+    return batch.permute(0, *(np.argsort(axes) + 1).tolist())
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from evaluation_tier.models.cache import EmbeddingCache, hash_image
+from evaluation_tier.models.cache import EmbeddingCache, hash_image, stack
 from evaluation_tier.models.images import Batch, read_batches
 from evaluation_tier.models.loading import is_classifier
 from modeling_tier import TierCLIPModel
@@ -122,9 +122,7 @@ def look_up(
             outputs = None
             if all(entry is not None for of_cache in entries for entry in of_cache):
                 outputs = {
-                    name: torch.from_numpy(np.stack([entry[name] for entry in of_cache]))
-                    for of_cache in entries
-                    for name in of_cache[0]
+                    name: stack([entry[name] for entry in of_cache]) for of_cache in entries for name in of_cache[0]
                 }
             yield rows[start : start + len(hashes)], hashes, outputs
             start += len(hashes)

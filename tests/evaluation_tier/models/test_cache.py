@@ -45,6 +45,27 @@ def test_the_cache_changes_nothing_and_saves_the_work(tier_model, phantom, tmp_p
     assert not count_read
 
 
+def test_the_cache_keeps_the_layout_in_memory(tier_model, phantom, tmp_path):
+    """The patches of a convolutional tower are transposed, and products round differently with another layout."""
+    model, processor = tier_model
+
+    def embed(batch):
+        outputs = embed_pixels(model, batch.pixels, patches=True)
+        outputs["patches"] = outputs["patches"].mT.contiguous().mT
+        return outputs
+
+    def collect_outputs():
+        cached = {"embedders": {"transposed": embed}, "cache_dir": tmp_path}
+        return [outputs for _, outputs in embed_batches(model, processor, phantom.select(range(20)), 16, **cached)]
+
+    expected, found = collect_outputs(), collect_outputs()
+    for outputs, others in zip(expected, found, strict=True):
+        assert outputs["patches"].stride()[1] == 1
+        for name, array in others.items():
+            assert array.stride() == outputs[name].stride()
+            np.testing.assert_array_equal(array, outputs[name])
+
+
 def test_names_of_files_do_not_matter(tier_model, phantom, tmp_path, count_read):
     for name, index in (("a", 0), ("b", 1)):
         (tmp_path / f"{name}.png").write_bytes(phantom[index]["image"]["bytes"])
