@@ -16,6 +16,7 @@ from evaluation_tier.models.single_pass import Models
 from evaluation_tier.output import folder
 from evaluation_tier.scoring import protocols
 from evaluation_tier.scoring.protocols import Protocol
+from evaluation_tier.scoring.scores import check_level
 from evaluation_tier.test_sets import loader
 from evaluation_tier.test_sets.loader import Benchmark
 from processing_tier import readers
@@ -110,6 +111,7 @@ def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
 
 
 def protocol_of_options(args: argparse.Namespace) -> Protocol:
+    check_level(args.score_level)
     protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
     if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
         raise ValueError(

@@ -75,6 +75,11 @@ def test_options_may_come_first(models, tmp_path, capsys):
             "The benchmark 'siim2' is not known: did you mean 'siim'?",
         ),
         (
+            ["m", "--data", "phantom", "--score_level", "patch"],
+            "The score level must be one of global, patches-max, patches-topk, patches-lse, both-max, both-topk, "
+            "both-lse, but is 'patch'.",
+        ),
+        (
             ["m", "--data", "phantom", "--cache_dir", "/dev/null/x"],
             "/dev/null/x cannot be written: choose another --ca",
         ),

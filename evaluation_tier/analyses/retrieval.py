@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.analyses.ranks import TIE, Ranks, chance_ranks, median_rank, ranks, recall_at
 from evaluation_tier.analyses.words import WORD
 from evaluation_tier.models.embedding import Embedders, Outputs, normalize
+from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import ImageRows, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
@@ -130,6 +131,7 @@ class Retrieval:
     def finish(self, own: np.ndarray) -> None:
         image_embeds = self.images.merge(own)[self.rows]
         self.readable = ~np.isnan(image_embeds).any(axis=1)
+        check_any_readable(self.readable, "report")
         self.image_embeds = image_embeds[self.readable]
         # Each text once: were copies to stand side by side in the gallery, a wrong one would fill the first k places
         self.distinct, self.first, self.text_of_image = np.unique(

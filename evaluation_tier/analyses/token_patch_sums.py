@@ -12,6 +12,7 @@ from evaluation_tier.analyses.relative_similarity import RelativeSimilarity
 from evaluation_tier.analyses.sparsity_measures import STATISTICS, row_statistics
 from evaluation_tier.analyses.words import WORD_CLASSES, token_weights
 from evaluation_tier.models.embedding import Embedders, Outputs, check_finite
+from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.processes import merge_entries, merge_rows
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
 from modeling_tier.texts_tier import tokenize
@@ -117,6 +118,7 @@ class TokenPatchSums:
         self.model = None
         places = np.searchsorted(self.rows, own[np.isin(own, self.rows)])
         self.per_image = {name: merge_rows(values, places) for name, values in self.per_image.items()}
+        check_any_readable(~np.isnan(self.per_image["counts"]).any(axis=1), "report")
         first, *others = merge_entries(self.batches).values()
         self.batches = {}
         self.ranked = first

@@ -136,6 +136,14 @@ def check_readable(failed: list[ValueError], num_unreadable: int, num_images: in
         )
 
 
+def check_any_readable(readable: np.ndarray, what: str) -> None:
+    """ValueError when none of the images decodes that an analysis needs, those with a report or with a box or mask."""
+    if not readable.any():
+        raise ValueError(
+            f"None of the images with a {what} ({len(readable)}) decodes: repair them, or use other data."
+        )
+
+
 def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor) -> bool:
     """Whether the model normalises 8-bit pixels itself: the same numbers, a twelfth of the bytes to move."""
     image_processor, config = getattr(processor, "image_processor", processor), model.config

@@ -1,6 +1,7 @@
 """The files of one evaluation, put in place together: either all of them are written, or the earlier ones stay."""
 
 import argparse
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.scoring import protocols
 from evaluation_tier.scoring.findings import is_scored_by_others
 from processing_tier.prompts.loader import Prompts
+
+logger = logging.getLogger(__name__)
 
 # Files that only some evaluations write, by the part of metrics.json that tells of them; similarity maps come on top,
 # one for each finding
@@ -121,7 +124,10 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
         )
         training_log = Path(args.models[0]) / "trainer_state.json"
         if len(args.models) == 1 and training_log.is_file():
-            files.append(training.plot_training_curves(training_log, folder / "training_curves.png"))
+            try:
+                files.append(training.plot_training_curves(training_log, folder / "training_curves.png"))
+            except ValueError as error:  # no reason to lose the evaluation
+                logger.warning("The training curves are not drawn. %s", error)
     files.append(write_predictions(folder / "predictions.parquet", predictions))
     if "grounding" in metrics:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))

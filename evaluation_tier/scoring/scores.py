@@ -26,6 +26,12 @@ LSE_TEMPERATURE = 0.1  # of the pool "lse": near 0 it is the maximum, large it i
 NEVER_ABNORMAL = ("support devices",)  # may be there in a chest without a finding
 
 
+def check_level(level: str) -> None:
+    """ValueError for an unknown level."""
+    if level not in LEVELS:
+        raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {level!r}.")
+
+
 def prompt_directions(positive: np.ndarray, negative: np.ndarray, scoring: str) -> np.ndarray:
     """What an embedding is multiplied with to give the differences, (findings, dim) float64.
 

@@ -33,7 +33,7 @@ from evaluation_tier.scoring.findings import (
 )
 from evaluation_tier.scoring.image_scores import ImageScores, Levels, add_levels, score_by_others
 from evaluation_tier.scoring.protocols import Protocol, choose_protocol, find_prompts, prompts_name
-from evaluation_tier.scoring.scores import LEVELS, zero_shot_scores
+from evaluation_tier.scoring.scores import LEVELS, check_level, zero_shot_scores
 from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
@@ -116,8 +116,7 @@ class ZeroShot:
 
     def __post_init__(self) -> None:
         self.resampling = replace(self.resampling, kind=self.protocol.resampling)
-        if self.score_level not in LEVELS:
-            raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {self.score_level!r}.")
+        check_level(self.score_level)
         self.findings: list[str] = []
         self.left_out: dict[str, str] = {}  # with the reason
         self.learnt: dict[str, list[str]] = {}  # what each classifier knows

@@ -73,6 +73,40 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
     assert f"**{mean}**" in card and "synthetic" in card
 
 
+def test_a_training_log_without_a_loss_costs_its_figure_only(models, tmp_path, capsys, caplog):
+    pytest.importorskip("matplotlib")
+    model, output = shutil.copytree(models[0], tmp_path / "model"), tmp_path / "output"
+    (model / "trainer_state.json").write_text('{"log_history": []}')
+    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", output]
+    run(*arguments, "--figures", capsys=capsys)
+    assert (output / "roc.png").exists() and not (output / "training_curves.png").exists()
+    assert f"The training curves are not drawn. {model / 'trainer_state.json'} does not log a loss" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "analysis, what", [("retrieval", "report"), ("sparsity", "report"), ("grounding", "box or mask")]
+)
+def test_an_analysis_whose_images_do_not_decode(models, tmp_path, capsys, analysis, what):
+    """Of 120 images, one alone has a report and a mask, and it is damaged: the scores allow that, the analysis not."""
+    data = read_records("phantom:num_images=120,image_size=64", "validation").to_pandas()
+    (row,) = data.index[data["masks"].map(len) > 0][:1]
+    data.loc[data.index != row, ["findings", "impression", "report"]] = ""
+    data["masks"] = [masks if i == row else [] for i, masks in enumerate(data["masks"])]
+    for name, image in zip(data["image_id"], data["image"], strict=True):
+        (tmp_path / f"{name}.png").write_bytes(image["bytes"])
+    (tmp_path / f"{data['image_id'][row]}.png").write_bytes(b"no image")
+    data["image"] = data["image_id"] + ".png"
+    data.to_parquet(tmp_path / "table.parquet")
+    arguments = [models[0], "--data", tmp_path / "table.parquet", "--min_positives", 5, "--n_bootstrap", 5]
+    arguments += ["--output_dir", tmp_path / "output", "--analyses", analysis]
+    with pytest.raises(SystemExit, match="2"):
+        run(*arguments, capsys=capsys)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"eval_zeroshot.py: error: None of the images with a {what} (1) decodes: repair them, or use other data."
+    )
+    assert not (tmp_path / "output").exists()
+
+
 def test_same_seed_same_files(models, tmp_path, capsys):
     for name in "ab":
         arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 20]

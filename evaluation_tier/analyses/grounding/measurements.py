@@ -18,6 +18,7 @@ from evaluation_tier.analyses.grounding.baselines import PRIOR_SIDE, centre_map,
 from evaluation_tier.analyses.grounding.map_metrics import dilate, measure_map
 from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.regions import Case, Region, read_region
+from evaluation_tier.models.images import check_any_readable
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def measure_regions(
     dataset = dataset.with_format(None)
     marks = dataset.select_columns([name for name in ("boxes", "masks") if name in dataset.column_names])
     grids = maps.grids()
+    check_any_readable(np.array([row in maps.sizes for row in maps.cases_of]), "box or mask")
     cases_of = {row: list(group) for row, group in itertools.groupby(grids, key=lambda case: case.row)}
     coverage, num_marks, left_out = survey_regions(cases_of, maps.sizes, marks)
     measured = list(coverage)
