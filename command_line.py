@@ -1,8 +1,7 @@
 """
-What every command has in common: its name, its version, the parser of its options, and one sentence instead of a
-traceback.
+Shared by all commands: name, version, option parser, and one sentence instead of a traceback.
 
-Nothing heavy is imported here, so that --help, --version and a mistyped option answer at once.
+This module imports only light packages, so that --help, --version and a mistyped option answer at once.
 """
 
 import argparse
@@ -49,7 +48,8 @@ def describe_version(command: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """
-    A parser with --version, which says in one sentence (a ValueError) what is wrong and which option was meant.
+    A parser with --version, which says in one sentence (a ValueError) the fault and the option that was probably
+    meant.
 
     Args:
         prog: the command's name, see `command_name`.
@@ -111,7 +111,7 @@ def one_sentence_errors(
     traceback.
 
     Args:
-        prog: the command's name, with which the sentence begins.
+        prog: the command's name; the sentence begins with it.
         every_process: let each process of a distributed run print its error; by default only the first process does.
         interrupted: what to say after Ctrl-C.
 

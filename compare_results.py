@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same images: what model B gains on model A, for each finding and on average.
+"""Compare two evaluations of the same images: the gain of model B over model A, for each finding and on average.
 
     tier-compare runs/a-evaluation runs/b-evaluation
     tier-compare runs/a-evaluation runs/b-evaluation --output_dir runs/a-and-b
@@ -8,7 +8,7 @@ A and B are folders that eval_zeroshot.py wrote (metrics.json, predictions.parqu
 intervals and p-values. With --output_dir, also writes them as JSON, Markdown, LaTeX, a figure and an HTML page.
 With --radiologists, A is a table of predictions by any program (columns study_id, score_Edema and so on). It is
 compared with the three radiologists of CheXpert's test set.
-Exit code 0, or 2 with one sentence that says what is wrong; then nothing was written.
+Exit code 0, or 2 with one sentence about the fault; in that case, nothing is written.
 """
 
 import argparse

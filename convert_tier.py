@@ -10,8 +10,8 @@ this package for transformers or OpenCLIP.
     tier-convert runs/mine models/mine_openclip --to openclip                     # and back
 
 AutoModel.from_pretrained, train_tier.py and eval_zeroshot.py load the output. Code inside a checkpoint never runs: the
-command refuses a file that would run code while it is read. The exit code is 0, or 2 after one sentence on what is
-wrong; then nothing was written.
+command refuses a file that would run code while it is read. The exit code is 0, or 2 after one sentence about the
+fault; in that case, nothing is written.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def choose_tokenizer(args: argparse.Namespace, checkpoint: Path, is_clip: bool) 
 
 
 def write_model(target: str, folder: Path, model, processor, name: str) -> list[str]:
-    """Writes the model and what its code base needs beside it; returns notes for the user."""
+    """Writes the model with the files that its code base needs; returns notes for the user."""
     from transformers import CLIPProcessor
 
     from modeling_tier.checkpoints import OPENCLIP_CONFIG, write_openclip

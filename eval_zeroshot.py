@@ -9,7 +9,7 @@
 
 Prints a table and writes metrics.json, predictions.parquet, tables.md, tables.tex and report.html (figures and the
 model card on request). To compare two results on the same images, use compare_results.py.
-The exit code is 0 or, after one sentence on what is wrong, 2; then nothing was written.
+The exit code is 0, or 2 after one sentence about the fault; in that case, nothing is written.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def build_parser() -> Parser:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, checked as far as that needs neither model nor data."""
+    """The arguments, after all checks that do not need models or data."""
     args = build_parser().parse(argv)
     check_options(args)
     for name in ("output_dir", "cache_dir"):

@@ -6,8 +6,8 @@
 Accepts the options of tier-eval that select images, findings and protocol, and evaluates each checkpoint-N of
 the run with them. Prints the checkpoints from best to worst with 95 % intervals, and the command that evaluates the
 best ones as an ensemble (TIER averages its five best on CheXpert's validation set). The ranking flatters the best
-checkpoints on these images: evaluate them on others. Exit code 0, or 2 with one sentence that says what is wrong; then
-nothing was written.
+checkpoints on these images: evaluate them on others. Exit code 0, or 2 with one sentence about the fault; in that
+case, nothing is written.
 """
 
 import argparse

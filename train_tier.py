@@ -28,7 +28,7 @@ STARTED = [COMMAND] if COMMAND == "tier-train" else ["python", COMMAND]
 
 
 def build_help_parser() -> Parser:
-    """A parser for --help and --version; what is parsed takes torch and transformers, which take seconds."""
+    """A parser for --help and --version. The full parser imports torch and transformers, which takes seconds."""
     parser = Parser(
         prog=COMMAND,
         usage="%(prog)s [RECIPE] [--option VALUE ...]",

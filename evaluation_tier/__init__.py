@@ -1,1 +1,1 @@
-"""What a model is worth: zero-shot evaluation, its metrics, figures and reports."""
+"""Evaluates models: zero-shot scores, metrics, figures and reports."""

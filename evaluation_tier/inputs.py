@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
-    """What is evaluated, and how; the same in every process."""
+    """The models, data and settings of an evaluation, the same in every process."""
 
     names: dict[str | Path, str]  # of the models, as the user named them, to what the results call them
     models: Models
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
         return protocols.find_prompts(self.protocol.prompts, findings, self.replaced_prompts)
 
     def load(self, name: str) -> tuple:
-        """A model and its processor, by what the results call it."""
+        """A model and its processor, by its name in the results."""
         member = self.models[name]
         return member() if callable(member) else member
 
@@ -134,8 +134,8 @@ def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], devic
 
 class Records:
     """
-    Reads splits of the data as they are evaluated: chosen views, a benchmark's images, `--max_images`, and what is
-    done about images of the training.
+    Reads splits of the data as they are evaluated: chosen views, a benchmark's images, `--max_images`, and the
+    treatment of training images.
 
     Attributes:
         views: that are evaluated.

@@ -1,6 +1,6 @@
-"""The options of an evaluation, and what can be refused before models and data are read.
+"""The options of an evaluation, and the checks that do not need models or data.
 
-Nothing heavy is imported at the top, so that `--help` and a mistyped option answer at once.
+Heavy packages are imported inside functions, so that `--help` and a mistyped option answer at once.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """ValueError for options that are wrong whatever models and data hold; `columns` becomes a mapping."""
+    """ValueError for options that are wrong for any models and data; `columns` becomes a mapping."""
     if not args.models:
         raise ValueError("the model is missing: give the folder that train_tier.py wrote, or a name on the Hub.")
     if len(set(args.models)) < len(args.models):

@@ -137,7 +137,7 @@ def read_labels_of_radiologists(args: argparse.Namespace, inputs: Inputs) -> pd.
 
 
 def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> None:
-    """Put into the metrics what only the command knows: benchmark, split, views, overlap with training, commits."""
+    """Add facts that only the command knows: benchmark, split, views, overlap with training, commits."""
     commits = {inputs.names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
     metrics |= {"commits": commits} if commits else {}
     before, after = dict(inputs.described), {}

@@ -1,1 +1,1 @@
-"""What is measured beside the scores."""
+"""Analyses other than the scores."""

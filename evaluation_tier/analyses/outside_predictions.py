@@ -97,13 +97,13 @@ def compare_predictions(
     seed: int = 0,
 ) -> dict:
     """
-    A table of predictions on CheXpert's test set beside its three radiologists.
+    Compares a table of predictions on CheXpert's test set with its three radiologists.
 
     Args:
         path (`str` or `os.PathLike`): see [`read_outside_predictions`]; a study scores the mean of its rows.
         radiologists (`str` or `os.PathLike`):
             The folder of the labels of CheXpert's test set. Its `groundtruth.csv` replaces missing labels.
-        protocol ([`Protocol`]): whose rule chooses the thresholds, and whose resampling makes the intervals.
+        protocol ([`Protocol`]): its rule chooses the thresholds, its resampling makes the intervals.
         threshold_table (`str` or `os.PathLike`, *optional*):
             Predictions with labels of another split, where thresholds are chosen; by default they are chosen on the
             test set itself, which flatters, and the result says so.

@@ -38,7 +38,7 @@ def compare_with_radiologists(
         thresholds (`Mapping[str, float]`):
             By finding, chosen on a split apart (see [`best_threshold`]): present means score >= threshold.
         f1_thresholds (`Mapping[str, float]`, *optional*):
-            Of F1, where it has thresholds of its own, as in TIER; by default those of MCC, as in CheXzero.
+            Separate thresholds for F1, as in TIER; by default those of MCC, as in CheXzero.
         readers (`pd.DataFrame`): Index `(reader, study_id)`, 0 or 1, see `processing_tier.readers.chexpert`.
         resampling ([`Resampling`], *optional*): of the studies, for the 95 % percentile intervals.
 
@@ -100,7 +100,7 @@ def check_tables(
 
 
 def read_decisions(readers: pd.DataFrame, studies: Sequence[str], findings: list[str]) -> dict[str, np.ndarray]:
-    """What each reader says of the studies, (studies, findings). ValueError for labels other than 0 and 1."""
+    """The labels of each reader, (studies, findings). ValueError for labels other than 0 and 1."""
     names = readers.index.unique(level=0)
     decisions = {name: readers.loc[name].loc[studies, findings].to_numpy(dtype=np.float64) for name in names}
     if not all(np.isin(values, (0, 1)).all() for values in decisions.values()):

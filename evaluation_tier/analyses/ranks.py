@@ -1,7 +1,7 @@
 """Where the first right item stands among all that a query is compared with, and recall and median rank from that.
 
-Equal scores are decided as if by lot, in expectation and so without any lot being drawn: a model that answers
-everything alike gets what chance gets, never more.
+Ties count by the expectation of a random order, without drawing one: a model that scores everything equally gets the
+result of chance.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ TIE = 1e-6  # cosines nearer than this are equal: float32 sums of another order 
 
 
 class Ranks(NamedTuple):
-    """What the rank of the first right item follows from, one entry per query."""
+    """The numbers that determine the rank of the first correct item, one entry per query."""
 
     above: np.ndarray  # (queries,): wrong items that score higher than every right one
     tied_wrong: np.ndarray  # (queries,): wrong items that score as high as the best right one
@@ -27,7 +27,7 @@ def ranks(
     gallery_groups: np.ndarray,
     chunk_size: int = 256,
 ) -> Ranks:
-    """Where the first right item of the gallery stands for each query, best score first.
+    """The place of the first correct item of the gallery for each query, best score first.
 
     A chunk of queries is compared with the whole gallery at a time: memory grows with the gallery, not with its
     square.
@@ -72,7 +72,7 @@ def ranks(
 
 
 def chance_ranks(query_groups: np.ndarray, gallery_groups: np.ndarray) -> Ranks:
-    """The ranks of a model for which all items score the same: what drawing lots gives."""
+    """The ranks of a model for which all items score the same: chance."""
     groups, sizes = np.unique(gallery_groups, return_counts=True)
     num_right = sizes[np.searchsorted(groups, query_groups)]
     return Ranks(np.zeros_like(num_right), len(gallery_groups) - num_right, num_right)

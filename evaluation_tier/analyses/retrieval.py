@@ -28,7 +28,7 @@ from processing_tier.reports.duplicates import duplicate_groups
 
 
 def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str = "keep") -> list[str]:
-    """The text of each record as a training with the same two options reads it; `""` where there is none.
+    """The text of each record, as a training with the same two options reads it; `""` if it is missing.
 
     Args:
         text: `"impression"`, `"findings"` or `"both"`, see `processing_tier.records.schema.select_text`.
@@ -85,7 +85,7 @@ class Retrieval:
     Retrieval in both directions, as an [`Analysis`] of one model and the [`Consumer`] of its images.
 
     Every record is a query both ways. The gallery of texts has each text once, that of images each image. Texts that
-    say the same (see `duplicate_groups`) stand for one another: any of them, and the image of any of them, is a hit.
+    say the same (see `duplicate_groups`) stand for one another: any of them, or the image of any of them, is a hit.
     Records without a word of text and images that do not decode are left out of both sides.
 
     Args:
@@ -95,7 +95,7 @@ class Retrieval:
         resampling: of the patients of the queries, for the 95 % intervals; the gallery stays.
         batch_size: texts embedded at once.
         chunk_size: queries compared with the gallery at once, see `ranks`.
-        dataset_name: what the results call the data.
+        dataset_name: name of the data in the results.
 
     Raises:
         ValueError: for a classifier, no usable pair, or what `read_texts` refuses.
@@ -146,9 +146,8 @@ class Retrieval:
 
         Returns:
             `"image_to_text"` and `"text_to_image"`, each with `recall_at_<k>` in [0, 1] and `median_rank` from 1.
-            Beside each number stand `<name>_ci95`; `<name>_chance`, what drawing lots gives; and
-            `<name>_most_frequent`, what a model gives that never looks at the query and always puts what is repeated
-            most often first.
+            Each number also has `<name>_ci95`, `<name>_chance` (a random ranking) and `<name>_most_frequent` (a model
+            that ignores the query and ranks the most repeated item first).
         """
         records = self.dataset.select(self.rows)
         image_ids, patient_ids = np.array(records["image_id"][:]), np.array(records["patient_id"][:])[self.readable]

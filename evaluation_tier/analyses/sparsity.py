@@ -53,9 +53,8 @@ class Sparsity:
     """
     Concentration of the similarities, as an [`Analysis`] of one model or of several.
 
-    Each word counts once: what is measured on its tokens is averaged over them. The mean of all words leaves
-    punctuation out, which has a row of its own. Records without a word of text and images that do not decode are left
-    out.
+    Each word counts once: its numbers are averaged over its tokens. The mean of all words leaves out punctuation,
+    which has a separate row. Records without a word of text and images that do not decode are left out.
 
     Args:
         dataset: in the schema of `processing_tier.records`.
@@ -65,7 +64,7 @@ class Sparsity:
         near_zero: a cosine of a smaller magnitude is near zero.
         resampling: of patients, for the 95 % intervals; the same for all models, so that the intervals of the
             differences are paired.
-        dataset_name: what the results call the data.
+        dataset_name: name of the data in the results.
 
     Raises:
         ValueError: for a model without patch embeddings, models with different numbers of patches, no usable pair, or
@@ -179,7 +178,7 @@ def means(sums: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
 
     Returns:
         (weightings, 2 + (1 + classes) * statistics): token and patch entropy, then the statistics of all words and of
-        each class; NaN where there is no word.
+        each class; NaN without a word.
     """
     entropies = divide(weights @ sums["entropy_sums"], weights @ sums["entropy_counts"])
     by_class = np.einsum("wi,ics->wcs", weights, sums["sums"], optimize=True)

@@ -1,4 +1,4 @@
-"""What every metric in this folder tells `evaluate` about itself."""
+"""The description of every metric in this folder, for `evaluate`."""
 
 import datasets
 import evaluate

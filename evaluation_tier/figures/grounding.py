@@ -60,7 +60,7 @@ def plot_grounding(
         prompts: of the findings, as they were evaluated.
         results: as `evaluate_grounding` returns them.
         path: of the PNG file.
-        map_name: which map is drawn and ranks the regions.
+        map_name: the map that is drawn and ranks the regions.
 
     Raises:
         ValueError: for an unknown map, or results of other data.
@@ -132,7 +132,7 @@ def sketch_region(
     results: Mapping,
     map_name: str,
 ) -> Sketch:
-    """What the sheet shows of one region: its map, (1, rows, columns) patches, in the pixels of its image."""
+    """The map of one region for the sheet, (1, rows, columns) patches, in the pixels of its image."""
     values = region["maps"][map_name]
     radiograph = np.asarray(read_radiograph(record["image"]))
     similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()

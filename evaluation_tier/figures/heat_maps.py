@@ -1,4 +1,4 @@
-"""TIER's heat-maps: what several models see of a finding on the same radiographs, side by side."""
+"""TIER's heat-maps: several models' maps of a finding on the same radiographs, side by side."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,15 +76,15 @@ def compute_heat_maps(
 
 
 def scale(values: np.ndarray) -> np.ndarray:
-    """The 1st and the 99th percentile of the values become 0 and 1, what lies beyond too; 0 where all are alike."""
+    """Scales the 1st and 99th percentile of the values to 0 and 1, and clips the rest; 0 if all are equal."""
     low, high = np.nanpercentile(values, [LOW, HIGH])
     return np.clip((values - low) / max(high - low, 1e-12), 0, 1)
 
 
 def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, int]:
     """
-    By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one. "No
-    Finding" is what the others are compared with, and its own map would be empty.
+    By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one. The
+    others are compared with "No Finding", so its map would be empty.
     """
     best = {}
     for finding in (name for name in findings if normalize_finding(name) not in NO_FINDING):
@@ -111,7 +111,7 @@ def plot_heat_maps(
         dataset: the one that was mapped.
         images: by finding the row of its image, see [`choose_images`].
         path: of the PNG file.
-        dataset_name: what the title calls the data.
+        dataset_name: name of the data in the title.
 
     Raises:
         ValueError: when there is no image to draw.

@@ -11,9 +11,9 @@ from evaluation_tier.output.dataset_names import describe_dataset
 
 def plot_relative_similarity(results: Mapping, path: str | Path) -> Path:
     """
-    Which share of a text's total similarity each patch of its image has, from the highest down: mean and one standard
+    Share of each patch of an image in its text's total similarity, from the highest down: mean and one standard
     deviation over the pairs (TIER token_patch_sims.py:89-108). A model that looks at few places has a steep curve; the
-    dashed line is that of patches which are all alike.
+    dashed line shows equal patches.
 
     Args:
         results (`Mapping`): as `evaluate_sparsity` returns them, or read back from JSON.

@@ -11,7 +11,7 @@ from evaluation_tier.output.metrics_file import as_float
 
 
 def plot_robustness(results: Mapping, path: str | Path) -> Path:
-    """The five probes of `evaluate_robustness` in one figure, with their intervals and what chance would give.
+    """The five probes of `evaluate_robustness` in one figure, with their intervals and chance.
 
     Args:
         results: as `evaluate_robustness` returns them, or read back from JSON.

@@ -41,10 +41,10 @@ def plot_similarity_maps(
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
     Each shows the positive image with the highest score; without a mask, there is no middle panel. The map is
-    `above_average` of `compute_grids`, the one that grounding measures: it removes what the sentences find at a place
-    in every image (the heart, the film's edge) and keeps what is special to this image. On 300 phantoms the AUROC of
-    the map's pixels against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and
-    0.58 with the positive sentences alone.
+    `above_average` of `compute_grids`, the one that grounding measures: it removes similarity that every image has at
+    a place (the heart, the film's edge) and keeps that of this image. On 300 phantoms the AUROC of the map's pixels
+    against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and 0.58 with the
+    positive sentences alone.
 
     Args:
         model, processor: the first model of the evaluation.

@@ -1,4 +1,4 @@
-"""The one style of all figures: colours, lines, and what several figures draw alike."""
+"""The style of all figures: colours, lines, and the elements that several figures share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +90,7 @@ def save_png(figure, path: str | Path, **options) -> Path:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib draws as it is: a dollar sign does not begin a formula."""
+    """Escapes text for matplotlib: a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
 
 

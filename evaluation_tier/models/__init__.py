@@ -1,1 +1,1 @@
-"""Models and what they make of images: loading, embedding, the cache, the pass over the images."""
+"""Loads models and embeds images: loading, embedding, the cache, the pass over the images."""

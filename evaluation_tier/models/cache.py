@@ -69,7 +69,7 @@ class EmbeddingCache:
         model: its weights and its config are part of the key, and so is the kind of its device.
         processor: the settings of its image processor are part of the key, and so are the versions of the packages and
             the code that decodes images and embeds them.
-        what: what is computed, such as `"image and patches"`.
+        what: the kind of outputs, such as `"image and patches"`.
     """
 
     def __init__(

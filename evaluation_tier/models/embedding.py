@@ -62,12 +62,12 @@ def embed_batches(
     rows: np.ndarray | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Iterator[tuple[np.ndarray, Outputs]]:
-    """What a model makes of a data set's images, in batches, each image read and embedded once.
+    """A model's outputs for the images of a data set, in batches; each image is read and embedded once.
 
     Args:
         model: of images and texts, or a classifier; left in the mode it was in.
         dataset: with the column `image` (undecoded: bytes or path).
-        embedders: what to compute of each batch; by default `image_embedders`.
+        embedders: the functions that compute the outputs of a batch; by default `image_embedders`.
         rows: the rows to embed, ascending; by default all.
         cache_dir: where to keep outputs and to look for them, see `EmbeddingCache`.
 
@@ -199,7 +199,7 @@ def normalize(features: torch.Tensor) -> np.ndarray:
 
 
 def to_unit_length(features: torch.Tensor) -> torch.Tensor:
-    """Features of length 1 along the last axis, as float32. ValueError when some are not finite, or have no length."""
+    """Features of length 1 along the last axis, as float32. ValueError when some are not finite, or are zero."""
     features = features.float()
     return check_finite(features / features.norm(dim=-1, keepdim=True))
 

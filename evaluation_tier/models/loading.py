@@ -44,12 +44,12 @@ def choose_device(name: str | None = None) -> torch.device:
 def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model (float32, in evaluation mode, on `device`) and its processor.
 
-    TIER models and those of the kinds that `check_family` knows, with their processors, are read; so are TIER's
-    classifiers, whose processor is an image processor. Code that lies beside the weights is never run, and pickled
-    weights are never opened.
+    TIER models and those of the kinds that `check_family` knows, with their processors, are read. TIER's classifiers
+    are read too; their processor is an image processor. Code beside the weights never runs, and pickled weights are
+    never opened.
 
     Args:
-        name: a folder that `save_pretrained` wrote or, where there is none, a name on the Hub ("owner/name", or
+        name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
             "owner/name@revision" for a branch, a tag or a commit).
 
     Raises:
@@ -123,7 +123,7 @@ def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
 
 
 def check_name(name: str | Path) -> None:
-    """ValueError for what is neither a model folder nor could be a name on the Hub; nothing is loaded."""
+    """ValueError for a name that is neither a model folder nor a possible name on the Hub; does not load the model."""
     if Path(name).is_dir():
         check_folder(Path(name))
         return

@@ -25,7 +25,7 @@ def joined_processes(device: str | None = None) -> Iterator[torch.device]:
     """Join the processes that a launcher started, and leave them; only the main one warns.
 
     Yields:
-        The device of this process, by default a GPU of its own where there are GPUs.
+        The device of this process, by default a separate GPU if there are GPUs.
 
     Raises:
         ValueError: for a device that cannot be used here.
@@ -52,8 +52,8 @@ def is_main_process() -> bool:
 def own_rows(num_rows: int, batch_size: int) -> np.ndarray:
     """The rows that this process works on, ascending.
 
-    Whole batches are dealt out in turn, so that every batch holds the rows that it holds in a single process: a
-    matrix product may round differently in a batch of another size.
+    Whole batches are dealt out in turn, so that every batch has the same rows as in a single process. A matrix product
+    may round differently in a batch of another size.
     """
     rows = np.arange(num_rows)
     if not dist.is_initialized():
@@ -90,7 +90,7 @@ def merge_entries(entries: dict[Key, Value]) -> dict[Key, Value]:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Around what every process does for itself: an error in one is raised in all, so that nobody waits for ever.
+    """Raises an error of one process in all processes, so that the others do not wait forever.
 
     A ValueError or an OSError counts; the others raise a ValueError with its message.
     """

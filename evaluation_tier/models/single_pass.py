@@ -1,6 +1,6 @@
-"""One pass over the images of each model, from which scores and every analysis take what they need.
+"""One pass over the images of each model, which feeds the scores and every analysis.
 
-Each image is read and decoded once per model, whatever is asked of it. One model at a time is in memory.
+Each image is read and decoded once per model, for any number of analyses. One model at a time is in memory.
 """
 
 import os
@@ -30,22 +30,21 @@ Models = Mapping[str, Member | Callable[[], Member]]  # by name; a function load
 
 
 class Consumer(Protocol):
-    """What takes part in the pass of one model over one data set."""
+    """A participant in the pass of one model over one data set."""
 
     rows: np.ndarray | None  # that it needs, ascending; None for all of the data set
     patches: bool  # whether it needs the embeddings of patches
     embedders: Embedders  # whose outputs it needs beside those of `image_embedders`
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
-        """Take what it needs of a batch, which may hold more rows than it asked for."""
+        """Process a batch, which may hold more rows than requested."""
 
     def finish(self, own: np.ndarray) -> None:
-        """After the last batch, while the model is in memory: gather what other processes have; `own` are the rows
-        of this one."""
+        """After the last batch, with the model in memory: gather the results of all processes; `own` are this one's rows."""
 
 
 class Analysis(Protocol):
-    """What is measured on all models."""
+    """A measurement on all models."""
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> Sequence[Consumer]:
         """Its consumers for the next model, one for each data set; fewer where it needs only the first ones."""
@@ -59,7 +58,7 @@ def evaluate_models(
     cache_dir: str | os.PathLike | None = None,
 ) -> None:
     """
-    Feed the analyses with what each model makes of the images.
+    Feed the analyses with each model's outputs for the images.
 
     Where `torch.distributed` runs, every process must call this with the same arguments. Each embeds its share of the
     images, and all have the same results.
@@ -128,7 +127,7 @@ def feed(
 
 
 class ImageRows:
-    """Numbers of each image of a data set, (images, ...) float32, filled batch by batch; NaN where nothing was put."""
+    """Numbers of each image of a data set, (images, ...) float32, filled batch by batch; NaN where missing."""
 
     def __init__(self, num_images: int):
         self.num_images = num_images
@@ -140,7 +139,7 @@ class ImageRows:
         self.values[rows] = values.cpu().numpy()
 
     def merge(self, own: np.ndarray) -> np.ndarray:
-        """With the rows of every process; `own` are those of this one."""
+        """Gathers the rows of every process; `own` are those of this one."""
         shapes = merge_entries({} if self.values is None else {int(own[0]): self.values.shape[1:]})
         if self.values is None:  # a process without a batch of its own
             self.values = np.full((self.num_images, *next(iter(shapes.values()))), np.nan, dtype=np.float32)

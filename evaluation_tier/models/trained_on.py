@@ -1,5 +1,5 @@
 """
-Whether a model was trained on what it is evaluated on, by its list (see `processing_tier.records.identities`), and the
+Whether a model was trained on the evaluated data, by its list (see `processing_tier.records.identities`), and the
 split that its training held out.
 """
 
@@ -46,7 +46,7 @@ class Overlap(NamedTuple):
 
 
 def locate(name: str | os.PathLike) -> Path | None:
-    """The list that a model keeps, in its folder or its repository on the Hub; None where it keeps none."""
+    """The list that a model keeps, in its folder or its repository on the Hub; None if it is missing."""
     if os.path.isdir(name):
         return find_trained_on(name)
     check_hub_name(name, "model")
@@ -60,10 +60,10 @@ def locate(name: str | os.PathLike) -> Path | None:
 
 
 def read_lists(names: Mapping[str | Path, str]) -> dict[str, TrainedOn | None]:
-    """What each model was trained on, by the name that results give it.
+    """The training data of each model, by its name in the results.
 
     Args:
-        names: folder or name on the Hub, to what results call the model.
+        names: folder or name on the Hub, to the model's name in the results.
 
     Raises:
         ValueError: for a damaged list.
@@ -188,8 +188,7 @@ def shared_archives(lists: Mapping[str, TrainedOn | None], evaluated: str) -> li
 
 def held_out_split(lists: Mapping[str, TrainedOn | None]) -> tuple[str, str, np.ndarray] | None:
     """
-    Of the part that the training of all these models set aside: the data set, the split it was drawn from, and the
-    patients; None where not all of them set the same one aside.
+    The data set, the split and the patients that the training of all these models held out; None if they do not agree.
     """
     found = None
     for listed in lists.values():
@@ -205,7 +204,7 @@ def select_held_out(held_out: tuple[str, str, np.ndarray], dataset: datasets.Dat
     The images of the patients that the training set aside.
 
     Raises:
-        `ValueError`: the data hold none of them.
+        `ValueError`: the data lack all of them.
     """
     rows = np.flatnonzero(np.isin(patient_keys(dataset["patient_id"][:], held_out[0]), held_out[2]))
     if not len(rows):
@@ -227,8 +226,8 @@ def choose_split(
     lists: Mapping[str, TrainedOn | None],
 ) -> str:
     """
-    The split to evaluate where none is named: validation where the data have it, else what the training of the models
-    set aside, else all images of data without splits.
+    The default split to evaluate: validation if the data have it, else the patients that the training held out, else
+    all images of data without splits.
     """
     splits = has_splits(data, table)
     if splits and (is_remote(data) or "validation" in list_splits(data, table)):

@@ -41,7 +41,7 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
 
 
 def measure_name(key: str) -> str:
-    """What a measure of grounding is called: "iou_top_5" is "IoU top 5 %"."""
+    """The title of a measure of grounding: "iou_top_5" is "IoU top 5 %"."""
     return f"{column_name(key)} %" if key.startswith("iou_top_") else column_name(key)
 
 

@@ -1,4 +1,4 @@
-"""The YAML head of a model card: what the Hub reads."""
+"""The YAML head of a model card, which the Hub reads."""
 
 import re
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
-    """The tables of a comparison: the AUROC with its p-values, the other metrics, and what was compared."""
+    """The tables of a comparison: the AUROC with its p-values, the other metrics, and the compared evaluations."""
     parts = {**comparison["findings"], f"Mean of {len(comparison['findings'])}": comparison["mean"]}
     independent = comparison["n_patients"] == comparison["n_images"]  # as DeLong's test takes images to be
     rows = []

@@ -1,4 +1,4 @@
-"""What an evaluation prints at its end."""
+"""The text that an evaluation prints at its end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from processing_tier.escaping import printable
 
 def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Path]) -> str:
     """
-    The table of findings, what was left out, and where the files are, for a terminal.
+    The table of findings, the omissions and the paths of the files, for a terminal.
 
     Args:
         models: as the user named them.

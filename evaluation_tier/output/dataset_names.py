@@ -1,4 +1,4 @@
-"""What a reader is told about the name of a data set: the phantom is always called synthetic."""
+"""Names of data sets for readers: the phantom is always called synthetic."""
 
 
 def is_synthetic(dataset_name: str | None) -> bool:

@@ -37,7 +37,7 @@ OPTIONAL_FILES = {
 
 
 class Evaluation(NamedTuple):
-    """What was evaluated and the results."""
+    """The evaluated data and models, and the results."""
 
     metrics: dict
     predictions: pd.DataFrame
@@ -49,10 +49,10 @@ class Evaluation(NamedTuple):
 
 def write_evaluation(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
     """
-    Write the files of an evaluation, and what it adds to the model's folder; the paths of all.
+    Write the files of an evaluation, and those in the model's folder; returns all paths.
 
-    The files are made in a temporary folder and moved when all of them are complete. Only then do those of an earlier
-    evaluation go that were not written again.
+    The files are made in a temporary folder and moved when all of them are complete. Then the remaining files of an
+    earlier evaluation are deleted.
     """
     folder = Path(args.output_dir)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

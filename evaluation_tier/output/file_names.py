@@ -9,7 +9,7 @@ MAX_LENGTH = 60  # file systems take 255 bytes, with what stands before and afte
 
 
 def slug(name: str) -> str:
-    """A name in lower-case ASCII letters and digits ("Nodule/Mass" becomes "nodule_mass"); `""` where it has none."""
+    """A name in lower-case ASCII letters and digits ("Nodule/Mass" becomes "nodule_mass"); `""` without these."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 

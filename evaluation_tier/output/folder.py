@@ -1,4 +1,4 @@
-"""Where an evaluation is written, and what it may replace there."""
+"""The output folder of an evaluation, and the rules for replacing its files."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -76,7 +76,7 @@ MODEL_FACTS = {  # key of config.json: what the card calls it
 
 
 def read_config(path: Path) -> dict:
-    """A model's config.json; a ValueError if what a card states, or where thresholds are stored, is damaged."""
+    """A model's config.json; a ValueError if the parts that a card states, or that hold thresholds, are damaged."""
     config = read_json(path)
     for key, kind in CONFIG_KEYS.items():
         if not isinstance(config.get(key), kind | None):
@@ -106,7 +106,7 @@ def describe_calibration(findings: Mapping[str, Mapping]) -> str:
 
 
 class ModelFacts(NamedTuple):
-    """What a card states about a model, from its config.json."""
+    """The statements of a card about a model, from its config.json."""
 
     architecture: str
     is_classifier: bool
@@ -165,7 +165,7 @@ def write_model_card(
 ) -> Path:
     """Write the model card, README.md, into a model folder.
 
-    No number is typed by hand: results come from `metrics`, the model's settings from the folder's config.json.
+    All numbers are filled in: results come from `metrics`, the model's settings from the folder's config.json.
     Missing numbers read "not measured".
 
     Args:
@@ -173,7 +173,7 @@ def write_model_card(
         metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
         training: facts of the training, with keys of `TRAINING_FACTS`. They are kept in the folder; by default the
             card uses the facts that are kept there.
-        model_name: a Hub name ("owner/name"), or what the card calls the model; by default the folder's name.
+        model_name: a Hub name ("owner/name"), or the model's name on the card; by default the folder's name.
         license: SPDX identifier of the licence of the weights; the terms of the training data may restrict it.
 
     Raises:
@@ -223,7 +223,7 @@ def card_template() -> jinja2.Template:
 
 
 def describe_protocol(protocol: Mapping) -> str:
-    """What an evaluation did, in one sentence, and how its data differ from the benchmark's."""
+    """An evaluation in one sentence, and how its data differ from the benchmark's."""
     parts = [f"{name} {protocol[key]}" for key, name in CARD_PROTOCOL.items() if protocol.get(key) is not None]
     text = ", ".join(parts)
     told = protocol.get("training_overlap")

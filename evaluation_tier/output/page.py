@@ -173,7 +173,7 @@ def draw_page_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame 
 
 
 def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
-    """The page of an evaluation, with the figures that lie in `folder`."""
+    """The page of an evaluation, with the figures in `folder`."""
     files = find_figures(folder)
     sections, size = [], 0
     for name, (title, prefixes) in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""The numbers of `metrics.json` as tables, with a note that says what they mean."""
+"""The numbers of `metrics.json` as tables, with a note that explains them."""
 
 from collections.abc import Mapping
 

@@ -37,7 +37,7 @@ class Table(NamedTuple):
     Args:
         name: letters, digits and hyphens; the label in LaTeX and the anchor in HTML.
         title: its caption.
-        note: what the numbers mean, in plain sentences.
+        note: the meaning of the numbers, in plain sentences.
         header: of each column.
         rows: text cells; the first of each row names the row.
         align: per column "l", "r", or "p" for text of many words.
@@ -96,7 +96,7 @@ def format_cell(value) -> str:
 
 
 def column_name(key: str) -> str:
-    """What a key of `metrics.json` is called in a table: "n_images" becomes "Images", "pixel_auroc" "Pixel AUROC"."""
+    """The title of a key of `metrics.json` in a table: "n_images" becomes "Images", "pixel_auroc" "Pixel AUROC"."""
     words = [NAMES.get(word, word) for word in NAMES.get(key, key).removeprefix("n_").split("_")]
     text = " ".join(words).strip()
     return text if text.split(" ")[0] in NAMES.values() else text[:1].upper() + text[1:]
@@ -157,7 +157,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str,
 
 
 def markdown_cell(text: str) -> str:
-    """Text that Markdown shows as it is inside a table."""
+    """Escapes text for a cell of a Markdown table."""
     return markdown_text(text)
 
 

@@ -1,4 +1,4 @@
-"""Which findings of a data set are evaluated, their labels, and what groups their images belong to."""
+"""Which findings of a data set are evaluated, their labels, and the groups of their images."""
 
 import difflib
 import logging
@@ -17,13 +17,13 @@ NO_FINDING = ("no finding", "normal")
 
 
 def name_split(dataset: datasets.Dataset) -> str:
-    """What messages call a data set: by the split that its records name."""
+    """The name of a data set in messages: the split of its records."""
     names = dataset.unique("split") if "split" in dataset.column_names else []
     return f"The split {names[0]!r}" if len(names) == 1 else "The split"
 
 
 def warn_of_missing_classes(findings: Sequence[str], labels: np.ndarray, dataset: datasets.Dataset) -> None:
-    """Name the findings that have no threshold, since a class is not there where thresholds are chosen.
+    """Name the findings without a threshold, because the split that chooses thresholds lacks one of their classes.
 
     Args:
         labels: (images, findings) of `dataset`, which chooses them.
@@ -61,7 +61,7 @@ def select_findings(
         asked: names of findings; by default all with at least `min_positives` positives and at least one negative.
 
     Raises:
-        ValueError: for an asked finding that the data set lacks or that lacks a class, or when none is left.
+        ValueError: for a requested finding that the data set lacks or that lacks a class, or if all are left out.
     """
     available = finding_columns(dataset)
     if not available:
@@ -140,7 +140,7 @@ def read_labels(dataset: datasets.Dataset, findings: Sequence[str]) -> np.ndarra
 
 
 def read_attributes(dataset: datasets.Dataset, rows: np.ndarray) -> dict[str, Sequence]:
-    """What the data set says of who was imaged, how and where, for these rows: `sex`, `age` (in bands), `view`,
+    """The groups of the images in these rows: `sex`, `age` (in bands), `view`,
     `source`, as far as it has these columns."""
     columns = {
         name: np.array(dataset.with_format(None)[name][:], dtype=object)[rows]

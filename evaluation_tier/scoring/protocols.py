@@ -70,7 +70,7 @@ def choose_protocol(
     scoring: str | None = None,
     no_finding: str | None = None,
 ) -> Protocol:
-    """The named protocol, with what is given in place of its own; its name then says so.
+    """The named protocol, with the given replacements, which its name then shows.
 
     Raises:
         ValueError: for an unknown protocol, scoring or way of scoring "No Finding".
@@ -95,7 +95,7 @@ def find_prompts(
     findings: Sequence[str],
     replaced: Mapping[str, Prompts] | None = None,
 ) -> dict[str, Prompts]:
-    """The prompts of each finding, those of `replaced` first; ValueError where there are none for one.
+    """The prompts of each finding, those of `replaced` first; ValueError if a finding has no prompts.
 
     Args:
         prompts: name or path of a prompt file, or the prompts themselves.
@@ -110,5 +110,5 @@ def find_prompts(
 
 
 def prompts_name(prompts: str | Path | Mapping[str, Prompts]) -> str:
-    """What results call the prompts: without the folders of this machine."""
+    """The name of the prompts in results, without the folders of this machine."""
     return "given sentences" if isinstance(prompts, Mapping) else Path(prompts).stem

@@ -2,7 +2,7 @@
 
 Everything is built on the difference of cosines: how much nearer an embedding lies to the positive sentences of a
 finding than to its negative ones. A scoring turns the differences into scores, without changing their order. A level
-says what the difference is of: the image as a whole, its patches, pooled into one number, or the mean of both.
+selects the embeddings of the difference: the whole image, its patches (pooled into one number), or the mean of both.
 """
 
 import math
@@ -33,7 +33,7 @@ def check_level(level: str) -> None:
 
 
 def prompt_directions(positive: np.ndarray, negative: np.ndarray, scoring: str) -> np.ndarray:
-    """What an embedding is multiplied with to give the differences, (findings, dim) float64.
+    """The directions whose product with an embedding gives the differences, (findings, dim) float64.
 
     float64, since in float32 the sigmoid would merge scores that the difference still tells apart.
 
@@ -69,7 +69,7 @@ def zero_shot_scores(
         scoring: `"difference"`: cosine to the positive minus cosine to the negative prompt, in [-2, 2] (TIER,
             utils.py:376-381); `"softmax"`: e^positive / (e^positive + e^negative) of the raw cosines, without
             logit scale, in [0.12, 0.88] (CheXzero, zero_shot.py:258-261); `"sigmoid"`: of the cosine to the positive
-            prompt alone, in [0.27, 0.73]. The first two rank one model's images alike; averaged over an ensemble
+            prompt alone, in [0.27, 0.73]. The first two give one model the same ranking; averaged over an ensemble,
             they differ.
     """
     directions = prompt_directions(positive, negative, scoring)
@@ -96,7 +96,7 @@ def pool_patches(patch_embeds: torch.Tensor, directions: torch.Tensor) -> dict[s
 
 
 def level_differences(differences: np.ndarray, pooled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The differences of every level of `LEVELS` that there is, from those of the image and of its pooled patches."""
+    """The differences of every available level of `LEVELS`, from those of the image and of its pooled patches."""
     levels = {"global": differences}
     levels |= {f"patches-{pool}": values for pool, values in pooled.items()}
     return levels | {f"both-{pool}": (differences + values) / 2 for pool, values in pooled.items()}
@@ -105,7 +105,7 @@ def level_differences(differences: np.ndarray, pooled: Mapping[str, np.ndarray])
 def no_finding_scores(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """A score of "no finding" from those of the findings: minus the largest of them, in standard deviations.
 
-    A chest without a finding is one in which nothing is found; a sentence such as "no No Finding" says no such thing
+    A normal chest is one in which the other findings are absent. A sentence such as "no No Finding" does not say so
     (CheXzero's AUROC of "No Finding" is 0.07). Findings whose scores spread more do not outvote the others, since each
     is standardised by its mean and its spread over the reference images, whose labels are not used. A finding whose
     score is the same in all of these says nothing and is left out.
@@ -115,7 +115,7 @@ def no_finding_scores(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
         reference: (reference images, findings), likewise.
 
     Returns:
-        (images,); 0 where no finding is left.
+        (images,); 0 without other findings.
     """
     varies = np.ptp(reference, axis=0) > 1e-12 * np.abs(reference).max(axis=0)  # rounding is no spread
     if not varies.any():

@@ -221,7 +221,7 @@ class ZeroShot:
         return metrics, pd.DataFrame(columns, index=rows)
 
     def describe(self) -> dict:
-        """What the results say of the scores."""
+        """The description of the scores in the results."""
         if self.learnt:
             if self.protocol.name != "report":
                 logger.warning(

@@ -1,9 +1,9 @@
 """How sure a number is: metrics of all findings in all resamples at once, and percentile intervals, in numpy.
 
-A value that is undefined in a resample (AUROC without both classes) is NaN and is left out of the percentiles. Where
-fewer than half of the resamples are defined, there is no interval. A finding that fewer than 5 patients have, or fewer
-than 5 do not have, gets no interval either: the bootstrap draws the same few again and again, and a single patient
-would give a width of 0. How resamples are drawn is in `resampling.py`.
+A value that is undefined in a resample (AUROC without both classes) is NaN and is left out of the percentiles. An
+interval needs at least half of the resamples to be defined. A finding with fewer than 5 positive or 5 negative
+patients does not get an interval either: the bootstrap draws the same few again and again, and a single patient would
+give a width of 0. How resamples are drawn is in `resampling.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,15 +138,15 @@ def bootstrap_mean(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def defined_values(values: np.ndarray) -> np.ndarray:
     """
-    The values (resamples,) that are not NaN. If they are fewer than half of the resamples, nothing: they would stand
-    for a few lucky draws.
+    The values (resamples,) that are not NaN. Empty if they are fewer than half of the resamples, because a few lucky
+    draws are not representative.
     """
     defined = values[~np.isnan(values)]
     return defined if 2 * len(defined) >= len(values) else defined[:0]
 
 
 def percentile_interval(values: np.ndarray) -> np.ndarray:
-    """The 2.5th and 97.5th percentile of the [`defined_values`]; NaN when there are none."""
+    """The 2.5th and 97.5th percentile of the [`defined_values`]; NaN without any."""
     values = defined_values(values)
     return np.percentile(values, [2.5, 97.5]) if len(values) else np.full(2, np.nan)
 

@@ -1,10 +1,10 @@
-"""Two evaluations of the same images, side by side: what the second model gains on the first, and how sure that is.
+"""Two evaluations of the same images, side by side: the gain of the second model over the first, with intervals.
 
 [`compare_evaluations`] returns a dict of JSON's own types. Undefined numbers are `None`.
 
 - `"first"`, `"second"`: `folder` and `models`.
 - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
-- `"trained"`, `"training_overlap"`: what was done with training images, and what each evaluation says about them.
+- `"trained"`, `"training_overlap"`: the treatment of training images, and each evaluation's statement about them.
 - `"protocol_differences"`: by key the two values; a warning names them too.
 - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
   `second`, `difference`, `difference_ci95` and `p_bootstrap`. AUROC also has `p_delong`, by DeLong's test (1988).
@@ -194,7 +194,7 @@ def without_trained(pair: Sequence[SavedEvaluation], choice: str) -> list[SavedE
     Both evaluations without the images that one of the models was trained on, if the choice is to exclude them.
 
     Raises:
-        ValueError: such images exist and the choice is to refuse them, or no image is left without them.
+        ValueError: such images exist and the choice is to refuse them, or all images are such images.
     """
     tables = [evaluation.predictions for evaluation in pair]
     seen = [table["trained_on"] if "trained_on" in table else pd.Series(False, table.index) for table in tables]

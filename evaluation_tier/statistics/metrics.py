@@ -1,4 +1,4 @@
-"""What a score is worth: pure functions of labels and scores, in numpy.
+"""Metrics of scores: pure functions of labels and scores, in numpy.
 
 Labels are 1 (present), 0 (absent), -1 (uncertain) and NaN (not stated). Uncertain and unstated ones say nothing
 about a score: every function here leaves them out. An undefined quantity (AUROC without both classes) is NaN, never a
@@ -208,24 +208,24 @@ def specificity(labels: np.ndarray, scores: np.ndarray, threshold: float) -> flo
 
 
 def ppv(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    """Share of positives among score >= threshold (precision), at this prevalence; NaN where no score is."""
+    """Share of positives among score >= threshold (precision), at this prevalence; NaN without such scores."""
     return metrics_at_threshold(labels, scores, threshold)["ppv"]
 
 
 def npv(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    """Share of negatives among score < threshold, at this prevalence; NaN where no score is."""
+    """Share of negatives among score < threshold, at this prevalence; NaN without such scores."""
     return metrics_at_threshold(labels, scores, threshold)["npv"]
 
 
 def mcc(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
     """
-    Matthews correlation coefficient of score >= threshold; 0 where all are predicted alike, NaN without both classes.
+    Matthews correlation coefficient of score >= threshold; 0 if all predictions are equal, NaN without both classes.
     """
     return metrics_at_threshold(labels, scores, threshold)["mcc"]
 
 
 def f1(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    """F1 of score >= threshold; 0 when nothing is right, NaN without positives."""
+    """F1 of score >= threshold; 0 without a true positive, NaN without positives."""
     return metrics_at_threshold(labels, scores, threshold)["f1"]
 
 
@@ -233,7 +233,7 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
     """
     The score that is the best threshold when "present" means score >= threshold; the highest such score on a tie.
 
-    Only scores that occur are candidates, never the infinite threshold at which nothing is called present.
+    The candidates are the scores that occur, never the infinite threshold that calls every image negative.
 
     Args:
         labels (`np.ndarray`): (samples,), 1, 0, -1 or NaN.

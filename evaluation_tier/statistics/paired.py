@@ -18,7 +18,7 @@ from evaluation_tier.statistics.resampling import find_too_few
 
 
 class PairedDifference(NamedTuple):
-    """What a second model adds to a first one on the same images, per finding and for the mean over the findings."""
+    """The gain of a second model over a first one on the same images, per finding and for their mean."""
 
     difference: np.ndarray  # (findings,): second minus first, on all images
     interval: np.ndarray  # (findings, 2)
@@ -70,8 +70,8 @@ def paired_bootstrap(
         first_scores, second_scores (`np.ndarray`): (images, findings).
         first_thresholds, second_thresholds: as for [`bootstrap`], for both models or for neither.
         unit_ids (`Sequence`, *optional*):
-            (images,), the patients that were drawn. A finding with too few patients gets neither interval nor p-value.
-            If all findings have too few, the mean gets neither as well.
+            (images,), the patients that were drawn. A finding with too few patients does not get an interval or a
+            p-value. If all findings have too few, the mean gets neither as well.
 
     Returns:
         `dict[str, PairedDifference]`: by metric, as [`bootstrap`] names them. An undefined difference is NaN, and the

@@ -37,7 +37,7 @@ class Resampling:
         seed (`int`, *optional*, defaults to 0): random seed of the draws.
         kind (`str`, *optional*, defaults to `"patients"`):
             `"patients"` draws whole patients, see [`draw_resamples`]. `"stratified"` does so without losing a class of
-            a finding, see [`draw_stratified_resamples`]. `"chexzero"` draws images whatever their patients, see
+            a finding, see [`draw_stratified_resamples`]. `"chexzero"` draws images, not patients, see
             [`draw_chexzero_resamples`]; intervals then follow [`chexzero_interval`].
 
     Raises:
@@ -76,7 +76,7 @@ class Resampling:
         return draw_resamples(unit_ids, self.num_resamples, self.seed)
 
     def describe(self, unit_ids: Sequence, intervals: str) -> dict:
-        """What the `protocol` of a result says about its intervals; `intervals` describes them if there are any."""
+        """The description of the intervals in the `protocol` of a result; `intervals` describes them."""
         return {
             "intervals": describe_intervals(unit_ids, intervals),
             "n_bootstrap": self.num_resamples,
@@ -108,7 +108,7 @@ def number_units(unit_ids: Sequence) -> tuple[int, np.ndarray]:
 
 
 def describe_intervals(unit_ids: Sequence, usual: str) -> str:
-    """What results say about their intervals: `usual`, or why they have none."""
+    """The description of intervals in results: `usual`, or the reason why they are missing."""
     num_units = len(set(unit_ids))
     if num_units >= MIN_PATIENTS:
         return usual
@@ -140,7 +140,7 @@ def draw_resamples(unit_ids: Sequence, num_resamples: int = 1000, seed: int = 0)
 
     Args:
         unit_ids (`Sequence`): (images,), the patient or study of each image.
-        num_resamples (`int`, *optional*, defaults to 1000): at least 1; 1,000 is what CheXzero takes.
+        num_resamples (`int`, *optional*, defaults to 1000): at least 1; CheXzero takes 1,000.
         seed (`int`, *optional*, defaults to 0): random seed of the draws.
 
     Returns:

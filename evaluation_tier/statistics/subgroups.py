@@ -39,7 +39,7 @@ def summarize_subgroups(
     resampling: Resampling = PATIENT_BOOTSTRAP,
 ) -> dict[str, dict]:
     """
-    AUROC by sex, age band, view and whatever else is known of the images, see [`subgroup_metrics`].
+    AUROC by sex, age band, view and other known groups of the images, see [`subgroup_metrics`].
 
     Args:
         labels, scores, patient_ids, findings: as for [`summarize`].

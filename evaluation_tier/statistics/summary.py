@@ -186,7 +186,7 @@ class FindingMetrics:
         return {**dict(zip(findings, dropped, strict=True)), "mean": int(np.isnan(mean).sum())}
 
     def explain_missing_intervals(self, findings: Sequence[str]) -> dict[str, str]:
-        """Why findings, or `"mean"`, have no interval."""
+        """The reasons why findings, or `"mean"`, lack an interval."""
         if not self.draws.shape[-2]:
             return dict.fromkeys((*findings, "mean"), TOO_FEW_AT_ALL)
         reasons = {finding: TOO_FEW for finding, few in zip(findings, self.too_few, strict=True) if few}

@@ -26,13 +26,11 @@ class Benchmark:
         reader: the one of `processing_tier.readers` that reads the archive.
         splits: name to what is known of it: `images` and `positives` (finding to number), as published, and
             `options` of the reader. The first is the usual one.
-        findings: name to other names that a table may use for it, in the order of the results. In the file a list of
-            names will do where there are no others.
-        options: of the reader, in every split.
-        views: `"frontal"` or `"all"`.
-        min_positives: that a finding needs.
-        only_with: findings of which an image must have one to be evaluated; by default all images are.
-        prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
+        findings: name to other names that a table may use for it, in the order of the results. In the file, a list of
+        names is enough if there are only `positives`. options: of the reader, in every split. views: `"frontal"` or
+        `"all"`. min_positives: that a finding needs. only_with: findings of which an image must have one to be
+        evaluated; by default all images are. prompts: name of a protocol to finding to sentences that take the place
+        of the protocol's own.
     """
 
     name: str
@@ -53,7 +51,7 @@ def list_benchmarks() -> list[str]:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name. ValueError where there is none."""
+    """The benchmark of that name. ValueError if it does not exist."""
     names = list_benchmarks()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
@@ -127,7 +125,7 @@ def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split
     """Sentences on the numbers of images and positives that are not the published ones; none if all agree.
 
     Args:
-        dataset: of `apply_benchmark`, and nothing but what is evaluated.
+        dataset: of `apply_benchmark`, with the evaluated images only.
     """
     known = benchmark.splits[split]
     counts = [("images", known.get("images"), len(dataset))]

@@ -102,7 +102,7 @@ def list_regions(
     columns: Mapping[tuple[str, ...], np.ndarray],
     metric_names: Sequence[str],
 ) -> list[dict]:
-    """Each region by itself; `cases` are all that were asked, `columns` as `tabulate` gives them."""
+    """The results of each region; `cases` are all cases, `columns` as `tabulate` gives them."""
     place_of = {case: i for i, case in enumerate(cases)}
     return [
         {
@@ -121,7 +121,7 @@ def list_regions(
 def tabulate(
     measured: Measurements, chosen: Mapping[str, np.ndarray], metric_names: Sequence[str]
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Everything that is averaged, (cases,), by where it stands in the results of `evaluate_grounding`."""
+    """All averaged numbers, (cases,), by their place in the results of `evaluate_grounding`."""
     names = (*MAPS, *BASELINES)
     num_cases = len(measured.cases)
     best = np.full((num_cases, len(names), len(BEST)), np.nan)

@@ -1,4 +1,4 @@
-"""Maps that look at no image: where findings lie on average, and the centre."""
+"""Maps that do not depend on the image: the average place of findings, and the centre."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def centre_map(height: int, width: int) -> np.ndarray:
 
 
 def position_priors(coverage: np.ndarray, findings: Sequence[str], patients: Sequence[str]) -> np.ndarray:
-    """For each case, where the finding lies on average in the other patients.
+    """For each case, the average place of the finding in the other patients.
 
     Args:
         coverage: (cases, side, side): share of each place of the image that the region covers.

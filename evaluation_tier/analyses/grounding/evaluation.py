@@ -1,4 +1,4 @@
-"""Grounding: how well the similarity maps of a model lie on the regions that radiologists marked.
+"""Grounding: how well the similarity maps of a model match the regions that radiologists marked.
 
 A *map* is a float array (height, width), higher where the model sees a finding more, NaN where it never saw the image
 (what the image processor's crop cuts off). A *region* is a bool array (height, width): the union of all boxes and
@@ -37,7 +37,7 @@ def evaluate_grounding(
     **options,
 ) -> dict:
     """
-    How well a model's maps lie on the marked regions, beside what needs no model, with intervals.
+    How well a model's maps match the marked regions, compared with baselines, with intervals.
 
     Metrics, for each region (one finding, or one sentence, on one image), then averaged: see in `map_metrics`
     `pointing_game`, `pixel_auroc`, `contrast_to_noise` (`cnr` as published, and `signed_cnr`), `overlap` and
@@ -96,7 +96,7 @@ class Grounding:
         tolerance: see `pointing_game`, in pixels of the stored image.
         resampling: of patients, for the 95 % intervals. Differences are resampled as such, so their intervals are
             paired. Fewer than 5 patients give none.
-        dataset_name: what the results call the data.
+        dataset_name: name of the data in the results.
     """
 
     dataset: datasets.Dataset

@@ -1,10 +1,10 @@
-"""How well one map lies on one region: pure functions, in numpy.
+"""How well one map matches one region: pure functions, in numpy.
 
 A *map* is a float array (height, width), higher where the model sees a finding more, NaN where it never saw the image
 (what the image processor's crop cuts off). A *region* is a bool array (height, width).
 
 An unseen pixel is never predicted, so that a region that was cut off counts as missed; in the pixel AUROC it comes
-below every seen one; the contrast-to-noise ratio leaves it out. What is undefined is NaN, never a number that looks
+below every seen one; the contrast-to-noise ratio leaves it out. An undefined value is NaN, never a number that looks
 measured.
 """
 
@@ -66,7 +66,7 @@ def check_shapes(similarity: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
 def pointing_game(similarity: np.ndarray, mask: np.ndarray, tolerance: int = 0) -> float:
     """Whether the highest pixel of the map hits the region: 1 or 0 (Zhang et al., ECCV 2016, section 4.1).
 
-    Where several pixels are highest, the share of them that hits: what a choice among them by chance would give.
+    If several pixels are highest, the share of them that hits, which is the expectation of a random choice.
     CheXlocalize's hit rate (Saporta et al., Nature Machine Intelligence 2022) is this with `tolerance=0`, but for
     ties, where its code takes the first.
 

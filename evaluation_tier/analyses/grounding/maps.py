@@ -45,8 +45,8 @@ class PatchMaps:
     - `above_average`: the difference minus that of the average image; what the figures draw.
     - `average_positive`, `average`: positive and difference of the average image.
 
-    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. Where an
-    evaluated image is one of them, its own map is part of the average that is taken from it.
+    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. If an
+    evaluated image is one of them, the average that is subtracted includes its map.
 
     Args:
         model: with maps, see `check_gives_maps`. Its input is square, and so is its grid.

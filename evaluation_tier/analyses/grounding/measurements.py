@@ -1,4 +1,4 @@
-"""All metrics of all maps, each marked region by itself."""
+"""All metrics of all maps, separately for each marked region."""
 
 import itertools
 import logging
@@ -55,7 +55,7 @@ def run_threads(function: Callable, items: Iterable, description: str) -> Iterat
 def measure_regions(
     maps: PatchMaps, dataset: datasets.Dataset, image_processor: BaseImageProcessor, tolerance: int = 0
 ) -> Measurements:
-    """All metrics of all maps and baselines, each case on its own; see `evaluate_grounding`.
+    """All metrics of all maps and baselines, separately for each case; see `evaluate_grounding`.
 
     Args:
         maps: after its pass.
@@ -112,7 +112,7 @@ def measure_regions(
 def survey_regions(
     cases_of: Mapping[int, Sequence[Case]], sizes: Mapping[int, tuple[int, int]], marks: datasets.Dataset
 ) -> tuple[dict[Case, np.ndarray], dict[Case, int], dict[str, int]]:
-    """Look at all regions before any is measured.
+    """Check all regions before measuring any.
 
     Args:
         cases_of: row of the data set to the cases of its image.

@@ -11,7 +11,7 @@ from processing_tier.records.masks import finding_mask
 
 
 class Case(NamedTuple):
-    """What is asked of one image: a finding, or one sentence about it."""
+    """One question about an image: a finding, or a sentence about it."""
 
     row: int  # of the data set
     finding: str
@@ -19,7 +19,7 @@ class Case(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where the answer to a case lies."""
+    """The region that answers a case."""
 
     mask: np.ndarray | None  # bool (height, width); None where only the counts are kept
     num_marks: int  # boxes and masks that it consists of
@@ -50,12 +50,12 @@ def is_outside(box: Mapping, height: int, width: int) -> bool:
 
 
 def read_cases(dataset: datasets.Dataset, findings: Sequence[str] | None = None, phrases: bool = False) -> list[Case]:
-    """What the boxes and masks of a data set let one ask, image by image, in their order.
+    """The cases that the boxes and masks of a data set support, image by image, in their order.
 
     Args:
         dataset: with the column `boxes` or `masks`.
         findings: names as in those columns; by default all of them.
-        phrases: ask each sentence of the boxes by itself (MS-CXR); boxes without a sentence are left out.
+        phrases: make one case per sentence of the boxes (MS-CXR); boxes without a sentence are left out.
 
     Raises:
         ValueError: for a data set without boxes and masks, an unknown finding, or boxes without sentences.
@@ -86,7 +86,7 @@ def read_cases(dataset: datasets.Dataset, findings: Sequence[str] | None = None,
 
 
 def read_region(record: Mapping, case: Case, height: int, width: int) -> Region:
-    """The union of what the boxes and masks of a record mark as one case.
+    """The union of the boxes and masks of one case in a record.
 
     Raises:
         ValueError: for a mask of another size than the image.

@@ -1,4 +1,4 @@
-"""Robustness: how much zero-shot results depend on wording, and what images and words they should depend on.
+"""Robustness: whether zero-shot results depend on the wording, and on images and words as they should.
 
 Five probes: six wordings of one question; a finding against its negation; left against right; images that show
 nothing; images of lower resolution and stronger compression. Intervals are 95 % percentile bootstraps over patients.
@@ -43,7 +43,7 @@ def evaluate_robustness(
     **options,
 ) -> dict:
     """
-    How one model's zero-shot results change with the wording, and whether they depend on what they should.
+    How one model's zero-shot results change with the wording, and whether they react to negation, sides and images.
 
     Each image is decoded once and embedded nine times: as it is, mirrored, and in the seven [`DEGRADATIONS`]. With
     several processes, see `evaluate_models`.
@@ -88,11 +88,11 @@ class Robustness:
 
     Args:
         dataset: in the schema of `processing_tier.records`.
-        findings: see `select_findings`. "No Finding" is asked in no wording but that of `prompts`.
+        findings: see `select_findings`. "No Finding" keeps the wording of `prompts`.
         prompts: the sentences that score empty and degraded images: name or path of a prompt file, or the prompts.
         min_positives: that a finding needs.
         resampling: of patients, the same for all that is compared; its seed is the noise image's too.
-        dataset_name: what the results call the data.
+        dataset_name: name of the data in the results.
 
     Raises:
         ValueError: for a classifier, or as `select_findings` and `find_prompts` say.

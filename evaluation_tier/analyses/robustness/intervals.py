@@ -30,7 +30,7 @@ def resampled_aurocs(draws: np.ndarray, labels: np.ndarray, scores: Iterable[np.
 
 
 def resampled_share(draws: np.ndarray, values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of resampled values (samples, ...) over the samples `where`, (resamples, ...); NaN where there is none."""
+    """Mean of resampled values (samples, ...) over the samples `where`, (resamples, ...); NaN without samples."""
     draws = draws.astype(np.float64)
     weight = np.tensordot(draws, where.astype(np.float64), axes=1)
     total = np.tensordot(draws, np.where(where, values, 0.0), axes=1)

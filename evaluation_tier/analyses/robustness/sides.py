@@ -62,7 +62,7 @@ def stated_side(text: str, finding: str) -> str | None:
 
     Sentences, and their parts between semicolons, that name the finding count, but for those that deny or doubt it
     ("no", "resolved", "versus", "possible") or name a device such as a catheter, whose side it may be.
-    A sentence that names both sides, or all sentences together that do, tell none: what belongs to what would be a
+    If a sentence, or all sentences together, name both sides, the result is unknown, because the match would be a
     guess. "LLL", "RML" and the like are sides; "left lateral" is a view, not a side.
 
     Args:

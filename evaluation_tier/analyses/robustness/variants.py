@@ -52,8 +52,8 @@ class VariantEmbeddings:
     One model's embeddings of a data set's images, of their mirror images and of their degradations: a [`Consumer`] of
     its pass.
 
-    What is changed is the model's input, after resizing, in 256 grey levels: the same change whatever the size of the
-    files, and a stronger one than the same quality of a large file.
+    The degradation changes the model's input after resizing, in 256 grey levels. It does not depend on the size of the
+    files, and is stronger than the same quality of a large file.
 
     Args:
         model: of images and texts.
