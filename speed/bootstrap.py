@@ -5,10 +5,10 @@ Bootstrap of all findings at once, against a loop over scikit-learn on the same 
 
 Scores and labels are synthetic: normal scores rounded so that some are tied, findings of 2 to 50 % prevalence. Ours is
 one call of `bootstrap`, which gives AUROC and average precision, and with thresholds MCC, F1, sensitivity and
-specificity too; its whole time is held against the loop of each metric alone, and of all together. The loop is timed
-on the first `--loop` resamples of all findings and, where these are not all, scaled up to `--resamples`. Both take the
-resamples as given (drawing them is timed apart), and every value that the loop has computed is compared with ours.
-Times are those of one core, without what others do on the machine.
+specificity too; its whole time is compared with the loop of each metric, and of all together. The loop is timed
+on the first `--loop` resamples of all findings and scaled up to `--resamples`. Both take the
+resamples as given (drawing them is timed separately), and every value that the loop has computed is compared with
+ours. Times are processor times of one core, without other programs.
 """
 
 import argparse
@@ -59,8 +59,10 @@ def main() -> None:
     parser.add_argument("--findings", type=int, default=14, help="(default: 14)")
     parser.add_argument("--studies", type=int, default=500, help="(default: 500)")
     parser.add_argument("--loop", type=int, default=100, help="resamples that the loop is timed on (default: 100)")
-    parser.add_argument("--repetitions", type=int, default=9, help="of ours, the median counts (default: 9)")
-    parser.add_argument("--seed", type=int, default=0, help="of data and resamples (default: 0)")
+    parser.add_argument(
+        "--repetitions", type=int, default=9, help="timed calls of ours; the median counts (default: 9)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of data and resamples (default: 0)")
     args = parser.parse_args()
 
     labels, scores = make_data(args.studies, args.findings, args.seed)

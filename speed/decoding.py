@@ -5,9 +5,9 @@ From the bytes of a radiograph to the tensor of the model, per core: TierImagePr
 
 The files are one synthetic radiograph with the noise of a film, held in memory, padded to the default 224 pixels.
 Ours is `TierImageProcessor.read` and a call with `output_dtype="uint8"`. Pillow's path decodes in full, converts to
-RGB as CLIP's image processor does, and resizes with the same filter; its grey twin converts to "L". More than 8 bits
-are windowed with numpy between; DICOM is decoded and windowed with pydicom's own functions. Times are those of one
-core, without what others do on the machine; the paths take turns, and ratios are medians over the repetitions. The
+RGB as CLIP's image processor does, and resizes with the same filter; its grey variant converts to "L". More than 8
+bits are windowed with numpy between; DICOM is decoded and windowed with pydicom's own functions. Times are processor
+times of one core, without other programs; the paths take turns, and ratios are medians over the repetitions. The
 difference is that of the grey levels (0..255) to the grey path's, over the picture without its padding.
 """
 
@@ -99,9 +99,9 @@ def plain(data: bytes, mode: str, size: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3, help="timed images of each path (default: 3)")
-    parser.add_argument("--width", type=int, default=2500, help="of the files in pixels (default: 2500)")
-    parser.add_argument("--height", type=int, default=3000, help="of the files in pixels (default: 3000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the picture (default: 0)")
+    parser.add_argument("--width", type=int, default=2500, help="width of the files in pixels (default: 2500)")
+    parser.add_argument("--height", type=int, default=3000, help="height of the files in pixels (default: 3000)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the picture (default: 0)")
     args = parser.parse_args()
 
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
 """
-What the entropy terms cost: whole training steps of TierCLIPModel, both weights above 0, against CLIPModel's.
+Cost of the entropy terms: training steps of TierCLIPModel, both weights above 0, against CLIPModel's.
 
     python speed/entropy_cost.py --repetitions 15
 
-A step is forward and backward in float32 on the CPU; the optimizer's step, equal for all, is left out, since it would
-only bring the ratio closer to 1. The models take turns within each repetition, so that a machine that slows down slows
-them all; the figure is the median over the repetitions of the ratio of the two times. Weights are random and the same.
+A step is forward and backward in float32 on the CPU. The optimizer's step is left out: it is the same for all, and
+would bring the ratio closer to 1. The models take turns within each repetition, so that a slower machine affects them
+all. The figure is the median ratio of the two times over the repetitions. Weights are random and the same.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15, help="timed steps of each model (default: 15)")
     parser.add_argument("--batch-size", type=int, default=16, help="pairs in a step (default: 16)")
     parser.add_argument("--tokens", type=int, default=77, help="token positions of a text, 77 at most (default: 77)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batch (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the weights and the batch (default: 0)")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

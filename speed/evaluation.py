@@ -1,13 +1,13 @@
 """
-What a whole zero-shot evaluation takes, against a loop over images and prompts, and again with a warm cache.
+Time of a whole zero-shot evaluation, with and without a warm cache, against a loop over images and prompts.
 
     python speed/evaluation.py --model runs/mine --data FOLDER --split validation
 
-The loop does what the references' scripts do: it reads an image, and for every sentence of every finding calls the
-model on the pair, one at a time. It runs over the first images only (--loop-images), and its time per image counts.
-The evaluation is `evaluate_zero_shot` on all images: reading, both towers, scores of all levels, metrics and 1,000
-bootstrap resamples. All are timed in turn within each repetition; the figures are medians over the repetitions of the
-ratio of the times per image. Without --model, random weights of the size of ViT-B/32 and the phantom are used.
+The loop works like the references' scripts: it reads an image and calls the model once for every sentence of every
+finding. It runs over the first images only (--loop-images), and its time per image counts. The evaluation is
+`evaluate_zero_shot` on all images: reading, both towers, scores of all levels, metrics and 1,000 bootstrap resamples.
+All are timed in turn within each repetition; the figures are median ratios of the times per image over the
+repetitions. Without --model, random weights of the size of ViT-B/32 and the phantom are used.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def score_in_a_loop(model, processor, dataset, prompts) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model folder (default: random weights of the size of ViT-B/32)")
-    parser.add_argument("--data", default="phantom:num_images=64,image_size=512", help="as eval_zeroshot.py takes it")
+    parser.add_argument("--data", default="phantom:num_images=64,image_size=512", help="data, as for eval_zeroshot.py")
     parser.add_argument("--split", default="validation", help="default: %(default)s")
     parser.add_argument("--protocol", default="chexzero", help="default: %(default)s, two sentences per finding")
-    parser.add_argument("--min-positives", type=int, default=1, help="that a finding needs (default: 1)")
+    parser.add_argument("--min-positives", type=int, default=1, help="positives that a finding needs (default: 1)")
     parser.add_argument("--loop-images", type=int, default=4, help="images of the loop (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=3, help="default: %(default)s")
     args = parser.parse_args()

@@ -5,15 +5,15 @@ Memory and time of a training step by the size of its batch, whole and in chunks
     python speed/gradient_caching.py --batch-sizes 64 1024 4096 --no-whole          # the aim of the project
     python speed/gradient_caching.py --device cuda --model vit-b-32 --bf16 --chunk-size 256 --batch-sizes 256 4096
 
-Each figure comes from a process of its own, which makes the model and the batch (uint8 pixels, as in training), notes
-the memory in use, and then runs one step: forward and backward, without the optimizer, whose memory does not depend on
-the batch. Memory is the peak above what was in use before the step (on the CPU the resident set, VmHWM of Linux; on a
-GPU torch.cuda.max_memory_allocated); the gradients of the parameters, as large as these, are there before. Weights are
-random, texts have 77 tokens.
+Each figure comes from a separate process. It makes the model and the batch (uint8 pixels, as in training), notes the
+memory in use, and runs one step: forward and backward. The optimizer is left out, because its memory does not depend
+on the batch. Memory is the peak above the memory before the step (on the CPU the resident set, VmHWM of Linux; on a
+GPU torch.cuda.max_memory_allocated). The gradients of the parameters, as large as these, are allocated before. Weights
+are random, texts have 77 tokens.
 
-The first line is the first of --batch-sizes as one whole batch; the ratio says how many times its memory another step
-takes, after the embeddings of all pairs and their gradients have been taken off: at most 1.25 for any number of chunks
-of that size is the aim.
+The first line is the first of --batch-sizes as one whole batch; the ratio compares another step's memory with it,
+after subtracting the embeddings of all pairs and their gradients. The aim is at most 1.25 for any number of chunks of
+that size.
 """
 
 import argparse
@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="preset of two transformers (default: tiny)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128, 512], help="(default: 32 128 512)")
     parser.add_argument("--chunk-size", type=int, help="pairs of a chunk (default: the first batch size)")
-    parser.add_argument("--no-whole", action="store_true", help="larger batches in chunks alone")
+    parser.add_argument("--no-whole", action="store_true", help="run larger batches only in chunks")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
-    parser.add_argument("--bf16", action="store_true", help="under autocast to bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="run under autocast to bfloat16")
     parser.add_argument("--step", type=int, nargs=2, help=argparse.SUPPRESS)  # the process of one figure
     args = parser.parse_args()
     if args.step:

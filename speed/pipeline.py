@@ -1,13 +1,13 @@
 """
-What the pipeline cxr-zero-shot-classification takes per image on the CPU, against transformers' own pipeline for CLIP.
+Time per image of the pipeline cxr-zero-shot-classification on the CPU, against transformers' pipeline for CLIP.
 
     python speed/pipeline.py --repetitions 9
 
 Both score 14 findings on the same synthetic radiographs, held in memory, with the same random weights of the size of
 ViT-B/32 in float32: transformers' `zero-shot-image-classification` with a CLIPModel and CLIP's image processor, one
 text per finding; ours with a TierCLIPModel and a TierImageProcessor, two texts per finding. The pipelines take turns
-within each repetition, so that a machine that slows down slows them all; the figure is the median over the repetitions
-of the ratio of the two times.
+within each repetition, so that a slower machine affects them all. The figure is the median ratio of the two times over
+the repetitions.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9, help="timed calls of each pipeline (default: 9)")
     parser.add_argument("--images", type=int, default=8, help="images in a call (default: 8)")
     parser.add_argument("--image-size", type=int, default=1024, help="edge of the images in pixels (default: 1024)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the images (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the weights and the images (default: 0)")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

@@ -4,10 +4,10 @@ Speed and memory of tier-prepare, by the number of images and of workers.
     python speed/prepare.py --images 1000 10000 --num_workers 1 2
 
 The images of an image folder (its train split) are repeated under new ids, patients and studies, with the reports and
-labels that belong to them. Each run is the command as users start it. Memory is the largest resident set (VmHWM) that
-a process has had, by what it does: the command itself, the process that reads the records and ends before images are
-read, and the workers, of which the largest counts. Images a second are those of the workers alone; seconds are those
-of the whole command, with what it takes to start Python and to write the card. Linux alone.
+labels that belong to them. Each run is the command as users start it. Memory is the largest resident set (VmHWM) of
+each kind of process: the command, the process that reads the records (it ends before images are read), and the largest
+worker. Images per second count the workers only; seconds count the whole command, from the start of Python to the
+card. Needs Linux.
 """
 
 import argparse
@@ -96,8 +96,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="an image folder with train/metadata.csv (default: 100 phantoms)")
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000], help="(default: 1000 10000)")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
-    parser.add_argument("--size", default="512", help="of the stored images (default: %(default)s)")
-    parser.add_argument("--format", default="jpeg", help="of the stored images (default: %(default)s)")
+    parser.add_argument("--size", default="512", help="size of the stored images (default: %(default)s)")
+    parser.add_argument("--format", default="jpeg", help="format of the stored images (default: %(default)s)")
     args = parser.parse_args()
 
     phantoms = tempfile.TemporaryDirectory()

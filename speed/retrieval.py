@@ -3,9 +3,9 @@ Time and memory of ranking a gallery in chunks of queries, against the whole mat
 
     python speed/retrieval.py --sizes 1000 2000 4000 8000
 
-As many queries as items, random embeddings; a third of the items says the same as an earlier one. Memory is the peak
-of what numpy allocates in the call, the embeddings left out. Time is that of the processor, summed over threads. Both
-ways have to give the same ranks.
+The embeddings are random, with as many queries as items; a third of the items repeats an earlier one. Memory is
+numpy's peak in the call, without the embeddings. Time is processor time, summed over threads. Both ways must give the
+same ranks.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 4000, 8000], help="items in the gallery")
-    parser.add_argument("--chunk-size", type=int, default=256, help="queries at a time (default: 256)")
-    parser.add_argument("--dim", type=int, default=128, help="numbers of an embedding (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the embeddings (default: 0)")
+    parser.add_argument("--chunk-size", type=int, default=256, help="queries in a chunk (default: 256)")
+    parser.add_argument("--dim", type=int, default=128, help="dimensions of an embedding (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the embeddings (default: 0)")
     args = parser.parse_args()
 
     print("| items | CPU s, chunks | CPU s, whole | MiB, chunks | MiB, whole | whole / chunks, MiB |")

@@ -1,5 +1,5 @@
 """
-What docs/multi_gpu.md calculates with.
+Measures the numbers that docs/multi_gpu.md calculates with.
 
     python speed/scaling.py                                    # phantoms; some minutes on 2 cores
     python speed/scaling.py flops loss communication           # some of the parts
@@ -12,11 +12,11 @@ What docs/multi_gpu.md calculates with.
   the 4 n T P bytes of the similarities of T tokens and P patches.
 - communication: bytes that a process hands to collective operations in the loss of a step, counted in two gloo
   processes, beside the formula.
-- images: bytes of a prepared image by its size, and images a second that a core reads from it at 224 pixels.
+- images: bytes of a prepared image by its size, and images per second that a core reads at 224 pixels.
 - steps: time of a step (forward and backward, DistributedDataParallel) of one and of two processes of one thread; on a
-  machine with other work, look at the processor time.
+  busy machine, use the processor time.
 
-Memory is that of Linux (VmHWM).
+Memory is VmHWM of Linux.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def resident(field: str) -> int:
 
 
 def peak_bytes(run) -> int:
-    """The largest resident set of a call above what there was before it."""
+    """The increase of the largest resident set during a call."""
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     run()
@@ -225,13 +225,19 @@ def time_steps(rank: int, processes: int, folder: str, name: str, pairs: int, to
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)} (default: all)")
-    parser.add_argument("--tokens", type=int, default=77, help="of a text (default: 77)")
-    parser.add_argument("--patches", type=int, default=196, help="of an image, in the entropies (default: 196)")
-    parser.add_argument("--dim", type=int, default=512, help="of the embeddings (default: 512)")
-    parser.add_argument("--data", default="phantom:num_images=200", help="for images (default: 200 phantoms)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="stored (default: 256 512)")
+    parser.add_argument("--tokens", type=int, default=77, help="tokens of a text (default: 77)")
+    parser.add_argument(
+        "--patches", type=int, default=196, help="patches of an image, in the entropies (default: 196)"
+    )
+    parser.add_argument("--dim", type=int, default=512, help="dimensions of the embeddings (default: 512)")
+    parser.add_argument(
+        "--data", default="phantom:num_images=200", help="data of the part images (default: 200 phantoms)"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[256, 512], help="sizes of the stored images (default: 256 512)"
+    )
     parser.add_argument("--model", default="nano", help="preset of the timed steps (default: nano)")
-    parser.add_argument("--pairs", type=int, default=64, help="of all processes in a timed step (default: 64)")
+    parser.add_argument("--pairs", type=int, default=64, help="pairs of all processes in a timed step (default: 64)")
     parser.add_argument("--repetitions", type=int, default=10, help="timed steps (default: 10)")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)

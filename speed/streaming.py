@@ -1,12 +1,12 @@
 """
-What it takes to read training images from the shards of a prepared data set (--streaming), against a copy of it in the
-cache of `datasets` (map-style).
+Speed of reading training images from the shards of a prepared data set (--streaming), against its copy in the cache of
+`datasets` (map-style).
 
     python speed/streaming.py
     tier-prepare --data FOLDER --output_dir prepared --size 256 && python speed/streaming.py --data prepared
 
-Both give the same pairs in batches of 32, without augmentation, in one process without workers, an epoch of each in
-turn. Figures are images per second of processor time, and the median over the repetitions of the ratio of the two.
+Both give the same pairs in batches of 32, without augmentation, in one process without workers, one epoch of each in
+turn. Figures are images per second of processor time, and the median ratio of the two.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", help="a folder of tier-prepare (default: 500 phantoms, prepared on the spot)")
     parser.add_argument("--split", default="train", help="split to read (default: train)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels that the model sees (default: 224)")
-    parser.add_argument("--shuffle-buffer", type=int, default=SHUFFLE_BUFFER, help="as of train_tier.py")
+    parser.add_argument("--shuffle-buffer", type=int, default=SHUFFLE_BUFFER, help="as for train_tier.py")
     parser.add_argument("--repetitions", type=int, default=5, help="epochs of each (default: 5)")
     args = parser.parse_args()
 

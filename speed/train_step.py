@@ -1,18 +1,17 @@
 """
-Training speed, data loading included, against a plain `transformers.Trainer` on `CLIPModel` whose texts are padded to
-77 tokens and whose float32 pixels are made for each sample, as the public contrastive example does.
+Training speed, data loading included, against a plain `transformers.Trainer` on `CLIPModel`. As in the public
+contrastive example, that Trainer pads texts to 77 tokens and makes float32 pixels for each sample.
 
     python speed/train_step.py                                            # phantoms, 10 minutes on one core
     python speed/train_step.py --data FOLDER      # real reports
     python speed/train_step.py --data FOLDER --edge 0  # and images as small as they are
     python speed/train_step.py --data FOLDER --device cuda --batch-size 256 --steps 40 --workers 15 --compile
 
-Both train the same architecture from the same random weights (of --model resnet50-bert, for which there is no such
-example, only ours runs) on the same pairs: epochs of --steps batches, of each in turn, after one that does not count.
-On a CPU, seconds are those of processor time, which other programs on the machine do not change, and without workers;
-on a GPU they are those of the clock. The last line is the median over the epochs of the ratio of images per second.
-Ours decodes at reduced size, augments ("standard"), passes 8-bit grey pixels on, and reads texts in groups of about
-equal length (--group_texts).
+Both train the same architecture from the same random weights on the same pairs, in turn: epochs of --steps batches,
+after one that does not count. With --model resnet50-bert, which has no such example, only ours runs. Seconds on a CPU
+are processor time without workers, which other programs do not change; on a GPU they are wall time. The last line is
+the median ratio of images per second over the epochs. Ours decodes at reduced size, augments ("standard"), passes
+8-bit grey pixels on, and reads texts in groups of about equal length (--group_texts).
 """
 
 import argparse
@@ -65,7 +64,7 @@ def now() -> float:
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of loading and of all, and what each text was padded to, in one epoch."""
+    """Seconds of loading and in all, and the padded length of each text, in one epoch."""
 
     def __init__(self, group_texts: bool):
         self.group_texts = group_texts
@@ -105,7 +104,7 @@ class OurTrainer(Timed, TierTrainer):
 
 
 class PlainPairs(torch.utils.data.Dataset):
-    """RGB pictures decoded in full, resized and normalised one by one, and texts padded to what the model reads."""
+    """RGB pictures decoded in full, resized and normalised one by one, and texts padded to the model's limit."""
 
     def __init__(self, records: datasets.Dataset, texts: list[str], tokenizer, size: int):
         self.records, self.texts, self.tokenizer = records, texts, tokenizer
@@ -160,14 +159,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="vit-b32", choices=MODELS, help="(default: vit-b32)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
     parser.add_argument("--steps", type=int, default=4, help="batches in an epoch (default: 4)")
-    parser.add_argument("--repetitions", type=int, default=3, help="counted epochs of each (default: 3)")
+    parser.add_argument("--repetitions", type=int, default=3, help="measured epochs of each (default: 3)")
     orders = CHOICES["train_sampling_strategy"]
-    parser.add_argument("--order", default="random", choices=orders, help="of our batches (default: random)")
-    parser.add_argument("--no-groups", action="store_true", help="ours without --group_texts")
-    parser.add_argument("--cache", action="store_true", help="ours reads images from an --image_cache")
-    parser.add_argument("--compile", action="store_true", help="ours with --torch_compile")
-    parser.add_argument("--bf16", action="store_true", help="both in bfloat16 on a CPU too; on a GPU always")
-    parser.add_argument("--workers", type=int, default=0, help="of both (default: 0)")
+    parser.add_argument("--order", default="random", choices=orders, help="order of our batches (default: random)")
+    parser.add_argument("--no-groups", action="store_true", help="run ours without --group_texts")
+    parser.add_argument("--cache", action="store_true", help="let ours read images from an --image_cache")
+    parser.add_argument("--compile", action="store_true", help="run ours with --torch_compile")
+    parser.add_argument("--bf16", action="store_true", help="use bfloat16 for both on a CPU too; on a GPU always")
+    parser.add_argument("--workers", type=int, default=0, help="workers of both (default: 0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(default: cpu)")
     return parser
 

@@ -1,4 +1,4 @@
-"""Steps timed in turn, so that a machine that slows down slows all of them; for the scripts of this folder."""
+"""Times steps in turn, so that a slower machine affects all of them; for the scripts of this folder."""
 
 import statistics
 import time

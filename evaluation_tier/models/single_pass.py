@@ -40,7 +40,7 @@ class Consumer(Protocol):
         """Process a batch, which may hold more rows than requested."""
 
     def finish(self, own: np.ndarray) -> None:
-        """After the last batch, with the model in memory: gather the results of all processes; `own` are this one's rows."""
+        """After the last batch, with the model in memory: gather all processes' results; `own` are this one's rows."""
 
 
 class Analysis(Protocol):

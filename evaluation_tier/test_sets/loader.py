@@ -27,10 +27,12 @@ class Benchmark:
         splits: name to what is known of it: `images` and `positives` (finding to number), as published, and
             `options` of the reader. The first is the usual one.
         findings: name to other names that a table may use for it, in the order of the results. In the file, a list of
-        names is enough if there are only `positives`. options: of the reader, in every split. views: `"frontal"` or
-        `"all"`. min_positives: that a finding needs. only_with: findings of which an image must have one to be
-        evaluated; by default all images are. prompts: name of a protocol to finding to sentences that take the place
-        of the protocol's own.
+            names is enough without other names.
+        options: of the reader, in every split.
+        views: `"frontal"` or `"all"`.
+        min_positives: that a finding needs.
+        only_with: findings of which an image must have one to be evaluated; by default all images are.
+        prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
     """
 
     name: str
