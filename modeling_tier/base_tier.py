@@ -1,4 +1,4 @@
-"""What both architectures share: their output, their checks of pixels and texts, the loss, and similarity maps."""
+"""Shared by both architectures: the output, the checks of pixels and texts, the loss, and similarity maps."""
 
 import os
 from dataclasses import dataclass
@@ -203,7 +203,7 @@ class TierModelMixin(SavingMixin):
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
         """
-        Cosine of each text with each patch of each image: where the model sees what the text says.
+        Cosine of each text with each patch of each image: where the model sees the content of the text.
 
         With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
 

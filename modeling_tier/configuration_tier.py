@@ -180,7 +180,7 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             Standard deviation, above 0, of each of the 3 channels, or of all, on the 0..1 scale; used like
             `pixel_mean`.
         zero_shot_findings (`dict[str, dict]`, *optional*):
-            What the pipeline `cxr-zero-shot-classification` needs for each finding, by name. `"positive"` and
+            The entries of the pipeline `cxr-zero-shot-classification`, by finding. `"positive"` and
             `"negative"` are lists of sentences. Three numbers are measured with these sentences: `"scale"` (above 0,
             1.0 by default) and `"bias"` (0.0 by default) turn the difference in cosine into a probability; at
             `"threshold"` (0..1) and above, the finding is present. `"measured_on"` names the images:
@@ -211,7 +211,7 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
 @strict
 class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     r"""
-    Configuration of a [`TierDualEncoderModel`]: the paper's own architecture, from any image backbone and any text
+    Configuration of a [`TierDualEncoderModel`]: the paper's architecture, from any image backbone and any text
     encoder of transformers. Values are checked as in [`TierCLIPConfig`].
 
     Args:

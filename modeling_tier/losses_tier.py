@@ -4,7 +4,7 @@ The mathematics of TIER (Palepu & Beam 2023) on tensors: the contrastive term, t
 Shapes: B texts and their B images, T token positions, P patches, D dimensions of the common space.
     token_embeds (B, T, D)    patch_embeds (B, P, D)    similarity (B, T, P)    token_mask (B, T)
 
-Every mean is over the global batch; `global_batch_tier.py` holds what the processes exchange for it.
+Every mean is over the global batch; `global_batch_tier.py` exchanges data between the processes for it.
 """
 
 import itertools

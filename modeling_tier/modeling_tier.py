@@ -1,4 +1,4 @@
-"""CLIP with text-image entropy regularization (TIER). `base_tier.py` holds what it shares with the dual encoder."""
+"""CLIP with text-image entropy regularization (TIER). `base_tier.py` holds the code shared with the dual encoder."""
 
 from dataclasses import fields
 from typing import Any

@@ -32,9 +32,9 @@ class SavingMixin:
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> str:
         """
-        Uploads as [`PreTrainedModel.push_to_hub`] does, but to a private repository by default. Weights carry what
-        they were trained on, and the terms of most collections of radiographs forbid passing that on. An existing
-        repository keeps its visibility.
+        Uploads as [`PreTrainedModel.push_to_hub`] does, but to a private repository by default. Weights can reveal
+        training data, and the terms of most collections of radiographs forbid sharing those. An existing repository
+        keeps its visibility.
 
         Args:
             repo_id (`str`): Name on the Hub.

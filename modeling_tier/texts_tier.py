@@ -59,9 +59,9 @@ def embed_texts(
 
 def text_tower_state(model: PreTrainedModel) -> tuple | None:
     """
-    What stored text embeddings depend on: for each parameter of the text tower, its dtype, its version counter and 16
-    of its values, because the counter misses changes through `.data` (merging LoRA weights). `None` if the weights
-    are offloaded and cannot be read; nothing may be stored then.
+    The state that stored text embeddings depend on: for each parameter of the text tower, its dtype, its version
+    counter and 16 of its values, because the counter misses changes through `.data` (merging LoRA weights). `None` if
+    the weights are offloaded and cannot be read; nothing may be stored then.
     """
     parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
     if any(parameter.is_meta for parameter in parameters):

@@ -199,7 +199,7 @@ def check_text_tower(text_model: PreTrainedModel) -> None:
 def resize_positions(tower: PreTrainedModel, image_size: int) -> None:
     """
     Interpolates the position embeddings of an image tower once, as `interpolate_pos_encoding=True` does for every
-    batch, by the tower's own function (CLIP's is bicubic). Names of parameters stay the same.
+    batch, with the tower's function (CLIP's is bicubic). Names of parameters stay the same.
 
     Args:
         tower ([`PreTrainedModel`]): Its configuration is left to the caller.

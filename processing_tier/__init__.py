@@ -1,6 +1,6 @@
 """
 Everything that brings pixels and reports in: image processor, decoders, readers, the record schema, prompts, the
-phantom and `tier-prepare`. Nothing here knows of models.
+phantom and `tier-prepare`. This package does not depend on the models.
 
 The files `*_tier.py` are shipped: `save_pretrained` copies them into a model's folder.
 """

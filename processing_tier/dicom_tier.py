@@ -165,10 +165,10 @@ def inflate(data: bytes) -> bytes:
 
 def read_header(pydicom: ModuleType, dataset: Any) -> SimpleNamespace:
     """
-    What a DICOM header says about the pixels.
+    The header fields of a DICOM file about the pixels.
 
     Raises:
-        `Refusal`: there are no pixels, too many, or they are not a radiograph.
+        `Refusal`: the pixels are missing, too many, or not of a radiograph.
     """
     meta = getattr(dataset, "file_meta", {})
     sop_class = pydicom.uid.UID(str(value(dataset, "SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""))
@@ -287,8 +287,8 @@ def stored_values(words: np.ndarray, dataset: Any, header: SimpleNamespace) -> n
 def check_length(pixels: bytes, header: SimpleNamespace) -> None:
     """
     Raises:
-        `Refusal`: the pixels are compressed though the header denies it, too few, or at least one row too many (zeros
-        at
+        `Refusal`: the pixels are compressed but the header says otherwise, too few, or at least one row too many
+        (zeros at
             the end do not count).
     """
     row = header.columns * header.samples * header.allocated // 8

@@ -1,4 +1,4 @@
-"""What counts as a name on the Hub, and when one may be looked up there: never a mistyped path of this machine."""
+"""Which names can be on the Hub, and which may be looked up there: never a mistyped path of this machine."""
 
 import difflib
 import os
@@ -16,11 +16,11 @@ MODEL_NAME = re.compile(rf"{OWNER}(/{NAME})?(@\w[\w./-]*)?")  # the oldest have 
 def check_hub_name(name: str | os.PathLike, kind: str, known: Collection[str] = ()) -> None:
     """
     Refuse a name that cannot be one on the Hub, or that may be a path: a folder of its first part, or something with
-    a similar name, is on this disk. Nothing is sent anywhere. An existing file or folder passes.
+    a similar name, is on this disk. This check does not use the network. An existing file or folder passes.
 
     Args:
         name (`str` or `os.PathLike`): a folder or file, or `owner/name`.
-        kind (`str`): what it should be, such as `"model"`.
+        kind (`str`): its kind, such as `"model"`.
         known (`Sequence[str]`, *optional*): other names that it may be a typing error of.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Limits of all image readers (bytes, pixels, steps), and `Refusal`, the error that says what is wrong with a file."""
+"""Limits of all image readers (bytes, pixels, steps), and `Refusal`, the error that states the fault of a file."""
 
 MAX_FILE_BYTES = 256 * 2**20  # of a deflated DICOM file, also after inflation
 MAX_PIXELS = 80_000_000  # four times the largest detectors; below PIL's own bomb warning
@@ -14,7 +14,7 @@ DAMAGED = "the image cannot be decoded: the file is damaged; replace the file or
 
 
 class Refusal(ValueError):
-    """A reason in our own words, without the name of the file: errors of decoders may quote the patient's data."""
+    """A reason without the name of the file and without a decoder's message, which may quote the patient's data."""
 
 
 def check_bytes(size: int) -> None:

@@ -61,12 +61,11 @@ def read_radiograph(
         `PIL.Image.Image`: mode "L", bones white, upright. Its `info` holds `"original_size"`, (width, height) of the
         picture in the file; `"reduction"`, 1, 2, 4 or 8; if a DICOM file states it, `"pixel_spacing"`, mm in the file
         from row to row and from column to column, at the patient or else at the detector; and `"blank"`, the reason
-        why all pixels are equal, if they are. Nothing else of the file's header is in it.
+        why all pixels are equal, if they are. It does not hold other parts of the file's header.
 
     Raises:
         `ValueError`: the image cannot be decoded, is not a radiograph, is too large, or lies outside `root`. The
-        message names the file without its folder and without its content. No other error is raised, whatever a file
-        holds.
+        message names the file without its folder and without its content. A file cannot cause any other error.
     """
     image, name = read_source(source, root, least_size, grey_levels)
     if "blank" in image.info:
@@ -133,7 +132,7 @@ def path_under(root: str | os.PathLike, path: str | os.PathLike) -> Path:
     `path`, relative to `root` or absolute, with every symbolic link resolved.
 
     Raises:
-        `ValueError`: it does not lie under `root`, or cannot be a path.
+        `ValueError`: it is not under `root`, or cannot be a path.
     """
     if "\0" in os.fspath(path):
         raise ValueError(f"{os.fspath(path)!r} is not a path, since it has a NUL character; fix the record.")
@@ -196,7 +195,7 @@ def decode(
 ) -> Image.Image:
     """
     The grey picture of the bytes of a file, of a PIL image or of a `pydicom.Dataset`. Every error of a decoder becomes
-    the one documented error; its own message is dropped, because it may quote the patient's data.
+    the documented error; the decoder's message is dropped, because it may quote the patient's data.
     """
     try:
         if isinstance(source, Image.Image):

@@ -29,8 +29,8 @@ def turn_upright(grey: Image.Image, turn: int) -> Image.Image:
 
 def orientation(image: Image.Image) -> int:
     """
-    The orientation of an opened file or picture from EXIF, or else from XMP, or else 1. No other tag is read, because
-    tags may hold anything.
+    The orientation of an opened file or picture from EXIF, or else from XMP, or else 1. Other tags are not read,
+    because tags may hold anything.
     """
     info = image.info
     exif = info.get("exif")
@@ -63,7 +63,7 @@ def tiff_entries(data: bytes) -> list[tuple[int, int, int, int, int]]:
     fit there.
 
     Raises:
-        `ValueError`, `struct.error`: there is no directory, or it ends early.
+        `ValueError`, `struct.error`: the directory is missing or ends early.
     """
     order = TIFF.get(data[:4])
     if order is None:
@@ -154,7 +154,7 @@ def unreadable_tiff(numbers: Mapping[int, int]) -> str:
 
 
 def tiff_is_short(data: bytes) -> bool:
-    """Whether the directory, which usually comes last, lies beyond the end of the file."""
+    """Whether the directory, which usually comes last, is beyond the end of the file."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     at, size = (slice(8, 16), 8) if data[2:4] in (b"+\0", b"\0+") else (slice(4, 8), 2)
     start = int.from_bytes(data[at], order)

@@ -1,4 +1,4 @@
-"""The model of a checkpoint, and what it had to assume."""
+"""The model of a checkpoint, and the assumptions made."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def load_source(
 
 
 def describe_assumptions(source: Source, config: PreTrainedConfig, activation: str | None = None) -> list[str]:
-    """Notes for the user: what the checkpoint says about its training, or what was assumed because it does not."""
+    """Notes for the user: the checkpoint's facts about its training, or the assumptions in their place."""
     if source.kind == "openclip" and not source.settings and activation is None:
         return [
             "open_clip_config.json is missing, so the activation is assumed to be gelu. If the model has quick_gelu, "

@@ -73,7 +73,7 @@ def to_openclip(model: CLIPModel) -> tuple[dict[str, torch.Tensor], dict]:
         `tuple`: the state dict of `open_clip.CLIP`, and the `model_cfg` of its `open_clip_config.json`.
 
     Raises:
-        ValueError: OpenCLIP's CLIP does not have what this model has.
+        ValueError: OpenCLIP's CLIP does not support this model.
     """
     vision, text = model.config.vision_config, model.config.text_config
     if vision.hidden_act != text.hidden_act or text.hidden_act not in ACTIVATIONS:

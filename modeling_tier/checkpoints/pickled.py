@@ -1,5 +1,5 @@
 """
-Checks what a pickle of tensors requests, without reading its tensors or calling anything that it names.
+Checks the requests of a pickle of tensors, without reading its tensors or calling anything that it names.
 
 A file of a few bytes can request gigabytes: by a call that allocates memory (`bytearray`), by a tensor larger than its
 storage, which torch would then enlarge, or by a storage larger than the file. So a pickle is read here first, with
@@ -96,7 +96,7 @@ class ClaimReader(pickle.Unpickler):
         file (`BinaryIO`): At the start of the pickle; a whole one of moderate size, see [`read_claims`].
         name (`str`): Of the file, for errors.
         bytes_of (`Callable`): From the key of a storage to the bytes that the file holds for it.
-        classes (`Collection[str]`): What else it may call.
+        classes (`Collection[str]`): Other classes that it may call.
     """
 
     def __init__(self, file: BinaryIO, name: str, bytes_of: Callable[[str], int], classes: Collection[str]):

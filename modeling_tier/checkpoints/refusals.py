@@ -1,4 +1,4 @@
-"""Error messages for files and models that cannot be converted: what each is, and what to do instead."""
+"""Error messages for files and models that cannot be converted: the kind of each, and the remedy."""
 
 import re
 from collections.abc import Collection, Mapping

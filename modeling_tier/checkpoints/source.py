@@ -41,7 +41,7 @@ class Source:
 
 def open_source(path: str | Path, kind: str | None = None) -> Source:
     """
-    Reads a checkpoint and finds out what it is.
+    Reads a checkpoint and detects its kind.
 
     Args:
         path (`str` or `Path`): A file, or the folder of a model (transformers or OpenCLIP).

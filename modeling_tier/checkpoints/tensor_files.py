@@ -4,7 +4,7 @@ Reads the tensors of checkpoint files without running code from the files.
 safetensors reads its own files. For others, the `weights_only` reader of torch accepts tensors and plain containers
 and refuses everything else by name. Two more things are accepted, as placeholders that discard their arguments, so
 that only code of this module is called: what old training scripts save beside the tensors, and modules of TorchScript
-archives. Before that, `pickled.py` compares what a file requests with what it holds.
+archives. Before that, `pickled.py` compares the requests of a file with its contents.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def load_pickle(path: Path) -> tuple[Any, str]:
 
 def check_pickle(path: Path) -> Any:
     """
-    Compares what a file of `torch.save` requests with what it holds, without reading its tensors.
+    Compares the requests of a file of `torch.save` with its contents, without reading its tensors.
 
     Returns:
         The content, with `None` for each tensor and placeholders for other objects.

@@ -19,7 +19,7 @@ VESSELS = 0.13  # density of the largest vessels
 
 @dataclass(frozen=True)
 class Patient:
-    """What stays the same in every image of one synthetic patient."""
+    """The features that stay the same in every image of one synthetic patient."""
 
     sex: str
     age: int

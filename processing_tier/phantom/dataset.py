@@ -80,7 +80,7 @@ def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: s
         image_size (`int`, *optional*, defaults to 224):
             Height and width in pixels, at least 64.
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"`, `"validation"` or `"test"`. No patient is in two of them.
+            `"train"`, `"validation"` or `"test"`. Each patient is in one of them only.
 
     Returns:
         `datasets.Dataset`: the columns of the record schema. `image` is an 8-bit grey PNG, not decoded; there is one

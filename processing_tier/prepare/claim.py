@@ -1,4 +1,4 @@
-"""The output folder: whether a run may write there, and what killed runs left behind."""
+"""The output folder: whether a run may write there, and the leftovers of killed runs."""
 
 import json
 import os

@@ -94,7 +94,7 @@ def make_plan(options: PrepareOptions, output_dir: Path, work_dir: Path, shard_i
 def check_splits(splits: Sequence[str]) -> None:
     """
     Raises:
-        `ValueError`: there is no split, or one with a name that is impossible for files or `datasets`.
+        `ValueError`: the split is missing, or its name is impossible for files or `datasets`.
     """
     if not splits:
         raise ValueError(
@@ -111,8 +111,8 @@ def select_records(
     records: datasets.Dataset, split: str, options: PrepareOptions
 ) -> tuple[datasets.Dataset, np.ndarray, dict[str, int]]:
     """
-    The records that the options select, with the sections they ask for; what [`list_images`] gives for them; and how
-    many were left out for which reason.
+    The records that the options select, with the sections they ask for; what [`list_images`] gives for them; and the
+    number left out for each reason.
     """
     images = list_images(records)
     if options.report_style != "standard":
@@ -140,7 +140,7 @@ def select_records(
 
 
 def list_images(records: datasets.Dataset) -> np.ndarray:
-    """The name of each image's file, or the number of its embedded bytes. No image is opened or copied."""
+    """The name of each image's file, or the number of its embedded bytes. This does not open or copy images."""
     images = []
     for table in records.select_columns("image").with_format("arrow").iter(1000):
         for chunk in table["image"].chunks:
@@ -172,7 +172,7 @@ def cut(split: str, total: int, shard_images: int) -> list[Shard]:
 
 
 def describe_source(data: str) -> str:
-    """The source of the data for the card: where they come from, their terms, and what is derived."""
+    """The source of the data for the card: their origin, their terms, and the derived fields."""
     reader, folder, _ = parse_data(data)
     if reader == PHANTOM:
         return "Synthetic radiographs that tier-clip draws. They do not show real patients."

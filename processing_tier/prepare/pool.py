@@ -1,4 +1,4 @@
-"""The pool of worker processes that write shards. What a worker does is in `shards`."""
+"""The pool of worker processes that write shards. The work of a worker is in `shards`."""
 
 import multiprocessing
 import os
@@ -60,5 +60,5 @@ def make_shards(
 
 
 def count_cores() -> int:
-    """Cores that this process may use. In a scheduler's job, only those of the job."""
+    """Cores that this process may use. In a scheduler's job, only the job's cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,10 +9,10 @@ Turns an archive into a prepared data set: Parquet shards with embedded images, 
     <output>/README.md         the card; it is written last, so a folder with a card is complete
 
 One worker process writes a shard, and renames it when it is complete, so that a killed run can resume. The footer of a
-shard holds its part of the quarantine list: there is no other state. The records, the seed and the number of images
+shard holds its part of the quarantine list: it is the only state. The records, the seed and the number of images
 per shard alone decide what each shard holds.
 
-Incomplete files lie in a folder of the run, `.tier-prepare-<part>-<random>`, because a scheduler may start a job again
+Incomplete files are in a folder of the run, `.tier-prepare-<part>-<random>`, because a scheduler may start a job again
 while it still runs. A run that finishes a part deletes the folders of other runs of that part.
 """
 

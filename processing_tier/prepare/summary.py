@@ -1,4 +1,4 @@
-"""What `tier-prepare` writes beside its shards: counts, a sheet of images, and the card."""
+"""The files that `tier-prepare` writes with its shards: counts, a sheet of images, and the card."""
 
 import hashlib
 import io
@@ -137,7 +137,7 @@ def make_card(summary: Mapping, files: Mapping[str, Sequence[Path]], source: str
     Args:
         summary (`Mapping`): the options and the counts of the splits, as in summary.json.
         files (`Mapping[str, Sequence[Path]]`): the shards of each split.
-        source (`str`): where the data come from, their terms, and what is derived.
+        source (`str`): the origin of the data, their terms, and the derived fields.
     """
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for split in files:

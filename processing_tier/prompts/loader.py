@@ -2,7 +2,7 @@
 Prompts: positive and negative sentences for each finding, from YAML files, for zero-shot scoring.
 
 To add a prompt set, put a YAML file of the form that [`load_prompts`] describes into this folder; its name is the name
-of the set. A user's file can lie anywhere. How scores are made of prompts is in `evaluation_tier.scoring`.
+of the set. A user's file can be in any folder. The scoring with prompts is in `evaluation_tier.scoring`.
 """
 
 import functools

@@ -75,7 +75,7 @@ MAX_DIGITS = 9  # of a number among the options of a reader
 
 def read_records(data: str | os.PathLike, split: str, table: TableOptions = STANDARD_TABLE) -> datasets.Dataset:
     """
-    Read one split of whatever `data` names, in the schema of [`records`].
+    Read one split of the data set `data`, in the schema of [`records`].
 
     Args:
         data (`str` or `os.PathLike`):
@@ -89,7 +89,7 @@ def read_records(data: str | os.PathLike, split: str, table: TableOptions = STAN
         table ([`TableOptions`], *optional*): column names and the like, for data without a reader.
 
     Raises:
-        `ValueError`: data of another kind, an option that has no effect there, or what the reader itself raises.
+        `ValueError`: data of another kind, an option without effect there, or an error of the reader.
     """
     reader, data, options = parse_data(data)
     if reader is not None:

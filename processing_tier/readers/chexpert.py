@@ -115,7 +115,7 @@ def read_radiologists(root: str | os.PathLike) -> pd.DataFrame:
         the columns in one order, which differs between the files.
 
     Raises:
-        `ValueError`: a file or column that is not there, or other values.
+        `ValueError`: a missing file or column, or other values.
     """
     frames = {}
     for reader in RADIOLOGISTS:
@@ -159,7 +159,7 @@ def read_test_table(root: Path) -> pd.DataFrame:
 
 
 def add_ids(frame: pd.DataFrame, column: str, name: str, views: str) -> pd.DataFrame:
-    """The table with what its paths tell: ids, name of the view, frontal or lateral. `views` as for the readers."""
+    """The table with the facts from its paths: ids, name of the view, frontal or lateral. `views` as for the readers."""
     ids = frame[column].str.extract(IMAGE_PATH)
     if ids[0].isna().any():
         raise ValueError(

@@ -65,7 +65,7 @@ def read_chexpert_plus(
         split (`str`): `"train"` or `"validation"`.
         labels (`str`, *optional*, defaults to `"impression"`):
             The text that CheXbert labelled: `"impression"`, `"findings"`, `"report"`, or `"none"`. Without
-            `chexbert_labels`, there are no finding columns, with a warning.
+            `chexbert_labels`, the finding columns are missing, with a warning.
         views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
 
     Returns:

@@ -23,7 +23,7 @@ What is derived:
 - patient: `sub-S03044` of names such as `sub-S03044_ses-E06150_run-1.png` (of BIMCV-COVID19+). Any other image is its
   own patient. It is not known whether the official splits are by patient; the check for patients in two splits will
   tell.
-- view: all images count as frontal. There is no sex and no age.
+- view: all images count as frontal. Sex and age are missing.
 
 Written from Kaggle's description and from public code that reads it; not checked against a copy.
 """

@@ -1,6 +1,6 @@
 """
-File formats of tables: CSV with any delimiter and encoding, Excel, JSON lines, Parquet. What the columns mean is in
-`table`.
+File formats of tables: CSV with any delimiter and encoding, Excel, JSON lines, Parquet. The meaning of the columns is
+in `table`.
 
 All values of CSV and Excel files are read as text, so that the patient `00061` does not become the number 61. Bounds
 hold for a small file that inflates to a large one, too.

@@ -69,7 +69,7 @@ STUDY_FILE = re.compile(r"s(\d+)\.txt")
 
 
 class Form(NamedTuple):
-    """One of the two data sets: what it is called, where it comes from, and how the names of its images end."""
+    """One of the two data sets: its name, its source, and the ending of its images' names."""
 
     name: str
     source: str

@@ -25,7 +25,7 @@ What is derived:
 - text: the sections FINDINGS and IMPRESSION; `report` has all four, each after its heading. `XXXX` marks what
   de-identification removed.
 - split: there is no official one, so everything is `train`.
-- patient: the collection names none, so each study is its own patient. There is no sex and no age.
+- patient: the collection does not give patients, so each study is its own patient. Sex and age are missing.
 
 Checked against the whole archive of reports. The layout of `NLMCXR_dcm` is known from its users' descriptions.
 """
@@ -149,7 +149,7 @@ def guess_views(names: Sequence[str]) -> list[str]:
     """
     `FRONTAL` or `LATERAL` for each image of a study, by the numbers at the ends of the names (`-1001`, `-2001`), which
     come from the hospitals' scanners. A single image is frontal. Of two images, the more likely one is. Of more, those
-    whose number usually belongs to a frontal image are, or else the first one.
+    with a number that is usually frontal are frontal, or else the first one.
     """
     ends = [IMAGE_END.search(name) for name in names]
     ranks = [VIEW_RANKS.get(end[1], UNKNOWN_RANK) if end else UNKNOWN_RANK for end in ends]

@@ -18,8 +18,8 @@ What is derived:
   stage. Labels of the second stage are not public (NaN).
 - finding: `Pneumothorax`, 1 if a row has a mask, 0 if it has `-1`.
 - masks: one for each row with a mask (an image may have several); 1024 x 1024, the size of every image.
-- patient: the tables name none and the headers are not opened, so each image is its own patient. Images of one NIH
-  patient may be in both splits.
+- patient: the tables do not give patients and the headers are not opened, so each image is its own patient. Images of
+  one NIH patient may be in both splits.
 - view, sex and age are only in the DICOM headers: all images count as frontal.
 
 Written from Kaggle's description and from public code that reads it; not checked against a copy. The example of a mask

@@ -1,4 +1,4 @@
-"""Splits: those of a table by its column, and the one error for a split that is not there."""
+"""Splits of a table by its column, and the error for a missing split."""
 
 import functools
 import logging

@@ -114,7 +114,7 @@ def read_table(
             1 and blanks (in all splits) is one. The `image_root` is by default the table's folder.
 
     Returns:
-        `datasets.Dataset`: in the order of the table. No image is opened.
+        `datasets.Dataset`: in the order of the table. Images are not opened.
 
     Raises:
         `ValueError`: see [`make_records`]; also a missing file or split.

@@ -1,1 +1,1 @@
-"""The records that every reader yields: `schema` says what they hold, `from_table` makes them."""
+"""The records that every reader yields: `schema` describes them, `from_table` makes them."""

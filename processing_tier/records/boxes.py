@@ -1,4 +1,4 @@
-"""Boxes of an archive's table, one row per box, grouped by image. What a box holds is in `annotations`."""
+"""Boxes of an archive's table, one row per box, grouped by image. The fields of a box are in `annotations`."""
 
 import logging
 
@@ -19,7 +19,7 @@ def group_boxes(
         frame (`pd.DataFrame`):
             Columns `image_id`, `finding`, perhaps `phrase`, and `x`, `y`, `w`, `h` in pixels, as numbers or text.
             Repeated rows count once.
-        name (`str`): what errors call the table.
+        name (`str`): the name of the table in errors.
         width, height (`float` or `pd.Series`, *optional*): size in pixels of all images, or of the image of each row.
 
     Returns:

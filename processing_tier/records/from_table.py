@@ -34,7 +34,7 @@ def make_records(
     label_values: Mapping[str, float] | None = None,
 ) -> datasets.Dataset:
     """
-    Bring a table of one row per image into the schema. No image is opened.
+    Bring a table of one row per image into the schema. Images are not opened.
 
     Args:
         frame (`pd.DataFrame`): the table, with only the rows of this split.

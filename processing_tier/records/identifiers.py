@@ -1,5 +1,5 @@
 """
-Identifiers of patients, studies and images: text, in one form whatever table they come from.
+Identifiers of patients, studies and images: text, in one form for every table.
 
 Two tables of one hospital rarely agree on a number: one holds `10`, another `10.0` (a column with blanks, saved from
 Excel or pandas), a third `" 10"`. All three are one patient. `007` and `7` stay different, because leading zeros are
@@ -91,7 +91,7 @@ def check_unique_ids(ids: Sequence[str], name: str, rows: Sequence[int] | None =
 
     Args:
         ids (`Sequence[str]`): normalised; blank ones do not count.
-        name (`str`): what errors call the table.
+        name (`str`): the name of the table in errors.
         rows (`Sequence[int]`, *optional*): numbers of the rows, by default from 1.
 
     Raises:

@@ -143,7 +143,7 @@ def make_source(
 
 def write_trained_on(folder: str | os.PathLike, trained_on: TrainedOn, public: bool = False) -> Path:
     """
-    Keep what a model was trained on in its folder.
+    Keep the list of a model's training images and patients in its folder.
 
     Args:
         folder (`str` or `os.PathLike`): the model's folder.

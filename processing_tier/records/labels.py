@@ -166,7 +166,7 @@ def detect_findings(
     Args:
         frames (`Sequence[pd.DataFrame]`): all rows of the table, or the tables of all splits.
         used (`Iterable[str]`): columns that are something else.
-        name (`str`): what warnings call the table.
+        name (`str`): the name of the table in warnings.
         label_values (`Mapping[str, float]`, *optional*): see [`parse_label_values`].
     """
     used, findings = set(used), []

@@ -1,6 +1,6 @@
 """
-The record schema that every reader yields and every command accepts, and what commands ask of records: their findings,
-texts, views and patients. How a table becomes records is in `from_table`.
+The record schema that every reader yields and every command accepts, and access to the findings, texts, views and
+patients of records. How a table becomes records is in `from_table`.
 
 | column | content |
 | --- | --- |
@@ -76,10 +76,10 @@ def select_views(records: datasets.Dataset, views: str, split: str) -> datasets.
     Args:
         records (`datasets.Dataset`): of one split, in this schema.
         views (`str`): `"frontal"` or `"all"`.
-        split (`str`): what messages call them.
+        split (`str`): their name in messages.
 
     Raises:
-        `ValueError`: none is frontal.
+        `ValueError`: frontal images are missing.
     """
     if views == "all":
         return records

@@ -1,4 +1,4 @@
-"""What a command must be told about a table or image folder of a user: `--columns`, `--image_root`, `--sheet` and
+"""The options of a command for a user's table or image folder: `--columns`, `--image_root`, `--sheet` and
 `--label_values`. Archives with a reader do not need it."""
 
 import os

@@ -1,1 +1,1 @@
-"""Text of reports: sections, sentences, de-identification marks, duplicates. Nothing here knows of images."""
+"""Text of reports: sections, sentences, de-identification marks, duplicates. This package does not depend on images."""

@@ -39,7 +39,7 @@ def clean_text(text: str, deidentified: str = "keep") -> str:
     Args:
         text (`str`): a section or a whole report.
         deidentified (`str`, *optional*, defaults to `"keep"`):
-            What happens to the marks of de-identification (`XXXX`, `___`, `[**...**]`, `[DATE]`, `<hcw>`): `"keep"`
+            The treatment of the marks of de-identification (`XXXX`, `___`, `[**...**]`, `[DATE]`, `<hcw>`): `"keep"`
             leaves them, `"remove"` deletes them with the rest of their word (`x-XXXX`, `___-year-old`), `"replace"`
             writes `___` for each.
 

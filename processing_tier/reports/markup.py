@@ -1,4 +1,4 @@
-"""Cleans text of what exports leave in it: escaped line ends, HTML, and codes of Excel."""
+"""Removes the traces of exports from text: escaped line ends, HTML, and codes of Excel."""
 
 import html
 import re

@@ -96,12 +96,12 @@ def extract_sections(report: str, style: str = "standard") -> dict[str, str]:
             - `"standard"`: those of [`split_sections`]. For a report with neither, the findings are the last section
               without its first paragraph (as in the official section code of MIMIC-CXR), the whole text of a report
               without headings, or the provisional reading.
-            - `"chexzero"`: what CheXzero trains on. The impression is the words after the last `IMPRESSION:` up to the
-              first `RECOMMENDATION(S):` or `NOTIFICATION:`. Like its loader, it gives `"NO IMPRESSION"` without that
-              word and `" "` for an empty one. The findings are always `""`.
-            - `"tier"`: what TIER's parser gives, in lower case. A title is letters, digits and brackets from the start
-              of a line to a colon. Only the last title that is exactly `impression` (or `findings`) counts. A single
-              line end becomes a backslash and an n, times become `TIME`, and `___` is deleted. Its words for
+            - `"chexzero"`: the texts that CheXzero trains on. The impression is the words after the last `IMPRESSION:`
+              up to the first `RECOMMENDATION(S):` or `NOTIFICATION:`. Like its loader, it gives `"NO IMPRESSION"`
+              without that word and `" "` for an empty one. The findings are always `""`.
+            - `"tier"`: the result of TIER's parser, in lower case. A title is letters, digits and brackets from the
+              start of a line to a colon. Only the last title that is exactly `impression` (or `findings`) counts. A
+              single line end becomes a backslash and an n, times become `TIME`, and `___` is deleted. Its words for
               `[**...**]` are not reproduced: MIMIC-CXR does not contain them.
 
     Returns:
