@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
     protocol: Protocol
     replaced_prompts: dict[str, Prompts]  # by a benchmark
     min_positives: int
-    described: dict  # what the results say of benchmark, split, views and overlap with the training
+    described: dict  # the results' entries for benchmark, split, views and overlap with the training
     seen: np.ndarray  # (images,) bool: of the training
 
     def find_prompts(self, findings: list[str]) -> dict[str, Prompts]:

@@ -31,11 +31,11 @@ def train(options: Options, command: Sequence[str]) -> list[str]:
     Everything that the command does: a training, or a search of the entropy weights.
 
     Args:
-        options ([`Options`]): what was asked for; options that were not given are filled in.
+        options ([`Options`]): the options of the user; this function fills in those that were not given.
         command (`Sequence[str]`): the words that the user typed, of which messages make other commands.
 
     Returns:
-        `list[str]`: in the main process, what a search found, a line each; nothing after a training.
+        `list[str]`: in the main process, the results of a search, one per line; empty after a training.
 
     Raises:
         `ValueError`: bad options or data.
@@ -75,10 +75,10 @@ def is_classification(options: Options) -> bool:
 
 def complete_options(options: Options) -> tuple[str | None, dict]:
     """
-    Checks the options as far as this needs no data, and fills in those that were not given.
+    Runs the checks that do not need data, and fills in the options that were not given.
 
     Returns:
-        The checkpoint to resume from, if any, and what the model card says about the options that were filled in.
+        The checkpoint to resume from, if any, and the model card's text about the options that were filled in.
     """
     task, model_arguments, data_arguments, training_arguments, search = options
     check_together(options)
@@ -114,7 +114,7 @@ def load_records(options: Options) -> tuple[datasets.Dataset, datasets.Dataset]:
 def list_trained_on(
     options: Options, train_records: datasets.Dataset, eval_records: datasets.Dataset, checkpoint: str | None
 ) -> TrainedOn:
-    """What the model will have been trained on; a resumed run keeps its list, with new data if they changed."""
+    """The list of the training images and patients; a resumed run keeps its list, with new data if they changed."""
     arguments = options.training
     before = resume_list(checkpoint)
     if before is not None and not arguments.resume_changed:
@@ -173,5 +173,5 @@ def save(trainer: RadiographTrainer) -> None:
         logger.warning("Skipped %d training images that do not decode: %s", len(image_ids), ", ".join(image_ids))
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-    trainer.accelerator.wait_for_everyone()  # a process that ends too early aborts those that still talk to it
+    trainer.accelerator.wait_for_everyone()  # a process that ends too early aborts the others
     trainer.accelerator.end_training()

@@ -16,7 +16,7 @@ class Ranks(NamedTuple):
     """The numbers that determine the rank of the first correct item, one entry per query."""
 
     above: np.ndarray  # (queries,): wrong items that score higher than every right one
-    tied_wrong: np.ndarray  # (queries,): wrong items that score as high as the best right one
+    tied_wrong: np.ndarray  # (queries,): wrong items with the score of the best correct item
     tied_right: np.ndarray  # (queries,): right items that do so, at least 1
 
 

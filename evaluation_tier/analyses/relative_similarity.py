@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-FEWEST_MEAN_COSINE = 0.01  # of a pair's patches; of a total near or below zero, a cosine is no share
+FEWEST_MEAN_COSINE = 0.01  # of a pair's patches; a share is undefined for a total near or below zero
 
 
 class RelativeSimilarity:

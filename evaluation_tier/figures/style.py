@@ -8,7 +8,7 @@ import pandas as pd
 
 from evaluation_tier.output.writing import write_beside
 
-# Okabe and Ito's palette, told apart with the common forms of colour blindness; black is kept for text.
+# Okabe and Ito's palette, safe for the common forms of colour blindness; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 
 LINES = ("-", "--", ":", "-.")

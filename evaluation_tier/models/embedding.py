@@ -92,7 +92,7 @@ def embed_batches(
             for found, of_images, outputs in look_up(dataset, rows, batch_size, caches):
                 if outputs is not None:
                     yield found, {name: array.to(model.device) for name, array in outputs.items()}
-                else:  # the whole batch, since rounding depends on what is embedded together
+                else:  # the whole batch, because rounding depends on the other images of a batch
                     missing.append(found)
                     hashes.update(zip(found.tolist(), of_images, strict=True))
             if not missing:

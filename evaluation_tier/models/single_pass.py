@@ -34,7 +34,7 @@ class Consumer(Protocol):
 
     rows: np.ndarray | None  # that it needs, ascending; None for all of the data set
     patches: bool  # whether it needs the embeddings of patches
-    embedders: Embedders  # whose outputs it needs beside those of `image_embedders`
+    embedders: Embedders  # needed in addition to those of `image_embedders`
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         """Process a batch, which may hold more rows than requested."""
@@ -141,6 +141,6 @@ class ImageRows:
     def merge(self, own: np.ndarray) -> np.ndarray:
         """Gathers the rows of every process; `own` are those of this one."""
         shapes = merge_entries({} if self.values is None else {int(own[0]): self.values.shape[1:]})
-        if self.values is None:  # a process without a batch of its own
+        if self.values is None:  # a process without a batch
             self.values = np.full((self.num_images, *next(iter(shapes.values()))), np.nan, dtype=np.float32)
         return merge_rows(self.values, own)

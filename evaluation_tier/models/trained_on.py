@@ -30,7 +30,7 @@ from processing_tier.records.table_options import TableOptions
 
 logger = logging.getLogger(__name__)
 
-ALL = "all"  # what results call the split of data that have none
+ALL = "all"  # the name in results of the split of data without splits
 
 
 class Overlap(NamedTuple):
@@ -54,7 +54,7 @@ def locate(name: str | os.PathLike) -> Path | None:
         repository, _, revision = str(name).partition("@")
         options = {"revision": revision or None, "_raise_exceptions_for_missing_entries": False}
         path = cached_file(repository, FILE, **options)
-    except (OSError, ValueError):  # not there, or out of reach: whoever loads the weights says so
+    except (OSError, ValueError):  # missing or out of reach: loading the weights reports it
         return None
     return Path(path) if path else None
 
@@ -85,7 +85,7 @@ def find_overlap(lists: Sequence[TrainedOn | None], dataset: datasets.Dataset, n
         if family(source.dataset) == family(name):
             patients |= known
         elif not source.dataset.startswith("phantom") and not name.startswith("phantom"):
-            same_ids |= known  # the phantom numbers its patients anew for each seed
+            same_ids |= known  # each seed gives the phantom's patients new numbers
     return Overlap(images, patients & ~images, same_ids & ~images & ~patients)
 
 

@@ -13,7 +13,7 @@ from evaluation_tier.output.writing import write_beside
 
 MAX_METRICS_BYTES = 64 * 2**20
 
-# What metrics.json must have, and what it may have
+# Required and optional keys of metrics.json
 METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": dict, "mean": dict}
 
 OPTIONAL_KEYS = {

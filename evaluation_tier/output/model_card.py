@@ -38,7 +38,7 @@ FACTS_OF_CLASSIFIERS = ("label_fraction", "trained_part")
 
 FACTS_OF_CONTRASTIVE_MODELS = ("text", "entropy_weights")
 
-CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
+CARD_PROTOCOL = {  # key of the protocol in metrics.json: its name on the card
     "benchmark": "Benchmark",
     "split": "split",
     "views": "views",
@@ -49,7 +49,7 @@ CARD_PROTOCOL = {  # key of the protocol in metrics.json: what the card calls it
     "score_level": "score level",
 }
 
-TRAINING_FACTS = {  # key: what the card calls it, in this order; `write_model_card` refuses other keys
+TRAINING_FACTS = {  # key: its name on the card, in this order; `write_model_card` refuses other keys
     "dataset": "Data",
     "n_images": "Images",
     "n_patients": "Patients",
@@ -65,7 +65,7 @@ TRAINING_FACTS = {  # key: what the card calls it, in this order; `write_model_c
     "seed": "Seed",
 }
 
-MODEL_FACTS = {  # key of config.json: what the card calls it
+MODEL_FACTS = {  # key of config.json: its name on the card
     "token_entropy_weight": "Weight of the token entropy",
     "patch_entropy_weight": "Weight of the patch entropy",
     "entropy_temperature": "Entropy temperature",

@@ -14,7 +14,7 @@ NOT_MEASURED = "not measured"
 
 DASH = "–"  # stands for "not measured" in narrow cells
 
-# What a table calls keys and parts of keys; others are words already
+# Titles of keys and of parts of keys; the other keys are words already
 NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",

@@ -117,7 +117,7 @@ def no_finding_scores(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Returns:
         (images,); 0 without other findings.
     """
-    varies = np.ptp(reference, axis=0) > 1e-12 * np.abs(reference).max(axis=0)  # rounding is no spread
+    varies = np.ptp(reference, axis=0) > 1e-12 * np.abs(reference).max(axis=0)  # rounding does not count as spread
     if not varies.any():
         return np.zeros(len(scores))
     scores, reference = scores[:, varies], reference[:, varies]

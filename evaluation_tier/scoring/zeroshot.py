@@ -119,7 +119,7 @@ class ZeroShot:
         check_level(self.score_level)
         self.findings: list[str] = []
         self.left_out: dict[str, str] = {}  # with the reason
-        self.learnt: dict[str, list[str]] = {}  # what each classifier knows
+        self.learnt: dict[str, list[str]] = {}  # the findings of each classifier
         self.prompts: Mapping[str, Prompts] | None = None
         self.totals: list[Levels] = []  # of all members but the last, by data set
         self.total_findings: list[str] = []  # their columns
@@ -195,7 +195,7 @@ class ZeroShot:
         self.add_last_member()
         scores = [{level: values / len(self.weights) for level, values in total.items()} for total in self.totals]
         readable = [~np.isnan(levels[LEVELS[0]]).any(axis=1) for levels in scores]
-        for mask in readable:  # also where no process alone has too many
+        for mask in readable:  # the total over all processes counts
             if (~mask).sum() > MAX_UNREADABLE * len(mask):
                 raise ValueError(
                     f"{(~mask).sum()} of {len(mask)} images do not decode, more than 1 %: repair or remove them."

@@ -15,7 +15,7 @@ from evaluation_tier.statistics.chexzero import FEWEST_RESAMPLES, draw_chexzero_
 
 NUMBERS_IN_MEMORY = 4_000_000  # held at once while resampling; bounds the memory, not the result
 
-RESAMPLES_AT_ONCE = 256  # what a processor's cache holds for some hundred images: 3 times as fast as 1,000
+RESAMPLES_AT_ONCE = 256  # fits a processor's cache for some hundred images: 3 times as fast as 1,000
 
 MIN_PATIENTS = 5  # of each class; 95 % intervals of fewer held the true value in 31 to 86 % of simulated data sets
 

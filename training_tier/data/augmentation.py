@@ -45,7 +45,7 @@ TIER_JITTER = (0.8, 1.2)  # factors of brightness and of contrast
 def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """
     The standard augmentation: one random affine map and one random tone curve. It does not flip: a heart on the right
-    is a finding, and reports name sides. It does not crop much: the text may describe what a small crop leaves out.
+    is a finding, and reports name sides. It crops little, because the text may describe the removed area.
 
     Args:
         image (`PIL.Image.Image`): mode "L".
@@ -71,7 +71,7 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def augment_tier(image: Image.Image, rng: np.random.Generator, image_processor: TierImageProcessor) -> Image.Image:
     """
-    TIER's augmentation: a random crop, resized to what the model sees, a random affine map, and random brightness and
+    TIER's augmentation: a random crop, resized to the model's size, a random affine map, and random brightness and
     contrast. It does not flip.
 
     The authors' 224 and 256 pixels are here the image processor's size and 8/7 of it. The crop is taken from the image

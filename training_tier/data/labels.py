@@ -28,7 +28,7 @@ def choose_findings(
     train: datasets.Dataset, evaluation: datasets.Dataset, asked: Sequence[str] | None, min_positives: int
 ) -> tuple[list[str], list[str]]:
     """
-    The findings to learn, and those of them whose AUROC chooses the checkpoint.
+    The findings to learn, and the findings whose AUROC selects the checkpoint.
 
     Args:
         train (`datasets.Dataset`): a finding needs `min_positives` positives and as many negatives here.
@@ -37,7 +37,7 @@ def choose_findings(
         min_positives (`int`): see above.
 
     Raises:
-        `ValueError`: a data set lacks an asked finding or one of its classes, or no finding is left.
+        `ValueError`: a data set lacks a requested finding or one of its classes, or every finding is left out.
     """
     learnt, _ = select_findings(train, asked, min_positives)
     if not asked:

@@ -33,7 +33,7 @@ class PairOptions:
             each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
         augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
             [`augment_tier`].
-        image_views (`int`, *optional*, defaults to 1): views of each image, each augmented by itself. With several,
+        image_views (`int`, *optional*, defaults to 1): views of each image, augmented separately. With several,
             `pixel_values` has the shape (image_views, 1, height, width).
         seed (`int`, *optional*, defaults to 0): of the random choices.
     """
@@ -49,7 +49,7 @@ class PairOptions:
 
 class PairDataset(torch.utils.data.Dataset):
     """
-    One image and its text per record. `all_columns` are the records as they were given, with the columns of findings.
+    One image and its text per record. `all_columns` are the unchanged records, with the columns of findings.
 
     Everything random depends only on (seed, epoch, index). So a pair is the same in every process, with any number of
     workers, and in a resumed run.

@@ -1,4 +1,4 @@
-"""The records of a training, those that choose its checkpoint, and where their images come from."""
+"""The records of a training, the records that select its checkpoint, and the source of their images."""
 
 import logging
 
@@ -33,7 +33,7 @@ def load_splits(
     arguments: DataArguments, seed: int, with_text: bool = True
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """
-    The training records (by default only those with text), and the records whose AUROC chooses the checkpoint. With
+    The training records (by default only those with text), and the records whose AUROC selects the checkpoint. With
     streaming, the training records come without images, see [`read_shards`] and [`make_images`].
 
     Raises:

@@ -1,9 +1,9 @@
 """
 Training from the shards of a prepared data set, in place: texts and labels are read first, images when needed.
 
-The order of an epoch is laid out in advance from the metadata of the shards. So the steps of an epoch, what each
-process and each data-loader worker reads, and where a resumed run continues are known without reading an image. Every
-worker reads its part of the row groups from beginning to end.
+The metadata of the shards fix the order of an epoch in advance. So the steps of an epoch, the images of each process
+and data-loader worker, and the start of a resumed run are known without reading an image. Every worker reads its part
+of the row groups from beginning to end.
 """
 
 import math
@@ -23,7 +23,7 @@ from processing_tier.readers import is_hub
 from processing_tier.readers.hub import check_prepared, list_files
 from processing_tier.records.schema import REQUIRED_COLUMNS
 
-PLACE = ("shard", "row_group", "row")  # columns that say where the image of a record lies
+PLACE = ("shard", "row_group", "row")  # columns with the place of a record's image
 
 SHUFFLE_BUFFER = 1000
 
@@ -31,7 +31,7 @@ LEFT_IN_SHARDS = ("image", "report")  # columns that training reads later, or ne
 
 
 def open_shard(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """A Parquet file by path or URL. Of a URL, only what is read is fetched."""
+    """A Parquet file by path or URL. From a URL, it fetches only the bytes that it reads."""
     if "://" not in file:
         return pq.ParquetFile(file, metadata=metadata)
     filesystem, path = fsspec.url_to_fs(file)
@@ -87,8 +87,8 @@ class ShardedImages(torch.utils.data.Sampler):
     reads its part from beginning to end holds at most that many encoded images and one row group. Reading in any other
     order returns the same images, but costs more.
 
-    Everything random depends on `seed` and epoch, and the parts depend on [`set_layout`]; nothing depends on what was
-    read before. So a resumed run has the same order.
+    Everything random depends on `seed` and epoch, and the parts depend on [`set_layout`]; earlier reads have no
+    effect. So a resumed run has the same order.
 
     Args:
         records (`datasets.Dataset`): some or all records of [`read_shards`].

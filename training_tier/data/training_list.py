@@ -1,4 +1,4 @@
-"""The list of what a model is trained on, made before its training; see `processing_tier.records.identities`."""
+"""The list of a model's training images and patients, made before its training; see `processing_tier.records.identities`."""
 
 import os
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
 """
-What happens to the model or the data at fixed points of a training.
+Changes to the model or the data at fixed points of a training.
 
 Callbacks that save, stop or resume are in the modules of these names; `throughput.py` measures.
 """

@@ -1,4 +1,4 @@
-"""What the model card says about a training."""
+"""The facts of a training on the model card."""
 
 import os
 from pathlib import Path

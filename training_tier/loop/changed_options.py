@@ -1,5 +1,5 @@
 """
-Whether a resumed run has the options, data and model of its checkpoint: what must not change, and how it is compared.
+Compares the options, data and model of a resumed run with those of its checkpoint.
 """
 
 import json

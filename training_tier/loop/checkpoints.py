@@ -1,7 +1,7 @@
 """
 The checkpoints of a run: which exist, which is the last whole one, which are the best and are kept, and their mean.
 
-What a checkpoint holds is in `saving.py` and `integrity.py`; how a run continues from one is in `resuming.py`.
+The contents of a checkpoint are in `saving.py` and `integrity.py`, resuming is in `resuming.py`.
 """
 
 import math
@@ -51,7 +51,7 @@ def choose_checkpoint(checkpoint: str | None, output_dir: str | os.PathLike) -> 
     The folder to resume from: for `"last"` the last whole one of `output_dir`, for `None` none.
 
     Raises:
-        `ValueError`: the named checkpoint is not whole, or `output_dir` has no whole one.
+        `ValueError`: the named checkpoint is not whole, or `output_dir` lacks a whole one.
     """
     if checkpoint == "last":
         checkpoint = last_checkpoint(output_dir)

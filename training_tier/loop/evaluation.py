@@ -158,7 +158,7 @@ class EvaluationPass:
 def share_buffers(model: torch.nn.Module) -> None:
     """
     Gives all processes the buffers of the main process, such as the running statistics of batch norms. In training
-    they differ between processes, and the main process saves its own.
+    they differ between processes; the main process saves its values.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():

@@ -1,12 +1,12 @@
 """
-What a Trainer pushes to the Hub while it trains, and at the end: models that load, with this project's card.
+The uploads of a Trainer to the Hub, during training and at the end: models that load, with this project's card.
 
 - During training, the files of `output_dir` without its folders: the last checkpoint, except for the files that only
   resuming needs, and the card. `hub_strategy` `checkpoint` or `all_checkpoints` adds a folder with all its files.
 - At the end ([`Trainer.push_to_hub`]), `output_dir` without the checkpoints.
 - Never a file or folder whose name begins with `_` (`NOT_PUSHED`), and never through a link out of the folder.
 
-Which code `save_pretrained` puts beside the weights is decided in `modeling_tier`.
+`modeling_tier` decides which code `save_pretrained` puts beside the weights.
 """
 
 import os
@@ -25,7 +25,7 @@ from training_tier.loop.integrity import CHECKSUMS, PICKLES
 
 logger = logging.get_logger(__name__)
 
-# The lock, what is being written, and in a run that pushes publicly the list of its images and patients. As in
+# The lock, unfinished files, and in a run that pushes publicly the list of its images and patients. As in
 # transformers' `push_to_hub`.
 NOT_PUSHED = "_*"
 

@@ -68,7 +68,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_fault(checkpoint: str | Path) -> str | None:
-    """What is wrong with a checkpoint, such as a file that is cut short; `None` for a whole one."""
+    """The fault of a checkpoint, such as a file that is cut short; `None` for a whole one."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         return "the folder does not exist"
@@ -149,7 +149,7 @@ def is_archive_intact(path: Path) -> bool:
 
 
 def find_change(folder: Path) -> str | None:
-    """What has changed since the checkpoint was saved, by `checksums.json`; `None` without that file."""
+    """The changes since the checkpoint was saved, by `checksums.json`; `None` without that file."""
     file = folder / CHECKSUMS
     if not file.is_file():
         return None

@@ -23,7 +23,7 @@ _held: set[Path] = set()  # folders that this process has locked
 
 def lock(folder: Path) -> int | None:
     """
-    Locks a folder for this process. The operating system releases the lock when the process ends, in whatever way.
+    Locks a folder for this process. The operating system releases the lock when the process ends for any reason.
 
     Returns:
         `int`: a file descriptor to close; `None` on a file system without locks.

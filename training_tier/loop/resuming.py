@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 
 class BestOfThisRun(TrainerCallback):
     """
-    Finds the best checkpoint of a resumed run in the run's own folder. The Trainer's state names it by its whole path,
-    which is wrong, or belongs to another run, once the folder was moved or copied.
+    Finds the best checkpoint of a resumed run in the folder of the run. The Trainer's state names it by its whole
+    path, which is wrong, or belongs to another run, once the folder was moved or copied.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -61,7 +61,7 @@ class ResumingTrainer(Trainer):
         return total / max(last + unlogged, 1)
 
     def log_sums(self) -> dict:
-        """What the next log entry is computed from, as far as it is known yet; JSON."""
+        """The sums so far for the next log entry; JSON."""
         return {"loss": self._tr_loss.item(), "step": self._globalstep_last_logged}
 
     def restore_log_sums(self, sums: Mapping) -> None:

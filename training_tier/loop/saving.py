@@ -1,5 +1,5 @@
 """
-Models and checkpoints on the disk, whole or absent, and what is in them.
+Models and checkpoints on the disk, whole or absent, and their contents.
 
 Old checkpoints are deleted here, by `--save_total_limit`; the best ones of `--save_top_k` are chosen in
 `checkpoints.py`. Which of these files go to the Hub is in `hub.py`. How a checkpoint is checked before use is in
@@ -25,7 +25,7 @@ from training_tier.loop.integrity import RUN_OPTIONS, write_checksums
 from training_tier.loop.stopping import TrainingStopped, is_peer_error
 from training_tier.memory.sharding import whole_model
 
-UNFINISHED = "_saving"  # folder in output_dir of what is being written; uploads leave "_*" out
+UNFINISHED = "_saving"  # folder in output_dir of unfinished files; uploads leave "_*" out
 
 
 class SaveAfterEvaluation(TrainerCallback):
@@ -131,7 +131,7 @@ class SavingTrainer(HubTrainer):
             return
         with self.whole_model(state_dict):
             super()._save(output_dir, None if self.is_fsdp_enabled else state_dict)
-        # The Trainer adds the arguments as a pickle, which nobody should open. JSON says the same.
+        # The Trainer adds the arguments as a pickle, which is unsafe to open. JSON says the same.
         os.remove(os.path.join(output_dir, TRAINING_ARGS_NAME))
         if self.trained_on is not None:
             write_trained_on(output_dir, self.trained_on, self.pushes_publicly)
@@ -148,7 +148,7 @@ class SavingTrainer(HubTrainer):
         folder, best = (run / f"{PREFIX_CHECKPOINT_DIR}-{n}" for n in (step, self.state.best_global_step))
         unfinished = run / UNFINISHED
         with writing(f"The checkpoint of step {step}", str(run)):
-            # 1. Write beside, where nothing looks for checkpoints
+            # 1. Write into a folder that is not a checkpoint
             self._saving = True
             try:
                 super()._save_checkpoint(model, trial)

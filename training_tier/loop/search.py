@@ -42,7 +42,7 @@ class Study:
 
     Args:
         folder (`Path`): `output_dir`.
-        metric (`str`): what a trial is judged by, with `eval_`.
+        metric (`str`): the metric that compares the trials, with `eval_`.
         direction (`str`): `"maximize"` or `"minimize"`.
         pairs (`list[dict]`): the weights of each trial.
     """
@@ -208,7 +208,7 @@ def write_table(study: Study) -> pd.DataFrame:
 
 
 def describe_best(study: Study, table: pd.DataFrame, command: Sequence[str]) -> list[str]:
-    """The best pair of weights beside plain CLIP's, and the command that trains with it."""
+    """The best pair of weights, compared with plain CLIP, and the command that trains with it."""
     values = table[study.metric]
     best = table.loc[values.idxmax() if study.direction == "maximize" else values.idxmin()]
     weights = {name: f"{best[name]:g}" for name in WEIGHTS}

@@ -1,5 +1,5 @@
 """
-What ends a run before its last step: SIGTERM, a loss or gradient that is not finite, too many images that do not
+Ends a run before its last step: SIGTERM, a loss or gradient that is not finite, too many images that do not
 decode, the death of another process.
 
 Early stopping by a metric is transformers' `EarlyStoppingCallback`, which `trainer.py` adds.
@@ -28,7 +28,7 @@ class TrainingStopped(RuntimeError):
     A run that cannot continue, or that was asked to stop. The message is one sentence for the user.
 
     Args:
-        message (`str`): what happened, what is left, and what to do.
+        message (`str`): the event, the last checkpoint, and the remedy.
         exit_code (`int`, *optional*, defaults to 1): the exit code of the program.
         in_all_processes (`bool`, *optional*, defaults to `False`): every process raises it, so one can report it.
     """
@@ -46,8 +46,8 @@ def is_peer_error(error: Exception) -> bool:
 
 class Preemption(TrainerCallback):
     """
-    Saves and stops at the end of the step in which SIGTERM comes, or of the next one. Further signals change nothing,
-    nor does one in the last step.
+    Saves and stops at the end of the step in which SIGTERM comes, or of the next one. Further signals, and one in the
+    last step, have no effect.
 
     It replaces `enable_jit_checkpoint` of transformers 5.23, which waits for 3 s, lets each process decide alone, may
     save within a step, evaluates before it ends, and ends as if the training were complete.
@@ -128,8 +128,8 @@ class StoppingTrainer(Trainer):
 
     def pop_reports(self, inputs: dict) -> None:
         """
-        Takes from a training batch what the collator reports beside the model's inputs, and remembers it: the image
-        ids, and which images do not decode.
+        Takes the collator's reports out of a training batch and remembers them: the image ids, and the images that do
+        not decode.
         """
         self._step_image_ids.extend(inputs.pop("image_ids", ()))
         inputs.pop("indices", None)

@@ -33,8 +33,8 @@ def peak_flops(device_name: str) -> float | None:
 
 def training_flops(model: torch.nn.Module, inputs: dict) -> float:
     """
-    Floating-point operations of one pair in training: by convention three times those of a forward pass, whatever is
-    frozen or computed twice. A multiplication and an addition count as two; causal attention counts as full.
+    Floating-point operations of one pair in training: by convention three times those of a forward pass, even if parts
+    are frozen or computed twice. A multiplication and an addition count as two; causal attention counts as full.
 
     Args:
         model (`torch.nn.Module`): in any mode. The count draws no random numbers and changes no statistics.

@@ -1,8 +1,8 @@
 """
 The Trainer of both tasks: callbacks, batches, optimizer, log, and the course of a run.
 
-Its bases are in `evaluation.py`, `saving.py` (with `hub.py`), `resuming.py` and `stopping.py`; what is specific to
-contrastive training is in `contrastive.py`.
+Its bases are in `evaluation.py`, `saving.py` (with `hub.py`), `resuming.py` and `stopping.py`; the parts for
+contrastive training only are in `contrastive.py`.
 """
 
 import os
@@ -44,12 +44,12 @@ LEARNING_RATE_OPTIONS = ("vision_lr_scale", "text_lr_scale", "layer_decay")
 class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, StoppingTrainer):
     """
     [`Trainer`] that skips images that do not decode, decays only matrices, and gives each tower and layer its learning
-    rate. It tolerates interruptions, see `docs/interruptions.md`, and what it pushes to the Hub can be loaded.
+    rate. It tolerates interruptions, see `docs/interruptions.md`, and pushes models to the Hub that load.
 
     Args:
-        training_facts (`Mapping`, *optional*): what the card says about the training, see [`write_model_card`].
-        run_options (`Mapping`, *optional*): what a resumed run has to have in common, see `loop/changes.py`.
-        kwargs: what [`Trainer`] takes; `processing_class` makes the pixels.
+        training_facts (`Mapping`, *optional*): the facts of the training on the card, see [`write_model_card`].
+        run_options (`Mapping`, *optional*): the options that a resumed run must share, see `loop/changes.py`.
+        kwargs: the arguments of [`Trainer`]; `processing_class` makes the pixels.
     """
 
     def __init__(self, *, training_facts: Mapping | None = None, run_options: Mapping | None = None, **kwargs):

@@ -5,7 +5,7 @@ memory.
 The contrastive loss needs all embeddings of a batch at once, but not all the activations behind them. So there are
 three steps: the embeddings, chunk by chunk and without a graph; the loss and its gradient for each embedding; each
 chunk again, with a graph that carries these gradients to the parameters. The entropy terms belong to single pairs:
-each chunk adds its own, weighted by the numbers of tokens and patches of the whole batch.
+each chunk adds its terms, weighted by the numbers of tokens and patches of the whole batch.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from modeling_tier.losses_tier import summed_cross_entropy, total_loss
 
 
 class FirstPass(NamedTuple):
-    """What the pass without a graph gives for the chunks of a batch."""
+    """The results of the pass without a graph, for the chunks of a batch."""
 
     images: list[torch.Tensor]  # embeddings of each chunk
     texts: list[torch.Tensor]
@@ -76,7 +76,7 @@ def backward_in_chunks(
             each chunk.
         inputs (`dict`): the batch of this process, as the model takes it.
         chunk_size (`int`): pairs whose activations fit into memory.
-        backward (`Callable`, *optional*): called with a scalar instead of the scalar's own `backward`.
+        backward (`Callable`, *optional*): called with a scalar instead of the scalar's `backward`.
 
     Returns:
         `dict`: `loss`, `contrastive_loss`, `token_entropy` and `patch_entropy` as the model gives them, without graph.

@@ -1,7 +1,7 @@
 """
-Options that cannot go together, or that have no effect beside another. All such rules stand here, by subject, and are
-applied before anything is loaded. The value of a single option is checked in `checks.py`; what takes a look at the
-data, the model or a checkpoint is checked where these are loaded.
+Options that exclude each other, or that have no effect with another. All such rules stand here, by subject, and are
+applied before anything is loaded. The value of a single option is checked in `checks.py`; checks that need the data,
+the model or a checkpoint are where these are loaded.
 
 Each rule yields its sentence. The Trainers apply those on the launch, the batch and the order again, for users who
 make a Trainer in Python.

@@ -1,4 +1,4 @@
-"""Defaults that depend on what is trained: the learning rate, and the weights of the two entropies."""
+"""Defaults that depend on the training: the learning rate, and the weights of the two entropies."""
 
 import logging
 
@@ -19,10 +19,10 @@ def fill_defaults(
     task: TaskArguments, model_arguments: ModelArguments, training_arguments: TierTrainingArguments
 ) -> str | None:
     """
-    Sets the options that were not given, in place, and logs what the training will use.
+    Sets the options that were not given, in place, and logs the values.
 
     Args:
-        task ([`TaskArguments`]), model_arguments ([`ModelArguments`]): what is trained.
+        task ([`TaskArguments`]), model_arguments ([`ModelArguments`]): the task and the model.
         training_arguments ([`TierTrainingArguments`]): receives the learning rate.
 
     Returns:
@@ -42,7 +42,7 @@ def fill_defaults(
 
 
 def choose_learning_rate(task: TaskArguments, arguments: ModelArguments) -> tuple[float, str]:
-    """The peak learning rate for what is trained, and what that is. See the recipes in configs/."""
+    """The peak learning rate of the training, and a description of the training. See the recipes in configs/."""
     if task.task == "classification" and task.freeze_image_tower:
         return 1e-2, "a new head on a frozen image tower"
     if has_random_weights(arguments):

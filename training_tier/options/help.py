@@ -112,7 +112,7 @@ def describe(field: Field) -> str:
 
 
 def choose_metavar(field: Field) -> str | None:
-    """What stands for an option's value in the help; None for a flag."""
+    """The placeholder of an option's value in the help; None for a flag."""
     union = typing.get_origin(field.type) in (typing.Union, types.UnionType)
     kinds = {typing.get_origin(kind) or kind for kind in (typing.get_args(field.type) if union else (field.type,))}
     if bool in kinds:

@@ -1,4 +1,4 @@
-"""Refuses early what transformers and torch would refuse late, or accept without effect."""
+"""Refuses options early that transformers and torch would refuse late, or accept without effect."""
 
 import copy
 import importlib.util
@@ -13,7 +13,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, integration_utils
 from training_tier.options.checks import check_choice, check_values
 from training_tier.options.compatibility import expected_mode
 
-# Options of [`TrainingArguments`] that have a single useful value here: that value, and what any other would do.
+# Options of [`TrainingArguments`] that have a single useful value here: that value, and the effect of any other.
 REFUSED = {
     "auto_find_batch_size": (
         False,
@@ -46,7 +46,7 @@ LOGGER_PACKAGES = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flyteki
 
 LAYERWISE_OPTIMIZERS = ("galore", "apollo")  # these need the whole model
 
-# What libraries raise for a bad argument
+# Errors of libraries for a bad argument
 ARGUMENT_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ImportError)
 
 

@@ -1,11 +1,11 @@
-"""Options that say what is learned: the contrastive task or classification."""
+"""Options that select the task: contrastive training or classification."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class TaskArguments:
-    """Options that say what is learned, and those of `--task classification` alone."""
+    """Options that select the task, and the options of `--task classification` alone."""
 
     task: str = field(
         default="contrastive",

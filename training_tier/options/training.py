@@ -1,4 +1,4 @@
-"""The options of transformers' Trainer with this project's defaults, and what they become on this machine."""
+"""The options of transformers' Trainer with this project's defaults, and their values on this machine."""
 
 import os
 import tempfile

@@ -1,1 +1,1 @@
-"""What a training starts from: presets, checkpoints, towers, frozen layers, and the text warm-up."""
+"""The start of a training: presets, checkpoints, towers, frozen layers, and the text warm-up."""

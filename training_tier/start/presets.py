@@ -125,7 +125,7 @@ def preset_config(
 
 
 def misfit_of_patches(name: str, image_size: int | None) -> str | None:
-    """What is wrong with an image size for the patches of a preset; None if they fill it, or it has none."""
+    """The fault of an image size for the patches of a preset; None if they fill it, or the preset has no patches."""
     patch = PRESETS[name]["vision_config"].get("patch_size")
     if image_size is None or patch is None or image_size >= patch and image_size % patch == 0:
         return None

@@ -15,7 +15,7 @@ from processing_tier.reports.sentences import split_sentences
 
 SIDE_PROMPTS = ("Left {}.", "Right {}.")
 
-# Findings that have a side, and how reports name them. "No finding" and what is in the midline have none.
+# Findings that have a side, and how reports name them. "No finding" and midline findings do not have a side.
 SIDED = {
     "pleural effusion": r"effusions?",
     "effusion": r"effusions?",
