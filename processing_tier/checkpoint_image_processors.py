@@ -1,4 +1,4 @@
-"""A TierImageProcessor for the pixels of other people's checkpoints, and its settings for CLIP and OpenCLIP."""
+"""A TierImageProcessor for the pixels of other projects' checkpoints, and its settings for CLIP and OpenCLIP."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the readers of archives share: they find and read tables, JSON and zip members, and drop repeated rows."""
+"""Shared by the readers of archives: reading tables, JSON and zip members, and dropping repeated rows."""
 
 import itertools
 import logging
@@ -39,7 +39,7 @@ def find_in_archive(root: str | os.PathLike, patterns: Sequence[str], name: str,
     Args:
         root (`str` or `os.PathLike`): folder of the archive.
         patterns (`Sequence[str]`): its names below `root`, as for `Path.glob`; the first that exists counts.
-        name (`str`): what errors call the data set.
+        name (`str`): the name of the data set in errors.
         source (`str`): where to get the file.
 
     Raises:
@@ -106,10 +106,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
     """
-    The bytes of one member of a zip archive. Nothing is written to disk.
+    The bytes of one member of a zip archive. Does not write to disk.
 
     Raises:
-        `ValueError`: the member is damaged, encrypted, or larger than `max_bytes`, whatever its header says.
+        `ValueError`: the member is damaged, encrypted, or really larger than `max_bytes`.
     """
     name = Path(archive.filename or "zip").name
     try:

@@ -159,7 +159,7 @@ def read_test_table(root: Path) -> pd.DataFrame:
 
 
 def add_ids(frame: pd.DataFrame, column: str, name: str, views: str) -> pd.DataFrame:
-    """The table with the facts from its paths: ids, name of the view, frontal or lateral. `views` as for the readers."""
+    """The table with facts from its paths: ids, view, frontal or lateral. `views` as for the readers."""
     ids = frame[column].str.extract(IMAGE_PATH)
     if ids[0].isna().any():
         raise ValueError(

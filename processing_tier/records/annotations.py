@@ -36,7 +36,7 @@ def read_boxes(value, name: str) -> list[dict]:
     Args:
         value: a list of dicts with `finding`, `x`, `y`, `w`, `h` and perhaps `phrase`, or JSON such as
             `[{"label": "Pneumonia", "bbox_xywh": [x, y, width, height]}]`; blank for an image without boxes.
-        name (`str`): what errors call the table.
+        name (`str`): the name of the table in errors.
 
     Raises:
         `ValueError`: text that is not such JSON, other keys, or a coordinate that is not a number.
@@ -85,7 +85,7 @@ def read_masks(value, name: str) -> list[dict]:
     Args:
         value: a list of dicts with `finding`, `height`, `width` and `counts` (see [`masks`]), or the same as JSON;
             blank for an image without masks.
-        name (`str`): what errors call the table.
+        name (`str`): the name of the table in errors.
 
     Raises:
         `ValueError`: anything else, or run lengths that do not fill the mask.

@@ -43,7 +43,7 @@ def make_records(
             those that [`detect_findings`] finds. Values of `boxes` and `masks` are lists of dicts, or JSON.
         image_root (`str` or `os.PathLike`): folder that image paths start from and must not leave.
         split (`str`): value of the `split` column.
-        name (`str`): what errors call the table.
+        name (`str`): the name of the table in errors.
         skip_missing (`bool`, *optional*, defaults to `False`):
             Leave out rows whose image is missing, with a warning: archives are often downloaded in part.
         label_values (`Mapping[str, float]`, *optional*): see [`TableOptions`].

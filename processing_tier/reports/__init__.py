@@ -1,1 +1,1 @@
-"""Text of reports: sections, sentences, de-identification marks, duplicates. This package does not depend on images."""
+"""Text of reports: sections, sentences, de-identification marks, duplicates. It does not depend on images."""
