@@ -1,6 +1,6 @@
 """The options of an evaluation, and the checks that do not need models or data.
 
-Heavy packages are imported inside functions, so that `--help` and a mistyped option answer at once.
+Only light packages are imported at the top, so that `--help` and a mistyped option answer at once.
 """
 
 import argparse

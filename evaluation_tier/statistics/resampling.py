@@ -76,7 +76,7 @@ class Resampling:
         return draw_resamples(unit_ids, self.num_resamples, self.seed)
 
     def describe(self, unit_ids: Sequence, intervals: str) -> dict:
-        """The description of the intervals in the `protocol` of a result; `intervals` describes them."""
+        """The description of the intervals in the `protocol` of a result; `intervals` is its usual text."""
         return {
             "intervals": describe_intervals(unit_ids, intervals),
             "n_bootstrap": self.num_resamples,

@@ -1,4 +1,4 @@
-"""The list of a model's training images and patients, made before its training; see `processing_tier.records.identities`."""
+"""Lists the images and patients of a training before it starts; see `processing_tier.records.identities`."""
 
 import os
 from collections.abc import Sequence
