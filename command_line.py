@@ -103,7 +103,7 @@ def check_writable(folder: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def one_sentence_errors(
-    prog: str, every_process: bool = False, interrupted: str = "interrupted; what was finished is kept."
+    prog: str, every_process: bool = False, interrupted: str = "interrupted; the finished parts are kept."
 ) -> Iterator[None]:
     """
     Ends the program with one sentence on stderr and code 2 if input is bad, or if packages, files, memory or disk

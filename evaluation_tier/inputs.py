@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """The models, data and settings of an evaluation, the same in every process."""
 
-    names: dict[str | Path, str]  # of the models, as the user named them, to what the results call them
+    names: dict[str | Path, str]  # of the models, as the user named them, to their names in the results
     models: Models
     dataset_name: str
     dataset: datasets.Dataset
@@ -139,7 +139,7 @@ class Records:
 
     Attributes:
         views: that are evaluated.
-        overlaps: split to what the results say of its overlap with the training.
+        overlaps: split to the results' entry for its overlap with the training.
         seen: split to which of its images are of the training, (images,) bool.
     """
 

@@ -1,6 +1,6 @@
 """One evaluation from arguments to files: a single pass over the images of each model feeds scores and analyses.
 
-What is read is in `inputs.py`, the pass in `models/single_pass.py`, the files in `output/evaluation_files.py`.
+Reading is in `inputs.py`, the pass in `models/single_pass.py`, the files in `output/evaluation_files.py`.
 """
 
 import argparse

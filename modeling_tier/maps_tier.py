@@ -1,6 +1,6 @@
 """
-Similarity maps on the grid of patches: the cosine of each patch with texts. What draws or measures maps uses these.
-The image processor maps them to original pixels (`post_process_similarity_map`).
+Similarity maps on the grid of patches: the cosine of each patch with texts. All code that draws or measures maps uses
+these. The image processor maps them to original pixels (`post_process_similarity_map`).
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""How the class token and the patches of an image become one vector: the modes, and what each does."""
+"""How the class token and the patches of an image become one vector: the modes and their effects."""
 
 import torch
 

@@ -14,8 +14,8 @@ from .processing_tier import TierProcessor
 from .radiograph_tier import read_radiograph
 from .tokenizer_training import train_tokenizer
 
-# The saved files name the class, and a class registered under any key is found by its name. Keyed by itself and not by
-# a model config, because this package knows nothing of the models.
+# The saved files name the class, and a class registered under any key is found by its name. The key is the class
+# itself, not a model config, because this package does not depend on the models.
 AutoImageProcessor.register(TierImageProcessor, image_processor_classes={"pil": TierImageProcessor}, exist_ok=True)
 AutoProcessor.register(TierProcessor, TierProcessor, exist_ok=True)
 

@@ -14,7 +14,7 @@ LOSSLESS, JPEG_LS = (0xC3, 0xC7, 0xCB, 0xCF), 0xF7
 HUFFMAN = (0xC0, 0xC1, 0xC2)
 BLOCK = 512  # largest number of pixels in a byte of Huffman code: eight blocks of 8x8
 CODE_BLOCK = 4096  # largest number of pixels in a code-block of JPEG 2000
-SMALL = 2**20  # a JPEG 2000 of so few pixels is quick to decode, whatever its length
+SMALL = 2**20  # a JPEG 2000 of so few pixels is quick to decode at any length
 
 
 class Codestream(NamedTuple):

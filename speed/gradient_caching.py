@@ -68,7 +68,7 @@ def step(name: str, batch_size: int, chunk_size: int, device: str, bf16: bool) -
             model(**part, return_loss=True).loss.backward()
 
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
-        run(2, 0)  # what is allocated once, the gradients among it
+        run(2, 0)  # memory that is allocated once, including the gradients
         on_gpu = device == "cuda"
         if on_gpu:
             torch.cuda.synchronize()

@@ -115,7 +115,9 @@ def make_embeddings(*shape: int) -> torch.Tensor:
 
 def measure_loss(dim: int, tokens: int, patches: int) -> None:
     scale = torch.tensor(2.6592)
-    contrastive_loss(make_embeddings(64, dim), make_embeddings(64, dim), scale).backward()  # what is allocated once
+    contrastive_loss(
+        make_embeddings(64, dim), make_embeddings(64, dim), scale
+    ).backward()  # memory that is allocated once
     for own, pairs in ((1024, 1024), (2048, 2048), (4096, 4096), (512, 4096), (512, 8192)):
         images, texts, all_images, all_texts = (make_embeddings(n, dim) for n in (own, own, pairs, pairs))
 

@@ -151,4 +151,4 @@ def test_one_process_speaks_for_all_unless_each_may_fail_alone(monkeypatch, caps
 def test_ctrl_c_is_told_too(capsys):
     with pytest.raises(SystemExit, match="130"), one_sentence_errors("tier-x"):
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "tier-x: interrupted; what was finished is kept.\n"
+    assert capsys.readouterr().err == "tier-x: interrupted; the finished parts are kept.\n"

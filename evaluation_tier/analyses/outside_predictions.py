@@ -37,7 +37,8 @@ def read_outside_predictions(path: str | os.PathLike, with_studies: bool = True)
     Args:
         path (`str` or `os.PathLike`):
             A CSV or Parquet file. Scores are in the columns `score_<finding>`, or `<finding>` where there are none of
-            these; labels, if there are any, in `label_<finding>`. Findings are those of CheXpert, whatever their case.
+            these; labels, if there are any, in `label_<finding>`. Findings are those of CheXpert; upper and lower case
+            are equal.
         with_studies (`bool`, *optional*, defaults to `True`):
             Find each row's study, such as `patient64741/study1`, in one of `STUDY_COLUMNS`.
 

@@ -59,8 +59,7 @@ class Sparsity:
     Args:
         dataset: in the schema of `processing_tier.records`.
         text: see `retrieval.read_texts`; so is `deidentified`.
-        temperature: divides the cosines in both entropies, for all models alike, whatever they were trained with; 1 is
-            TIER's.
+        temperature: divides the cosines in both entropies, for all models, regardless of their training; 1 is TIER's.
         near_zero: a cosine of a smaller magnitude is near zero.
         resampling: of patients, for the 95 % intervals; the same for all models, so that the intervals of the
             differences are paired.

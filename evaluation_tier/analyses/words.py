@@ -56,7 +56,7 @@ def word_class(word: str) -> str:
 def token_weights(inputs: BatchEncoding, texts: list[str]) -> torch.Tensor:
     """The weight of each token in each class of words: 1 / n for each of the n tokens of a word, in the word's class.
 
-    A word is a run of letters and digits, whatever the tokenizer makes of it ("##" and "</w>" alike), so that models
+    A word is a run of letters and digits, regardless of the tokenizer's pieces ("##", "</w>"), so that models
     with different tokenizers are measured on the same words. A token that begins outside of them is punctuation, and
     counts 1. Special tokens and padding count nothing.
 

@@ -82,7 +82,7 @@ def plot_forest(
         axes = figure.add_subplot()
         ticks, names, bounds, y = [], [], [reference], 0.0
         for i, (heading, rows) in enumerate(blocks):
-            if i:  # a block's heading takes a row of its own
+            if i:  # a block's heading takes a separate row
                 axes.annotate(
                     literal(heading),
                     (0, y),

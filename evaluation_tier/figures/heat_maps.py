@@ -114,7 +114,7 @@ def plot_heat_maps(
         dataset_name: name of the data in the title.
 
     Raises:
-        ValueError: when there is no image to draw.
+        ValueError: without an image to draw.
     """
     if not images:
         raise ValueError("Heat-maps need an evaluated image with a finding.")

@@ -25,7 +25,7 @@ from processing_tier.prompts.loader import Prompts
 
 Outputs = dict[str, torch.Tensor]  # of a batch: name to (batch, ...)
 
-Embedders = Mapping[str, Callable[[Batch], Outputs]]  # by what the cache calls their outputs
+Embedders = Mapping[str, Callable[[Batch], Outputs]]  # by the cache's name of their outputs
 
 
 @contextmanager

@@ -108,8 +108,10 @@ def hub_commit(name: str) -> str | None:
 
 
 def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
-    """What results call models, by the names given: of a folder the last two parts of its path, which say nothing of
-    this machine; of two that these do not tell apart, more; a name on the Hub as it is."""
+    """
+    Names of models in results: of a folder the last two parts of its path, which do not reveal this machine, or more
+    parts if two names are equal; a name on the Hub stays unchanged.
+    """
     parts = {}
     for name in names:
         path = Path(name)

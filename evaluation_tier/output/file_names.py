@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 
-MAX_LENGTH = 60  # file systems take 255 bytes, with what stands before and after
+MAX_LENGTH = 60  # file systems take 255 bytes, including prefix and suffix
 
 
 def slug(name: str) -> str:
@@ -15,7 +15,7 @@ def slug(name: str) -> str:
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
     """
-    A part of a file name for each of some names, no two alike on any file system: its [`slug`], and 8 digits of a hash
+    A part of a file name for each name, distinct on any file system: its [`slug`], and 8 digits of a hash
     where that is too long, empty, leaves out letters of other scripts, or is that of another name too.
     """
     names = list(dict.fromkeys(names))

@@ -110,7 +110,7 @@ class ModelFacts(NamedTuple):
 
     architecture: str
     is_classifier: bool
-    facts: dict[str, object]  # by what the card calls them
+    facts: dict[str, object]  # by their names on the card
 
 
 def describe_model(config: Mapping) -> ModelFacts:

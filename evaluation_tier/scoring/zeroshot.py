@@ -91,7 +91,8 @@ class ZeroShot:
         min_positives: that a finding needs.
         resampling: for the 95 % intervals; its kind is the protocol's.
         threshold_dataset: where the thresholds are chosen (by the protocol's rule) and `scale` and `bias` are fitted.
-            By default these are the evaluated images themselves, which flatters MCC and F1, and the results say so.
+            By default these are the evaluated images themselves, which makes MCC and F1 optimistic; the results say
+            so.
             sigmoid(scale * difference + bias), of the difference of the cosines whatever the scoring, is a
             probability on images like these (see `fit_calibration`).
         replaced_prompts: finding to prompts that replace the protocol's (see `test_sets/loader.py`).

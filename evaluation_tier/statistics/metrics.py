@@ -152,8 +152,8 @@ def metrics_from_counts(true_positives, predicted, num_positive, num_samples) ->
 
     Returns:
         `dict[str, np.ndarray]`: `sensitivity`, `specificity`, `ppv`, `npv`, `f1`, `mcc`. Each is NaN where its
-        denominator counts nothing (F1: without positives; MCC: without one of the classes); MCC is 0 where all
-        samples are predicted alike, as in scikit-learn.
+        denominator counts nothing (F1: without positives; MCC: without one of the classes); MCC is 0 if all
+        predictions are equal, as in scikit-learn.
     """
     true_positives, predicted, num_positive, num_samples = (
         np.asarray(count, dtype=np.float64) for count in (true_positives, predicted, num_positive, num_samples)
@@ -239,9 +239,9 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
         labels (`np.ndarray`): (samples,), 1, 0, -1 or NaN.
         scores (`np.ndarray`): (samples,).
         criterion (`str`, *optional*, defaults to `"mcc"`):
-            What is highest there: `"mcc"`, `"f1"`, or `"youden"` (sensitivity + specificity - 1; Youden 1950).
-            `"corner"` is the point of the ROC curve that is nearest to (0, 1), as TIER takes it for COVID-19
-            (zero_shot_covid.py:18-21).
+            The metric that the threshold maximizes: `"mcc"`, `"f1"`, or `"youden"` (sensitivity + specificity - 1;
+            Youden 1950). `"corner"` is the point of the ROC curve that is nearest to (0, 1), as TIER takes it for
+            COVID-19 (zero_shot_covid.py:18-21).
 
     Returns:
         `float`: NaN without both classes.

@@ -71,7 +71,7 @@ class Resampling:
         if self.kind == "stratified":
             return draw_stratified_resamples(labels, unit_ids, self.num_resamples, self.seed)
         if self.kind == "chexzero":
-            enough = len(set(unit_ids)) >= MIN_PATIENTS  # images are drawn, but those of a patient are alike
+            enough = len(set(unit_ids)) >= MIN_PATIENTS  # images are drawn, but a patient's images are similar
             return draw_chexzero_resamples(len(unit_ids), self.num_resamples if enough else 0, self.seed)
         return draw_resamples(unit_ids, self.num_resamples, self.seed)
 

@@ -44,7 +44,7 @@ def summarize_subgroups(
     Args:
         labels, scores, patient_ids, findings: as for [`summarize`].
         attributes (`Mapping[str, Sequence]`): name to each image's group; `None`, NaN or `""` where it is not known.
-        resampling ([`Resampling`], *optional*): number and seed; whole patients are drawn, whatever its kind.
+        resampling ([`Resampling`], *optional*): number and seed; whole patients are drawn for every kind.
 
     Returns:
         `dict[str, dict]`: by attribute that has at least two groups.

@@ -24,7 +24,7 @@ class Benchmark:
         name: of the file.
         source: where the data are.
         reader: the one of `processing_tier.readers` that reads the archive.
-        splits: name to what is known of it: `images` and `positives` (finding to number), as published, and
+        splits: name to its facts: `images` and `positives` (finding to number), as published, and
             `options` of the reader. The first is the usual one.
         findings: name to other names that a table may use for it, in the order of the results. In the file, a list of
             names is enough without other names.

@@ -17,7 +17,7 @@ import torch
 PICKLE_LIMIT = 2**23  # bytes of a pickle without its tensors; large models need about 1 MB
 WORK_LIMIT = 2**25  # values that are read or hashed; large models need about a million
 
-# What training scripts save beside the tensors: arguments, and numpy's numbers. Not needed here.
+# Classes that training scripts save beside the tensors: arguments, and numpy's numbers. Not needed here.
 BOOKKEEPING = (
     "argparse.Namespace",
     "_codecs.encode",

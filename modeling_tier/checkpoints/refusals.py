@@ -10,7 +10,7 @@ BPE_ADVICE = (
     "is the list of merges of CLIP's tokenizer (OpenAI's, CheXzero's and OpenCLIP's code have it), not a {what}. The "
     "same tokenizer is openai/clip-vit-base-patch32 on the Hub: leave --tokenizer out, or name a folder with it."
 )
-FIRST_BYTES = {  # of a file: what it is, and what to do
+FIRST_BYTES = {  # of a file: its kind, and the remedy
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` where it came from.",
     b"<!DOCTYPE": "is a web page, not a checkpoint; download the file itself.",
     b"<html": "is a web page, not a checkpoint; download the file itself.",

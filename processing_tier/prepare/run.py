@@ -10,7 +10,7 @@ Turns an archive into a prepared data set: Parquet shards with embedded images, 
 
 One worker process writes a shard, and renames it when it is complete, so that a killed run can resume. The footer of a
 shard holds its part of the quarantine list: it is the only state. The records, the seed and the number of images
-per shard alone decide what each shard holds.
+per shard alone decide the contents of each shard.
 
 Incomplete files are in a folder of the run, `.tier-prepare-<part>-<random>`, because a scheduler may start a job again
 while it still runs. A run that finishes a part deletes the folders of other runs of that part.
@@ -114,7 +114,7 @@ def run(
     left = allowed - count_unreadable(failures)
     failures += make_shards(plan, output_dir, work_dir, options, context, num_workers, left)
     is_done = all(is_whole(output_dir / "data" / shard.name, shard) for shard in plan.shards)
-    if is_done:  # including what other jobs did
+    if is_done:  # including the work of other jobs
         failures = list(list_quarantine(output_dir, plan.shards))
     if count_unreadable(failures) > allowed:
         write_quarantine(output_dir, work_dir, failures)

@@ -152,7 +152,7 @@ def list_splits(data: str | os.PathLike, table: TableOptions = STANDARD_TABLE) -
             return folders
         path = find_metadata(path)
         if path is None:
-            read_imagefolder(data, "train")  # its error says what is missing
+            read_imagefolder(data, "train")  # its error names the missing part
     return list_table_splits(read_frame(path, sheet=table.sheet), table.split_column)
 
 

@@ -9,7 +9,7 @@ The folder after unpacking:
     train.json  test.json  ([{"file_name": "00000042_006.png", "syms": ["Fibrosis"], "boxes": [[632, 721, 909, 969]]}])
     train_data/00000042_006.png ...  test_data/...
 
-What is derived:
+Derived fields:
 
 - split: the official one (3,001 and 542 images).
 - findings: 1 if `syms` has it, otherwise 0: the radiologists looked for all ten.
@@ -54,7 +54,7 @@ FINDINGS = (
 
 def read_chestx_det10(root: str | os.PathLike, split: str) -> datasets.Dataset:
     """
-    Read one split of ChestX-Det10 into the schema of [`records`]; no image is opened.
+    Read one split of ChestX-Det10 into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `train.json` and `train_data`.

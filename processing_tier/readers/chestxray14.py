@@ -11,7 +11,7 @@ The folder as the NIH ships it:
     train_val_list.txt  test_list.txt
     images_001/images/00000001_000.png ... images_012/images/  (or all of them in images/)
 
-What is derived:
+Derived fields:
 
 - split: the official one by patient (Wang et al., 2017, version 5): `train` is train_val_list.txt (86,524 images),
   `test` is test_list.txt (25,596). CheXNet and its successors use another split, by patient at random into 70, 10 and
@@ -75,7 +75,7 @@ def read_chestxray14(
     image_size: int = SIDE,
 ) -> datasets.Dataset:
     """
-    Read one split of ChestX-ray14 into the schema of [`records`]; no image is opened.
+    Read one split of ChestX-ray14 into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `Data_Entry_2017_v2020.csv`.

@@ -11,7 +11,7 @@ The folder as Stanford ships it:
     CheXpert/val_labels.csv  test_labels.csv
     CheXpert/val/patient64541/study1/view1_frontal.jpg ...  CheXpert/test/...
 
-What is derived:
+Derived fields:
 
 - split: `val` is `validation`, which is CheXpert's public validation set; `test` is CheXpert's test set.
 - findings: the 14 of CheXpert as in the tables (radiologists' labels, none uncertain).
@@ -57,7 +57,7 @@ SEGMENTED = (
 
 def read_chexlocalize(root: str | os.PathLike, split: str) -> datasets.Dataset:
     """
-    Read one split of CheXlocalize into the schema of [`records`]; no image is opened.
+    Read one split of CheXlocalize into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder that holds the folders `CheXlocalize` and `CheXpert`.

@@ -15,7 +15,7 @@ The folders as shipped (`CheXpert-v1.0-small` has the first form, the full size 
     cheXpert-test-set-labels/
         groundtruth.csv  radiologists/benchmark_radiologists/bc4.csv, bc6.csv, bc8.csv
 
-What is derived:
+Derived fields:
 
 - ids: from the path, `patient00001`, `patient00001_study1`, `patient00001_study1_view1_frontal` (as CheXlocalize).
 - split: train, valid (called `validation`) and the 500 studies of the test set, which share no patient with train.
@@ -71,7 +71,7 @@ IMAGE_PATH = r"(?:^|/)(patient\d+)/(study\d+)/(view(\d+)_(\w+))\.\w+$"
 
 def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") -> datasets.Dataset:
     """
-    Read one split of CheXpert into the schema of [`records`]; no image is opened.
+    Read one split of CheXpert into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): `CheXpert-v1.0`, `CheXpert-v1.0-small`, or the folder of the downloaded batches.

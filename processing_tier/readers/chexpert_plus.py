@@ -11,7 +11,7 @@ The folder as shipped:
     PNG/train/patient00001/study1/view1_frontal.png  (or the chunks png_chexpert_plus_chunk_0 to 4 as extracted, or
         DICOM, or the JPEG files of CheXpert itself)
 
-What is derived:
+Derived fields:
 
 - ids, view, sex and age as in `chexpert`.
 - split: train and valid (called `validation`).
@@ -58,7 +58,7 @@ def read_chexpert_plus(
     root: str | os.PathLike, split: str, *, labels: str = "impression", views: str = "all"
 ) -> datasets.Dataset:
     """
-    Read one split of CheXpert Plus (CheXpert with reports) into the schema of [`records`]; no image is opened.
+    Read one split of CheXpert Plus (CheXpert with reports) into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `df_chexpert_plus_240401.csv`.

@@ -12,7 +12,7 @@ The folder as Kaggle ships it (each part inside a second folder with the same na
     Lung Segmentation Data/Lung Segmentation Data/{Train,Val,Test}/{COVID-19,Non-COVID,Normal}/
         images/...  lung masks/...
 
-What is derived:
+Derived fields:
 
 - split: the official one of each part (`Val` is `validation`). The parts were split separately: do not train on one
   and test on the other.

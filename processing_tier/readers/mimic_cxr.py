@@ -15,7 +15,7 @@ The folders as PhysioNet ships them (tables plain or gzipped; 2.1.0 keeps most n
         mimic-cxr-2.1.0-test-set-labeled.csv             files/p10/p10000032/s50414267/<dicom_id>.dcm
         files/p10/p10000032/s50414267/<dicom_id>.jpg
 
-What is derived:
+Derived fields:
 
 - split: the official one by patient (`validate` is called `validation`). Only MIMIC-CXR-JPG has it; the DICOM reader
   takes the tables from there.
@@ -88,7 +88,7 @@ def read_mimic_cxr_jpg(
     reports: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
-    Read one split of MIMIC-CXR-JPG into the schema of [`records`]; no image is opened.
+    Read one split of MIMIC-CXR-JPG into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `mimic-cxr-2.0.0-split.csv.gz` and `files`.
@@ -120,7 +120,7 @@ def read_mimic_cxr(
     reports: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
-    Read one split of MIMIC-CXR's DICOM files into the schema of [`records`]; no image is opened.
+    Read one split of MIMIC-CXR's DICOM files into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `files`.

@@ -12,12 +12,12 @@ The folder as PhysioNet ships it:
 
 Version 0.1 calls them v1.0.0, and has no `split`.
 
-What is derived:
+Derived fields:
 
 - one record for each image; boxes carry their sentence in `phrase`, and are in pixels of MIMIC's own images.
 - split: that of version 1.1.0 (`val` is called `validation`). All of version 0.1 is `test`. MIMIC-CXR's own splits
-  differ: its training split may hold these images. Leave them out of a training that they will judge.
-- findings: 1 for the categories of the image's boxes, otherwise NaN: nobody was asked about the others.
+  differ: its training split may hold these images. Leave them out of a training that they will evaluate.
+- findings: 1 for the categories of the image's boxes, otherwise NaN, because the others were not annotated.
 - text: empty, since a sentence of a report is not the report. Take the report from `mimic_cxr` by `study_id`.
 - patient and study: from the path, as in `mimic_cxr`. All images count as frontal.
 
@@ -60,7 +60,7 @@ def read_ms_cxr(
     root: str | os.PathLike, split: str, *, image_root: str | os.PathLike | None = None
 ) -> datasets.Dataset:
     """
-    Read one split of MS-CXR into the schema of [`records`]; no image is opened.
+    Read one split of MS-CXR into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `MS_CXR_Local_Alignment_v1.1.0.csv`.

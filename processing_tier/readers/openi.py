@@ -13,7 +13,7 @@ exists counts). Images need not be complete.
     NLMCXR_dcm/1/1_IM-0001-3001.dcm
     indiana_projections.csv  (optional, of that mirror: frontal or lateral)
 
-What is derived:
+Derived fields:
 
 - findings: from the major MeSH terms, by [`OPENI_FINDINGS`], without qualifiers of a term (`/lung/base/left`). 0 if a
   study was indexed without the term, blank if it was not indexed ("No Indexing").
@@ -97,7 +97,7 @@ MAX_TAR_BYTES = 2**28  # of the archive, unpacked: 35 million as shipped
 
 def read_openi(root: str | os.PathLike, split: str = "train") -> datasets.Dataset:
     """
-    Read Open-i into the schema of [`records`]; no image is opened.
+    Read Open-i into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with the reports and the images.

@@ -12,7 +12,7 @@ either each to its folder or all to one:
     0/20536686640136348236148679891455886468_k6ga29.png     (ImageDir/ImageID)
     20536686640136348236148679891455886468_k6ga29.png  or  images/2053...png
 
-What is derived:
+Derived fields:
 
 - findings: a column for each label of `Labels` (stripped, lower case) that at least `min_images` rows have, existing
   image or not; 1 if the row lists it, 0 if it lists others, blank if it lists none. Localisations (`loc ...`) are not
@@ -97,7 +97,7 @@ def read_padchest(
     root: str | os.PathLike, split: str = "train", *, method: str = "all", min_images: int = 51
 ) -> datasets.Dataset:
     """
-    Read PadChest into the schema of [`records`]; no image is opened.
+    Read PadChest into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with the table and the images.

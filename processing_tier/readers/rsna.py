@@ -10,7 +10,7 @@ The folder as Kaggle ships it:
     stage_2_detailed_class_info.csv  (patientId,class)
     stage_2_train_images/<patientId>.dcm  stage_2_test_images/<patientId>.dcm
 
-What is derived:
+Derived fields:
 
 - split: `train` has labels; those of the 3,000 images of `test` are not public (all findings NaN). The labelled images
   have no official split: papers make their own.
@@ -50,7 +50,7 @@ SIDE = 1024
 
 def read_rsna(root: str | os.PathLike, split: str) -> datasets.Dataset:
     """
-    Read one split of the RSNA pneumonia challenge into the schema of [`records`]; no image is opened.
+    Read one split of the RSNA pneumonia challenge into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `stage_2_train_labels.csv`.

@@ -11,7 +11,7 @@ The folder as Kaggle ships it:
     dicom-images-train/<study>/<series>/<ImageId>.dcm  (or all of them in dicom-images-train/)
     dicom-images-test/<study>/<series>/<ImageId>.dcm  and/or  stage_2_images/<ImageId>.dcm
 
-What is derived:
+Derived fields:
 
 - split: `test` is dicom-images-test (1,372 images, first stage) and stage_2_images (3,205); `train` is every other
   image of the table. If both tables are there, stage_2_train.csv is read: it also labels the test images of the first
@@ -50,7 +50,7 @@ SIDE = 1024
 
 def read_siim(root: str | os.PathLike, split: str) -> datasets.Dataset:
     """
-    Read one split of SIIM-ACR pneumothorax into the schema of [`records`]; no image is opened.
+    Read one split of SIIM-ACR pneumothorax into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `train-rle.csv` or `stage_2_train.csv`.

@@ -12,7 +12,7 @@ from processing_tier.records.identifiers import normalize_identifier
 logger = logging.getLogger(__name__)
 
 MAX_SPLITS = 20
-# What the commands call it; a reader does not know which of them reads
+# The options of the commands; a reader does not know which command reads
 SPLIT_OPTIONS = "--split (tier-train: --train_split, --eval_split; tier-prepare: --splits)"
 
 

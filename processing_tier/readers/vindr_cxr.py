@@ -11,7 +11,7 @@ The folders as PhysioNet and Kaggle ship them:
     annotations/image_labels_train.csv  image_labels_test.csv          train/<image_id>.dicom
     train/<image_id>.dicom  test/<image_id>.dicom
 
-What is derived:
+Derived fields:
 
 - split: the official one. Three of 17 radiologists read each training image independently; five read each test image
   in consensus. Kaggle's test images have no public labels and are not read.
@@ -50,7 +50,7 @@ CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 
 def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -> datasets.Dataset:
     """
-    Read one split of VinDr-CXR into the schema of [`records`]; no image is opened.
+    Read one split of VinDr-CXR into the schema of [`records`] without opening images.
 
     Args:
         root (`str` or `os.PathLike`): the folder with `annotations` and `train` (or Kaggle's `train.csv`).

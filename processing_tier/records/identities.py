@@ -2,8 +2,8 @@
 Which images and patients a model was trained on: hashes that are kept with the model, so that an evaluation can tell
 when it uses them again.
 
-An image is identified by the content of its file, not by its name; no pixel is decoded. A patient is identified by id
-and data set. Only hashes are stored, but short ids can be guessed and hashed. Treat a file of these hashes as
+An image is identified by the content of its file, not by its name; pixels are not decoded. A patient is identified by
+id and data set. Only hashes are stored, but short ids can be guessed and hashed. Treat a file of these hashes as
 confidentially as a list of the patients.
 """
 

@@ -26,8 +26,8 @@ HINT = re.compile(r"[<&\\]|_x00")
 
 def repair_markup(text: str) -> str:
     """
-    Undo what an export did to a report: line ends for `\\n` (a backslash and an n), `<br>` and `_x000D_`, `&` for
-    `&amp;`, and no tags of bold and other type. Marks of de-identification stay.
+    Undo the changes of an export to a report: line ends for `\\n` (a backslash and an n), `<br>` and `_x000D_`, `&`
+    for `&amp;`, and no tags of bold and other type. Marks of de-identification stay.
 
     Args:
         text (`str`): a report, or a section of one.

@@ -99,7 +99,7 @@ def make_classification_trainer(
             model_arguments,
             findings,
             read_labels(train_records, findings),
-            texts=chain(findings, reports),  # the names alone where there are no reports
+            texts=chain(findings, reports),  # only the names without reports
             prompts=data_arguments.prompts if task.head_from_prompts else None,
         )
     if task.freeze_image_tower:

@@ -16,7 +16,7 @@ class DataArguments:
         metadata={
             "help": "Data: phantom, a table, an image folder, NAME:FOLDER for an archive, or owner/name on the Hub. "
             'The phantom is synthetic and made on the spot ("phantom:num_images=500,seed=1"). A table is .csv, .tsv, '
-            ".xlsx, .jsonl or .parquet. An image folder holds <split>/metadata.csv. What tier-prepare wrote is read "
+            ".xlsx, .jsonl or .parquet. An image folder holds <split>/metadata.csv. The output of tier-prepare works "
             "too. See docs/your_data.md."
         },
     )

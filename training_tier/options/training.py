@@ -62,7 +62,7 @@ class TierTrainingArguments(TrainingFields, TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self.learning_rate_given = self.learning_rate is not None
         if not self.learning_rate_given:
-            self.learning_rate = RANDOM_WEIGHTS_RATE  # replaced by fill_defaults, which knows what is trained
+            self.learning_rate = RANDOM_WEIGHTS_RATE  # replaced by fill_defaults, which knows the task and the model
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = more_is_better(self.metric_for_best_model)
         if not self.output_dir:

@@ -17,7 +17,7 @@ class TrainingFields:
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate; the default depends on what is trained. 5e-4 for random weights, 5e-5 for "
+            "help": "Peak learning rate; the default depends on the training. 5e-4 for random weights, 5e-5 for "
             "pretrained weights (a checkpoint or two towers), 1e-4 for a classifier on pretrained weights, 1e-2 for "
             "its head alone (--freeze_image_tower)."
         },
@@ -101,8 +101,8 @@ class TrainingFields:
     per_device_eval_batch_size: int = field(
         default=32,
         metadata={
-            "help": "Pairs per batch in evaluation. Each is contrasted with the others of its batch, whatever the "
-            "number of processes. Use the number of pairs of a training step, or the two losses cannot be compared."
+            "help": "Pairs per batch in evaluation. Each is contrasted with the others of its batch, for any number "
+            "of processes. Use the number of pairs of a training step, or the two losses cannot be compared."
         },
     )
     save_strategy: str = field(

@@ -1,9 +1,9 @@
 """Grounding: how well the similarity maps of a model match the regions that radiologists marked.
 
 A *map* is a float array (height, width), higher where the model sees a finding more, NaN where it never saw the image
-(what the image processor's crop cuts off). A *region* is a bool array (height, width): the union of all boxes and
-masks of one finding, or of one sentence, on one image. Both are in the pixels of the image as it is stored, so no
-number depends on the size at which a model reads it.
+(outside the image processor's crop). A *region* is a bool array (height, width): the union of all boxes and masks of
+one finding, or of one sentence, on one image. Both are in the pixels of the image as it is stored, so no number
+depends on the size at which a model reads it.
 
 The metrics of one map are in `map_metrics.py`, the means over regions in `averages.py`.
 """

@@ -1,7 +1,7 @@
 """How well one map matches one region: pure functions, in numpy.
 
 A *map* is a float array (height, width), higher where the model sees a finding more, NaN where it never saw the image
-(what the image processor's crop cuts off). A *region* is a bool array (height, width).
+(outside the image processor's crop). A *region* is a bool array (height, width).
 
 An unseen pixel is never predicted, so that a region that was cut off counts as missed; in the pixel AUROC it comes
 below every seen one; the contrast-to-noise ratio leaves it out. An undefined value is NaN, never a number that looks

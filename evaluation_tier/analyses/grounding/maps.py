@@ -45,7 +45,7 @@ class PatchMaps:
     - `above_average`: the difference minus that of the average image; what the figures draw.
     - `average_positive`, `average`: positive and difference of the average image.
 
-    The average image is that of up to 100 images of the data set, evenly spaced, whatever their labels. If an
+    The average image is that of up to 100 images of the data set, evenly spaced, regardless of their labels. If an
     evaluated image is one of them, the average that is subtracted includes its map.
 
     Args:
@@ -136,7 +136,7 @@ def compute_grids(
     prompts: Mapping[str, Prompts],
     batch_size: int = 32,
 ) -> tuple[dict[Case, np.ndarray], int]:
-    """The maps of each case, by a pass of its own in this process alone; the figures draw them.
+    """The maps of each case, by a separate pass in this process; the figures draw them.
 
     Args:
         dataset: with the column `image`.

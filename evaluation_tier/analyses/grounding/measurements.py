@@ -121,10 +121,10 @@ def survey_regions(
 
     Returns:
         For each case whose region has a pixel inside its image, the share of each of 32 x 32 places that the region
-        covers, and the number of its boxes and masks; then what the protocol says of the others.
+        covers, and the number of its boxes and masks; then the protocol's statement about the others.
 
     Raises:
-        ValueError: when more than 5 % of the boxes reach beyond their image, or no region is left.
+        ValueError: when more than 5 % of the boxes reach beyond their image, or all regions are left out.
     """
 
     def read_regions(row: int) -> tuple[list[Region], list[np.ndarray | None]]:

@@ -1,4 +1,4 @@
-"""Left against right: what reports state and what models prefer."""
+"""Left against right: the sides that reports state and that models prefer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,9 +37,7 @@ RIGHT = re.compile(r"\b(?:right|rt|r[uml]l)\b", re.IGNORECASE)
 
 BOTH = re.compile(r"\b(?:bi(?:lateral|basilar|basal|apical)\w*|both|bases|apices|lungs)\b", re.IGNORECASE)
 
-DEVICE = re.compile(
-    r"\b(?:picc|catheters?|lines?|tubes?|ports?|pacemakers?)\b", re.IGNORECASE
-)  # has a side of its own
+DEVICE = re.compile(r"\b(?:picc|catheters?|lines?|tubes?|ports?|pacemakers?)\b", re.IGNORECASE)  # has a separate side
 
 DOUBTED = re.compile(r"\b(?:may be|possibl[ey]|probabl[ey])\b", re.IGNORECASE)  # wherever it stands
 

@@ -74,7 +74,7 @@ class VariantEmbeddings:
         image_processor = getattr(processor, "image_processor", processor)
         options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
         squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
-        # Pixels are linear in the grey level, whatever the processor normalises with: two uniform images tell how
+        # Pixels are linear in the grey level, for any normalisation of the processor: two uniform images show how
         ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device)
         self.pixel_dtype, ends = ends.dtype, ends.float()
         self.black, self.contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)

@@ -159,5 +159,5 @@ def test_every_reader_is_documented():
     assert not missing, f"add to the tables of {page.name}: {', '.join(missing)}"
     for name, (read, splits) in readers.READERS.items():
         documentation = inspect.getmodule(read).__doc__
-        assert "Where" in documentation and "What is derived:" in documentation, name  # what tier-prepare's card shows
+        assert "Where" in documentation and "Derived fields:" in documentation, name  # what tier-prepare's card shows
         assert splits and read.__doc__, name
