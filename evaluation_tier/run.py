@@ -118,6 +118,11 @@ def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
             asked = args.findings or select_findings(dataset, None, inputs.min_positives)[0]
             how = {"no_finding": inputs.protocol.no_finding}
             findings = [name for name in dict.fromkeys(asked) if not is_scored_by_others(name, how)]
+            if not findings:
+                raise ValueError(
+                    f"Robustness asks for findings by their sentences, but {asked[0]!r} is scored by the other "
+                    "findings: name more in --findings, or pass --no_finding prompts."
+                )
             prompts = inputs.find_prompts(findings)
             analyses[name] = Robustness(dataset, findings, prompts, inputs.min_positives, **options)
     return analyses

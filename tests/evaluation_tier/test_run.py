@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from eval_command import PHANTOM, run, save_two_models, write_table
+from eval_command import PHANTOM, fails, run, save_two_models, write_table
 from PIL import PngImagePlugin
 from sklearn.metrics import roc_curve
 
@@ -105,6 +105,15 @@ def test_an_analysis_whose_images_do_not_decode(models, tmp_path, capsys, analys
         f"eval_zeroshot.py: error: None of the images with a {what} (1) decodes: repair them, or use other data."
     )
     assert not (tmp_path / "output").exists()
+
+
+def test_robustness_of_what_only_the_other_findings_score(models, tmp_path, capsys):
+    table = write_table(tmp_path, **{"No Finding": [0, 1] * 20})
+    arguments = [models[0], "--data", table, "--findings", "No Finding", "--no_finding", "others"]
+    assert fails(*arguments, "--analyses", "robustness", "--output_dir", tmp_path / "output", capsys=capsys) == (
+        "Robustness asks for findings by their sentences, but 'No Finding' is scored by the other findings: name more "
+        "in --findings, or pass --no_finding prompts."
+    )
 
 
 def test_same_seed_same_files(models, tmp_path, capsys):
