@@ -42,7 +42,7 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--split",
-        help='split to evaluate; "held_out" is the part that the training of the model set aside (default: '
+        help='split to evaluate. "held_out" is the part that the model\'s training held out (default: '
         "validation, or the benchmark's usual split; held_out or all images for data without splits)",
     )
     add_trained_options(
@@ -115,7 +115,7 @@ def add_protocol_options(group: argparse._ArgumentGroup) -> None:
         default="global",
         metavar="LEVEL",
         help='what to score: the whole image ("global"), its patches ("patches-max", "patches-topk", "patches-lse") '
-        'or the mean of both ("both-max", ...); all levels are compared in any case (default: %(default)s)',
+        'or the mean of both ("both-max", ...). All levels are always compared (default: %(default)s)',
     )
     group.add_argument(
         "--threshold_split",
@@ -140,7 +140,7 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME",
         help='"grounding" (maps against boxes or masks), "retrieval", "sparsity" (of words and patches, for all named '
-        'models side by side), "robustness" (to wording, negation, sides, empty and degraded images); the last three '
+        'models side by side), "robustness" (to wording, negation, sides, empty and degraded images). The last three '
         "read the reports",
     )
     group.add_argument(

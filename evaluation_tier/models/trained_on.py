@@ -263,8 +263,8 @@ def read_split(
     if held_out and not is_remote(data) and has_splits(data, table):
         if held_out[1] not in list_splits(data, table):
             raise ValueError(
-                f"--split {HELD_OUT} is a part of the split {held_out[1]!r} of {held_out[0]}, and {data} has no such "
-                "split: name the data that the model was trained on, or another --split."
+                f"--split {HELD_OUT} is a part of the split {held_out[1]!r} of {held_out[0]}, but {data} does not "
+                "have it: name the data that the model was trained on, or another --split."
             )
     records = read_records(data, held_out[1] if held_out else split, table)
     return select_held_out(held_out, records) if held_out else records

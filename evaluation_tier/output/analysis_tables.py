@@ -142,8 +142,8 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
     of_findings = {**(sides.get("findings") or {}), **({"All": sides["all"]} if sides.get("all") else {})}
     if of_findings:
         note = (
-            "The share of images nearer to the sentence with the side that the report states; the same for mirrored "
-            "images, where the other side is correct (0.5 is chance); the share whose preference mirroring reverses."
+            "The share of images nearer to the sentence with the side that the report states. The same for mirrored "
+            "images, where the other side is correct (0.5 is chance). The share whose preference mirroring reverses."
         )
         table = matrix_table("robustness-laterality", "Left and right", note, of_findings, "Finding")
         tables.append(table._replace(num_summary=1 if sides.get("all") else 0))

@@ -253,8 +253,8 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
     rule = result.get("thresholds", "not stated")
     note = (
         f"The model at its threshold beside the mean of {len(result['readers'])} radiologists who read the same "
-        f"{result['n_studies']:,} studies; a difference above 0 is in the model's favour, and an interval that "
-        f"contains 0 leaves the question open. Thresholds: {rule}."
+        f"{result['n_studies']:,} studies. A difference above 0 favours the model; an interval that contains 0 leaves "
+        f"the question open. Thresholds: {rule}."
     )
     num_means = len(parts) - len(findings)
     table = Table("radiologists", "Model and radiologists", note, header, tuple(rows), "lrrrrrr", num_means)

@@ -122,7 +122,7 @@ def run(
         raise ValueError(
             f"{count_unreadable(failures)} images cannot be read, more than the {allowed} of {plan.total} that "
             f"--max_failed {max_failed} allows; the first is {first['file']}: {first['reason']} "
-            f"quarantine.csv in {output_dir} lists them; repair the files or raise --max_failed, and run again."
+            f"Repair the files listed in {output_dir}/quarantine.csv or raise --max_failed, and run again."
         )
     summary = write_rest(options, plan, output_dir, work_dir, failures) if is_done else None
     # Delete the folders of other runs of this part. It comes last, so that none of them has to write the card

@@ -317,7 +317,7 @@ def rules_on_one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
     if training.n_gpu > 1:
         yield (
             f"This process sees {training.n_gpu} GPUs and would divide each batch among them, which leaves fewer "
-            "negatives: start one process per GPU with accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0)."
+            "negatives. Start one process per GPU with accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0)."
         )
 
 

@@ -17,7 +17,7 @@ from training_tier.options.compatibility import expected_mode
 REFUSED = {
     "auto_find_batch_size": (
         False,
-        "would shrink the batch when memory runs out, which leaves fewer negatives; set "
+        "would shrink the batch when memory runs out, which leaves fewer negatives. Set "
         "--per_device_train_batch_size, and --contrastive_chunk_size if a batch does not fit into memory.",
     ),
     "label_smoothing_factor": (

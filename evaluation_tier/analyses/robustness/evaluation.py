@@ -171,4 +171,4 @@ def check_has_sentences(model: PreTrainedModel) -> None:
     if is_classifier(model):
         raise ValueError(f"A {type(model).__name__} does not read sentences: name a model of images and texts.")
     if getattr(model.config, "model_type", None) == "siglip2":
-        raise ValueError(f"A {type(model).__name__} takes images of any shape: name a model of square images.")
+        raise ValueError(f"A {type(model).__name__} takes images of any shape: name a model that takes square images.")

@@ -72,7 +72,7 @@ def test_a_schedule_that_goes_by_the_metric_knows_its_direction(schedule):
         ({"fp16": True}, "fp16=True needs a GPU; leave it out, or use --bf16 true."),
         (
             {"auto_find_batch_size": True},
-            "auto_find_batch_size=True would shrink the batch when memory runs out, which leaves fewer negatives; set "
+            "auto_find_batch_size=True would shrink the batch when memory runs out, which leaves fewer negatives. Set "
             "--per_device_train_batch_size, and --contrastive_chunk_size if a batch does not fit into memory.",
         ),
         (
