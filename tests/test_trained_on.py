@@ -172,7 +172,7 @@ def test_held_out_of_other_data_names_the_split_that_it_is_of(trained, table, tm
     frame.to_csv(tmp_path / "other.csv", index=False)
     argv = [trained, "--data", tmp_path / "other.csv", "--split", "held_out", *EVALUATION]
     assert refused(capsys, eval_zeroshot.main, *argv) == (
-        "eval_zeroshot.py: error: --split held_out is a part of the split 'train' of own.csv, and "
+        "eval_zeroshot.py: error: --split held_out is a part of the split 'train' of own.csv, but "
         f"{tmp_path / 'other.csv'} does not have it: name the data that the model was trained on, or another --split."
     )
 

@@ -130,7 +130,9 @@ def test_what_was_wrong_before_is_far_from_right():
 
 
 def test_robustness_refuses_images_of_any_shape(phantom):
-    with pytest.raises(ValueError, match="A Siglip2Model takes images of any shape: name a model of square images."):
+    with pytest.raises(
+        ValueError, match="A Siglip2Model takes images of any shape: name a model that takes square images."
+    ):
         evaluate_robustness(*make_siglip2(), phantom, resampling=Resampling(1))
 
 
