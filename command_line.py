@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NoReturn
 
 BAD_INPUT = 2  # exit code, as argparse's own
 INTERRUPTED = 130  # exit code that shells give to a program after Ctrl-C
@@ -56,14 +57,14 @@ class Parser(argparse.ArgumentParser):
         description: the docstring of its module, shown as it is.
     """
 
-    def __init__(self, prog: str, description: str, **kwargs):
+    def __init__(self, prog: str, description: str, **kwargs: Any) -> None:
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **kwargs}
         super().__init__(prog=prog, description=description, **options)
         self.add_argument(
             "--version", action="version", version=describe_version(self.prog), help="print the version and exit"
         )
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -151,7 +152,7 @@ def escaped_logs() -> Iterator[None]:
     """Keeps control characters in names of findings and files from reaching the terminal through the log."""
     factory = logging.getLogRecordFactory()
 
-    def make_record(*args, **kwargs) -> logging.LogRecord:
+    def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = factory(*args, **kwargs)
         message = record.getMessage()
         if (escaped := escape(message)) != message:

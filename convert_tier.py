@@ -20,8 +20,12 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command_line import Parser, can_write, command_name, one_sentence_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 TARGETS = ("tier", "clip", "openclip")
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -111,7 +115,9 @@ def choose_tokenizer(args: argparse.Namespace, checkpoint: Path, is_clip: bool) 
     return name
 
 
-def write_model(target: str, folder: Path, model, processor, name: str) -> list[str]:
+def write_model(
+    target: str, folder: Path, model: "PreTrainedModel", processor: "ProcessorMixin", name: str
+) -> list[str]:
     """Writes the model with the files that its code base needs; returns notes for the user."""
     from transformers import CLIPProcessor
 

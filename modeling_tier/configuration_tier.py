@@ -78,7 +78,7 @@ class TierOptions:
     pixel_std: Channels = tuple(OPENAI_CLIP_STD)
     zero_shot_findings: dict | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         stored = kwargs.pop(STORED, False)
         for key in kwargs.keys() - LIBRARY_KEYS:
             nearest = self.nearest_option(key)
@@ -254,7 +254,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     pixel_mean: Channels = tuple(IMAGENET_DEFAULT_MEAN)
     pixel_std: Channels = tuple(IMAGENET_DEFAULT_STD)
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = tower_config(self.text_config, "bert")
         self.vision_config = tower_config(self.vision_config, "resnet")
         own_size = getattr(self.vision_config, "image_size", None)

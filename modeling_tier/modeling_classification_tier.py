@@ -70,10 +70,10 @@ class ImageTowerClassifier(SavingMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        *args,
+        *args: Any,
         output_loading_info: bool = False,
         image_size: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> "PreTrainedModel | tuple[PreTrainedModel, dict]":
         """
         Loads a saved classifier, or the image tower of a saved model of images and texts under a new head. For
@@ -119,7 +119,7 @@ class ImageTowerClassifier(SavingMixin):
         return classifier.to(device=model.device, dtype=model.dtype).train(model.training)
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self.classifier:
             init.zeros_(module.weight)  # a single linear layer can start at 0
@@ -237,7 +237,7 @@ class TierCLIPForImageClassification(ImageTowerClassifier, CLIPPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self.visual_projection:  # as in CLIPModel
             std = self.config.vision_config.hidden_size**-0.5 * self.config.initializer_factor
@@ -277,7 +277,7 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):  # the projection, as in TierDualEncoderModel
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))

@@ -93,7 +93,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         self.freeze_text_layers()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, (nn.Linear, nn.Conv2d)):  # the heads, as torch and the authors initialise them
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -123,7 +123,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: str, text: str, image_size: int | None = None, **config
+        cls, vision: str, text: str, image_size: int | None = None, **config: Any
     ) -> "TierDualEncoderModel":
         """
         Joins two pretrained towers by projection heads of random weights, in float32.
@@ -149,7 +149,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             model.resize_image_positions(image_size)
         return model
 
-    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """As [`PreTrainedModel.set_attn_implementation`], but it skips an image backbone without attention."""
         if isinstance(attn_implementation, str) and not has_attention(type(self.vision_model)):
             attn_implementation = {"": attn_implementation, "text_config": attn_implementation}

@@ -69,7 +69,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def __init__(self, model: PreTrainedModel, **kwargs):
+    def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
         device_map = getattr(model, "hf_device_map", None)
         if device_map:  # the base class moves inputs to the first module's place, and "disk" is not a device
             model.hf_device_map = {"": next((place for place in device_map.values() if place != "disk"), "cpu")}
@@ -94,7 +94,9 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         self._text_cache: dict[str, torch.Tensor] = {}  # sentence to embedding (dim,)
         self._text_cache_key = None
 
-    def __call__(self, images, findings=None, **kwargs) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(
+        self, images: Any, findings: str | Sequence[str] | Mapping[str, Mapping] | None = None, **kwargs: Any
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """
         Scores the findings on each image.
 
@@ -147,7 +149,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             entries = list(entries)
         return list(super().__call__(entries, **kwargs)) if total != " of 0" else []
 
-    def _sanitize_parameters(self, **options):
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options.pop("local_files_only", None)  # `pipeline` passes it on
         for name in options:
             if name not in OPTIONS:
@@ -160,7 +162,9 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {options[name]!r}.")
         if options.get("return_heatmaps"):
             self.check_gives_maps()
-        preprocess_params = {name: options[name] for name in ("timeout", "on_error") if name in options}
+        preprocess_params: dict[str, Any] = {
+            name: options[name] for name in ("timeout", "on_error") if name in options
+        }
         forward_params = {name: options[name] for name in ("return_heatmaps",) if name in options}
         postprocess_params = (
             {"as_lists": options["return_heatmaps"] == "lists"} if "return_heatmaps" in options else {}
@@ -320,7 +324,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             self.processor.image_processor, self.processor.tokenizer = self.image_processor, self.tokenizer
             self.processor.save_pretrained(save_directory)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> str:
         """Uploads as [`Pipeline.push_to_hub`] does, but to a private repository by default."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 

@@ -2,11 +2,12 @@
 
 import json
 import re
+from typing import Any
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character; alone only in damaged text
 
 
-def parse_json(text: str):
+def parse_json(text: str) -> Any:
     """
     The value of a JSON text.
 

@@ -3,6 +3,7 @@
 import io
 import re
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -264,7 +265,7 @@ def raw_modes(image: Image.Image) -> list[str]:
     return [mode for mode in (arg if isinstance(arg, str) else arg[0] for arg in args if arg) if isinstance(mode, str)]
 
 
-def set_raw_mode(image: Image.Image, change) -> None:
+def set_raw_mode(image: Image.Image, change: Callable[[str], str]) -> None:
     image.tile = [
         tile._replace(args=change(tile.args) if isinstance(tile.args, str) else (change(tile.args[0]), *tile.args[1:]))
         for tile in image.tile

@@ -17,7 +17,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .grey_levels_tier import GREY_LEVELS
-from .radiograph_tier import fetch_radiograph, original_size, read_radiograph, resize
+from .radiograph_tier import Source, fetch_radiograph, original_size, read_radiograph, resize
 
 logger = logging.get_logger(__name__)
 
@@ -116,7 +116,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
     reduced_decoding = True
     grey_levels = "window"
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         unknown = [k for k in kwargs if k not in self.valid_kwargs.__annotations__ and k not in SERVICE_KEYS]
         if unknown:
             logger.warning(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}; it has no effect.")
@@ -124,7 +124,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
-    def chexzero(cls, **kwargs) -> "TierImageProcessor":
+    def chexzero(cls, **kwargs: Any) -> "TierImageProcessor":
         """
         The pixels CheXzero was trained on: longest side to 320 with PIL's Lanczos filter, centred on black,
         (x - 101.48761) / 83.43944 on the 0..255 scale, then 224 by bicubic interpolation without antialiasing
@@ -141,7 +141,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         return cls(**{**preset, **kwargs})
 
     @classmethod
-    def tier(cls, **kwargs) -> "TierImageProcessor":
+    def tier(cls, **kwargs: Any) -> "TierImageProcessor":
         """
         The pixels TIER was evaluated on: shortest side to 256 (bilinear, antialiased), centre crop 224, ImageNet mean
         and standard deviation (TIER Modeling/MedCLIP_Datasets.py:46-52). Files are decoded in full, and those of more
@@ -160,7 +160,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
         return cls(**{**preset, **kwargs})
 
     @classmethod
-    def biovil(cls, **kwargs) -> "TierImageProcessor":
+    def biovil(cls, **kwargs: Any) -> "TierImageProcessor":
         """
         The pixels of BioViL's own inference: each file stretched from its smallest number to its largest, shortest
         side to 512 (bilinear, antialiased), centre crop 480, 0..1 without mean and standard deviation
@@ -206,11 +206,11 @@ class TierImageProcessor(CLIPImageProcessorPil):
             image_std=image_processor.image_std,
         )
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True, **kwargs: Any) -> str:
         """Like [`TierProcessor.push_to_hub`]: the repository is private unless you pass `private=False`."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
-    def _validate_preprocess_kwargs(self, **kwargs):
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
         geometry, output_dtype, size = kwargs["geometry"], kwargs["output_dtype"], kwargs["size"]
         resize_edge = kwargs["resize_edge"]
@@ -240,7 +240,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
                     "normalisation; use output_dtype='float32'."
                 )
 
-    def read(self, source, timeout: float | None = 30.0, root: str | os.PathLike | None = None) -> Image.Image:
+    def read(self, source: Source, timeout: float | None = 30.0, root: str | os.PathLike | None = None) -> Image.Image:
         """
         Read any file (DICOM too), a picture in memory or a URL with [`read_radiograph`], as mode "L". Training,
         evaluation, the pipeline and a call of this processor with paths all read this way.
@@ -259,11 +259,11 @@ class TierImageProcessor(CLIPImageProcessorPil):
         """
         return read_for(source, {name: getattr(self, name) for name in READ_OPTIONS}, timeout, root)
 
-    def _preprocess_image_like_inputs(self, images, *args, **kwargs) -> BatchFeature:
+    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         options = {name: kwargs[name] for name in READ_OPTIONS}
         return super()._preprocess_image_like_inputs(self.fetch_images(images, options), *args, **kwargs)
 
-    def fetch_images(self, image_url_or_urls, options=None):
+    def fetch_images(self, image_url_or_urls: Any, options: Mapping[str, Any] | None = None) -> Any:
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(image, options) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, os.PathLike, bytes)) or hasattr(image_url_or_urls, "read"):
@@ -273,7 +273,9 @@ class TierImageProcessor(CLIPImageProcessorPil):
             return image_url_or_urls[None]  # (1, height, width): the library needs a channel
         return super().fetch_images(image_url_or_urls)
 
-    def process_image(self, image, input_data_format=None, grey_levels=None, **kwargs) -> Image.Image:
+    def process_image(
+        self, image: Any, input_data_format: str | None = None, grey_levels: str | None = None, **kwargs: Any
+    ) -> Image.Image:
         if not isinstance(image, Image.Image):
             image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format)
             image = np.moveaxis(image, 0, -1)  # (height, width, channels)
@@ -282,20 +284,20 @@ class TierImageProcessor(CLIPImageProcessorPil):
     # More than 7 parameters: the library calls it with each option by name
     def _preprocess(
         self,
-        images,
-        do_resize,
-        size,
-        resample,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        geometry,
-        resize_edge,
-        output_dtype,
-        return_tensors,
-        **kwargs,
+        images: list[Image.Image],
+        do_resize: bool,
+        size: Any,  # `SizeDict` of the library
+        resample: PILImageResampling,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float] | None,
+        image_std: float | list[float] | None,
+        geometry: str,
+        resize_edge: int | None,
+        output_dtype: str,
+        return_tensors: str | None,
+        **kwargs: Any,
     ) -> BatchFeature:
         edge = resize_edge or size.height
         canvas = edge if geometry == "pad" else size.height
@@ -362,7 +364,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
 
 
 def read_for(
-    source, options: Mapping[str, Any], timeout: float | None = 30.0, root: str | os.PathLike | None = None
+    source: Source, options: Mapping[str, Any], timeout: float | None = 30.0, root: str | os.PathLike | None = None
 ) -> Image.Image:
     """[`TierImageProcessor.read`] for these values of `READ_OPTIONS`."""
     least_size = None

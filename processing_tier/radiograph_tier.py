@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -29,9 +29,11 @@ OVERSAMPLING = 1.5
 IN_MEMORY = "an image in memory"
 BLANK = "all pixels of the image are equal; replace the file or leave it out."
 
+Source: TypeAlias = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | dict
+
 
 def read_radiograph(
-    source: str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | dict,
+    source: Source,
     root: str | os.PathLike | None = None,
     least_size: Mapping[str, int] | None = None,
     grey_levels: str = "window",
@@ -74,7 +76,7 @@ def read_radiograph(
 
 
 def read_source(
-    source,
+    source: Source,
     root: str | os.PathLike | None = None,
     least_size: Mapping[str, int] | None = None,
     grey_levels: str = "window",
@@ -104,11 +106,11 @@ def read_source(
     return decode(source, name, least_size, grey_levels), name
 
 
-def is_dataset(source) -> bool:
+def is_dataset(source: Any) -> bool:
     return isinstance(source, getattr(sys.modules.get("pydicom"), "Dataset", ()))
 
 
-def from_array(source, grey_levels: str) -> Image.Image:
+def from_array(source: Any, grey_levels: str) -> Image.Image:
     array = np.asarray(source)
     if array.dtype.kind not in "buif":
         raise ValueError(
@@ -268,7 +270,7 @@ def convert(image: Image.Image, grey_levels: str) -> Image.Image:
 
 
 def with_info(
-    grey: Image.Image, original_size: tuple[int, int] | None = None, reduction: int = 1, pixel_spacing=None
+    grey: Image.Image, original_size: tuple[int, int] | None = None, reduction: int = 1, pixel_spacing: Any = None
 ) -> Image.Image:
     """The picture with only this information from the file's header: comments may hold the patient's name."""
     lowest, highest = grey.getextrema()

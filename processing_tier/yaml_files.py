@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 
@@ -14,7 +15,7 @@ MAX_DIGITS = 100  # of a number
 class Refused(Exception):
     """The reason why a file is refused: a sentence that begins with a line number."""
 
-    def __init__(self, node_or_event, what: str):
+    def __init__(self, node_or_event: yaml.Node | yaml.Event, what: str) -> None:
         super().__init__(f"line {node_or_event.start_mark.line + 1} {what}")
 
 
@@ -26,7 +27,7 @@ class BoundedLoader(yaml.SafeLoader):
 
     depth = written = 0
 
-    def compose_node(self, parent, index):
+    def compose_node(self, parent: yaml.Node | None, index: yaml.Node | int | None) -> yaml.Node:
         self.depth, self.written = self.depth + 1, self.written + 1
         if self.depth > MAX_DEPTH:
             self.refuse_depth(self.peek_event())
@@ -36,10 +37,10 @@ class BoundedLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def refuse_depth(self, where):
+    def refuse_depth(self, where: yaml.Node | yaml.Event) -> NoReturn:
         raise Refused(where, f"is nested more than {MAX_DEPTH} levels deep; write it flatter")
 
-    def get_single_node(self):
+    def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
             self.measure(node, {})
@@ -69,7 +70,7 @@ class BoundedLoader(yaml.SafeLoader):
         known[node] = values, levels + 1
         return known[node]
 
-    def construct_yaml_int(self, node):
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_DIGITS:
             raise Refused(node, f"has a number of {len(node.value)} digits; shorten it")
         return super().construct_yaml_int(node)
@@ -87,7 +88,7 @@ def check_keys_differ(node: yaml.MappingNode) -> None:
             names.add((key.tag, key.value))
 
 
-def read_yaml(path: str | os.PathLike):
+def read_yaml(path: str | os.PathLike) -> Any:
     """
     The content of a YAML file of at most 1 MiB.
 

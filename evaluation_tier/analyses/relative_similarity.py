@@ -16,7 +16,7 @@ class RelativeSimilarity:
     sum may be near zero or negative there; here such pairs are left out and counted.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.moments: np.ndarray | float = 0.0
         self.num_pairs = self.num_left_out = 0
 

@@ -7,6 +7,7 @@ decided is in `ranks.py`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,7 +58,7 @@ def check_embeds_texts(model: PreTrainedModel) -> None:
 
 
 def evaluate_retrieval(
-    model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32, **options
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: datasets.Dataset, batch_size: int = 32, **options: Any
 ) -> dict:
     """
     R@k and median rank of finding each image's text among all texts, and each text's image among all images.

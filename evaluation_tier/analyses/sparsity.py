@@ -7,6 +7,7 @@ the images of one model are in `token_patch_sums.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,7 +26,7 @@ from evaluation_tier.statistics.metrics import divide
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, chunks
 
 
-def evaluate_sparsity(models: Models, dataset: datasets.Dataset, batch_size: int = 32, **options) -> dict:
+def evaluate_sparsity(models: Models, dataset: datasets.Dataset, batch_size: int = 32, **options: Any) -> dict:
     """
     How concentrated the similarities of words and patches are, for one model or for several side by side.
 

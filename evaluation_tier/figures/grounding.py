@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import datasets
 import numpy as np
@@ -26,6 +27,10 @@ from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.tables import format_number
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 REGIONS_PER_ROW = 3  # fewer if there are fewer than nine regions
 
@@ -143,7 +148,7 @@ def sketch_region(
     return Sketch(title, radiograph, mask, similarity, threshold, bool(values["pointing"] or 0.0))
 
 
-def add_legend(matplotlib, figure, num_columns: int) -> None:
+def add_legend(matplotlib: ModuleType, figure: "Figure", num_columns: int) -> None:
     """The legend of the sheet, below it."""
     line = matplotlib.lines.Line2D
     handles = [
@@ -155,7 +160,7 @@ def add_legend(matplotlib, figure, num_columns: int) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=num_columns)
 
 
-def draw_grounding(left, right, sketch: Sketch) -> None:
+def draw_grounding(left: "Axes", right: "Axes", sketch: Sketch) -> None:
     """One region: on the left axes the radiograph and the marks, on the right ones the map over it."""
     blue, orange = COLOURS[5], COLOURS[1]
     for axes in (left, right):

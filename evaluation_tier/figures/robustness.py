@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, import_matplotlib, save_png
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_robustness(results: Mapping, path: str | Path) -> Path:
@@ -36,7 +40,7 @@ def plot_robustness(results: Mapping, path: str | Path) -> Path:
         return save_png(figure, path)
 
 
-def draw_wordings(axes, wordings: Mapping) -> None:
+def draw_wordings(axes: "Axes", wordings: Mapping) -> None:
     """The AUROC of each finding with each wording, and the range from the lowest to the highest."""
     rows = {**wordings["findings"], **({"mean": wordings["mean"]} if wordings["mean"] else {})}
     for i, row in enumerate(rows.values()):
@@ -49,14 +53,14 @@ def draw_wordings(axes, wordings: Mapping) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=3, handletextpad=0.2)
 
 
-def draw_negation(axes, negation: Mapping) -> None:
+def draw_negation(axes: "Axes", negation: Mapping) -> None:
     rows = [(wording, row["balanced"], row["balanced_ci95"]) for wording, row in negation.items()]
     draw_intervals(axes, rows, 0.5)
     axes.set(title="Finding against its negation", xlabel="Balanced accuracy, mean over findings")
     axes.set_xlim(0, 1)
 
 
-def draw_laterality(axes, laterality: Mapping | None) -> None:
+def draw_laterality(axes: "Axes", laterality: Mapping | None) -> None:
     names = {"accuracy": "correct side", "mirrored_accuracy": "mirrored image", "swapped": "turned by mirroring"}
     rows = [(text, laterality[name], laterality[f"{name}_ci95"]) for name, text in names.items() if laterality]
     draw_intervals(axes, rows, 0.5)
@@ -65,7 +69,7 @@ def draw_laterality(axes, laterality: Mapping | None) -> None:
     axes.set_xlim(0, 1)
 
 
-def draw_degradations(axes, degradations: Mapping) -> None:
+def draw_degradations(axes: "Axes", degradations: Mapping) -> None:
     rows = [
         (name, row["mean"]["drop"], row["mean"]["drop_ci95"])
         for name, row in degradations.items()
@@ -76,7 +80,7 @@ def draw_degradations(axes, degradations: Mapping) -> None:
     axes.locator_params(axis="x", nbins=5)  # more labels would overlap
 
 
-def draw_empty_images(axes, empty: Mapping) -> None:
+def draw_empty_images(axes: "Axes", empty: Mapping) -> None:
     """The quantile of each empty image's score among the real images, by finding."""
     images = list(next(iter(empty.values()))["images"])
     quantiles = np.array([[as_float(row["images"][name]["quantile"]) for name in images] for row in empty.values()])
@@ -93,7 +97,7 @@ def draw_empty_images(axes, empty: Mapping) -> None:
     axes.set_title("Images that show nothing: quantile of the score (+: present)")
 
 
-def draw_intervals(axes, rows: Sequence[tuple[str, float | None, Sequence | None]], reference: float) -> None:
+def draw_intervals(axes: "Axes", rows: Sequence[tuple[str, float | None, Sequence | None]], reference: float) -> None:
     """One row for each name, value and interval, and a line at the value of chance or of no difference."""
     for i, (_, value, interval) in enumerate(rows):
         if interval is not None:
@@ -102,7 +106,7 @@ def draw_intervals(axes, rows: Sequence[tuple[str, float | None, Sequence | None
     set_rows(axes, [name for name, *_ in rows], reference)
 
 
-def set_rows(axes, names: Sequence[str], reference: float) -> None:
+def set_rows(axes: "Axes", names: Sequence[str], reference: float) -> None:
     """Name the rows, the first at the top, and draw the line of reference."""
     axes.axvline(reference, color=GREY, linewidth=1, linestyle=DASHED, zorder=0)
     axes.set_yticks(range(len(names)), names)

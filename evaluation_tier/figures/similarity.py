@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -27,6 +29,9 @@ from evaluation_tier.output.file_names import file_names
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records.masks import finding_mask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_similarity_maps(
@@ -87,7 +92,9 @@ def plot_similarity_maps(
     return paths
 
 
-def draw_similarity(matplotlib, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray, label: str):
+def draw_similarity(
+    matplotlib: ModuleType, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray, label: str
+) -> "Figure":
     """The figure of one image: radiograph, mask if there is one, similarity map with a colour bar."""
     titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Similarity to the prompts"]
     figure = matplotlib.figure.Figure(figsize=(3.6 * len(titles) + 0.6, 4.2), layout="constrained")

@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from evaluation_tier.output.writing import write_beside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # Okabe and Ito's palette, safe for the common forms of colour blindness; black is kept for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
@@ -39,7 +46,7 @@ STYLE = {
 }
 
 
-def import_matplotlib():
+def import_matplotlib() -> ModuleType:
     """The matplotlib module; a ValueError that says how to install it if it is missing."""
     try:
         import matplotlib
@@ -64,19 +71,21 @@ def style_of_findings(metrics: Mapping) -> dict[str, dict]:
     return {finding: series_style(i) for i, finding in enumerate(metrics["findings"])}
 
 
-def show_radiograph(axes, grey: np.ndarray) -> None:
+def show_radiograph(axes: "Axes", grey: np.ndarray) -> None:
     """Draw a radiograph, uint8 (height, width), without axes."""
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
 
 
-def outline(axes, mask: np.ndarray, linewidth: float) -> None:
+def outline(axes: "Axes", mask: np.ndarray, linewidth: float) -> None:
     """Draw the outline of a true region, bool (height, width)."""
     if mask.any() and not mask.all():
         axes.contour(mask, levels=[0.5], colors=[MARKED], linewidths=linewidth)
 
 
-def add_colour_bar(figure, overlay, axes, label: str, **options):
+def add_colour_bar(
+    figure: "Figure", overlay: "AxesImage", axes: "Axes | Sequence[Axes]", label: str, **options: Any
+) -> None:
     """Add the opaque colour bar of a translucent map."""
     bar = figure.colorbar(overlay, ax=axes, pad=0.02, **options)
     bar.set_label(label)
@@ -84,7 +93,7 @@ def add_colour_bar(figure, overlay, axes, label: str, **options):
     bar.solids.set_alpha(1)
 
 
-def save_png(figure, path: str | Path, **options) -> Path:
+def save_png(figure: "Figure", path: str | Path, **options: Any) -> Path:
     """Write a figure as a PNG file."""
     return write_beside(path, lambda partial: figure.savefig(partial, format="png", **options))
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def hash_weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def hash_image(image) -> str | None:
+def hash_image(image: Any) -> str | None:
     """SHA-256 of an undecoded image's bytes; None for one that cannot be read, or is already decoded."""
     if isinstance(image, Mapping):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")

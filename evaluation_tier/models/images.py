@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -48,7 +48,7 @@ class PixelReader:
         self.options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
         self.device = model.device
 
-    def read(self, image) -> tuple[Mapping[str, torch.Tensor], tuple[int, int]] | ValueError:
+    def read(self, image: Any) -> tuple[Mapping[str, torch.Tensor], tuple[int, int]] | ValueError:
         """The inputs of one image and its (height, width), or the error of an image that does not decode."""
         try:
             radiograph = self.read_image(image)

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def to_json(value):
+def to_json(value: Any) -> Any:
     """`value` in JSON's own types: numpy numbers as Python's, numbers that are not finite as null."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
@@ -102,13 +103,13 @@ def read_metrics(folder: str | Path) -> dict:
     return metrics
 
 
-def holds_numbers(value) -> bool:
+def holds_numbers(value: Any) -> bool:
     """Whether a JSON value is a number or null, or a list or an object of such values only."""
     if isinstance(value, (list, dict)):
         return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, (int, float))
 
 
-def is_interval(value) -> bool:
+def is_interval(value: Any) -> bool:
     """Whether a JSON value is null or a list of two."""
     return value is None or isinstance(value, list) and len(value) == 2

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -151,7 +151,7 @@ def keep_training_facts(folder: Path, training: Mapping | None) -> Mapping:
     return training
 
 
-def state(value) -> str:
+def state(value: Any) -> str:
     """A fact as a card states it."""
     return NOT_MEASURED if value is None or value == "" else f"{value:,}" if type(value) is int else str(value)
 

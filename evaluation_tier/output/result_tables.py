@@ -1,6 +1,7 @@
 """The numbers of `metrics.json` as tables, with a note that explains them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from evaluation_tier.output.analysis_tables import (
     grounding_tables,
@@ -284,7 +285,7 @@ def protocol_table(metrics: Mapping) -> Table:
     return Table("protocol", "Protocol", note, ("What", "How"), tuple(rows), "lp")
 
 
-def format_cell_of_all(value) -> str:
+def format_cell_of_all(value: Any) -> str:
     """As `format_cell`, but the complete list, and whole numbers without commas, since some are seeds."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(format_cell, value)) or "none"

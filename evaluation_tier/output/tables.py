@@ -6,7 +6,7 @@ A table is built once, as text cells, and then written in each format, so that f
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from processing_tier.escaping import markdown_text, printable
 
@@ -61,14 +61,14 @@ def format_number(value: float | None, digits: int = 3, missing: str = NOT_MEASU
     return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before a zero
 
 
-def format_interval(interval) -> str:
+def format_interval(interval: Sequence[float | None] | None) -> str:
     """An interval as "0.912 - 0.954"; "not measured" when a bound is missing."""
     low, high = (None, None) if interval is None else interval
     bounds = format_number(low), format_number(high)
     return NOT_MEASURED if NOT_MEASURED in bounds else " - ".join(bounds)
 
 
-def format_estimate(value: float | None, interval=None, digits: int = 3) -> str:
+def format_estimate(value: float | None, interval: Sequence[float | None] | None = None, digits: int = 3) -> str:
     """A number with its interval as "0.934 (0.912, 0.954)", without one as "0.934"; a dash for None and NaN."""
     number = format_number(value, digits, DASH)
     low, high = (None, None) if interval is None else interval
@@ -76,7 +76,7 @@ def format_estimate(value: float | None, interval=None, digits: int = 3) -> str:
     return number if number == DASH or DASH in bounds else f"{number} ({bounds[0]}, {bounds[1]})"
 
 
-def format_cell(value) -> str:
+def format_cell(value: Any) -> str:
     """Any JSON value as one cell: counts with commas, other numbers with 3 digits, null as a dash."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return DASH

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -52,7 +53,7 @@ def evaluate_zero_shot(
     protocol: str | Protocol = "report",
     batch_size: int = 32,
     cache_dir: str | os.PathLike | None = None,
-    **options,
+    **options: Any,
 ) -> tuple[dict, pd.DataFrame]:
     """
     Evaluate one model, or the averaged scores of several.

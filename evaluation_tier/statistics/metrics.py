@@ -140,7 +140,9 @@ def count_at_thresholds(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndar
     return np.cumsum(labels[order])[ends], ends + 1, scores[order][ends]
 
 
-def metrics_from_counts(true_positives, predicted, num_positive, num_samples) -> dict[str, np.ndarray]:
+def metrics_from_counts(
+    true_positives: np.ndarray, predicted: np.ndarray, num_positive: np.ndarray, num_samples: np.ndarray | int
+) -> dict[str, np.ndarray]:
     """
     The metrics of yes-or-no predictions, from four marginal counts of one shape (or shapes that broadcast).
 

@@ -48,7 +48,7 @@ class Resampling:
     seed: int = 0
     kind: str = "patients"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_num_resamples(self.num_resamples)
         if self.kind not in KINDS:
             raise ValueError(f"The resampling must be one of {', '.join(KINDS)}, but is {self.kind!r}.")

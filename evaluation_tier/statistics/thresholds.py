@@ -36,7 +36,7 @@ class ThresholdRule:
     f1: str = "mcc"
     accuracy: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for criterion in (self.mcc, self.f1, self.accuracy):
             if criterion is not None and criterion not in CRITERIA:
                 raise ValueError(f"The criterion of a threshold is {criterion!r}; choose {', '.join(CRITERIA)}.")
@@ -73,7 +73,7 @@ class ThresholdChoice:
     labels: np.ndarray | None = None
     scores: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.labels is None) != (self.scores is None):
             raise ValueError("The split that chooses the thresholds needs both labels and scores: give both.")
 

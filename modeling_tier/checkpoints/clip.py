@@ -26,7 +26,7 @@ def load_clip(source: Source, activation: str | None) -> TierCLIPModel:
     tensors, text = source.tensors, "text." if any(name.startswith("text.") for name in source.tensors) else ""
     config = clip_config(source, text, activation)
 
-    def name_of(_) -> dict[str, tuple[str, ...]]:
+    def name_of(_: list[str]) -> dict[str, tuple[str, ...]]:
         return clip_names(config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers, text)
 
     return fill(lambda: TierCLIPModel(config), tensors, name_of, UNUSED)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from .layout import to_layout
 from .openai import clip_names
@@ -86,7 +86,7 @@ def to_openclip(model: CLIPModel) -> tuple[dict[str, torch.Tensor], dict]:
             f"{text.eos_token_id} of a vocabulary of {text.vocab_size}."
         )
 
-    def tower(config) -> dict[str, Any]:
+    def tower(config: CLIPTextConfig | CLIPVisionConfig) -> dict[str, Any]:
         ratio = config.intermediate_size / config.hidden_size
         if int(config.hidden_size * ratio) != config.intermediate_size:  # OpenCLIP rounds down
             ratio = (config.intermediate_size + 0.5) / config.hidden_size

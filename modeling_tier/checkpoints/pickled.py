@@ -62,13 +62,13 @@ class CheckpointRefused(ValueError):
 class Placeholder:
     """Stands for an object that is not needed, and discards its arguments."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -77,7 +77,7 @@ class Arguments(Placeholder):
 
     values: Mapping = {}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.values = state if isinstance(state, dict) else {}
 
 
@@ -139,7 +139,7 @@ class ClaimReader(pickle.Unpickler):
             self.refuse_sizes()
         return size, element.itemsize
 
-    def rebuild(self, storage: tuple[int, int], offset: int, size: tuple, stride: tuple, *rest) -> None:
+    def rebuild(self, storage: tuple[int, int], offset: int, size: tuple, stride: tuple, *rest: Any) -> None:
         """Checks that a tensor lies within its storage."""
         available, itemsize = storage
         if not all(type(number) is int for number in (offset, *size, *stride)):
@@ -148,7 +148,17 @@ class ClaimReader(pickle.Unpickler):
         if min((offset, *size, *stride)) < 0 or 0 not in size and end * itemsize > available:
             self.refuse_sizes()
 
-    def rebuild_with_type(self, storage, offset, size, stride, requires_grad, hooks, element, *rest) -> None:
+    def rebuild_with_type(
+        self,
+        storage: tuple[int, int],
+        offset: int,
+        size: tuple,
+        stride: tuple,
+        requires_grad: bool,
+        hooks: Any,
+        element: ElementType,
+        *rest: Any,
+    ) -> None:
         self.rebuild((storage[0], element.itemsize), offset, size, stride)
 
     def refuse_sizes(self) -> None:

@@ -31,7 +31,7 @@ class ScriptedModule(Placeholder):
 
     attributes: Mapping = {}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import datasets
@@ -29,6 +31,11 @@ BYTES_PER_GROUP = 64 * 2**20  # a bound for large images
 QUARANTINE = "quarantine"  # key in a shard's footer
 
 QUARANTINE_COLUMNS = ("split", "image_id", "file", "reason")
+
+# Of a worker, see `initialize_worker`
+done: Synchronized
+failed: Synchronized
+stop: Event
 
 EMPTY = {"boxes": [], "masks": [], "sex": "", "age": float("nan")}  # for a column that only another split has
 
@@ -75,7 +82,7 @@ def is_whole(path: Path, shard: Shard) -> bool:
 
 
 # --- The shards, in workers
-def initialize_worker(*counters) -> None:
+def initialize_worker(*counters: Synchronized | Event) -> None:
     """Called once in each worker: it ends with its parent, even with a killed one, and ignores Ctrl-C."""
     global done, failed, stop
     if counters:
@@ -154,7 +161,7 @@ def can_be_mended(records: pa.ipc.RecordBatchFileReader, positions: set[int]) ->
     return False
 
 
-def add(counter, value: int) -> None:
+def add(counter: Synchronized, value: int) -> None:
     with counter.get_lock():
         counter.value += value
 

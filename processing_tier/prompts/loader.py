@@ -8,9 +8,10 @@ of the set. A user's file can be in any folder. The scoring with prompts is in `
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from processing_tier.yaml_files import read_yaml
 
@@ -146,7 +147,7 @@ def normalize_finding(finding: str) -> str:
     return " ".join(finding.replace("_", " ").lower().split())
 
 
-def check_keys(content, keys, where: str, path: Path) -> None:
+def check_keys(content: Any, keys: Collection, where: str, path: Path) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: {where} is not a mapping; write it as in {EXAMPLE}.")
     for key in content:
@@ -154,7 +155,7 @@ def check_keys(content, keys, where: str, path: Path) -> None:
             raise ValueError(f"{path}: unknown key {key!r} in {where}; use {', '.join(map(str, keys))}.")
 
 
-def check_sentences(content, keys, where: str, path: Path) -> None:
+def check_sentences(content: Any, keys: Collection[str], where: str, path: Path) -> None:
     check_keys(content, keys, where, path)
     for key, sentences in content.items():
         if not isinstance(sentences, list) or not all(isinstance(text, str) and text.strip() for text in sentences):

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -137,7 +138,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """
     Raises:
         `ValueError`: not JSON, or larger than any file of annotations.

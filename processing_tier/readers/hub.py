@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -145,7 +146,7 @@ def is_schema(features: datasets.Features) -> bool:
     return text and all(column not in features or is_annotation(features[column], column) for column in ANNOTATIONS)
 
 
-def is_annotation(feature, column: str) -> bool:
+def is_annotation(feature: Any, column: str) -> bool:
     """Whether a column of boxes or masks has the type of the schema."""
     schema = datasets.Features({column: ANNOTATIONS[column]}).arrow_schema.field(column).type
     return datasets.Features({column: feature}).arrow_schema.field(column).type == schema

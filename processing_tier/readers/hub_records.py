@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -32,7 +33,7 @@ class Layout:
     features: datasets.Features
     label_values: Mapping[str, float] | None = None
 
-    def value(self, row: Mapping, schema_name: str):
+    def value(self, row: Mapping, schema_name: str) -> Any:
         """The value of a column, with the name of a class in place of its number; `None` without such a column."""
         if schema_name not in self.columns:
             return None
@@ -118,7 +119,7 @@ def embed(record: dict, root: str | os.PathLike, column: str = "image") -> dict:
     return {"image": {"bytes": data, "path": None}}
 
 
-def wrong_value(finding: str, value, name: str) -> ValueError:
+def wrong_value(finding: str, value: Any, name: str) -> ValueError:
     shown = f" ({value!r})" if isinstance(value, (int, float)) else ""
     return ValueError(
         f"{name}: finding {finding!r} has a value other than 1 (present), 0 (absent), -1 (uncertain) and blank (not "

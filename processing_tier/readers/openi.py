@@ -40,6 +40,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from xml.parsers import expat
 
@@ -242,7 +243,7 @@ def parse_xml(data: bytes, name: str) -> Element:
     builder, parser = TreeBuilder(), expat.ParserCreate()
     depth = count = 0
 
-    def refuse(*declaration) -> None:
+    def refuse(*declaration: Any) -> None:
         raise DocumentType
 
     def start(tag: str, attributes: dict) -> None:

@@ -35,6 +35,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -177,7 +178,7 @@ def is_folder(root: Path, name: str) -> bool:
     return name.isdecimal() and (root / name).is_dir()
 
 
-def parse_labels(text) -> set[str] | None:
+def parse_labels(text: Any) -> set[str] | None:
     """
     The labels of one row, such as `{"normal"}` of `"['normal ', 'loc right']"`; `None` without labels.
 

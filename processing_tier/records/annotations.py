@@ -1,6 +1,7 @@
 """Boxes and masks of a record: their features in the schema, and how values of tables are checked and converted."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,12 +25,12 @@ ANNOTATIONS = {"boxes": BOXES, "masks": MASKS}
 MAX_COORDINATE = 1e6  # pixels
 
 
-def read_annotations(column: str, value, name: str) -> list[dict]:
+def read_annotations(column: str, value: Any, name: str) -> list[dict]:
     """Boxes or masks of one image, by the name of the column."""
     return read_boxes(value, name) if column == "boxes" else read_masks(value, name)
 
 
-def read_boxes(value, name: str) -> list[dict]:
+def read_boxes(value: Any, name: str) -> list[dict]:
     """
     Boxes of one image, as the schema has them.
 
@@ -78,7 +79,7 @@ def read_box(box: Mapping) -> dict:
     return box
 
 
-def read_masks(value, name: str) -> list[dict]:
+def read_masks(value: Any, name: str) -> list[dict]:
     """
     Masks of one image, as the schema has them.
 
@@ -115,18 +116,18 @@ def read_masks(value, name: str) -> list[dict]:
         raise ValueError(f"{name}: {error}") from None
 
 
-def to_list(value) -> list:
+def to_list(value: Any) -> list:
     value = parse_json(value) if isinstance(value, str) else value
     if isinstance(value, Mapping) or not isinstance(value, (list, tuple, np.ndarray)):
         raise TypeError
     return list(value)
 
 
-def is_blank(value) -> bool:
+def is_blank(value: Any) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or isinstance(value, float) and value != value
 
 
-def is_four_numbers(value) -> bool:
+def is_four_numbers(value: Any) -> bool:
     return isinstance(value, (list, tuple, np.ndarray)) and len(value) == 4 and all(np.isscalar(n) for n in value)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ WHOLE_FLOAT = re.compile(r"([+-]?\d+)\.0+")
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060"))  # byte order mark, zero-width, direction
 
 
-def normalize_identifier(value) -> str:
+def normalize_identifier(value: Any) -> str:
     """
     One identifier as text: `10`, `10.0`, `"10.0"` and `" 10"` all give `"10"`.
 

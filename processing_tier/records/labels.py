@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def parse_label_values(pairs: Iterable[str] | None) -> dict[str, float] | None:
     return labels
 
 
-def label_key(value) -> str:
+def label_key(value: Any) -> str:
     return normalize_identifier(value).casefold()
 
 
@@ -81,7 +82,7 @@ def to_numbers(values: pd.Series) -> pd.Series:
     return numbers
 
 
-def to_number(value) -> float:
+def to_number(value: Any) -> float:
     text = str(value).strip().lower()
     if DECIMAL_COMMA.fullmatch(text):
         text = text.replace(",", ".")
@@ -91,7 +92,7 @@ def to_number(value) -> float:
         return float("nan")
 
 
-def to_label(value, label_values: Mapping[str, float] | None = None) -> float | None:
+def to_label(value: Any, label_values: Mapping[str, float] | None = None) -> float | None:
     """One value of a finding as a number: NaN for a blank, `None` for a value that is not a label."""
     if value is None or value != value or isinstance(value, str) and not value.strip():
         return float("nan")
@@ -207,7 +208,7 @@ def to_ages(values: pd.Series, name: str) -> pd.Series:
     return ages
 
 
-def to_age(value) -> float:
+def to_age(value: Any) -> float:
     """One age in years; NaN for anything else."""
     age = to_number(value)
     if age != age and (match := AGE.fullmatch(str(value).strip().upper())):

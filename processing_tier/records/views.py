@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ SIDES = frozenset("left right erect supine upright portable standing sitting sem
 COMPOUND = re.compile(r"\b(p|postero|posterior|a|antero|anterior)[\s./_-]*(a|p|anterior|posterior|ant|post)\b")
 
 
-def normalize_view(value) -> str:
+def normalize_view(value: Any) -> str:
     """
     A view in the words of the schema; "postero-anterior" is `PA` and `AP_horizontal` is `AP`. `FRONTAL` alone becomes
     `PA`, the usual projection, so that a filter on frontal views keeps it. Blanks, unknown words, and names of a

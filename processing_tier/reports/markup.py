@@ -2,6 +2,7 @@
 
 import html
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -42,7 +43,7 @@ def repair_markup(text: str) -> str:
     return STYLE.sub("", BREAK.sub("\n", text))
 
 
-def join_text(value, where: str) -> str:
+def join_text(value: Any, where: str) -> str:
     """
     A value of a text column as text. A list of sentences or lines is joined; a blank is `""`.
 

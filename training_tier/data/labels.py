@@ -1,6 +1,7 @@
 """Records with labels for training and evaluating a classifier: which patients and findings, and batches of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -65,7 +66,7 @@ class LabelledDataset(PairDataset):
         kwargs: what [`PairDataset`] takes.
     """
 
-    def __init__(self, records: datasets.Dataset, findings: Sequence[str], **kwargs):
+    def __init__(self, records: datasets.Dataset, findings: Sequence[str], **kwargs: Any) -> None:
         super().__init__(records, **kwargs)
         self.findings = list(findings)
         labels = read_labels(records, findings)

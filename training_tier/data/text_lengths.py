@@ -1,6 +1,7 @@
 """Texts of one batch read in groups of similar length, each padded to its own: less padding, the same training."""
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,9 @@ def read_by_length(text_model: nn.Module) -> None:
     inner = text_model.forward
 
     @functools.wraps(inner)
-    def forward(input_ids=None, attention_mask=None, **kwargs):
+    def forward(
+        input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         whole = functools.partial(inner, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if not text_model.training or input_ids is None or attention_mask is None:
             return whole()

@@ -18,7 +18,7 @@ def ignore_sigterm(worker_id: int, then: Callable[[int], None] | None = None) ->
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = os.getppid()
 
-        def wait():
+        def wait() -> None:
             while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
                 pass
             os._exit(0)

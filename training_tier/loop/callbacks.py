@@ -5,8 +5,10 @@ Callbacks that save, stop or resume are in the modules of these names; `throughp
 """
 
 import math
+from typing import Any
 
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_tier.base_tier import TierModelMixin
 
@@ -16,14 +18,28 @@ MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 class LogitScaleClamp(TrainerCallback):
     """Clamps the factor of the cosines at 100 after each step; CLIP's training is unstable above that."""
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
         model.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
 
 
 class EpochSetter(TrainerCallback):
     """Sets the epoch of the data set, also with several processes, where accelerate does not."""
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
+    ) -> None:
         # the tolerance: in a resumed run the epoch is a sum of fractions
         train_dataloader.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
 
@@ -39,7 +55,14 @@ class EntropyWarmup(TrainerCallback):
     def __init__(self, steps: float):
         self.steps = steps
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
         steps = self.steps if self.steps >= 1 else math.ceil(self.steps * state.max_steps)
         for module in model.modules():
             if isinstance(module, TierModelMixin):

@@ -154,7 +154,9 @@ def flatten(config: Mapping, prefix: str = "") -> dict:
     return fields
 
 
-def check_model(checkpoint: str, model: PreTrainedModel, processing_class, allow: bool) -> None:
+def check_model(
+    checkpoint: str, model: PreTrainedModel, processing_class: ProcessorMixin | PreTrainedTokenizerBase, allow: bool
+) -> None:
     """
     Args:
         checkpoint (`str`): to resume from.

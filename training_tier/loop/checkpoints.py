@@ -10,9 +10,10 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from training_tier.loop.integrity import find_change, find_fault
@@ -121,7 +122,7 @@ class TopCheckpoints(TrainerCallback):
     def __init__(self, count: int):
         self.count = count
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not args.should_save:  # another process does
             return
         checkpoints = list_checkpoints(args.output_dir)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
@@ -57,8 +58,8 @@ class TierTrainer(RadiographTrainer):
         findings: Sequence[str] = (),
         prompts: str = "report",
         avoid_duplicates: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         self.avoid_duplicates = avoid_duplicates
         super().__init__(**kwargs)
         self.prompts = load_prompts(prompts, findings)
@@ -114,7 +115,9 @@ class TierTrainer(RadiographTrainer):
         strategy = self.args.train_sampling_strategy
         refuse(rules_on_order(strategy, avoid_duplicates=self.avoid_duplicates, sample_sentences=sample_sentences))
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         if self.args.contrastive_chunk_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -127,7 +130,9 @@ class TierTrainer(RadiographTrainer):
         self.add_terms(outputs, len(inputs["input_ids"]))
         return outputs["loss"] / steps
 
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self._evaluated is None:
             self.add_terms(outputs, len(inputs["input_ids"]))
@@ -135,7 +140,13 @@ class TierTrainer(RadiographTrainer):
             self._eval_terms = {term: outputs[term].detach() for term in TERMS}
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         kept = ("image_embeds", "text_embeds")
         ignored = [output.name for output in fields(TierCLIPOutput) if output.name not in kept]
         return super().prediction_step(model, inputs, prediction_loss_only, [*ignored, *(ignore_keys or ())])
@@ -144,7 +155,7 @@ class TierTrainer(RadiographTrainer):
         terms = torch.stack([outputs[term].detach().float() for term in TERMS])
         self._terms.append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch_size = self._train_batch_size * self.args.world_size
         if self.avoid_duplicates:
@@ -168,7 +179,7 @@ class TierTrainer(RadiographTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(
-        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         # here and not in evaluate(), so that the log and every callback see these numbers too
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)

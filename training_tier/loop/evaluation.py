@@ -6,6 +6,7 @@ their loss alone; then all results are put in the order of the records.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class EvaluatedBatch:
     labels: torch.Tensor | None = None
 
     def on_cpu(self) -> "EvaluatedBatch":
-        def to_numpy(tensor):
+        def to_numpy(tensor: Any) -> Any:
             return tensor.detach().float().cpu().numpy() if torch.is_tensor(tensor) else tensor
 
         return EvaluatedBatch(
@@ -225,7 +226,7 @@ class EvaluatingTrainer(Trainer):
                 )
 
     def evaluation_loop(
-        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         share_buffers(self.accelerator.unwrap_model(self.model))
         self._evaluated = EvaluationPass(dataloader.batch_sampler)
@@ -243,7 +244,13 @@ class EvaluatingTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, labels, output.metrics | metrics, len(dataloader.dataset))
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         # Returns nothing, so that super does not gather: evaluation_loop does, by the number of each record.
         indices, unreadable = inputs.pop("indices"), inputs.pop("unreadable")
         inputs.pop("image_ids")
@@ -265,7 +272,7 @@ class EvaluatingTrainer(Trainer):
             self._evaluated.batches.append(EvaluatedBatch(first, weight, means, indices, outputs, labels))
         return None, None, None
 
-    def _get_num_items_in_batch(self, batch_samples, device):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # in evaluation, the loss of a batch is the mean over its own labels only
         return None if self._evaluated is not None else super()._get_num_items_in_batch(batch_samples, device)
 

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import model_info, upload_folder
 from transformers import Trainer
@@ -40,7 +41,7 @@ class HubTrainer(Trainer):
     def pushes_publicly(self) -> bool:
         return self.args.push_to_hub and not self.args.hub_private_repo
 
-    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
+    def init_hf_repo(self, token: str | None = None, **kwargs: Any) -> None:
         """
         Makes the repository on the Hub, private by default.
 
@@ -72,7 +73,7 @@ class HubTrainer(Trainer):
                 "training data allow a public model, use --hub_private_repo false."
             )
 
-    def create_model_card(self, model_name: str | None = None, **kwargs) -> None:
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Writes this project's card into `output_dir`, unless it has one, which [`Trainer`] would overwrite."""
         if kwargs:
             logger.warning(f"{', '.join(kwargs)}: no effect on the model card, which write_model_card writes.")

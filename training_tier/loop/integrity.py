@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -116,7 +117,7 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def is_as_expected(name: str, content) -> bool:
+def is_as_expected(name: str, content: Any) -> bool:
     """Whether a JSON file of a checkpoint has the content that its name promises."""
     if name == TRAINER_STATE_NAME:
         try:

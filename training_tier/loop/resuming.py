@@ -11,8 +11,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -28,7 +30,9 @@ class BestOfThisRun(TrainerCallback):
     path, which is wrong, or belongs to another run, once the folder was moved or copied.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not args.load_best_model_at_end or not state.best_global_step:
             return
         run, named = Path(args.output_dir), state.best_model_checkpoint
@@ -83,7 +87,7 @@ class ResumingTrainer(Trainer):
             with reading("log", checkpoint):
                 self.restore_log_sums(json.loads(Path(file).read_text(encoding="utf-8")))
 
-    def _init_training_state(self, max_steps, *args, **kwargs):
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # transformers (5.23) compares these options with the numbers of steps in the checkpoint: 0.1 with 12, say
         shares = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
         shares = {name: share for name, share in shares.items() if share is not None and share < 1}
@@ -95,7 +99,7 @@ class ResumingTrainer(Trainer):
             for name, share in shares.items():
                 setattr(self.args, name, share)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with reading("weights", resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

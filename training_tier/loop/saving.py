@@ -12,9 +12,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, TrainerCallback
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -25,6 +27,9 @@ from training_tier.loop.integrity import RUN_OPTIONS, write_checksums
 from training_tier.loop.stopping import TrainingStopped, is_peer_error
 from training_tier.memory.sharding import whole_model
 
+if TYPE_CHECKING:
+    import optuna
+
 UNFINISHED = "_saving"  # folder in output_dir of unfinished files; uploads leave "_*" out
 
 
@@ -34,14 +39,18 @@ class SaveAfterEvaluation(TrainerCallback):
     checkpoint would skip that evaluation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.postponed = False
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.postponed = control.should_save and (not state.epoch % 1 or state.global_step >= state.max_steps)
         control.should_save = control.should_save and not self.postponed
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         control.should_save = control.should_save or self.postponed
         self.postponed = False
 
@@ -110,7 +119,7 @@ class SavingTrainer(HubTrainer):
         finally:
             self.model = sharded
 
-    def _save(self, output_dir: str | None = None, state_dict=None):
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
         if output_dir != self.args.output_dir:
             self._write(output_dir, state_dict)
@@ -139,11 +148,11 @@ class SavingTrainer(HubTrainer):
             json.dump(self.args.to_dict(), file, indent=2, default=str)
             file.write("\n")
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: "optuna.Trial | dict | None") -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, UNFINISHED) if self._saving else folder
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: "optuna.Trial | dict | None") -> None:
         run, step = Path(self._get_output_dir(trial)), self.state.global_step
         folder, best = (run / f"{PREFIX_CHECKPOINT_DIR}-{n}" for n in (step, self.state.best_global_step))
         unfinished = run / UNFINISHED

@@ -12,11 +12,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
@@ -25,6 +26,9 @@ from modeling_tier.checkpoints.tensor_files import read_json
 from training_tier.loop.changed_options import flatten
 from training_tier.options.search import SearchArguments
 from training_tier.options.training import TierTrainingArguments
+
+if TYPE_CHECKING:
+    import optuna
 
 logger = logging.get_logger(__name__)
 
@@ -121,14 +125,15 @@ def run_trials(trainer: Trainer, study: Study, count: int, max_weight: float) ->
     """Trains `count` times, each time a copy of the Trainer's model with the next pair of weights in the queue."""
     start = copy.deepcopy(trainer.model).cpu()
 
-    def fresh_model(trial=None):
+    def fresh_model(trial: "optuna.Trial | None" = None) -> PreTrainedModel:
         model = copy.deepcopy(start)
         for name in WEIGHTS:
             setattr(model.config, name, trial.suggest_float(name, 0, max_weight))
         trainer._terms.clear()  # of the previous trial
         return model
 
-    def draw(trial) -> dict:  # so that every process knows the weights; they belong to the model, not to the Trainer
+    # So that every process knows the weights; they belong to the model, not to the Trainer
+    def draw(trial: "optuna.Trial") -> dict:
         for name in WEIGHTS:
             trial.suggest_float(name, 0, max_weight)
         return {}
@@ -182,7 +187,7 @@ def enqueue_missing(study: Study) -> int:
     return len(queued.union(missing))
 
 
-def finished_trials(opened) -> list[tuple[tuple[float, ...], float, float]]:
+def finished_trials(opened: "optuna.Study") -> list[tuple[tuple[float, ...], float, float]]:
     """Weights, value and seconds of the complete trials in Optuna's study."""
     return [
         (tuple(trial.params[name] for name in WEIGHTS), trial.value, trial.duration.total_seconds())

@@ -10,10 +10,12 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from evaluation_tier.models.images import MAX_UNREADABLE
 from training_tier.loop.checkpoints import describe_last_checkpoint
@@ -53,7 +55,7 @@ class Preemption(TrainerCallback):
     save within a step, evaluates before it ends, and ends as if the training were complete.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False  # this process received the signal
         self.agreed = False  # all processes know, in the same step
 
@@ -65,7 +67,7 @@ class Preemption(TrainerCallback):
             yield
             return
 
-        def request(signum, frame):
+        def request(signum: int, frame: FrameType | None) -> None:
             self.requested = True
 
         before = signal.signal(signal.SIGTERM, request)
@@ -74,14 +76,16 @@ class Preemption(TrainerCallback):
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def due(self, state) -> bool:
+    def due(self, state: TrainerState) -> bool:
         return self.agreed and state.global_step < state.max_steps
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.due(state):
             control.should_save = True
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.due(state):
             raise TrainingStopped(
                 f"SIGTERM stopped the run at step {state.global_step} of {state.max_steps}. The checkpoint is "
@@ -94,7 +98,7 @@ class Preemption(TrainerCallback):
 class StoppingTrainer(Trainer):
     """[`Trainer`] whose processes agree in each step on whether to stop, and stop with one sentence."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.preemption = Preemption()  # the subclass adds it to its callbacks, whose order counts
         self.unreadable: dict[int, tuple[str, str]] = {}  # training record to image id and reason, in this process
@@ -122,7 +126,9 @@ class StoppingTrainer(Trainer):
                     f"{describe_last_checkpoint(self.args.output_dir)}."
                 ) from error
 
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         self.pop_reports(inputs)
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
@@ -153,7 +159,9 @@ class StoppingTrainer(Trainer):
                 f"than 1 %: repair or remove them. The last one: {list(self.unreadable.values())[-1][1]}"
             )
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(
+        self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
         # the only place between the loss of a step and the update of the weights where both numbers are known
         grad_norm = super()._get_grad_norm(model, grad_norm)
         self.check_step(grad_norm)

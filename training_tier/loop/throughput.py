@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training_tier.data.text_lengths import padded_lengths
 
@@ -109,7 +110,9 @@ class Throughput(TrainerCallback):
         if self.example is None and batches:
             self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.seconds += time.perf_counter() - self.started
 
     def pop(self, model: torch.nn.Module, processes: int, half_precision: bool) -> dict[str, float]:

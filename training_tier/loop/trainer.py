@@ -8,10 +8,13 @@ contrastive training only are in `contrastive.py`.
 import os
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_peft_available
 
 from training_tier.data.collator import refuse_batch
@@ -52,7 +55,9 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         kwargs: the arguments of [`Trainer`]; `processing_class` makes the pixels.
     """
 
-    def __init__(self, *, training_facts: Mapping | None = None, run_options: Mapping | None = None, **kwargs):
+    def __init__(
+        self, *, training_facts: Mapping | None = None, run_options: Mapping | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._check_distribution()
         if self.is_fsdp_enabled:
@@ -104,7 +109,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
                 "(configs/accelerate/deepspeed.yaml), or FSDP."
             )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         See [`Trainer.train`].
 
@@ -138,17 +143,17 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
                 output = super().train(checkpoint, **kwargs)
                 return output._replace(training_loss=output.metrics["train_loss"])
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         return shield_workers(super().get_train_dataloader())
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         images = getattr(self.train_dataset if train_dataset is None else train_dataset, "images", None)
         if not isinstance(images, ShardedImages):
             return super()._get_train_sampler(train_dataset)
         images.set_layout_of_run(self._train_batch_size, self.args.world_size, self.args.dataloader_num_workers)
         return images
 
-    def get_batch_samples(self, *args, **kwargs):
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, torch.Tensor | int | None]:
         self.throughput.on_batch_wait()
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
@@ -173,7 +178,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
             logs["train_loss"] = self.mean_training_loss()
         super().log(logs, start_time)
 
-    def get_decay_parameter_names(self, model) -> list[str]:
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
         return [
             name
@@ -181,7 +186,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
             if model.get_parameter(name).ndim > 1 and ("patch_embedding" in name or "embedding" not in name)
         ]
 
-    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         options = {name: getattr(self.args, name) for name in LEARNING_RATE_OPTIONS}

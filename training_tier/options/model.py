@@ -98,7 +98,7 @@ class ModelArguments:
         metadata={"help": "Tokens that the entropies count: words, attended or all. The authors' code counts all."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from training_tier.options import checks, compatibility  # here, so that --help needs no torch
 
         checks.check_values(self)

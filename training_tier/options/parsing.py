@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from transformers import HfArgumentParser
 
@@ -42,7 +42,7 @@ UNFIT = {
 class Parser(HfArgumentParser):
     """Raises a ValueError with one sentence, instead of printing three hundred lines of usage."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 

@@ -70,7 +70,7 @@ def read_recipe(path: Path, kinds: Sequence[Any]) -> dict:
     return {name: convert(value, name, hints[name], path) for name, value in values.items()}
 
 
-def convert(value, name: str, hint, path: Path):
+def convert(value: Any, name: str, hint: Any, path: Path) -> Any:
     """
     A value of a YAML file in the type of its option. Numbers that YAML 1.1 reads as text (5e-5) are numbers here.
 
@@ -110,7 +110,7 @@ def to_number(value: int | float | str, fraction: bool) -> int | float | None:
     return int(number) if number.is_integer() else None
 
 
-def describe_expected(value, names: set) -> str:
+def describe_expected(value: Any, names: set) -> str:
     if list in names:
         if isinstance(value, list) and value:
             wrong = next(item for item in value if not isinstance(item, str))

@@ -21,7 +21,7 @@ class SearchArguments:
         default=0.5, metadata={"help": "Largest weight of the search (TIER: 0.5). The smallest is 0."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from training_tier.options import checks, compatibility  # here, so that --help needs no torch
 
         checks.check_values(self)

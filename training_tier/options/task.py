@@ -39,7 +39,7 @@ class TaskArguments:
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from training_tier.options import checks, compatibility  # here, so that --help needs no torch
 
         checks.check_values(self)

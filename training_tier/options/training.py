@@ -52,7 +52,7 @@ class TierTrainingArguments(TrainingFields, TrainingArguments):
     a private repository on the Hub, and no `remove_unused_columns`, since the data are raw records.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.dataloader_num_workers is None:

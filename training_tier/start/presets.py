@@ -1,5 +1,7 @@
 """Presets: sizes of models that start from random weights."""
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from modeling_tier import TierCLIPConfig, TierDualEncoderConfig
@@ -85,7 +87,7 @@ PRESETS = {
 
 
 def preset_config(
-    name: str, tokenizer: PreTrainedTokenizerBase, image_size: int | None = None, **overrides
+    name: str, tokenizer: PreTrainedTokenizerBase, image_size: int | None = None, **overrides: Any
 ) -> TierCLIPConfig | TierDualEncoderConfig:
     """
     Configuration of a preset for one tokenizer.

@@ -11,6 +11,7 @@ The metrics of one map are in `map_metrics.py`, the means over regions in `avera
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from transformers import PreTrainedModel, ProcessorMixin
@@ -34,7 +35,7 @@ def evaluate_grounding(
     dataset: datasets.Dataset,
     prompts: str | Path | Mapping[str, Prompts] = "report",
     batch_size: int = 32,
-    **options,
+    **options: Any,
 ) -> dict:
     """
     How well a model's maps match the marked regions, compared with baselines, with intervals.

@@ -157,7 +157,7 @@ def overlap(pixels: SplitPixels, thresholds: Sequence[float]) -> tuple[np.ndarra
     return overlap_of_counts(hits, false_alarms, pixels.num_inside)
 
 
-def overlap_of_counts(hits, false_alarms, num_inside: int) -> tuple[np.ndarray, np.ndarray]:
+def overlap_of_counts(hits: np.ndarray, false_alarms: np.ndarray, num_inside: int) -> tuple[np.ndarray, np.ndarray]:
     if not num_inside:
         return (np.full(np.shape(hits), np.nan),) * 2
     return hits / (num_inside + false_alarms), 2 * hits / (num_inside + hits + false_alarms)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -40,7 +41,7 @@ def evaluate_robustness(
     findings: Sequence[str] | None = None,
     prompts: str | Path | Mapping[str, Prompts] = "report",
     batch_size: int = 32,
-    **options,
+    **options: Any,
 ) -> dict:
     """
     How one model's zero-shot results change with the wording, and whether they react to negation, sides and images.

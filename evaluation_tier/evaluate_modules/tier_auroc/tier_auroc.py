@@ -1,5 +1,7 @@
 """AUROC with a patient bootstrap interval, as a module for `evaluate.load`."""
 
+from collections.abc import Sequence
+
 import evaluate
 import numpy as np
 
@@ -31,7 +33,14 @@ class TierAUROC(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return finding_metric_info(DESCRIPTION, CITATION, INPUTS)
 
-    def _compute(self, predictions, references, patient_ids=None, num_resamples: int = 1000, seed: int = 0) -> dict:
+    def _compute(
+        self,
+        predictions: Sequence[float],
+        references: Sequence[float],
+        patient_ids: Sequence | None = None,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict:
         labels, scores = np.array(references, dtype=np.float64), np.array(predictions, dtype=np.float64)
         patient_ids = range(len(labels)) if patient_ids is None else patient_ids
         found = bootstrap_auroc(labels[:, None], scores[:, None], patient_ids, Resampling(num_resamples, seed))

@@ -1,5 +1,7 @@
 """MCC at the best threshold, as a module for `evaluate.load`."""
 
+from collections.abc import Sequence
+
 import evaluate
 
 from evaluation_tier.evaluate_modules.metric_info import finding_metric_info
@@ -30,11 +32,11 @@ class TierMCC(evaluate.Metric):
 
     def _compute(
         self,
-        predictions,
-        references,
+        predictions: Sequence[float],
+        references: Sequence[float],
         threshold: float | None = None,
-        threshold_predictions=None,
-        threshold_references=None,
+        threshold_predictions: Sequence[float] | None = None,
+        threshold_references: Sequence[float] | None = None,
         criterion: str = "mcc",
     ) -> dict:
         if (threshold_predictions is None) != (threshold_references is None):
