@@ -13,6 +13,7 @@ Exit code 0, or 2 with one sentence about the fault; in that case, nothing is wr
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from command_line import Parser, check_writable, command_name, one_sentence_errors
@@ -118,7 +119,7 @@ def compare_with_readers(args: argparse.Namespace) -> None:
         written = [write_metrics(folder / "radiologists.json", metrics)]
         for name, text in (("md", markdown_tables(sections)), ("tex", latex_tables(sections))):
             path = folder / f"radiologists.{name}"
-            written.append(write_beside(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8")))
+            written.append(write_beside(path, partial(Path.write_text, data=text, encoding="utf-8")))
         print("\nWritten:", *written, sep="\n  ")
 
 

@@ -29,6 +29,7 @@ from evaluation_tier.output.evaluation_files import Evaluation, write_evaluation
 from evaluation_tier.scoring.findings import is_scored_by_others, select_findings
 from evaluation_tier.scoring.zeroshot import ZeroShot
 from evaluation_tier.statistics.resampling import Resampling
+from processing_tier.prompts.loader import Prompts
 from processing_tier.readers.chexpert import read_radiologists
 
 Analyses = dict[str, Grounding | Retrieval | Sparsity | Robustness]  # by the names of --analyses
@@ -74,7 +75,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
         predictions["trained_on"] = inputs.seen[predictions.index]
     if is_main_process():
         metrics |= finish_analyses(inputs, analyses, readers, metrics, predictions)
-    prompts = {}  # of findings that only boxes and masks mark, too
+    prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
     if "grounding" in args.analyses:
         prompts |= inputs.find_prompts(find_marked(inputs.dataset))
     if metrics["protocol"]["scoring"] != "logit":

@@ -92,7 +92,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 f"A {type(self.model).__name__} does not embed images and texts in one space. Use a TIER model."
             )
         self._text_cache: dict[str, torch.Tensor] = {}  # sentence to embedding (dim,)
-        self._text_cache_key = None
+        self._text_cache_key: tuple | None = None
 
     def __call__(
         self, images: Any, findings: str | Sequence[str] | Mapping[str, Mapping] | None = None, **kwargs: Any

@@ -93,7 +93,8 @@ def read_jpeg2000(data: bytes) -> Codestream:
     at += 2
     while data[at : at + 1] == b"\xff" and data[at + 1] != 0x90:  # the main header
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    found, is_whole = set(), False
+    found: set[bytes] = set()
+    is_whole = False
     for _ in range(MAX_PARTS):
         if not data.startswith(b"\xff\x90", at):
             is_whole = len(data) >= at and len(found) > 0

@@ -229,7 +229,8 @@ def read_ppm(data: bytes) -> np.ndarray | None:
     Raises:
         `Refusal`: the header or text is too long, or pixels are missing.
     """
-    kind, numbers, at = data[1] - ord("0"), [], 2
+    kind, at = data[1] - ord("0"), 2
+    numbers: list[int] = []
     while len(numbers) < (2 if kind in (1, 4) else 3):
         found = re.compile(rb"\s+|#[^\r\n]*|(\d{1,10})(?=[\s#])").match(data, at, MAX_VALUE_BYTES)
         if found is None:

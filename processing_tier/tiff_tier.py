@@ -82,7 +82,8 @@ def tiff_entries(data: bytes) -> list[tuple[int, int, int, int, int]]:
 
 def first_numbers(data: bytes) -> dict[int, int]:
     """The first whole number of each tag in the first directory."""
-    order, numbers = TIFF.get(data[:4], "<"), {}
+    order = TIFF.get(data[:4], "<")
+    numbers: dict[int, int] = {}
     for tag, kind, count, at, room in tiff_entries(data):
         if kind in TIFF_NUMBERS and count:
             if count * TIFF_SIZES[kind] > room:

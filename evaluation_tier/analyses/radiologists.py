@@ -5,6 +5,7 @@ benchmark radiologists on the 500 studies of CheXpert's test set, each on the fi
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,13 +61,13 @@ def compare_with_radiologists(
     model = scores.loc[studies, findings].to_numpy(dtype=np.float64)
     used = {"mcc": thresholds, "f1": f1_thresholds or thresholds}
     at = {metric: [given[finding] for finding in findings] for metric, given in used.items()}
-    raters = {"model": (model, at)}
+    raters: dict[str, tuple[np.ndarray, Any]] = {"model": (model, at)}
     raters |= {f"reader {name}": (values, [0.5] * len(findings)) for name, values in decisions.items()}
 
     draws, once = resampling.draw(studies, truth), np.ones((1, len(studies)))
     points = {rater: bootstrap(truth, called, once, above) for rater, (called, above) in raters.items()}
     resampled = {rater: bootstrap(truth, called, draws, above) for rater, (called, above) in raters.items()}
-    mean = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
+    mean: dict = {"model": {}, "readers": {name: {} for name in names}, "readers_mean": {}, "difference": {}}
     results = {}
     for i, finding in enumerate(findings):
         of_model = describe_decisions(truth[:, i], model[:, i], thresholds[finding])

@@ -1,6 +1,7 @@
 """How the similarity of a whole text is shared out among the patches of its image, from the highest patch down."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ class RelativeSimilarity:
     """
 
     def __init__(self) -> None:
-        self.moments: np.ndarray | float = 0.0
+        self.moments: Any = 0.0  # `np.ndarray` from the first pair on
         self.num_pairs = self.num_left_out = 0
 
     def add(self, ranked: torch.Tensor) -> None:

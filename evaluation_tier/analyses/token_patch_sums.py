@@ -66,7 +66,7 @@ class TokenPatchSums:
         self.temperature, self.near_zero = temperature, near_zero
         self.rows: np.ndarray | None = np.array(list(texts))
         num_classes = len(WORD_CLASSES) + 1
-        shapes = {"entropy_sums": (2,), "entropy_counts": (2,), "counts": (num_classes,)}
+        shapes: dict[str, tuple[int, ...]] = {"entropy_sums": (2,), "entropy_counts": (2,), "counts": (num_classes,)}
         shapes["sums"] = (num_classes, len(STATISTICS))
         self.per_image = {name: np.full((len(texts), *shape), np.nan) for name, shape in shapes.items()}
         self.batches: dict[int, RankedSums] = {}  # by their first row, since the order of a sum decides its rounding

@@ -86,7 +86,7 @@ def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, i
     By finding the row of the positive image with the highest score, for up to `MAX_ROWS` findings that have one. The
     others are compared with "No Finding", so its map would be empty.
     """
-    best = {}
+    best: dict[str, int] = {}
     for finding in (name for name in findings if normalize_finding(name) not in NO_FINDING):
         scores = predictions.loc[predictions[f"label_{finding}"] == 1, f"score_{finding}"]
         if len(scores) and len(best) < MAX_ROWS:

@@ -113,7 +113,7 @@ def read_batches(
         current = next(reading, None)
         while current is not None:
             upcoming = next(reading, None)
-            read = list(current)
+            read: list[Any] = list(current)
             failed = [error for error in read if isinstance(error, ValueError)]
             num_unreadable += len(failed)
             check_readable(failed, num_unreadable, len(dataset))

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -132,7 +132,7 @@ def check_overlap(
             overlap.same_ids.sum(),
             total,
         )
-    protocol = {"training_overlap": describe_overlap(lists, overlap, choice)}
+    protocol: dict[str, Any] = {"training_overlap": describe_overlap(lists, overlap, choice)}
     if seen.any():
         protocol["n_trained_images"] = int(overlap.images.sum())
         protocol["n_trained_patients_images"] = int(overlap.patients.sum())

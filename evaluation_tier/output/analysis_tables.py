@@ -65,18 +65,19 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
         f"{format_cell(mean.get('n_patients'))} patients{of}.",
         *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
     ]
-    rows = tuple((measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures)
+    rows: list[tuple[str, ...]]
+    rows = [(measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures]
     header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
-    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, rows, "l" + "r" * len(maps))]
-    rows = tuple(
-        (measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures
-    )
+    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, tuple(rows), "l" + "r" * len(maps))]
+    rows = [(measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures]
     note = (
         "Baselines that do not use the image: the average map of all images, the mean region of the finding in other "
         "patients (prior), a blob in the centre, a random point."
     )
     header = ("Measure", *map(column_name, baselines))
-    tables.append(Table("grounding-baselines", "Without the image", note, header, rows, "l" + "r" * len(baselines)))
+    tables.append(
+        Table("grounding-baselines", "Without the image", note, header, tuple(rows), "l" + "r" * len(baselines))
+    )
     shown = [key for key in ("pointing", "pixel_auroc", "miou_scaled", "dice_scaled") if key in measures]
     rows = []
     for finding, part in (grounding.get("findings") or {}).items():

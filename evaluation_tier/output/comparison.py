@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from evaluation_tier.figures import forest
@@ -149,5 +150,5 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
     }
     for name, text in text_of.items():
         path = folder / name
-        written.append(write_beside(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8")))
+        written.append(write_beside(path, partial(Path.write_text, data=text, encoding="utf-8")))
     return written

@@ -232,7 +232,7 @@ def describe_protocol(protocol: Mapping) -> str:
     return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 
-def further_tables(metrics: Mapping) -> list[tuple[str, str, str]]:
+def further_tables(metrics: Mapping) -> list[tuple[str, ...]]:
     """Heading, note and Markdown of the tables that follow the results in a card, if they were measured."""
     sections = evaluation_tables(metrics)
     tables = [table for table in sections.get("subgroups", []) if not table.name.endswith("-findings")]

@@ -7,6 +7,7 @@ import base64
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,9 +137,7 @@ def write_page(folder: str | Path, draw: bool = True) -> list[Path]:
         ("tables.tex", latex_tables(tables)),
         ("report.html", page),
     ):
-        written.append(
-            write_beside(folder / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
-        )
+        written.append(write_beside(folder / name, partial(Path.write_text, data=text, encoding="utf-8")))
     return written
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from evaluation_tier.output.model_card import read_config
 from evaluation_tier.output.writing import write_beside
@@ -29,7 +30,10 @@ def write_thresholds(
     """
     entries = {}
     for finding, result in metrics["findings"].items():
-        entry = {"positive": list(prompts[finding].positive), "negative": list(prompts[finding].negative)}
+        entry: dict[str, Any] = {
+            "positive": list(prompts[finding].positive),
+            "negative": list(prompts[finding].negative),
+        }
         if result["scale"] > 0:  # neither NaN nor 0: the pipeline ranks images by what it calls probabilities
             entry |= {"scale": result["scale"], "bias": result["bias"]}
         if not math.isnan(result["threshold"]):

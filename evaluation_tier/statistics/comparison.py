@@ -17,7 +17,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -164,7 +164,10 @@ def compare_scores(
 
     results = {}
     for i, finding in enumerate(findings):
-        part = {"n_positive": int((labels[:, i] == 1).sum()), "n_negative": int((labels[:, i] == 0).sum())}
+        part: dict[str, Any] = {
+            "n_positive": int((labels[:, i] == 1).sum()),
+            "n_negative": int((labels[:, i] == 0).sum()),
+        }
         for name in COMPARED:
             part[name] = {
                 "first": values[0][name][0, i],

@@ -15,6 +15,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,7 @@ class FindingMetrics:
     def describe_finding(self, i: int) -> dict:
         """Each metric of finding `i` and its interval, which is undefined for too few patients."""
         kept = slice(0, 0) if self.too_few[i] else slice(None)
-        entries = {}
+        entries: dict[str, Any] = {}
         for name, values in self.point.items():
             entries |= metric_entry(name, float(values[i]), self.resampled[name][kept, i], self.resampling)
         return entries
@@ -173,7 +174,7 @@ class FindingMetrics:
     def describe_mean(self) -> dict:
         """Each mean over the findings and its interval, which is undefined if all findings have too few patients."""
         kept = slice(0, 0) if self.too_few.all() else slice(None)
-        entries = {}
+        entries: dict[str, Any] = {}
         for name, values in self.point.items():
             value, resampled = mean_over_findings(values, self.resampled[name])
             entries |= metric_entry(name, value, resampled[kept], self.resampling)

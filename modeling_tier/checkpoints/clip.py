@@ -46,7 +46,9 @@ def clip_config(source: Source, text: str, activation: str | None) -> TierCLIPCo
     _, dim = shape_of(tensors, f"{text}text_projection", 2)
 
     heads, text_heads = width // 64, text_width // 64
-    vision_cfg, text_cfg, quick_gelu = {}, {}, True
+    vision_cfg: dict[str, Any] = {}
+    text_cfg: dict[str, Any] = {}
+    quick_gelu = True
     if source.settings:
         vision_cfg, text_cfg, quick_gelu = openclip_settings(source.settings)
         heads, text_heads = width // (vision_cfg.get("head_width") or 64), text_cfg.get("heads") or 8

@@ -20,7 +20,7 @@ def to_layout(state: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, 
 
 def from_layout(tensors: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
     """The inverse of [`to_layout`]."""
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for theirs, ours in names.items():
         tensor = tensors[theirs].t() if theirs.endswith(TRANSPOSED) else tensors[theirs]
         state.update(zip(ours, tensor.chunk(len(ours)) if len(ours) > 1 else [tensor], strict=True))

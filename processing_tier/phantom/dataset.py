@@ -1,6 +1,7 @@
 """Records of the phantom: images, reports, labels and masks that agree with each other."""
 
 import io
+from typing import Any
 
 import datasets
 import numpy as np
@@ -43,7 +44,7 @@ def make_record(index: int, seed: int, image_size: int, split: str) -> dict:
     clean = film(total, contrast, middle)
     noise = rng.uniform(2.0, 3.5) * rng.standard_normal(clean.shape, dtype=np.float32)
     image_id = f"synthetic-{split}-{index + 1:06d}"
-    record = {
+    record: dict[str, Any] = {
         "image": encode(np.clip(clean + noise + 0.5, 0, 255).astype(np.uint8), f"{image_id}.png"),
         "image_id": image_id,
         "patient_id": f"synthetic-{split}-patient-{number + 1:06d}",

@@ -156,7 +156,7 @@ def write_rest(options: PrepareOptions, plan: Plan, output_dir: Path, work_dir: 
                 f"{failed[0]['reason']} quarantine.csv in {output_dir} lists them; repair the files and run "
                 "again, or prepare only the other splits in another folder."
             )
-    files = {split: [] for split in plan.counts}
+    files: dict[str, list[Path]] = {split: [] for split in plan.counts}
     for shard in plan.shards:
         files[shard.split].append(output_dir / "data" / shard.name)
     splits = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -82,7 +83,7 @@ def is_whole(path: Path, shard: Shard) -> bool:
 
 
 # --- The shards, in workers
-def initialize_worker(*counters: Synchronized | Event) -> None:
+def initialize_worker(*counters: Any) -> None:
     """Called once in each worker: it ends with its parent, even with a killed one, and ignores Ctrl-C."""
     global done, failed, stop
     if counters:

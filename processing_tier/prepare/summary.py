@@ -51,7 +51,8 @@ def summarize(files: Sequence[Path]) -> dict:
     features = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
     findings = finding_columns(datasets.Dataset.from_dict({name: [] for name in features}, features=features))
     columns = ["patient_id", "study_id", "view", *TEXT_COLUMNS, *findings]
-    views, values = Counter(), {finding: Counter() for finding in findings}
+    views: Counter = Counter()
+    values: dict[str, Counter] = {finding: Counter() for finding in findings}
     # Hashes in place of texts: about 40 bytes per record
     images = sum(pq.read_metadata(file).num_rows for file in files)
     patients, studies = (np.zeros(images, np.int64) for _ in range(2))

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def read_member(archive: zipfile.ZipFile, member: str, max_bytes: int) -> bytes:
     try:
         with archive.open(member) as file:
             data = file.read(max_bytes + 1)
-    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{name}: a member cannot be read ({type(error).__name__}); download it again.") from error
     if len(data) > max_bytes:
         raise ValueError(f"{name}: a member is larger than {max_bytes:,} bytes; it is not the archive as shipped.")

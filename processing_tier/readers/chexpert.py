@@ -198,7 +198,7 @@ def find_patients(root: Path, folders: Iterable[str]) -> dict[str, str]:
     """
     Patient to the folder below `root` that holds the patient's images; the first of `folders` that has it counts.
     """
-    patients = {}
+    patients: dict[str, str] = {}
     for pattern in folders:
         for folder in sorted(filter(Path.is_dir, root.glob(pattern))):
             for name in filter(re.compile(r"patient\d+").fullmatch, os.listdir(folder)):

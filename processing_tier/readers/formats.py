@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -38,7 +39,7 @@ DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 EXCEL = (".xlsx", ".xlsm")
 JSON = (".jsonl", ".ndjson", ".json")
 TABLES = (*DELIMITED[:3], *EXCEL, ".xls", *JSON, ".parquet")
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 DELIMITERS = ",;\t|"
 SNIFFED_BYTES, SNIFFED_ROWS = 2**18, 50
 DECODED_BYTES = 2**24

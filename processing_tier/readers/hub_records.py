@@ -79,7 +79,7 @@ def to_record(row: Mapping, layout: Layout, image_id: str) -> dict:
         texts["report"] = " ".join(filter(None, (texts["findings"], texts["impression"])))
     elif not {"findings", "impression"} & set(layout.columns):
         texts |= extract_sections(texts["report"])
-    record = {
+    record: dict[str, Any] = {
         "image_id": image_id,
         "patient_id": layout.identifier(row, "patient_id", image_id),
         "study_id": layout.identifier(row, "study_id", image_id),

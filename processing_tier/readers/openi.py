@@ -165,7 +165,7 @@ def guess_views(names: Sequence[str]) -> list[str]:
 
 def find_images(root: Path) -> dict[tuple[str, str], str]:
     """Path below `root` of each existing image."""
-    images = {}
+    images: dict[tuple[str, str], str] = {}
     for folder in filter(Path.is_dir, (root / name for name in IMAGE_FOLDERS)):
         below = sorted(child for child in folder.iterdir() if child.is_dir()) if folder.name == "NLMCXR_dcm" else ()
         for child in itertools.chain([folder], below):

@@ -49,7 +49,7 @@ def parse_columns(pairs: Sequence[str] | None) -> dict[str, str] | None:
     Raises:
         `ValueError`: a pair of another form, or a name that is given twice.
     """
-    columns = {}
+    columns: dict[str, str] = {}
     for pair in pairs or ():
         name, mark, column = pair.partition("=")
         if not (name and mark and column):

@@ -175,7 +175,7 @@ def _heading_of_line(line: str) -> tuple[int, int, str] | None:
     first = WORD.search(line, indent, indent + 10)
     if not first or not first.group()[0].isupper():
         return None
-    words = []
+    words: list[re.Match[str]] = []
     for word in WORD.finditer(line, first.start(), indent + 100):
         if words and (len(words) == LONGEST_HEADING or not JOINT.fullmatch(line, words[-1].end(), word.start())):
             break

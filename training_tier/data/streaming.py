@@ -137,7 +137,8 @@ class ShardedImages(torch.utils.data.Sampler):
 
     def _forget(self) -> None:
         self.held: dict[int, dict] = {}
-        self._order = self._turn = None
+        self._order: np.ndarray | None = None
+        self._turn: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -143,7 +144,7 @@ def refuse_changes(checkpoint: str, changes: list[str], allow: bool) -> None:
 
 def flatten(config: Mapping, prefix: str = "") -> dict:
     """The fields of a configuration and its nested ones, such as `"vision_config.hidden_size"`."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in config.items():
         if name in FREE_FIELDS or name.endswith("_token_id"):  # the tokenizers are compared instead
             continue

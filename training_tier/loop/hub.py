@@ -36,6 +36,7 @@ class HubTrainer(Trainer):
 
     training_facts: Mapping | None = None
     _saving = False
+    push_in_progress: PushInProgress | None  # of [`Trainer`]
 
     @property
     def pushes_publicly(self) -> bool:

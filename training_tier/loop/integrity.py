@@ -174,7 +174,7 @@ def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
     """
     is_adapter = is_peft_available() and isinstance(model, PeftModel)
     tensors = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
-    stored = {}
+    stored: dict[str, list[int]] = {}
     for path in Path(checkpoint).glob("adapter_model.safetensors" if is_adapter else "model*.safetensors"):
         with safe_open(path, "pt") as file:
             stored |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)

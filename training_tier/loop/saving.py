@@ -92,6 +92,7 @@ class SavingTrainer(HubTrainer):
 
     run_options: Mapping | None = None  # see `changes.py`
     trained_on: TrainedOn | None = None  # saved with the model, see `processing_tier.records.identities`
+    model: nn.Module  # of [`Trainer`]
     _model_class: type[PreTrainedModel]  # with FSDP: the class before it was sharded
     _scalars: set[str]  # with FSDP: see `prepare_for_sharding`
 

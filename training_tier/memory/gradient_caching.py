@@ -199,7 +199,7 @@ def contrastive_gradients(
     processes = world_size()
     all_pairs, first = gather_pairs(pairs)
     leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
-    all_pairs = Pairs(*leaves[2:], groups=all_pairs.groups)
+    all_pairs = Pairs(leaves[2], leaves[3], groups=all_pairs.groups)
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):

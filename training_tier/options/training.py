@@ -59,7 +59,8 @@ class TierTrainingArguments(TrainingFields, TrainingArguments):
             self.dataloader_num_workers = choose_workers(self.use_cpu)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and choose_bf16(self.use_cpu)
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         self.learning_rate_given = self.learning_rate is not None
         if not self.learning_rate_given:
             self.learning_rate = RANDOM_WEIGHTS_RATE  # replaced by fill_defaults, which knows the task and the model

@@ -14,7 +14,7 @@ VIT_B = {
 }
 
 # The first three are our choices for small data and few CPU cores.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "nano": {
         "projection_dim": 128,
         "text_config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},

@@ -86,7 +86,8 @@ def warm_up_text(
             order = rng.permutation(len(reports))[: batches * batch_size].reshape(batches, batch_size)
             total = 0.0
             for batch in order:
-                loss = loss_of_halves(model, tokenizer, [halve(*reports[i], rng=rng) for i in batch])
+                halves = [halve(impression, findings, rng) for impression, findings in (reports[i] for i in batch)]
+                loss = loss_of_halves(model, tokenizer, halves)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(towers.parameters(), MAX_GRAD_NORM)

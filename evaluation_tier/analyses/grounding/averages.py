@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def describe_group(
     intervals: np.ndarray,
 ) -> dict:
     """The counts and the means of some regions; each mean stands where its key says."""
-    group = {
+    group: dict[str, Any] = {
         "n_images": len({case.row for case, member in zip(measured.cases, members, strict=True) if member}),
         "n_regions": int(members.sum()),
         "n_patients": len(set(measured.patients[members])),

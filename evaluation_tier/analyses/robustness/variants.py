@@ -94,11 +94,12 @@ class VariantEmbeddings:
 
     def embed_variants(self, batch: Batch) -> Outputs:
         """All but the originals, by name, and the grey levels (batch, height, width) that they are made of."""
+        pixels: torch.Tensor = batch.pixels
         with torch.inference_mode():
-            levels = ((batch.pixels - self.black) / self.contrast * 255).mean(dim=1).round().clamp(0, 255)
+            levels = ((pixels - self.black) / self.contrast * 255).mean(dim=1).round().clamp(0, 255)
             levels = levels.to(torch.uint8)  # (batch, height, width)
             pictures = [Image.fromarray(image) for image in levels.cpu().numpy()]
-            outputs = {MIRRORED: self.embed(batch.pixels.flip(-1)), GREY_LEVELS: levels}
+            outputs = {MIRRORED: self.embed(pixels.flip(-1)), GREY_LEVELS: levels}
             for name, degrade in DEGRADATIONS.items():
                 outputs[name] = self.embed(self.to_pixels([degrade(picture) for picture in pictures]))
         return outputs
