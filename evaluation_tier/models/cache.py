@@ -34,6 +34,7 @@ AXES = "axes of "  # before the name of an array: its axes, from the slowest in 
 MAX_ENTRY_BYTES = 2**28
 
 MODELS = Path(modeling_tier.__file__).parent
+EMBEDDING = (Path(__file__).with_name("images.py"), Path(__file__).with_name("embedding.py"))
 
 NOT_OF_THE_NUMBERS = ("_name_or_path", "zero_shot_findings", "transformers_version")  # of a config
 
@@ -88,6 +89,7 @@ class EmbeddingCache:
             "preprocessing": image_processor.to_dict(),
             "versions": installed_versions(),
             "code": hash_code((PIXELS, MODELS)),
+            "embedding": [hashlib.sha256(file.read_bytes()).hexdigest() for file in EMBEDDING],
             "device": model.device.type,
             "what": what,
         }

@@ -17,7 +17,7 @@ import re
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,22 @@ def check_names(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     if not isinstance(frame.index, pd.RangeIndex):  # pandas would shift all columns by one
         raise ValueError(f"{path}: the rows have more fields than the header; remove the comma at their ends.")
     names = [unicodedata.normalize("NFC", str(name)).strip().removeprefix("\ufeff") for name in frame.columns]
-    for name in names:
-        if any(unicodedata.category(character) == "Cc" for character in name):
-            raise ValueError(f"{path}: the column name {name!r} has a control character; rename the column.")
+    check_control_characters(names, path)
     repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if repeated is not None:
         raise ValueError(f"{path}: two columns are called {repeated!r}; rename one of them.")
     frame.columns = names
     return frame
+
+
+def check_control_characters(names: Sequence[str], path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a column's name has a control character.
+    """
+    for name in names:
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise TableError(f"{path}: the column name {name!r} has a control character; rename the column.")
 
 
 # --- Delimited text
@@ -171,6 +179,9 @@ def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], 
     encoding = find_encoding(data, path)
     delimiter = find_delimiter(data, encoding, "\t" if form in (".tsv", ".tab") else ",")
     start = io.TextIOWrapper(io.BytesIO(data[:MAX_HEADER_BYTES]), encoding, "replace", newline="")
+    if "\0" in (line := start.readline()):  # pandas 2 would end the name there
+        check_control_characters([name.strip() for name in line.split(delimiter)], path)
+    start.seek(0)
     header = next(csv.reader(start, delimiter=delimiter), [])
     if len(data) > MAX_HEADER_BYTES and not start.read(1):
         raise TableError(f"{path}: the header is longer than {MAX_HEADER_BYTES:,} bytes; is it the right file?")
@@ -307,7 +318,10 @@ def read_json_rows(data: bytes, path: Path) -> pd.DataFrame:
         rows = list(parse_lines(text, path))
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise TableError(f"{path}: the file is not a list of JSON objects, one for each image; export it again.")
-    return pd.DataFrame.from_records(rows).astype(object)
+    try:
+        return pd.DataFrame.from_records(rows).astype(object)
+    except OverflowError:  # pandas 2: integers that no float can hold
+        return pd.DataFrame(rows, dtype=object)
 
 
 def parse_lines(text: str, path: Path) -> Iterator[dict]:

@@ -137,7 +137,7 @@ def read_padchest(
     frame, findings = add_findings(frame, min_images)
     base = "images/" if (root / "images").is_dir() else ""
     folders = {name: f"{base}{name}/" for name in frame["ImageDir"].dropna().unique() if is_folder(root / base, name)}
-    frame["path"] = [folders.get(folder, base) for folder in frame["ImageDir"]] + frame["ImageID"]
+    frame["path"] = frame["ImageDir"].map(lambda folder: folders.get(folder, base)).str.cat(frame["ImageID"])
     frame["image_id"] = frame["ImageID"].str.removesuffix(".png")
     add_details(frame)
     columns = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}

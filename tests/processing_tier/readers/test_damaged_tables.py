@@ -101,7 +101,7 @@ def test_offsets_of_a_saved_data_set_that_lead_outside(tmp_path):
     folder = save(tmp_path / "d", report=["Clear lungs, no effusion."])
     (file,) = folder.glob("*.arrow")
     data = bytearray(file.read_bytes())
-    at = data.index((0).to_bytes(4, "little") + len("Clear lungs, no effusion.").to_bytes(4, "little"))
+    at = data.rindex((0).to_bytes(4, "little") + len("Clear lungs, no effusion.").to_bytes(4, "little"))
     data[at + 4 : at + 8] = (2**31 - 1).to_bytes(4, "little")
     file.write_bytes(data)
     with pytest.raises(ValueError, match="d: the split 'train' cannot be read"):

@@ -295,7 +295,7 @@ def test_cxr_bert_with_its_tokenizer_is_read_without_remote_code(tower_folders, 
     [
         ("preprocessor_config.json", "[" * 10**5, "The image processor of .* cannot be loaded: RecursionError"),
         ("tokenizer.json", '{"a": 1}', "The tokenizer of .* cannot be loaded: KeyError: 'added_tokens'"),
-        ("tokenizer_config.json", "null", "The tokenizer of .* cannot be loaded: AttributeError"),
+        ("tokenizer_config.json", "null", "The tokenizer of .* cannot be loaded: (Attribute|Type)Error"),
     ],
 )
 def test_damaged_files_beside_the_weights_of_a_checkpoint(tmp_path, name, content, message):

@@ -18,6 +18,7 @@ from evaluation_tier.figures.robustness import plot_robustness
 from evaluation_tier.models.single_pass import feed
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
+from processing_tier.image_processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers import read_records
 from processing_tier.records.masks import finding_mask
@@ -352,8 +353,8 @@ def test_results_are_json_and_the_seed_fixes_them(results, tier_model, phantom):
 
 def test_every_image_is_decoded_once(tier_model, phantom, monkeypatch):
     model, processor = tier_model
-    read, times = processor.image_processor.read, []
-    monkeypatch.setattr(processor.image_processor, "read", lambda image: times.append(1) or read(image))
+    read, times = TierImageProcessor.read, []
+    monkeypatch.setattr(TierImageProcessor, "read", lambda self, image: times.append(1) or read(self, image))
     evaluate_robustness(model, processor, phantom.select(range(30)), min_positives=1, resampling=Resampling(2))
     assert len(times) == 30
 
