@@ -106,7 +106,7 @@ def check_model(model: "ModelArguments") -> None:
 
 
 def check_training(training: "TierTrainingArguments") -> None:
-    refuse(rules_on_resuming(training), rules_on_loading(training))
+    refuse(rules_on_resuming(training), rules_on_loading(training), rules_on_best_checkpoint(training))
 
 
 def check_choosing(training: "TierTrainingArguments") -> None:
@@ -206,6 +206,18 @@ def rules_on_loading(training: "TierTrainingArguments") -> Iterator[str]:
         yield (
             f"dataloader_prefetch_factor={training.dataloader_prefetch_factor} has no effect without data-loader "
             "workers; add --dataloader_num_workers."
+        )
+
+
+def rules_on_best_checkpoint(training: "TierTrainingArguments") -> Iterator[str]:
+    evaluate, save = (
+        str(getattr(strategy, "value", strategy)) for strategy in (training.eval_strategy, training.save_strategy)
+    )
+    known = {"no", "steps", "epoch"}
+    if training.load_best_model_at_end and {evaluate, save} <= known and evaluate != save:
+        yield (
+            f"eval_strategy={evaluate!r} and save_strategy={save!r} differ, but the best checkpoint is chosen among "
+            "evaluated ones; set both to the same, or add --load_best_model_at_end false."
         )
 
 

@@ -72,8 +72,8 @@ class TierTrainingArguments(TrainingFields, TrainingArguments):
         compatibility.check_training(self)
         try:
             super().__post_init__()
-        except ValueError:
-            raise
+        except ValueError as error:  # some of the library's have several lines
+            raise ValueError(" ".join(str(error).split())) from error
         except ARGUMENT_ERRORS as error:
             raise ValueError(f"A training option cannot be used: {' '.join(str(error).split())}") from error
         if self.accelerator_config.split_batches:

@@ -323,7 +323,7 @@ def test_one_two_and_three_processes_evaluate_alike(tmp_path):
         folder.mkdir()
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *(launcher if processes > 1 else []), tmp_path / "script.py", folder]
-        command += [REPOSITORY, REPOSITORY / "tests", Path(__file__).parent]
+        command += [REPOSITORY, REPOSITORY / "tests" / "support", Path(__file__).parent]
         result = subprocess.run(
             [str(word) for word in command],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},

@@ -87,6 +87,10 @@ def test_options_of_different_groups(argv, message):
         (("--average_top_k",), "average_top_k has no effect with save_top_k=None; use for example 3."),
         ((*TOP, "--save_total_limit", "5"), "save_total_limit=5 has no effect with save_top_k; leave it out."),
         (("--early_stopping_patience", "2", "--no_load_best_model_at_end"), "early_stopping_patience needs load_best"),
+        (
+            ("--eval_strategy", "steps"),
+            "eval_strategy='steps' and save_strategy='epoch' differ, but the best checkpoint",
+        ),
     ],
 )
 def test_options_of_one_group(argv, message):
