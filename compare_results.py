@@ -4,7 +4,7 @@
     tier-compare runs/a-evaluation runs/b-evaluation --output_dir runs/a-and-b
     tier-compare predictions.csv --radiologists cheXpert-test-set-labels --threshold_table validation.csv
 
-A and B are folders that eval_zeroshot.py wrote (metrics.json, predictions.parquet). Prints tables with paired
+A and B are folders that tier-eval wrote (metrics.json, predictions.parquet). Prints tables with paired
 intervals and p-values. With --output_dir, also writes them as JSON, Markdown, LaTeX, a figure and an HTML page.
 With --radiologists, A is a table of predictions by any program (columns study_id, score_Edema and so on). It is
 compared with the three radiologists of CheXpert's test set.
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     readers.add_argument(
         "--protocol",
         metavar="NAME",
-        help='protocol of eval_zeroshot.py that sets thresholds and intervals: "tier" chooses a separate threshold '
+        help='protocol of tier-eval that sets thresholds and intervals: "tier" chooses a separate threshold '
         'for F1, "chexzero" uses that of MCC (default: chexzero)',
     )
     return parser

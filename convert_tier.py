@@ -9,7 +9,7 @@ this package for transformers or OpenCLIP.
     tier-convert CLIP-ViT-B-32-laion2B-s34B-b79K models/laion                     # a folder of OpenCLIP or of CLIP
     tier-convert runs/mine models/mine_openclip --to openclip                     # and back
 
-AutoModel.from_pretrained, train_tier.py and eval_zeroshot.py load the output. Code inside a checkpoint never runs: the
+AutoModel.from_pretrained, tier-train and tier-eval load the output. Code inside a checkpoint never runs: the
 command refuses a file that would run code while it is read. The exit code is 0, or 2 after one sentence about the
 fault; in that case, nothing is written.
 """

@@ -1,14 +1,14 @@
-"""Evaluate a TIER or CLIP model zero-shot on chest radiographs, or a classifier of train_tier.py by its logits.
+"""Evaluate a TIER or CLIP model zero-shot on chest radiographs, or a classifier of tier-train by its logits.
 
-    python eval_zeroshot.py runs/demo --data phantom --split validation --figures
-    python eval_zeroshot.py runs/mine --data FOLDER --findings Cardiomegaly "Pleural Effusion"
-    python eval_zeroshot.py owner/name --data phantom --split test
-    python eval_zeroshot.py runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --protocol chexzero
+    tier-eval runs/demo --data phantom --split validation --figures
+    tier-eval runs/mine --data FOLDER --findings Cardiomegaly "Pleural Effusion"
+    tier-eval owner/name --data phantom --split test
+    tier-eval runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --protocol chexzero
     accelerate launch eval_zeroshot.py runs/mine --data FOLDER
-    python eval_zeroshot.py runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
+    tier-eval runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
 Prints a table and writes metrics.json, predictions.parquet, tables.md, tables.tex and report.html (figures and the
-model card on request). To compare two results on the same images, use compare_results.py.
+model card on request). To compare two results on the same images, use tier-compare.
 The exit code is 0, or 2 after one sentence about the fault; in that case, nothing is written.
 """
 

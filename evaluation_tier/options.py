@@ -187,7 +187,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """ValueError for options that are wrong for any models and data; `columns` becomes a mapping."""
     if not args.models:
-        raise ValueError("the model is missing: give the folder that train_tier.py wrote, or a name on the Hub.")
+        raise ValueError("the model is missing: give the folder that tier-train wrote, or a name on the Hub.")
     if len(set(args.models)) < len(args.models):
         raise ValueError("a model is named twice: an ensemble needs models that differ.")
     if not args.data:

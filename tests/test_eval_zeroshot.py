@@ -32,7 +32,7 @@ def test_options_may_come_first(models, tmp_path, capsys):
         (["m", "--data", "phantom", "--find", "Edema"], "unknown option --find: did you mean --findings?"),
         (
             ["--data", "phantom"],
-            "the model is missing: give the folder that train_tier.py wrote, or a name on the Hub.",
+            "the model is missing: give the folder that tier-train wrote, or a name on the Hub.",
         ),
         (["m", "m", "--data", "phantom"], "a model is named twice: an ensemble needs models that differ."),
         (["m"], '--data is missing: give "phantom", a folder, or a table.'),

@@ -132,7 +132,7 @@ def check_name(name: str | Path) -> None:
     check_hub_name(name, "model folder")
     if "/" not in str(name):
         raise ValueError(
-            f"The model folder {name} does not exist: name one that train_tier.py or save_pretrained wrote, or a "
+            f"The model folder {name} does not exist: name one that tier-train or save_pretrained wrote, or a "
             "model on the Hub (owner/name)."
         )
 

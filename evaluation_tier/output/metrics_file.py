@@ -72,7 +72,7 @@ def read_metrics(folder: str | Path) -> dict:
     """
     path = Path(folder) / "metrics.json"
     if not path.is_file():
-        raise ValueError(f"The folder {folder} does not hold metrics.json: name a folder that eval_zeroshot.py wrote.")
+        raise ValueError(f"The folder {folder} does not hold metrics.json: name a folder that tier-eval wrote.")
     if path.stat().st_size > MAX_METRICS_BYTES:
         raise ValueError(f"{path} exceeds {MAX_METRICS_BYTES >> 20} MB: it is not the metrics.json of an evaluation.")
     try:

@@ -26,9 +26,7 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
     """
     path = Path(folder) / "predictions.parquet"
     if not path.is_file():
-        raise ValueError(
-            f"The folder {folder} does not hold predictions.parquet: name a folder that eval_zeroshot.py wrote."
-        )
+        raise ValueError(f"The folder {folder} does not hold predictions.parquet: name a folder that tier-eval wrote.")
     columns = [
         "image_id",
         "patient_id",

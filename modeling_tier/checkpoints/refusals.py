@@ -48,7 +48,7 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
     if "siglip" in str(timm).lower() or model.get("init_logit_bias") is not None:
         raise ValueError(
             f"{folder} is a SigLIP model in OpenCLIP's format, which is not a CLIP model: it has a bias, other text "
-            "padding and a pooling head. Use its release for transformers (SiglipModel), which eval_zeroshot.py reads."
+            "padding and a pooling head. Use its release for transformers (SiglipModel), which tier-eval reads."
         )
     if "multimodal_cfg" in model:
         raise ValueError(f"{folder} is a CoCa model of OpenCLIP, with a text decoder. {ONLY_VIT}.")
@@ -88,7 +88,7 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
         if "logit_bias" in tensors:
             raise ValueError(
                 f"{name} is a SigLIP model in OpenCLIP's format, which is not a CLIP model. Use its release for "
-                "transformers (SiglipModel), which eval_zeroshot.py reads."
+                "transformers (SiglipModel), which tier-eval reads."
             )
         text = " and a BERT for texts, as BiomedCLIP" if has_prefix(tensors, "text.transformer.embeddings.") else ""
         raise ValueError(
@@ -112,7 +112,7 @@ def refuse_model_type(folder: Path, model_type: str) -> None:
     if model_type in ("siglip", "siglip2"):
         raise ValueError(
             f"{folder} holds a SigLIP model of transformers, which is not a CLIP model and needs no conversion: "
-            "eval_zeroshot.py reads the folder as it is."
+            "tier-eval reads the folder as it is."
         )
     raise ValueError(f"{folder} holds a model of type {model_type!r}, not a CLIP model.")
 

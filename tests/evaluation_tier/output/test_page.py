@@ -258,7 +258,7 @@ def test_a_figure_that_is_none_is_left_out(write, metrics, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not hold metrics.json: name a folder that eval_zeroshot.py wrote."),
+        (None, "does not hold metrics.json: name a folder that tier-eval wrote."),
         ("{", "is not valid JSON: evaluate the model again."),
         ("[]", "lacks a valid 'dataset'"),
         (json.dumps({"dataset": "d", "protocol": {}, "n_images": 1, "findings": {"A": {}}, "mean": {}}), "of 'A'"),

@@ -157,7 +157,7 @@ def test_what_does_not_compare_is_refused_with_counts(make_result, changes, mess
 
 def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
     folder = make_result("one", [0.9, 0.1, 0.8, 0.0])
-    with pytest.raises(ValueError, match="does not hold metrics.json: name a folder that eval_zeroshot.py wrote"):
+    with pytest.raises(ValueError, match="does not hold metrics.json: name a folder that tier-eval wrote"):
         compare_evaluations(folder, tmp_path)
     (folder / "predictions.parquet").unlink()
     with pytest.raises(ValueError, match="does not hold predictions.parquet"):

@@ -34,7 +34,7 @@ COCA = {"vision_cfg": {"layers": 12}, "text_cfg": {"width": 512}, "multimodal_cf
             BIOMEDCLIP,
             ("is BiomedCLIP with other towers than CLIP's: timm's vit_base_patch16_224", "the open_clip package"),
         ),
-        (SIGLIP, ("is a SigLIP model in OpenCLIP's format", "SiglipModel), which eval_zeroshot.py reads")),
+        (SIGLIP, ("is a SigLIP model in OpenCLIP's format", "SiglipModel), which tier-eval reads")),
         (RN50, ("with a ResNet as image tower (layers [3, 4, 6, 3], as RN50)", "for example ViT-B-32")),
         (CONVNEXT, ("with the image tower convnext_base of timm", "for example ViT-B-32")),
         (COCA, ("is a CoCa model of OpenCLIP, with a text decoder", "Only CLIP models with a plain vision")),
@@ -93,7 +93,7 @@ def test_tensors_of_other_models(tmp_path, name, tensors, sentence):
     "model_type, sentence",
     [
         ("cxr-bert", "holds CXR-BERT, BioViL's text tower. Name BioViL's image file"),
-        ("siglip", "eval_zeroshot.py reads the folder as it is"),
+        ("siglip", "tier-eval reads the folder as it is"),
         ("vit", "holds a model of type 'vit', not a CLIP model"),
     ],
 )
