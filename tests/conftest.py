@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: 
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -14,6 +15,9 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
 )
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)  # the same examples in every run
+settings.load_profile("repeatable")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
