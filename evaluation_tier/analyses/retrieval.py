@@ -36,7 +36,7 @@ def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str 
         deidentified: `"keep"`, `"remove"` or `"replace"`, see `processing_tier.reports.deidentification.clean_text`.
 
     Raises:
-        ValueError: for a data set without these columns or without a word in them, or an unknown option.
+        ValueError: for a data set that lacks these columns or whose texts lack words, or an unknown option.
     """
     sections = ("impression", "findings")
     missing = [section for section in sections if section not in dataset.column_names]
@@ -87,7 +87,7 @@ class Retrieval:
 
     Every record is a query both ways. The gallery of texts has each text once, that of images each image. Texts that
     say the same (see `duplicate_groups`) stand for one another: any of them, or the image of any of them, is a hit.
-    Records without a word of text and images that do not decode are left out of both sides.
+    Records whose text lacks words, and images that do not decode, are left out of both sides.
 
     Args:
         dataset: in the schema of `processing_tier.records`.

@@ -55,7 +55,7 @@ class Sparsity:
     Concentration of the similarities, as an [`Analysis`] of one model or of several.
 
     Each word counts once: its numbers are averaged over its tokens. The mean of all words leaves out punctuation,
-    which has a separate row. Records without a word of text and images that do not decode are left out.
+    which has a separate row. Records whose text lacks words, and images that do not decode, are left out.
 
     Args:
         dataset: in the schema of `processing_tier.records`.
@@ -178,7 +178,7 @@ def means(sums: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
 
     Returns:
         (weightings, 2 + (1 + classes) * statistics): token and patch entropy, then the statistics of all words and of
-        each class; NaN without a word.
+        each class; NaN for a class that lacks words.
     """
     entropies = divide(weights @ sums["entropy_sums"], weights @ sums["entropy_counts"])
     by_class = np.einsum("wi,ics->wcs", weights, sums["sums"], optimize=True)

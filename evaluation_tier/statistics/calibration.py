@@ -62,8 +62,8 @@ def fit_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
     Temperature scaling: the temperature for which sigmoid(score / temperature) has the lowest negative log likelihood
     (Guo et al. 2017, section 4.2, for one logit).
 
-    The scores are logits: present and absent must be equally likely at 0, since there is no bias. The labels are
-    smoothed as in [`fit_calibration`].
+    The scores are logits: present and absent must be equally likely at 0, because only a scale is fitted. The labels
+    are smoothed as in [`fit_calibration`].
 
     Returns:
         `float`: > 0; NaN without both classes, and if no positive temperature is best.

@@ -9,7 +9,7 @@
   of the last two). If the rule has a criterion for it, `accuracy` with its interval, and `accuracy_threshold`.
 - `"mean"`: the same metrics and intervals, `brier` and `ece`, over the findings for which each is defined.
 - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count, and under
-  `"mean"`, how many lack one of any finding in the mean AUROC. If more than half are dropped, there is no interval.
+  `"mean"`, how many lack one of any finding in the mean AUROC. If more than half are dropped, the interval is omitted.
   (CheXzero's resamples count all the same. If more than 2.5 % lack a class, the upper bound is undefined.)
 - `"no_interval"`: the reason, by name of each finding with too few patients, or under `"mean"`.
 """
