@@ -17,7 +17,7 @@ from .losses_tier import (
     total_loss,
     views_contrastive_loss,
 )
-from .maps_tier import similarity_map
+from .maps_tier import check_map_kind, similarity_map
 from .pipeline_tier import custom_pipelines
 from .saving_tier import SavingMixin
 from .towers_tier import resize_positions
@@ -201,9 +201,10 @@ class TierModelMixin(SavingMixin):
         attention_mask: torch.Tensor | None = None,
         per_token: bool = False,
         interpolate_pos_encoding: bool = False,
+        kind: str = "cosine",
     ) -> torch.Tensor:
         """
-        Cosine of each text with each patch of each image: where the model sees the content of the text.
+        Where the model sees the content of each text in each image; see [`similarity_map`].
 
         With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
 
@@ -213,18 +214,26 @@ class TierModelMixin(SavingMixin):
             attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
             per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            kind (`str`, *optional*, defaults to `"cosine"`):
+                `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch to the score:
+                these sum over the patches to the cosine of the text with the image (with `per_token`, of the token's
+                normalised embedding with the image). Only `image_pooling="patch_mean"` has contributions.
 
         Returns:
             `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
-            `per_token`: In [-1, 1]; rows from the top, columns from the left of the image as the model received it.
+            `per_token`: float32; rows from the top, columns from the left of the image as the model received it.
+
+        Raises:
+            ValueError: The kind does not exist, or the model does not have it.
         """
+        check_map_kind(kind, self.config.image_pooling)
         text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         if per_token:
             text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
         else:
             text_embeds = text_outputs.pooler_output  # (texts, dim)
         patch_map = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
-        return similarity_map(nn.functional.normalize(text_embeds.float(), dim=-1), patch_map)
+        return similarity_map(nn.functional.normalize(text_embeds.float(), dim=-1), patch_map, kind)
 
     def resize_image_positions(self, image_size: int) -> None:
         """

@@ -4,6 +4,7 @@ import torch
 
 IMAGE_POOLINGS = ("cls", "patch_mean")
 NEEDS_CLASS_TOKEN = ("cls",)  # those of IMAGE_POOLINGS that a backbone without a class token does not offer
+ADDS_UP = ("patch_mean",)  # those of IMAGE_POOLINGS whose image embedding is a sum over the patches, up to its length
 
 
 def pool_image(

@@ -71,16 +71,24 @@ def test_heatmaps_lie_in_the_original_pixels(pipe):
     tokens = pipe.tokenizer(SENTENCES[2:], padding=True, return_tensors="pt")
     pixels = pipe.image_processor(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        maps = pipe.model.get_similarity_map(tokens["input_ids"], pixels, tokens["attention_mask"])
+        inputs = (tokens["input_ids"], pixels, tokens["attention_mask"])
+        maps = pipe.model.get_similarity_map(*inputs, kind="contribution")
+        logits = pipe.model(*inputs).logits_per_image[0] / pipe.model.logit_scale.exp()
+    difference = (maps[0, 0] - maps[0, 1]).sum().item()
+    assert difference == pytest.approx((logits[0] - logits[1]).item(), abs=1e-6)
+    assert result[0]["score"] == pytest.approx(1 / (1 + math.exp(-difference)), abs=1e-6)  # what the map adds up to
     (expected,) = pipe.image_processor.post_process_similarity_map(maps[:, :1] - maps[:, 1:], [(60, 90)])
     np.testing.assert_allclose(result[0]["heatmap"], expected[0], rtol=0, atol=1e-6)
-    assert np.ptp(expected[0].numpy()) > 1e-3
+    assert np.ptp(expected[0].numpy()) > 1e-3 * np.abs(expected[0].numpy()).max() > 0
     if isinstance(pipe.model, TierCLIPModel):  # where the class token is the image, the tower is asked twice
         pipe.model.config.image_pooling = "cls"
         again = pipe(image, return_heatmaps=True)
         assert_same(again, pipe(image))
         assert again[0]["score"] != pytest.approx(result[0]["score"], abs=1e-4)
-        np.testing.assert_array_equal(again[0]["heatmap"], result[0]["heatmap"])
+        with torch.no_grad():
+            cosines = pipe.model.get_similarity_map(*inputs)  # such a score is not a sum over patches
+        (cosines,) = pipe.image_processor.post_process_similarity_map(cosines[:, :1] - cosines[:, 1:], [(60, 90)])
+        np.testing.assert_allclose(again[0]["heatmap"], cosines[0], rtol=0, atol=1e-6)
         pipe.model.config.image_pooling = "patch_mean"
     # images of different sizes in one batch
     batch = pipe([image, make_image(33, 44)], return_heatmaps=True, batch_size=2)
@@ -103,7 +111,7 @@ def test_word_maps(pipe):
     pixels = pipe.image_processor(image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = pipe.model.get_similarity_map(
-            tokens["input_ids"], pixels, tokens["attention_mask"], per_token=True
+            tokens["input_ids"], pixels, tokens["attention_mask"], per_token=True, kind="contribution"
         )[:, 0]
     (expected,) = pipe.image_processor.post_process_similarity_map(expected, [(60, 90)])  # (tokens, 60, 90)
     words = tokens.word_ids(0)
