@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
+from evaluation_tier.analyses.grounding.map_names import shown_map
+from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case, read_cases, read_region
 from evaluation_tier.figures.style import (
     COLOURS,
@@ -53,7 +54,7 @@ def plot_grounding(
     prompts: Mapping[str, Prompts],
     results: Mapping,
     path: str | Path,
-    map_name: str = "above_average",
+    map_name: str | None = None,
 ) -> Path:
     """A sheet of the best, the median and the worst regions by IoU at the best threshold.
 
@@ -65,14 +66,16 @@ def plot_grounding(
         prompts: of the findings, as they were evaluated.
         results: as `evaluate_grounding` returns them.
         path: of the PNG file.
-        map_name: the map that is drawn and ranks the regions.
+        map_name: the map that is drawn and ranks the regions; by default `shown_map`.
 
     Raises:
         ValueError: for an unknown map, or results of other data.
     """
     matplotlib = import_matplotlib()
-    if map_name not in MAPS:
-        raise ValueError(f"A sheet shows one of the maps {', '.join(MAPS)}, not {map_name!r}.")
+    measured = results["all_regions"]["maps"]
+    map_name = shown_map(measured) if map_name is None else map_name
+    if map_name not in measured:
+        raise ValueError(f"A sheet shows one of the maps {', '.join(measured)}, not {map_name!r}.")
     dataset = dataset.with_format(None)
     cases = read_evaluated_cases(dataset, results)
     groups = group_regions(results["regions"], map_name)
@@ -88,7 +91,7 @@ def plot_grounding(
             row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, rotation=90, va="center", ha="right")
             for i, region in enumerate(group):
                 case = shown[region["case"]]
-                grid = torch.from_numpy(grids[case][MAPS.index(map_name)])[None]
+                grid = torch.from_numpy(grids[case][map_name])[None]
                 sketch = sketch_region(region, case, dataset[case.row], grid, processor, results, map_name)
                 draw_grounding(row[2 * i], row[2 * i + 1], sketch)
         dataset_name = describe_dataset(results["dataset"]) or "unnamed data"

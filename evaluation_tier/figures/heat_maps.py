@@ -22,7 +22,7 @@ from evaluation_tier.models.embedding import check_finite, embed_prompts
 from evaluation_tier.models.images import read_batches
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
-from modeling_tier.maps_tier import similarity_map
+from modeling_tier.maps_tier import default_map_kind, similarity_map
 from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -37,6 +37,7 @@ class HeatMaps(NamedTuple):
 
     maps: np.ndarray  # (images, findings, rows, columns) float32, in [-1, 1]; NaN where an image does not decode
     findings: list[str]
+    kind: str  # see `modeling_tier.maps_tier`
 
 
 def compute_heat_maps(
@@ -48,7 +49,8 @@ def compute_heat_maps(
     batch_size: int = 32,
 ) -> HeatMaps:
     """
-    For each finding the patch's cosine to its positive sentences, minus that to those of "No Finding", both scaled.
+    For each finding the map of its positive sentences, minus that of those of "No Finding", both scaled. They are maps
+    of contributions where the model has them; TIER's are of cosines.
 
     Scaled means that the 1st and the 99th percentile over all patches of all images become 0 and 1, and what lies
     beyond is clipped, so that a map is high where this set of images seldom is (TIER zero_shot_heatmaps.py:30-66).
@@ -64,15 +66,16 @@ def compute_heat_maps(
     """
     asked = {**prompts, "": Prompts(no_finding.positive, [])}
     directions = torch.from_numpy(embed_prompts(model, processor, asked)[0]).to(model.device)
-    cosines: np.ndarray | None = None
+    kind = default_map_kind(model.config.image_pooling)
+    found: np.ndarray | None = None
     with torch.inference_mode():
         for batch in read_batches(model, processor, dataset, batch_size, "mapping images"):
-            maps = similarity_map(directions, check_finite(model.get_patch_map(batch.pixels))).cpu().numpy()
-            if cosines is None:
-                cosines = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
-            cosines[batch.rows] = maps
-    scaled = np.stack([scale(cosines[:, i]) for i in range(len(asked))], axis=1)
-    return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts))
+            maps = similarity_map(directions, check_finite(model.get_patch_map(batch.pixels)), kind).cpu().numpy()
+            if found is None:
+                found = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
+            found[batch.rows] = maps
+    scaled = np.stack([scale(found[:, i]) for i in range(len(asked))], axis=1)
+    return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts), kind)
 
 
 def scale(values: np.ndarray) -> np.ndarray:
@@ -136,8 +139,8 @@ def plot_heat_maps(
                 heat = post_process(grid[None], [(radiograph.height, radiograph.width)])[0].numpy()
                 show_radiograph(axes, grey)
                 overlay = axes.imshow(heat, cmap="coolwarm", vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
-                axes.set_title(literal(name))
-        label = 'scaled similarity minus that to "No Finding"'
+                axes.set_title(literal(f"{name}\n{of_model.kind}s"))
+        label = 'scaled map minus that of "No Finding"'
         add_colour_bar(figure, overlay, panels[:, -1].tolist(), label, fraction=0.03, extend="both")
         title = f"What the models see, {describe_dataset(dataset_name)}".removesuffix(", ")
         figure.suptitle(literal(title), fontsize=12, fontweight="bold")

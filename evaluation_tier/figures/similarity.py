@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
+from evaluation_tier.analyses.grounding.map_names import shown_map
+from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.figures.style import (
     MARKED,
@@ -46,10 +47,10 @@ def plot_similarity_maps(
     """One figure per finding, `similarity_<finding>.png`: the radiograph, the true mask, the similarity map over it.
 
     Each shows the positive image with the highest score; without a mask, there is no middle panel. The map is
-    `above_average` of `compute_grids`, the one that grounding measures: it removes similarity that every image has at
-    a place (the heart, the film's edge) and keeps that of this image. On 300 phantoms the AUROC of the map's pixels
-    against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and 0.58 with the
-    positive sentences alone.
+    `shown_map` of those that grounding measures: above average, which removes what every image has at a place (the
+    heart, the film's edge) and keeps what is this image's own; of contributions where the model has them. On 300
+    phantoms the AUROC of the pixels of a cosine map against the true mask, averaged over 8 findings, was 0.85 this
+    way, 0.83 without the average, and 0.58 with the positive sentences alone.
 
     Args:
         model, processor: the first model of the evaluation.
@@ -79,11 +80,14 @@ def plot_similarity_maps(
     for finding, row in best.items():
         record = dataset[row]
         radiograph = read_radiograph(record["image"])
-        grid = torch.from_numpy(grids[Case(row, finding, "")][MAPS.index("above_average")])[None]
+        found = grids[Case(row, finding, "")]
+        shown = shown_map(found)
+        grid = torch.from_numpy(found[shown])[None]
         size = [(radiograph.height, radiograph.width)]
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)
-        what = "positive minus negative cosine" if prompts[finding].negative else "cosine"
+        kind = "contribution to the score" if shown.endswith("contribution") else "cosine"
+        what = f"positive minus negative {kind}" if prompts[finding].negative else kind
         title = f"{finding}, {describe_dataset(metrics['dataset'])}".removesuffix(", ")  # names no image or patient
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):
             figure = draw_similarity(matplotlib, radiograph, mask, similarity, f"{what},\nabove the average image")
@@ -96,7 +100,7 @@ def draw_similarity(
     matplotlib: ModuleType, radiograph: Image.Image, mask: np.ndarray | None, similarity: np.ndarray, label: str
 ) -> "Figure":
     """The figure of one image: radiograph, mask if there is one, similarity map with a colour bar."""
-    titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Similarity to the prompts"]
+    titles = ["Radiograph", *(["True mask"] if mask is not None else []), "Map of the prompts"]
     figure = matplotlib.figure.Figure(figsize=(3.6 * len(titles) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(titles))
     for axes, title in zip(panels, titles, strict=True):
@@ -108,8 +112,10 @@ def draw_similarity(
         panels[1].imshow(tint)
         for axes in panels[1:]:
             outline(axes, mask, linewidth=1.2)
-    low, high = np.nanpercentile(similarity, [1, 99])  # one odd patch must not take all the colours
-    strength = np.nan_to_num((similarity - low) / max(high - low, 1e-12)).clip(0, 1)
-    overlay = panels[-1].imshow(similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.2 + 0.5 * strength)
-    add_colour_bar(figure, overlay, panels[-1], label, fraction=0.046)
+    # symmetric about the average image, and one odd patch must not take all the colours
+    limit = max(float(np.nanpercentile(np.abs(similarity), 99)), 1e-12)
+    strength = np.nan_to_num(np.abs(similarity) / limit).clip(0, 1)
+    alpha = 0.1 + 0.6 * strength
+    overlay = panels[-1].imshow(similarity, cmap="coolwarm", vmin=-limit, vmax=limit, alpha=alpha)
+    add_colour_bar(figure, overlay, panels[-1], label, fraction=0.046, extend="both")
     return figure

@@ -19,7 +19,8 @@ from evaluation_tier.models.cache import EmbeddingCache, hash_image, stack
 from evaluation_tier.models.images import Batch, read_batches
 from evaluation_tier.models.loading import is_classifier
 from modeling_tier import TierCLIPModel
-from modeling_tier.maps_tier import mean_direction
+from modeling_tier.maps_tier import mean_direction, patch_weights
+from modeling_tier.pooling_tier import ADDS_UP
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.prompts.loader import Prompts
 
@@ -131,8 +132,9 @@ def look_up(
 def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
     """
     The embedder of whole images and, if asked, of their patches. Its outputs are in float32 on the model's device:
-    `"image"` (batch, dim) and `"patches"` (batch, patches, dim), L2-normalised, or of a classifier `"logits"`
-    (batch, labels); and `"original_size"` (batch, 2), height and width of the pictures in the files.
+    `"image"` (batch, dim) and `"patches"` (batch, patches, dim), L2-normalised, with the `"patch_weights"` (batch,
+    patches) of a model whose score is a sum over patches; or of a classifier `"logits"` (batch, labels); and
+    `"original_size"` (batch, 2), height and width of the pictures in the files.
     """
     what = "logits" if is_classifier(model) else "image and patches" if patches else "image"
 
@@ -151,13 +153,16 @@ def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor | Mapping[str, tor
             return {"logits": check_finite(model(pixels).logits)}
         if not patches:
             return {"image": to_unit_length(model.get_image_features(pixel_values=pixels).pooler_output)}
+        weights = {}
         if hasattr(model, "encode_images"):
             outputs, grid = model.encode_images(pixels)  # grid (images, rows, columns, dim)
             patch_features = grid.flatten(1, 2)
+            if model.config.image_pooling in ADDS_UP:
+                weights = {"patch_weights": patch_weights(grid).flatten(1)}
         else:  # CLIP itself has all that it takes
             outputs = model.get_image_features(pixel_values=pixels)
             patch_features = TierCLIPModel.project_patches(model, outputs.last_hidden_state)
-        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(patch_features)}
+        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(patch_features), **weights}
 
 
 def has_patches(model: PreTrainedModel) -> bool:

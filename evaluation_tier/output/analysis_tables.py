@@ -1,7 +1,8 @@
 """The tables of retrieval, grounding, sparsity and robustness."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from evaluation_tier.analyses.grounding.map_names import MAPS, shown_map
 from evaluation_tier.output.tables import Table, column_name, format_cell, format_estimate, matrix_table
 
 
@@ -32,11 +33,17 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
     "signed_cnr": "Signed CNR is below 0 where the map is lower inside.",
     "miou": "IoU: the area that region and map share, divided by the area that either covers; 1 is perfect.",
     "miou_cosine": "mIoU cosine: the mean IoU at cosine thresholds of 0.1, 0.2, 0.3, 0.4 and 0.5.",
-    "miou_scaled": "mIoU scaled: the same, with the map of each image scaled to 0 to 1.",
+    "miou_scaled": "mIoU scaled: the mean IoU at thresholds of 0.1 to 0.5 of the map of each image scaled to 0 to 1.",
     "dice": "Dice: like IoU, but the shared area counts twice.",
     "iou_top": "IoU top 5 %: IoU of the 5 % highest pixels of the image, and so on.",
     "iou_best": "IoU best and Dice best: at the finding's best threshold of the scaled map.",
     "iou_best_optimistic": "Optimistic: the threshold was chosen on these same regions.",
+}
+
+
+KINDS_OF_MAPS = {
+    "contribution": "The contribution of each patch to the score; the figures show these maps.",
+    "cosine": "The cosine of each patch with the sentences, regardless of how much the patch weighs in the score.",
 }
 
 
@@ -46,30 +53,37 @@ def measure_name(key: str) -> str:
 
 
 def grounding_tables(grounding: Mapping) -> list[Table]:
-    """Maps, baselines and each finding; the layout is that of [`evaluate_grounding`]."""
+    """Maps of each kind, baselines and each finding; the layout is that of [`evaluate_grounding`]."""
     mean = grounding.get("mean") or {}
     if not (mean.get("maps") or {}).get("above_average"):
         mean = grounding.get("all_regions") or {}
     maps, baselines = mean.get("maps") or {}, mean.get("baselines") or {}
     if not maps:
         return []
-
-    def cell(numbers: Mapping, metric: str, with_interval: bool = True) -> str:
-        found = numbers.get(metric) or {}
-        return format_estimate(found.get("mean"), found.get("ci95") if with_interval else None)
-
     measures = list(dict.fromkeys(metric for numbers in maps.values() for metric in numbers))
     of = f", over {', '.join(mean['findings'])}" if mean.get("findings") else ""
-    sentences = [
+    intro = (
         f"How well the maps match the marked regions: {format_cell(mean.get('n_regions'))} regions of "
-        f"{format_cell(mean.get('n_patients'))} patients{of}.",
-        *(text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)),
+        f"{format_cell(mean.get('n_patients'))} patients{of}."
+    )
+    explained = [text for begin, text in GROUNDING_MEASURES.items() if any(key.startswith(begin) for key in measures)]
+    tables: list[Table] = []
+    for kind, sentence in KINDS_OF_MAPS.items():
+        of_kind = {name: maps[name] for name in MAPS[kind] if name in maps}
+        if of_kind:
+            rows = [
+                (measure_name(key), *(map_cell(numbers, key) for numbers in of_kind.values()))
+                for key in measures
+                if any(key in numbers for numbers in of_kind.values())
+            ]
+            note = " ".join([sentence] if tables else [intro, sentence, *explained])
+            names = [column_name(name.removesuffix(f"_{kind}")) for name in of_kind]
+            header = ("Measure", *(f"{name} (95 % CI)" for name in names))
+            title, align = f"Maps of the model: {kind}s", "l" + "r" * len(of_kind)
+            tables.append(Table(f"grounding-{kind}s", title, note, header, tuple(rows), align))
+    rows = [
+        (measure_name(key), *(map_cell(numbers, key, False) for numbers in baselines.values())) for key in measures
     ]
-    rows: list[tuple[str, ...]]
-    rows = [(measure_name(key), *(cell(numbers, key) for numbers in maps.values())) for key in measures]
-    header = ("Measure", *(f"{column_name(name)} (95 % CI)" for name in maps))
-    tables = [Table("grounding", "Maps of the model", " ".join(sentences), header, tuple(rows), "l" + "r" * len(maps))]
-    rows = [(measure_name(key), *(cell(numbers, key, False) for numbers in baselines.values())) for key in measures]
     note = (
         "Baselines that do not use the image: the average map of all images, the mean region of the finding in other "
         "patients (prior), a blob in the centre, a random point."
@@ -78,17 +92,31 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
     tables.append(
         Table("grounding-baselines", "Without the image", note, header, tuple(rows), "l" + "r" * len(baselines))
     )
-    shown = [key for key in ("pointing", "pixel_auroc", "miou_scaled", "dice_scaled") if key in measures]
-    rows = []
-    for finding, part in (grounding.get("findings") or {}).items():
-        numbers = (part.get("maps") or {}).get("above_average") or {}
-        rows.append((finding, format_cell(part.get("n_regions")), *(cell(numbers, key) for key in shown)))
-    if rows:
-        note = "The map minus the average map. With few regions, intervals are wide or missing."
-        header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in shown))
-        align = "lr" + "r" * len(shown)
-        tables.append(Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), align))
-    return tables
+    findings = grounding.get("findings") or {}
+    return tables + ([findings_table(findings, shown_map(maps), measures)] if findings else [])
+
+
+def findings_table(findings: Mapping, shown: str, measures: Sequence[str]) -> Table:
+    """The map `shown` on each finding."""
+    keys = [key for key in ("pointing", "pixel_auroc", "miou_scaled", "dice_scaled") if key in measures]
+    rows = [
+        (
+            name,
+            format_cell(part.get("n_regions")),
+            *(map_cell((part.get("maps") or {}).get(shown), key) for key in keys),
+        )
+        for name, part in findings.items()
+    ]
+    kind = "contributions" if shown in MAPS["contribution"] else "cosines"
+    note = f"The map of {kind} minus the average map. With few regions, intervals are wide or missing."
+    header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in keys))
+    return Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), "lr" + "r" * len(keys))
+
+
+def map_cell(numbers: Mapping | None, metric: str, with_interval: bool = True) -> str:
+    """The mean of a metric of one map, with its interval."""
+    found = (numbers or {}).get(metric) or {}
+    return format_estimate(found.get("mean"), found.get("ci95") if with_interval else None)
 
 
 def sparsity_tables(sparsity: Mapping) -> list[Table]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from evaluation_tier.analyses.grounding.map_names import MAPS, shown_map
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.tables import column_name
 
@@ -80,6 +81,8 @@ def part_numbers(key: str, part: Mapping) -> list[tuple[str, str, float | None]]
             for name, value in (part.get(of) or {}).items()
             if re.fullmatch(r"recall_at_\d+", name)
         ]
-    numbers = ((part.get("mean") or {}).get("maps") or {}).get("above_average") or {}
+    maps = (part.get("mean") or {}).get("maps") or {}
+    shown = shown_map(maps)
+    numbers, of = maps.get(shown) or {}, " of contributions" if shown in MAPS["contribution"] else ""
     types = {"pointing": "accuracy", "pixel_auroc": "roc_auc"}
-    return [(f"{column_name(name)}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]
+    return [(f"{column_name(name)}{of}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]

@@ -52,7 +52,7 @@ SECTIONS = {  # in the order of the page: heading, and how the names of its figu
 FIGURES_OF_ANALYSES = {  # alternative text and caption
     "grounding.png": (
         "Radiographs with a marked region, each next to the model's map; the tables hold the numbers.",
-        "The regions with the best, the median and the worst IoU of the map minus the average map. Left: the "
+        "The regions with the best, the median and the worst IoU of the map that the title names. Left: the "
         "radiograph with the marked region. Right: the map, the outline of the area above the threshold, and the "
         "highest pixel, which hits or misses.",
     ),
@@ -70,8 +70,8 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
     ),
     "similarity_of_models.png": (
         "Radiographs, each next to the heat-map of every model.",
-        "For each finding, a radiograph with it, and for each model how much more each place resembles the finding's "
-        'sentences than those of "No Finding". Both are scaled to the 1st and 99th percentile of all images.',
+        "For each finding, a radiograph with it, and for each model the map of the finding's sentences minus that of "
+        '"No Finding". Both are scaled to the 1st and 99th percentile of all images.',
     ),
     "robustness.png": (
         "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
@@ -272,9 +272,10 @@ def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
     subject = next((finding for finding in findings if names[finding] == name), name.replace("_", " "))
     if path.name.startswith("similarity_"):
         return (
-            f"A radiograph with {subject}, overlaid with the similarity of each place to the prompts.",
-            f"{subject}: the positive image with the highest score, its true mask if it has one, and the similarity "
-            "of each place to the prompts.",
+            f"A radiograph with {subject}, overlaid with the model's map of the prompts.",
+            f"{subject}: the positive image with the highest score, its true mask if it has one, and the model's map. "
+            "Red speaks for the finding more than in the average image, blue less; the colour bar names the kind of "
+            "map.",
         )
     caption = f"{path.stem.partition('_')[0].capitalize()}: {subject}".removesuffix(": ")
     return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."

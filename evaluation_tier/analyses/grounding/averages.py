@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluation_tier.analyses.grounding.map_metrics import METRICS, SCALED_THRESHOLDS
-from evaluation_tier.analyses.grounding.maps import BASELINES, COSINES, MAPS
+from evaluation_tier.analyses.grounding.map_names import AVERAGE_OF, COSINES, PLACES
 from evaluation_tier.analyses.grounding.measurements import BEST, Measurements
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.statistics.bootstrap import percentile_interval
@@ -35,14 +35,14 @@ def average_regions(
     results = {finding: describe(i, groups == i) for i, finding in enumerate(names)}
     in_mean = [finding for finding in names if results[finding]["n_patients"] >= MIN_PATIENTS]
     for i, finding in enumerate(names):
-        results[finding] |= describe_curves(measured.curves[groups == i], chosen.get(finding))
+        results[finding] |= describe_curves(measured.names, measured.curves[groups == i], chosen.get(finding))
     undefined = {
         name: {
             metric: int(number)
             for metric, number in zip(METRICS, numbers, strict=True)
-            if number and (metric != "miou_cosine" or name in COSINES)
+            if number and is_defined(name, metric)
         }
-        for name, numbers in zip((*MAPS, *BASELINES), np.isnan(measured.values).sum(axis=0), strict=True)
+        for name, numbers in zip(measured.names, np.isnan(measured.values).sum(axis=0), strict=True)
     }
     return {
         "n_images": len({case.row for case in measured.cases}),
@@ -78,15 +78,16 @@ def describe_group(
     return group
 
 
-def describe_curves(curves: np.ndarray, chosen: np.ndarray | None) -> dict:
+def describe_curves(names: Sequence[str], curves: np.ndarray, chosen: np.ndarray | None) -> dict:
     """The best `thresholds` of a finding by map and baseline, and the mean `curves` of those with a defined one.
 
     Args:
+        names: of the maps and baselines.
         curves: (cases, maps and baselines, 2, thresholds), of the finding.
         chosen: (maps and baselines, 2), see `best_thresholds`; None if they were chosen without the finding.
     """
     results: dict[str, dict] = {"thresholds": {}}
-    for j, name in enumerate((*MAPS, *BASELINES)):
+    for j, name in enumerate(names):
         known = curves[~np.isnan(curves[:, j]).any(axis=(1, 2)), j]
         steps = (-1, -1) if chosen is None else chosen[j]
         thresholds = [SCALED_THRESHOLDS[step] if step >= 0 else None for step in steps]
@@ -113,7 +114,10 @@ def list_regions(
             "finding": case.finding,
             "n_marks": measured.num_marks[i],
             "area": measured.areas[i],
-            "maps": {name: {metric: columns["maps", name, metric][i] for metric in metric_names} for name in MAPS},
+            "maps": {
+                name: {metric: columns["maps", name, metric][i] for metric in metric_names if is_defined(name, metric)}
+                for name in measured.maps
+            },
         }
         for i, case in enumerate(measured.cases)
     ]
@@ -123,7 +127,7 @@ def tabulate(
     measured: Measurements, chosen: Mapping[str, np.ndarray], metric_names: Sequence[str]
 ) -> dict[tuple[str, ...], np.ndarray]:
     """All averaged numbers, (cases,), by their place in the results of `evaluate_grounding`."""
-    names = (*MAPS, *BASELINES)
+    names = measured.names
     num_cases = len(measured.cases)
     best = np.full((num_cases, len(names), len(BEST)), np.nan)
     for i, case in enumerate(measured.cases):
@@ -132,21 +136,25 @@ def tabulate(
                 best[i, j, k] = measured.curves[i, j, k, chosen[case.finding][j, k]]
     values = dict(zip(names, np.concatenate([measured.values, best], axis=2).transpose(1, 2, 0), strict=True))
     columns: dict[tuple[str, ...], np.ndarray] = {
-        ("maps" if name in MAPS else "baselines", name, metric): column
+        ("maps" if name in measured.maps else "baselines", name, metric): column
         for name in names
         for metric, column in zip(metric_names, values[name], strict=True)
-        if metric != "miou_cosine" or name in COSINES
+        if is_defined(name, metric)
     }
     columns["baselines", "random", "pointing"] = measured.chance
-    for name in MAPS:
-        rivals = {"average": values["average_positive" if name == "positive" else "average"]}
-        rivals |= {rival: values[rival] for rival in ("prior", "centre")}
+    for name in measured.maps:
+        rivals = {"average": values[AVERAGE_OF[name]], **{place: values[place] for place in PLACES}}
         for rival, rival_values in rivals.items():
             for metric, difference in zip(metric_names, values[name] - rival_values, strict=True):
-                if metric != "miou_cosine" or rival == "average":
+                if is_defined(name if rival == "average" else rival, metric):
                     columns["differences", name, rival, metric] = difference
         columns["differences", name, "random", "pointing"] = values[name][0] - measured.chance
     return columns
+
+
+def is_defined(name: str, metric: str) -> bool:
+    """Whether a metric says something of a map or baseline: thresholds of cosines need cosines."""
+    return metric != "miou_cosine" or name in COSINES
 
 
 def bootstrap_means(

@@ -9,19 +9,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.analyses.grounding.map_names import MAPS
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_entries
 from evaluation_tier.models.single_pass import asked_rows, feed
-from modeling_tier.maps_tier import cosine_map
+from modeling_tier.maps_tier import contribution_map, cosine_map
+from modeling_tier.pooling_tier import ADDS_UP
 from processing_tier.prompts.loader import Prompts
-
-MAPS = ("positive", "difference", "above_average")
-
-BASELINES = ("average_positive", "average", "prior", "centre")
-
-COSINES = (*MAPS, *BASELINES[:2])  # thresholds of cosines say nothing of the others
 
 REFERENCE_IMAGES = 100  # whose average map is taken; more change it little
 
@@ -41,9 +37,11 @@ class PatchMaps:
 
     - `positive`: the patch's cosine to the positive sentences (averaged and normalised, as `embed_prompts` does), or
       to the case's phrase; see `similarity_map`.
-    - `difference`: minus its cosine to the negative sentences of the finding; what the pipeline draws.
-    - `above_average`: the difference minus that of the average image; what the figures draw.
+    - `difference`: minus its cosine to the negative sentences of the finding.
+    - `above_average`: the difference minus that of the average image.
     - `average_positive`, `average`: positive and difference of the average image.
+    - `positive_contribution` and so on: the same of contributions, for a model whose score is a sum over patches. The
+      pipeline draws `difference_contribution`, the figures `above_average_contribution`.
 
     The average image is that of up to 100 images of the data set, evenly spaced, regardless of their labels. If an
     evaluated image is one of them, the average that is subtracted includes its map.
@@ -56,6 +54,7 @@ class PatchMaps:
         prompts: of each finding.
 
     Attributes:
+        kinds: of maps that the model has, keys of `MAPS`.
         sizes: row to (height, width) of the picture in the file, for each case whose image decodes.
         num_reference: images that the average was taken over.
     """
@@ -78,6 +77,7 @@ class PatchMaps:
             else prompts[case.finding]
             for case in cases
         }
+        self.kinds = ("cosine", "contribution") if model.config.image_pooling in ADDS_UP else ("cosine",)
         self.cases = cases
         self.place = {key: i for i, key in enumerate(texts)}
         embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
@@ -85,46 +85,53 @@ class PatchMaps:
         self.cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
         self.reference = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
         self.rows: np.ndarray | None = np.union1d(self.reference, np.array(list(self.cases_of), dtype=int))
-        self.cosines: dict[Case, np.ndarray] = {}
+        self.sides: dict[Case, np.ndarray] = {}  # (kinds, 2, rows, columns): positive and negative
         self.sizes: dict[int, tuple[int, int]] = {}
-        self.total: np.ndarray | None = None  # of the reference images, (rows, columns, dim) float64
+        self.total: np.ndarray | None = None  # of the reference images, (kinds, rows, columns, dim) float64
         self.num_reference = 0
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         side = math.isqrt(outputs["patches"].shape[1])
         patch_maps = outputs["patches"].unflatten(1, (side, side))  # (images, rows, columns, dim)
+        weights = torch.ones(len(self.kinds), *patch_maps.shape[:3], device=patch_maps.device)
+        if "contribution" in self.kinds:
+            weights[self.kinds.index("contribution")] = outputs["patch_weights"].unflatten(1, (side, side))
         is_reference = np.isin(rows, self.reference)
         if is_reference.any():
-            in_average = patch_maps[torch.from_numpy(is_reference).to(patch_maps.device)]
-            total = in_average.double().sum(dim=0).cpu().numpy()
-            self.total = total if self.total is None else self.total + total
-            self.num_reference += len(in_average)
-        for row, size, patch_map in zip(rows.tolist(), outputs["original_size"].tolist(), patch_maps, strict=True):
+            members = torch.from_numpy(is_reference).to(patch_maps.device)
+            total = torch.einsum("kirc,ircd->krcd", weights[:, members].double(), patch_maps[members].double())
+            self.total = total.cpu().numpy() + (0 if self.total is None else self.total)
+            self.num_reference += int(is_reference.sum())
+        for i, (row, size) in enumerate(zip(rows.tolist(), outputs["original_size"].tolist(), strict=True)):
             asked = self.cases_of.get(row, [])
             if asked:
                 those = self.embeds[:, [self.place[case.finding, case.phrase] for case in asked]]
-                cosines = cosine_map(those, patch_map[None])[0].transpose(0, 1).cpu().numpy()
-                self.cosines.update(zip(asked, cosines, strict=True))
+                cosines = cosine_map(those, patch_maps[i : i + 1])  # (1, 2, cases, rows, columns)
+                sides = contribution_map(cosines, weights[:, i])  # (kinds, 2, cases, rows, columns)
+                self.sides.update(zip(asked, sides.permute(2, 0, 1, 3, 4).cpu().numpy(), strict=True))
                 self.sizes[row] = tuple(size)
 
     def finish(self, own: np.ndarray) -> None:
-        self.cosines, self.sizes = merge_entries(self.cosines), merge_entries(self.sizes)
+        self.sides, self.sizes = merge_entries(self.sides), merge_entries(self.sizes)
         shares = merge_entries({} if self.total is None else {int(own[0]): (self.total, self.num_reference)})
         self.total = sum(total for total, _ in shares.values())
         self.num_reference = sum(number for _, number in shares.values())
 
-    def grids(self) -> dict[Case, np.ndarray]:
-        """(5, rows, columns) float32 for each case whose image decodes, in the order of `MAPS` and the averages."""
+    def grids(self) -> dict[Case, dict[str, np.ndarray]]:
+        """By name in `MAPS` (rows, columns) float32, maps and averages, for each case whose image decodes."""
         mean = torch.as_tensor(self.total / max(self.num_reference, 1), device=self.embeds.device)
-        average = torch.einsum("sfd,rcd->fsrc", self.embeds.double(), mean).float().cpu().numpy()
-        grids = {}
+        average = torch.einsum("sfd,krcd->fksrc", self.embeds.double(), mean).float().cpu().numpy()
+        grids: dict[Case, dict[str, np.ndarray]] = {}
         for case in self.cases:
-            if case in self.cosines:
-                positive, negative = self.cosines[case]
-                average_positive, average_negative = average[self.place[case.finding, case.phrase]]
-                usual = average_positive - average_negative
-                difference = positive - negative
-                grids[case] = np.stack([positive, difference, difference - usual, average_positive, usual])
+            if case in self.sides:
+                grids[case] = {}
+                usual_sides = average[self.place[case.finding, case.phrase]]
+                for kind, sides, usual in zip(self.kinds, self.sides[case], usual_sides, strict=True):
+                    difference, usual_difference = sides[0] - sides[1], usual[0] - usual[1]
+                    maps = (sides[0], difference, difference - usual_difference)
+                    averages = (usual[0], usual_difference, usual_difference)
+                    grids[case] |= dict(zip(MAPS[kind], maps, strict=True))
+                    grids[case] |= dict(zip(MAPS[kind].values(), averages, strict=True))
         return grids
 
 
@@ -135,7 +142,7 @@ def compute_grids(
     cases: Sequence[Case],
     prompts: Mapping[str, Prompts],
     batch_size: int = 32,
-) -> tuple[dict[Case, np.ndarray], int]:
+) -> tuple[dict[Case, dict[str, np.ndarray]], int]:
     """The maps of each case, by a separate pass in this process; the figures draw them.
 
     Args:

@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.analyses.grounding.baselines import PRIOR_SIDE, centre_map, position_priors
 from evaluation_tier.analyses.grounding.map_metrics import dilate, measure_map
+from evaluation_tier.analyses.grounding.map_names import COSINES, PLACES, baseline_names, map_names
 from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.regions import Case, Region, read_region
 from evaluation_tier.models.images import check_any_readable
@@ -30,6 +31,7 @@ MAX_OUTSIDE = 0.05  # share of the boxes that may reach beyond their image
 class Measurements(NamedTuple):
     """Every case of a data set that could be measured, one row each."""
 
+    kinds: tuple[str, ...]  # of maps
     cases: list[Case]
     image_ids: list[str]
     patients: np.ndarray  # (cases,) str
@@ -39,6 +41,15 @@ class Measurements(NamedTuple):
     values: np.ndarray  # (cases, maps and baselines, metrics)
     curves: np.ndarray  # (cases, maps and baselines, 2, thresholds)
     left_out: dict[str, Any]  # and how many images the average map is of
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return map_names(self.kinds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Maps and baselines, in the order of the columns."""
+        return (*self.maps, *baseline_names(self.kinds))
 
 
 def run_threads(function: Callable, items: Iterable, description: str) -> Iterator:
@@ -74,6 +85,7 @@ def measure_regions(
     patients = [all_patients[case.row] for case in measured]
     priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
     prior_of = dict(zip(measured, priors, strict=True))
+    of_model = [name for name in (*map_names(maps.kinds), *baseline_names(maps.kinds)) if name not in PLACES]
 
     def measure_image(row: int) -> list[tuple]:
         height, width = maps.sizes[row]
@@ -83,11 +95,14 @@ def measure_regions(
                 continue
             mask = read_region(marks[row], case, height, width).mask
             hit_mask = dilate(mask, tolerance)
-            similarities = torch.from_numpy(grids[case])[None]
+            similarities = torch.from_numpy(np.stack([grids[case][name] for name in of_model]))[None]
             similarities = image_processor.post_process_similarity_map(similarities, [(height, width)])[0].numpy()
             prior = torch.from_numpy(prior_of[case])[None, None]
             prior = F.interpolate(prior, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
-            measures = [measure_map(similarity, mask, hit_mask) for similarity in similarities]
+            measures = [
+                measure_map(similarity, mask, hit_mask, is_cosine=name in COSINES)
+                for name, similarity in zip(of_model, similarities, strict=True)
+            ]
             measures += [measure_map(m, mask, hit_mask, is_cosine=False) for m in (prior, centre_map(height, width))]
             values, curves = zip(*measures, strict=True)
             results.append((mask.mean(), hit_mask.mean(), np.stack(values), np.stack(curves)))
@@ -97,6 +112,7 @@ def measure_regions(
     areas, chance, values, curves = (np.stack(column) for column in zip(*results, strict=True))
     skipped = sorted({image_ids[case.row] for case in maps.cases if case not in grids})
     return Measurements(
+        maps.kinds,
         measured,
         [image_ids[case.row] for case in measured],
         np.array(patients),

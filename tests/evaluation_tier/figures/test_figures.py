@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
+from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.figures.calibration import plot_calibration
 from evaluation_tier.figures.curves import plot_precision_recall, plot_roc
@@ -68,7 +68,7 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
 
     def spy(matplotlib, radiograph, mask, similarity, label):
         shown.append((radiograph, mask, similarity))
-        assert label == "positive minus negative cosine,\nabove the average image"
+        assert label == "positive minus negative contribution to the score,\nabove the average image"
         return draw_similarity(matplotlib, radiograph, mask, similarity, label)
 
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
@@ -77,7 +77,7 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
     everything = [read_radiograph(image) for image in phantom["image"]]
     cases = [Case(row, finding, "") for row in range(len(phantom)) for finding in prompts]
     grids, _ = compute_grids(*tier_model, phantom, cases, prompts)
-    differences = np.stack([grids[case][MAPS.index("difference")] for case in cases])
+    differences = np.stack([grids[case]["difference_contribution"] for case in cases])
     differences = differences.reshape(len(phantom), len(prompts), *differences.shape[1:])
     for i, (finding, path, (radiograph, mask, similarity)) in enumerate(zip(prompts, paths, shown, strict=True)):
         picture = read(path)
@@ -117,8 +117,14 @@ def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, eva
     alone = {finding: Prompts(prompts[finding].positive, [])}
     two = {**metrics, "models": ["runs/a", "runs/b"]}
     plot_similarity_maps(*tier_model, phantom, alone, two, predictions, tmp_path)
-    assert figures[0].axes[-1].get_ylabel() == "cosine,\nabove the average image"
+    assert figures[0].axes[-1].get_ylabel() == "contribution to the score,\nabove the average image"
     assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
+    low, high = figures[0].axes[-2].images[-1].get_clim()
+    assert low == -high < 0  # white is the average image
+
+    monkeypatch.setattr(tier_model[0].config, "image_pooling", "cls")  # whose score is not a sum over patches
+    plot_similarity_maps(*tier_model, phantom, {finding: prompts[finding]}, metrics, predictions, tmp_path)
+    assert figures[1].axes[-1].get_ylabel() == "positive minus negative cosine,\nabove the average image"
 
 
 def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):

@@ -11,12 +11,16 @@ PROMPTS = {"Edema": Prompts(["There is edema.", "Edema."], ["No edema."]), "Mass
 NO_FINDING = Prompts(["The lungs are clear."], ["A mass."])
 
 
-def test_maps_are_scaled_over_the_set_and_compared_with_no_finding(tier_model, phantom):
+@pytest.mark.parametrize("image_pooling, kind", [("cls", "cosine"), ("patch_mean", "contribution")])
+def test_maps_are_scaled_over_the_set_and_compared_with_no_finding(
+    tier_model, phantom, monkeypatch, image_pooling, kind
+):
     """As zero_shot_heatmaps.py does it: percentiles of all patches of all images, then minus the normal map."""
     model, processor = tier_model
+    monkeypatch.setattr(model.config, "image_pooling", image_pooling)
     dataset = phantom.select(range(12))
     found = compute_heat_maps(model, processor, dataset, PROMPTS, NO_FINDING, batch_size=5)
-    assert found.findings == ["Edema", "Mass"] and found.maps.shape == (12, 2, 4, 4)
+    assert found.kind == kind and found.findings == ["Edema", "Mass"] and found.maps.shape == (12, 2, 4, 4)
 
     texts, _ = embed_prompts(model, processor, {**PROMPTS, "normal": NO_FINDING})
     read = processor.image_processor.read
@@ -25,7 +29,9 @@ def test_maps_are_scaled_over_the_set_and_compared_with_no_finding(tier_model, p
     )
     with torch.no_grad():
         patches = model.get_patch_map(pixels["pixel_values"]).flatten(1, 2)
-    cosines = torch.nn.functional.cosine_similarity(patches[:, :, None], torch.from_numpy(texts), dim=-1).numpy()
+    weights = patches.norm(dim=-1) / (16 * patches.mean(dim=1, keepdim=True).norm(dim=-1))
+    cosines = torch.nn.functional.cosine_similarity(patches[:, :, None], torch.from_numpy(texts), dim=-1)
+    cosines = (cosines if image_pooling == "cls" else cosines * weights[:, :, None]).numpy()
     scaled = []
     for i in range(3):
         low, high = np.percentile(cosines[..., i], 1), np.percentile(cosines[..., i], 99)

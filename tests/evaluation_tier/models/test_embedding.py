@@ -118,6 +118,10 @@ def test_patches_come_from_the_same_pass(make_tier_model, phantom, image_pooling
     features = model.get_patch_features(batch.pixels).detach()
     expected = features / features.norm(dim=-1, keepdim=True)
     np.testing.assert_allclose(outputs["patches"], expected, atol=1e-6)
+    assert ("patch_weights" in outputs) is (image_pooling == "patch_mean")
+    if image_pooling == "patch_mean":  # the weighted patches add up to the image
+        summed = (outputs["patch_weights"][..., None] * outputs["patches"]).sum(dim=1)
+        np.testing.assert_allclose(summed, outputs["image"], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(outputs["image"], embed_images(model, processor, dataset))
 
 

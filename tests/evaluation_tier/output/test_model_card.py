@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import yaml
 
+from evaluation_tier.output.card_head import card_data
 from evaluation_tier.output.model_card import CARD_TEMPLATE, is_synthetic, write_model_card
 from evaluation_tier.output.saved_thresholds import write_thresholds
 from processing_tier.prompts.loader import Prompts
@@ -76,6 +77,9 @@ def test_card_tells_what_else_was_measured(folder, metrics):
     assert retrieval["metrics"] == [{"name": "R@5, image to text", "type": "recall", "value": 0.5}]
     assert grounding["metrics"] == [{"name": "Pointing, mean", "type": "accuracy", "value": 0.25}]
     assert grounding["dataset"]["name"] == "iu_cxr"
+    maps = {"above_average": pointing, "above_average_contribution": {"pointing": {"mean": 0.5}}}
+    (number,) = card_data("m", metrics | {"grounding": {"mean": {"maps": maps}}}, None).eval_results[-1:]
+    assert (number.metric_name, number.metric_value) == ("Pointing of contributions, mean", 0.5)
     assert "\n### By sex\n" in text and "| F | 100 | 0.750 (0.500, 1.000) |\n" in text
     assert "| Report of an image | R@5 | 0.500 (0.250, 0.750) | 0.010 | not measured |\n" in text
     assert "| Pointing | 0.250 (0.125, 0.500) |\n| Pixel AUROC | not measured |\n\n" in text

@@ -299,6 +299,7 @@ def test_grounding(metrics):
     }
     grounding = {"findings": {"A": part | {"n_regions": 1}}, "mean": {"maps": {}}, "all_regions": part}
     maps, baselines, findings = evaluation_tables(metrics | {"grounding": grounding})["grounding"]
+    assert maps.title == "Maps of the model: cosines"
     assert maps.header == ("Measure", "Difference (95 % CI)", "Above average (95 % CI)")
     assert maps.rows == (
         ("Pointing", "0.500 (0.250, 0.750)", "0.500 (0.250, 0.750)"),
@@ -317,6 +318,27 @@ def test_grounding(metrics):
         assert sentence in more.note
     assert baselines.rows == (("Pointing", "0.125"), ("Pixel AUROC", "–"))
     assert findings.rows == (("A", "1", "0.500 (0.250, 0.750)", "0.750"),)
+    assert findings.note.startswith("The map of cosines minus the average map.")
+
+
+def test_grounding_of_both_kinds(metrics):
+    """Contributions come first, and cosines have the one row that only they have."""
+    cosines = {"pointing": {"mean": 0.25}, "miou_cosine": {"mean": 0.125}}
+    maps = {"difference": cosines, "above_average": cosines}
+    maps |= {f"{name}_contribution": {"pointing": {"mean": 0.5}} for name in maps}
+    part = {"n_regions": 3, "n_patients": 2, "maps": maps, "baselines": {"average_contribution": {}}}
+    grounding = {"findings": {"A": part}, "mean": part}
+    tables = evaluation_tables(metrics | {"grounding": grounding})["grounding"]
+    assert [table.name for table in tables] == [
+        f"grounding-{name}" for name in ("contributions", "cosines", "baselines", "findings")
+    ]
+    assert tables[0].header == tables[1].header == ("Measure", "Difference (95 % CI)", "Above average (95 % CI)")
+    assert tables[0].rows == (("Pointing", "0.500", "0.500"),)
+    assert tables[1].rows == (("Pointing", "0.250", "0.250"), ("mIoU cosine", "0.125", "0.125"))
+    assert "3 regions of 2 patients" in tables[0].note and "Pointing" not in tables[1].note
+    assert tables[2].header == ("Measure", "Average contribution")
+    assert tables[3].rows == (("A", "3", "0.500"),)
+    assert tables[3].note.startswith("The map of contributions minus the average map.")
 
 
 def test_sparsity(metrics):

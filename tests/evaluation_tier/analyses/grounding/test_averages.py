@@ -5,7 +5,8 @@ from marked_scenes import ASK, make_dataset, many_scenes
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
 from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
 from evaluation_tier.analyses.grounding.map_metrics import METRICS
-from evaluation_tier.analyses.grounding.maps import BASELINES, COSINES, MAPS, PatchMaps
+from evaluation_tier.analyses.grounding.map_names import MAPS, baseline_names, map_names
+from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.measurements import best_thresholds, measure_regions
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.models.single_pass import asked_rows, feed
@@ -44,8 +45,10 @@ def test_a_difference_is_the_mean_of_the_differences(bright):
         *bright(), make_dataset(images, masks=marks, patients=patients), ASK, resampling=Resampling(5)
     )
     group = results["all_regions"]
-    for name, average in (("positive", "average_positive"), ("above_average", "average")):
-        for metric in ("pixel_auroc", "cnr", "iou_best_optimistic", "miou_cosine"):
+    rivals = {"positive": "average_positive", "above_average": "average"}
+    for name, average in (rivals | {f"{a}_contribution": f"{b}_contribution" for a, b in rivals.items()}).items():
+        of_cosines = () if name.endswith("contribution") else ("miou_cosine",)
+        for metric in ("pixel_auroc", "cnr", "iou_best_optimistic", *of_cosines):
             expected = group["maps"][name][metric]["mean"] - group["baselines"][average][metric]["mean"]
             assert group["differences"][name]["average"][metric]["mean"] == pytest.approx(expected)
     assert (
@@ -68,12 +71,12 @@ def test_the_best_threshold_is_chosen_apart_or_called_optimistic(bright):
     assert same["protocol"]["best_thresholds"] == "highest mean on the evaluated regions"
     own = evaluate_grounding(*bright(), other, ASK, resampling=Resampling(2))
     for finding in ("A", "B"):
-        for name in (*MAPS, *BASELINES):
+        for name in (*map_names(MAPS), *baseline_names(MAPS)):
             for kind in ("iou", "dice"):
                 curve = same["findings"][finding]["curves"][name]
                 place = int(np.argmax(curve[kind]))
                 assert same["findings"][finding]["thresholds"][name][kind] == curve["thresholds"][place]
-                group = "maps" if name in MAPS else "baselines"
+                group = "maps" if name in map_names(MAPS) else "baselines"
                 optimistic = same["findings"][finding][group][name][f"{kind}_best_optimistic"]["mean"]
                 assert optimistic == pytest.approx(curve[kind][place])
                 threshold = apart["findings"][finding]["thresholds"][name][kind]
@@ -91,6 +94,6 @@ def test_thresholds_of_a_data_set_without_a_finding(bright):
     maps = PatchMaps(model, processor, len(dataset), [Case(0, "B", ""), Case(1, "A", "")], ASK)
     feed(model, processor, dataset, [maps], asked_rows(dataset, [maps]), 32)
     measured = measure_regions(maps, dataset, processor.image_processor)
-    assert set(best_thresholds(measured)) == {"A", "B"} and measured.values.shape == (2, 7, len(METRICS))
-    assert (best_thresholds(measured)["A"][[*MAPS, *BASELINES].index("prior")] == -1).all()
-    assert np.isfinite(measured.curves[:, : len(COSINES)]).all()
+    assert set(best_thresholds(measured)) == {"A", "B"} and measured.values.shape == (2, 12, len(METRICS))
+    assert (best_thresholds(measured)["A"][measured.names.index("prior")] == -1).all()
+    assert np.isfinite(measured.curves[:, : measured.names.index("prior")]).all()

@@ -9,7 +9,8 @@ from PIL import Image
 
 from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
 from evaluation_tier.analyses.grounding.map_metrics import METRICS, measure_map
-from evaluation_tier.analyses.grounding.maps import BASELINES, MAPS, compute_grids
+from evaluation_tier.analyses.grounding.map_names import MAPS, baseline_names, map_names
+from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case, read_cases, read_region
 from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier import TierCLIPForImageClassification
@@ -63,9 +64,71 @@ def test_maps_are_cosines_and_what_exceeds_the_average_image(bright):
     for i, case in enumerate(cases):
         difference = positive[i] - negative[i]
         usual = positive.mean() - negative.mean()
-        expected = [positive[i], difference, difference - usual, positive.mean(), usual]
-        assert grids[case].shape == (5, 8, 8)
-        np.testing.assert_allclose(grids[case], np.broadcast_to(np.reshape(expected, (5, 1, 1)), (5, 8, 8)), atol=1e-6)
+        expected = {"positive": positive[i], "difference": difference, "above_average": difference - usual}
+        expected |= {"average_positive": positive.mean(), "average": usual}
+        assert len(grids[case]) == 10
+        for name, value in expected.items():
+            np.testing.assert_allclose(grids[case][name], np.full((8, 8), value), atol=1e-6)
+            # where all patches are alike, each contributes its share of the cosine
+            contribution = grids[case][f"{name}_contribution"]
+            np.testing.assert_allclose(contribution, np.full((8, 8), value / 64), atol=1e-8)
+
+
+def test_contributions_know_what_cosines_ignore(bright):
+    """
+    The marked square is grey and its patches are long; another one is white and its patches are short. The white one
+    has the highest cosine, the grey one contributes most to the score.
+    """
+    image, mask = scene(32, 32, 4, 4, 8)
+    image[mask] = 200
+    image[20:28, 20:28] = 255
+    dataset = make_dataset([image], masks=[[as_mask("A", mask)]])
+    model, processor = bright()
+    lengths = torch.ones(8, 8, 1)
+    lengths[4:, 4:] = 0.1
+    encode = model.encode_images
+
+    def encode_images(pixel_values):
+        outputs, grid = encode(pixel_values)
+        outputs.pooler_output = (grid * lengths).mean(dim=(1, 2))
+        return outputs, grid * lengths
+
+    model.encode_images = encode_images
+    results = evaluate_grounding(model, processor, dataset, ASK, resampling=Resampling(2))
+    maps = results["all_regions"]["maps"]
+    assert [maps[name]["pointing"]["mean"] for name in ("positive", "difference")] == [0, 0]
+    assert [maps[f"{name}_contribution"]["pointing"]["mean"] for name in ("positive", "difference")] == [1, 1]
+
+    (case,) = cases = read_cases(dataset)
+    grids, _ = compute_grids(model, processor, dataset, cases, ASK)
+    angles = np.full((8, 8), 20 / 255 * np.pi / 2)
+    angles[1:3, 1:3], angles[5:7, 5:7] = 200 / 255 * np.pi / 2, np.pi / 2
+    patches = np.stack([np.sin(angles), np.cos(angles)]) * lengths[..., 0].numpy()
+    positive, negative = patches / 64 / np.linalg.norm(patches.mean(axis=(1, 2)))
+    np.testing.assert_allclose(grids[case]["positive_contribution"], positive, atol=1e-7)
+    np.testing.assert_allclose(grids[case]["difference_contribution"], positive - negative, atol=1e-7)
+    assert grids[case]["above_average_contribution"] == pytest.approx(0, abs=1e-7)  # of one image
+
+    # cosine thresholds say nothing of contributions
+    region = results["regions"][0]["maps"]
+    for of_maps in (maps, region):
+        assert set(of_maps["positive"]) - set(of_maps["positive_contribution"]) == {"miou_cosine"}
+    assert not any("miou_cosine" in undefined for undefined in results["undefined"].values())
+    assert "miou_cosine" not in results["all_regions"]["differences"]["positive_contribution"]["average"]
+
+
+def test_a_model_whose_score_is_not_a_sum_has_the_maps_of_cosines_alone(bright):
+    images, marks, patients = many_scenes(10, 4)
+    dataset = make_dataset(images, masks=marks, patients=patients)
+    both = evaluate_grounding(*bright(), dataset, ASK, resampling=Resampling(2))
+    model, processor = bright()
+    model.config.image_pooling = "cls"
+    cosines = evaluate_grounding(model, processor, dataset, ASK, resampling=Resampling(2))
+    assert list(cosines["mean"]["maps"]) == ["positive", "difference", "above_average"]
+    assert list(cosines["mean"]["baselines"]) == ["average_positive", "average", "prior", "centre", "random"]
+    for part in ("maps", "baselines", "differences"):
+        for name, numbers in cosines["all_regions"][part].items():
+            assert both["all_regions"][part][name] == numbers  # the same numbers under the same names
 
 
 def test_sentences_of_boxes_are_asked_one_by_one(bright):
@@ -161,7 +224,8 @@ def test_phantom_masks(on_phantom, tier_model, phantom):
     assert results["n_regions"] == sum(len(masks) for masks in phantom["masks"])
     for finding, group in results["findings"].items():
         assert group["n_regions"] == sum(phantom[finding][:]) == group["n_images"]
-        assert set(group["maps"]) == set(MAPS) and set(group["baselines"]) == {*BASELINES, "random"}
+        assert tuple(group["maps"]) == map_names(MAPS)
+        assert tuple(group["baselines"]) == (*baseline_names(MAPS), "random")
     # one region by hand
     region = results["regions"][5]
     record, finding = phantom[region["row"]], region["finding"]

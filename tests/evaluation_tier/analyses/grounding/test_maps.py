@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from evaluation_tier.analyses.grounding.maps import MAPS, compute_grids
+from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case, read_cases
 from evaluation_tier.figures import similarity
 from evaluation_tier.models.embedding import embed_prompts
@@ -36,8 +36,9 @@ def test_a_map_is_the_cosine_to_the_mean_direction():
     assert mean.norm() < 0.9
 
 
-@pytest.mark.parametrize("image_pooling", ["cls", "patch_mean"])
-def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phantom, image_pooling):
+@pytest.mark.parametrize("image_pooling, kinds", [("cls", ["cosine"]), ("patch_mean", ["cosine", "contribution"])])
+def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phantom, image_pooling, kinds):
+    names = {"cosine": "difference", "contribution": "difference_contribution"}
     model, processor = make_tier_model(0)
     model.config.image_pooling = image_pooling
     few = phantom.select(range(6)).with_format(None)
@@ -47,10 +48,11 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
     sides = torch.from_numpy(np.stack(embed_prompts(model, processor, PROMPTS)))  # (2, findings, dim)
     with torch.no_grad():
         for row, batch in enumerate(read_batches(model, processor, few, 1)):
-            positive, negative = similarity_map(sides, model.get_patch_map(batch.pixels))[0]
-            for i, finding in enumerate(PROMPTS):
-                measured = grids[Case(row, finding, "")][MAPS.index("difference")]
-                np.testing.assert_array_equal(measured, (positive - negative)[i].numpy())
+            for kind in kinds:
+                positive, negative = similarity_map(sides, model.get_patch_map(batch.pixels), kind)[0]
+                for i, finding in enumerate(PROMPTS):
+                    measured = grids[Case(row, finding, "")][names[kind]]
+                    np.testing.assert_array_equal(measured, (positive - negative)[i].numpy())
 
     pipe = pipeline("cxr-zero-shot-classification", model=model, processor=processor, device="cpu")
     findings = {name: {"positive": p.positive, "negative": p.negative} for name, p in PROMPTS.items()}
@@ -59,11 +61,12 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
         pixels = processor(images=[processor.image_processor.read(few[row]["image"])], return_tensors="pt")
         with torch.no_grad():
             patch_map = model.get_patch_map(pixels["pixel_values"])
-        maps = post_process(similarity_map(sides[0], patch_map) - similarity_map(sides[1], patch_map), [(64, 64)])[0]
+        positive, negative = (similarity_map(side, patch_map, kinds[-1]) for side in sides)
+        maps = post_process(positive - negative, [(64, 64)])[0]
         for i, (finding, result) in enumerate(zip(PROMPTS, results, strict=True)):
             np.testing.assert_array_equal(result["heatmap"], maps[i].numpy())
             # evaluations may normalise 8-bit pixels in the model, which rounds otherwise
-            measured = torch.from_numpy(grids[Case(row, finding, "")][MAPS.index("difference")])
+            measured = torch.from_numpy(grids[Case(row, finding, "")][names[kinds[-1]]])
             measured = post_process(measured[None], [(64, 64)])[0].numpy()
             np.testing.assert_allclose(result["heatmap"], measured, rtol=0, atol=1e-6)
 
@@ -91,6 +94,6 @@ def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path,
     for i, finding in enumerate(PROMPTS):
         positives = predictions[predictions[f"label_{finding}"] == 1]
         row = int(positives[f"score_{finding}"].idxmax())
-        grid = torch.from_numpy(measured[Case(row, finding, "")][MAPS.index("above_average")])[None]
+        grid = torch.from_numpy(measured[Case(row, finding, "")]["above_average_contribution"])[None]
         expected = tier_model[1].image_processor.post_process_similarity_map(grid, [(64, 64)])[0]
         np.testing.assert_array_equal(shown[i], expected.numpy())

@@ -30,7 +30,7 @@ def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monke
         assert sheet.format == "PNG" and sheet.width > sheet.height
     order = sorted(
         results["regions"],
-        key=lambda region: (region["maps"]["above_average"]["iou_best_optimistic"],),
+        key=lambda region: (region["maps"]["above_average_contribution"]["iou_best_optimistic"],),
         reverse=True,
     )
     expected = [order[i]["row"] for i in (0, 1, 2, 3, 5, 6)]
@@ -41,7 +41,7 @@ def test_a_sheet_shows_the_best_the_median_and_the_worst(bright, tmp_path, monke
     best = shown[0][-1]
     assert best.mask.shape == best.similarity.shape == (64, 64) and best.hit is True
     grids, _ = compute_grids(model, processor, dataset, read_cases(dataset), ASK)
-    grid = torch.from_numpy(grids[read_cases(dataset)[order[0]["case"]]][2])[None]
+    grid = torch.from_numpy(grids[read_cases(dataset)[order[0]["case"]]]["above_average_contribution"])[None]
     np.testing.assert_allclose(
         best.similarity, processor.image_processor.post_process_similarity_map(grid, [(64, 64)])[0], atol=1e-6
     )
@@ -56,7 +56,7 @@ def test_a_sheet_of_fewer_regions_than_places(bright, tmp_path):
     path = plot_grounding(*bright("crop"), dataset, ASK, results, tmp_path / "one.png", map_name="positive")
     assert path.stat().st_size > 1000
     with pytest.raises(
-        ValueError, match="^A sheet shows one of the maps positive, difference, above_average, not 'x'"
+        ValueError, match="^A sheet shows one of the maps positive, .*, above_average_contribution, not 'x'"
     ):
         plot_grounding(*bright(), dataset, ASK, results, tmp_path / "x.png", map_name="x")
     with pytest.raises(ValueError, match="^The results belong to other data"):

@@ -1,0 +1,33 @@
+"""The names of the maps that grounding measures, in the results and on the figures."""
+
+from collections.abc import Collection, Sequence
+
+MAPS = {  # by kind, see `modeling_tier.maps_tier`: map to the same map of the average image
+    "cosine": {"positive": "average_positive", "difference": "average", "above_average": "average"},
+    "contribution": {
+        "positive_contribution": "average_positive_contribution",
+        "difference_contribution": "average_contribution",
+        "above_average_contribution": "average_contribution",
+    },
+}
+
+AVERAGE_OF = {name: average for of_kind in MAPS.values() for name, average in of_kind.items()}
+
+COSINES = (*MAPS["cosine"], *dict.fromkeys(MAPS["cosine"].values()))  # thresholds of cosines say nothing of the others
+
+PLACES = ("prior", "centre")  # baselines that know neither the image nor the model
+
+
+def map_names(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The maps of these kinds, in the order of the results."""
+    return tuple(name for kind in kinds for name in MAPS[kind])
+
+
+def baseline_names(kinds: Sequence[str]) -> tuple[str, ...]:
+    """Their baselines in the order of the results, but for the random point, which is not a map."""
+    return (*dict.fromkeys(average for kind in kinds for average in MAPS[kind].values()), *PLACES)
+
+
+def shown_map(names: Collection[str]) -> str:
+    """Which of these maps people see: what exceeds the average image, in contributions where the model has them."""
+    return "above_average_contribution" if "above_average_contribution" in names else "above_average"
