@@ -16,7 +16,6 @@ from evaluation_tier.models.single_pass import Models
 from evaluation_tier.output import folder
 from evaluation_tier.scoring import protocols
 from evaluation_tier.scoring.protocols import Protocol
-from evaluation_tier.scoring.scores import check_level
 from evaluation_tier.test_sets import loader
 from evaluation_tier.test_sets.loader import Benchmark
 from processing_tier import readers
@@ -111,12 +110,12 @@ def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
 
 
 def protocol_of_options(args: argparse.Namespace) -> Protocol:
-    check_level(args.score_level)
-    protocol = protocols.choose_protocol(args.protocol, args.prompts, args.scoring, args.no_finding)
-    if args.save_thresholds and (protocol.scoring == "sigmoid" or args.score_level != "global"):
+    given = args.prompts, args.scoring, args.no_finding, args.score_level
+    protocol = protocols.choose_protocol(args.protocol, *given)
+    if args.save_thresholds and protocol.scoring == "sigmoid":
         raise ValueError(
-            "--save_thresholds needs the scores of the pipeline: leave out --score_level, and choose a "
-            "protocol with negative sentences."
+            "--save_thresholds needs the scores of the pipeline: choose a protocol or a --scoring with negative "
+            "sentences."
         )
     return protocol
 

@@ -112,10 +112,11 @@ def add_protocol_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--score_level",
-        default="global",
         metavar="LEVEL",
-        help='what to score: the whole image ("global"), its patches ("patches-max", "patches-topk", "patches-lse") '
-        'or the mean of both ("both-max", ...). All levels are always compared (default: %(default)s)',
+        help='replaces the protocol\'s level, which is what to score: the whole image ("global"), its patches '
+        '("patches-max", "patches-topk", "patches-lse"), the mean of both ("both-max", "both-topk", "both-lse"), or '
+        '"auto": "patches-lse" if the image embedding of every model is the mean of its patches, else "global". '
+        'The protocol "report" has "auto", the published ones have "global"; all levels are always compared',
     )
     group.add_argument(
         "--threshold_split",

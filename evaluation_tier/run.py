@@ -63,7 +63,6 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
         resampling=Resampling(args.n_bootstrap, args.seed, inputs.protocol.resampling),
         threshold_dataset=inputs.threshold_dataset,
         replaced_prompts=inputs.replaced_prompts,
-        score_level=args.score_level,
         dataset_name=inputs.dataset_name,
     )
     evaluate_models(

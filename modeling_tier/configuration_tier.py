@@ -183,7 +183,8 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             The entries of the pipeline `cxr-zero-shot-classification`, by finding. `"positive"` and
             `"negative"` are lists of sentences. Three numbers are measured with these sentences: `"scale"` (above 0,
             1.0 by default) and `"bias"` (0.0 by default) turn the difference in cosine into a probability; at
-            `"threshold"` (0..1) and above, the finding is present. `"measured_on"` names the images:
+            `"threshold"` (0..1) and above, the finding is present. `"score_level"` is what they were measured at, one
+            of `score_levels_tier.LEVELS` (`"global"` by default). `"measured_on"` names the images:
             `{"dataset": name, "split": name, "images": number, "date": "YYYY-MM-DD"}`.
             `eval_zeroshot.py --save_thresholds` writes it.
         kwargs:

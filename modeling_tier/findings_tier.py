@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from transformers.utils import logging
 
+from .score_levels_tier import LEVELS
+
 logger = logging.get_logger(__name__)
 
-FINDING_KEYS = ("positive", "negative", "threshold", "scale", "bias", "measured_on")
+MEASURED = ("threshold", "scale", "bias")  # numbers that hold at one score level
+FINDING_KEYS = ("positive", "negative", *MEASURED, "score_level", "measured_on")
 SIDES = ("positive", "negative")
 TEMPLATES = {"positive": "{}.", "negative": "No {}."}
 
@@ -17,7 +20,7 @@ def lookup_key(finding: str) -> str:
     return " ".join(finding.replace("_", " ").lower().split())
 
 
-def check_findings(findings: dict) -> None:
+def check_findings(findings: Mapping[str, dict]) -> None:
     """
     Raises:
         ValueError: These are not valid `zero_shot_findings` of a configuration.
@@ -41,6 +44,11 @@ def check_findings(findings: dict) -> None:
             value = entry.get(key, 0.5)
             if type(value) not in (int, float) or not fits(value):
                 raise ValueError(f"The {key} of the finding {name!r} must be a number {wanted}, not {value!r}.")
+        if entry.get("score_level", LEVELS[0]) not in LEVELS:
+            raise ValueError(
+                f"The score_level of the finding {name!r} must be one of {', '.join(LEVELS)}, not "
+                f"{entry['score_level']!r}."
+            )
         told = entry.get("measured_on", {})
         if not isinstance(told, dict) or not all(isinstance(value, (str, int)) for value in told.values()):
             raise ValueError(f"measured_on of the finding {name!r} must hold names and numbers, not {told!r}.")
@@ -73,19 +81,23 @@ def describe_measurement(told: Mapping | None) -> str:
 
 
 def resolve_findings(
-    findings: str | Sequence[str] | Mapping[str, Mapping] | None, stored: Mapping[str, dict]
+    findings: str | Sequence[str] | Mapping[str, Mapping] | None, stored: Mapping[str, dict], level: str = LEVELS[0]
 ) -> dict[str, dict]:
     """
-    The complete entry of each finding that a caller asks for, by the caller's name for it.
+    The complete entry of each finding that a caller asks for, by the caller's name for it. A stored entry without a
+    `score_level` is of a model saved before there was a choice: it is scored by the whole image, as it was then.
 
     Args:
         findings (`str`, `Sequence[str]`, `Mapping[str, Mapping]` or `None`):
             Names, or names with their own entries. `None` stands for all of `stored`.
         stored (`Mapping[str, dict]`): `zero_shot_findings` of the configuration.
+        level (`str`, *optional*, defaults to `"global"`): The model's default level, for findings that are not stored.
 
     Raises:
         ValueError: Nothing is asked for and nothing is stored, or an entry is invalid.
     """
+    check_findings(stored)
+    stored = {name: {"score_level": LEVELS[0], **entry} for name, entry in stored.items()}
     if findings is None:
         if not stored:
             raise ValueError(
@@ -107,7 +119,14 @@ def resolve_findings(
     if not resolved:
         raise ValueError("The list of findings is empty. Name at least one, or omit it to use the model's own.")
     check_findings(resolved)
-    return resolved
+    for name, entry in resolved.items():
+        measured = [key for key in MEASURED if key in entry]
+        if measured and "score_level" not in entry and level != LEVELS[0]:
+            raise ValueError(
+                f"The finding {name!r} has a {measured[0]}, but this model can be scored by patches or by the whole "
+                f"image: add the score_level that it was measured at, {level!r} (the default) or {LEVELS[0]!r}."
+            )
+    return {name: {"score_level": level, **entry} for name, entry in resolved.items()}
 
 
 def report_calibration(findings: Mapping[str, Mapping]) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .findings_tier import SIDES, report_calibration, resolve_findings
 from .maps_tier import default_map_kind, mean_direction, similarity_map
+from .score_levels_tier import LEVELS, default_level, level_differences, pool_patches
 from .texts_tier import check_family, embed_texts, text_tower_state, tokenize
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     over the two, with the scale and bias in the model's configuration. A finding without them gets 1 and 0; such
     scores are CheXzero's (zero_shot.py:258-261). They rank images and lie near 0.5, but they are not probabilities.
     The sentences of a side form one ensemble: embedded, normalised, averaged, normalised again.
+
+    The `score_level` of a finding says whose cosines these are: those of the whole image, or of its patches, pooled
+    into one number (see `score_levels_tier.py`). A finding that the configuration does not hold has the model's
+    `default_level`, as in the evaluation's default protocol.
 
     Args:
         model ([`TierCLIPModel`], [`TierDualEncoderModel`] or [`CLIPModel`]): The model; the last gives no heat-maps.
@@ -109,10 +114,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 are read one by one. A record with the key `"image"` counts as that image.
             findings (`str`, `list[str]` or `dict[str, dict]`, *optional*):
                 Names, or names with their own sentences, `{"Edema": {"positive": ["Edema."], "negative": ["Dry."]}}`.
-                A side may be one sentence, and `"threshold"`, `"scale"` and `"bias"` are allowed as well. A name
-                alone is looked up, ignoring case, in `zero_shot_findings` of the model's configuration. A finding
-                that is missing there, or a missing side, gets the sentences `"{}."` and `"No {}."`. By default all
-                findings of the configuration, in alphabetical order.
+                A side may be one sentence, and `"threshold"`, `"scale"` and `"bias"` are allowed as well, with the
+                `"score_level"` at which they were measured. A name alone is looked up, ignoring case, in
+                `zero_shot_findings` of the model's configuration. A finding that is missing there, or a missing side,
+                gets the sentences `"{}."` and `"No {}."`. By default all findings of the configuration, in
+                alphabetical order.
             return_heatmaps (`bool` or `"lists"`, *optional*, defaults to `False`):
                 Whether to add maps of where the image resembles the positive sentences more than the negative ones. A
                 map takes 4 bytes per pixel of the original and per finding. `"lists"` gives lists for JSON and takes
@@ -177,7 +183,14 @@ class CxrZeroShotClassificationPipeline(Pipeline):
 
     def resolve_findings(self, findings: str | Sequence[str] | Mapping[str, Mapping] | None = None) -> dict[str, dict]:
         """The entries that `findings` of a call stands for; see [`findings_tier.resolve_findings`]."""
-        resolved = resolve_findings(findings, getattr(self.model.config, "zero_shot_findings", None) or {})
+        stored = getattr(self.model.config, "zero_shot_findings", None) or {}
+        resolved = resolve_findings(findings, stored, default_level(self.model))
+        by_patches = [name for name, entry in resolved.items() if entry["score_level"] != LEVELS[0]]
+        if by_patches and not hasattr(self.model, "encode_images"):
+            raise ValueError(
+                f"The finding {by_patches[0]!r} has the score_level {resolved[by_patches[0]]['score_level']!r}, but a "
+                f"{type(self.model).__name__} does not embed patches. Use a TIER model."
+            )
         report_calibration(resolved)
         return resolved
 
@@ -214,15 +227,22 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         findings: dict[str, dict] | None = None,
         return_heatmaps: bool | str = False,
     ) -> dict[str, Any]:
-        positive, negative = self.embed_findings(findings or self.resolve_findings())  # each (findings, dim)
+        findings = findings or self.resolve_findings()
+        positive, negative = self.embed_findings(findings)  # each (findings, dim)
+        levels = [entry["score_level"] for entry in findings.values()]
+        by_patches = set(levels) != {LEVELS[0]}
         pixel_values = model_inputs["pixel_values"]
-        if return_heatmaps:
+        if return_heatmaps or by_patches:
             image_outputs, patches = self.model.encode_images(pixel_values)  # patches (images, rows, columns, dim)
         else:
             image_outputs = self.model.get_image_features(pixel_values=pixel_values)
         features = image_outputs.pooler_output.float()  # (images, dim)
         directions = (positive - negative).to(features.device)  # with device_map, each tower may have its own
         differences = F.normalize(features, dim=-1) @ directions.T  # (images, findings)
+        if by_patches:
+            embeds = F.normalize(patches.to(features.device).float().flatten(1, 2), dim=-1)
+            of_level = level_differences(differences, pool_patches(embeds, directions))
+            differences = torch.stack([of_level[level][:, i] for i, level in enumerate(levels)], dim=1)
         if not differences.isfinite().all():
             raise ValueError(
                 "The model's embeddings are not finite: its weights are damaged, or its training diverged."

@@ -76,8 +76,8 @@ def test_options_may_come_first(models, tmp_path, capsys):
         ),
         (
             ["m", "--data", "phantom", "--score_level", "patch"],
-            "The score level must be one of global, patches-max, patches-topk, patches-lse, both-max, both-topk, "
-            "both-lse, but is 'patch'.",
+            "The score level must be one of auto, global, patches-max, patches-topk, patches-lse, both-max, "
+            "both-topk, both-lse, but is 'patch'.",
         ),
         (
             ["m", "--data", "phantom", "--cache_dir", "/dev/null/x"],

@@ -29,7 +29,8 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
             f"{level} {format_number(result['auroc'])} ({format_interval(result['auroc_ci95'])})"
             for level, result in metrics["score_levels"].items()
         )
-        parts.append(f"Mean AUROC by score level (95 % CI): {levels}")
+        used = f"; the table has {protocol['score_level']}" if "score_level" in protocol else ""
+        parts.append(f"Mean AUROC by score level (95 % CI): {levels}{used}")
     if protocol["findings_left_out"]:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
         parts.append(f"Left out: {printable(reasons)}")

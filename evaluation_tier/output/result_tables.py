@@ -144,6 +144,8 @@ def score_levels_table(metrics: Mapping) -> Table | None:
     if not levels:
         return None
     note = "The same images, scored by the whole image and by its patches."
+    if used := metrics["protocol"].get("score_level"):
+        note += f" The results of the findings have the score level {used}."
     numbers = {  # older evaluations have the AUROC alone
         level: value if isinstance(value, Mapping) else {"auroc": value} for level, value in levels.items()
     }

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 def write_thresholds(
     folder: str | Path, metrics: Mapping, prompts: Mapping, measured_on: Mapping[str, str | int]
 ) -> Path:
-    """Keep prompts, threshold and calibration of each finding in a model's config.json, where the pipeline looks.
+    """Keep prompts, score level, threshold and calibration of each finding in a model's config.json, where the
+    pipeline looks.
 
     The findings of earlier evaluations are kept, unless they are of the same names. A finding whose scale is 0 or
     undefined gets no calibration, and a warning says so.
@@ -33,6 +34,7 @@ def write_thresholds(
         entry: dict[str, Any] = {
             "positive": list(prompts[finding].positive),
             "negative": list(prompts[finding].negative),
+            "score_level": metrics["protocol"]["score_level"],
         }
         if result["scale"] > 0:  # neither NaN nor 0: the pipeline ranks images by what it calls probabilities
             entry |= {"scale": result["scale"], "bias": result["bias"]}

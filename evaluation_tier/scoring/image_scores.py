@@ -12,14 +12,12 @@ from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_rows
 from evaluation_tier.scoring.findings import NO_FINDING
 from evaluation_tier.scoring.scores import (
-    LEVELS,
     NEVER_ABNORMAL,
-    level_differences,
     no_finding_scores,
-    pool_patches,
     prompt_directions,
     scores_from_differences,
 )
+from modeling_tier.score_levels_tier import LEVELS, level_differences, pool_patches
 from processing_tier.prompts.loader import Prompts, normalize_finding
 
 Levels = dict[str, np.ndarray]  # name of a level to scores (images, findings) float64

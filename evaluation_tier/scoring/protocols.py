@@ -8,9 +8,11 @@ from typing import Any
 
 from evaluation_tier.scoring.scores import SCORINGS
 from evaluation_tier.statistics.thresholds import HIGHEST_MCC, ThresholdRule
+from modeling_tier.score_levels_tier import LEVELS
 from processing_tier.prompts.loader import Prompts, load_prompts
 
 NO_FINDING_WAYS = ("prompts", "others")
+AUTO = "auto"  # the level that the models themselves name, see `ZeroShot.score_level`
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Protocol:
             `evaluation_tier.scoring.scores.no_finding_scores`.
         resampling: for the intervals, see `evaluation_tier.statistics.summary.summarize`.
         rule: of the thresholds of MCC, F1 and accuracy.
+        score_level: of `modeling_tier.score_levels_tier.LEVELS`, or `"auto"`: by patches (`"patches-lse"`) where the
+            image embedding of every model is the mean of its patches, else by the whole image (`"global"`).
         source: where it comes from.
         name: of a named protocol, with what was overridden.
     """
@@ -36,12 +40,13 @@ class Protocol:
     source: str
     resampling: str = "patients"
     rule: ThresholdRule = HIGHEST_MCC
+    score_level: str = "global"
     name: str = ""
 
 
 PROTOCOLS: dict[str, Protocol] = {
     # Sentences as radiologists write them, of this project
-    "report": Protocol("report", "difference", "prompts", "tier-clip"),
+    "report": Protocol("report", "difference", "prompts", "tier-clip", score_level=AUTO),
     # Tiu et al. 2022, zero_shot.py:119-124,258-261,526 and eval.py:164-229. "No Finding" by its prompts, as there,
     # has an AUROC of 0.07 in the authors' notebook.
     "chexzero": Protocol("chexzero", "softmax", "others", "CheXzero, Tiu et al. 2022", resampling="chexzero"),
@@ -69,21 +74,26 @@ def choose_protocol(
     prompts: str | Path | Mapping[str, Prompts] | None = None,
     scoring: str | None = None,
     no_finding: str | None = None,
+    score_level: str | None = None,
 ) -> Protocol:
     """The named protocol, with the given replacements, which its name then shows.
 
     Raises:
-        ValueError: for an unknown protocol, scoring or way of scoring "No Finding".
+        ValueError: for an unknown protocol, scoring, way of scoring "No Finding" or score level.
     """
     if name not in PROTOCOLS:
         close = difflib.get_close_matches(str(name), PROTOCOLS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"The protocol {name!r} is not known: {hint}choose one of {', '.join(PROTOCOLS)}.")
-    for given, known, what in ((scoring, SCORINGS, "scoring"), (no_finding, NO_FINDING_WAYS, "way of no_finding")):
+    for given, known, what in (
+        (scoring, SCORINGS, "scoring"),
+        (no_finding, NO_FINDING_WAYS, "way of no_finding"),
+        (score_level, (AUTO, *LEVELS), "score level"),
+    ):
         if given is not None and given not in known:
             raise ValueError(f"The {what} must be one of {', '.join(known)}, but is {given!r}.")
     protocol = PROTOCOLS[name]
-    given = {"prompts": prompts, "scoring": scoring, "no_finding": no_finding}
+    given = {"prompts": prompts, "scoring": scoring, "no_finding": no_finding, "score_level": score_level}
     changes: dict[str, Any] = {
         key: value for key, value in given.items() if value is not None and value != getattr(protocol, key)
     }

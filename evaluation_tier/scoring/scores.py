@@ -1,35 +1,17 @@
 """Scores of findings from the embeddings of images, patches and prompts.
 
 Everything is built on the difference of cosines: how much nearer an embedding lies to the positive sentences of a
-finding than to its negative ones. A scoring turns the differences into scores, without changing their order. A level
-selects the embeddings of the difference: the whole image, its patches (pooled into one number), or the mean of both.
+finding than to its negative ones. A scoring turns the differences into scores, without changing their order. The
+levels (of the whole image, of its patches) are in `modeling_tier/score_levels_tier.py`.
 """
 
-import math
-from collections.abc import Mapping
-
 import numpy as np
-import torch
 
 SCORINGS = ("difference", "softmax", "sigmoid")
 
-POOLS = ("max", "topk", "lse")
-
-LEVELS = ("global", *(f"patches-{pool}" for pool in POOLS), *(f"both-{pool}" for pool in POOLS))
-
-TOP_SHARE = 0.1  # of the patches, whose mean is the pool "topk"
-
 DECIMALS = 7  # of differences: embeddings are float32, and the same image differs by less in a batch of another size
 
-LSE_TEMPERATURE = 0.1  # of the pool "lse": near 0 it is the maximum, large it is the mean
-
 NEVER_ABNORMAL = ("support devices",)  # may be there in a chest without a finding
-
-
-def check_level(level: str) -> None:
-    """ValueError for an unknown level."""
-    if level not in LEVELS:
-        raise ValueError(f"The score level must be one of {', '.join(LEVELS)}, but is {level!r}.")
 
 
 def prompt_directions(positive: np.ndarray, negative: np.ndarray, scoring: str) -> np.ndarray:
@@ -74,32 +56,6 @@ def zero_shot_scores(
     """
     directions = prompt_directions(positive, negative, scoring)
     return scores_from_differences(image_embeds.astype(np.float64) @ directions.T, scoring)
-
-
-def pool_patches(patch_embeds: torch.Tensor, directions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Differences of the patches, pooled over them: pool to (images, findings).
-
-    Args:
-        patch_embeds: (images, patches, dim), L2-normalised.
-        directions: (findings, dim), see `prompt_directions`, of the same type and on the same device.
-
-    Returns:
-        `"max"`: the patch with the highest difference; `"topk"`: the mean of the highest 10 %, at least one;
-        `"lse"`: t log(mean(exp(difference / t))) with t = 0.1, a soft maximum, which is the difference itself where
-        all patches agree.
-    """
-    differences = patch_embeds @ directions.T  # (images, patches, findings)
-    num_patches = differences.shape[1]
-    highest = differences.topk(max(1, round(TOP_SHARE * num_patches)), dim=1).values
-    lse = torch.logsumexp(differences / LSE_TEMPERATURE, dim=1) - math.log(num_patches)
-    return {"max": highest[:, 0], "topk": highest.mean(dim=1), "lse": LSE_TEMPERATURE * lse}
-
-
-def level_differences(differences: np.ndarray, pooled: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The differences of every available level of `LEVELS`, from those of the image and of its pooled patches."""
-    levels = {"global": differences}
-    levels |= {f"patches-{pool}": values for pool, values in pooled.items()}
-    return levels | {f"both-{pool}": (differences + values) / 2 for pool, values in pooled.items()}
 
 
 def no_finding_scores(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pandas as pd
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.models.cache import hash_weights
-from evaluation_tier.models.embedding import embed_images, embed_prompts, has_patches
+from evaluation_tier.models.embedding import embed_batches, has_patches
 from evaluation_tier.models.images import MAX_UNREADABLE
 from evaluation_tier.models.loading import check_members_differ, is_classifier
 from evaluation_tier.models.single_pass import Models, evaluate_models
@@ -33,14 +33,14 @@ from evaluation_tier.scoring.findings import (
     warn_of_no_interval,
 )
 from evaluation_tier.scoring.image_scores import ImageScores, Levels, add_levels, score_by_others
-from evaluation_tier.scoring.protocols import Protocol, choose_protocol, find_prompts, prompts_name
-from evaluation_tier.scoring.scores import LEVELS, check_level, zero_shot_scores
+from evaluation_tier.scoring.protocols import AUTO, Protocol, choose_protocol, find_prompts, prompts_name
 from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.subgroups import summarize_subgroups
 from evaluation_tier.statistics.summary import metric_entry, summarize
 from evaluation_tier.statistics.thresholds import ThresholdChoice
+from modeling_tier.score_levels_tier import LEVELS, default_level
 from processing_tier.prompts.loader import Prompts
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class ZeroShot:
     Args:
         dataset: the images, their patients and one label column per finding.
         asked: the findings to evaluate, see `select_findings`; of classifiers, those that all of them know.
-        protocol: how findings are scored.
+        protocol: how findings are scored; all score levels but `"global"` need models that embed patches.
         min_positives: that a finding needs.
         resampling: for the 95 % intervals; its kind is the protocol's.
         threshold_dataset: where the thresholds are chosen (by the protocol's rule) and `scale` and `bias` are fitted.
@@ -97,11 +97,10 @@ class ZeroShot:
             sigmoid(scale * difference + bias), of the difference of the cosines whatever the scoring, is a
             probability on images like these (see `fit_calibration`).
         replaced_prompts: finding to prompts that replace the protocol's (see `test_sets/loader.py`).
-        score_level: of `evaluation_tier.scoring.scores.LEVELS`; all but `"global"` need models that embed patches.
         dataset_name: what the results call the data.
 
     Raises:
-        ValueError: for an unknown level, finding or prompt, members with the same weights or of different kinds, and
+        ValueError: for an unknown finding or prompt, members with the same weights or of different kinds, and
             for too many images that do not decode.
     """
 
@@ -112,13 +111,12 @@ class ZeroShot:
     resampling: Resampling = PATIENT_BOOTSTRAP
     threshold_dataset: datasets.Dataset | None = None
     replaced_prompts: Mapping[str, Prompts] | None = None
-    score_level: str = "global"
     dataset_name: str = ""
     weights: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to the hash of its weights
+    own_levels: set[str] = field(default_factory=set, init=False)  # the default levels of the models
 
     def __post_init__(self) -> None:
         self.resampling = replace(self.resampling, kind=self.protocol.resampling)
-        check_level(self.score_level)
         self.findings: list[str] = []
         self.left_out: dict[str, str] = {}  # with the reason
         self.learnt: dict[str, list[str]] = {}  # the findings of each classifier
@@ -132,14 +130,23 @@ class ZeroShot:
         """The data sets whose images are scored; the last one chooses the thresholds."""
         return [self.dataset, *([] if self.threshold_dataset is None else [self.threshold_dataset])]
 
+    @property
+    def score_level(self) -> str:
+        """The level that is evaluated, the same for all members: their default if they share one, else the whole
+        image, unless the protocol names a level."""
+        if self.protocol.score_level != AUTO:
+            return self.protocol.score_level
+        return next(iter(self.own_levels)) if len(self.own_levels) == 1 else LEVELS[0]
+
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[ImageScores]:
         self.add_last_member()
         self.weights[name] = hash_weights(model)
         check_members_differ(self.weights)
         self.choose_findings(name, model)
-        if self.score_level != LEVELS[0] and not has_patches(model):
+        self.own_levels.add(default_level(model))
+        if self.protocol.score_level not in (AUTO, LEVELS[0]) and not has_patches(model):
             raise ValueError(
-                f"The score level {self.score_level!r} needs embeddings of patches, but {name} is a "
+                f"The score level {self.protocol.score_level!r} needs embeddings of patches, but {name} is a "
                 f"{type(model).__name__}: use 'global'."
             )
         self.last = [
@@ -315,6 +322,7 @@ def compare_levels(
     return results
 
 
+# More than 7 parameters: what a training has at hand, and the parts of a protocol
 def zero_shot_auroc(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -322,16 +330,25 @@ def zero_shot_auroc(
     findings: Sequence[str],
     prompts: Mapping[str, Prompts],
     scoring: str = "difference",
+    score_level: str = AUTO,
     batch_size: int = 32,
 ) -> dict[str, float]:
     """AUROC of each finding and their `"mean"`, without intervals: cheap enough to call during training.
 
-    NaN for a finding that lacks a class; the mean leaves it out. The model returns to the mode it was in.
+    By default it is the AUROC of the default protocol, so that the checkpoint that a training chooses by it is the one
+    that an evaluation finds the best.
+
+    Args:
+        score_level: of `LEVELS`, or `"auto"`: the model's own, see `default_level`.
+
+    Returns:
+        NaN for a finding that lacks a class; the mean leaves it out. The model returns to the mode it was in.
     """
-    image_embeds = embed_images(model, processor, dataset, batch_size)
-    positive, negative = embed_prompts(model, processor, {finding: prompts[finding] for finding in findings})
-    readable = ~np.isnan(image_embeds).any(axis=1)
-    scores = zero_shot_scores(image_embeds[readable], positive, negative, scoring)
+    scores = ImageScores(model, processor, dataset, findings, prompts, scoring)
+    for rows, outputs in embed_batches(model, processor, dataset, batch_size):
+        scores.add(rows, outputs)
+    of_level = scores.levels[default_level(model) if score_level == AUTO else score_level]
+    readable = ~np.isnan(of_level).any(axis=1)
     labels = read_labels(dataset, findings)[readable]
-    aurocs = {finding: auroc(labels[:, i], scores[:, i]) for i, finding in enumerate(findings)}
+    aurocs = {finding: auroc(labels[:, i], of_level[readable, i]) for i, finding in enumerate(findings)}
     return {**aurocs, "mean": nanmean(aurocs.values())}

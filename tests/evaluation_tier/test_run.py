@@ -143,7 +143,8 @@ def test_protocol_level_and_cache(models, tmp_path, capsys):
     assert "Mean AUROC by score level (95 % CI): global 0." in texts[0]
     assert (tmp_path / "a" / "metrics.json").read_bytes() == (tmp_path / "b" / "metrics.json").read_bytes()
     protocol = json.loads((tmp_path / "a" / "metrics.json").read_text())["protocol"]
-    assert (protocol["name"], protocol["score_level"]) == ("chexzero", "patches-max")
+    assert (protocol["name"], protocol["score_level"]) == ("chexzero, own score_level", "patches-max")
+    assert "; the table has patches-max\n" in texts[0]
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
 
 

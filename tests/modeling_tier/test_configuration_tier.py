@@ -171,13 +171,13 @@ PROMPTS = {"positive": ["Edema."], "negative": ["No edema."]}
         ({"": PROMPTS}, "The name of a finding must be text, not ''."),
         (
             {"Edema": {**PROMPTS, "treshold": 1}},
-            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not "
-            "{'positive': ['Edema.'], 'negative': ['No edema.'], 'treshold': 1}.",
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, score_level, "
+            "measured_on, not {'positive': ['Edema.'], 'negative': ['No edema.'], 'treshold': 1}.",
         ),
         (
             {"Edema": ["Edema."]},
-            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, measured_on, not "
-            "['Edema.'].",
+            "The finding 'Edema' must have the keys positive, negative, threshold, scale, bias, score_level, "
+            "measured_on, not ['Edema.'].",
         ),
         (
             {"Edema": {"positive": ["Edema."]}},

@@ -13,7 +13,7 @@ def test_findings_by_name_or_by_sentences(clip_pipe):
     edema, effusion = clip_pipe(image)
     assert_same(clip_pipe(image, "pleural_effusion"), [{**effusion, "label": "pleural_effusion"}])
     assert_same(clip_pipe(image, ["Pleural Effusion", "Edema"]), [effusion, edema])  # in the order asked for
-    own = {"positive": SENTENCES[2], "negative": (SENTENCES[3],)}
+    own = {"positive": SENTENCES[2], "negative": (SENTENCES[3],), "score_level": "global"}
     assert_same(clip_pipe(image, {"Edema": own}), [edema])
     assert_same(clip_pipe(image, {"Edema": {**own, "threshold": 0.0}}), [{**edema, "threshold": 0.0, "present": True}])
     # templates, for a name without sentences and for a side left out
@@ -52,8 +52,40 @@ def test_a_name_as_it_stands_goes_before_one_of_another_case(clip_pipe):
     stored = clip_pipe.model.config.zero_shot_findings
     clip_pipe.model.config.zero_shot_findings = {"Edema": stored["Edema"], "edema": stored["Pleural Effusion"]}
     for name in ("Edema", "edema"):
-        assert clip_pipe.resolve_findings([name])[name] == clip_pipe.model.config.zero_shot_findings[name]
-    assert clip_pipe.resolve_findings("EDEMA")["EDEMA"] in (stored["Edema"], stored["Pleural Effusion"])
+        kept = clip_pipe.model.config.zero_shot_findings[name] | {"score_level": "global"}
+        assert clip_pipe.resolve_findings([name])[name] == kept
+    assert clip_pipe.resolve_findings("EDEMA")["EDEMA"]["positive"] in ([SENTENCES[2]], [SENTENCES[0], "Effusion."])
+
+
+def test_the_score_level_of_each_finding(clip_pipe):
+    stored = clip_pipe.model.config.zero_shot_findings
+    sentences = {side: stored["Edema"][side] for side in ("positive", "negative")}
+    asked = {"A": sentences, "B": sentences | {"score_level": "both-max"}}
+
+    def levels(findings):
+        return {name: entry["score_level"] for name, entry in clip_pipe.resolve_findings(findings).items()}
+
+    # a saved model without levels scores as it did; what it does not hold has its own level
+    assert levels(None) == {"Edema": "global", "Pleural Effusion": "global"}
+    assert levels(["edema", "Nodule"]) == {"edema": "global", "Nodule": "patches-lse"}
+    assert levels(asked) == {"A": "patches-lse", "B": "both-max"}
+    stored["Edema"]["score_level"] = "patches-topk"
+    assert levels(None) == {"Edema": "patches-topk", "Pleural Effusion": "global"}
+    # a number that was measured at an unknown level is never applied to another
+    for key in ("threshold", "scale", "bias"):
+        with pytest.raises(ValueError) as error:
+            clip_pipe("no_such_file.png", {"A": sentences | {key: 0.5}})
+        assert str(error.value) == (
+            f"The finding 'A' has a {key}, but this model can be scored by patches or by the whole image: add the "
+            "score_level that it was measured at, 'patches-lse' (the default) or 'global'."
+        )
+    assert levels({"A": sentences | {"threshold": 0.5, "score_level": "global"}}) == {"A": "global"}
+    # where the class token is the image, the whole image is scored
+    clip_pipe.model.config.image_pooling = "cls"
+    assert levels({"A": sentences | {"threshold": 0.5}, "B": {}}) == {"A": "global", "B": "global"}
+    stored["Edema"]["score_level"] = "patches"
+    with pytest.raises(ValueError, match="^The score_level of the finding 'Edema' must be one of global, .*'patches'"):
+        clip_pipe.resolve_findings(["Nodule"])
 
 
 def test_tells_once_which_images_a_calibration_comes_from(clip_pipe, monkeypatch):
@@ -95,11 +127,17 @@ BAD_FINDINGS = [
     ([3], "The name of a finding must be text, not 3."),
     (
         {"A": "Yes."},
-        "The finding 'A' must have the keys positive, negative, threshold, scale, bias, measured_on, not 'Yes.'.",
+        "The finding 'A' must have the keys positive, negative, threshold, scale, bias, score_level, measured_on, not "
+        "'Yes.'.",
     ),
     (
         {"A": {"threshold": 2}},
         "The threshold of the finding 'A' must be a number between 0 and 1, not 2.",
+    ),
+    (
+        {"A": {"score_level": "patch"}},
+        "The score_level of the finding 'A' must be one of global, patches-max, patches-topk, patches-lse, both-max, "
+        "both-topk, both-lse, not 'patch'.",
     ),
 ]
 

@@ -15,10 +15,11 @@ from shipped import CLIP_CODE, DUAL_CODE, PROCESSOR_CODE
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from evaluation_tier.models.embedding import embed_images, embed_prompts
-from evaluation_tier.scoring.scores import zero_shot_scores
+from evaluation_tier.models.embedding import embed_batches
+from evaluation_tier.scoring.image_scores import ImageScores
 from modeling_tier import CxrZeroShotClassificationPipeline, TierCLIPModel
 from modeling_tier.pipeline_tier import TASK
+from modeling_tier.score_levels_tier import LEVELS
 from processing_tier import TierImageProcessor, TierProcessor
 from processing_tier.prompts.loader import Prompts
 
@@ -28,15 +29,28 @@ def test_scores_are_those_of_the_evaluation(pipe, processor):
     records = [{"image": {"bytes": encode(image), "path": None}} for image in images]
     dataset = datasets.Dataset.from_list(records).cast_column("image", datasets.Image(decode=False))
     prompts = {name: Prompts(entry["positive"], entry["negative"]) for name, entry in FINDINGS.items()}
-    embeds = embed_images(pipe.model, processor, dataset), *embed_prompts(pipe.model, processor, prompts)
+    evaluated = {}
+    for scoring in ("softmax", "difference"):
+        of_images = ImageScores(pipe.model, processor, dataset, list(prompts), prompts, scoring)
+        for rows, outputs in embed_batches(pipe.model, processor, dataset):
+            of_images.add(rows, outputs)
+        evaluated[scoring] = of_images.levels
 
+    by_level = {}
+    for level in LEVELS:
+        asked = {name: {**vars(prompt), "score_level": level} for name, prompt in prompts.items()}
+        by_level[level] = [scores(result) for result in pipe(images, asked)]
+        np.testing.assert_allclose(by_level[level], evaluated["softmax"][level], rtol=0, atol=1e-6)
+        assert np.ptp(by_level[level], axis=0).min() > 1e-4  # not all the same
+    assert np.abs(np.subtract(by_level["global"], by_level["patches-lse"])).min() > 1e-5
     uncalibrated = {name: vars(prompt) for name, prompt in prompts.items()}
-    results = [scores(result) for result in pipe(images, uncalibrated)]
-    np.testing.assert_allclose(results, zero_shot_scores(*embeds, scoring="softmax"), rtol=0, atol=1e-6)
-    assert np.ptp(results, axis=0).min() > 1e-4  # not all the same
+    assert [scores(result) for result in pipe(images, uncalibrated)] == by_level["patches-lse"]  # of patch_mean
+    mixed = {name: uncalibrated[name] | {"score_level": level} for name, level in zip(prompts, LEVELS, strict=False)}
+    expected = np.stack([np.array(by_level[level])[:, i] for i, level in enumerate(LEVELS[:2])], axis=1)
+    np.testing.assert_array_equal([scores(result) for result in pipe(images, mixed)], expected)
 
-    # with scale, bias and threshold of the configuration
-    difference = zero_shot_scores(*embeds, scoring="difference")
+    # with scale, bias and threshold of the configuration, which does not name a level: as of an older version
+    difference = evaluated["difference"]["global"]
     expected = 1 / (1 + np.exp(-(difference * [20, 1] + [-0.5, 0])))[:, ::-1]  # in the order of the alphabet
     results = pipe(images)
     np.testing.assert_allclose([scores(result) for result in results], expected, rtol=0, atol=1e-5)
@@ -171,6 +185,11 @@ def test_plain_clip_has_scores_but_no_heatmaps(clip_pipe, models, processor):
     assert scores(pipe(make_image(40, 50), FINDINGS)) == pytest.approx(scores(expected), abs=1e-6)
     with pytest.raises(ValueError, match="^A CLIPModel does not give heat-maps. Use a TIER model.$"):
         pipe(make_image(40, 50), FINDINGS, return_heatmaps=True)
+    assert "Edema" not in (getattr(model.config, "zero_shot_findings", None) or {})
+    assert_same(pipe(make_image(40, 50), ["Edema"]), pipe(make_image(40, 50), {"Edema": {"score_level": "global"}}))
+    message = "^The finding 'Edema' has the score_level 'both-max', but a CLIPModel does not embed patches. Use a TIER"
+    with pytest.raises(ValueError, match=message):
+        pipe(make_image(40, 50), {"Edema": {"score_level": "both-max"}})
     with pytest.raises(ValueError, match="^A CLIPModel does not give heat-maps. Use a TIER model.$"):
         pipe.word_maps(make_image(40, 50), "Edema.")
 

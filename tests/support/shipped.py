@@ -11,6 +11,7 @@ CLIP_CODE = {
     "pipeline_tier.py",
     "pooling_tier.py",
     "saving_tier.py",
+    "score_levels_tier.py",
     "texts_tier.py",
     "towers_tier.py",
 }

@@ -23,6 +23,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
+from modeling_tier.score_levels_tier import default_level
 from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
 from processing_tier.hub_names import check_hub_name
 from training_tier.options.model import ModelArguments
@@ -189,7 +190,8 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
             )
     if findings := getattr(model.config, "zero_shot_findings", None):  # measured with other weights
         model.config.zero_shot_findings = {
-            name: {side: entry[side] for side in ("positive", "negative")} for name, entry in findings.items()
+            name: {side: entry[side] for side in ("positive", "negative")} | {"score_level": default_level(model)}
+            for name, entry in findings.items()
         }
     return model
 

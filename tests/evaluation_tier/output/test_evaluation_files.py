@@ -93,11 +93,18 @@ def test_an_error_of_the_disk_is_one_sentence(models, tmp_path, capsys, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("scoring", ["difference", "softmax"])
-def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, scoring):
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ([], "patches-lse"),  # of a model whose image embedding is the mean of its patches
+        (["--score_level", "global", "--scoring", "softmax"], "global"),
+        (["--score_level", "both-topk"], "both-topk"),
+    ],
+)
+def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, options, level):
     model = shutil.copytree(models[0], tmp_path / "model")
     before = (model / "model.safetensors").read_bytes()
-    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--scoring", scoring]
+    arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, *options]
     text = run(*arguments, "--output_dir", tmp_path, "--save_thresholds", "--model_card", capsys=capsys).out
     assert str(model / "config.json") in text
     assert (model / "model.safetensors").read_bytes() == before and not list(model.glob("*partial*"))
@@ -112,10 +119,13 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
     for i, finding in enumerate(sorted(metrics["findings"])):
         result = metrics["findings"][finding]
         kept = pipe.model.config.zero_shot_findings[finding]
+        assert kept["score_level"] == metrics["protocol"]["score_level"] == level
         told = kept["measured_on"]
         assert (told["split"], told["images"]) == ("validation", 40) and told["dataset"] == metrics["dataset"]
         assert all(image[i]["calibrated"] == bool(result["scale"]) for image in results)
         assert all(image[i]["threshold"] == kept["threshold"] for image in results)
+        expected = scale_scores(predictions[f"score_{finding}"], kept, metrics["protocol"]["scoring"])
+        np.testing.assert_allclose([image[i]["score"] for image in results], expected, rtol=0, atol=3e-5)
         present = [image[i]["present"] for image in results]
         assert present == (predictions[f"score_{finding}"] >= result["threshold"]).tolist()
         labels, probabilities = predictions[f"label_{finding}"], np.array([image[i]["score"] for image in results])
@@ -131,13 +141,19 @@ def test_saved_thresholds_are_those_of_the_pipeline(models, tmp_path, capsys, sc
     assert any(result["scale"] for result in metrics["findings"].values())
 
 
+def scale_scores(scores, entry, scoring):
+    """Scores of an evaluation as a pipeline gives them with the scale and bias of an entry."""
+    differences = scores if scoring == "difference" else np.log(scores / (1 - scores))
+    return 1 / (1 + np.exp(-(entry.get("scale", 1) * differences + entry.get("bias", 0))))
+
+
 def test_thresholds_that_the_pipeline_cannot_reproduce_are_not_saved(models, tmp_path, capsys):
     model = shutil.copytree(models[0], tmp_path / "model")
     arguments = [model, "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path]
-    for options in (["--protocol", "plain"], ["--score_level", "both-max"]):
-        assert "--save_thresholds needs the scores of the pipeline" in fails(
-            *arguments, "--save_thresholds", *options, capsys=capsys
-        )
+    assert (
+        "--save_thresholds needs the scores of the pipeline: choose a protocol or a --scoring with negative"
+        in fails(*arguments, "--save_thresholds", "--protocol", "plain", capsys=capsys)
+    )
     run(*arguments, "--save_thresholds", "--no_finding", "others", capsys=capsys)
     evaluated = json.loads((tmp_path / "metrics.json").read_text())["findings"]
     kept = json.loads((model / "config.json").read_text())["zero_shot_findings"]

@@ -279,7 +279,8 @@ DAMAGED = "a number is not finite, a text is not valid Unicode, or values are ne
         ),
         (
             '{"zero_shot_findings": {"Mass": 1}}',
-            "The finding 'Mass' must have the keys positive, negative, threshold, scale, bias, measured_on, not 1.",
+            "The finding 'Mass' must have the keys positive, negative, threshold, scale, bias, score_level, "
+            "measured_on, not 1.",
         ),
     ],
 )
@@ -288,7 +289,7 @@ def test_a_damaged_configuration_is_one_sentence_and_stays_as_it_is(tmp_path, co
     path.write_text(content)
     metrics = {
         "findings": {"Edema": {"scale": 30.0, "bias": -2.0, "threshold": 0.01}},
-        "protocol": {"scoring": "difference"},
+        "protocol": {"scoring": "difference", "score_level": "global"},
     }
     prompts = {"Edema": Prompts(["edema"], ["no edema"])}
     for write in (lambda: write_thresholds(tmp_path, metrics, prompts, {}), lambda: write_model_card(tmp_path)):

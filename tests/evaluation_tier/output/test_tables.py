@@ -182,6 +182,7 @@ def test_everything_optional_has_its_table(metrics):
         "n_uncertain": 3,
         "n_missing": 1,
     }
+    metrics["protocol"]["score_level"] = "patches-max"
     metrics["score_levels"] = {
         "global": {"auroc": 0.9, "auroc_ci95": [0.85, 0.95]},
         "patches-max": {"auroc": None, "auroc_ci95": [None, None]},
@@ -207,6 +208,7 @@ def test_everything_optional_has_its_table(metrics):
     assert sections["calibration"][0].rows == (("A", "0.100", "0.050"), ("B", "–", "–"))
     assert sections["score_levels"][0].rows == (("Global", "0.900 (0.850, 0.950)"), ("Patches-max", "–"))
     assert sections["score_levels"][0].header == ("Score", "AUROC, mean (95 % CI)")
+    assert sections["score_levels"][0].note.endswith(" The results of the findings have the score level patches-max.")
     sex, of_findings = sections["subgroups"]
     assert sex.header == ("Sex", "Images", "AUROC, mean (95 % CI)")
     assert sex.rows == (

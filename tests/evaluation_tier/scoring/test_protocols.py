@@ -32,6 +32,8 @@ def test_overrides_are_named():
     assert choose_protocol("chexzero", scoring="softmax").name == "chexzero"  # its own
     protocol = choose_protocol("chexzero", prompts="report", no_finding="prompts")
     assert (protocol.name, protocol.scoring) == ("chexzero, own prompts, own no_finding", "softmax")
+    assert choose_protocol("chexzero", score_level="global").name == "chexzero"
+    assert choose_protocol(score_level="global").name == "report, own score_level"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ def test_overrides_are_named():
     [
         ({"name": "chexzro"}, "The protocol 'chexzro' is not known: did you mean 'chexzero'"),
         ({"scoring": "ratio"}, "scoring must be one of difference, softmax, sigmoid, but is 'ratio'"),
+        ({"score_level": "patch"}, "score level must be one of auto, global, patches-max, .*, but is 'patch'"),
         ({"no_finding": "never"}, "way of no_finding must be one of prompts, others, but is 'never'"),
     ],
 )

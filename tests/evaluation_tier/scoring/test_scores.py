@@ -1,14 +1,9 @@
 import numpy as np
 import pytest
-import torch
 
 from evaluation_tier.scoring.scores import (
-    LEVELS,
-    POOLS,
     SCORINGS,
-    level_differences,
     no_finding_scores,
-    pool_patches,
     scores_from_differences,
     zero_shot_scores,
 )
@@ -41,40 +36,6 @@ def test_both_scorings_rank_one_model_alike():
 def test_sigmoid_takes_the_positive_side_alone():
     image, positive, negative = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]]), np.array([[0.8, -0.6]])
     assert zero_shot_scores(image, positive, negative, "sigmoid")[0, 0] == pytest.approx(1 / (1 + np.exp(-0.6)))
-
-
-# Patches
-
-
-def test_pools_by_hand():
-    patches = torch.tensor([[[1.0, 0.0]] * 18 + [[0.6, 0.8], [0.0, 1.0]]])  # (1, 20, 2)
-    directions = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-    pooled = pool_patches(patches, directions)
-    assert pooled["max"].tolist() == [[2.0, 1.0]]
-    assert pooled["topk"][0].tolist() == pytest.approx([1.8, 1.0])  # the highest 2 of 20
-    values = np.array([0.0] * 18 + [1.6, 2.0])
-    assert pooled["lse"][0, 0].item() == pytest.approx(0.1 * np.log(np.exp(values / 0.1).mean()), rel=1e-6)
-
-
-def test_pools_of_equal_patches_are_the_difference_itself():
-    vector = torch.from_numpy(unit(1, 8))
-    directions = torch.from_numpy(unit(3, 8, seed=1))
-    for values in pool_patches(vector.expand(2, 49, 8), directions).values():
-        torch.testing.assert_close(values, (vector @ directions.T).expand(2, 3), rtol=0, atol=1e-6)
-
-
-def test_pools_do_not_depend_on_the_order_of_patches():
-    patches, directions = torch.from_numpy(unit(4, 49, 8)), torch.from_numpy(unit(3, 8, seed=1))
-    shuffled = pool_patches(patches[:, torch.randperm(49, generator=torch.Generator().manual_seed(0))], directions)
-    for pool, values in pool_patches(patches, directions).items():
-        torch.testing.assert_close(shuffled[pool], values, rtol=0, atol=1e-6)
-
-
-def test_levels():
-    levels = level_differences(np.array([[1.0]]), {pool: np.array([[3.0]]) for pool in POOLS})
-    assert list(levels) == list(LEVELS)
-    assert [values.item() for values in levels.values()] == [1, 3, 3, 3, 2, 2, 2]
-    assert list(level_differences(np.array([[1.0]]), {})) == ["global"]
 
 
 # No finding

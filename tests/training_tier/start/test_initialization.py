@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
+from modeling_tier.score_levels_tier import default_level
 from processing_tier import TierProcessor
 from training_tier.options.model import ModelArguments
 from training_tier.start.initialization import make_model, set_sine_positions
@@ -201,7 +202,7 @@ def test_the_calibration_of_a_checkpoint_is_not_that_of_the_model_trained_from_i
     model.save_pretrained(tmp_path / "calibrated")
     processor.save_pretrained(tmp_path / "calibrated")
     again, _ = make_model(ModelArguments(model=str(tmp_path / "calibrated")), [])
-    assert again.config.zero_shot_findings == {"Edema": sentences}
+    assert again.config.zero_shot_findings == {"Edema": sentences | {"score_level": default_level(again)}}
 
 
 def test_options_without_effect_on_a_checkpoint_are_refused(clip_folder):
