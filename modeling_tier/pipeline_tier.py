@@ -137,7 +137,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             and with `return_heatmaps`, `heatmap`. That is a float32 numpy array `(height, width)` in the pixels of
             the original (upright) image, interpolated between the patches, NaN where the model did not see the image.
             With `image_pooling="patch_mean"` a patch's value is its contribution: the values of all patches sum to
-            the difference of the cosines that is scored. Otherwise it is the cosine of the patch with the positive
+            the difference of the cosines of the whole image. Otherwise it is the cosine of the patch with the positive
             sentences minus that with the negative ones, in [-2, 2]. See [`similarity_map`]. With `"lists"`, it is a
             list of rows of numbers, with `None` for NaN. JSON can hold everything but the array.
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .pooling_tier import ADDS_UP
+
 Differences = TypeVar("Differences", torch.Tensor, np.ndarray)
 
 POOLS = ("max", "topk", "lse")
@@ -29,7 +31,7 @@ def default_level(model: PreTrainedModel) -> str:
     of the patches (`image_pooling="patch_mean"`), so that training aligned the patches with the texts; else
     `"global"`.
     """
-    is_mean_of_patches = getattr(model.config, "image_pooling", None) == "patch_mean"
+    is_mean_of_patches = getattr(model.config, "image_pooling", None) in ADDS_UP
     return "patches-lse" if is_mean_of_patches and hasattr(model, "get_patch_features") else "global"
 
 

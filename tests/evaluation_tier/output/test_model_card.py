@@ -91,6 +91,7 @@ def test_card_tells_what_else_was_measured(folder, metrics):
 def test_card_says_how_it_was_evaluated(folder, metrics):
     write_model_card(folder, metrics)
     assert "\nSplit validation, prompts report, scoring difference.\n" in read_card(folder)[1]
+    assert "compare the whole image" not in read_card(folder)[1]
     metrics["protocol"] |= {"name": "chexzero", "benchmark": "chexpert-5", "score_level": "both-max", "views": "all"}
     metrics["protocol"] |= {"benchmark_differs": ["It has 355 images and not 500."], "no_finding": "others"}
     write_model_card(folder, metrics)
@@ -99,6 +100,10 @@ def test_card_says_how_it_was_evaluated(folder, metrics):
         '"No Finding" scored by others, score level both-max. It has 355 images and not 500.\n'
     )
     assert expected in read_card(folder)[1]
+    assert (
+        "(both-max), as the pipeline `cxr-zero-shot-classification` does. `logits_per_image` and"
+        in read_card(folder)[1]
+    )
 
 
 def test_card_has_baselines_and_the_short_tables_of_all_analyses(folder, metrics):
