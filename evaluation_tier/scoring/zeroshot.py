@@ -344,7 +344,8 @@ def zero_shot_auroc(
     Returns:
         NaN for a finding that lacks a class; the mean leaves it out. The model returns to the mode it was in.
     """
-    scores = ImageScores(model, processor, dataset, findings, prompts, scoring)
+    asked = {finding: prompts[finding] for finding in findings}
+    scores = ImageScores(model, processor, dataset, findings, asked, scoring)
     for rows, outputs in embed_batches(model, processor, dataset, batch_size):
         scores.add(rows, outputs)
     of_level = scores.levels[default_level(model) if score_level == AUTO else score_level]

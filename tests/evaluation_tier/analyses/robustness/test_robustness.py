@@ -16,6 +16,7 @@ from evaluation_tier.analyses.robustness.variants import DEGRADATIONS, VariantEm
 from evaluation_tier.analyses.robustness.wording import WORDINGS, phrase
 from evaluation_tier.figures.robustness import plot_robustness
 from evaluation_tier.models.single_pass import feed
+from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.image_processing_tier import TierImageProcessor
@@ -331,7 +332,8 @@ def test_pixels_survive_the_way_to_grey_levels_and_back(make_tier_model, phantom
 
 
 def test_the_originals_score_as_in_a_zero_shot_evaluation(results, tier_model, phantom):
-    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, min_positives=5, resampling=Resampling(20))
+    options = {"protocol": choose_protocol(score_level="global"), "min_positives": 5, "resampling": Resampling(20)}
+    metrics, _ = evaluate_zero_shot({"m": tier_model}, phantom, **options)
     original = results["degradations"]["original"]
     assert original["mean"]["auroc"] == pytest.approx(metrics["mean"]["auroc"])
     assert original["mean"]["auroc_ci95"] == pytest.approx(metrics["mean"]["auroc_ci95"])
