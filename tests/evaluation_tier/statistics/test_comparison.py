@@ -166,17 +166,24 @@ def test_a_folder_without_an_evaluation_is_refused(make_result, tmp_path):
 
 def test_protocols_that_differ_are_named(make_result, caplog):
     scores, labels = [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5
-    first = make_result("first", scores, labels, seed=1)
-    second = make_result("second", scores, labels, prompts="chexzero", views="all", seed=2)
+    first = make_result("first", scores, labels, score_level="global", seed=1)
+    options = {"prompts": "chexzero", "score_level": "patches-lse", "views": "all"}
+    second = make_result("second", scores, labels, **options, seed=2)
     comparison = compare_evaluations(first, second, Resampling(5))
-    assert comparison["protocol_differences"] == {"prompts": ["report", "chexzero"], "views": [None, "all"]}
+    assert comparison["protocol_differences"] == {
+        "prompts": ["report", "chexzero"],
+        "score_level": ["global", "patches-lse"],
+        "views": [None, "all"],
+    }
     (record,) = caplog.records
-    assert "differ in prompts (report / chexzero), views (– / all): scores" in record.getMessage()
+    told = "differ in prompts (report / chexzero), score_level (global / patches-lse), views (– / all): scores"
+    assert told in record.getMessage()
     (table,) = comparison_tables(comparison)["compared"]
     assert table.rows == (
         ("Dataset", "mine", "mine"),
         ("Models", "runs/first", "runs/second"),
         ("Prompts", "report", "chexzero"),
+        ("Score level", "global", "patches-lse"),
         ("Views", "–", "all"),
     )
 
