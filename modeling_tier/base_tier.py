@@ -59,6 +59,15 @@ class LocalFeatures(NamedTuple):
     patches: torch.Tensor  # (batch, patches, dim)
     token_mask: torch.Tensor  # (batch, tokens), bool: the tokens that the entropies count
 
+    def repeat(self, image_views: int, texts_per_image: int) -> "LocalFeatures":
+        """A row for each text and view of its image, or for each text of an image. One of the numbers is 1."""
+        tokens, patches, mask = self
+        if image_views > 1:
+            tokens, mask = tokens.repeat(image_views, 1, 1), mask.repeat(image_views, 1)
+        if texts_per_image > 1:
+            patches = patches.repeat(texts_per_image, 1, 1)
+        return LocalFeatures(tokens, patches, mask)
+
 
 class TierModelMixin(SavingMixin):
     """
@@ -121,28 +130,38 @@ class TierModelMixin(SavingMixin):
         local: LocalFeatures,
         text_groups: torch.Tensor | None = None,
         image_views: int = 1,
+        texts_per_image: int = 1,
     ) -> TierCLIPOutput:
         """
         The outputs of matched pairs with the loss, its three terms, and the local embeddings.
 
         Args:
             outputs ([`CLIPOutput`]): With `image_embeds` and `text_embeds`, L2-normalised.
-            local ([`LocalFeatures`]): Of the same pairs.
-            text_groups (`torch.Tensor` of shape `(batch,)`, *optional*): See [`contrastive_loss`].
+            local ([`LocalFeatures`]): Of the same texts and images.
+            text_groups (`torch.Tensor` of shape `(texts,)`, *optional*): See [`contrastive_loss`].
             image_views (`int`, *optional*, defaults to 1):
                 Views of each image; see [`views_contrastive_loss`]. Each entropy is the mean over all pairs of a text
                 and a view of its image.
+            texts_per_image (`int`, *optional*, defaults to 1):
+                See [`contrastive_loss`]. Each entropy is the mean over all pairs of a text and its image.
+
+        Raises:
+            ValueError: Several views and several texts of an image at once.
         """
+        if image_views > 1 and texts_per_image > 1:
+            raise ValueError(
+                f"image_views={image_views} and texts_per_image={texts_per_image} do not work together; leave one of "
+                "them at 1."
+            )
         device = outputs.text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:
             text_groups = text_groups.to(device)
         images, texts, logit_scale = outputs.image_embeds.to(device), outputs.text_embeds, self.logit_scale.to(device)
         if image_views == 1:
-            clip_loss = contrastive_loss(images, texts, logit_scale, text_groups)
+            clip_loss = contrastive_loss(images, texts, logit_scale, text_groups, texts_per_image)
         else:
             clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
-            tokens, mask = local.tokens.repeat(image_views, 1, 1), local.token_mask.repeat(image_views, 1)
-            local = LocalFeatures(tokens, local.patches, mask)
+        local = local.repeat(image_views, texts_per_image)
         terms = self.compute_entropy_sums(LocalFeatures(*(tensor.to(device) for tensor in local)))
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
         token_entropy, patch_entropy = mean_over_processes(sums, counts).unbind()

@@ -17,11 +17,23 @@ _share_batches = True  # see `separate_batches`
 
 
 class Pairs(NamedTuple):
-    """Matched pairs: row i of the images belongs to row i of the texts."""
+    """Images and their texts: those of image i are the rows from i * texts_per_image on."""
 
     images: torch.Tensor  # (rows, dim), L2-normalised
-    texts: torch.Tensor  # (rows, dim), L2-normalised
-    groups: torch.Tensor | None = None  # (rows,), int64, equal for pairs whose reports say the same
+    texts: torch.Tensor  # (texts_per_image * rows, dim), L2-normalised
+    groups: torch.Tensor | None = None  # (texts_per_image * rows,), int64, equal for texts that say the same
+
+    @property
+    def texts_per_image(self) -> int:
+        return len(self.texts) // len(self.images)
+
+
+def by_image(texts: torch.Tensor, texts_per_image: int) -> torch.Tensor:
+    """
+    The rows of a batch (all first texts of the images, then all second ones, and so on) in the order of [`Pairs`]. The
+    number of images instead of `texts_per_image` reverses this.
+    """
+    return texts.unflatten(0, (texts_per_image, -1)).transpose(0, 1).flatten(0, 1)
 
 
 @contextlib.contextmanager
@@ -75,7 +87,7 @@ def concatenate_processes(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def gather_pairs(own: Pairs) -> tuple[Pairs, int]:
-    """The pairs of all processes that share a batch, and the index of this process's first pair among them."""
+    """The pairs of all processes that share a batch, and the index of this process's first image among them."""
     if world_size() == 1:
         return own, 0
     images, first = concatenate_processes(own.images)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .global_batch_tier import Pairs, gather_pairs, mean_over_processes, world_size
+from .global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, world_size
 
 # Below every logit, yet far enough from the limit of float32 that subtracting the largest logit cannot overflow.
 # Minus infinity would make the gradient NaN.
@@ -29,9 +29,14 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     text_groups: torch.Tensor | None = None,
+    texts_per_image: int = 1,
 ) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
+
+    With several texts per image, each is a positive of its own. The target of an image is spread evenly over all texts
+    of the batch that say the same as one of its own, and the target of a text over all images that have such a text.
+    The loss is half the mean over the images plus half the mean over the texts.
 
     On one process, the operations and their order are those of `CLIPModel`, so the result is equal to the last bit.
     With several processes, each compares its own rows with all rows, and never holds the whole matrix. The mean over
@@ -39,39 +44,54 @@ def contrastive_loss(
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
-        text_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
+        text_embeds (`torch.Tensor` of shape `(texts_per_image * batch, dim)`):
+            L2-normalised; all first texts in the order of the images, then all second ones, and so on.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
-        text_groups (`torch.Tensor` of shape `(batch,)`, *optional*):
-            int64, equal for pairs whose reports say the same. Such pairs are not negatives of one another: the target
-            of each is spread evenly over the images, and over the texts, of all of them. Where their embeddings are
-            equal to the last bit (the same tokens without dropout), the gradient equals that of the plain loss.
+        text_groups (`torch.Tensor` of shape `(texts_per_image * batch,)`, *optional*):
+            int64, equal for texts that say the same. Their pairs are not negatives of one another: the target of each
+            is spread evenly over the images, and over the texts, of all of them. Where, with one text per image, their
+            embeddings are equal to the last bit (the same tokens without dropout), the gradient equals that of the
+            plain loss.
+        texts_per_image (`int`, *optional*, defaults to 1): The same in all processes.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
 
     Raises:
-        ValueError: The numbers of images and texts differ.
+        ValueError: The number of texts is not `texts_per_image` times that of the images.
     """
-    if len(image_embeds) != len(text_embeds):
-        raise ValueError(
-            f"A loss needs one text per image, but there are {len(image_embeds)} images and {len(text_embeds)} texts. "
-            "Omit return_loss to compare every text with every image."
-        )
+    check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
+    own = Pairs(image_embeds, text_embeds, text_groups)
+    if texts_per_image > 1:
+        groups = None if text_groups is None else by_image(text_groups, texts_per_image)
+        own = Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups)
     processes = world_size()
     if processes == 1:
-        target = torch.arange(len(text_embeds), device=text_embeds.device)
-        if text_groups is not None:
-            target = soft_target(text_groups, text_groups)
-        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
-        caption_loss = nn.functional.cross_entropy(logits_per_text, target)
-        image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
+        text_target, image_target = match_targets(own, own)
+        logits_per_text = torch.matmul(own.texts, own.images.t()) * logit_scale.exp()  # (texts, images)
+        caption_loss = nn.functional.cross_entropy(logits_per_text, text_target)
+        image_loss = nn.functional.cross_entropy(logits_per_text.t(), image_target)
         return (caption_loss + image_loss) / 2.0
 
-    own = Pairs(image_embeds, text_embeds, text_groups)
     all_pairs, first = gather_pairs(own)
     total = summed_cross_entropy(own, all_pairs, first, logit_scale)
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return total * (processes / (2.0 * len(all_pairs.images)))
+
+
+def check_numbers(images: int, texts: int, texts_per_image: int) -> None:
+    """ValueError if so many images do not have so many texts."""
+    if texts == texts_per_image * images:
+        return
+    if texts_per_image == 1:
+        raise ValueError(
+            f"A loss needs one text per image, but there are {images} images and {texts} texts. Omit return_loss to "
+            "compare every text with every image."
+        )
+    raise ValueError(
+        f"texts_per_image={texts_per_image} needs {texts_per_image * images} texts for {images} images, but there are "
+        f"{texts}."
+    )
 
 
 def views_contrastive_loss(
@@ -109,31 +129,60 @@ def views_contrastive_loss(
 
 def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
     """
-    The cross-entropies of some pairs with all pairs, summed over both directions. Divided by twice the number of all
-    pairs, the sum over all pairs is [`contrastive_loss`].
+    The cross-entropies of some images and their texts with all of them, summed over both directions; those of the
+    texts are divided by the texts per image. Divided by twice the number of all images, the sum over all images is
+    [`contrastive_loss`].
 
     Args:
         own ([`Pairs`]): The rows to sum over.
         all_pairs ([`Pairs`]): All pairs, `own` among them.
-        first (`int`): Index of the first pair of `own` in `all_pairs`.
+        first (`int`): Index of the first image of `own` in `all_pairs`.
         logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
 
     Returns:
         `torch.Tensor`: Scalar, nats.
     """
-    if own.groups is None:
-        target = torch.arange(first, first + len(own.texts), device=own.texts.device)
-    else:
-        target = soft_target(own.groups, all_pairs.groups)
+    text_target, image_target = match_targets(own, all_pairs, first)
     scale = logit_scale.exp()
-    caption_loss = nn.functional.cross_entropy(own.texts @ all_pairs.images.t() * scale, target, reduction="sum")
-    image_loss = nn.functional.cross_entropy(own.images @ all_pairs.texts.t() * scale, target, reduction="sum")
-    return caption_loss + image_loss
+    caption_loss = nn.functional.cross_entropy(own.texts @ all_pairs.images.t() * scale, text_target, reduction="sum")
+    image_loss = nn.functional.cross_entropy(own.images @ all_pairs.texts.t() * scale, image_target, reduction="sum")
+    return caption_loss / all_pairs.texts_per_image + image_loss
+
+
+def match_targets(own: Pairs, all_pairs: Pairs, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The targets of the cross-entropies of some texts over all images, and of their images over all texts. Without
+    groups, a text matches its own image only.
+
+    Args:
+        own, all_pairs, first: See [`summed_cross_entropy`].
+
+    Returns:
+        `tuple` of two tensors: the numbers of the matching rows (int64), where each has one; otherwise
+        [`soft_target`].
+    """
+    per_image = all_pairs.texts_per_image
+    if own.groups is not None:
+        groups, all_groups = own.groups, all_pairs.groups
+    else:
+        numbers = torch.arange(len(all_pairs.images), device=own.texts.device)
+        own_numbers = numbers[first : first + len(own.images)]
+        if per_image == 1:
+            return own_numbers, own_numbers
+        groups, all_groups = own_numbers.repeat_interleave(per_image), numbers.repeat_interleave(per_image)
+    of_images, of_all_images = groups.view(-1, per_image), all_groups.view(-1, per_image)
+    return soft_target(groups[:, None], of_all_images), soft_target(of_images, all_groups[:, None])
 
 
 def soft_target(groups: torch.Tensor, all_groups: torch.Tensor) -> torch.Tensor:
-    """Float32 (len(groups), len(all_groups)): each row is spread evenly over the columns of its group."""
-    same = (groups.unsqueeze(1) == all_groups).float()
+    """
+    Float32 (rows, columns): each row is spread evenly over the columns that share a group with it.
+
+    Args:
+        groups (`torch.Tensor` of shape `(rows, groups of a row)`), all_groups (`torch.Tensor` of shape
+            `(columns, groups of a column)`): int64.
+    """
+    same = (groups[:, None, :, None] == all_groups[:, None, :]).any(-1).any(-1).float()
     return same / same.sum(1, keepdim=True)
 
 

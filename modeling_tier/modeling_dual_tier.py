@@ -282,6 +282,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
+        texts_per_image: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -327,8 +328,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
         )
         if return_entropy_sums:
-            return TierCLIPOutput(**self.compute_entropy_sums(local), **outputs)
-        return self.add_loss(outputs, local, text_groups, image_views)
+            return TierCLIPOutput(**self.compute_entropy_sums(local.repeat(image_views, texts_per_image)), **outputs)
+        return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 
 
 TierDualEncoderModel.register_for_auto_class("AutoModel")

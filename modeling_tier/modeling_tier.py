@@ -128,6 +128,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
+        texts_per_image: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -146,17 +147,21 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             return_entropy_sums (`bool`, *optional*, defaults to `False`):
                 Return `entropy_sums` and `entropy_counts` instead of the loss, for some pairs of a larger batch.
             text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
-                Equal for pairs whose reports say the same; the loss does not treat them as negatives of one another.
+                Equal for texts that say the same; the loss does not treat their pairs as negatives of one another.
             image_views (`int`, *optional*, defaults to 1):
                 Views of each image, see [`views_contrastive_loss`]; `pixel_values` then has all first views in the
                 order of the texts, then all second ones, and so on.
+            texts_per_image (`int`, *optional*, defaults to 1):
+                Texts of each image, each a positive of its own in the loss, see [`contrastive_loss`]; `input_ids` then
+                has all first texts in the order of the images, then all second ones, and so on.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
             [`TierCLIPOutput`]
 
         Raises:
-            ValueError: `return_loss=True` with different numbers of texts and images, a text with more tokens than the
+            ValueError: `return_loss=True` with other numbers of texts and images, or with several views and several
+                texts of an image; a text with more tokens than the
                 text tower has positions, or `pixel_values` of a shape or size that the model does not take.
         """
         outputs = super().forward(
@@ -178,8 +183,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             ),
         )
         if return_entropy_sums:
-            return TierCLIPOutput(**self.compute_entropy_sums(local), **outputs)
-        return self.add_loss(outputs, local, text_groups, image_views)
+            return TierCLIPOutput(**self.compute_entropy_sums(local.repeat(image_views, texts_per_image)), **outputs)
+        return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 
     def to_clip(self) -> CLIPModel:
         """

@@ -27,7 +27,7 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
         `np.ndarray`: int64 (texts,), the number of each text's group in order of first appearance, or -1 for a text
         without words.
     """
-    hashes = np.fromiter((_text_hash(text) for text in texts), dtype=np.uint64)
+    hashes = np.fromiter((text_hash(text) for text in texts), dtype=np.int64)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     words = hashes[np.sort(first)] != 0  # which of the groups, in order of first appearance, have words
     numbers = np.where(words, np.cumsum(words) - 1, -1)
@@ -36,11 +36,21 @@ def duplicate_groups(texts: Iterable[str]) -> np.ndarray:
     return rank[inverse.reshape(-1)]
 
 
-def _text_hash(text: str) -> int:
+def text_hash(text: str) -> int:
+    """
+    A number that is equal for texts that are the same in the sense of [`duplicate_groups`], on every machine and in
+    every version; 0 for a text without words.
+
+    Args:
+        text (`str`): a sentence, section or report.
+
+    Returns:
+        `int`: 64 bits with a sign.
+    """
     text = DATE.sub(" ", without_marks(" ".join(list_items(text))))
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
     if not words:
         return 0
     return int.from_bytes(
-        hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+        hashlib.blake2b(" ".join(words).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
     )

@@ -51,13 +51,25 @@ def make_batch() -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
 
 
-def train_one_step(model: torch.nn.Module, rows: slice, checkpointing: bool = False, soft: bool = False) -> dict:
+def take_rows(batch: dict, rows: slice) -> dict:
+    """Some pairs, or images with all their texts."""
+    images = len(batch["pixel_values"])
+    return {
+        key: value.unflatten(0, (-1, images))[:, rows].flatten(0, 1) if torch.is_tensor(value) else value
+        for key, value in batch.items()
+    }
+
+
+def train_one_step(model: torch.nn.Module, rows: slice, checkpointing: bool = False, kind: str = "") -> dict:
     if checkpointing:
         getattr(model, "module", model).gradient_checkpointing_enable({"use_reentrant": False})
     batch = make_batch()
-    if soft:
+    if "soft" in kind:
         batch["text_groups"] = torch.tensor([7, -1, 5, 7, 5, 7])
-    output = model(**{key: value[rows] for key, value in batch.items()}, return_loss=True)
+    if "several" in kind:  # texts of each image: its own and that of another one
+        batch |= {name: torch.cat([batch[name], batch[name].flip(0)]) for name in ("input_ids", "attention_mask")}
+        batch |= {"text_groups": torch.tensor([0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]), "texts_per_image": 2}
+    output = model(**take_rows(batch, rows), return_loss=True)
     output.loss.backward()
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in trained}
@@ -71,6 +83,8 @@ MODELS = {
     "dual": {"frozen_text_layers": 1},
     "soft": {},
     "soft-dual": {"frozen_text_layers": 1},
+    "several": {"image_pooling": "patch_mean"},
+    "several-dual": {"frozen_text_layers": 1},
 }
 ROWS = {  # of each process
     2: {"equal": [slice(0, 3), slice(3, 6)], "ragged": [slice(0, 4), slice(4, 6)]},
@@ -79,7 +93,7 @@ ROWS = {  # of each process
 CASES = [
     case
     for case in itertools.product(MODELS, ("equal", "ragged"), (False, True))
-    if not ("soft" in case[0] and case[2])
+    if not (case[0].startswith(("soft", "several")) and case[2])
 ]
 
 
@@ -91,7 +105,7 @@ def process(rank: int, processes: int, folder: str) -> None:
     for name, rows, checkpointing in CASES:
         model = make_model(MODELS[name])
         own = ROWS[processes][rows][rank]
-        result = train_one_step(DistributedDataParallel(model), own, checkpointing, soft="soft" in name)
+        result = train_one_step(DistributedDataParallel(model), own, checkpointing, kind=name)
         torch.save(result, Path(folder) / f"{name}-{rows}-{checkpointing}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -120,7 +134,7 @@ def test_processes_are_one_with_the_whole_batch(run_processes, name, rows, check
     ranks = [
         torch.load(folder / f"{name}-{rows}-{checkpointing}-{rank}.pt", weights_only=True) for rank in range(processes)
     ]
-    expected = train_one_step(make_model(MODELS[name]), slice(None), soft="soft" in name)
+    expected = train_one_step(make_model(MODELS[name]), slice(None), kind=name)
 
     terms = torch.stack([rank["terms"] for rank in ranks]).mean(dim=0)
     torch.testing.assert_close(terms, expected["terms"], rtol=1e-5, atol=0)

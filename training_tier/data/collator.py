@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NoReturn
 
 import torch
@@ -37,8 +38,9 @@ def refuse_batch(unreadable: Sequence[tuple[int, str, str]]) -> NoReturn:
 @dataclass
 class PairCollator:
     """
-    Stacks the pixels (first all first views of the images, then all second ones), and pads the texts to the longest of
-    the batch, or to a multiple of `pad_to_multiple_of`.
+    Stacks the pixels (first all first views of the images, then all second ones), and pads the texts (likewise first
+    all first sentences, if an image has several) to the longest of the batch, or to a multiple of
+    `pad_to_multiple_of`.
 
     Pairs whose image does not decode are left out and listed under `unreadable`, see [`list_unreadable`]. If no image
     of a batch decodes, the batch has no pixels and texts. `indices` are the numbers of the other records, `image_ids`
@@ -67,11 +69,16 @@ class PairCollator:
         if batch["pixel_values"].ndim == 5:  # (pairs, views, 1, height, width)
             batch["image_views"] = batch["pixel_values"].shape[1]
             batch["pixel_values"] = batch["pixel_values"].transpose(0, 1).flatten(0, 1)
-        texts = [pair["text"] for pair in readable]
+        if "texts" in readable[0]:
+            batch["texts_per_image"] = len(readable[0]["texts"])
+            rows = (zip(*(pair[name] for pair in readable), strict=True) for name in ("texts", "groups"))
+            texts, groups = (list(chain.from_iterable(row)) for row in rows)
+        else:
+            texts, groups = ([pair[name] for pair in readable if name in pair] for name in ("text", "group"))
         tokens = self.tokenizer(texts, truncation=True)
         if any(text.overflowing for text in tokens.encodings or ()):
             logger.warning_once(
-                f"A report is longer than the {self.tokenizer.model_max_length} tokens that the model reads, and is "
+                f"A text is longer than the {self.tokenizer.model_max_length} tokens that the model reads, and is "
                 "truncated. --text selects the sections."
             )
         longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
@@ -81,8 +88,8 @@ class PairCollator:
                 self.tokenizer, tokens, padding="max_length", max_length=length, return_tensors="pt"
             )
         )
-        if "group" in readable[0]:
-            batch["text_groups"] = torch.tensor([pair["group"] for pair in readable])
+        if groups:
+            batch["text_groups"] = torch.tensor(groups)
         batch.update(reports)
         batch["return_loss"] = True  # last: accelerate takes the batch size from the first value
         return batch

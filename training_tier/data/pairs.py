@@ -11,7 +11,7 @@ from PIL import Image
 from processing_tier import TierImageProcessor
 from processing_tier.records.schema import select_text
 from processing_tier.reports.deidentification import clean_text
-from processing_tier.reports.duplicates import duplicate_groups
+from processing_tier.reports.duplicates import duplicate_groups, text_hash
 from processing_tier.reports.sentences import split_sentences
 from training_tier.data.augmentation import augment, augment_tier
 from training_tier.data.image_cache import CachedImages
@@ -29,6 +29,8 @@ class PairOptions:
         text (`str`, *optional*, defaults to `"impression"`): see [`select_text`].
         deidentified (`str`, *optional*, defaults to `"keep"`): marks in that text, see [`clean_text`].
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
+        sentences_per_image (`int`, *optional*, defaults to 0): instead of one `text`, each pair has this many `texts`
+            and their `groups`, see [`draw_sentences`]. 0 for one text.
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
         augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
@@ -41,6 +43,7 @@ class PairOptions:
     text: str = "impression"
     deidentified: str = "keep"
     sample_sentences: bool = False
+    sentences_per_image: int = 0
     soft_targets: bool = False
     augmentation: str = "none"
     image_views: int = 1
@@ -88,14 +91,18 @@ class PairDataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def texts(self) -> Iterator[str]:
-        """The text of each record; with `sample_sentences`, the impression, or the findings without an impression."""
+        """The text of each record; where texts are drawn, the impression, or the findings without an impression."""
         # Not the whole report: few whole reports are equal, but the texts drawn from them often are.
-        source = "both" if self.options.sample_sentences else self.options.text
+        draws = self.options.sample_sentences or self.options.sentences_per_image
+        source = "both" if draws else self.options.text
         for record in self.records.select_columns(list(SECTIONS)):
             yield clean_text(select_text(record, source), self.options.deidentified)
 
     def __getitem__(self, index: int) -> dict:
-        """`index`, `image_id`, and either `pixel_values` (1, height, width) with `text`, or the image's `error`."""
+        """
+        `index`, `image_id`, and either `pixel_values` (1, height, width) with `text` (or `texts` and `groups`), or the
+        image's `error`.
+        """
         record = self.records[index]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
         try:
@@ -105,11 +112,14 @@ class PairDataset(torch.utils.data.Dataset):
             return {"index": index, "image_id": record["image_id"], "error": str(error)}
         views = [self.make_pixels(image, rng) for _ in range(self.options.image_views)]
         pixels = torch.stack(views) if len(views) > 1 else views[0]
+        pair = {"index": index, "image_id": record["image_id"], "pixel_values": pixels}
+        if self.options.sentences_per_image:
+            texts, groups = draw_sentences(record, self.options.sentences_per_image, rng)
+            return {**pair, "texts": texts, "groups": groups}
         if self.options.sample_sentences:
-            text = sample_text(record, rng)
+            pair["text"] = sample_text(record, rng)
         else:
-            text = clean_text(select_text(record, self.options.text), self.options.deidentified)
-        pair = {"index": index, "image_id": record["image_id"], "pixel_values": pixels, "text": text}
+            pair["text"] = clean_text(select_text(record, self.options.text), self.options.deidentified)
         return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
@@ -136,3 +146,32 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     if not sentences:  # only marks and numbers
         return select_text(record, "both")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
+
+
+def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
+    """
+    Sentences of the impression and the findings, drawn without replacement. Sentences that say the same count once. A
+    report with fewer sentences gives all of them, and repeats in another order until there are enough.
+
+    Args:
+        record (`Mapping`): with the columns `impression` and `findings`, at least one of them not empty.
+        count (`int`): how many sentences.
+        rng (`np.random.Generator`): the source of all randomness.
+
+    Returns:
+        `tuple`: the sentences, and for each its group, which all sentences that say the same share (see
+        [`text_hash`]).
+    """
+    sentences = [sentence for section in SECTIONS for sentence in split_sentences(record[section] or "")]
+    distinct: dict[int, str] = {}
+    for sentence in sentences:
+        distinct.setdefault(text_hash(sentence), sentence)
+    if not distinct:  # only marks and numbers
+        text = select_text(record, "both")
+        distinct = {text_hash(text): text}
+    groups = list(distinct)
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn.extend(groups[i] for i in rng.permutation(len(groups)))
+    drawn = drawn[:count]
+    return [distinct[group] for group in drawn], drawn

@@ -56,7 +56,7 @@ def load_splits(
     if not with_text:
         return train.select(range(len(train))[: arguments.max_train_images]), evaluation
     sections = zip(*(train[section][:] for section in SECTIONS), strict=True)
-    source = "both" if arguments.sample_sentences else arguments.text
+    source = "both" if arguments.sample_sentences or arguments.sentences_per_image else arguments.text
     texts = (select_text(dict(zip(SECTIONS, texts, strict=True)), source) for texts in sections)
     if arguments.deidentified == "remove":
         texts = (clean_text(text, "remove") for text in texts)

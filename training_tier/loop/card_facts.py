@@ -22,8 +22,12 @@ def training_facts(options: Options, records: datasets.Dataset) -> dict[str, Any
             "trained_part": "head" if task.freeze_image_tower else "image tower and head",
         }
     else:
-        sentences = "sentences of impression and findings"
-        learned_from = {"text": sentences if data_arguments.sample_sentences else data_arguments.text}
+        text, sentences = data_arguments.text, "sentences of impression and findings"
+        if data_arguments.sentences_per_image:
+            text = f"{data_arguments.sentences_per_image} {sentences} for each image"
+        elif data_arguments.sample_sentences:
+            text = sentences
+        learned_from = {"text": text}
     return {
         "dataset": dataset_name(data_arguments.data),
         "n_images": len(records),

@@ -14,7 +14,7 @@ from evaluation_tier.models.processes import fail_together
 from evaluation_tier.scoring.zeroshot import zero_shot_auroc
 from modeling_tier.base_tier import TierCLIPOutput
 from processing_tier.prompts.loader import load_prompts
-from training_tier.data.pairs import PairDataset
+from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
 from training_tier.data.text_lengths import read_by_length
 from training_tier.loop.callbacks import EntropyWarmup, LogitScaleClamp
@@ -23,6 +23,7 @@ from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.memory.sharding import whole_tensor
 from training_tier.options.compatibility import (
     Launch,
+    drawing_option,
     refuse,
     rules_on_chunks,
     rules_on_negatives,
@@ -111,9 +112,9 @@ class TierTrainer(RadiographTrainer):
 
     def check_order(self) -> None:
         super().check_order()
-        sample_sentences = self.train_dataset is not None and self.train_dataset.options.sample_sentences
-        strategy = self.args.train_sampling_strategy
-        refuse(rules_on_order(strategy, avoid_duplicates=self.avoid_duplicates, sample_sentences=sample_sentences))
+        options = PairOptions() if self.train_dataset is None else self.train_dataset.options
+        strategy, drawn_by = self.args.train_sampling_strategy, drawing_option(options)
+        refuse(rules_on_order(strategy, avoid_duplicates=self.avoid_duplicates, drawn_by=drawn_by))
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None

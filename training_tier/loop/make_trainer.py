@@ -51,6 +51,7 @@ def make_contrastive_trainer(
     as_trained = replace(
         as_read,
         sample_sentences=data_arguments.sample_sentences,
+        sentences_per_image=data_arguments.sentences_per_image,
         soft_targets=data_arguments.soft_targets,
         augmentation=data_arguments.augmentation,
         image_views=data_arguments.image_views,

@@ -92,7 +92,7 @@ class Throughput(TrainerCallback):
         self.clear()
 
     def clear(self) -> None:
-        self.pairs = np.zeros(3)  # sums over the pairs of 1, L and L^2 for texts of L tokens
+        self.counted = np.zeros(3)  # images, and the sums over the texts of L and L^2 for texts of L tokens
         self.seconds, self.waited = 0.0, 0.0
 
     def on_batch_wait(self) -> None:
@@ -101,12 +101,12 @@ class Throughput(TrainerCallback):
     def on_batches(self, batches: Sequence[dict]) -> None:
         self.waited += time.perf_counter() - self.started
         for batch in batches:
-            lengths = np.zeros(len(batch["pixel_values"]))
+            lengths = np.zeros(0)
             if "input_ids" in batch and self.group_texts:
                 lengths = padded_lengths(batch["attention_mask"]).cpu().numpy()
             elif "input_ids" in batch:
-                lengths += batch["input_ids"].shape[1]
-            self.pairs += np.vander(lengths, 3, increasing=True).sum(axis=0)
+                lengths = np.full(*batch["input_ids"].shape)
+            self.counted += len(batch["pixel_values"]), lengths.sum(), (lengths**2).sum()
         if self.example is None and batches:
             self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
 
@@ -121,9 +121,9 @@ class Throughput(TrainerCallback):
             return {}
         if self.flops is None:
             self.flops = flops_by_length(model, {k: v.to(model.device) for k, v in self.example.items()})
-        flops = float(self.flops @ self.pairs) / self.seconds
+        flops = float(self.flops @ self.counted) / self.seconds
         logs = {
-            "images_per_second": float(self.pairs[0]) / self.seconds * processes,
+            "images_per_second": float(self.counted[0]) / self.seconds * processes,
             "data_wait": self.waited / self.seconds,
             "tflops": flops / 1e12,
         }

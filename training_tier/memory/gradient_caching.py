@@ -9,8 +9,8 @@ each chunk adds its terms, weighted by the numbers of tokens and patches of the 
 """
 
 import contextlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_tier.global_batch_tier import Pairs, gather_pairs, mean_over_processes, world_size
+from modeling_tier.global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, world_size
 from modeling_tier.losses_tier import summed_cross_entropy, total_loss
 
 
@@ -37,22 +37,27 @@ class BatchGradients(NamedTuple):
     """The gradients of the loss of a batch, except for those of the towers' parameters."""
 
     images: torch.Tensor  # of the embeddings, (batch, dim)
-    texts: torch.Tensor
+    texts: torch.Tensor  # in the order of `Pairs`
     entropy_sums: torch.Tensor | None  # `None` without entropy weights
     logit_scale: torch.Tensor
 
 
 def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
     """
-    A batch in chunks of nearly equal sizes, at most `chunk_size` pairs each. An input without a row for each pair goes
-    into every chunk.
+    A batch in chunks of nearly equal sizes, at most `chunk_size` images each. The texts of an image stay with it. An
+    input without a row for each image or text goes into every chunk.
     """
-    pairs = len(inputs["input_ids"])
-    count = -(-pairs // chunk_size)
-    parts = [
-        value.tensor_split(count) if torch.is_tensor(value) and value.ndim and len(value) == pairs else [value] * count
-        for value in inputs.values()
-    ]
+    texts, per_image = len(inputs["input_ids"]), inputs.get("texts_per_image", 1)
+    images = texts // per_image
+    count = -(-images // chunk_size)
+
+    def split(value: Any) -> Sequence[Any]:
+        if not torch.is_tensor(value) or not value.ndim or len(value) not in (images, texts):
+            return [value] * count
+        rows = value.unflatten(0, (-1, images))  # with one row of images, or as many as an image has texts
+        return [chunk.flatten(0, 1) for chunk in rows.tensor_split(count, dim=1)]
+
+    parts = [split(value) for value in inputs.values()]
     return [dict(zip(inputs, chunk, strict=True)) for chunk in zip(*parts, strict=True)]
 
 
@@ -75,7 +80,7 @@ def backward_in_chunks(
             has to call this, and gradients are averaged once, in the last chunk. With FSDP2, gradients are reduced in
             each chunk.
         inputs (`dict`): the batch of this process, as the model takes it.
-        chunk_size (`int`): pairs whose activations fit into memory.
+        chunk_size (`int`): pairs, or images with their texts, whose activations fit into memory.
         backward (`Callable`, *optional*): called with a scalar instead of the scalar's `backward`.
 
     Returns:
@@ -87,7 +92,10 @@ def backward_in_chunks(
     # The first pass must not wait for the other processes, as DistributedDataParallel does.
     plain = model.module if isinstance(model, DistributedDataParallel) else model
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+    per_image = inputs.get("texts_per_image", 1)
     text_groups = inputs.pop("text_groups", None)
+    if text_groups is not None:
+        text_groups = by_image(text_groups, per_image)
     chunks = split_batch(inputs, chunk_size)
     if isinstance(model, FSDPModule):
         check_equal_counts(len(chunks), device=inputs["input_ids"].device)
@@ -96,7 +104,8 @@ def backward_in_chunks(
     # A chunk's two sums times these factors are its share of the means over the batch.
     factors = mean_over_processes(torch.ones_like(first.entropy_sums), first.entropy_counts)
     weights = plain.entropy_weights
-    pairs = Pairs(torch.cat(first.images).float(), torch.cat(first.texts).float(), text_groups)
+    texts = torch.cat([by_image(texts, per_image) for texts in first.texts])
+    pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups)
     contrastive_loss, *of_contrastive = contrastive_gradients(pairs, plain.logit_scale.detach(), rows=chunk_size)
     image_gradients, text_gradients, scale_gradient = of_contrastive
     of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
@@ -141,7 +150,9 @@ def add_gradients(
     is_distributed = isinstance(model, DistributedDataParallel)
     logit_scale = (model.module if is_distributed else model).logit_scale
     sizes = [len(chunk) for chunk in first.images]
-    of_chunks = zip(gradients.images.split(sizes), gradients.texts.split(sizes), strict=True)
+    of_texts = gradients.texts.split([len(chunk) for chunk in first.texts])
+    of_texts = [by_image(chunk, size) for chunk, size in zip(of_texts, sizes, strict=True)]  # as in a batch
+    of_chunks = zip(gradients.images.split(sizes), of_texts, strict=True)
     for i, (chunk, state, of_chunk) in enumerate(zip(chunks, first.random_states, of_chunks, strict=True)):
         torch.set_rng_state(state[0])
         set_device_states(*state[1:], device_type=chunk["input_ids"].device.type)
@@ -186,33 +197,35 @@ def contrastive_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     [`contrastive_loss`] of all processes, and its gradients. The logits, a square of the batch, are computed in
-    float32 and `rows` rows at a time, so that memory grows linearly with the batch.
+    float32 and for `rows` images at a time, so that memory grows linearly with the batch.
 
     Args:
         pairs ([`Pairs`]): of this process.
         logit_scale (`torch.Tensor`): scalar.
-        rows (`int`): of the logits at a time.
+        rows (`int`): images whose logits are computed at a time.
 
     Returns:
         `tuple`: the loss, and the gradients of the images, of the texts and of `logit_scale`.
     """
     processes = world_size()
     all_pairs, first = gather_pairs(pairs)
+    per_image = pairs.texts_per_image
     leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
     all_pairs = Pairs(leaves[2], leaves[3], groups=all_pairs.groups)
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
         for start in range(0, len(pairs.images), rows):
-            images, texts = (leaf[start : start + rows] for leaf in leaves[:2])
-            groups = None if pairs.groups is None else pairs.groups[start : start + rows]
-            loss = summed_cross_entropy(Pairs(images, texts, groups), all_pairs, first + start, scale)
+            of_texts = slice(start * per_image, (start + rows) * per_image)
+            groups = None if pairs.groups is None else pairs.groups[of_texts]
+            own_rows = Pairs(leaves[0][start : start + rows], leaves[1][of_texts], groups)
+            loss = summed_cross_entropy(own_rows, all_pairs, first + start, scale)
             loss = loss * (processes / (2.0 * len(all_pairs.images)))  # as in contrastive_loss
             loss.backward()
             total += loss.detach()
     gradients = []
-    for own, gathered in zip(leaves[:2], leaves[2:], strict=True):
+    for own, gathered, begin in zip(leaves[:2], leaves[2:], (first, first * per_image), strict=True):
         if processes > 1:
             dist.all_reduce(gathered.grad)
-        gradients.append(own.grad + gathered.grad[first : first + len(own)])
+        gradients.append(own.grad + gathered.grad[begin : begin + len(own)])
     return total, *gradients, scale.grad

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from training_tier.start.presets import PRESETS, misfit_of_patches
 
 if TYPE_CHECKING:  # these modules import this one
+    from training_tier.data.pairs import PairOptions
     from training_tier.options.data import DataArguments
     from training_tier.options.model import ModelArguments
     from training_tier.options.parsing import Options
@@ -23,26 +24,11 @@ if TYPE_CHECKING:  # these modules import this one
 
 # Options of contrastive training that have no effect on a classifier
 CONTRASTIVE_OPTIONS = (
-    "text_warmup_epochs",
-    "frozen_text_layers",
-    "soft_targets",
-    "avoid_duplicates",
-    "freeze_text_tower",
-    "frozen_vision_layers",
-    "text_lr_scale",
-    "entropy_warmup_steps",
-    "token_entropy_weight",
-    "patch_entropy_weight",
-    "entropy_temperature",
-    "entropy_normalization",
-    "entropy_tokens",
-    "text",
-    "deidentified",
-    "sample_sentences",
-    "image_views",
-    "contrastive_chunk_size",
-    "pad_to_multiple_of",
-    "group_texts",
+    *("text_warmup_epochs", "freeze_text_tower", "frozen_text_layers", "frozen_vision_layers", "text_lr_scale"),
+    *("token_entropy_weight", "patch_entropy_weight", "entropy_temperature", "entropy_normalization"),
+    *("entropy_tokens", "entropy_warmup_steps", "soft_targets", "avoid_duplicates"),
+    *("text", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
+    *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts"),
 )
 
 TABLE_OPTIONS = ("columns", "image_root", "sheet", "label_values")
@@ -124,12 +110,24 @@ def rules_on_labels(task: "TaskArguments") -> Iterator[str]:
             yield f"{name} has no effect on the task {task.task!r}; add --task classification."
 
 
+def drawing_option(data: "DataArguments | PairOptions") -> str | None:
+    """The option that draws other texts in each epoch, if one is given."""
+    return next((name for name in ("sample_sentences", "sentences_per_image") if getattr(data, name)), None)
+
+
 def rules_on_texts(data: "DataArguments") -> Iterator[str]:
-    if data.sample_sentences and data.deidentified not in ("keep", "remove"):
-        yield (
-            f"deidentified={data.deidentified!r} has no effect with sample_sentences, which removes the marks; leave "
-            "it out."
-        )
+    name = drawing_option(data)
+    if name and data.deidentified not in ("keep", "remove"):
+        yield f"deidentified={data.deidentified!r} has no effect with {name}, which removes the marks; leave it out."
+    if not data.sentences_per_image:
+        return
+    given = f"sentences_per_image={data.sentences_per_image}"
+    if data.sample_sentences:
+        yield f"sample_sentences and {given} both draw the text of an image; use one."
+    if data.image_views > 1:
+        yield f"{given} and image_views={data.image_views} do not work together; leave one of them out."
+    if data.soft_targets:
+        yield f"soft_targets has no effect with {given}, which never contrasts equal sentences; leave it out."
 
 
 def rules_on_views(data: "DataArguments") -> Iterator[str]:
@@ -280,10 +278,11 @@ def check_together(options: "Options") -> None:
             rules_on_order_of_texts(training),
         )
         return
-    order_options = {"avoid_duplicates": data.avoid_duplicates, "sample_sentences": data.sample_sentences}
     refuse(
         rules_on_one_gpu_each(training),
-        rules_on_order(training.train_sampling_strategy, streaming=data.streaming, **order_options),
+        rules_on_order(
+            training.train_sampling_strategy, data.streaming, data.avoid_duplicates, drawn_by=drawing_option(data)
+        ),
         rules_on_negatives(training, launch),
         rules_on_chunks(training, launch, data.image_views),
         rules_on_text_groups(training, launch),
@@ -334,9 +333,9 @@ def rules_on_one_gpu_each(training: "TierTrainingArguments") -> Iterator[str]:
 
 
 def rules_on_order(
-    strategy: str, streaming: bool = False, avoid_duplicates: bool = False, sample_sentences: bool = False
+    strategy: str, streaming: bool = False, avoid_duplicates: bool = False, drawn_by: str | None = None
 ) -> Iterator[str]:
-    """Of the training images; `strategy` is `train_sampling_strategy`."""
+    """Of the training images; `strategy` is `train_sampling_strategy`, `drawn_by` see [`drawing_option`]."""
     if strategy != "random" and streaming:
         yield f"train_sampling_strategy={strategy!r} and streaming both set the order of the images; use one."
     if strategy != "random" and avoid_duplicates:
@@ -344,10 +343,10 @@ def rules_on_order(
             f"train_sampling_strategy={strategy!r} and avoid_duplicates both set the order of the images; use one "
             "(--soft_targets works with both)."
         )
-    if strategy == "group_by_length" and sample_sentences:
+    if strategy == "group_by_length" and drawn_by is not None:
         yield (
-            f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, but sample_sentences "
-            "draws a new text in each epoch; use one."
+            f"train_sampling_strategy={strategy!r} needs the length of each text beforehand, but {drawn_by} draws a "
+            "new text in each epoch; use one."
         )
 
 

@@ -56,7 +56,7 @@ class DataArguments:
         default="keep",
         metadata={
             "help": "De-identification marks in the text (___, XXXX, [**...**]): keep, remove or replace. replace "
-            "writes ___ for each. --sample_sentences always removes them."
+            "writes ___ for each. --sample_sentences and --sentences_per_image always remove them."
         },
     )
     sample_sentences: bool = field(
@@ -66,12 +66,21 @@ class DataArguments:
             "replaces --text in training."
         },
     )
+    sentences_per_image: int = field(
+        default=0,
+        metadata={
+            "help": "Sentences of the report that each image has as separate positives (0: one text per image). Each "
+            "epoch draws this many from impression and findings; a shorter report repeats some. Equal sentences of a "
+            "batch are never negatives of each other. It replaces --text in training; an evaluation's loss still uses "
+            "one text per image. For example 3."
+        },
+    )
     avoid_duplicates: bool = field(
         default=False,
         metadata={
             "help": "Keep reports with the same meaning out of one batch, where possible. They would be negatives of "
-            "each other. With --sample_sentences, the impressions are compared, or the findings where the impression "
-            "is empty. Does not work with --streaming."
+            "each other. With --sample_sentences or --sentences_per_image, the impressions are compared, or the "
+            "findings where the impression is empty. Does not work with --streaming."
         },
     )
     soft_targets: bool = field(

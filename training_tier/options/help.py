@@ -26,7 +26,7 @@ GROUPS = {
     "data": (
         *("data", "columns", "image_root", "sheet", "label_values", "train_split", "eval_split", "eval_fraction"),
         *("views", "max_train_images", "label_fraction", "text", "deidentified", "sample_sentences"),
-        *("augmentation", "image_views", "streaming", "shuffle_buffer", "image_cache"),
+        *("sentences_per_image", "augmentation", "image_views", "streaming", "shuffle_buffer", "image_cache"),
     ),
     "loss": (
         *("token_entropy_weight", "patch_entropy_weight", "entropy_temperature", "entropy_normalization"),

@@ -18,7 +18,7 @@ def test_a_report_too_long_is_cut_before_its_end_token_and_told_once_without_its
     batch = collate([{**pair, "text": "effusion " * 20}, pair])
     assert batch["input_ids"].shape == (2, 24)
     assert batch["input_ids"][0, -1] == tokenizer.eos_token_id
-    assert len(told) == 1 and told[0].startswith("A report is longer than the 24 tokens that the model reads")
+    assert len(told) == 1 and told[0].startswith("A text is longer than the 24 tokens that the model reads")
     assert "effusion" not in told[0]
 
 

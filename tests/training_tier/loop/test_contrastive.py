@@ -31,13 +31,13 @@ def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(mak
     )  # the best weights are loaded
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_run_in_chunks_is_the_same_run(make_contrastive, accumulation):
-    """In its log: batches of 8, and chunks of 3, 3 and 2 pairs."""
-    logs = []
+@pytest.mark.parametrize(("accumulation", "sentences"), [(1, 0), (2, 0), (2, 3)])
+def test_a_run_in_chunks_is_the_same_run(make_contrastive, accumulation, sentences):
+    """In its log: batches of 8, and chunks of 3, 3 and 2 images."""
+    pairs, logs = PairOptions(augmentation="standard", sentences_per_image=sentences), []
     for size in (None, 3):
         options = {"gradient_accumulation_steps": accumulation, "contrastive_chunk_size": size, "max_steps": 3}
-        trainer = make_contrastive(**options, **NOTHING_BUT_TRAINING)
+        trainer = make_contrastive(pairs=pairs, **options, **NOTHING_BUT_TRAINING)
         trainer.train()
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
     assert len(logs[0]) == len(logs[1]) == 3
@@ -86,6 +86,10 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
             "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, but sample_sent",
         ),
         (
+            {"train_sampling_strategy": "group_by_length", "pairs": PairOptions(sentences_per_image=2)},
+            "^train_sampling_strategy='group_by_length' needs the length of each text beforehand, but sentences_per_",
+        ),
+        (
             {"group_texts": True, "config": {"entropy_tokens": "all"}},
             "^group_texts changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
         ),
@@ -123,6 +127,20 @@ def test_a_faster_run_is_the_same_run(make_contrastive, phantom, processor, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     if images is not None:
         assert same_weights(plain, faster)
+
+
+def test_three_sentences_of_each_image_in_the_log_and_in_groups_of_equal_length(make_contrastive):
+    pairs, logs = PairOptions(sentences_per_image=3), []
+    for grouped in (False, True):
+        trainer = make_contrastive(pairs=pairs, group_texts=grouped, max_steps=2, **NOTHING_BUT_TRAINING)
+        trainer.throughput.pop, counted = lambda *_: {}, trainer.throughput
+        trainer.train()
+        assert counted.counted[0] == 16  # images, not sentences
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+    evaluated = trainer.evaluate()  # one whole text for each image
+    trainer.train_dataset.options = PairOptions()
+    assert trainer.evaluate()["eval_loss"] == evaluated["eval_loss"]
 
 
 @pytest.mark.slow

@@ -85,3 +85,13 @@ def test_images_a_second_and_the_share_of_waiting(monkeypatch):
     per_pair = [1 + 0.2 * length + 0.01 * length**2 for length in (4, 2)]
     assert logs == {"images_per_second": 4.0, "data_wait": 0.25, "tflops": pytest.approx(sum(per_pair))}
     assert throughput.pop(model, 2, half_precision=True) == {}
+
+
+@pytest.mark.parametrize("group_texts", [False, True])
+def test_all_the_texts_of_an_image_are_counted(group_texts):
+    throughput = Throughput(group_texts)
+    throughput.started = 0.0
+    mask = (torch.arange(40) < torch.tensor([[5], [40]] * 3)).long()
+    throughput.on_batches([{"pixel_values": torch.zeros(2, 1), "input_ids": mask, "attention_mask": mask}])
+    lengths = [16, 40] * 3 if group_texts else [40] * 6
+    assert throughput.counted.tolist() == [2, sum(lengths), sum(length**2 for length in lengths)]

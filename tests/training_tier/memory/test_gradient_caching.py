@@ -21,6 +21,8 @@ MODELS = {
     "patch mean": {"image_pooling": "patch_mean", "entropy_temperature": 0.1},
     "dual": {"frozen_text_layers": 1},
     "plain": {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0},
+    "several": {"image_pooling": "patch_mean"},
+    "several plain": {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0},
 }
 
 
@@ -66,6 +68,28 @@ def with_groups(batch: dict) -> dict:
     return {**batch, "text_groups": torch.tensor([3, 1, 4, 3, 3, 4, 0])}
 
 
+def with_three_texts(batch: dict) -> dict:
+    """The same images with three texts each: their own, that of another image, and that of a third."""
+    order = torch.tensor([*range(7), *reversed(range(7)), *range(2, 7), 0, 1])
+    texts = {name: batch[name][order] for name in ("input_ids", "attention_mask")}
+    return {**batch, **texts, "text_groups": order, "texts_per_image": 3}
+
+
+def make_batch_of(name: str) -> dict:
+    """The batch that a model of `MODELS` is given."""
+    if name.startswith("several"):
+        return with_three_texts(make_batch())
+    return with_groups(make_batch()) if name == "patch mean" else make_batch()
+
+
+def take_rows(batch: dict, rows: slice) -> dict:
+    images = len(batch["pixel_values"])
+    return {
+        key: value.unflatten(0, (-1, images))[:, rows].flatten(0, 1) if torch.is_tensor(value) else value
+        for key, value in batch.items()
+    }
+
+
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name.removeprefix("module."): parameter.grad.clone() for name, parameter in trained}
@@ -85,7 +109,7 @@ def assert_equal(gradients: dict, expected: dict, tolerance: float = 1e-5) -> No
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 7])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_and_terms_are_those_of_the_whole_batch(name, chunk_size, checkpointing):
-    model, batch = make_model(name), make_batch()
+    model, batch = make_model(name), make_batch_of(name)
     output = model(**batch)
     output.loss.backward()
     expected = gradients_of(model)
@@ -205,8 +229,17 @@ def test_chunks_are_of_nearly_equal_sizes():
     assert all(chunk["position_ids"].shape == (1, 11) and chunk["return_loss"] is True for chunk in chunks)
 
 
+def test_the_texts_of_an_image_stay_in_its_chunk():
+    batch = with_three_texts(make_batch())
+    chunks = split_batch(batch, 3)
+    assert [len(chunk["pixel_values"]) for chunk in chunks] == [3, 2, 2]
+    assert chunks[1]["text_groups"].tolist() == [3, 4, 3, 2, 5, 6]  # the first texts of images 3 and 4, the second ...
+    assert torch.equal(chunks[1]["input_ids"], batch["input_ids"][[3, 4, 10, 11, 17, 18]])
+    assert all(chunk["texts_per_image"] == 3 for chunk in chunks)
+
+
 ROWS = {"equal": [slice(0, 3), slice(3, 6)], "ragged": [slice(0, 5), slice(5, 6)]}  # 2 and 2 chunks; 3 and 1
-CASES = list(itertools.product(["patch mean", "dual"], ROWS, (False, True)))
+CASES = list(itertools.product(["patch mean", "dual", "several"], ROWS, (False, True)))
 
 
 def process(rank: int, folder: str) -> None:
@@ -219,8 +252,7 @@ def process(rank: int, folder: str) -> None:
         if not find_unused:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
-        batch = with_groups(make_batch()) if name == "patch mean" else make_batch()
-        batch = {key: value if key == "return_loss" else value[ROWS[rows][rank]] for key, value in batch.items()}
+        batch = take_rows(make_batch_of(name), ROWS[rows][rank])
         waits = []  # whether a chunk with a graph is to wait for the other process
         model.register_forward_pre_hook(
             lambda *_, waits=waits, wrapped=wrapped: (
@@ -231,7 +263,7 @@ def process(rank: int, folder: str) -> None:
             backward_in_chunks(wrapped, batch, 2)
         terms = backward_in_chunks(wrapped, batch, 2)
         chunks = len(waits) // 2
-        assert chunks == -(-len(batch["input_ids"]) // 2)
+        assert chunks == -(-len(batch["pixel_values"]) // 2)
         assert waits == [False] * (2 * chunks - 1) + [True]
         result = {"terms": torch.stack([terms[term] for term in TERMS]), "gradients": gradients_of(model)}
         torch.save(result, Path(folder) / f"{name}-{rows}-{find_unused}-{rank}.pt")
@@ -246,8 +278,7 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path):
             torch.load(tmp_path / f"{name}-{rows}-{find_unused}-{rank}.pt", weights_only=True) for rank in range(2)
         ]
         model = make_model(name)
-        batch = with_groups(make_batch()) if name == "patch mean" else make_batch()
-        output = model(**{key: value if key == "return_loss" else value[:6] for key, value in batch.items()})
+        output = model(**take_rows(make_batch_of(name), slice(0, 6)))
         (2 * output.loss).backward()  # two steps of accumulation
         expected = torch.stack([output[term].detach() for term in TERMS])
         torch.testing.assert_close((ranks[0]["terms"] + ranks[1]["terms"]) / 2, expected, rtol=1e-5, atol=0)
