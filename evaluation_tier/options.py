@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 MAX_COUNT = 2**31 - 1  # of images, resamples and the like
-ANALYSES = ("grounding", "retrieval", "sparsity", "robustness")
+ANALYSES = ("grounding", "deletion", "retrieval", "sparsity", "robustness")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -140,9 +140,9 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         choices=ANALYSES,
         default=[],
         metavar="NAME",
-        help='"grounding" (maps against boxes or masks), "retrieval", "sparsity" (of words and patches, for all named '
-        'models side by side), "robustness" (to wording, negation, sides, empty and degraded images). The last three '
-        "read the reports",
+        help='"grounding" (maps against boxes or masks), "deletion" (how far the score falls without the hottest '
+        'patches of a map), "retrieval", "sparsity" (of words and patches, for all named models side by side), '
+        '"robustness" (to wording, negation, sides, empty and degraded images). The last three read the reports',
     )
     group.add_argument(
         "--radiologists",

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from evaluation_tier.analyses import radiologists
+from evaluation_tier.analyses.deletion import Deletion
 from evaluation_tier.analyses.grounding.evaluation import Grounding
 from evaluation_tier.analyses.grounding.maps import check_gives_maps
 from evaluation_tier.analyses.grounding.regions import read_cases
@@ -32,7 +33,7 @@ from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers.chexpert import read_radiologists
 
-Analyses = dict[str, Grounding | Retrieval | Sparsity | Robustness]  # by the names of --analyses
+Analyses = dict[str, Grounding | Deletion | Retrieval | Sparsity | Robustness]  # by the names of --analyses
 
 
 def run(args: argparse.Namespace) -> str:
@@ -86,7 +87,7 @@ def check_models(args: argparse.Namespace, inputs: Inputs) -> None:
     """Refuse, before any image is embedded, a model that an analysis cannot measure."""
     for name in inputs.models if args.analyses else ():  # one at a time; only sparsity takes several
         model, _ = inputs.load(name)
-        if "grounding" in args.analyses:
+        if "grounding" in args.analyses or "deletion" in args.analyses:
             check_gives_maps(model)
         if "retrieval" in args.analyses:
             check_embeds_texts(model)
@@ -115,17 +116,27 @@ def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
         elif name == "sparsity":
             analyses[name] = Sparsity(dataset, **options)
         else:
-            asked = args.findings or select_findings(dataset, None, inputs.min_positives)[0]
-            how = {"no_finding": inputs.protocol.no_finding}
-            findings = [name for name in dict.fromkeys(asked) if not is_scored_by_others(name, how)]
-            if not findings:
-                raise ValueError(
-                    f"Robustness asks for findings by their sentences, but {asked[0]!r} is scored by the other "
-                    "findings: name more in --findings, or pass --no_finding prompts."
-                )
+            findings = find_worded(args, inputs, name)
             prompts = inputs.find_prompts(findings)
-            analyses[name] = Robustness(dataset, findings, prompts, inputs.min_positives, **options)
+            if name == "deletion":
+                how = inputs.protocol.scoring, inputs.min_positives
+                analyses[name] = Deletion(dataset, findings, prompts, *how, **options)
+            else:
+                analyses[name] = Robustness(dataset, findings, prompts, inputs.min_positives, **options)
     return analyses
+
+
+def find_worded(args: argparse.Namespace, inputs: Inputs, analysis: str) -> list[str]:
+    """The evaluated findings that their own sentences score; ValueError, which names the analysis, without one."""
+    asked = args.findings or select_findings(inputs.dataset, None, inputs.min_positives)[0]
+    how = {"no_finding": inputs.protocol.no_finding}
+    findings = [name for name in dict.fromkeys(asked) if not is_scored_by_others(name, how)]
+    if not findings:
+        raise ValueError(
+            f"{analysis.capitalize()} asks for findings by their sentences, but {asked[0]!r} is scored by the other "
+            "findings: name more in --findings, or pass --no_finding prompts."
+        )
+    return findings
 
 
 def find_marked(dataset: datasets.Dataset) -> list[str]:
@@ -163,6 +174,6 @@ def finish_analyses(
         results["radiologists"] = radiologists.compare_evaluation(metrics, predictions, study_ids[:], readers)
     for name, analysis in analyses.items():
         results[name] = analysis.results()
-        if name in ("grounding", "robustness"):
+        if name in ("grounding", "deletion", "robustness"):
             results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]
     return results

@@ -12,6 +12,11 @@ from .pooling_tier import ADDS_UP
 MAP_KINDS = ("contribution", "cosine")
 
 
+def map_kinds(image_pooling: str) -> list[str]:
+    """Those of `MAP_KINDS` that a model with this pooling has."""
+    return [kind for kind in MAP_KINDS if kind != "contribution" or image_pooling in ADDS_UP]
+
+
 def default_map_kind(image_pooling: str) -> str:
     """The kind of maps that people see: contributions, or cosines where the score is not a sum over the patches."""
     return "contribution" if image_pooling in ADDS_UP else "cosine"

@@ -34,7 +34,7 @@ AXES = "axes of "  # before the name of an array: its axes, from the slowest in 
 MAX_ENTRY_BYTES = 2**28
 
 MODELS = Path(modeling_tier.__file__).parent
-EMBEDDING = (Path(__file__).with_name("images.py"), Path(__file__).with_name("embedding.py"))
+EMBEDDING = [Path(__file__).with_name(name) for name in ("images.py", "embedding.py", "grey_levels.py")]
 
 NOT_OF_THE_NUMBERS = ("_name_or_path", "zero_shot_findings", "transformers_version")  # of a config
 

@@ -1,4 +1,4 @@
-"""The tables of retrieval, grounding, sparsity and robustness."""
+"""The tables of retrieval, grounding, deletion, sparsity and robustness."""
 
 from collections.abc import Mapping, Sequence
 
@@ -117,6 +117,33 @@ def map_cell(numbers: Mapping | None, metric: str, with_interval: bool = True) -
     """The mean of a metric of one map, with its interval."""
     found = (numbers or {}).get(metric) or {}
     return format_estimate(found.get("mean"), found.get("ci95") if with_interval else None)
+
+
+def deletion_tables(deletion: Mapping) -> list[Table]:
+    """By how much the score of each finding falls, by kind of map; the layout is that of [`Deletion.results`]."""
+    parts = {name: part for name, part in (deletion.get("findings") or {}).items() if part.get("n_pairs")}
+    if not parts:
+        return []
+    mean = deletion.get("mean") or {}
+    summary = {f"Mean of {len(mean['findings'])}": mean} if mean.get("findings") else {}
+    kinds = list(dict.fromkeys(kind for part in parts.values() for kind in part.get("maps") or {}))
+    rows = []
+    for name, part in (parts | summary).items():
+        found = [part.get("random") or {}]
+        for what in ("hottest", "difference_sd"):
+            found += [((part.get("maps") or {}).get(kind) or {}).get(what) or {} for kind in kinds]
+        cells = (format_estimate(numbers.get("mean"), numbers.get("ci95")) for numbers in found)
+        rows.append((name, format_cell(part.get("n_pairs")), *cells))
+    note = (
+        "By how much the score of a finding falls, on images with it, when 10 % of the patches become those of the "
+        "mean image: random ones, or the hottest ones of a map. The more it falls beyond random, the better the map "
+        "tells where the score comes from. Scores are differences of cosines. The last columns are in standard "
+        "deviations of the finding's score over all images, which compares models."
+    )
+    header = ["Finding", "Images", "Random (95 % CI)", *(f"{column_name(kind)} (95 % CI)" for kind in kinds)]
+    header += [f"{column_name(kind)} minus random, SD (95 % CI)" for kind in kinds]
+    align = "lr" + "r" * (1 + 2 * len(kinds))
+    return [Table("deletion", "Blanked patches", note, tuple(header), tuple(rows), align, len(summary))]
 
 
 def sparsity_tables(sparsity: Mapping) -> list[Table]:

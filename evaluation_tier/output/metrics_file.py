@@ -20,7 +20,7 @@ METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": d
 OPTIONAL_KEYS = {
     "models": list,
     **dict.fromkeys(("versions", "weights", "commits", "score_levels", "subgroups", "radiologists"), dict),
-    **dict.fromkeys(("retrieval", "grounding", "sparsity", "robustness"), dict),
+    **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),
 }
 
 PROTOCOL_KEYS = {

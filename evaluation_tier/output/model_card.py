@@ -239,7 +239,7 @@ def further_tables(metrics: Mapping) -> list[tuple[str, ...]]:
     tables += [table for key in ("radiologists", "retrieval") for table in sections.get(key, [])[:1]]
     tables += [  # their titles alone do not name the analysis
         table._replace(title=f"{key.capitalize()}: {table.title[0].lower()}{table.title[1:]}")
-        for key, number in {"grounding": None, "sparsity": 1, "robustness": None}.items()
+        for key, number in {"grounding": None, "deletion": 1, "sparsity": 1, "robustness": None}.items()
         for table in sections.get(key, [])[:number]
         if table.name != "grounding-findings"
     ]

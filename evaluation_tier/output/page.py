@@ -42,6 +42,7 @@ SECTIONS = {  # in the order of the page: heading, and how the names of its figu
     "radiologists": ("Radiologists", ()),
     "retrieval": ("Retrieval", ("retrieval",)),
     "grounding": ("Grounding", ("grounding",)),
+    "deletion": ("Deletion", ()),
     "similarity": ("Where the model looks", ("similarity_",)),
     "sparsity": ("Sparsity", ("sparsity",)),
     "robustness": ("Robustness", ("robustness",)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation_tier.output.analysis_tables import (
+    deletion_tables,
     grounding_tables,
     retrieval_tables,
     robustness_tables,
@@ -30,6 +31,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
     parts = {
         "retrieval": retrieval_tables,
         "grounding": grounding_tables,
+        "deletion": deletion_tables,
         "sparsity": sparsity_tables,
         "robustness": robustness_tables,
     }

@@ -9,17 +9,19 @@ from eval_command import PHANTOM, fails, run, save_two_models, write_table
 from PIL import PngImagePlugin
 from sklearn.metrics import roc_curve
 
+from evaluation_tier.analyses.deletion import evaluate_deletion
 from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
 from evaluation_tier.analyses.retrieval import evaluate_retrieval
 from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
 from evaluation_tier.analyses.sparsity import evaluate_sparsity
 from evaluation_tier.models.loading import load_model
+from evaluation_tier.options import ANALYSES
 from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers import read_records
 
-FULL = ["--min_positives", 5, "--n_bootstrap", 5, "--analyses", "grounding", "retrieval", "sparsity", "robustness"]
+FULL = ["--min_positives", 5, "--n_bootstrap", 5, "--analyses", *ANALYSES]
 
 
 @pytest.fixture(scope="module")
@@ -268,12 +270,14 @@ def test_analyses_in_one_pass_are_those_of_their_own(models, tmp_path, capsys):
     options = {"resampling": Resampling(5), "dataset_name": PHANTOM}
     alone = {
         "grounding": evaluate_grounding(model, processor, dataset, **options),
+        "deletion": evaluate_deletion(model, processor, dataset, list(metrics["findings"]), **options),
         "retrieval": evaluate_retrieval(model, processor, dataset, **options),
         "sparsity": evaluate_sparsity({metrics["models"][0]: (model, processor)}, dataset, **options),
         "robustness": evaluate_robustness(model, processor, dataset, list(metrics["findings"]), **options),
     }
     assert [region["row"] for region in alone["grounding"].pop("regions")] == regions["row"].tolist()
-    alone["robustness"]["protocol"]["min_positives"] = 5
+    for name in ("deletion", "robustness"):
+        alone[name]["protocol"]["min_positives"] = 5
     for name, result in alone.items():
         assert_alike(metrics[name], to_json(result))
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.robustness.intervals import resampled_aurocs, with_interval
 from evaluation_tier.models.embedding import Embedders, Outputs, to_unit_length
-from evaluation_tier.models.images import Batch, takes_uint8
+from evaluation_tier.models.grey_levels import GreyLevels
+from evaluation_tier.models.images import Batch
 from evaluation_tier.models.processes import merge_entries
 from evaluation_tier.models.single_pass import ImageRows
 from evaluation_tier.statistics.metrics import best_threshold
@@ -71,13 +72,7 @@ class VariantEmbeddings:
     patches = False
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, num_images: int, seed: int):
-        image_processor = getattr(processor, "image_processor", processor)
-        options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
-        squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
-        # Pixels are linear in the grey level, for any normalisation of the processor: two uniform images show how
-        ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device)
-        self.pixel_dtype, ends = ends.dtype, ends.float()
-        self.black, self.contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)
+        self.grey_levels = GreyLevels(model, processor)
         self.model: PreTrainedModel | None = model  # until the pass is over
         self.seed = seed
         self.stores = {name: ImageRows(num_images) for name in (ORIGINAL, MIRRORED, *DEGRADATIONS)}
@@ -88,20 +83,15 @@ class VariantEmbeddings:
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         return to_unit_length(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
-    def to_pixels(self, levels: Sequence[np.ndarray | Image.Image]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in levels])).to(self.black.device)
-        return (self.black + stacked[:, None] / 255 * self.contrast).to(self.pixel_dtype)
-
     def embed_variants(self, batch: Batch) -> Outputs:
         """All but the originals, by name, and the grey levels (batch, height, width) that they are made of."""
         pixels: torch.Tensor = batch.pixels
         with torch.inference_mode():
-            levels = ((pixels - self.black) / self.contrast * 255).mean(dim=1).round().clamp(0, 255)
-            levels = levels.to(torch.uint8)  # (batch, height, width)
+            levels = self.grey_levels.of_pixels(pixels)  # (batch, height, width)
             pictures = [Image.fromarray(image) for image in levels.cpu().numpy()]
             outputs = {MIRRORED: self.embed(pixels.flip(-1)), GREY_LEVELS: levels}
             for name, degrade in DEGRADATIONS.items():
-                outputs[name] = self.embed(self.to_pixels([degrade(picture) for picture in pictures]))
+                outputs[name] = self.embed(self.grey_levels.to_pixels([degrade(picture) for picture in pictures]))
         return outputs
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
@@ -121,7 +111,7 @@ class VariantEmbeddings:
             "noise": np.random.default_rng(self.seed).integers(256, size=mean.shape, dtype=np.uint8),
             "mean image": mean,
         }
-        embeds = self.embed(self.to_pixels(list(empty.values()))).cpu().numpy()
+        embeds = self.embed(self.grey_levels.to_pixels(list(empty.values()))).cpu().numpy()
         self.empty = dict(zip(empty, embeds, strict=True))
         self.images = {name: store.merge(own) for name, store in self.stores.items()}
         self.stores, self.embedders, self.model = {}, {}, None

@@ -94,7 +94,7 @@ def test_two_processes_write_what_one_writes(models, tmp_path):
 @pytest.mark.slow
 def test_analyses_of_two_processes_are_those_of_one(models, tmp_path):
     arguments = [models[0], "--data", "phantom:num_images=26,image_size=64", "--min_positives", 3]
-    arguments += ["--analyses", "grounding", "retrieval", "sparsity", "robustness"]
+    arguments += ["--analyses", "grounding", "deletion", "retrieval", "sparsity", "robustness"]
     for processes in (1, 2):
         cache = ["--cache_dir", tmp_path / "cache"] if processes == 2 else []
         result = launch(*arguments, *cache, "--output_dir", tmp_path / str(processes), processes=processes)

@@ -353,6 +353,25 @@ def test_sparsity(metrics):
     assert words[0].rows == (("all", "10", "0.2500 (0.1250, 0.5000)"),)
 
 
+def test_deletion(metrics):
+    def drop(mean):
+        return {"mean": mean, "ci95": [0.25, 0.75]}
+
+    of_kind = {"hottest": drop(0.5), "difference": drop(0.375), "difference_sd": {"mean": None, "ci95": [None, None]}}
+    part = {"n_pairs": 9, "random": drop(0.125), "maps": {"contribution": of_kind, "cosine": of_kind}}
+    deletion = {"findings": {"A": part, "B": {"n_pairs": 0}}, "mean": {"findings": ["A"], **part}}
+    (table,) = evaluation_tables(metrics | {"deletion": deletion})["deletion"]
+    numbers = ("9", "0.125 (0.250, 0.750)", *["0.500 (0.250, 0.750)"] * 2, *["–"] * 2)
+    assert table.rows == (("A", *numbers), ("Mean of 1", *numbers)) and table.num_summary == 1
+    assert table.header[3:] == (
+        "Contribution (95 % CI)",
+        "Cosine (95 % CI)",
+        "Contribution minus random, SD (95 % CI)",
+        "Cosine minus random, SD (95 % CI)",
+    )
+    assert "deletion" not in evaluation_tables(metrics | {"deletion": {"findings": {}}})
+
+
 def test_robustness(metrics):
     numbers = {"balanced": 0.5, "balanced_ci95": [0.25, 0.75]}
     robustness = {
