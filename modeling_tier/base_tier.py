@@ -231,7 +231,11 @@ class TierModelMixin(SavingMixin):
             input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
             pixel_values (`torch.Tensor`): See the class; (images, ...).
             attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
-            per_token (`bool`, *optional*, defaults to `False`): One map per token instead of one per text.
+            per_token (`bool`, *optional*, defaults to `False`):
+                One map per token instead of one per text: of the token's last hidden state, projected as a text is.
+                It depends on the words around it, in CLIP's text tower on those before it only. The contrastive loss
+                trains the embedding of the whole text; only the entropy terms see the tokens. The maps of the tokens
+                do not sum to the map of the text.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             kind (`str`, *optional*, defaults to `"cosine"`):
                 `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch to the score:

@@ -279,7 +279,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     def word_maps(self, image: Any, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
         """
         Where the model sees each word of a text: `get_similarity_map(per_token=True)` of the same kind as the
-        heat-maps, averaged over the tokens of each word.
+        heat-maps, averaged over the tokens of each word. It is the map of the word in its context, not the share that
+        the word has in the map of the text; see [`get_similarity_map`] for what trains it.
 
         Args:
             image: One image, as in a call.

@@ -61,6 +61,18 @@ SENTENCES = {
     "port": ("A {side} chest port ends in the superior vena cava.",),
 }
 
+# The words that name a finding and no other one, lower case, by which a sentence can be told to be about it
+FINDING_WORDS = {
+    "Cardiomegaly": {"cardiomegaly", "cardiac", "heart", "silhouette"},
+    "Pleural Effusion": {"effusion", "effusions"},
+    "Consolidation": {"consolidation"},
+    "Pneumothorax": {"pneumothorax"},
+    "Nodule": {"nodule"},
+    "Atelectasis": {"atelectasis"},
+    "Edema": {"edema"},
+    "Support Devices": {"pacemaker", "central", "catheter", "port"},
+}
+
 LUNGS = ("Consolidation", "Nodule", "Atelectasis", "Edema", "Pneumothorax", "Pleural Effusion")
 
 NEGATIVES = {  # sentences for patients who have none of these findings
