@@ -238,9 +238,9 @@ class TierModelMixin(SavingMixin):
                 do not sum to the map of the text.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             kind (`str`, *optional*, defaults to `"cosine"`):
-                `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch to the score:
-                these sum over the patches to the cosine of the text with the image (with `per_token`, of the token's
-                normalised embedding with the image). Only `image_pooling="patch_mean"` has contributions.
+                `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch: these sum over
+                the patches to the cosine of the text with the image (with `per_token`, of the token's normalised
+                embedding with the image). Only `image_pooling="patch_mean"` has contributions.
 
         Returns:
             `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with

@@ -1,5 +1,5 @@
 """
-Similarity maps on the grid of patches: what each patch adds to the score of a text, or its cosine with the text. All
+Similarity maps on the grid of patches: what each patch adds to the cosine of image and text, or its own cosine. All
 code that draws or measures maps uses these. The image processor maps them to original pixels
 (`post_process_similarity_map`).
 """
@@ -18,7 +18,7 @@ def map_kinds(image_pooling: str) -> list[str]:
 
 
 def default_map_kind(image_pooling: str) -> str:
-    """The kind of maps that people see: contributions, or cosines where the score is not a sum over the patches."""
+    """The kind of maps that people see: contributions, or cosines where the image is not a sum over the patches."""
     return "contribution" if image_pooling in ADDS_UP else "cosine"
 
 
@@ -31,8 +31,8 @@ def check_map_kind(kind: str, image_pooling: str) -> None:
         raise ValueError(f"kind must be one of {', '.join(map(repr, MAP_KINDS))}, not {kind!r}.")
     if kind == "contribution" and image_pooling not in ADDS_UP:
         raise ValueError(
-            f'The score of a model with image_pooling="{image_pooling}" is not a sum over its patches, so it does not '
-            'have kind="contribution"; pass kind="cosine".'
+            f'The image embedding of a model with image_pooling="{image_pooling}" is not a sum over its patches, so '
+            'the model does not have kind="contribution"; pass kind="cosine".'
         )
 
 
@@ -74,9 +74,9 @@ def similarity_map(text_embeds: torch.Tensor, patch_map: torch.Tensor, kind: str
     The map of each text on each image. Each text has its own matrix product, so that its map does not depend on the
     other texts, to the last bit.
 
-    The image embedding of `image_pooling="patch_mean"` is the mean of the patches u, so the cosine that the model
-    scores with is a sum over patches: `cos(t, image) = sum over p of t . u_p / (P |mean of u|)`. These summands are
-    the contributions. By linearity, those of a difference of two texts are the difference of the maps.
+    The image embedding of `image_pooling="patch_mean"` is the mean of the patches u, so the cosine of text and
+    image is a sum over patches: `cos(t, image) = sum over p of t . u_p / (P |mean of u|)`. These summands are the
+    contributions. By linearity, those of a difference of two texts are the difference of the maps.
 
     Args:
         text_embeds (`torch.Tensor` of shape `(..., dim)`): L2-normalised; of texts, tokens, or a [`mean_direction`].

@@ -86,7 +86,7 @@ def plot_similarity_maps(
         size = [(radiograph.height, radiograph.width)]
         similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)
-        kind = "contribution to the score" if shown.endswith("contribution") else "cosine"
+        kind = "contribution" if shown.endswith("contribution") else "cosine"
         what = f"positive minus negative {kind}" if prompts[finding].negative else kind
         title = f"{finding}, {describe_dataset(metrics['dataset'])}".removesuffix(", ")  # names no image or patient
         with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center"}):

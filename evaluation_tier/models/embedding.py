@@ -133,7 +133,7 @@ def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
     """
     The embedder of whole images and, if asked, of their patches. Its outputs are in float32 on the model's device:
     `"image"` (batch, dim) and `"patches"` (batch, patches, dim), L2-normalised, with the `"patch_weights"` (batch,
-    patches) of a model whose score is a sum over patches; or of a classifier `"logits"` (batch, labels); and
+    patches) of a model whose image embedding is their mean; or of a classifier `"logits"` (batch, labels); and
     `"original_size"` (batch, 2), height and width of the pictures in the files.
     """
     what = "logits" if is_classifier(model) else "image and patches" if patches else "image"

@@ -42,8 +42,8 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
 
 
 KINDS_OF_MAPS = {
-    "contribution": "The contribution of each patch to the score; the figures show these maps.",
-    "cosine": "The cosine of each patch with the sentences, regardless of how much the patch weighs in the score.",
+    "contribution": "The contribution of each patch to the cosine of the whole image; the figures show these maps.",
+    "cosine": "The cosine of each patch with the sentences, regardless of how much the patch weighs in the image.",
 }
 
 

@@ -13,7 +13,7 @@ ARCHITECTURES = ("patch_mean", "vit", "resnet")  # of CLIP with patch_mean, and 
 
 @pytest.fixture(params=ARCHITECTURES)
 def inputs(request, make_model, batch, bert_batch) -> tuple:
-    """A model whose score is a sum over patches, and the token ids, pixels and mask of four pairs."""
+    """A model whose image embedding is the mean of its patches, and the token ids, pixels and mask of four pairs."""
     model = make_model(request.param)
     texts = bert_batch if isinstance(model, TierDualEncoderModel) else batch
     return model, texts["input_ids"], batch["pixel_values"], texts["attention_mask"]
@@ -121,8 +121,8 @@ def test_models_without_contributions_name_the_alternative(make_model, batch):
     with pytest.raises(ValueError) as error:
         model.get_similarity_map(ids, batch["pixel_values"], kind="contribution")
     assert str(error.value) == (
-        'The score of a model with image_pooling="cls" is not a sum over its patches, so it does not have '
-        'kind="contribution"; pass kind="cosine".'
+        'The image embedding of a model with image_pooling="cls" is not a sum over its patches, so the model does not '
+        'have kind="contribution"; pass kind="cosine".'
     )
     with pytest.raises(ValueError, match="^kind must be one of 'contribution', 'cosine', not 'cosines'.$"):
         model.get_similarity_map(ids, batch["pixel_values"], kind="cosines")

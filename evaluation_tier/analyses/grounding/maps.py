@@ -40,8 +40,8 @@ class PatchMaps:
     - `difference`: minus its cosine to the negative sentences of the finding.
     - `above_average`: the difference minus that of the average image.
     - `average_positive`, `average`: positive and difference of the average image.
-    - `positive_contribution` and so on: the same of contributions, for a model whose score is a sum over patches. The
-      pipeline draws `difference_contribution`, the figures `above_average_contribution`.
+    - `positive_contribution` and so on: the same of contributions, for a model whose image embedding is the mean of
+      its patches. The pipeline draws `difference_contribution`, the figures `above_average_contribution`.
 
     The average image is that of up to 100 images of the data set, evenly spaced, regardless of their labels. If an
     evaluated image is one of them, the average that is subtracted includes its map.

@@ -68,7 +68,7 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
 
     def spy(matplotlib, radiograph, mask, similarity, label):
         shown.append((radiograph, mask, similarity))
-        assert label == "positive minus negative contribution to the score,\nabove the average image"
+        assert label == "positive minus negative contribution,\nabove the average image"
         return draw_similarity(matplotlib, radiograph, mask, similarity, label)
 
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
@@ -117,12 +117,14 @@ def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, eva
     alone = {finding: Prompts(prompts[finding].positive, [])}
     two = {**metrics, "models": ["runs/a", "runs/b"]}
     plot_similarity_maps(*tier_model, phantom, alone, two, predictions, tmp_path)
-    assert figures[0].axes[-1].get_ylabel() == "contribution to the score,\nabove the average image"
+    assert figures[0].axes[-1].get_ylabel() == "contribution,\nabove the average image"
     assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
     low, high = figures[0].axes[-2].images[-1].get_clim()
     assert low == -high < 0  # white is the average image
 
-    monkeypatch.setattr(tier_model[0].config, "image_pooling", "cls")  # whose score is not a sum over patches
+    monkeypatch.setattr(
+        tier_model[0].config, "image_pooling", "cls"
+    )  # whose image embedding is not a sum over patches
     plot_similarity_maps(*tier_model, phantom, {finding: prompts[finding]}, metrics, predictions, tmp_path)
     assert figures[1].axes[-1].get_ylabel() == "positive minus negative cosine,\nabove the average image"
 
