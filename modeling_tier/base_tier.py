@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from .losses_tier import (
     views_contrastive_loss,
 )
 from .maps_tier import check_map_kind, similarity_map
+from .patch_centers_tier import trace_patch_centers
 from .pipeline_tier import custom_pipelines
 from .saving_tier import SavingMixin
 from .towers_tier import resize_positions
@@ -194,6 +196,15 @@ class TierModelMixin(SavingMixin):
             "patch_embeds": patch_embeds,
         }
 
+    @cached_property
+    def patch_centers(self) -> tuple[float, float]:
+        """
+        Where the patches look: pixels from the upper (and left) edge of the model's input to the centre of the first
+        patch, and from each centre to the next; see [`trace_patch_centers`]. `post_process_similarity_map` needs it.
+        """
+        size = getattr(self.config, "image_size", None) or self.config.vision_config.image_size
+        return trace_patch_centers(self, size)
+
     def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """What `get_patch_features` returns, in the rows and columns of the image: (batch, rows, columns, dim)."""
         return self.encode_images(pixel_values, interpolate_pos_encoding)[1]
@@ -244,7 +255,8 @@ class TierModelMixin(SavingMixin):
 
         Returns:
             `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
-            `per_token`: float32; rows from the top, columns from the left of the image as the model received it.
+            `per_token`: float32; rows from the top, columns from the left of the image as the model received it. The
+            patches look at the places `patch_centers`: pass it to `post_process_similarity_map` with the maps.
 
         Raises:
             ValueError: The kind does not exist, or the model does not have it.

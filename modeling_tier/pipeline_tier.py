@@ -262,8 +262,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             return {"error": model_outputs["error"]}
         heatmaps = None
         if "maps" in model_outputs:
-            maps, sizes = model_outputs["maps"], [model_outputs["size"]]
-            heatmaps = self.image_processor.post_process_similarity_map(maps, sizes)[0].numpy()
+            heatmaps = self.to_pixels(model_outputs["maps"], model_outputs["size"])
         results = []
         for i, (label, entry) in enumerate((findings or self.resolve_findings()).items()):
             logit = entry.get("scale", 1.0) * model_outputs["differences"][0, i].item() + entry.get("bias", 0.0)
@@ -275,6 +274,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 result["heatmap"] = to_lists(heatmaps[i]) if as_lists else heatmaps[i]
             results.append(result)
         return results
+
+    def to_pixels(self, maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+        """The maps (1, texts, rows, columns) of one image in the pixels of its original of (height, width)."""
+        post_process = self.image_processor.post_process_similarity_map
+        return post_process(maps, [size], self.model.patch_centers)[0].numpy()
 
     def word_maps(self, image: Any, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
         """
@@ -311,7 +315,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 kind=default_map_kind(self.model.config.image_pooling),
             )[0, 0]  # (tokens, rows, columns)
         maps = torch.stack([maps[indices].mean(dim=0) for indices in positions.values()])[None].cpu()
-        heatmaps = self.image_processor.post_process_similarity_map(maps, [inputs["size"]])[0].numpy()
+        heatmaps = self.to_pixels(maps, inputs["size"])
         spans = [tokens.word_to_chars(0, word) for word in positions]
         return [
             {"word": text[start:end], "heatmap": heatmap}

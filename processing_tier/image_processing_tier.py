@@ -322,7 +322,10 @@ class TierImageProcessor(CLIPImageProcessorPil):
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def post_process_similarity_map(
-        self, maps: torch.Tensor, original_sizes: list[tuple[int, int]] | torch.Tensor
+        self,
+        maps: torch.Tensor,
+        original_sizes: list[tuple[int, int]] | torch.Tensor,
+        patch_centers: tuple[float, float] | None = None,
     ) -> list[torch.Tensor]:
         """
         Map the model's patch grid back to the pixels of the original pictures.
@@ -332,6 +335,9 @@ class TierImageProcessor(CLIPImageProcessorPil):
                 Output of `model.get_similarity_map`, for pixels made by this processor.
             original_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`):
                 (height, width) of each original picture, in pixels.
+            patch_centers (`tuple[float, float]`, *optional*):
+                `model.patch_centers`: where the patches lie in the model's input. By default they tile it, as the
+                patches of a ViT do. Those of a ResNet do not: without this, their map is half a patch off.
 
         Returns:
             `list[torch.Tensor]`: for each image a float32 map `(texts, height, width)` or `(height, width)`, bilinear
@@ -340,10 +346,9 @@ class TierImageProcessor(CLIPImageProcessorPil):
         Raises:
             `ValueError`: the number of sizes differs from the number of maps.
         """
+        numbers = f"{len(maps)} maps but {len(original_sizes)} original_sizes"
         if len(maps) != len(original_sizes):
-            raise ValueError(
-                f"{len(maps)} maps but {len(original_sizes)} original_sizes; give one (height, width) each."
-            )
+            raise ValueError(f"{numbers}; give one (height, width) each.")
         size = self.size["height"]
         edge = self.resize_edge or size
         canvas = edge if self.geometry == "pad" else size
@@ -356,10 +361,13 @@ class TierImageProcessor(CLIPImageProcessorPil):
             x = (torch.arange(width, device=maps.device) + 0.5) * (new_width / width) + left
             y, x = 2 * y / canvas - 1, 2 * x / canvas - 1
             grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]  # (1, height, width, 2)
+            outside = (grid.abs() > 1).any(-1)[:, None]
             flat = image_maps.float().reshape(1, -1, *image_maps.shape[-2:])  # (1, texts, rows, columns)
+            if patch_centers is not None:  # patch i lies at first + step * i
+                first, step = patch_centers
+                grid = (size * (grid + 1) - 2 * first + step) / (step * grid.new_tensor(flat.shape[:1:-1])) - 1
             result = F.grid_sample(flat, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            result = result.masked_fill((grid.abs() > 1).any(-1)[:, None], float("nan"))
-            results.append(result.reshape(*image_maps.shape[:-2], height, width))
+            results.append(result.masked_fill(outside, float("nan")).reshape(*image_maps.shape[:-2], height, width))
         return results
 
 

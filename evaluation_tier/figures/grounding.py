@@ -1,6 +1,7 @@
 """Maps beside the regions that were marked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,6 +82,7 @@ def plot_grounding(
     groups = group_regions(results["regions"], map_name)
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
+    to_pixels = partial(processor.image_processor.post_process_similarity_map, patch_centers=model.patch_centers)
     columns = max(len(group) for group in groups.values())
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titlesize": 8.5}):
         figure = matplotlib.figure.Figure(figsize=(4.2 * columns + 0.4, 7.6), layout="constrained")
@@ -92,7 +94,7 @@ def plot_grounding(
             for i, region in enumerate(group):
                 case = shown[region["case"]]
                 grid = torch.from_numpy(grids[case][map_name])[None]
-                sketch = sketch_region(region, case, dataset[case.row], grid, processor, results, map_name)
+                sketch = sketch_region(region, case, dataset[case.row], grid, to_pixels, results, map_name)
                 draw_grounding(row[2 * i], row[2 * i + 1], sketch)
         dataset_name = describe_dataset(results["dataset"]) or "unnamed data"
         title = f"Grounding, {dataset_name}, map: {map_name.replace('_', ' ')}"
@@ -136,14 +138,14 @@ def sketch_region(
     case: Case,
     record: Mapping,
     grid: torch.Tensor,
-    processor: ProcessorMixin,
+    to_pixels: Callable[..., list[torch.Tensor]],
     results: Mapping,
     map_name: str,
 ) -> Sketch:
-    """The map of one region for the sheet, (1, rows, columns) patches, in the pixels of its image."""
+    """The map of one region for the sheet, (1, rows, columns) patches, which `to_pixels` lays over its image."""
     values = region["maps"][map_name]
     radiograph = np.asarray(read_radiograph(record["image"]))
-    similarity = processor.image_processor.post_process_similarity_map(grid, [radiograph.shape])[0].numpy()
+    similarity = to_pixels(grid, [radiograph.shape])[0].numpy()
     threshold = as_float(results["findings"][case.finding]["thresholds"][map_name]["iou"])
     overlap = format_number(values[find_overlap_key(region, map_name)], 2)
     title = f"{literal(case.finding)}, IoU {overlap}"  # names no image or patient

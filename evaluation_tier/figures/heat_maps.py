@@ -38,6 +38,7 @@ class HeatMaps(NamedTuple):
     maps: np.ndarray  # (images, findings, rows, columns) float32, in [-1, 1]; NaN where an image does not decode
     findings: list[str]
     kind: str  # see `modeling_tier.maps_tier`
+    patch_centers: tuple[float, float]  # of the model, see `post_process_similarity_map`
 
 
 def compute_heat_maps(
@@ -75,7 +76,7 @@ def compute_heat_maps(
                 found = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
             found[batch.rows] = maps
     scaled = np.stack([scale(found[:, i]) for i in range(len(asked))], axis=1)
-    return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts), kind)
+    return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts), kind, model.patch_centers)
 
 
 def scale(values: np.ndarray) -> np.ndarray:
@@ -136,7 +137,9 @@ def plot_heat_maps(
                 grid = torch.from_numpy(of_model.maps[row, of_model.findings.index(finding)])
                 grid = grid.repeat_interleave(UPSAMPLED, 0).repeat_interleave(UPSAMPLED, 1)
                 post_process = processors[name].image_processor.post_process_similarity_map
-                heat = post_process(grid[None], [(radiograph.height, radiograph.width)])[0].numpy()
+                first, step = of_model.patch_centers  # each patch is now UPSAMPLED cells about its centre
+                centers = (first - step / 2 + step / UPSAMPLED / 2, step / UPSAMPLED)
+                heat = post_process(grid[None], [(radiograph.height, radiograph.width)], centers)[0].numpy()
                 show_radiograph(axes, grey)
                 overlay = axes.imshow(heat, cmap="coolwarm", vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
                 axes.set_title(literal(f"{name}\n{of_model.kind}s"))

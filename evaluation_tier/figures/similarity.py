@@ -84,7 +84,8 @@ def plot_similarity_maps(
         shown = shown_map(found)
         grid = torch.from_numpy(found[shown])[None]
         size = [(radiograph.height, radiograph.width)]
-        similarity = processor.image_processor.post_process_similarity_map(grid, size)[0].numpy()
+        post_process = processor.image_processor.post_process_similarity_map
+        similarity = post_process(grid, size, model.patch_centers)[0].numpy()
         mask = finding_mask(record.get("masks"), finding)
         kind = "contribution" if shown.endswith("contribution") else "cosine"
         what = f"positive minus negative {kind}" if prompts[finding].negative else kind

@@ -68,6 +68,7 @@ class BrightPatches(torch.nn.Module):
             projection_dim=2, image_pooling="patch_mean", text_config=SimpleNamespace(max_position_embeddings=8)
         )
         self.device, self.patch, self.num_images = torch.device("cpu"), patch, 0
+        self.patch_centers = (patch / 2, patch)
 
     def encode_images(self, pixel_values):
         assert not self.training and not torch.is_grad_enabled()

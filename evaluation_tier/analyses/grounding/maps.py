@@ -55,6 +55,7 @@ class PatchMaps:
 
     Attributes:
         kinds: of maps that the model has, keys of `MAPS`.
+        patch_centers: of the model, see `post_process_similarity_map`.
         sizes: row to (height, width) of the picture in the file, for each case whose image decodes.
         num_reference: images that the average was taken over.
     """
@@ -78,6 +79,7 @@ class PatchMaps:
             for case in cases
         }
         self.kinds = ("cosine", "contribution") if model.config.image_pooling in ADDS_UP else ("cosine",)
+        self.patch_centers: tuple[float, float] = model.patch_centers
         self.cases = cases
         self.place = {key: i for i, key in enumerate(texts)}
         embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)

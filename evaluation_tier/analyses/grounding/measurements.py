@@ -87,6 +87,8 @@ def measure_regions(
     prior_of = dict(zip(measured, priors, strict=True))
     of_model = [name for name in (*map_names(maps.kinds), *baseline_names(maps.kinds)) if name not in PLACES]
 
+    to_pixels = image_processor.post_process_similarity_map
+
     def measure_image(row: int) -> list[tuple]:
         height, width = maps.sizes[row]
         results = []
@@ -96,7 +98,7 @@ def measure_regions(
             mask = read_region(marks[row], case, height, width).mask
             hit_mask = dilate(mask, tolerance)
             similarities = torch.from_numpy(np.stack([grids[case][name] for name in of_model]))[None]
-            similarities = image_processor.post_process_similarity_map(similarities, [(height, width)])[0].numpy()
+            similarities = to_pixels(similarities, [(height, width)], maps.patch_centers)[0].numpy()
             prior = torch.from_numpy(prior_of[case])[None, None]
             prior = F.interpolate(prior, size=(height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
             measures = [
