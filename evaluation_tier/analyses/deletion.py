@@ -278,7 +278,8 @@ class DeletedScores:
                     blanked.append(Blanked(i, finding, 2 + kind, first_patches(hottest, grid)))
         for start in range(0, len(blanked), max(len(rows), 1)):
             part = blanked[start : start + len(rows)]
-            pictures = [blank(levels[item.image], item.patches, mean) for item in part]
+            centers = self.model.patch_centers
+            pictures = [blank(levels[item.image], item.patches, mean, centers) for item in part]
             features = self.model.get_image_features(pixel_values=self.grey_levels.to_pixels(pictures)).pooler_output
             for item, scores in zip(part, self.score(features), strict=True):
                 row = rows[item.image]
@@ -314,16 +315,19 @@ def first_patches(order: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return chosen.reshape(grid)
 
 
-def blank(levels: np.ndarray, patches: np.ndarray, filling: np.ndarray) -> np.ndarray:
+def blank(levels: np.ndarray, patches: np.ndarray, filling: np.ndarray, centers: tuple[float, float]) -> np.ndarray:
     """
-    A grey image whose pixels in the chosen patches are those of another one.
+    A grey image whose pixels in the chosen patches are those of another one. A pixel belongs to the nearest patch.
 
     Args:
         levels (`np.ndarray`): (height, width).
         patches (`np.ndarray`): (rows, columns) bool, the patches of the image.
         filling (`np.ndarray`): (height, width).
+        centers (`tuple[float, float]`): Where the patches lie, `model.patch_centers`.
     """
+    first, step = centers
     rows, columns = (
-        np.arange(side) * number // side for side, number in zip(levels.shape, patches.shape, strict=True)
+        np.ceil((np.arange(side) + 0.5 - first) / step - 0.5).clip(0, number - 1).astype(int)
+        for side, number in zip(levels.shape, patches.shape, strict=True)
     )
     return np.where(patches[rows[:, None], columns], filling, levels)

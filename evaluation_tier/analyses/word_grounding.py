@@ -169,4 +169,4 @@ def sentence_map(pipe: CxrZeroShotClassificationPipeline, image: Any, sentence: 
         attention_mask=tokens["attention_mask"].to(pipe.device),
         kind=default_map_kind(pipe.model.config.image_pooling),
     )
-    return pipe.image_processor.post_process_similarity_map(maps[0].cpu(), [inputs["size"]])[0].numpy()
+    return pipe.to_pixels(maps[0].cpu(), inputs["size"])

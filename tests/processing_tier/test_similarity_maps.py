@@ -74,3 +74,44 @@ def test_similarity_maps_have_the_pixels_of_the_file(tmp_path):
     assert result.shape == (2, 903, 701)
     with pytest.raises(ValueError, match="^x.jpg: the path leaves the image folder"):
         TierImageProcessor().read("../x.jpg", root=tmp_path / "inner")
+
+
+@pytest.mark.parametrize("centers", [(0.5, 8.0), (4.0, 8.0), (0.5, 9.0)], ids=["resnet", "vit", "odd"])
+@pytest.mark.parametrize("shape", [(100, 100), (100, 40), (33, 70)])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        TierImageProcessor(size=64),
+        TierImageProcessor(size=64, geometry="crop"),
+        TierImageProcessor(size=64, geometry="squash"),
+        TierImageProcessor.chexzero(size=64),
+        TierImageProcessor.tier(size=64, resize_edge=72),
+    ],
+    ids=["pad", "crop", "squash", "chexzero", "tier"],
+)
+def test_values_lie_at_the_centres_of_the_patches(processor, shape, centers):
+    """A slope that is known at the centres of the patches has the right height at every pixel between them."""
+    (first, step), (height, width) = centers, shape
+    places = first + step * torch.arange(8 if step == 8 else 7)  # in pixels of the model's input
+    maps = 3 * places[:, None] + 5 * places[None]
+    (result,) = processor.post_process_similarity_map(maps[None], [shape], centers)
+    edge = processor.resize_edge or 64
+    new_height, new_width, top, left = place(height, width, processor.geometry, edge, 64)
+    scale = 64 / edge if processor.geometry == "pad" else 1
+    y = ((torch.arange(height) + 0.5) * new_height / height + top) * scale
+    x = ((torch.arange(width) + 0.5) * new_width / width + left) * scale
+    expected = 3 * y.clamp(places[0], places[-1])[:, None] + 5 * x.clamp(places[0], places[-1])[None]
+    seen = ~result.isnan()
+    assert torch.equal(seen, ((y > 0) & (y < 64))[:, None] & ((x > 0) & (x < 64)))  # does not depend on the centres
+    torch.testing.assert_close(result[seen], expected[seen], rtol=0, atol=2e-3)
+
+
+def test_by_default_patches_tile_the_image():
+    maps, processor = torch.rand(2, 3, 4, 4), TierImageProcessor(size=32)
+    sizes = [(40, 20), (32, 32)]
+    for tiled, default in zip(
+        processor.post_process_similarity_map(maps, sizes, (4, 8)),
+        processor.post_process_similarity_map(maps, sizes),
+        strict=True,
+    ):
+        torch.testing.assert_close(tiled, default, rtol=0, atol=1e-6)

@@ -28,6 +28,7 @@ class BrightPatches(torch.nn.Module):
         text = SimpleNamespace(max_position_embeddings=8)
         self.config = SimpleNamespace(projection_dim=2, text_config=text, image_pooling=pooling)
         self.lies, self.device = lies, torch.device("cpu")
+        self.patch_centers = (PATCH / 2, PATCH)
 
     def encode_images(self, pixel_values):
         assert not self.training and not torch.is_grad_enabled()
@@ -164,11 +165,18 @@ def test_patches_and_pixels():
     order = np.arange(25)[::-1]
     assert np.flatnonzero(first_patches(order, (5, 5))).tolist() == [23, 24]  # round(2.5) is 2
     assert first_patches(np.arange(4), (2, 2)).sum() == 1  # at least one
-    levels, filling = np.zeros((5, 6)), np.ones((5, 6))
-    blanked = blank(levels, np.array([[True, False], [False, False]]), filling)
-    assert (
-        blanked[:3, :3].all() and blanked.sum() == 9
-    )  # the patch to which a pixel belongs, also if 2 do not divide 5
+    levels, filling = np.zeros((5, 5)), np.ones((5, 5))
+    blanked = blank(levels, np.array([[True, False], [False, False]]), filling, (1.25, 2.5))
+    assert blanked[:3, :3].all() and blanked.sum() == 9  # of two nearest patches the first
+    levels, filling = np.zeros((16, 16)), np.ones((16, 16))
+    for centers, edges in (((4, 8), (0, 8, 16)), ((0.5, 8), (0, 5, 16))):  # of a ViT, of a ResNet
+        for row in (0, 1):
+            patches = np.zeros((2, 2), dtype=bool)
+            patches[row, 1] = True
+            blanked = blank(levels, patches, filling, centers)
+            expected = np.zeros((16, 16))
+            expected[edges[row] : edges[row + 1], edges[1] :] = 1
+            np.testing.assert_array_equal(blanked, expected)
 
 
 def test_it_says_what_it_cannot_measure(dataset):

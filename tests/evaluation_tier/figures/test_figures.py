@@ -91,7 +91,8 @@ def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phan
         assert mask.any() and mask.shape == similarity.shape == (64, 64)
         # against the average of all 60 images, seen in the radiograph's pixels
         grid = torch.from_numpy(differences[row, i] - differences[:, i].mean(axis=0))[None]
-        expected = tier_model[1].image_processor.post_process_similarity_map(grid, [(64, 64)])[0]
+        to_pixels = tier_model[1].image_processor.post_process_similarity_map
+        expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
         np.testing.assert_allclose(similarity, expected.numpy(), atol=1e-5)
 
 

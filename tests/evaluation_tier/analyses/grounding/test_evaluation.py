@@ -237,7 +237,8 @@ def test_phantom_masks(on_phantom, tier_model, phantom):
         maps = model.get_similarity_map(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
     if len(prompts.positive) == len(prompts.negative) == 1:
         grid = maps[:, 0] - maps[:, 1]
-        similarity = processor.image_processor.post_process_similarity_map(grid, [(64, 64)])[0].numpy()
+        to_pixels = processor.image_processor.post_process_similarity_map
+        similarity = to_pixels(grid, [(64, 64)], model.patch_centers)[0].numpy()
         mask = read_region(record, Case(region["row"], finding, ""), 64, 64).mask
         expected = dict(zip(METRICS, measure_map(similarity, mask)[0], strict=True))
         for metric in METRICS:

@@ -62,12 +62,12 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
         with torch.no_grad():
             patch_map = model.get_patch_map(pixels["pixel_values"])
         positive, negative = (similarity_map(side, patch_map, kinds[-1]) for side in sides)
-        maps = post_process(positive - negative, [(64, 64)])[0]
+        maps = post_process(positive - negative, [(64, 64)], model.patch_centers)[0]
         for i, (finding, result) in enumerate(zip(PROMPTS, results, strict=True)):
             np.testing.assert_array_equal(result["heatmap"], maps[i].numpy())
             # evaluations may normalise 8-bit pixels in the model, which rounds otherwise
             measured = torch.from_numpy(grids[Case(row, finding, "")][names[kinds[-1]]])
-            measured = post_process(measured[None], [(64, 64)])[0].numpy()
+            measured = post_process(measured[None], [(64, 64)], model.patch_centers)[0].numpy()
             np.testing.assert_allclose(result["heatmap"], measured, rtol=0, atol=1e-6)
 
 
@@ -95,5 +95,6 @@ def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path,
         positives = predictions[predictions[f"label_{finding}"] == 1]
         row = int(positives[f"score_{finding}"].idxmax())
         grid = torch.from_numpy(measured[Case(row, finding, "")]["above_average_contribution"])[None]
-        expected = tier_model[1].image_processor.post_process_similarity_map(grid, [(64, 64)])[0]
+        to_pixels = tier_model[1].image_processor.post_process_similarity_map
+        expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
         np.testing.assert_array_equal(shown[i], expected.numpy())
