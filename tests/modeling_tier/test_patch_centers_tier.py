@@ -115,7 +115,7 @@ class Layers(nn.Sequential):
         # the padding of TensorFlow: nothing before the first pixel, so its window begins there
         ([nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 1, 3, stride=2)], (1.5, 2)),
         ([nn.ReflectionPad2d(1), nn.Conv2d(1, 1, 3, stride=2)], (0.5, 2)),
-        ([nn.Conv2d(1, 1, 4, stride=4), nn.Conv2d(1, 1, 2, padding="same")], (4, 4)),
+        ([nn.Conv2d(1, 1, 4, stride=4), nn.Conv2d(1, 1, 3, padding="same")], (2, 4)),
         ([nn.Conv2d(1, 1, 3, stride=2, padding=2, dilation=2), nn.AvgPool2d(2)], (1.5, 4)),
         ([nn.PixelUnshuffle(4)], (2, 4)),  # joins pixels without a window
         ([nn.AdaptiveAvgPool2d(5)], (6.4, 12.8)),  # cannot be told

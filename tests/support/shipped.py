@@ -8,6 +8,7 @@ CLIP_CODE = {
     "losses_tier.py",
     "maps_tier.py",
     "modeling_tier.py",
+    "patch_centers_tier.py",
     "pipeline_tier.py",
     "pooling_tier.py",
     "saving_tier.py",

@@ -86,15 +86,12 @@ def measure_regions(
     priors = position_priors(np.stack(list(coverage.values())), [case.finding for case in measured], patients)
     prior_of = dict(zip(measured, priors, strict=True))
     of_model = [name for name in (*map_names(maps.kinds), *baseline_names(maps.kinds)) if name not in PLACES]
-
     to_pixels = image_processor.post_process_similarity_map
 
     def measure_image(row: int) -> list[tuple]:
         height, width = maps.sizes[row]
         results = []
-        for case in cases_of[row]:
-            if case not in prior_of:
-                continue
+        for case in (case for case in cases_of[row] if case in prior_of):
             mask = read_region(marks[row], case, height, width).mask
             hit_mask = dilate(mask, tolerance)
             similarities = torch.from_numpy(np.stack([grids[case][name] for name in of_model]))[None]
