@@ -18,7 +18,7 @@ from .losses_tier import (
     total_loss,
     views_contrastive_loss,
 )
-from .maps_tier import check_map_kind, similarity_map
+from .maps_tier import check_map_kind, cosine_map, similarity_map
 from .patch_centers_tier import trace_patch_centers
 from .pipeline_tier import custom_pipelines
 from .saving_tier import SavingMixin
@@ -224,6 +224,13 @@ class TierModelMixin(SavingMixin):
         """
         return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[1].flatten(1, 2)
 
+    def get_direct_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """See [`TierCLIPModel.get_direct_map`]; ValueError for other models."""
+        raise ValueError(
+            f'A {type(self).__name__} with image_pooling="{self.config.image_pooling}" does not have kind="direct", '
+            'which needs the class token of a TierCLIPModel with image_pooling="cls"; pass kind="cosine".'
+        )
+
     def get_similarity_map(
         self,
         input_ids: torch.Tensor,
@@ -251,7 +258,8 @@ class TierModelMixin(SavingMixin):
             kind (`str`, *optional*, defaults to `"cosine"`):
                 `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch: these sum over
                 the patches to the cosine of the text with the image (with `per_token`, of the token's normalised
-                embedding with the image). Only `image_pooling="patch_mean"` has contributions.
+                embedding with the image). Only `image_pooling="patch_mean"` has contributions. `"direct"` is what each
+                patch adds to that cosine through the class token alone, see [`TierCLIPModel.get_direct_map`].
 
         Returns:
             `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
@@ -267,6 +275,9 @@ class TierModelMixin(SavingMixin):
             text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
         else:
             text_embeds = text_outputs.pooler_output  # (texts, dim)
+        if kind == "direct":
+            direct_map = self.get_direct_map(pixel_values, interpolate_pos_encoding)
+            return cosine_map(nn.functional.normalize(text_embeds.float(), dim=-1), direct_map.to(text_embeds.device))
         patch_map = self.get_patch_map(pixel_values, interpolate_pos_encoding)  # (images, rows, columns, dim)
         return similarity_map(nn.functional.normalize(text_embeds.float(), dim=-1), patch_map, kind)
 

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from .pooling_tier import ADDS_UP
 
-MAP_KINDS = ("contribution", "cosine")
+MAP_KINDS = ("contribution", "cosine", "direct")
 
 
 def map_kinds(image_pooling: str) -> list[str]:
-    """Those of `MAP_KINDS` that a model with this pooling has."""
-    return [kind for kind in MAP_KINDS if kind != "contribution" or image_pooling in ADDS_UP]
+    """Those of `MAP_KINDS` that come from the patches of a model with this pooling; see [`similarity_map`]."""
+    return ["contribution", "cosine"] if image_pooling in ADDS_UP else ["cosine"]
 
 
 def default_map_kind(image_pooling: str) -> str:

@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierCLIPConfig
+from .direct_maps_tier import direct_contributions, through_norm
 from .losses_tier import counted_tokens
 from .pooling_tier import pool_image
 
@@ -109,6 +110,35 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         patch_size = self.config.vision_config.patch_size
         rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
         return vision_outputs, patches.unflatten(1, (rows, columns))
+
+    def get_direct_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """
+        What each patch adds to the normalised image embedding through the class token: the patch's values in the
+        attention of all layers, through the last norm and the projection; see [`direct_contributions`]. Its product
+        with a text is a summand of their cosine. The sum over the patches is not the whole cosine: the rest comes from
+        the MLPs, the class token itself and the biases.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, rows, columns, dim)`: float32.
+
+        Raises:
+            ValueError: The model does not pool its images by the class token.
+        """
+        if self.config.image_pooling != "cls":
+            return super().get_direct_map(pixel_values, interpolate_pos_encoding)
+        outputs = self.get_image_features(
+            pixel_values, interpolate_pos_encoding, return_dict=True, output_hidden_states=True
+        )
+        parts = direct_contributions(self.vision_model, outputs.hidden_states)
+        parts = through_norm(self.vision_model.post_layernorm, parts, outputs.last_hidden_state[:, 0])
+        length = outputs.pooler_output.float().norm(dim=-1)[:, None, None]
+        direct = self.visual_projection(parts).float() / length  # (images, patches, dim)
+        patch_size = self.config.vision_config.patch_size
+        return direct.unflatten(1, (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size))
 
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch, 1 + patches, hidden) to (batch, patches, dim), as CLIP norms and projects its class token."""

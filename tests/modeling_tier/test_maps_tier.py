@@ -124,7 +124,7 @@ def test_models_without_contributions_name_the_alternative(make_model, batch):
         'The image embedding of a model with image_pooling="cls" is not a sum over its patches, so the model does not '
         'have kind="contribution"; pass kind="cosine".'
     )
-    with pytest.raises(ValueError, match="^kind must be one of 'contribution', 'cosine', not 'cosines'.$"):
+    with pytest.raises(ValueError, match="^kind must be one of 'contribution', 'cosine', 'direct', not 'cosines'.$"):
         model.get_similarity_map(ids, batch["pixel_values"], kind="cosines")
     kinds = {pooling: default_map_kind(pooling) for pooling in IMAGE_POOLINGS}
     assert kinds == {"cls": "cosine", "patch_mean": "contribution"}

@@ -3,6 +3,7 @@
 CLIP_CODE = {
     "base_tier.py",
     "configuration_tier.py",
+    "direct_maps_tier.py",
     "findings_tier.py",
     "global_batch_tier.py",
     "losses_tier.py",
@@ -16,7 +17,7 @@ CLIP_CODE = {
     "texts_tier.py",
     "towers_tier.py",
 }
-DUAL_CODE = CLIP_CODE - {"modeling_tier.py"} | {"modeling_dual_tier.py"}
+DUAL_CODE = CLIP_CODE - {"modeling_tier.py", "direct_maps_tier.py"} | {"modeling_dual_tier.py"}
 CLASSIFIER_CODE = CLIP_CODE | {"modeling_dual_tier.py", "modeling_classification_tier.py"}
 PROCESSOR_CODE = {
     "codestreams_tier.py",

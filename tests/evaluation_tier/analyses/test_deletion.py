@@ -195,3 +195,14 @@ def test_a_real_model(tier_model, phantom):
         for of_kind in part["maps"].values():
             difference = of_kind["hottest"]["mean"] - part["random"]["mean"]
             assert of_kind["difference"]["mean"] == pytest.approx(difference, abs=1e-9)
+
+
+def test_a_model_that_scores_with_the_class_token_has_direct_maps(make_tier_model, phantom):
+    model, processor = make_tier_model(1)
+    model.config.image_pooling = "cls"
+    results = evaluate_deletion(model, processor, phantom, min_positives=5, max_images=2, resampling=Resampling(5))
+    assert list(results["all_pairs"]["maps"]) == ["cosine", "direct"]
+    assert (
+        results["all_pairs"]["maps"]["direct"]["hottest"]["mean"]
+        != results["all_pairs"]["maps"]["cosine"]["hottest"]["mean"]
+    )
