@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from evaluation_tier.analyses import radiologists
 from evaluation_tier.analyses.deletion import Deletion
 from evaluation_tier.analyses.grounding.evaluation import Grounding
-from evaluation_tier.analyses.grounding.maps import check_gives_maps
+from evaluation_tier.analyses.grounding.maps import check_gives_maps, check_gives_maps_of_sentences
 from evaluation_tier.analyses.grounding.regions import read_cases
 from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
 from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
@@ -76,9 +76,9 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
     if is_main_process():
         metrics |= finish_analyses(inputs, analyses, readers, metrics, predictions)
     prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
-    if "grounding" in args.analyses:
-        prompts |= inputs.find_prompts(find_marked(inputs.dataset))
     if metrics["protocol"]["scoring"] != "logit":
+        if "grounding" in args.analyses:
+            prompts |= inputs.find_prompts(find_marked(inputs.dataset))
         prompts |= inputs.find_prompts(list(metrics["findings"]))
     return Evaluation(metrics, predictions, inputs.dataset, inputs.threshold_dataset, prompts, inputs.load)
 
@@ -87,8 +87,10 @@ def check_models(args: argparse.Namespace, inputs: Inputs) -> None:
     """Refuse, before any image is embedded, a model that an analysis cannot measure."""
     for name in inputs.models if args.analyses else ():  # one at a time; only sparsity takes several
         model, _ = inputs.load(name)
-        if "grounding" in args.analyses or "deletion" in args.analyses:
+        if "grounding" in args.analyses:
             check_gives_maps(model)
+        if "deletion" in args.analyses:
+            check_gives_maps_of_sentences(model)
         if "retrieval" in args.analyses:
             check_embeds_texts(model)
         if "sparsity" in args.analyses:
@@ -109,7 +111,8 @@ def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
         if name not in args.analyses:
             continue
         if name == "grounding":
-            prompts = inputs.find_prompts(find_marked(dataset))
+            has_head = any(loading.is_classifier(inputs.load(of_model)[0]) for of_model in inputs.models)
+            prompts = {} if has_head else inputs.find_prompts(find_marked(dataset))
             analyses[name] = Grounding(dataset, prompts, threshold_dataset=inputs.threshold_dataset, **options)
         elif name == "retrieval":
             analyses[name] = Retrieval(dataset, batch_size=args.batch_size, **options)

@@ -17,8 +17,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_tier import TierModelMixin
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .maps_tier import similarity_map
 from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_tier import TierCLIPModel
+from .pooling_tier import ADDS_UP
 from .saving_tier import SavingMixin
 from .towers_tier import check_image_tower, make_tower, make_visual_projection
 
@@ -52,7 +54,7 @@ def masked_bce(
 
 class ImageTowerClassifier(SavingMixin):
     """
-    Methods of both classifiers. A subclass has `vision_model`, `visual_projection`, `classifier` and
+    Methods of both classifiers. A subclass has `vision_model`, `visual_projection`, `classifier`, `encode_images`, and
     `get_image_features`, whose `pooler_output` (batch, dim) is the global image embedding.
 
     The head reads that embedding scaled to length sqrt(dim), so that its entries are about 1 for every model. The
@@ -64,6 +66,7 @@ class ImageTowerClassifier(SavingMixin):
     input_modalities = ("image",)
     accepts_loss_kwargs = True  # see the loss in forward
     resize_image_positions = TierModelMixin.resize_image_positions
+    patch_centers = TierModelMixin.patch_centers  # of class activation maps
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", "position_ids$"]
 
     @classmethod
@@ -182,8 +185,7 @@ class ImageTowerClassifier(SavingMixin):
             ValueError: The labels do not have the shape (batch, findings).
         """
         vision_outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
-        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)  # (batch, dim)
-        logits = self.classifier(math.sqrt(image_embeds.shape[-1]) * image_embeds)  # (batch, findings)
+        logits = self.score_embeddings(vision_outputs.pooler_output)
         loss = None
         if labels is not None:
             if labels.shape != logits.shape:
@@ -198,6 +200,56 @@ class ImageTowerClassifier(SavingMixin):
             hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.get("attentions"),
         )
+
+    def score_embeddings(self, image_features: torch.Tensor) -> torch.Tensor:
+        """The logits (batch, findings) of global image embeddings (batch, dim), projected, not normalised."""
+        image_embeds = nn.functional.normalize(image_features, dim=-1)  # (batch, dim)
+        return self.classifier(math.sqrt(image_embeds.shape[-1]) * image_embeds)
+
+    @property
+    def head_directions(self) -> torch.Tensor:
+        """(findings, dim), float32: their dot products with a normalised image embedding are the logits minus bias."""
+        weight = self.classifier.weight.float()
+        return math.sqrt(weight.shape[-1]) * weight
+
+    def check_adds_up(self) -> None:
+        """
+        Raises:
+            ValueError: The logits are not sums over the patches, so there is no class activation map.
+        """
+        if self.config.image_pooling not in ADDS_UP:
+            raise ValueError(
+                f'A {type(self).__name__} with image_pooling="{self.config.image_pooling}" does not have class '
+                "activation maps, because its logits are not sums over the patches: train a classifier on a model "
+                f'with image_pooling="{ADDS_UP[0]}".'
+            )
+
+    def get_class_activation_map(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> torch.Tensor:
+        """
+        What each patch adds to the logit of each finding: the class activation map of Zhou et al. (CVPR 2016).
+
+        With `image_pooling="patch_mean"` the head reads the mean of the patches u, scaled to length sqrt(dim), so
+        `logit - bias = sum over p of sqrt(dim) * w . u_p / (P |mean of u|)`, with the finding's weights w. These
+        summands are the map. Of a zero-shot head (see [`set_zero_shot_head`]) they are, up to its scale, the
+        contributions to the difference of the two texts.
+
+        Args:
+            pixel_values (`torch.Tensor`): See [`forward`].
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, findings, rows, columns)`: float32; sums over the patches to the logits
+            minus the biases. Rows from the top, columns from the left of the image as the model received it; the
+            patches look at the places `patch_centers`, which `post_process_similarity_map` takes with the maps.
+
+        Raises:
+            ValueError: The model pools its images otherwise.
+        """
+        self.check_adds_up()
+        patch_map = self.encode_images(pixel_values, interpolate_pos_encoding)[1]  # (images, rows, columns, dim)
+        return similarity_map(self.head_directions, patch_map, "contribution")
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, configuration and code. The configuration names only this class, which cannot embed texts."""
@@ -226,6 +278,8 @@ class TierCLIPForImageClassification(ImageTowerClassifier, CLIPPreTrainedModel):
 
     config_class = TierCLIPConfig  # explicit: an annotation alone may become a string
     get_image_features = TierCLIPModel.get_image_features
+    encode_images = TierCLIPModel.encode_images
+    project_patches = TierCLIPModel.project_patches
     normalize_pixels = TierCLIPModel.normalize_pixels
 
     def __init__(self, config: TierCLIPConfig):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
-from evaluation_tier.analyses.grounding.maps import check_gives_maps
+from evaluation_tier.analyses.grounding.maps import check_gives_maps_of_sentences
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, to_unit_length
 from evaluation_tier.models.grey_levels import GreyLevels
 from evaluation_tier.models.images import check_any_readable
@@ -55,7 +55,7 @@ def evaluate_deletion(
     With several processes, see `evaluate_models`.
 
     Args:
-        model: with maps, see `check_gives_maps`.
+        model: with maps, see `check_gives_maps_of_sentences`.
         processor: the model's.
         dataset: in the schema of `processing_tier.records`.
         findings: see [`Deletion`]; so are `prompts`.
@@ -65,7 +65,7 @@ def evaluate_deletion(
     Returns:
         See [`Deletion.results`].
     """
-    check_gives_maps(model)
+    check_gives_maps_of_sentences(model)
     deletion = Deletion(dataset, findings, prompts, **options)
     evaluate_models({"": (model, processor)}, [dataset], [deletion], batch_size)
     return deletion.results()
@@ -112,7 +112,7 @@ class Deletion:
                 self.asked.setdefault(row, []).append(i)
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list["DeletedScores"]:
-        check_gives_maps(model)
+        check_gives_maps_of_sentences(model)
         directions = prompt_directions(*embed_prompts(model, processor, self.sentences), self.scoring)
         self.deleted = DeletedScores(
             model, processor, torch.from_numpy(directions), len(self.dataset), self.asked, self.resampling.seed

@@ -64,7 +64,7 @@ def plot_grounding(
 
     Args:
         dataset: the evaluated one.
-        prompts: of the findings, as they were evaluated.
+        prompts: of the findings, as they were evaluated; a classifier needs none.
         results: as `evaluate_grounding` returns them.
         path: of the PNG file.
         map_name: the map that is drawn and ranks the regions; by default `shown_map`.
@@ -82,7 +82,8 @@ def plot_grounding(
     groups = group_regions(results["regions"], map_name)
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
-    to_pixels = partial(processor.image_processor.post_process_similarity_map, patch_centers=model.patch_centers)
+    image_processor = getattr(processor, "image_processor", processor)  # a classifier's own
+    to_pixels = partial(image_processor.post_process_similarity_map, patch_centers=model.patch_centers)
     columns = max(len(group) for group in groups.values())
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titlesize": 8.5}):
         figure = matplotlib.figure.Figure(figsize=(4.2 * columns + 0.4, 7.6), layout="constrained")

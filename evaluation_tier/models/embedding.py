@@ -133,10 +133,10 @@ def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
     """
     The embedder of whole images and, if asked, of their patches. Its outputs are in float32 on the model's device:
     `"image"` (batch, dim) and `"patches"` (batch, patches, dim), L2-normalised, with the `"patch_weights"` (batch,
-    patches) of a model whose image embedding is their mean; or of a classifier `"logits"` (batch, labels); and
-    `"original_size"` (batch, 2), height and width of the pictures in the files.
+    patches) of a model whose image embedding is their mean; of a classifier `"logits"` (batch, labels) in place of
+    `"image"`; and `"original_size"` (batch, 2), height and width of the pictures in the files.
     """
-    what = "logits" if is_classifier(model) else "image and patches" if patches else "image"
+    what = ("logits" if is_classifier(model) else "image") + (" and patches" if patches else "")
 
     def embed(batch: Batch) -> Outputs:
         return {**embed_pixels(model, batch.pixels, patches), "original_size": batch.sizes}
@@ -149,9 +149,9 @@ def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor | Mapping[str, tor
     with torch.inference_mode():
         if isinstance(pixels, Mapping):
             return {"image": to_unit_length(model.get_image_features(**pixels).pooler_output)}
-        if is_classifier(model):
-            return {"logits": check_finite(model(pixels).logits)}
         if not patches:
+            if is_classifier(model):
+                return {"logits": check_finite(model(pixels).logits)}
             return {"image": to_unit_length(model.get_image_features(pixel_values=pixels).pooler_output)}
         weights = {}
         if hasattr(model, "encode_images"):
@@ -162,7 +162,12 @@ def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor | Mapping[str, tor
         else:  # CLIP itself has all that it takes
             outputs = model.get_image_features(pixel_values=pixels)
             patch_features = TierCLIPModel.project_patches(model, outputs.last_hidden_state)
-        return {"image": to_unit_length(outputs.pooler_output), "patches": to_unit_length(patch_features), **weights}
+        pooled = outputs.pooler_output
+        if is_classifier(model):
+            whole = {"logits": check_finite(model.score_embeddings(pooled))}
+        else:
+            whole = {"image": to_unit_length(pooled)}
+        return {**whole, "patches": to_unit_length(patch_features), **weights}
 
 
 def has_patches(model: PreTrainedModel) -> bool:
@@ -171,7 +176,7 @@ def has_patches(model: PreTrainedModel) -> bool:
 
 
 def can_project_patches(model: PreTrainedModel) -> bool:
-    """Whether `embed_pixels` can embed a model's patches: if it does so itself, or is CLIP's."""
+    """Whether `embed_pixels` can embed a model's patches where the texts are: if it does so itself, or is CLIP's."""
     return has_patches(model) or isinstance(model, CLIPModel) and not is_classifier(model)
 
 

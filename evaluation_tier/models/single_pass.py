@@ -22,6 +22,7 @@ from evaluation_tier.models.embedding import (
     image_embedders,
     inference,
 )
+from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import fail_together, merge_entries, merge_rows, own_rows
 
 Member = tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]
@@ -116,7 +117,8 @@ def feed(
     cache_dir: str | os.PathLike | None = None,
 ) -> None:
     """Embed these rows of a data set, in this process alone, and hand each batch to every consumer."""
-    patches = any(consumer.patches for consumer in consumers) and can_project_patches(model)
+    gives_patches = is_classifier(model) or can_project_patches(model)
+    patches = any(consumer.patches for consumer in consumers) and gives_patches
     embedders = dict(image_embedders(model, patches))
     for consumer in consumers:
         embedders |= consumer.embedders

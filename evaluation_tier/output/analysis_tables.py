@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from evaluation_tier.analyses.grounding.map_names import MAPS, shown_map
+from evaluation_tier.analyses.grounding.map_names import MAPS, kind_of, shown_map
 from evaluation_tier.output.tables import Table, column_name, format_cell, format_estimate, matrix_table
 
 
@@ -42,6 +42,7 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
 
 
 KINDS_OF_MAPS = {
+    "class_activation": "The contribution of each patch to the logit (Zhou et al. 2016); the figures show these maps.",
     "contribution": "The contribution of each patch to the cosine of the whole image; the figures show these maps.",
     "cosine": "The cosine of each patch with the sentences, regardless of how much the patch weighs in the image.",
 }
@@ -55,7 +56,7 @@ def measure_name(key: str) -> str:
 def grounding_tables(grounding: Mapping) -> list[Table]:
     """Maps of each kind, baselines and each finding; the layout is that of [`evaluate_grounding`]."""
     mean = grounding.get("mean") or {}
-    if not (mean.get("maps") or {}).get("above_average"):
+    if not mean.get("maps") or not mean["maps"].get(shown_map(mean["maps"])):
         mean = grounding.get("all_regions") or {}
     maps, baselines = mean.get("maps") or {}, mean.get("baselines") or {}
     if not maps:
@@ -79,8 +80,9 @@ def grounding_tables(grounding: Mapping) -> list[Table]:
             note = " ".join([sentence] if tables else [intro, sentence, *explained])
             names = [column_name(name.removesuffix(f"_{kind}")) for name in of_kind]
             header = ("Measure", *(f"{name} (95 % CI)" for name in names))
-            title, align = f"Maps of the model: {kind}s", "l" + "r" * len(of_kind)
-            tables.append(Table(f"grounding-{kind}s", title, note, header, tuple(rows), align))
+            plural, align = f"{kind.replace('_', ' ')}s", "l" + "r" * len(of_kind)
+            title = f"Maps of the model: {plural}"
+            tables.append(Table(f"grounding-{plural.replace(' ', '-')}", title, note, header, tuple(rows), align))
     rows = [
         (measure_name(key), *(map_cell(numbers, key, False) for numbers in baselines.values())) for key in measures
     ]
@@ -107,8 +109,7 @@ def findings_table(findings: Mapping, shown: str, measures: Sequence[str]) -> Ta
         )
         for name, part in findings.items()
     ]
-    kind = "contributions" if shown in MAPS["contribution"] else "cosines"
-    note = f"The map of {kind} minus the average map. With few regions, intervals are wide or missing."
+    note = f"The map of {kind_of(shown)}s minus the average map. With few regions, intervals are wide or missing."
     header = ("Finding", "Regions", *(f"{measure_name(key)} (95 % CI)" for key in keys))
     return Table("grounding-findings", "Maps of each finding", note, header, tuple(rows), "lr" + "r" * len(keys))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from evaluation_tier.analyses.grounding.map_names import MAPS, shown_map
+from evaluation_tier.analyses.grounding.map_names import kind_of, shown_map
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.tables import column_name
 
@@ -83,6 +83,7 @@ def part_numbers(key: str, part: Mapping) -> list[tuple[str, str, float | None]]
         ]
     maps = (part.get("mean") or {}).get("maps") or {}
     shown = shown_map(maps)
-    numbers, of = maps.get(shown) or {}, " of contributions" if shown in MAPS["contribution"] else ""
+    numbers, kind = maps.get(shown) or {}, kind_of(shown)
+    of = "" if kind == "cosine" else f" of {kind}s"
     types = {"pointing": "accuracy", "pixel_auroc": "roc_auc"}
     return [(f"{column_name(name)}{of}, mean", types[name], (numbers.get(name) or {}).get("mean")) for name in types]

@@ -8,7 +8,7 @@ depends on the size at which a model reads it.
 The metrics of one map are in `map_metrics.py`, the means over regions in `averages.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from evaluation_tier.analyses.grounding.map_metrics import FIXED_THRESHOLDS, MET
 from evaluation_tier.analyses.grounding.maps import PatchMaps, check_gives_maps
 from evaluation_tier.analyses.grounding.measurements import BEST, best_thresholds, measure_regions
 from evaluation_tier.analyses.grounding.regions import read_cases
+from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions, to_json
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
@@ -49,9 +50,9 @@ def evaluate_grounding(
     CheXlocalize does (Saporta et al. 2022). It is chosen on `threshold_dataset`; without one on the evaluated regions
     themselves, and they are then called `iou_best_optimistic` and `dice_best_optimistic`.
 
-    Maps: see [`PatchMaps`]. Baselines: `average` (and `average_positive`, which goes with the map `positive`), the
-    same map for every image; `prior`, the mean region of the finding in the other patients; `centre`, a Gaussian;
-    `random`, a random point, for the pointing game.
+    Maps: see [`PatchMaps`]; a classifier has its class activation maps only. Baselines: `average` (and
+    `average_positive`, which goes with the map `positive`), the same map for every image; `prior`, the mean region of
+    the finding in the other patients; `centre`, a Gaussian; `random`, a random point, for the pointing game.
 
     With several processes, see `evaluate_models`.
 
@@ -75,7 +76,8 @@ def evaluate_grounding(
 
     Raises:
         ValueError: for a model without maps, data without boxes and masks, boxes beyond their images (more than 5 %),
-            masks of another size than their image, missing prompts, or patients who are in both data sets.
+            masks of another size than their image, missing prompts, findings that a classifier never learnt, or
+            patients who are in both data sets.
     """
     check_gives_maps(model)
     grounding = Grounding(dataset, prompts, **options)
@@ -91,7 +93,7 @@ class Grounding:
     Args:
         dataset: with `image`, `image_id`, `patient_id` and `boxes` or `masks`.
         prompts: name or path of a prompt file, or the prompts themselves.
-        findings: names as in boxes and masks; by default all of them.
+        findings: names as in boxes and masks; by default all of them, or all that a classifier knows.
         phrases: take the sentences that boxes carry in place of the positive prompts (MS-CXR).
         threshold_dataset: where the best thresholds are chosen; of other patients.
         tolerance: see `pointing_game`, in pixels of the stored image.
@@ -112,7 +114,6 @@ class Grounding:
     def __post_init__(self) -> None:
         self.cases = [read_cases(self.dataset, self.findings, self.phrases)]  # by data set
         self.names = sorted({case.finding for case in self.cases[0]})
-        self.sentences = find_prompts(self.prompts, self.names)
         if self.threshold_dataset is not None:
             check_disjoint_patients(evaluated=self.dataset, thresholds=self.threshold_dataset)
             others = read_cases(self.threshold_dataset, None, self.phrases)
@@ -127,12 +128,28 @@ class Grounding:
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[PatchMaps]:
         check_gives_maps(model)
-        self.image_processor = processor.image_processor
+        self.image_processor = getattr(processor, "image_processor", processor)  # a classifier's own
+        self.has_head = is_classifier(model)
+        if self.has_head:
+            self.keep_learnt(model.config.label2id)
+        sentences = {} if self.has_head else find_prompts(self.prompts, self.names)
         self.maps = [
-            PatchMaps(model, processor, len(dataset), cases, self.sentences)
+            PatchMaps(model, processor, len(dataset), cases, sentences)
             for dataset, cases in zip(self.evaluated, self.cases, strict=True)
         ]
         return self.maps
+
+    def keep_learnt(self, labels: Collection[str]) -> None:
+        """Leave out the findings that a classifier with these labels never learnt; ValueError if they were asked."""
+        if self.phrases:
+            raise ValueError("A classifier does not read the sentences of boxes: leave out phrases=True.")
+        unknown = [finding for finding in self.names if finding not in labels]
+        if unknown and (self.findings is not None or len(unknown) == len(self.names)):
+            raise ValueError(
+                f"The classifier was not trained on {unknown[0]!r}: it knows {', '.join(map(repr, labels))}."
+            )
+        self.names = [finding for finding in self.names if finding in labels]
+        self.cases = [[case for case in cases if case.finding in labels] for cases in self.cases]
 
     def results(self) -> dict:
         """After the pass: see `evaluate_grounding`."""
@@ -144,8 +161,9 @@ class Grounding:
         metric_names = (*METRICS, *(f"{name}_optimistic" if optimistic else name for name in BEST))
         chosen = best_thresholds(measured[-1])
         averages = average_regions(measured[0], self.names, self.cases[0], chosen, metric_names, self.resampling)
+        prompts = "none (trained heads)" if self.has_head else prompts_name(self.prompts)
         protocol = {
-            "prompts": "the sentences of the boxes" if self.phrases else prompts_name(self.prompts),
+            "prompts": "the sentences of the boxes" if self.phrases else prompts,
             "best_thresholds": f"highest mean on {'the evaluated regions' if optimistic else 'a split apart'}",
             "phrases": self.phrases,
             "tolerance": self.tolerance,

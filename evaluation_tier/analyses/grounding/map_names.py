@@ -9,6 +9,10 @@ MAPS = {  # by kind, see `modeling_tier.maps_tier`: map to the same map of the a
         "difference_contribution": "average_contribution",
         "above_average_contribution": "average_contribution",
     },
+    "class_activation": {  # of a classifier: what each patch contributes to the logit
+        "class_activation": "average_class_activation",
+        "above_average_class_activation": "average_class_activation",
+    },
 }
 
 AVERAGE_OF = {name: average for of_kind in MAPS.values() for name, average in of_kind.items()}
@@ -30,4 +34,10 @@ def baseline_names(kinds: Sequence[str]) -> tuple[str, ...]:
 
 def shown_map(names: Collection[str]) -> str:
     """Which of these maps people see: what exceeds the average image, in contributions where the model has them."""
-    return "above_average_contribution" if "above_average_contribution" in names else "above_average"
+    kinds = ("class_activation", "contribution")
+    return next((name for kind in kinds if (name := f"above_average_{kind}") in names), "above_average")
+
+
+def kind_of(name: str) -> str:
+    """The kind of a map, in words."""
+    return next(kind for kind, names in MAPS.items() if name in names).replace("_", " ")

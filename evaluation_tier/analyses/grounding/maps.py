@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.map_names import MAPS
 from evaluation_tier.analyses.grounding.regions import Case
-from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
+from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, inference
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_entries
 from evaluation_tier.models.single_pass import asked_rows, feed
@@ -23,6 +23,14 @@ REFERENCE_IMAGES = 100  # whose average map is taken; more change it little
 
 
 def check_gives_maps(model: PreTrainedModel) -> None:
+    """ValueError for a model without maps of findings; a classifier's logits must be sums over the patches."""
+    if is_classifier(model):
+        model.check_adds_up()
+    else:
+        check_gives_maps_of_sentences(model)
+
+
+def check_gives_maps_of_sentences(model: PreTrainedModel) -> None:
     """ValueError for a model without similarity maps."""
     if is_classifier(model) or not hasattr(model, "get_patch_map"):
         raise ValueError(
@@ -42,6 +50,8 @@ class PatchMaps:
     - `average_positive`, `average`: positive and difference of the average image.
     - `positive_contribution` and so on: the same of contributions, for a model whose image embedding is the mean of
       its patches. The pipeline draws `difference_contribution`, the figures `above_average_contribution`.
+    - `class_activation`, `above_average_class_activation`, `average_class_activation`: the only maps of a classifier,
+      see `get_class_activation_map`; the weights of its head take the place of the difference of two sentences.
 
     The average image is that of up to 100 images of the data set, evenly spaced, regardless of their labels. If an
     evaluated image is one of them, the average that is subtracted includes its map.
@@ -51,7 +61,7 @@ class PatchMaps:
         processor: the model's.
         num_images: of the data set.
         cases: of the data set, as `read_cases` gives them.
-        prompts: of each finding.
+        prompts: of each finding; a classifier needs none.
 
     Attributes:
         kinds: of maps that the model has, keys of `MAPS`.
@@ -72,18 +82,22 @@ class PatchMaps:
         prompts: Mapping[str, Prompts],
     ):
         check_gives_maps(model)
-        texts = {
-            (case.finding, case.phrase): Prompts([case.phrase], prompts[case.finding].negative)
-            if case.phrase
-            else prompts[case.finding]
-            for case in cases
-        }
-        self.kinds = ("cosine", "contribution") if model.config.image_pooling in ADDS_UP else ("cosine",)
         self.patch_centers: tuple[float, float] = model.patch_centers
         self.cases = cases
-        self.place = {key: i for i, key in enumerate(texts)}
-        embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
-        self.embeds = torch.from_numpy(embeds).to(model.device)
+        self.place = {key: i for i, key in enumerate(dict.fromkeys((case.finding, case.phrase) for case in cases))}
+        if is_classifier(model):
+            self.kinds: tuple[str, ...] = ("class_activation",)
+            with inference(model):
+                learnt = model.head_directions[[model.config.label2id[finding] for finding, _ in self.place]]
+            self.embeds = torch.stack([learnt, torch.zeros_like(learnt)])  # without a negative side
+        else:
+            self.kinds = ("cosine", "contribution") if model.config.image_pooling in ADDS_UP else ("cosine",)
+            texts = {
+                (finding, phrase): Prompts([phrase], prompts[finding].negative) if phrase else prompts[finding]
+                for finding, phrase in self.place
+            }
+            embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
+            self.embeds = torch.from_numpy(embeds).to(model.device)
         self.cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
         self.reference = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
         self.rows: np.ndarray | None = np.union1d(self.reference, np.array(list(self.cases_of), dtype=int))
@@ -96,8 +110,9 @@ class PatchMaps:
         side = math.isqrt(outputs["patches"].shape[1])
         patch_maps = outputs["patches"].unflatten(1, (side, side))  # (images, rows, columns, dim)
         weights = torch.ones(len(self.kinds), *patch_maps.shape[:3], device=patch_maps.device)
-        if "contribution" in self.kinds:
-            weights[self.kinds.index("contribution")] = outputs["patch_weights"].unflatten(1, (side, side))
+        for kind, weight in zip(self.kinds, weights, strict=True):
+            if kind != "cosine":
+                weight.copy_(outputs["patch_weights"].unflatten(1, (side, side)))
         is_reference = np.isin(rows, self.reference)
         if is_reference.any():
             members = torch.from_numpy(is_reference).to(patch_maps.device)
@@ -130,8 +145,8 @@ class PatchMaps:
                 usual_sides = average[self.place[case.finding, case.phrase]]
                 for kind, sides, usual in zip(self.kinds, self.sides[case], usual_sides, strict=True):
                     difference, usual_difference = sides[0] - sides[1], usual[0] - usual[1]
-                    maps = (sides[0], difference, difference - usual_difference)
-                    averages = (usual[0], usual_difference, usual_difference)
+                    maps = (sides[0], difference, difference - usual_difference)[-len(MAPS[kind]) :]
+                    averages = (usual[0], usual_difference, usual_difference)[-len(MAPS[kind]) :]
                     grids[case] |= dict(zip(MAPS[kind], maps, strict=True))
                     grids[case] |= dict(zip(MAPS[kind].values(), averages, strict=True))
         return grids

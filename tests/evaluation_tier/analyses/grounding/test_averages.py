@@ -5,12 +5,14 @@ from marked_scenes import ASK, make_dataset, many_scenes
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
 from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
 from evaluation_tier.analyses.grounding.map_metrics import METRICS
-from evaluation_tier.analyses.grounding.map_names import MAPS, baseline_names, map_names
+from evaluation_tier.analyses.grounding.map_names import baseline_names, map_names
 from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.measurements import best_thresholds, measure_regions
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.models.single_pass import asked_rows, feed
 from evaluation_tier.statistics.resampling import Resampling
+
+KINDS = ("cosine", "contribution")  # of maps, of a model whose score is a sum over patches
 
 
 def test_bootstrap_is_that_of_a_loop_over_patients():
@@ -71,12 +73,12 @@ def test_the_best_threshold_is_chosen_apart_or_called_optimistic(bright):
     assert same["protocol"]["best_thresholds"] == "highest mean on the evaluated regions"
     own = evaluate_grounding(*bright(), other, ASK, resampling=Resampling(2))
     for finding in ("A", "B"):
-        for name in (*map_names(MAPS), *baseline_names(MAPS)):
+        for name in (*map_names(KINDS), *baseline_names(KINDS)):
             for kind in ("iou", "dice"):
                 curve = same["findings"][finding]["curves"][name]
                 place = int(np.argmax(curve[kind]))
                 assert same["findings"][finding]["thresholds"][name][kind] == curve["thresholds"][place]
-                group = "maps" if name in map_names(MAPS) else "baselines"
+                group = "maps" if name in map_names(KINDS) else "baselines"
                 optimistic = same["findings"][finding][group][name][f"{kind}_best_optimistic"]["mean"]
                 assert optimistic == pytest.approx(curve[kind][place])
                 threshold = apart["findings"][finding]["thresholds"][name][kind]

@@ -9,13 +9,15 @@ from PIL import Image
 
 from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
 from evaluation_tier.analyses.grounding.map_metrics import METRICS, measure_map
-from evaluation_tier.analyses.grounding.map_names import MAPS, baseline_names, map_names
+from evaluation_tier.analyses.grounding.map_names import baseline_names, map_names
 from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case, read_cases, read_region
 from evaluation_tier.statistics.resampling import Resampling
 from modeling_tier import TierCLIPForImageClassification
 from processing_tier.prompts.loader import Prompts, load_prompts
 from processing_tier.readers.ms_cxr import read_ms_cxr
+
+KINDS = ("cosine", "contribution")  # of maps, of a model whose score is a sum over patches
 
 
 @pytest.mark.parametrize(
@@ -182,12 +184,14 @@ def test_models_without_maps_are_refused(tier_model, phantom, brightness):
         evaluate_grounding(*brightness, phantom)
     model, processor = tier_model
     config = type(model.config).from_dict(model.config.to_dict())
-    config.num_labels = 2
+    config.num_labels, config.image_pooling = 2, "cls"
     classifier = TierCLIPForImageClassification(config)
-    with pytest.raises(
-        ValueError, match="^A TierCLIPForImageClassification does not give similarity maps of sentences"
-    ):
+    with pytest.raises(ValueError) as error:
         evaluate_grounding(classifier, processor.image_processor, phantom)
+    assert str(error.value) == (
+        'A TierCLIPForImageClassification with image_pooling="cls" does not have class activation maps, because its '
+        'logits are not sums over the patches: train a classifier on a model with image_pooling="patch_mean".'
+    )
 
 
 def test_other_bad_input(bright):
@@ -224,8 +228,8 @@ def test_phantom_masks(on_phantom, tier_model, phantom):
     assert results["n_regions"] == sum(len(masks) for masks in phantom["masks"])
     for finding, group in results["findings"].items():
         assert group["n_regions"] == sum(phantom[finding][:]) == group["n_images"]
-        assert tuple(group["maps"]) == map_names(MAPS)
-        assert tuple(group["baselines"]) == (*baseline_names(MAPS), "random")
+        assert tuple(group["maps"]) == map_names(KINDS)
+        assert tuple(group["baselines"]) == (*baseline_names(KINDS), "random")
     # one region by hand
     region = results["regions"][5]
     record, finding = phantom[region["row"]], region["finding"]
