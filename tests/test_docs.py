@@ -27,9 +27,11 @@ COMMANDS = {
 SCRIPTS = {f"{module}.py": module for module in COMMANDS.values()} | COMMANDS
 # Options of torchrun, srun, sbatch, git and the like that the prose names
 FOREIGN_OPTIONS = {"--nproc_per_node", "--kill-on-bad-exit", "--export", "--version", "--dist"}
-SPEED_OPTIONS = {
+OTHER_SCRIPTS = ("speed/", "examples/")
+OTHER_OPTIONS = {
     option
-    for path in ROOT.glob("speed/*.py")
+    for folder in OTHER_SCRIPTS
+    for path in ROOT.glob(f"{folder}*.py")
     for option in re.findall(r'"(--[\w-]+)"', path.read_text(encoding="utf-8"))
 }
 
@@ -97,14 +99,14 @@ def commands_in(page: Path) -> list[list[str]]:
 
 @page
 def test_options_exist(page, known_options):
-    every_option = set.union(FOREIGN_OPTIONS, SPEED_OPTIONS, *known_options.values())
+    every_option = set.union(FOREIGN_OPTIONS, OTHER_OPTIONS, *known_options.values())
     for words in commands_in(page):
         script = next((Path(word).name for word in words if Path(word).name in SCRIPTS), None)
-        speed = next((ROOT / word for word in words if word.startswith("speed/") and word.endswith(".py")), None)
+        other = next((ROOT / word for word in words if word.startswith(OTHER_SCRIPTS) and word.endswith(".py")), None)
         start = 0 if script is None else [Path(word).name for word in words].index(script)
         given = [word.split("=")[0] for word in words[start:] if re.fullmatch(r"--[a-z][\w-]*(=.*)?", word)]
-        if speed is not None:
-            known = set(re.findall(r'"(--[\w-]+)"', speed.read_text(encoding="utf-8")))
+        if other is not None:
+            known = set(re.findall(r'"(--[\w-]+)"', other.read_text(encoding="utf-8")))
         elif script is not None:
             known = known_options[SCRIPTS[script]]
         elif words and words[0].startswith("--"):  # an option by itself in the prose
