@@ -16,6 +16,7 @@ from transformers import pipeline, set_seed
 
 import eval_zeroshot
 from evaluation_tier.models.loading import load_model
+from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier import read_radiograph
@@ -78,7 +79,8 @@ def test_the_evaluation_before_training_is_the_zero_shot_one(base, probe):
     start = next(entry for entry in history if "eval_auroc" in entry)
     assert start["epoch"] == 0
     records = read_records(DATA, "validation")
-    expected, _ = evaluate_zero_shot({"base": load_model(base)}, records, FINDINGS, resampling=Resampling(1))
+    options = {"protocol": choose_protocol(score_level="global"), "resampling": Resampling(1)}
+    expected, _ = evaluate_zero_shot({"base": load_model(base)}, records, FINDINGS, **options)
     assert start["eval_auroc"] == pytest.approx(expected["mean"]["auroc"], abs=1e-12)
     for finding in FINDINGS:
         assert start[f"eval_auroc_{finding}"] == pytest.approx(expected["findings"][finding]["auroc"], abs=1e-12)

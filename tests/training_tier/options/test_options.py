@@ -38,7 +38,10 @@ def test_defaults_that_differ_from_transformers(tmp_path):
             "deidentified='replace' has no effect with sample_sentences, which removes the marks; leave it out.",
         ),
         (["--lerning_rate", "1"], "^Unknown option '--lerning_rate'; did you mean 'learning_rate'\\?$"),
-        (["none.yaml"], "^The recipe none.yaml is not known; name a YAML file, or one of ceiling-phantom, chexzero, demo, "),
+        (
+            ["none.yaml"],
+            "^The recipe none.yaml is not known; name a YAML file, or one of ceiling-phantom, chexzero, demo, ",
+        ),
         (["--text", "history"], "^text='history' is not known; choose one of impression, findings, both.$"),
         (["--geometry", "stretch"], "^geometry='stretch' is not known; choose one of pad, crop, squash.$"),
         (["--eval_fraction", "1.5"], "^eval_fraction=1.5 must be above 0 and below 1.$"),
