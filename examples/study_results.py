@@ -43,6 +43,8 @@ MEASURES: dict[str, dict[str, tuple[str, ...]]] = {
     **map_measures("Maps of contributions", "difference_contribution|class_activation", "contribution"),
     **map_measures("Maps of cosines", "difference", "cosine"),
     "Words and time": {
+        "word_pointing": ("words.maps.own.pointing.mean",),
+        "word_pixel_auroc": ("words.maps.own.pixel_auroc.mean",),
         "gini": ("sparsity.models.*.words.all.gini",),
         "token_entropy": ("sparsity.models.*.token_entropy",),
         "patch_entropy": ("sparsity.models.*.patch_entropy",),
@@ -59,6 +61,8 @@ HEADERS = {
     "pixel_auroc": "Pixel AUROC",
     "miou": "mIoU",
     "deletion": "Deletion (SD)",
+    "word_pointing": "Pointing, words",
+    "word_pixel_auroc": "Pixel AUROC, words",
     "gini": "Gini",
     "token_entropy": "Token entropy",
     "patch_entropy": "Patch entropy",
@@ -123,6 +127,7 @@ def read_cell(study: Study, cell: Cell) -> dict[str, dict]:
     metrics = read_json(study.measured_folder(cell) / "metrics.json")
     if metrics:
         log = read_json(cell.folder / "model" / "trainer_state.json").get("log_history", [])
+        metrics |= read_json(study.words_folder(cell) / "metrics.json")
         metrics["training"] = next((entry for entry in reversed(log) if "train_runtime" in entry), {})
     parts = {cell.source.name: metrics}
     for data in () if cell.source.is_phantom else study.grounding_data:
@@ -207,6 +212,10 @@ def make_tables(cells: pd.DataFrame, differences: pd.DataFrame, reference: str, 
             rows = []
             for form, of_form in of_data.groupby("form", sort=False):
                 done = of_form.loc[of_form["done"], "seed"].nunique()
+                counts = values[values["form"] == form].groupby("measure")["seed"].nunique()
+                if done == num_seeds and counts.empty:
+                    continue  # the form does not have these measures, as a classifier has no words
+                done = min(done, counts.min()) if len(counts) else 0
                 weights = [of_form[f"{name}_entropy_weight"].iloc[0] for name in ("token", "patch")]
                 row = [form, *(DASH if math.isnan(weight) else f"{weight:g}" for weight in weights)]
                 row.append(str(num_seeds) if done == num_seeds else f"{done} of {num_seeds}")

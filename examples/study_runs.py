@@ -177,9 +177,13 @@ class Study:
         command += ["--split", source.split, *(["--analyses", *analyses] if analyses else [])]
         steps.append(Step("evaluation", [*command, "--output_dir", str(output)], output / "metrics.json"))
 
+        script = [sys.executable, str(Path(__file__).with_name("measure_maps.py"))]
+        if source.is_phantom and not of_classifiers:
+            command = [*script, "words", model, source.data, str(self.words_folder(cell)), "--split", source.split]
+            steps.append(Step("words", command, self.words_folder(cell) / "metrics.json"))
         for data in () if source.is_phantom else self.grounding_data:
             output = self.measured_folder(cell, data)
-            command = [sys.executable, str(Path(__file__).with_name("ground_on_boxes.py")), model, data, str(output)]
+            command = [*script, "boxes", model, data, str(output)]
             steps.append(Step(f"grounding on {dataset_name(data)}", command, output / "metrics.json"))
         return steps
 
@@ -188,6 +192,10 @@ class Study:
         return cell.folder / (
             "evaluation" if grounding_data is None else f"grounding-{folder_name(dataset_name(grounding_data))}"
         )
+
+    def words_folder(self, cell: Cell) -> Path:
+        """Where the numbers of the words of a cell are."""
+        return cell.folder / "words"
 
     def check_and_describe(self) -> None:
         """

@@ -129,3 +129,15 @@ def test_an_interval_without_zero_is_marked(study):
     cells.loc[(cells["form"] == "paper") & (cells["measure"] == "auroc"), "value"] = [0.95, 0.961, 0.97]
     table = make_tables(cells, compare(cells, "none"), "none", 3)[0]
     assert table.rows[1][-1] == "+0.050 (+0.049, +0.052)*"
+
+
+def test_a_measurement_that_failed_is_counted_and_a_form_without_a_measure_is_left_out(study):
+    cells = read_results(study)
+    cells["done"] = True
+    word = cells["measure"] == "word_pointing"
+    cells.loc[word & (cells["form"] == "none"), "value"] = [0.5, math.nan, 0.6]
+    words = make_tables(cells, compare(cells, "none"), "none", 3)[-1]
+    assert [row[3] for row in words.rows] == ["2 of 3", "2 of 3"] and words.rows[0][4] == "0.550"
+    cells.loc[(cells["form"] == "paper") & (cells["measure"] == "training_seconds"), "value"] = math.nan
+    words = make_tables(cells, compare(cells, "none"), "none", 3)[-1]
+    assert [row[0] for row in words.rows] == ["none"]

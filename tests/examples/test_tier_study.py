@@ -69,7 +69,8 @@ def test_the_commands_of_a_cell(tmp_path):
     real = Source("reports", "reports", "indiana", "validation", ("deletion",))
     study = Study(tmp_path, (PHANTOM, real), FORMS, {"max_steps": "2"}, (7,), ("boxes",))
     plain, ceiling = ([(step.name, step.command[2:]) for step in study.steps(cell)] for cell in study.cells[:2])
-    assert [name for name, _ in plain] == ["training", "evaluation"]
+    assert [name for name, _ in plain] == ["training", "evaluation", "words"]
+    assert [name for name, _ in ceiling] == ["training", "evaluation"]
     words = " ".join(plain[0][1])
     assert "--max_steps 2 --token_entropy_weight 0 --patch_entropy_weight 0 --seed 7" in words
     assert plain[1][1][1:] == [
@@ -101,16 +102,19 @@ def commands(monkeypatch) -> list[list[str]]:
 def test_finished_cells_are_not_run_again_interrupted_ones_start_again(tmp_path, commands):
     study = Study(tmp_path, (PHANTOM,), {"none": {}}, {}, (0, 1))
     first, second = study.cells
-    assert run_cells(study, 2, 1) == {} and len(commands) == 4
+    assert run_cells(study, 2, 1) == {} and len(commands) == 6
     for cell in study.cells:
         study.measured_folder(cell).mkdir()
         (study.measured_folder(cell) / "metrics.json").write_text("{}")
+        study.words_folder(cell).mkdir()
+        (study.words_folder(cell) / "metrics.json").write_text("{}")
     run_cells(study, 1, 1)
-    assert len(commands) == 4
+    assert len(commands) == 6
     (second.folder / TRAINED).unlink()  # as if the training had been interrupted
     (second.folder / "model" / "half").touch()
     run_cells(study, 1, 1)
-    assert [command[1].rpartition("/")[2] for command in commands[4:]] == ["train_tier.py", "eval_zeroshot.py"]
+    scripts = [command[1].rpartition("/")[2] for command in commands[6:]]
+    assert scripts == ["train_tier.py", "eval_zeroshot.py", "measure_maps.py"]
     assert first.is_trained and second.is_trained and not (second.folder / "model" / "half").exists()
 
 
