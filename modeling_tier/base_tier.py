@@ -132,7 +132,7 @@ class TierModelMixin(SavingMixin):
         local: LocalFeatures,
         text_groups: torch.Tensor | None = None,
         image_views: int = 1,
-        texts_per_image: int = 1,
+        texts_per_image: int = 0,
     ) -> TierCLIPOutput:
         """
         The outputs of matched pairs with the loss, its three terms, and the local embeddings.
@@ -144,16 +144,16 @@ class TierModelMixin(SavingMixin):
             image_views (`int`, *optional*, defaults to 1):
                 Views of each image; see [`views_contrastive_loss`]. Each entropy is the mean over all pairs of a text
                 and a view of its image.
-            texts_per_image (`int`, *optional*, defaults to 1):
+            texts_per_image (`int`, *optional*, defaults to 0):
                 See [`contrastive_loss`]. Each entropy is the mean over all pairs of a text and its image.
 
         Raises:
             ValueError: Several views and several texts of an image at once.
         """
-        if image_views > 1 and texts_per_image > 1:
+        if image_views > 1 and texts_per_image:
             raise ValueError(
                 f"image_views={image_views} and texts_per_image={texts_per_image} do not work together; leave one of "
-                "them at 1."
+                "them out."
             )
         device = outputs.text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:

@@ -22,6 +22,7 @@ class Pairs(NamedTuple):
     images: torch.Tensor  # (rows, dim), L2-normalised
     texts: torch.Tensor  # (texts_per_image * rows, dim), L2-normalised
     groups: torch.Tensor | None = None  # (texts_per_image * rows,), int64, equal for texts that say the same
+    each_group_once: bool = False  # whether the loss counts each group once; otherwise it counts each text
 
     @property
     def texts_per_image(self) -> int:
@@ -34,6 +35,12 @@ def by_image(texts: torch.Tensor, texts_per_image: int) -> torch.Tensor:
     number of images instead of `texts_per_image` reverses this.
     """
     return texts.unflatten(0, (texts_per_image, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def group_sizes(groups: torch.Tensor) -> torch.Tensor:
+    """For each of the groups (int64 of shape `(texts,)`), how often it occurs among them."""
+    ordered = groups.sort().values  # unlike torch.unique, of a shape that torch.compile knows
+    return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
 
 
 @contextlib.contextmanager
@@ -93,7 +100,7 @@ def gather_pairs(own: Pairs) -> tuple[Pairs, int]:
     images, first = concatenate_processes(own.images)
     texts, _ = concatenate_processes(own.texts)
     groups = None if own.groups is None else concatenate_processes(own.groups.unsqueeze(1))[0].squeeze(1)
-    return Pairs(images, texts, groups), first
+    return Pairs(images, texts, groups, own.each_group_once), first
 
 
 def mean_over_processes(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, world_size
+from .global_batch_tier import Pairs, by_image, gather_pairs, group_sizes, mean_over_processes, world_size
 
 # Below every logit, yet far enough from the limit of float32 that subtracting the largest logit cannot overflow.
 # Minus infinity would make the gradient NaN.
@@ -29,48 +29,55 @@ def contrastive_loss(
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     text_groups: torch.Tensor | None = None,
-    texts_per_image: int = 1,
+    texts_per_image: int = 0,
 ) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
 
-    With several texts per image, each is a positive of its own. The target of an image is spread evenly over all texts
-    of the batch that say the same as one of its own, and the target of a text over all images that have such a text.
-    The loss is half the mean over the images plus half the mean over the texts.
+    With `texts_per_image`, each text is a positive of its own, and texts that say the same count once together: a
+    sentence that many reports repeat weighs as much as a rare one. With l_is the logit of image i and text s, and w_s
+    one divided by the number of texts of the batch that say the same as s:
 
-    On one process, the operations and their order are those of `CLIPModel`, so the result is equal to the last bit.
-    With several processes, each compares its own rows with all rows, and never holds the whole matrix. The mean over
-    the processes is the loss of the global batch.
+        image i:  log sum_s w_s exp(l_is) - the mean, over the distinct texts of i, of the mean logit of their copies
+        text s:   the cross-entropy over the images, with the target spread evenly over those that have such a text
+
+    The loss is half the mean over the images plus half the mean, weighted by w_s, over the texts. Where copies have
+    equal embeddings, it is the loss of a batch that holds each distinct text once. Source: trials of this project.
+
+    On one process and without `texts_per_image`, the operations and their order are those of `CLIPModel`, so the
+    result is equal to the last bit. With several processes, each compares its own rows with all rows, and never holds
+    the whole matrix. The mean over the processes is the loss of the global batch.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): L2-normalised.
-        text_embeds (`torch.Tensor` of shape `(texts_per_image * batch, dim)`):
+        text_embeds (`torch.Tensor` of shape `(texts, dim)`):
             L2-normalised; all first texts in the order of the images, then all second ones, and so on.
         logit_scale (`torch.Tensor`): The logarithm of the factor of the cosines, as `CLIPModel.logit_scale` is.
-        text_groups (`torch.Tensor` of shape `(texts_per_image * batch,)`, *optional*):
-            int64, equal for texts that say the same. Their pairs are not negatives of one another: the target of each
-            is spread evenly over the images, and over the texts, of all of them. Where, with one text per image, their
-            embeddings are equal to the last bit (the same tokens without dropout), the gradient equals that of the
-            plain loss.
-        texts_per_image (`int`, *optional*, defaults to 1): The same in all processes.
+        text_groups (`torch.Tensor` of shape `(texts,)`, *optional*):
+            int64, equal for texts that say the same. Their pairs are not negatives of one another. Without
+            `texts_per_image`, each text counts: the target of each pair is spread evenly over the images, and over the
+            texts, of all of them. Where their embeddings are equal to the last bit (the same tokens without dropout),
+            the gradient then equals that of the plain loss.
+        texts_per_image (`int`, *optional*, defaults to 0):
+            Texts of each image, the same in all processes. 0 for one text per image, each of which counts.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
 
     Raises:
-        ValueError: The number of texts is not `texts_per_image` times that of the images.
+        ValueError: The number of texts does not fit that of the images.
     """
     check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
     own = Pairs(image_embeds, text_embeds, text_groups)
-    if texts_per_image > 1:
+    if texts_per_image:
         groups = None if text_groups is None else by_image(text_groups, texts_per_image)
-        own = Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups)
+        own = Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
     processes = world_size()
-    if processes == 1:
-        text_target, image_target = match_targets(own, own)
-        logits_per_text = torch.matmul(own.texts, own.images.t()) * logit_scale.exp()  # (texts, images)
-        caption_loss = nn.functional.cross_entropy(logits_per_text, text_target)
-        image_loss = nn.functional.cross_entropy(logits_per_text.t(), image_target)
+    if processes == 1 and not texts_per_image:
+        target = pair_target(own, slice(None))
+        logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
+        caption_loss = nn.functional.cross_entropy(logits_per_text, target)
+        image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
         return (caption_loss + image_loss) / 2.0
 
     all_pairs, first = gather_pairs(own)
@@ -81,9 +88,9 @@ def contrastive_loss(
 
 def check_numbers(images: int, texts: int, texts_per_image: int) -> None:
     """ValueError if so many images do not have so many texts."""
-    if texts == texts_per_image * images:
+    if texts == (texts_per_image or 1) * images:
         return
-    if texts_per_image == 1:
+    if not texts_per_image:
         raise ValueError(
             f"A loss needs one text per image, but there are {images} images and {texts} texts. Omit return_loss to "
             "compare every text with every image."
@@ -129,12 +136,11 @@ def views_contrastive_loss(
 
 def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
     """
-    The cross-entropies of some images and their texts with all of them, summed over both directions; those of the
-    texts are divided by the texts per image. Divided by twice the number of all images, the sum over all images is
-    [`contrastive_loss`].
+    The cross-entropies of some images and their texts with all of them, summed over both directions. Divided by twice
+    the number of all images, the sum over all images is [`contrastive_loss`].
 
     Args:
-        own ([`Pairs`]): The rows to sum over.
+        own ([`Pairs`]): The rows to sum over; their groups are those of `all_pairs`.
         all_pairs ([`Pairs`]): All pairs, `own` among them.
         first (`int`): Index of the first image of `own` in `all_pairs`.
         logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
@@ -142,36 +148,58 @@ def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: 
     Returns:
         `torch.Tensor`: Scalar, nats.
     """
-    text_target, image_target = match_targets(own, all_pairs, first)
     scale = logit_scale.exp()
-    caption_loss = nn.functional.cross_entropy(own.texts @ all_pairs.images.t() * scale, text_target, reduction="sum")
-    image_loss = nn.functional.cross_entropy(own.images @ all_pairs.texts.t() * scale, image_target, reduction="sum")
-    return caption_loss / all_pairs.texts_per_image + image_loss
+    logits_per_text = own.texts @ all_pairs.images.t() * scale
+    logits_per_image = own.images @ all_pairs.texts.t() * scale
+    if all_pairs.each_group_once:
+        return summed_over_groups(logits_per_text, logits_per_image, all_pairs, first)
+    target = pair_target(all_pairs, slice(first, first + len(own.texts)))
+    caption_loss = nn.functional.cross_entropy(logits_per_text, target, reduction="sum")
+    image_loss = nn.functional.cross_entropy(logits_per_image, target, reduction="sum")
+    return caption_loss + image_loss
 
 
-def match_targets(own: Pairs, all_pairs: Pairs, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def summed_over_groups(
+    logits_per_text: torch.Tensor, logits_per_image: torch.Tensor, all_pairs: Pairs, first: int
+) -> torch.Tensor:
     """
-    The targets of the cross-entropies of some texts over all images, and of their images over all texts. Without
-    groups, a text matches its own image only.
+    [`summed_cross_entropy`] where each group counts once, however many texts it has. Without groups, each text is its
+    own group.
 
     Args:
-        own, all_pairs, first: See [`summed_cross_entropy`].
+        logits_per_text (`torch.Tensor` of shape `(texts of some images, all images)`): Logits.
+        logits_per_image (`torch.Tensor` of shape `(some images, all texts)`): Logits.
+        all_pairs, first: See [`summed_cross_entropy`].
 
     Returns:
-        `tuple` of two tensors: the numbers of the matching rows (int64), where each has one; otherwise
-        [`soft_target`].
+        `torch.Tensor`: Scalar, nats.
     """
-    per_image = all_pairs.texts_per_image
-    if own.groups is not None:
-        groups, all_groups = own.groups, all_pairs.groups
-    else:
-        numbers = torch.arange(len(all_pairs.images), device=own.texts.device)
-        own_numbers = numbers[first : first + len(own.images)]
-        if per_image == 1:
-            return own_numbers, own_numbers
-        groups, all_groups = own_numbers.repeat_interleave(per_image), numbers.repeat_interleave(per_image)
-    of_images, of_all_images = groups.view(-1, per_image), all_groups.view(-1, per_image)
-    return soft_target(groups[:, None], of_all_images), soft_target(of_images, all_groups[:, None])
+    groups, per_image = all_pairs.groups, all_pairs.texts_per_image
+    if groups is None:
+        groups = torch.arange(len(all_pairs.texts), device=all_pairs.texts.device)
+    of_images = groups.view(-1, per_image)
+    weights = 1 / group_sizes(groups)
+    rows = slice(first * per_image, first * per_image + len(logits_per_text))
+    text_target = soft_target(groups[rows, None], of_images)
+    text_losses = nn.functional.cross_entropy(logits_per_text, text_target, reduction="none")
+    # times the images, because the sum will be divided by them
+    caption_loss = (weights[rows] * text_losses).sum() * (len(all_pairs.images) / weights.sum())
+    # the mean over the copies of a text, then over the distinct texts of an image
+    image_target = soft_target(of_images[first : first + len(logits_per_image)], groups[:, None]) * weights
+    image_target = image_target / image_target.sum(1, keepdim=True)
+    image_losses = (logits_per_image + weights.log()).logsumexp(1) - (image_target * logits_per_image).sum(1)
+    return caption_loss + image_losses.sum()
+
+
+def pair_target(all_pairs: Pairs, rows: slice) -> torch.Tensor:
+    """
+    The target of some pairs, with one text per image, over all of them, in both directions: the numbers of the pairs
+    (int64), or [`soft_target`] with groups.
+    """
+    groups = all_pairs.groups
+    if groups is None:
+        return torch.arange(len(all_pairs.texts), device=all_pairs.texts.device)[rows]
+    return soft_target(groups[rows, None], groups[:, None])
 
 
 def soft_target(groups: torch.Tensor, all_groups: torch.Tensor) -> torch.Tensor:

@@ -282,7 +282,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
-        texts_per_image: int = 1,
+        texts_per_image: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """

@@ -158,7 +158,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return_entropy_sums: bool = False,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
-        texts_per_image: int = 1,
+        texts_per_image: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -181,9 +181,10 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             image_views (`int`, *optional*, defaults to 1):
                 Views of each image, see [`views_contrastive_loss`]; `pixel_values` then has all first views in the
                 order of the texts, then all second ones, and so on.
-            texts_per_image (`int`, *optional*, defaults to 1):
+            texts_per_image (`int`, *optional*, defaults to 0):
                 Texts of each image, each a positive of its own in the loss, see [`contrastive_loss`]; `input_ids` then
-                has all first texts in the order of the images, then all second ones, and so on.
+                has all first texts in the order of the images, then all second ones, and so on. Texts that say the
+                same count once. 0 for one text per image, each of which counts.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:

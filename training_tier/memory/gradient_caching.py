@@ -47,7 +47,7 @@ def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
     A batch in chunks of nearly equal sizes, at most `chunk_size` images each. The texts of an image stay with it. An
     input without a row for each image or text goes into every chunk.
     """
-    texts, per_image = len(inputs["input_ids"]), inputs.get("texts_per_image", 1)
+    texts, per_image = len(inputs["input_ids"]), inputs.get("texts_per_image") or 1
     images = texts // per_image
     count = -(-images // chunk_size)
 
@@ -92,7 +92,8 @@ def backward_in_chunks(
     # The first pass must not wait for the other processes, as DistributedDataParallel does.
     plain = model.module if isinstance(model, DistributedDataParallel) else model
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
-    per_image = inputs.get("texts_per_image", 1)
+    texts_per_image = inputs.get("texts_per_image", 0)
+    per_image = texts_per_image or 1
     text_groups = inputs.pop("text_groups", None)
     if text_groups is not None:
         text_groups = by_image(text_groups, per_image)
@@ -105,7 +106,7 @@ def backward_in_chunks(
     factors = mean_over_processes(torch.ones_like(first.entropy_sums), first.entropy_counts)
     weights = plain.entropy_weights
     texts = torch.cat([by_image(texts, per_image) for texts in first.texts])
-    pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups)
+    pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups, each_group_once=texts_per_image > 0)
     contrastive_loss, *of_contrastive = contrastive_gradients(pairs, plain.logit_scale.detach(), rows=chunk_size)
     image_gradients, text_gradients, scale_gradient = of_contrastive
     of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
@@ -211,14 +212,13 @@ def contrastive_gradients(
     all_pairs, first = gather_pairs(pairs)
     per_image = pairs.texts_per_image
     leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
-    all_pairs = Pairs(leaves[2], leaves[3], groups=all_pairs.groups)
+    all_pairs = all_pairs._replace(images=leaves[2], texts=leaves[3])
     scale = logit_scale.detach().float().requires_grad_()
     total = scale.new_zeros(())
     with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
         for start in range(0, len(pairs.images), rows):
             of_texts = slice(start * per_image, (start + rows) * per_image)
-            groups = None if pairs.groups is None else pairs.groups[of_texts]
-            own_rows = Pairs(leaves[0][start : start + rows], leaves[1][of_texts], groups)
+            own_rows = Pairs(leaves[0][start : start + rows], leaves[1][of_texts])
             loss = summed_cross_entropy(own_rows, all_pairs, first + start, scale)
             loss = loss * (processes / (2.0 * len(all_pairs.images)))  # as in contrastive_loss
             loss.backward()

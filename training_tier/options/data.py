@@ -71,8 +71,8 @@ class DataArguments:
         metadata={
             "help": "Sentences of the report that each image has as separate positives (0: one text per image). Each "
             "epoch draws this many from impression and findings; a shorter report repeats some. Equal sentences of a "
-            "batch are never negatives of each other. It replaces --text in training; an evaluation's loss still uses "
-            "one text per image. For example 3."
+            "batch are never negatives of each other and count once in the loss. It replaces --text in training; an "
+            "evaluation's loss still uses one text per image. For example 3."
         },
     )
     avoid_duplicates: bool = field(

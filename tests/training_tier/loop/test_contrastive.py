@@ -31,7 +31,7 @@ def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(mak
     )  # the best weights are loaded
 
 
-@pytest.mark.parametrize(("accumulation", "sentences"), [(1, 0), (2, 0), (2, 3)])
+@pytest.mark.parametrize(("accumulation", "sentences"), [(1, 0), (2, 0), (1, 1), (2, 3)])
 def test_a_run_in_chunks_is_the_same_run(make_contrastive, accumulation, sentences):
     """In its log: batches of 8, and chunks of 3, 3 and 2 images."""
     pairs, logs = PairOptions(augmentation="standard", sentences_per_image=sentences), []

@@ -22,6 +22,7 @@ MODELS = {
     "dual": {"frozen_text_layers": 1},
     "plain": {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0},
     "several": {"image_pooling": "patch_mean"},
+    "one sentence": {"image_pooling": "patch_mean"},
     "several plain": {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0},
 }
 
@@ -69,8 +70,8 @@ def with_groups(batch: dict) -> dict:
 
 
 def with_three_texts(batch: dict) -> dict:
-    """The same images with three texts each: their own, that of another image, and that of a third."""
-    order = torch.tensor([*range(7), *reversed(range(7)), *range(2, 7), 0, 1])
+    """The same images with three texts each: their own, and those of other images, that of image 2 most often."""
+    order = torch.tensor([*range(7), *reversed(range(7)), 2, 2, 2, 0, 2, 1, 2])
     texts = {name: batch[name][order] for name in ("input_ids", "attention_mask")}
     return {**batch, **texts, "text_groups": order, "texts_per_image": 3}
 
@@ -79,6 +80,8 @@ def make_batch_of(name: str) -> dict:
     """The batch that a model of `MODELS` is given."""
     if name.startswith("several"):
         return with_three_texts(make_batch())
+    if name == "one sentence":
+        return {**with_groups(make_batch()), "texts_per_image": 1}
     return with_groups(make_batch()) if name == "patch mean" else make_batch()
 
 
@@ -233,7 +236,7 @@ def test_the_texts_of_an_image_stay_in_its_chunk():
     batch = with_three_texts(make_batch())
     chunks = split_batch(batch, 3)
     assert [len(chunk["pixel_values"]) for chunk in chunks] == [3, 2, 2]
-    assert chunks[1]["text_groups"].tolist() == [3, 4, 3, 2, 5, 6]  # the first texts of images 3 and 4, the second ...
+    assert chunks[1]["text_groups"].tolist() == [3, 4, 3, 2, 0, 2]  # the first texts of images 3 and 4, the second ...
     assert torch.equal(chunks[1]["input_ids"], batch["input_ids"][[3, 4, 10, 11, 17, 18]])
     assert all(chunk["texts_per_image"] == 3 for chunk in chunks)
 
