@@ -14,8 +14,8 @@ class ModelArguments:
         default="tiny",
         metadata={
             "help": "Model to start from: a folder, owner/name on the Hub, or a preset with random weights. The "
-            "presets are nano, tiny, small, vit-b-32, vit-b-16, resnet-50-bert and resnet-tiny. A checkpoint is of "
-            "CLIP or TIER; owner/name@revision names a revision on the Hub."
+            "presets are nano, tiny, small, vit-b-32, vit-b-16, resnet-50-bert, resnet-tiny and resnet-fine. A "
+            "checkpoint is of CLIP or TIER; owner/name@revision names a revision on the Hub."
         },
     )
     vision_model: str | None = field(

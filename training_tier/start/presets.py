@@ -76,12 +76,20 @@ PRESETS: dict[str, dict[str, Any]] = {
             "model_type": "resnet",
             "num_channels": 1,
             "embedding_size": 32,
-            "hidden_sizes": [32, 96],  # two stages: 14 x 14 patches, each of which sees 83 of the 112 pixels
-            "depths": [1, 2],
+            "hidden_sizes": [32, 64, 128],  # three stages: 7 x 7 patches of 112 pixels, as many as the paper's
+            "depths": [1, 1, 2],
             "layer_type": "basic",
         },
         "pixel_mean": [0.45] * 3,  # ImageNet's, over the channels
         "pixel_std": [0.225] * 3,
+    },
+}
+PRESETS["resnet-fine"] = {
+    **PRESETS["resnet-tiny"],
+    "vision_config": {
+        **PRESETS["resnet-tiny"]["vision_config"],
+        "hidden_sizes": [32, 96],  # two stages: 14 x 14 patches of 112 pixels, each of which sees 83 x 83 pixels
+        "depths": [1, 2],
     },
 }
 

@@ -63,7 +63,7 @@ def test_the_large_presets_are_clips_own_sizes(processor):
     assert config.projection_dim == clip.projection_dim
 
 
-@pytest.mark.parametrize("name", ["resnet-50-bert", "resnet-tiny"])
+@pytest.mark.parametrize("name", ["resnet-50-bert", "resnet-tiny", "resnet-fine"])
 def test_presets_of_dual_encoders_fit_their_tokenizer(name, processor):
     config = preset_config(name, processor.tokenizer, image_size=100, token_entropy_weight=0.1)
     assert (config.image_pooling, config.image_size, config.token_entropy_weight) == ("patch_mean", 100, 0.1)
@@ -79,6 +79,14 @@ def test_the_papers_preset_has_its_sizes(processor):
     assert config.vision_config.to_dict() == ResNetConfig().to_dict()
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(config.text_config, key) == getattr(BertConfig(), key)
+
+
+@pytest.mark.parametrize(("name", "side", "step"), [("resnet-tiny", 7, 16), ("resnet-fine", 14, 8)])
+def test_the_small_residual_networks_differ_in_their_patches(name, side, step, processor):
+    model = TierDualEncoderModel(preset_config(name, processor.tokenizer)).eval()
+    assert model.patch_centers == (0.5, step)
+    pixels = torch.zeros(1, 3, 112, 112)
+    assert model.get_patch_map(pixels).shape == (1, side, side, 128)
 
 
 def test_an_image_size_that_patches_do_not_fill_is_refused(processor):
