@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
-from .global_batch_tier import mean_over_processes
+from .evidence_tier import evidence_entropy_sum
+from .global_batch_tier import mean_over_processes, mean_row
 from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
@@ -29,25 +30,31 @@ from .towers_tier import resize_positions
 class TierCLIPOutput(CLIPOutput):
     r"""
     The fields of [`CLIPOutput`] and those below, which are set only with `return_loss=True`. Then `loss` is
-    `contrastive_loss + token_entropy_weight * token_entropy + patch_entropy_weight * patch_entropy`. Under
-    `torch.distributed`, the mean of each scalar over the processes is its value for the global batch.
+    `contrastive_loss + token_entropy_weight * token_entropy + patch_entropy_weight * patch_entropy`, plus
+    `evidence_entropy_weight * evidence_entropy` where that weight is not 0. Under `torch.distributed`, the mean of
+    each scalar over the processes is its value for the global batch.
 
     Args:
         contrastive_loss (`torch.Tensor`): Scalar, nats; CLIP's own loss.
         token_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a token's distribution over patches.
         patch_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a patch's distribution over tokens.
+        evidence_entropy (`torch.Tensor`, *optional*):
+            Scalar, nats; see `evidence_tier.py`. `None` where `evidence_entropy_weight` is 0.
         token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected tokens, L2-normalised, float32.
         patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Projected patches, L2-normalised, float32.
-        entropy_sums (`torch.Tensor` of shape `(2,)`):
-            Only with `return_entropy_sums=True`, nats: the entropies of the tokens and of the patches of these pairs,
-            each summed. Summed over all pairs and divided by the counts, they are `token_entropy` and
-            `patch_entropy`.
-        entropy_counts (`torch.Tensor` of shape `(2,)`): Likewise; the numbers of those tokens and patches.
+        entropy_sums (`torch.Tensor` of shape `(3,)`):
+            Only with `return_entropy_sums=True`, nats: the entropies of the tokens, of the patches and of the evidence
+            of these pairs, each summed. Summed over all pairs and divided by the counts, they are `token_entropy`,
+            `patch_entropy` and `evidence_entropy`. The third is 0 without `text_mean`.
+        entropy_counts (`torch.Tensor` of shape `(3,)`):
+            Likewise; the numbers of those tokens, of those patches, and of the pairs (0 where
+            `evidence_entropy_weight` is 0).
     """
 
     contrastive_loss: torch.Tensor | None = None
     token_entropy: torch.Tensor | None = None
     patch_entropy: torch.Tensor | None = None
+    evidence_entropy: torch.Tensor | None = None
     token_embeds: torch.Tensor | None = None
     patch_embeds: torch.Tensor | None = None
     entropy_sums: torch.Tensor | None = None
@@ -55,20 +62,22 @@ class TierCLIPOutput(CLIPOutput):
 
 
 class LocalFeatures(NamedTuple):
-    """The tokens and patches of matched pairs, projected but not normalised."""
+    """The texts, tokens and patches of matched pairs, projected; tokens and patches are not normalised."""
 
+    texts: torch.Tensor  # (batch, dim), L2-normalised
     tokens: torch.Tensor  # (batch, tokens, dim)
     patches: torch.Tensor  # (batch, patches, dim)
     token_mask: torch.Tensor  # (batch, tokens), bool: the tokens that the entropies count
 
     def repeat(self, image_views: int, texts_per_image: int) -> "LocalFeatures":
         """A row for each text and view of its image, or for each text of an image. One of the numbers is 1."""
-        tokens, patches, mask = self
+        texts, tokens, patches, mask = self
         if image_views > 1:
-            tokens, mask = tokens.repeat(image_views, 1, 1), mask.repeat(image_views, 1)
+            texts, mask = texts.repeat(image_views, 1), mask.repeat(image_views, 1)
+            tokens = tokens.repeat(image_views, 1, 1)
         if texts_per_image > 1:
             patches = patches.repeat(texts_per_image, 1, 1)
-        return LocalFeatures(tokens, patches, mask)
+        return LocalFeatures(texts, tokens, patches, mask)
 
 
 class TierModelMixin(SavingMixin):
@@ -121,10 +130,14 @@ class TierModelMixin(SavingMixin):
             )
 
     @property
-    def entropy_weights(self) -> tuple[float, float]:
-        """Weights of the token and patch entropies: the configuration's, times `entropy_scale` in training."""
-        scale = self.entropy_scale if self.training else 1.0
-        return scale * self.config.token_entropy_weight, scale * self.config.patch_entropy_weight
+    def entropy_weights(self) -> tuple[float, float, float]:
+        """
+        Weights of the entropies of tokens, patches and evidence: the configuration's, times `entropy_scale` in
+        training.
+        """
+        config, scale = self.config, self.entropy_scale if self.training else 1.0
+        weights = (config.token_entropy_weight, config.patch_entropy_weight, config.evidence_entropy_weight)
+        return tuple(scale * weight for weight in weights)
 
     def add_loss(
         self,
@@ -135,7 +148,7 @@ class TierModelMixin(SavingMixin):
         texts_per_image: int = 0,
     ) -> TierCLIPOutput:
         """
-        The outputs of matched pairs with the loss, its three terms, and the local embeddings.
+        The outputs of matched pairs with the loss, its terms, and the local embeddings.
 
         Args:
             outputs ([`CLIPOutput`]): With `image_embeds` and `text_embeds`, L2-normalised.
@@ -164,20 +177,31 @@ class TierModelMixin(SavingMixin):
         else:
             clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
         local = local.repeat(image_views, texts_per_image)
-        terms = self.compute_entropy_sums(LocalFeatures(*(tensor.to(device) for tensor in local)))
+        text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
+        terms = self.compute_entropy_sums(LocalFeatures(*(tensor.to(device) for tensor in local)), text_mean)
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
-        token_entropy, patch_entropy = mean_over_processes(sums, counts).unbind()
+        entropies = mean_over_processes(sums, counts).unbind()
         return TierCLIPOutput(
-            loss=total_loss(clip_loss, (token_entropy, patch_entropy), self.entropy_weights),
+            loss=total_loss(clip_loss, entropies, self.entropy_weights),
             contrastive_loss=clip_loss,
-            token_entropy=token_entropy,
-            patch_entropy=patch_entropy,
+            token_entropy=entropies[0],
+            patch_entropy=entropies[1],
+            evidence_entropy=None if text_mean is None else entropies[2],
             **terms,
             **outputs,
         )
 
-    def compute_entropy_sums(self, local: LocalFeatures) -> dict[str, torch.Tensor]:
-        """The fields of [`TierCLIPOutput`] that come from single pairs: sums, counts and local embeddings."""
+    def compute_entropy_sums(
+        self, local: LocalFeatures, text_mean: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        The fields of [`TierCLIPOutput`] that come from single pairs: sums, counts and local embeddings.
+
+        Args:
+            local ([`LocalFeatures`]): One row for each pair.
+            text_mean (`torch.Tensor` of shape `(dim,)`, *optional*):
+                Mean of all texts of the global batch, see [`mean_row`]; needed for the sum of the evidence entropies.
+        """
         config = self.config
         device = local.tokens.device
         with torch.autocast(device.type, enabled=False):
@@ -189,9 +213,14 @@ class TierModelMixin(SavingMixin):
                 normalize=config.entropy_normalization,
                 eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
             )
+            evidence = sums.new_zeros(())
+            if text_mean is not None:
+                texts, patches = local.texts.to(device).float(), local.patches.to(device).float()
+                evidence = evidence_entropy_sum(texts, patches, text_mean.to(device), config.evidence_patches)
+            pairs = counts.new_tensor(len(local.texts) if config.evidence_entropy_weight else 0)
         return {
-            "entropy_sums": sums,
-            "entropy_counts": counts,
+            "entropy_sums": torch.cat([sums, evidence.view(1)]),
+            "entropy_counts": torch.cat([counts, pairs.view(1)]),
             "token_embeds": token_embeds,
             "patch_embeds": patch_embeds,
         }

@@ -17,7 +17,7 @@ from transformers.image_utils import (
 from transformers.utils import logging
 
 from .findings_tier import check_findings
-from .pooling_tier import IMAGE_POOLINGS
+from .pooling_tier import ADDS_UP, IMAGE_POOLINGS
 
 logger = logging.get_logger(__name__)
 
@@ -64,12 +64,15 @@ class TierOptions:
         "contrastive_loss",
         "token_entropy",
         "patch_entropy",
+        "evidence_entropy",
         "token_embeds",
         "patch_embeds",
     ]
 
     token_entropy_weight: float | int = 0.0
     patch_entropy_weight: float | int = 0.0
+    evidence_entropy_weight: float | int = 0.0
+    evidence_patches: float | int = 1.0
     entropy_temperature: float | int = 1.0
     entropy_normalization: bool = False
     entropy_tokens: str = "words"
@@ -97,12 +100,17 @@ class TierOptions:
 
     def validate_tier(self) -> None:
         """Checks the values of this class's own fields; `@strict` calls it again when the configuration is saved."""
-        for name in ("token_entropy_weight", "patch_entropy_weight"):
+        for name in ("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(
                     f"{name} must be a finite number of at least 0 (0 switches the term off), not {value}."
                 )
+        if not 1 <= self.evidence_patches < math.inf:
+            raise ValueError(
+                "evidence_patches must be a finite number of at least 1 (evidence from one patch), "
+                f"not {self.evidence_patches}."
+            )
         if not 0 < self.entropy_temperature < math.inf:
             raise ValueError(
                 "entropy_temperature must be a finite number above 0 (1.0 is the paper's), "
@@ -111,6 +119,12 @@ class TierOptions:
         for name, choices in (("entropy_tokens", ENTROPY_TOKENS), ("image_pooling", IMAGE_POOLINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if self.evidence_entropy_weight and self.image_pooling not in ADDS_UP:
+            raise ValueError(
+                f"evidence_entropy_weight={self.evidence_entropy_weight} needs scores that are sums over the patches, "
+                f'unlike those of image_pooling="{self.image_pooling}"; set image_pooling="{ADDS_UP[0]}", or the '
+                "weight to 0."
+            )
         for name in ("pixel_mean", "pixel_std"):
             if len(per_channel(getattr(self, name))) != 3:
                 raise ValueError(f"{name} must have 3 numbers, one per channel, not {len(getattr(self, name))}.")
@@ -162,6 +176,11 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
         patch_entropy_weight (`float`, *optional*, defaults to 0.0):
             Weight, at least 0, of the mean entropy (nats) of each patch's distribution over the text's tokens.
             It is `lam_patches`, the second of the two lambdas in the authors' code.
+        evidence_entropy_weight (`float`, *optional*, defaults to 0.0):
+            Weight, at least 0, of the evidence entropy, a term of this project: the entropy (nats) of the shares of
+            the patches in the evidence for a text, see `evidence_tier.py`. Needs `image_pooling="patch_mean"`.
+        evidence_patches (`float`, *optional*, defaults to 1.0):
+            At least 1. The evidence entropy does not penalise evidence that comes from so many patches or fewer.
         entropy_temperature (`float`, *optional*, defaults to 1.0):
             Positive number that divides the cosines before the softmax. A smaller one gives sharper distributions. At
             the paper's 1.0 and with 49 patches, the token entropy can only move between 3.748 and 3.892 nats.

@@ -114,3 +114,13 @@ def mean_over_processes(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tenso
         dist.all_reduce(counts)
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return sums * processes / counts.clamp(min=1)
+
+
+def mean_row(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean row (dim,) of a matrix (rows, dim) over the rows of all processes: float32, without gradient."""
+    total, rows = tensor.detach().float().sum(0), len(tensor)
+    if world_size() > 1:
+        both = torch.cat([total, total.new_tensor([rows])])
+        dist.all_reduce(both)
+        total, rows = both[:-1], both[-1]
+    return total / rows

@@ -268,6 +268,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         """
         return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[0]
 
+    # Longer than 60 lines: the arguments
     # More than 7 parameters: the Trainer passes the columns that this signature names
     @can_return_tuple
     def forward(
@@ -280,6 +281,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
+        text_mean: torch.Tensor | None = None,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
@@ -323,12 +325,14 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             return outputs
         eos_token_id = self.config.text_config.eos_token_id if self.reads_forward else None  # CLIP's is always right
         local = LocalFeatures(
+            texts=text_embeds,
             tokens=self.text_projection(text_outputs.last_hidden_state),
             patches=patches.flatten(1, 2),
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
         )
         if return_entropy_sums:
-            return TierCLIPOutput(**self.compute_entropy_sums(local.repeat(image_views, texts_per_image)), **outputs)
+            sums = self.compute_entropy_sums(local.repeat(image_views, texts_per_image), text_mean)
+            return TierCLIPOutput(**sums, **outputs)
         return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 
 

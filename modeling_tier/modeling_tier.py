@@ -156,6 +156,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         return_entropy_sums: bool = False,
+        text_mean: torch.Tensor | None = None,
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
@@ -171,11 +172,14 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 0 for padding. Without it, every token up to the first EOS counts as attended in the entropies.
             position_ids (`torch.LongTensor`, *optional*): As in CLIP.
             return_loss (`bool`, *optional*):
-                Whether to compute the loss, its three terms and the local embeddings. Under `torch.distributed` all
+                Whether to compute the loss, its terms and the local embeddings. Under `torch.distributed` all
                 processes must do so together.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
             return_entropy_sums (`bool`, *optional*, defaults to `False`):
                 Return `entropy_sums` and `entropy_counts` instead of the loss, for some pairs of a larger batch.
+            text_mean (`torch.Tensor` of shape `(dim,)`, *optional*):
+                With `return_entropy_sums=True`: the mean of `text_embeds` over that larger batch. Without it, the sum
+                of the evidence entropies is 0.
             text_groups (`torch.LongTensor` of shape `(texts,)`, *optional*):
                 Equal for texts that say the same; the loss does not treat their pairs as negatives of one another.
             image_views (`int`, *optional*, defaults to 1):
@@ -207,6 +211,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         if not return_loss and not return_entropy_sums:
             return TierCLIPOutput(**outputs)
         local = LocalFeatures(
+            texts=outputs.text_embeds,
             tokens=self.text_projection(outputs.text_model_output.last_hidden_state),
             patches=self.project_patches(outputs.vision_model_output.last_hidden_state),
             token_mask=counted_tokens(
@@ -214,7 +219,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             ),
         )
         if return_entropy_sums:
-            return TierCLIPOutput(**self.compute_entropy_sums(local.repeat(image_views, texts_per_image)), **outputs)
+            sums = self.compute_entropy_sums(local.repeat(image_views, texts_per_image), text_mean)
+            return TierCLIPOutput(**sums, **outputs)
         return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 
     def to_clip(self) -> CLIPModel:

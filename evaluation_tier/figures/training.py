@@ -13,6 +13,7 @@ TERMS = {  # key of the Trainer's log: title of its panel
     "contrastive_loss": "Contrastive loss",
     "token_entropy": "Token entropy (nats)",
     "patch_entropy": "Patch entropy (nats)",
+    "evidence_entropy": "Evidence entropy (nats)",
     "auroc": "AUROC, mean",
 }
 

@@ -68,6 +68,8 @@ TRAINING_FACTS = {  # key: its name on the card, in this order; `write_model_car
 MODEL_FACTS = {  # key of config.json: its name on the card
     "token_entropy_weight": "Weight of the token entropy",
     "patch_entropy_weight": "Weight of the patch entropy",
+    "evidence_entropy_weight": "Weight of the evidence entropy",
+    "evidence_patches": "Patches of evidence without a penalty",
     "entropy_temperature": "Entropy temperature",
     "entropy_normalization": "Entropies divided by ln K",
     "entropy_tokens": "Tokens in the entropies",
@@ -131,7 +133,9 @@ def describe_model(config: Mapping) -> ModelFacts:
         facts["Findings"] = ", ".join((config.get("id2label") or {}).values())
         facts[MODEL_FACTS["image_pooling"]] = config.get("image_pooling")
     else:
-        facts |= {label: config.get(key) for key, label in MODEL_FACTS.items()}
+        has_evidence = bool(config.get("evidence_entropy_weight"))
+        keys = [key for key in MODEL_FACTS if has_evidence or not key.startswith("evidence")]
+        facts |= {MODEL_FACTS[key]: config.get(key) for key in keys}
     return ModelFacts(architecture, is_classifier, facts)
 
 
@@ -202,6 +206,7 @@ def write_model_card(
             (label, state(training.get(key))) for key, label in TRAINING_FACTS.items() if key not in of_other_kind
         ],
         regularized=bool(config.get("token_entropy_weight") or config.get("patch_entropy_weight")),
+        has_evidence=bool(config.get("evidence_entropy_weight")),
         **{f"{which}_data": state(name) for which, name in names.items()},
         **{f"synthetic_{which}": is_synthetic(name) for which, name in names.items()},
         metrics=data,

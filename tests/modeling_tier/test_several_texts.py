@@ -158,7 +158,7 @@ def test_a_model_with_several_texts(model, batch, several):
         texts = {name: several[name][rows] for name in ("input_ids", "attention_mask")}
         parts.append(model(**{**batch, **texts}, return_entropy_sums=True))
     sums, counts = (sum(part[name] for part in parts) for name in ("entropy_sums", "entropy_counts"))
-    torch.testing.assert_close(torch.stack([output.token_entropy, output.patch_entropy]), sums / counts)
+    torch.testing.assert_close(torch.stack([output.token_entropy, output.patch_entropy]), (sums / counts)[:2])
     together = model(**{**several, "return_loss": False}, return_entropy_sums=True)
     torch.testing.assert_close(together.entropy_sums, sums)
     loss = output.contrastive_loss + 0.3 * output.token_entropy + 0.7 * output.patch_entropy

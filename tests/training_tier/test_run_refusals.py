@@ -33,6 +33,11 @@ def test_a_mistyped_tower_is_known_before_data_are_read(capsys, tmp_path, option
             "The checkpoint folder './nowhere' does not exist; name one, or a preset (nano, tiny, small",
         ),
         (["--token_entropy_weight", "-1"], "token_entropy_weight=-1.0 must be at least 0."),
+        (["--evidence_patches", "0.5"], "evidence_patches=0.5 must be at least 1."),
+        (
+            ["--evidence_entropy_weight", "0.1", "--image_pooling", "cls"],
+            "evidence_entropy_weight=0.1 needs scores that are sums over the patches, unlike those of image_pooling=",
+        ),
         (
             ["--vision_model", "./nowhere", "--text_model", "./nowhere"],
             "The tower ./nowhere is not on this disk, and was not looked up on the Hub",

@@ -46,7 +46,7 @@ class EpochSetter(TrainerCallback):
 
 class EntropyWarmup(TrainerCallback):
     """
-    Raises the weights of the two entropies linearly, from 0 in the first step to those of the configuration.
+    Raises the weights of the entropies linearly, from 0 in the first step to those of the configuration.
 
     Args:
         steps (`float`): length of the warm-up in steps; below 1, a share of all steps.

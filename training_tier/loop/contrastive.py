@@ -1,5 +1,6 @@
 """The Trainer of contrastive training: pairs, the terms of the loss, zero-shot AUROC."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -33,12 +34,15 @@ from training_tier.options.compatibility import (
 
 logger = logging.get_logger(__name__)
 
-TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")
+# Above this ratio of weight and temperature, a gradient that is not finite is theirs. (Used ratios are below 100.)
+EXCESSIVE_WEIGHT = 1e6
+
+TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")  # and evidence_entropy with a weight
 
 
 class TierTrainer(RadiographTrainer):
     """
-    [`RadiographTrainer`] that logs the three terms of the loss in training and (prefixed `eval_`) in evaluation, adds
+    [`RadiographTrainer`] that logs the terms of the loss in training and (prefixed `eval_`) in evaluation, adds
     the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
 
     An evaluation computes its loss over batches of `per_device_eval_batch_size` pairs in the order of the records,
@@ -64,6 +68,7 @@ class TierTrainer(RadiographTrainer):
         self.avoid_duplicates = avoid_duplicates
         super().__init__(**kwargs)
         self.prompts = load_prompts(prompts, findings)
+        self.terms = (*TERMS, "evidence_entropy") if self.model.config.evidence_entropy_weight else TERMS
         self._terms: list[torch.Tensor] = []  # of training, since the last log entry
         self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
@@ -138,7 +143,7 @@ class TierTrainer(RadiographTrainer):
         if self._evaluated is None:
             self.add_terms(outputs, len(inputs["input_ids"]))
         else:
-            self._eval_terms = {term: outputs[term].detach() for term in TERMS}
+            self._eval_terms = {term: outputs[term].detach() for term in self.terms}
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -153,7 +158,7 @@ class TierTrainer(RadiographTrainer):
         return super().prediction_step(model, inputs, prediction_loss_only, [*ignored, *(ignore_keys or ())])
 
     def add_terms(self, outputs: Mapping[str, torch.Tensor], pairs: int) -> None:
-        terms = torch.stack([outputs[term].detach().float() for term in TERMS])
+        terms = torch.stack([outputs[term].detach().float() for term in self.terms])
         self._terms.append(torch.cat([terms * pairs, terms.new_tensor([pairs])]))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -166,11 +171,27 @@ class TierTrainer(RadiographTrainer):
             return SimilarLengthSampler(dataset, self.processing_class.tokenizer, batch_size, multiple, self.args.seed)
         return super()._get_train_sampler(train_dataset)
 
+    def find_excessive_settings(self, bad_loss: bool) -> str | None:
+        """The weights and the temperature of the entropies, if the contrastive term is finite; see the base."""
+        config = self.model.config
+        names = ("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight")
+        weights = {name: getattr(config, name) for name in names if getattr(config, name)}
+        largest = max(weights.values(), default=0.0) / min(1.0, config.entropy_temperature)
+        contrastive = self.sum_terms()[0].item()
+        if not weights or not math.isfinite(contrastive) or not (bad_loss or largest > EXCESSIVE_WEIGHT):
+            return None
+        settings = weights | {"entropy_temperature": config.entropy_temperature}
+        return ", ".join(f"{name}={value:g}" for name, value in settings.items())
+
+    def sum_terms(self) -> torch.Tensor:
+        """Of all processes since the last log entry: each term times its pairs, and last the number of pairs."""
+        return self.accelerator.reduce(torch.stack(self._terms).sum(dim=0), "sum")
+
     def pop_terms(self) -> dict[str, float]:
         """Mean of each term over the pairs of all processes since the last call. Every process has to call this."""
-        sums = self.accelerator.reduce(torch.stack(self._terms).sum(dim=0), "sum")
+        sums = self.sum_terms()
         self._terms.clear()
-        return dict(zip(TERMS, (sums[:-1] / sums[-1]).tolist(), strict=True))
+        return dict(zip(self.terms, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._terms:
@@ -195,7 +216,9 @@ class TierTrainer(RadiographTrainer):
 
     def restore_log_sums(self, sums: Mapping) -> None:
         super().restore_log_sums(sums)
-        self._terms = [torch.tensor(terms, device=self.args.device) for terms in sums["terms"]]
+        # Sums of other terms, of a run that resumes with another loss, cannot be joined to these.
+        kept = [terms for terms in sums["terms"] if len(terms) == len(self.terms) + 1]
+        self._terms = [torch.tensor(terms, device=self.args.device) for terms in kept]
 
     def zero_shot_auroc(self, dataset: PairDataset) -> dict[str, float]:
         """

@@ -38,7 +38,8 @@ def make_contrastive_trainer(
         findings, left_out = select_findings(eval_records, data_arguments.findings, data_arguments.min_positives)
         reasons = "; ".join(f"{finding}: {reason}" for finding, reason in left_out.items())
         logger.info("Zero-shot AUROC of %s%s.", ", ".join(findings), f" (left out: {reasons})" if reasons else "")
-    check_metric(metric, [*CONTRASTIVE_METRICS, *auroc_names(findings)])
+    of_evidence = ["eval_evidence_entropy"] if model_arguments.evidence_entropy_weight else []
+    check_metric(metric, [*CONTRASTIVE_METRICS, *of_evidence, *auroc_names(findings)])
 
     with training_arguments.main_process_first(desc="making the model"):
         sections = train_records.select_columns(["impression", "findings"])

@@ -167,6 +167,13 @@ class StoppingTrainer(Trainer):
         self.check_step(grad_norm)
         return grad_norm
 
+    def find_excessive_settings(self, bad_loss: bool) -> str | None:
+        """
+        The settings of the loss, with their values, if they and not the images made it or its gradient not finite.
+        Every process has to call this.
+        """
+        return None
+
     def check_step(self, grad_norm: torch.Tensor | float | None) -> None:
         """
         Agrees with the other processes, in one reduction, on whether SIGTERM has come, whether loss and gradient are
@@ -192,11 +199,18 @@ class StoppingTrainer(Trainer):
             self.check_unreadable()
         if not bad_loss and not bad_gradient:
             return
+        what = f"The {'loss' if bad_loss else 'gradient'} of step {self.state.global_step + 1} is not finite"
+        if settings := self.find_excessive_settings(bad_loss):
+            raise TrainingStopped(
+                f"{what}, although its contrastive term is: lower the entropy weights, or raise the temperature "
+                f"({settings}).",
+                exit_code=2,
+                in_all_processes=True,
+            )
         if self.args.world_size > 1:
             image_ids = gather_object(image_ids)
         raise TrainingStopped(
-            f"The {'loss' if bad_loss else 'gradient'} of step {self.state.global_step + 1} is not finite; its images "
-            f"are {', '.join(image_ids)}, and {describe_last_checkpoint(self.args.output_dir)}. Check these images "
-            "and their texts, or resume with a lower --learning_rate and --resume_changed true.",
+            f"{what}; its images are {', '.join(image_ids)}, and {describe_last_checkpoint(self.args.output_dir)}. "
+            "Check these images and their texts, or resume with a lower --learning_rate and --resume_changed true.",
             in_all_processes=True,
         )

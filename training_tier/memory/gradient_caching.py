@@ -5,7 +5,8 @@ memory.
 The contrastive loss needs all embeddings of a batch at once, but not all the activations behind them. So there are
 three steps: the embeddings, chunk by chunk and without a graph; the loss and its gradient for each embedding; each
 chunk again, with a graph that carries these gradients to the parameters. The entropy terms belong to single pairs:
-each chunk adds its terms, weighted by the numbers of tokens and patches of the whole batch.
+each chunk adds its terms, weighted by the numbers of tokens and patches of the whole batch. The evidence entropy also
+needs the mean of all texts, which is known after the first pass.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from modeling_tier.global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, world_size
+from modeling_tier.base_tier import TierCLIPOutput
+from modeling_tier.global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, mean_row, world_size
 from modeling_tier.losses_tier import summed_cross_entropy, total_loss
 
 
@@ -28,8 +30,7 @@ class FirstPass(NamedTuple):
 
     images: list[torch.Tensor]  # embeddings of each chunk
     texts: list[torch.Tensor]
-    entropy_sums: torch.Tensor  # of tokens and of patches, over the batch
-    entropy_counts: torch.Tensor
+    entropy_counts: torch.Tensor  # of tokens, patches and pairs, over the batch
     random_states: list[tuple]  # before each chunk
 
 
@@ -84,7 +85,8 @@ def backward_in_chunks(
         backward (`Callable`, *optional*): called with a scalar instead of the scalar's `backward`.
 
     Returns:
-        `dict`: `loss`, `contrastive_loss`, `token_entropy` and `patch_entropy` as the model gives them, without graph.
+        `dict`: `loss`, `contrastive_loss`, `token_entropy`, `patch_entropy` and `evidence_entropy` as the model gives
+            them, without graph.
 
     Raises:
         `ValueError`: with FSDP, the processes have different numbers of chunks.
@@ -102,8 +104,8 @@ def backward_in_chunks(
         check_equal_counts(len(chunks), device=inputs["input_ids"].device)
 
     first = embed_chunks(plain, chunks)
-    # A chunk's two sums times these factors are its share of the means over the batch.
-    factors = mean_over_processes(torch.ones_like(first.entropy_sums), first.entropy_counts)
+    # A chunk's sums times these factors are its share of the means over the batch.
+    factors = mean_over_processes(torch.ones_like(first.entropy_counts, dtype=torch.float), first.entropy_counts)
     weights = plain.entropy_weights
     texts = torch.cat([by_image(texts, per_image) for texts in first.texts])
     pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups, each_group_once=texts_per_image > 0)
@@ -111,33 +113,32 @@ def backward_in_chunks(
     image_gradients, text_gradients, scale_gradient = of_contrastive
     of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
     gradients = BatchGradients(image_gradients, text_gradients, of_entropies, scale_gradient)
-    add_gradients(model, chunks, first, gradients, backward)
-
-    token_entropy, patch_entropy = (first.entropy_sums * factors).unbind()
+    text_mean = mean_row(pairs.texts) if plain.config.evidence_entropy_weight else None
+    entropies = (add_gradients(model, chunks, first, gradients, backward, text_mean) * factors).unbind()
     return {
-        "loss": total_loss(contrastive_loss, (token_entropy, patch_entropy), weights),
+        "loss": total_loss(contrastive_loss, entropies, weights),
         "contrastive_loss": contrastive_loss,
-        "token_entropy": token_entropy,
-        "patch_entropy": patch_entropy,
+        "token_entropy": entropies[0],
+        "patch_entropy": entropies[1],
+        "evidence_entropy": None if text_mean is None else entropies[2],
     }
 
 
 def embed_chunks(model: nn.Module, chunks: list[dict]) -> FirstPass:
-    """The first pass: embeddings and sums of entropies without a graph. The buffers of the model stay as they are."""
+    """The first pass: embeddings and counts without a graph. The buffers of the model stay as they are."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    images, texts, sums, counts, random_states = [], [], [], [], []
+    images, texts, counts, random_states = [], [], [], []
     with torch.no_grad():
         for chunk in chunks:
             random_states.append((torch.get_rng_state(), *get_device_states(chunk["input_ids"])))
             outputs = model(**chunk, return_entropy_sums=True)
             images.append(outputs.image_embeds)
             texts.append(outputs.text_embeds)
-            sums.append(outputs.entropy_sums)
             counts.append(outputs.entropy_counts)
         for buffer, before in buffers:
             buffer.copy_(before)
     torch.clear_autocast_cache()  # it holds weights that were cast without a graph
-    return FirstPass(images, texts, torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0), random_states)
+    return FirstPass(images, texts, torch.stack(counts).sum(dim=0), random_states)
 
 
 def add_gradients(
@@ -146,33 +147,39 @@ def add_gradients(
     first: FirstPass,
     gradients: BatchGradients,
     backward: Callable[[torch.Tensor], None],
-) -> None:
-    """The second pass: each chunk with its graph, through which the gradients reach the parameters."""
+    text_mean: torch.Tensor | None,
+) -> torch.Tensor:
+    """
+    The second pass: each chunk with its graph, through which the gradients reach the parameters. Returns the sums of
+    the entropies over the chunks, without graph.
+    """
     is_distributed = isinstance(model, DistributedDataParallel)
     logit_scale = (model.module if is_distributed else model).logit_scale
     sizes = [len(chunk) for chunk in first.images]
     of_texts = gradients.texts.split([len(chunk) for chunk in first.texts])
     of_texts = [by_image(chunk, size) for chunk, size in zip(of_texts, sizes, strict=True)]  # as in a batch
     of_chunks = zip(gradients.images.split(sizes), of_texts, strict=True)
+    sums = []
     for i, (chunk, state, of_chunk) in enumerate(zip(chunks, first.random_states, of_chunks, strict=True)):
         torch.set_rng_state(state[0])
         set_device_states(*state[1:], device_type=chunk["input_ids"].device.type)
         is_last = i == len(chunks) - 1
         with model.no_sync() if is_distributed and not is_last else contextlib.nullcontext():
-            scalar = surrogate(model, chunk, of_chunk, gradients.entropy_sums)
+            outputs = model(**chunk, return_entropy_sums=True, text_mean=text_mean)
+            sums.append(outputs.entropy_sums.detach())
+            scalar = surrogate(outputs, of_chunk, gradients.entropy_sums)
             # logit_scale in the last chunk, where DistributedDataParallel waits for the gradients of all parameters.
             # (FSDP keeps parameters outside of layers whole from a forward pass to the end of the backward pass.)
             backward(scalar + (logit_scale * gradients.logit_scale).sum() if is_last else scalar)
+    return torch.stack(sums).sum(dim=0)
 
 
 def surrogate(
-    model: nn.Module,
-    chunk: dict,
+    outputs: TierCLIPOutput,
     of_embeddings: tuple[torch.Tensor, torch.Tensor],
     of_entropy_sums: torch.Tensor | None,
 ) -> torch.Tensor:
     """A scalar whose gradients are the share of one chunk in the gradients of the loss."""
-    outputs = model(**chunk, return_entropy_sums=True)
     of_images, of_texts = of_embeddings
     scalar = (outputs.image_embeds * of_images).sum() + (outputs.text_embeds * of_texts).sum()
     return scalar if of_entropy_sums is None else scalar + (outputs.entropy_sums * of_entropy_sums).sum()

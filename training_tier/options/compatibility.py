@@ -25,8 +25,9 @@ if TYPE_CHECKING:  # these modules import this one
 # Options of contrastive training that have no effect on a classifier
 CONTRASTIVE_OPTIONS = (
     *("text_warmup_epochs", "freeze_text_tower", "frozen_text_layers", "frozen_vision_layers", "text_lr_scale"),
-    *("token_entropy_weight", "patch_entropy_weight", "entropy_temperature", "entropy_normalization"),
-    *("entropy_tokens", "entropy_warmup_steps", "soft_targets", "avoid_duplicates"),
+    *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
+    *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
+    *("soft_targets", "avoid_duplicates"),
     *("text", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts"),
 )

@@ -1,4 +1,4 @@
-"""Defaults that depend on the training: the learning rate, and the weights of the two entropies."""
+"""Defaults that depend on the training: the learning rate, and the weights of the entropies."""
 
 import logging
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 ENTROPY_WEIGHT = 0.2  # as in the recipes
 
-ENTROPY_WEIGHTS = ("token_entropy_weight", "patch_entropy_weight")
+ENTROPY_WEIGHTS = ("token_entropy_weight", "patch_entropy_weight")  # of the paper
 
 
 def fill_defaults(
@@ -56,22 +56,35 @@ def choose_learning_rate(task: TaskArguments, arguments: ModelArguments) -> tupl
 
 def fill_entropy_weights(arguments: ModelArguments) -> str:
     """
-    Sets the weights that were not given: to the checkpoint's if one of them is not 0, otherwise to 0.2. The default of
-    the configurations stays 0, which is plain CLIP; a training makes it TIER.
+    Sets the weights that were not given: to the checkpoint's if one of them is not 0; otherwise those of the paper to
+    0.2, and that of the evidence to 0. The default of the configurations stays 0, which is plain CLIP; a training
+    makes it TIER.
     """
     own = {}
     if not has_random_weights(arguments) and arguments.vision_model is None:
         stored = read_stored_config(arguments)
-        own = {name: stored.get(name) or 0.0 for name in ENTROPY_WEIGHTS}
+        own = {name: stored.get(name) or 0.0 for name in (*ENTROPY_WEIGHTS, "evidence_entropy_weight")}
     named = [name for name in ENTROPY_WEIGHTS if getattr(arguments, name) is not None]
     for name in ENTROPY_WEIGHTS:
         if name not in named:
             setattr(arguments, name, float(own[name]) if any(own.values()) else ENTROPY_WEIGHT)
     token, patch = (getattr(arguments, name) for name in ENTROPY_WEIGHTS)
+    if arguments.evidence_entropy_weight is None:
+        arguments.evidence_entropy_weight = float(own.get("evidence_entropy_weight", 0.0))
+    evidence = arguments.evidence_entropy_weight
+    if arguments.evidence_patches is not None and not evidence:
+        logger.warning(
+            "evidence_patches=%g has no effect without --evidence_entropy_weight; add it, or leave evidence_patches "
+            "out.",
+            arguments.evidence_patches,
+        )
     if len(named) == 2:
         source = "as given"
     else:
         source = "of the checkpoint" if any(own.values()) else "the default"
         if named:
             source = f"{named[0]} as given, the other {source}"
-    return f"{token:g} (token) and {patch:g} (patch), {source}" + ("; this is plain CLIP" if not token + patch else "")
+    told = f"{token:g} (token) and {patch:g} (patch), {source}"
+    if evidence:
+        return f"{told}; {evidence:g} (evidence)"
+    return told if token + patch else f"{told}; this is plain CLIP"

@@ -29,8 +29,9 @@ GROUPS = {
         *("sentences_per_image", "augmentation", "image_views", "streaming", "shuffle_buffer", "image_cache"),
     ),
     "loss": (
-        *("token_entropy_weight", "patch_entropy_weight", "entropy_temperature", "entropy_normalization"),
-        *("entropy_tokens", "entropy_warmup_steps", "soft_targets", "avoid_duplicates"),
+        *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
+        *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
+        *("soft_targets", "avoid_duplicates"),
     ),
     "training": (
         *("num_train_epochs", "per_device_train_batch_size", "learning_rate", "vision_lr_scale", "text_lr_scale"),

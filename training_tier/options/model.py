@@ -86,6 +86,20 @@ class ModelArguments:
             "--token_entropy_weight."
         },
     )
+    evidence_entropy_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the evidence entropy: the evidence for each text shall come from few patches. 0 by "
+            "default, or the checkpoint's own weight. It needs --image_pooling patch_mean."
+        },
+    )
+    evidence_patches: float | None = field(
+        default=None,
+        metadata={
+            "help": "Patches that evidence may come from without a penalty, at least 1. By default 1, or the "
+            "checkpoint's own number."
+        },
+    )
     entropy_temperature: float | None = field(
         default=None,
         metadata={"help": "Divides the cosines before the softmax of the entropies. The paper uses 1."},
@@ -110,6 +124,8 @@ class ModelArguments:
             "image_pooling",
             "token_entropy_weight",
             "patch_entropy_weight",
+            "evidence_entropy_weight",
+            "evidence_patches",
             "entropy_temperature",
             "entropy_normalization",
             "entropy_tokens",

@@ -136,7 +136,8 @@ class TrainingFields:
         default="eval_auroc",
         metadata={
             "help": "Metric that selects the best checkpoint: eval_auroc, eval_auroc_FINDING or eval_loss. "
-            "Contrastive training also has eval_contrastive_loss, eval_token_entropy and eval_patch_entropy."
+            "Contrastive training also has eval_contrastive_loss, eval_token_entropy, eval_patch_entropy and, with "
+            "--evidence_entropy_weight, eval_evidence_entropy."
         },
     )
     greater_is_better: bool | None = field(

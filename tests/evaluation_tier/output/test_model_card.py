@@ -318,3 +318,15 @@ def test_damaged_training_facts_are_one_sentence(tmp_path, content, message):
         write_model_card(tmp_path)
     assert type(error.value) is ValueError and str(error.value) == message.format(folder=tmp_path)
     assert (tmp_path / "training_facts.json").read_text() == content and not (tmp_path / "README.md").exists()
+
+
+def test_the_card_states_the_evidence_entropy_where_the_loss_has_it(folder):
+    write_model_card(folder)
+    assert "evidence" not in read_card(folder)[1]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"evidence_entropy_weight": 0.1, "evidence_patches": 55.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_model_card(folder)
+    text = read_card(folder)[1]
+    assert "| Weight of the evidence entropy | 0.1 |\n| Patches of evidence without a penalty | 55.0 |\n" in text
+    assert "A term of this project is added, `evidence_entropy_weight * evidence_entropy`, which rewards" in text

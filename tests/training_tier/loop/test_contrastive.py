@@ -1,5 +1,7 @@
 """Contrastive training: the terms of the loss, the AUROC that chooses the checkpoint, chunks, batches, order."""
 
+import math
+
 import pytest
 from small_trainings import NOTHING_BUT_TRAINING, assert_chosen_by_mean_auroc, break_images, same_weights
 from torch._dynamo.utils import counters
@@ -7,6 +9,7 @@ from torch._dynamo.utils import counters
 from training_tier.data.image_cache import CachedImages
 from training_tier.data.pairs import PairOptions
 from training_tier.data.streaming import ShardedImages, read_shards
+from training_tier.loop.stopping import TrainingStopped
 
 
 def test_the_log_has_the_three_terms_and_they_add_up(make_contrastive):
@@ -20,6 +23,63 @@ def test_the_log_has_the_three_terms_and_they_add_up(make_contrastive):
             terms = [entry[prefix + name] for name in ("contrastive_loss", "token_entropy", "patch_entropy")]
             assert entry[prefix + "loss"] == pytest.approx(terms[0] + 0.1 * terms[1] + 0.2 * terms[2], abs=2e-4)
     assert all(entry["logit_scale"] == pytest.approx(1 / 0.07, rel=0.02) for entry in steps)
+
+
+EVIDENCE = {"evidence_entropy_weight": 0.3, "evidence_patches": 2.0}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_the_evidence_entropy_is_a_term_with_a_warm_up(make_contrastive, chunk_size):
+    options = {"entropy_warmup_steps": 4, "contrastive_chunk_size": chunk_size}
+    trainer = make_contrastive(config=EVIDENCE, per_device_eval_batch_size=10, **options)
+    trainer.train()
+    for prefix in ("", "eval_"):
+        entries = [entry for entry in trainer.state.log_history if f"{prefix}loss" in entry]
+        for number, entry in enumerate(entries):
+            scale = 1 if prefix else min(1, number / 4)
+            names = ("contrastive_loss", "token_entropy", "patch_entropy", "evidence_entropy")
+            contrastive, *entropies = (entry[prefix + name] for name in names)
+            added = sum(weight * entropy for weight, entropy in zip((0.1, 0.2, 0.3), entropies, strict=True))
+            assert entry[f"{prefix}loss"] == pytest.approx(contrastive + scale * added, abs=2e-4)
+            assert 0 < entropies[2] < math.log(4 / 2)  # of 4 patches
+        assert len(entries) == (2 if prefix else 12)
+
+
+def test_a_run_may_resume_with_the_evidence_entropy(make_contrastive):
+    options = {"logging_steps": 3, "save_strategy": "steps", "save_steps": 4, "load_best_model_at_end": False}
+    first = make_contrastive(max_steps=4, eval_strategy="no", **options)
+    first.train()
+    resumed = make_contrastive(folder="resumed", config=EVIDENCE, eval_strategy="no", **options)
+    resumed.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-4")
+    with_terms = ["evidence_entropy" in entry for entry in resumed.state.log_history if "loss" in entry]
+    assert with_terms == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (
+            {"patch_entropy_weight": 1e39},
+            "token_entropy_weight=0.1, patch_entropy_weight=1e+39, entropy_temperature=1",
+        ),
+        ({"entropy_temperature": 1e-42}, "token_entropy_weight=0.1, patch_entropy_weight=0.2, entropy_temperature="),
+        (
+            {"token_entropy_weight": 1e32},
+            "token_entropy_weight=1e+32, patch_entropy_weight=0.2, entropy_temperature=1",
+        ),
+        ({"evidence_entropy_weight": 1e39}, "patch_entropy_weight=0.2, evidence_entropy_weight=1e+39, entropy_temper"),
+    ],
+)
+def test_settings_that_make_the_loss_not_finite_are_named(make_contrastive, config, settings):
+    trainer = make_contrastive(config=config, **NOTHING_BUT_TRAINING)
+    with pytest.raises(TrainingStopped) as stop:
+        trainer.train()
+    kind = "gradient" if "1e+32" in settings else "loss"
+    assert str(stop.value).startswith(
+        f"The {kind} of step 1 is not finite, although its contrastive term is: lower the entropy weights, or raise "
+        "the temperature ("
+    )
+    assert settings in str(stop.value) and str(stop.value).endswith(").") and stop.value.exit_code == 2
 
 
 def test_the_auroc_of_each_finding_and_their_mean_choose_the_best_checkpoint(make_contrastive):

@@ -17,9 +17,9 @@ TEXTS = ["no acute disease of the chest", "small left pleural effusion"] * 3
 def make_checkpoint(tmp_path):
     """Function that saves a small model with entropy weights, and gives its folder."""
 
-    def make(token, patch):
+    def make(token, patch, **options):
         arguments = ModelArguments(
-            model="tiniest", token_entropy_weight=token, patch_entropy_weight=patch, vocab_size=600
+            model="tiniest", token_entropy_weight=token, patch_entropy_weight=patch, vocab_size=600, **options
         )
         model, processor = make_model(arguments, TEXTS)
         folder = tmp_path / f"checkpoint-{token}-{patch}"
@@ -78,6 +78,23 @@ def test_a_checkpoint_keeps_its_own_weights_unless_both_are_0(make_checkpoint, s
     fill_defaults(TaskArguments(), arguments, TierTrainingArguments(output_dir="run", use_cpu=True))
     config = make_model(arguments, TEXTS)[0].config
     assert (config.token_entropy_weight, config.patch_entropy_weight) == weights
+
+
+def test_the_evidence_weight_is_told_and_kept(make_checkpoint, caplog):
+    given = {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0, "evidence_entropy_weight": 0.1}
+    assert fill(**given)[0] == "0 (token) and 0 (patch), as given; 0.1 (evidence)"
+    folder = make_checkpoint(0.0, 0.0, evidence_entropy_weight=0.1, evidence_patches=3.0)
+    assert fill(model=folder)[:2] == ("0 (token) and 0 (patch), of the checkpoint; 0.1 (evidence)", (0, 0))
+    arguments = ModelArguments(model=folder, evidence_patches=2.0)
+    fill_defaults(TaskArguments(), arguments, TierTrainingArguments(output_dir="run", use_cpu=True))
+    config = make_model(arguments, TEXTS)[0].config
+    assert (config.evidence_entropy_weight, config.evidence_patches) == (0.1, 2.0)
+    assert "has no effect" not in caplog.text
+    fill(evidence_patches=55.0)
+    message = (
+        "evidence_patches=55 has no effect without --evidence_entropy_weight; add it, or leave evidence_patches out."
+    )
+    assert message in caplog.text
 
 
 def test_the_defaults_of_a_configuration_stay_those_of_clip():
