@@ -31,8 +31,8 @@ REFERENCE = "none"  # all other forms are compared with it
 WEIGHTS = (0.01, 0.1, 0.2, 0.5, 5)  # the authors searched 0 to 0.5; 5 lies beyond
 
 
-def weights(token: float, patch: float) -> dict[str, Any]:
-    return {"token_entropy_weight": token, "patch_entropy_weight": patch}
+def weights(token: float, patch: float, evidence: float = 0) -> dict[str, Any]:
+    return {"token_entropy_weight": token, "patch_entropy_weight": patch, "evidence_entropy_weight": evidence}
 
 
 # A form of the penalty: options of tier-train over the recipe of the data. "none" sets the weight of every term to 0,
@@ -43,6 +43,8 @@ FORMS: dict[str, dict[str, Any]] = {
     **{f"token-{weight}": weights(weight, 0) for weight in WEIGHTS},
     **{f"patch-{weight}": weights(0, weight) for weight in WEIGHTS},
     **{f"both-{weight}": weights(weight, weight) for weight in WEIGHTS},
+    "sharp": {**weights(0.1, 0), "entropy_temperature": 0.1, "entropy_warmup_steps": 0.3},
+    **{f"evidence-{w}": {**weights(0, 0, w), "evidence_patches": 55, "entropy_warmup_steps": 0.3} for w in (0.1, 0.3)},
     "ceiling": {"task": "classification"},  # the same image tower, taught by the labels
 }
 

@@ -72,7 +72,9 @@ def test_the_commands_of_a_cell(tmp_path):
     assert [name for name, _ in plain] == ["training", "evaluation", "words"]
     assert [name for name, _ in ceiling] == ["training", "evaluation"]
     words = " ".join(plain[0][1])
-    assert "--max_steps 2 --token_entropy_weight 0 --patch_entropy_weight 0 --seed 7" in words
+    assert (
+        "--max_steps 2 --token_entropy_weight 0 --patch_entropy_weight 0 --evidence_entropy_weight 0 --seed 7" in words
+    )
     assert plain[1][1][1:] == [
         *("--data", "phantom", "--split", "test", "--analyses", "grounding", "deletion"),
         *("--output_dir", str(tmp_path / "phantom" / "none" / "seed-7" / "evaluation")),
