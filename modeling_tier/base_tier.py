@@ -176,9 +176,9 @@ class TierModelMixin(SavingMixin):
             clip_loss = contrastive_loss(images, texts, logit_scale, text_groups, texts_per_image)
         else:
             clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
-        local = local.repeat(image_views, texts_per_image)
+        local = LocalFeatures(*(tensor.to(device) for tensor in local))
         text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
-        terms = self.compute_entropy_sums(LocalFeatures(*(tensor.to(device) for tensor in local)), text_mean)
+        terms = self.compute_entropy_sums(local, image_views, texts_per_image, text_mean)
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
         entropies = mean_over_processes(sums, counts).unbind()
         return TierCLIPOutput(
@@ -192,35 +192,36 @@ class TierModelMixin(SavingMixin):
         )
 
     def compute_entropy_sums(
-        self, local: LocalFeatures, text_mean: torch.Tensor | None = None
+        self, local: LocalFeatures, image_views: int, texts_per_image: int, text_mean: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """
         The fields of [`TierCLIPOutput`] that come from single pairs: sums, counts and local embeddings.
 
         Args:
-            local ([`LocalFeatures`]): One row for each pair.
+            local ([`LocalFeatures`]), image_views, texts_per_image: As in [`add_loss`].
             text_mean (`torch.Tensor` of shape `(dim,)`, *optional*):
                 Mean of all texts of the global batch, see [`mean_row`]; needed for the sum of the evidence entropies.
         """
         config = self.config
         device = local.tokens.device
+        pairs = local.repeat(image_views, texts_per_image)
         with torch.autocast(device.type, enabled=False):
-            token_embeds = nn.functional.normalize(local.tokens.float(), dim=-1)
-            patch_embeds = nn.functional.normalize(local.patches.to(device).float(), dim=-1)
+            token_embeds = nn.functional.normalize(pairs.tokens.float(), dim=-1)
+            patch_embeds = nn.functional.normalize(pairs.patches.to(device).float(), dim=-1)
             sums, counts = entropy_sums(
                 token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
-                local.token_mask.to(device),
+                pairs.token_mask.to(device),
                 normalize=config.entropy_normalization,
                 eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
             )
             evidence = sums.new_zeros(())
             if text_mean is not None:
-                texts, patches = local.texts.to(device).float(), local.patches.to(device).float()
+                texts, patches = pairs.texts.to(device).float(), local.patches.to(device).float()
                 evidence = evidence_entropy_sum(texts, patches, text_mean.to(device), config.evidence_patches)
-            pairs = counts.new_tensor(len(local.texts) if config.evidence_entropy_weight else 0)
+            num_pairs = counts.new_tensor(len(pairs.texts) if config.evidence_entropy_weight else 0)
         return {
             "entropy_sums": torch.cat([sums, evidence.view(1)]),
-            "entropy_counts": torch.cat([counts, pairs.view(1)]),
+            "entropy_counts": torch.cat([counts, num_pairs.view(1)]),
             "token_embeds": token_embeds,
             "patch_embeds": patch_embeds,
         }

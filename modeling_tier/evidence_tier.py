@@ -28,17 +28,20 @@ def evidence_shares(text_embeds: torch.Tensor, patches: torch.Tensor, text_mean:
     The share of each patch in the evidence for the text of its image.
 
     Args:
-        text_embeds (`torch.Tensor` of shape `(pairs, dim)`): L2-normalised.
-        patches (`torch.Tensor` of shape `(pairs, patches, dim)`): Of the matched images; projected, not normalised.
+        text_embeds (`torch.Tensor` of shape `(texts, dim)`):
+            L2-normalised; all first texts in the order of the images, then, with several texts for each image, all
+            second ones, and so on.
+        patches (`torch.Tensor` of shape `(images, patches, dim)`): Projected, not normalised.
         text_mean (`torch.Tensor` of shape `(dim,)`): Mean of all texts of the batch, without gradient.
 
     Returns:
-        `torch.Tensor` of shape `(pairs, patches)`: In [0, 1], with the sum 1; all 0 where nothing distinguishes the
+        `torch.Tensor` of shape `(texts, patches)`: In [0, 1], with the sum 1; all 0 where nothing distinguishes the
         text from the mean, or no patch from 0.
     """
     difference = text_embeds - text_mean
     difference = difference * (difference.norm(dim=-1, keepdim=True) > SAME_TEXT)
-    evidence = torch.bmm(patches, difference.unsqueeze(-1)).squeeze(-1).abs()  # (pairs, patches)
+    of_images = difference.unflatten(0, (-1, len(patches))).permute(1, 2, 0)  # (images, dim, texts of an image)
+    evidence = torch.bmm(patches, of_images).permute(2, 0, 1).flatten(0, 1).abs()  # (texts, patches)
     total = evidence.sum(-1, keepdim=True)
     return evidence / total.masked_fill(total == 0, 1.0)
 
@@ -47,8 +50,9 @@ def evidence_entropy_sum(
     text_embeds: torch.Tensor, patches: torch.Tensor, text_mean: torch.Tensor, evidence_patches: float = 1.0
 ) -> torch.Tensor:
     """
-    The penalties max(0, H - ln(evidence_patches)) of matched pairs, summed; H is the entropy of [`evidence_shares`].
-    Divided by the number of pairs of the global batch, the sum over all pairs is the evidence entropy.
+    The penalties max(0, H - ln(evidence_patches)) of texts and their images, summed; H is the entropy of
+    [`evidence_shares`]. Divided by the number of such pairs of the global batch, the sum over all is the evidence
+    entropy.
 
     Args:
         text_embeds, patches, text_mean: See [`evidence_shares`].
@@ -56,7 +60,7 @@ def evidence_entropy_sum(
             At least 1. Evidence from so many patches (exp(H)) or fewer is not penalised.
 
     Returns:
-        `torch.Tensor`: Scalar, nats; in [0, pairs * ln(patches / evidence_patches)].
+        `torch.Tensor`: Scalar, nats; in [0, texts * ln(patches / evidence_patches)].
     """
     shares = evidence_shares(text_embeds, patches, text_mean)
     smallest = torch.finfo(shares.dtype).tiny  # the gradient of the logarithm of 0 would be NaN
