@@ -216,6 +216,8 @@ class TierModelMixin(SavingMixin):
             )
             evidence = sums.new_zeros(())
             if text_mean is not None:
+                if not config.token_entropy_weight and not config.patch_entropy_weight:
+                    sums = sums.detach()  # else the backward pass would carry zeros through them
                 texts, patches = pairs.texts.to(device).float(), local.patches.to(device).float()
                 evidence = evidence_entropy_sum(texts, patches, text_mean.to(device), config.evidence_patches)
             num_pairs = counts.new_tensor(len(pairs.texts) if config.evidence_entropy_weight else 0)

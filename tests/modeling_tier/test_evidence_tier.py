@@ -140,6 +140,16 @@ def test_it_is_a_term_of_the_loss(make_model, batch, name):
     torch.testing.assert_close(warm.loss, warm.contrastive_loss + 0.25 * terms, rtol=1e-6, atol=0)
 
 
+def test_alone_it_leaves_out_the_backward_pass_of_the_others(make_model, batch):
+    model = make_model("patch_mean", **{"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0, **WITH_EVIDENCE})
+    output = model(**batch, return_loss=True)
+    torch.testing.assert_close(output.loss, output.contrastive_loss + 0.5 * output.evidence_entropy, rtol=1e-6, atol=0)
+    (output.token_entropy + output.patch_entropy).backward(retain_graph=True)
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    output.evidence_entropy.backward()
+    assert model.text_projection.weight.grad.any() and model.visual_projection.weight.grad.any()
+
+
 def test_it_is_the_mean_over_all_pairs_of_a_text_and_its_image(make_tier, batch):
     model = make_tier(image_pooling="patch_mean", **WITH_EVIDENCE)
     order = [3, 1, 0, 2]
