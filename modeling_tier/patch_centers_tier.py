@@ -74,7 +74,8 @@ def trace_patch_centers(model: Any, size: int) -> tuple[float, float]:
     model.eval()
     try:
         with torch.inference_mode(False), torch.no_grad():
-            pixels = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=model.device)
+            device = "cpu" if model.device.type == "meta" else model.device  # meta: all weights are offloaded
+            pixels = torch.zeros(1, 1, size, size, dtype=torch.uint8, device=device)
             pixels.centers = (0.5, 1.0)
             with TraceCenters():
                 patches = model.encode_images(pixels)[1]  # (1, rows, columns, dim)
