@@ -4,6 +4,7 @@ CLIP_CODE = {
     "base_tier.py",
     "configuration_tier.py",
     "direct_maps_tier.py",
+    "evidence_tier.py",
     "findings_tier.py",
     "global_batch_tier.py",
     "losses_tier.py",
