@@ -31,6 +31,7 @@ RESULT |= {"scale": 2.0, "bias": 0.1, "n_positive": 4, "n_negative": 5, "n_exclu
 METRICS = {
     "dataset": "mine",
     "protocol": {
+        "score_level": "global",
         "scoring": "difference",
         "split": "test",
         "n_patients": 9,
