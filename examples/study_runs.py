@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,13 +203,15 @@ class Study:
         Note in the folder which study it holds. More data, forms and seeds may be added later.
 
         Raises:
-            ValueError: the folder holds another study: the same data or the same form with other options.
+            ValueError: the folder holds another study: the same data or the same form with other options, or cells
+                that other code trained and measured.
         """
         path = self.folder / DESCRIBED
         here = {
             "options": {"of every training": dict(self.options)},
             "data": {source.name: describe_source(source) for source in self.sources},
             "forms": {name: dict(options) for name, options in self.forms.items()},
+            "code": {"of training and evaluation": hash_sources()},
         }
         here = json.loads(json.dumps(here))
         merged = here
@@ -221,10 +224,8 @@ class Study:
             for part, entries in here.items():
                 for name, entry in entries.items():
                     if there[part].get(name, entry) != entry:
-                        raise ValueError(
-                            f"{self.folder} holds a study with other options ({part}: {name}): choose another "
-                            "--output_dir."
-                        )
+                        other = "by other code" if part == "code" else f"with other options ({part}: {name})"
+                        raise ValueError(f"{self.folder} holds a study {other}: choose another --output_dir.")
         text = json.dumps(merged, indent=2, ensure_ascii=False) + "\n"
         write_beside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -234,6 +235,17 @@ def describe_source(source: Source) -> dict:
     data = str(Path(source.data).resolve()) if Path(source.data).exists() else source.data
     recipe = read_yaml(ROOT / "configs" / f"{source.recipe}.yaml")
     return {"data": data, "split": source.split, "analyses": source.analyses, "recipe": recipe}
+
+
+def hash_sources() -> str:
+    """SHA-256 of all Python files that train and measure a cell: those of the packages and of the commands."""
+    folders = ("modeling_tier", "processing_tier", "evaluation_tier", "training_tier")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files += [ROOT / "train_tier.py", ROOT / "eval_zeroshot.py", Path(__file__).with_name("measure_maps.py")]
+    digest = sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(ROOT)} {sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def folder_name(name: str) -> str:

@@ -204,12 +204,13 @@ class TierModelMixin(SavingMixin):
         """
         config = self.config
         device = local.tokens.device
-        pairs = local.repeat(image_views, texts_per_image)
         with torch.autocast(device.type, enabled=False):
-            token_embeds = nn.functional.normalize(pairs.tokens.float(), dim=-1)
-            patch_embeds = nn.functional.normalize(pairs.patches.to(device).float(), dim=-1)
+            tokens, patches = (
+                nn.functional.normalize(embeds.to(device).float(), dim=-1) for embeds in (local.tokens, local.patches)
+            )
+            pairs = local._replace(tokens=tokens, patches=patches).repeat(image_views, texts_per_image)
             sums, counts = entropy_sums(
-                token_patch_similarity(token_embeds, patch_embeds, config.entropy_temperature),
+                token_patch_similarity(pairs.tokens, pairs.patches, config.entropy_temperature),
                 pairs.token_mask.to(device),
                 normalize=config.entropy_normalization,
                 eps=REFERENCE_EPS if config.entropy_tokens == "all" else 0.0,
@@ -218,14 +219,14 @@ class TierModelMixin(SavingMixin):
             if text_mean is not None:
                 if not config.token_entropy_weight and not config.patch_entropy_weight:
                     sums = sums.detach()  # else the backward pass would carry zeros through them
-                texts, patches = pairs.texts.to(device).float(), local.patches.to(device).float()
-                evidence = evidence_entropy_sum(texts, patches, text_mean.to(device), config.evidence_patches)
+                texts, raw_patches = pairs.texts.to(device).float(), local.patches.to(device).float()
+                evidence = evidence_entropy_sum(texts, raw_patches, text_mean.to(device), config.evidence_patches)
             num_pairs = counts.new_tensor(len(pairs.texts) if config.evidence_entropy_weight else 0)
         return {
             "entropy_sums": torch.cat([sums, evidence.view(1)]),
             "entropy_counts": torch.cat([counts, num_pairs.view(1)]),
-            "token_embeds": token_embeds,
-            "patch_embeds": patch_embeds,
+            "token_embeds": pairs.tokens,
+            "patch_embeds": pairs.patches,
         }
 
     @cached_property

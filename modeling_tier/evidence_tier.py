@@ -8,9 +8,9 @@ share a_p = |e_p| / sum |e|. The entropy H = - sum a_p ln a_p of the shares coun
 the number of patches P.
 
 The shares do not need a temperature. They do not change with the length of an image's vectors, nor with a vector that
-is added to all texts. Two other forms failed in trials of this project (docs/tier_study.md). Without m, one patch that
-all texts share took all the shares, and the maps of single sentences broke. With max(e, 0) in place of |e|, the pixel
-AUROC of the maps fell.
+is added to all texts: it does not change which text fits an image best either, so without m one patch that all texts
+share could take all the shares. |e| and not max(e, 0), because evidence against a text comes from patches as well.
+Source: this project.
 
 Related: SPARC (Bica et al. 2024, arXiv:2401.09865) aligns tokens with sparse sums of patches.
 """

@@ -42,7 +42,7 @@ def contrastive_loss(
         text s:   the cross-entropy over the images, with the target spread evenly over those that have such a text
 
     The loss is half the mean over the images plus half the mean, weighted by w_s, over the texts. Where copies have
-    equal embeddings, it is the loss of a batch that holds each distinct text once. Source: trials of this project.
+    equal embeddings, it is the loss of a batch that holds each distinct text once. Source: this project.
 
     On one process and without `texts_per_image`, the operations and their order are those of `CLIPModel`, so the
     result is equal to the last bit. With several processes, each compares its own rows with all rows, and never holds

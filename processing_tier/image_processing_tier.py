@@ -336,8 +336,8 @@ class TierImageProcessor(CLIPImageProcessorPil):
             original_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape `(images, 2)`):
                 (height, width) of each original picture, in pixels.
             patch_centers (`tuple[float, float]`, *optional*):
-                `model.patch_centers`: where the patches lie in the model's input. By default they tile it, as the
-                patches of a ViT do. Those of a ResNet do not: without this, their map is half a patch off.
+                `model.patch_centers`: where the patches lie in the model's input. By default, with a warning, they
+                tile it, as the patches of a ViT do. The map of a ResNet is then half a patch off.
 
         Returns:
             `list[torch.Tensor]`: for each image a float32 map `(texts, height, width)` or `(height, width)`, bilinear
@@ -346,9 +346,10 @@ class TierImageProcessor(CLIPImageProcessorPil):
         Raises:
             `ValueError`: the number of sizes differs from the number of maps.
         """
-        numbers = f"{len(maps)} maps but {len(original_sizes)} original_sizes"
+        if patch_centers is None:
+            logger.warning_once("Maps of a ResNet lie half a patch off: pass patch_centers=model.patch_centers.")
         if len(maps) != len(original_sizes):
-            raise ValueError(f"{numbers}; give one (height, width) each.")
+            raise ValueError(f"{len(maps)} maps but {len(original_sizes)} original_sizes; give a size for each map.")
         size = self.size["height"]
         edge = self.resize_edge or size
         canvas = edge if self.geometry == "pad" else size
@@ -359,8 +360,7 @@ class TierImageProcessor(CLIPImageProcessorPil):
             # Centre of each original pixel, in grid_sample's -1..1 over the model's square
             y = (torch.arange(height, device=maps.device) + 0.5) * (new_height / height) + top
             x = (torch.arange(width, device=maps.device) + 0.5) * (new_width / width) + left
-            y, x = 2 * y / canvas - 1, 2 * x / canvas - 1
-            grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]  # (1, height, width, 2)
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None] * 2 / canvas - 1
             outside = (grid.abs() > 1).any(-1)[:, None]
             flat = image_maps.float().reshape(1, -1, *image_maps.shape[-2:])  # (1, texts, rows, columns)
             if patch_centers is not None:  # patch i lies at first + step * i

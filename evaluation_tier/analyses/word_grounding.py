@@ -4,7 +4,7 @@ It needs data on which the words of a finding are known and the finding is marke
 those that a person sees: the pipeline's maps of words, and the map of the whole sentence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -80,7 +80,8 @@ def evaluate_word_grounding(
     records, values = dataset.with_format(None), []
     with inference(model):
         for question in tqdm(questions, "mapping words", unit="sentence", delay=3, leave=False):
-            values.append(measure_words(pipe, records[question.case.row], question, finding_words))
+            own = finding_words[question.case.finding]
+            values.append(measure_words(*map_words(pipe, records[question.case.row], question), own))
     measured = np.stack(values)  # (regions, maps, measures)
     differences = measured[:, 1:2] - np.delete(measured, 1, axis=1)  # `own` minus the others
     columns = np.concatenate([measured, differences], axis=1).reshape(len(measured), -1)
@@ -132,17 +133,32 @@ def named_findings(sentence: str, finding_words: Mapping[str, set[str]]) -> list
     return [finding for finding, names in finding_words.items() if words & names]
 
 
-def measure_words(
-    pipe: CxrZeroShotClassificationPipeline, record: Mapping[str, Any], question: Question, finding_words: Mapping
-) -> np.ndarray:
-    """The measures of each of `MAPS`, (maps, measures); NaN for a class that the sentence lacks."""
+def map_words(
+    pipe: CxrZeroShotClassificationPipeline, record: Mapping[str, Any], question: Question
+) -> tuple[np.ndarray, list[tuple[str, np.ndarray]], np.ndarray]:
+    """The map of the sentence, each of its words with its map, and the region: the arguments of `measure_words`."""
     whole = sentence_map(pipe, record["image"], question.sentence)
-    maps: dict[str, list[np.ndarray]] = {name: [] for name in MAPS}
-    maps[SENTENCE].append(whole)
-    for word in pipe.word_maps(record["image"], question.sentence):
-        maps[class_of(word["word"], finding_words[question.case.finding])].append(word["heatmap"])
+    words = [(word["word"], word["heatmap"]) for word in pipe.word_maps(record["image"], question.sentence)]
     mask = read_region(record, question.case, whole.shape[0], whole.shape[1]).mask
     assert mask is not None  # it is dropped only where regions are counted
+    return whole, words, mask
+
+
+def measure_words(
+    whole: np.ndarray, words: Sequence[tuple[str, np.ndarray]], mask: np.ndarray, own: set[str]
+) -> np.ndarray:
+    """The measures of each of `MAPS`, (maps, measures); NaN for a class that the sentence lacks.
+
+    Args:
+        whole: the map of the sentence, (height, width).
+        words: each word of the sentence with its map.
+        mask: the region of the finding, (height, width).
+        own: the words that name the finding.
+    """
+    maps: dict[str, list[np.ndarray]] = {name: [] for name in MAPS}
+    maps[SENTENCE].append(whole)
+    for word, heat in words:
+        maps[class_of(word, own)].append(heat)
     values = np.full((len(MAPS), len(MEASURES)), np.nan)
     for i, name in enumerate(MAPS):
         if maps[name]:

@@ -46,6 +46,12 @@ def test_another_study_in_the_folder_is_refused_and_more_seeds_and_forms_are_not
     other = {"paper": {"token_entropy_weight": 0.2}}
     Study(tmp_path, (PHANTOM,), other, {"max_steps": "2"}, (0, 1)).check_and_describe()
     assert set(json.loads((tmp_path / "study.json").read_text())["forms"]) == {"none", "ceiling", "paper"}
+    described = tmp_path / "study.json"
+    ours = described.read_text()
+    described.write_text(ours.replace(study_runs.hash_sources(), "0" * 64))
+    with pytest.raises(ValueError, match="holds a study by other code: choose another --output_dir"):
+        Study(tmp_path, (PHANTOM,), FORMS, {"max_steps": "2"}, (0,)).check_and_describe()
+    described.write_text(ours)
     with pytest.raises(ValueError, match=r"holds a study with other options \(options: of every training\)"):
         Study(tmp_path, (PHANTOM,), FORMS, {"max_steps": "3"}, (0,)).check_and_describe()
     with pytest.raises(ValueError, match=r"with other options \(forms: paper\): choose another --output_dir"):

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation_tier.analyses import word_grounding
-from evaluation_tier.analyses.grounding.regions import read_region
 from evaluation_tier.analyses.word_grounding import (
+    MAPS,
     class_of,
     evaluate_word_grounding,
     find_questions,
@@ -12,7 +11,6 @@ from evaluation_tier.analyses.word_grounding import (
     named_findings,
 )
 from evaluation_tier.statistics.resampling import Resampling
-from modeling_tier import CxrZeroShotClassificationPipeline
 from processing_tier.phantom.wording import FINDING_WORDS, NEGATIVES, NOUNS, SENTENCES
 
 DEVICES = ("pacemaker", "central line", "port")
@@ -44,25 +42,17 @@ def test_classes_of_words():
     assert [class_of(word, own) for word in words] == ["own", "other", "other", "function", "function", "punctuation"]
 
 
-def test_the_measure_by_hand(tier_model, phantom, monkeypatch):
+def test_the_measure_by_hand():
     """The finding's own words see exactly the region, the others all but the region, the sentence nothing."""
-    model, processor = tier_model
-    pipe = CxrZeroShotClassificationPipeline(model=model, processor=processor)
-    question = next(question for question in find_questions(phantom, FINDING_WORDS) if "." in question.sentence)
-    record = phantom.with_format(None)[question.case.row]
-    mask = read_region(record, question.case, 64, 64).mask
-    whole = np.zeros((64, 64), dtype=np.float32)
-    monkeypatch.setattr(word_grounding, "sentence_map", lambda *_: whole)
-    words = pipe.word_maps(record["image"], question.sentence)
-    own = FINDING_WORDS[question.case.finding]
-    for word in words:
-        word["heatmap"] = (mask if word["word"].lower() in own else ~mask).astype(np.float32)
-    monkeypatch.setattr(pipe, "word_maps", lambda *_: words)
-    values = dict(zip(word_grounding.MAPS, measure_words(pipe, record, question, FINDING_WORDS), strict=True))
-    assert values["sentence"].tolist() == pytest.approx([mask.mean(), 0.5])  # equal pixels: chance
-    assert values["own"].tolist() == [1, 1] and values["punctuation"].tolist() == [0, 0]
-    absent = set(word_grounding.MAPS[1:]) - {class_of(word["word"], own) for word in words}
-    assert all(np.isnan(values[name]).all() for name in absent)
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:4, 3:7] = True
+    words = [(word, (mask if word == "effusion" else ~mask).astype(float)) for word in ("No", "effusion", ".")]
+    measured = measure_words(np.zeros((8, 8)), words, mask, {"effusion"})
+    values = dict(zip(MAPS, measured, strict=True))
+    assert values["sentence"].tolist() == [mask.mean(), 0.5]  # equal pixels: chance
+    assert values["own"].tolist() == [1, 1]
+    assert values["punctuation"].tolist() == values["function"].tolist() == [0, 0]
+    assert np.isnan(values["other"]).all()
 
 
 def test_a_real_model(tier_model, phantom):

@@ -4,19 +4,8 @@ import torch
 from transformers import BatchEncoding
 
 from processing_tier import TierImageProcessor, read_radiograph
-from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator
 from training_tier.data.pairs import PairDataset, PairOptions, sample_text
-
-
-@pytest.fixture(scope="module")
-def records():
-    return make_phantom(6, seed=0, image_size=64)
-
-
-@pytest.fixture(scope="module")
-def image_processor():
-    return TierImageProcessor(size=32)
 
 
 @pytest.mark.parametrize("augmentation", ["standard", "tier"])

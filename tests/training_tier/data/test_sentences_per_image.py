@@ -8,8 +8,6 @@ import torch
 from safetensors.torch import load_file
 from training_runs import QUICK, run
 
-from processing_tier import TierImageProcessor
-from processing_tier.phantom.dataset import make_phantom
 from processing_tier.reports.duplicates import text_hash
 from processing_tier.reports.sentences import split_sentences
 from training_tier.data.collator import PairCollator
@@ -21,16 +19,6 @@ REPORT = {
     "findings": "The lungs are clear. No effusion. NO ACUTE DISEASE. The lungs are clear.",
 }
 SENTENCES = {"No acute disease.", "Stable heart.", "The lungs are clear.", "No effusion."}
-
-
-@pytest.fixture(scope="module")
-def records():
-    return make_phantom(6, seed=0, image_size=64)
-
-
-@pytest.fixture(scope="module")
-def image_processor():
-    return TierImageProcessor(size=32)
 
 
 def draw(record, count, seed):
