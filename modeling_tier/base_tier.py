@@ -40,8 +40,8 @@ class TierCLIPOutput(CLIPOutput):
         patch_entropy (`torch.Tensor`): Scalar, nats; mean entropy of a patch's distribution over tokens.
         evidence_entropy (`torch.Tensor`, *optional*):
             Scalar, nats; see `evidence_tier.py`. `None` where `evidence_entropy_weight` is 0.
-        token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): Projected tokens, L2-normalised, float32.
-        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): Projected patches, L2-normalised, float32.
+        token_embeds (`torch.Tensor` of shape `(texts, tokens, dim)`): Projected tokens, L2-normalised, float32.
+        patch_embeds (`torch.Tensor` of shape `(images, patches, dim)`): Projected patches, L2-normalised, float32.
         entropy_sums (`torch.Tensor` of shape `(3,)`):
             Only with `return_entropy_sums=True`, nats: the entropies of the tokens, of the patches and of the evidence
             of these pairs, each summed. Summed over all pairs and divided by the counts, they are `token_entropy`,
@@ -64,20 +64,21 @@ class TierCLIPOutput(CLIPOutput):
 class LocalFeatures(NamedTuple):
     """The texts, tokens and patches of matched pairs, projected; tokens and patches are not normalised."""
 
-    texts: torch.Tensor  # (batch, dim), L2-normalised
-    tokens: torch.Tensor  # (batch, tokens, dim)
-    patches: torch.Tensor  # (batch, patches, dim)
-    token_mask: torch.Tensor  # (batch, tokens), bool: the tokens that the entropies count
+    texts: torch.Tensor  # (texts, dim), L2-normalised
+    tokens: torch.Tensor  # (texts, tokens, dim)
+    patches: torch.Tensor  # (images, patches, dim)
+    token_mask: torch.Tensor  # (texts, tokens), bool: the tokens that the entropies count
 
-    def repeat(self, image_views: int, texts_per_image: int) -> "LocalFeatures":
-        """A row for each text and view of its image, or for each text of an image. One of the numbers is 1."""
-        texts, tokens, patches, mask = self
-        if image_views > 1:
-            texts, mask = texts.repeat(image_views, 1), mask.repeat(image_views, 1)
-            tokens = tokens.repeat(image_views, 1, 1)
-        if texts_per_image > 1:
-            patches = patches.repeat(texts_per_image, 1, 1)
-        return LocalFeatures(texts, tokens, patches, mask)
+    def for_views(self, image_views: int) -> "LocalFeatures":
+        """With the texts repeated: one for each view of an image."""
+        if image_views == 1:
+            return self
+        texts, tokens, mask = self.texts, self.tokens, self.token_mask
+        return self._replace(
+            texts=texts.repeat(image_views, 1),
+            tokens=tokens.repeat(image_views, 1, 1),
+            token_mask=mask.repeat(image_views, 1),
+        )
 
 
 class TierModelMixin(SavingMixin):
@@ -178,7 +179,7 @@ class TierModelMixin(SavingMixin):
             clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
         local = LocalFeatures(*(tensor.to(device) for tensor in local))
         text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
-        terms = self.compute_entropy_sums(local, image_views, texts_per_image, text_mean)
+        terms = self.compute_entropy_sums(local, image_views, text_mean)
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
         entropies = mean_over_processes(sums, counts).unbind()
         return TierCLIPOutput(
@@ -192,23 +193,23 @@ class TierModelMixin(SavingMixin):
         )
 
     def compute_entropy_sums(
-        self, local: LocalFeatures, image_views: int, texts_per_image: int, text_mean: torch.Tensor | None
+        self, local: LocalFeatures, image_views: int, text_mean: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """
         The fields of [`TierCLIPOutput`] that come from single pairs: sums, counts and local embeddings.
 
         Args:
-            local ([`LocalFeatures`]), image_views, texts_per_image: As in [`add_loss`].
+            local ([`LocalFeatures`]), image_views: As in [`add_loss`].
             text_mean (`torch.Tensor` of shape `(dim,)`, *optional*):
                 Mean of all texts of the global batch, see [`mean_row`]; needed for the sum of the evidence entropies.
         """
         config = self.config
         device = local.tokens.device
         with torch.autocast(device.type, enabled=False):
-            tokens, patches = (
+            token_embeds, patch_embeds = (
                 nn.functional.normalize(embeds.to(device).float(), dim=-1) for embeds in (local.tokens, local.patches)
             )
-            pairs = local._replace(tokens=tokens, patches=patches).repeat(image_views, texts_per_image)
+            pairs = local._replace(tokens=token_embeds, patches=patch_embeds).for_views(image_views)
             sums, counts = entropy_sums(
                 token_patch_similarity(pairs.tokens, pairs.patches, config.entropy_temperature),
                 pairs.token_mask.to(device),
@@ -219,8 +220,8 @@ class TierModelMixin(SavingMixin):
             if text_mean is not None:
                 if not config.token_entropy_weight and not config.patch_entropy_weight:
                     sums = sums.detach()  # else the backward pass would carry zeros through them
-                texts, raw_patches = pairs.texts.to(device).float(), local.patches.to(device).float()
-                evidence = evidence_entropy_sum(texts, raw_patches, text_mean.to(device), config.evidence_patches)
+                texts, patches = pairs.texts.to(device).float(), local.patches.to(device).float()
+                evidence = evidence_entropy_sum(texts, patches, text_mean.to(device), config.evidence_patches)
             num_pairs = counts.new_tensor(len(pairs.texts) if config.evidence_entropy_weight else 0)
         return {
             "entropy_sums": torch.cat([sums, evidence.view(1)]),

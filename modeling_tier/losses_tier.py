@@ -280,14 +280,21 @@ def token_patch_similarity(
     Similarity of each token of a text with each patch of its own image (matched pairs only).
 
     Args:
-        token_embeds (`torch.Tensor` of shape `(batch, tokens, dim)`): L2-normalised.
-        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`): L2-normalised.
+        token_embeds (`torch.Tensor` of shape `(texts, tokens, dim)`):
+            L2-normalised. The texts are as many as the images or a multiple: all first texts of the images, then all
+            second ones, and so on.
+        patch_embeds (`torch.Tensor` of shape `(images, patches, dim)`): L2-normalised.
         temperature (`float`, *optional*, defaults to 1.0): Divides the cosines.
 
     Returns:
-        `torch.Tensor` of shape `(batch, tokens, patches)`: In [-1 / temperature, 1 / temperature].
+        `torch.Tensor` of shape `(texts, tokens, patches)`: In [-1 / temperature, 1 / temperature].
     """
+    images, (texts, tokens) = len(patch_embeds), token_embeds.shape[:2]
+    if texts > images:  # one product for all texts of an image: copies of its patches would cost more
+        token_embeds = by_image(token_embeds, texts // images).reshape(images, -1, token_embeds.shape[2])
     similarity = torch.bmm(token_embeds, patch_embeds.transpose(1, 2))
+    if texts > images:
+        similarity = by_image(similarity.reshape(texts, tokens, -1), images)
     return similarity if temperature == 1.0 else similarity / temperature
 
 

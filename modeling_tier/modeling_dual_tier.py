@@ -331,7 +331,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
         )
         if return_entropy_sums:
-            sums = self.compute_entropy_sums(local, image_views, texts_per_image, text_mean)
+            sums = self.compute_entropy_sums(local, image_views, text_mean)
             return TierCLIPOutput(**sums, **outputs)
         return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 

@@ -219,7 +219,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             ),
         )
         if return_entropy_sums:
-            sums = self.compute_entropy_sums(local, image_views, texts_per_image, text_mean)
+            sums = self.compute_entropy_sums(local, image_views, text_mean)
             return TierCLIPOutput(**sums, **outputs)
         return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
 
