@@ -61,7 +61,15 @@ def evidence_entropy_sum(
 
     Returns:
         `torch.Tensor`: Scalar, nats; in [0, texts * ln(patches / evidence_patches)].
+
+    Raises:
+        ValueError: The images have no more patches than `evidence_patches`, so nothing would ever be penalised.
     """
+    if 1 < evidence_patches >= patches.shape[1]:
+        raise ValueError(
+            f"evidence_patches={evidence_patches:g} must be below the number of patches of an image, "
+            f"{patches.shape[1]}: more than those cannot hold evidence."
+        )
     shares = evidence_shares(text_embeds, patches, text_mean)
     smallest = torch.finfo(shares.dtype).tiny  # the gradient of the logarithm of 0 would be NaN
     entropies = -(shares * shares.clamp(min=smallest).log()).sum(-1)

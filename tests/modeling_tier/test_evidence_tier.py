@@ -60,6 +60,9 @@ def test_bounds():
     one = torch.zeros(2, 7, 4)
     one[:, 3] = 1.0
     assert evidence_entropy_sum(texts, one, mean).item() == 0.0
+    message = "evidence_patches=7 must be below the number of patches of an image, 7: more than those cannot hold"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        evidence_entropy_sum(texts, equal, mean, 7)
     one[:, 5] = -1.0
     assert evidence_entropy_sum(texts, one, mean).item() == pytest.approx(2 * math.log(2), rel=1e-6)
 
@@ -96,7 +99,7 @@ def test_evidence_from_few_patches_has_no_gradient(pairs):
     evidence_entropy_sum(texts, patches, pairs[2], between).backward()
     for gradient in (texts.grad, patches.grad):
         assert ((gradient.flatten(1).norm(dim=1) > 0) == (counts > between)).all()
-    assert evidence_entropy_sum(texts, patches, pairs[2], 7.0).item() == 0.0
+    assert evidence_entropy_sum(texts, patches, pairs[2], 6.999).item() == 0.0
 
 
 @pytest.mark.parametrize("what", ["texts", "patches", "a patch"])
