@@ -91,7 +91,7 @@ class Study:
     Args:
         folder: of all files of the study.
         sources: the data to train on.
-        forms: options of the training by the name of the form.
+        forms: options of the training by the name of the form; a value may be a mapping from the recipe.
         options: of every training; those of a form go first.
         seeds: of the trainings.
         grounding_data: data with boxes or masks for the models that are trained on radiographs.
@@ -151,6 +151,7 @@ class Study:
     def training_words(self, source: Source, form: str) -> list[str]:
         """The options of `train_tier.py` for a form, without seed and folder."""
         options = {**self.options, **self.forms[form]}
+        options = {name: v[source.recipe] if isinstance(v, Mapping) else v for name, v in options.items()}
         words = [str(ROOT / "configs" / f"{source.recipe}.yaml"), "--data", source.data]
         return [*words, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
