@@ -1,12 +1,13 @@
 """
-Two measures of the maps of a model that tier-eval does not have.
+Measures of the maps of a model that tier-eval does not have.
 
     python examples/measure_maps.py boxes runs/mine FOLDER runs/mine-boxes
     python examples/measure_maps.py words runs/phantom phantom runs/phantom-words --split test
+    python examples/measure_maps.py sides runs/phantom phantom runs/phantom-sides --split test
 
 "boxes" is its analysis grounding on all splits of a data set together, and without labels. "words" asks whether the
-words that name a finding point at it, on the phantom, whose words are known. Writes metrics.json with the part
-`grounding` or `words` into the last folder.
+words that name a finding point at it, and "sides" whether the model tells left from right, both on the phantom, whose
+words are known. Writes metrics.json with the part `grounding`, `words` or `sides` into the last folder.
 """
 
 import sys
@@ -25,7 +26,8 @@ def measure(what: str, model_name: str, data: str, split: str | None = None) -> 
     The numbers without those of each region.
 
     Args:
-        what: `"boxes"`, see `evaluate_grounding`, or `"words"`, see `evaluate_word_grounding`.
+        what: `"boxes"`, see `evaluate_grounding`, `"words"`, see `evaluate_word_grounding`, or `"sides"`, see
+            `evaluate_sides`.
         model_name: see `load_model`.
         data: see `read_records`.
         split: by default all of them.
@@ -34,6 +36,7 @@ def measure(what: str, model_name: str, data: str, split: str | None = None) -> 
     import datasets
 
     from evaluation_tier.analyses.grounding.evaluation import evaluate_grounding
+    from evaluation_tier.analyses.sides import evaluate_sides
     from evaluation_tier.analyses.word_grounding import evaluate_word_grounding
     from evaluation_tier.models.loading import load_model
     from processing_tier.readers import dataset_name, list_splits, read_records
@@ -43,6 +46,8 @@ def measure(what: str, model_name: str, data: str, split: str | None = None) -> 
     model, processor = load_model(model_name)
     if what == "words":
         return {"words": evaluate_word_grounding(model, processor, records)}
+    if what == "sides":
+        return {"sides": evaluate_sides(model, processor, records)}
     results = evaluate_grounding(model, processor, records, dataset_name=dataset_name(data))
     del results["regions"]
     return {"grounding": results}
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     with one_sentence_errors(COMMAND):
         parser = Parser(COMMAND, __doc__)
-        parser.add_argument("what", choices=("boxes", "words"), help="what to measure: boxes or words")
+        parser.add_argument("what", choices=("boxes", "words", "sides"), help="what to measure: boxes, words or sides")
         parser.add_argument("model", metavar="MODEL", help="model folder, or a name on the Hub")
         parser.add_argument("data", metavar="DATA", help="data with boxes or masks, as for tier-eval")
         parser.add_argument("output_dir", metavar="FOLDER", help="where to write metrics.json")

@@ -1,0 +1,100 @@
+"""Sides: whether a model tells a left from a right finding, by sentences of the report and their mirror images."""
+
+import re
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from evaluation_tier.analyses.grounding.averages import bootstrap_means
+from evaluation_tier.analyses.grounding.maps import check_gives_maps_of_sentences
+from evaluation_tier.analyses.word_grounding import find_questions, sentence_map
+from evaluation_tier.models.embedding import inference
+from evaluation_tier.output.metrics_file import to_json
+from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
+from modeling_tier import CxrZeroShotClassificationPipeline
+from modeling_tier.texts_tier import embed_texts
+from processing_tier.phantom.wording import FINDING_WORDS
+
+MEASURES = ("preferred", "half", "mirrored_half")
+
+OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+SIDE = re.compile(rf"\b({'|'.join(OTHER_SIDE)})\b")
+
+
+def evaluate_sides(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: datasets.Dataset,
+    finding_words: Mapping[str, set[str]] = FINDING_WORDS,
+    resampling: Resampling = PATIENT_BOOTSTRAP,
+) -> dict:
+    """
+    For each marked finding whose sentence names one side: does the model prefer the sentence to the one with the other
+    side, and do their maps lie on the sides that they name?
+
+    Args:
+        model: with similarity maps of sentences.
+        processor: the model's.
+        dataset, finding_words: See [`evaluate_word_grounding`].
+        resampling: of patients, for the 95 % intervals.
+
+    Returns:
+        Of JSON's own types, undefined numbers None: `all_regions` and `findings`, by name, each with `n_regions` and
+        the measures, in [0, 1], each `mean` and `ci95`: `preferred`, the share of regions where the image has a higher
+        cosine with its sentence than with the mirrored one (chance: 0.5); `half` and `mirrored_half`, the share where
+        the sentence's map, or the mirrored one's, is highest on the side of the report.
+
+    Raises:
+        ValueError: for a model without maps, data without marks, or reports without a sentence that names a finding
+            and one side.
+    """
+    check_gives_maps_of_sentences(model)
+    questions = [(question, mirror(question.sentence)) for question in find_questions(dataset, finding_words)]
+    asked = [(question, mirrored) for question, mirrored in questions if mirrored is not None]
+    if not asked:
+        raise ValueError("No report names a marked finding and one side (left or right): use other data.")
+    pipe = CxrZeroShotClassificationPipeline(model=model, processor=processor)
+    records, rows = dataset.with_format(None), []
+    with inference(model):
+        for question, mirrored in tqdm(asked, "mirroring sentences", unit="sentence", delay=3, leave=False):
+            sentences = (question.sentence, mirrored)
+            image = records[question.case.row]["image"]
+            pixels = pipe.preprocess(image)["pixel_values"].to(pipe.device)
+            embedded = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output)
+            own, other = (embed_texts(model, processor.tokenizer, sentences) @ embedded[0].float()).tolist()
+            halves = [lies_on(sentence_map(pipe, image, text), named_side(sentences[0])) for text in sentences]
+            rows.append([own > other, *halves])
+    names = sorted({question.case.finding for question, _ in asked})
+    groups = np.array([names.index(question.case.finding) for question, _ in asked])
+    patients = np.array([records[question.case.row]["patient_id"] for question, _ in asked])
+    means, intervals = bootstrap_means(np.array(rows, dtype=float), groups, len(names), patients, resampling)
+    parts = [
+        {name: {"mean": means[i, j], "ci95": intervals[i, j]} for j, name in enumerate(MEASURES)}
+        for i in (*range(len(names)), len(names) + 1)
+    ]
+    sizes = [*np.bincount(groups).tolist(), len(groups)]
+    *of_findings, of_all = [{"n_regions": size, **part} for size, part in zip(sizes, parts, strict=True)]
+    return to_json({"all_regions": of_all, "findings": dict(zip(names, of_findings, strict=True))})
+
+
+def named_side(sentence: str) -> str | None:
+    """`"left"` or `"right"`; None for a sentence that names no side, or both."""
+    sides = {side.lower() for side in SIDE.findall(sentence)}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def mirror(sentence: str) -> str | None:
+    """The sentence with the other side; None where `named_side` is."""
+    if named_side(sentence) is None:
+        return None
+    return SIDE.sub(lambda match: OTHER_SIDE[match[0]], sentence)
+
+
+def lies_on(heat: np.ndarray, side: str) -> bool:
+    """Whether a map (height, width) is highest on a side of the patient, whose left is on the image's right."""
+    column = int(np.nanargmax(heat)) % heat.shape[1]
+    return (column + 0.5 > heat.shape[1] / 2) == (side == "left")
