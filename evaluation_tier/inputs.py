@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evaluation_tier.models import loading, trained_on
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together
 from evaluation_tier.models.single_pass import Models
 from evaluation_tier.output import folder
@@ -67,7 +68,8 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     names = loading.short_names(args.models)
     table = TableOptions(args.columns or None, args.image_root, args.sheet, parse_label_values(args.label_values))
     with fail_together():
-        lists = trained_on.read_lists(names)
+        kept = trained_on.read_lists({name: names[name] for name in names if not isinstance(name, AdapterName)})
+        lists = {shown: kept.get(shown) for shown in names.values()}  # an adapter's model keeps none
         split = split or trained_on.choose_split(args.data, table, lists)
     check_threshold_split(args, split)
     dataset_name = readers.dataset_name(args.data)
@@ -126,7 +128,9 @@ def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], devic
         return {names[name]: partial(loading.load_model, name, device) for name in args.models}
     (name,) = args.models
     model, processor = loading.load_model(name, device)
-    if args.save_thresholds and (loading.is_classifier(model) or not hasattr(model.config, "zero_shot_findings")):
+    if args.save_thresholds and (
+        loading.is_classifier(model) or not hasattr(getattr(model, "config", None), "zero_shot_findings")
+    ):
         raise ValueError(f"--save_thresholds needs a TIER model, but {name} holds a {type(model).__name__}.")
     return {names[name]: (model, processor)}
 

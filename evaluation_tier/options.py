@@ -19,10 +19,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="model folder, or a name on the Hub (owner/name or owner/name@revision); several models form one "
         "ensemble, whose scores are averaged",
     )
+    add_model_options(parser.add_argument_group("models"))
     add_data_options(parser.add_argument_group("data"))
     add_protocol_options(parser.add_argument_group("protocol"))
     add_analysis_options(parser.add_argument_group("more than AUROC"))
     add_run_options(parser.add_argument_group("run"))
+
+
+def add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--adapter",
+        nargs="+",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="add the model that FUNCTION of your own Python file returns, for models that tier-eval does not know "
+        "(docs/own_model.md). FILE.py:FUNCTION=NAME calls FUNCTION with NAME",
+    )
 
 
 def add_trained_options(group: argparse._ActionsContainer, exclude: str, include: str) -> None:
@@ -187,10 +199,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """ValueError for options that are wrong for any models and data; `columns` becomes a mapping."""
-    if not args.models:
-        raise ValueError("the model is missing: give the folder that tier-train wrote, or a name on the Hub.")
-    if len(set(args.models)) < len(args.models):
-        raise ValueError("a model is named twice: an ensemble needs models that differ.")
+    check_models(args)
     if not args.data:
         raise ValueError('--data is missing: give "phantom", a folder, or a table.')
     for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
@@ -211,6 +220,21 @@ def check_options(args: argparse.Namespace) -> None:
 
         args.columns = parse_columns(args.columns)
     check_one_model(args)
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """ValueError for models that are wrong for any data; those of --adapter join `models`."""
+    for name in args.models:
+        if ".py:" in name:
+            raise ValueError(f"{name} looks like a Python file that makes a model: pass it as --adapter {name}.")
+    if args.adapter:
+        from evaluation_tier.models.adapters import AdapterName  # which takes a while to import
+
+        args.models = [*args.models, *map(AdapterName, args.adapter)]
+    if not args.models:
+        raise ValueError("the model is missing: give the folder that tier-train wrote, or a name on the Hub.")
+    if len(set(args.models)) < len(args.models):
+        raise ValueError("a model is named twice: an ensemble needs models that differ.")
 
 
 def check_one_model(args: argparse.Namespace) -> None:

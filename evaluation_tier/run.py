@@ -22,6 +22,7 @@ from evaluation_tier.analyses.sparsity import Sparsity, check_embeds_patches
 from evaluation_tier.figures import style
 from evaluation_tier.inputs import Inputs, read_inputs
 from evaluation_tier.models import loading
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
 from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.options import ANALYSES
@@ -159,6 +160,8 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
     """Add facts that only the command knows: benchmark, split, views, overlap with training, commits."""
     commits = {inputs.names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
     metrics |= {"commits": commits} if commits else {}
+    adapters = {inputs.names[name]: name.describe() for name in args.models if isinstance(name, AdapterName)}
+    metrics |= {"adapters": adapters} if adapters else {}
     before, after = dict(inputs.described), {}
     if "threshold_overlap" in before:
         after["threshold_overlap"] = before.pop("threshold_overlap")

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
 from evaluation_tier.analyses.grounding.maps import check_gives_maps_of_sentences
-from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, to_unit_length
+from evaluation_tier.models.contract import to_unit_length
+from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
 from evaluation_tier.models.grey_levels import GreyLevels
 from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.processes import is_main_process, merge_entries, merge_rows

@@ -15,14 +15,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.ranks import TIE, Ranks, chance_ranks, median_rank, ranks, recall_at
 from evaluation_tier.analyses.words import WORD
-from evaluation_tier.models.embedding import Embedders, Outputs, normalize
+from evaluation_tier.models.contract import normalize
+from evaluation_tier.models.embedding import Embedders, Outputs
+from evaluation_tier.models.families import family_of, scores_itself
 from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import ImageRows, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.statistics.bootstrap import percentile_interval
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, chunks
-from modeling_tier.texts_tier import embed_texts
 from processing_tier.records.schema import select_text
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups
@@ -52,9 +53,14 @@ def read_texts(dataset: datasets.Dataset, text: str = "both", deidentified: str 
 
 
 def check_embeds_texts(model: PreTrainedModel) -> None:
-    """ValueError for a classifier."""
+    """ValueError for a classifier, and for a model that compares images and texts by more than their embeddings."""
     if is_classifier(model):
         raise ValueError(f"A {type(model).__name__} does not embed texts, which retrieval needs: use a TIER model.")
+    if scores_itself(model):
+        raise ValueError(
+            f"A {type(model).__name__} scores by more than one embedding of each image, which retrieval does not "
+            "support: leave it out of --analyses."
+        )
 
 
 def evaluate_retrieval(
@@ -123,7 +129,7 @@ class Retrieval:
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> "list[Retrieval]":
         check_embeds_texts(model)
         self.images = ImageRows(len(self.dataset))
-        self.embed_texts = partial(embed_texts, model, processor.tokenizer, batch_size=self.batch_size)
+        self.embed_texts = partial(family_of(model, processor).embed_texts, batch_size=self.batch_size)
         return [self]
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
@@ -138,7 +144,7 @@ class Retrieval:
         self.distinct, self.first, self.text_of_image = np.unique(
             [self.texts[i] for i in self.rows[self.readable]], return_index=True, return_inverse=True
         )
-        self.text_embeds = normalize(self.embed_texts(texts=self.distinct.tolist()))
+        self.text_embeds = normalize(self.embed_texts(self.distinct.tolist()))
         del self.embed_texts, self.images  # the model is no longer needed
 
     def results(self) -> dict:

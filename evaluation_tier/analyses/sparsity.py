@@ -18,7 +18,7 @@ from evaluation_tier.analyses.retrieval import read_texts
 from evaluation_tier.analyses.sparsity_measures import NEAR_ZERO, STATISTICS
 from evaluation_tier.analyses.token_patch_sums import TokenPatchSums
 from evaluation_tier.analyses.words import WORD, WORD_CLASSES
-from evaluation_tier.models.embedding import can_project_patches
+from evaluation_tier.models.families import can_project_patches, check_is_of_transformers
 from evaluation_tier.models.single_pass import Models, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.statistics.bootstrap import percentile_interval
@@ -166,6 +166,7 @@ class Sparsity:
 
 def check_embeds_patches(name: str, model: PreTrainedModel) -> None:
     """ValueError for a model that does not embed tokens and patches."""
+    check_is_of_transformers(model, "Sparsity", "embeddings of words and patches")
     if not can_project_patches(model):
         raise ValueError(
             f"{name} is a {type(model).__name__}, which does not embed tokens and patches in one space: name a "

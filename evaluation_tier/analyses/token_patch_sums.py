@@ -11,7 +11,8 @@ from transformers import BatchEncoding, PreTrainedModel, ProcessorMixin
 from evaluation_tier.analyses.relative_similarity import RelativeSimilarity
 from evaluation_tier.analyses.sparsity_measures import STATISTICS, row_statistics
 from evaluation_tier.analyses.words import WORD_CLASSES, token_weights
-from evaluation_tier.models.embedding import Embedders, Outputs, check_finite
+from evaluation_tier.models.contract import check_finite
+from evaluation_tier.models.embedding import Embedders, Outputs
 from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.processes import merge_entries, merge_rows
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity

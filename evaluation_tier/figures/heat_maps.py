@@ -18,7 +18,8 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
-from evaluation_tier.models.embedding import check_finite, embed_prompts
+from evaluation_tier.models.contract import check_finite
+from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.images import read_batches
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from transformers import PreTrainedModel, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
 
 import modeling_tier
+from evaluation_tier.models.contract import EvaluatedModel
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.output.writing import write_beside
 from processing_tier.code_hash import FOLDER as PIXELS
@@ -34,9 +33,10 @@ AXES = "axes of "  # before the name of an array: its axes, from the slowest in 
 MAX_ENTRY_BYTES = 2**28
 
 MODELS = Path(modeling_tier.__file__).parent
-EMBEDDING = [Path(__file__).with_name(name) for name in ("images.py", "embedding.py", "grey_levels.py")]
-
-NOT_OF_THE_NUMBERS = ("_name_or_path", "zero_shot_findings", "transformers_version")  # of a config
+EMBEDDING = [
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("images", "embedding", "grey_levels", "contract", "clip", "siglip", "adapters")
+]
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -46,6 +46,13 @@ def hash_weights(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def hash_model(model: Any) -> str:
+    """SHA-256 that tells the models of an evaluation apart: of the weights, or of the contract's `identity`."""
+    if not isinstance(model, EvaluatedModel):
+        return hash_weights(model)
+    return hashlib.sha256((model.identity or str(model)).encode()).hexdigest()
 
 
 def hash_image(image: Any) -> str | None:
@@ -68,25 +75,15 @@ class EmbeddingCache:
 
     Args:
         folder: where the entries of all models are.
-        model: its weights and its config are part of the key, and so is the kind of its device.
-        processor: the settings of its image processor are part of the key, and so are the versions of the packages and
-            the code that decodes images and embeds them.
+        model: its `identity` (of a model of transformers: the weights, the config and the settings of the image
+            processor) is part of the key, and so are the kind of its device, the versions of the packages and the
+            code that decodes images and embeds them.
         what: the kind of outputs, such as `"image and patches"`.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike,
-        model: PreTrainedModel,
-        processor: ProcessorMixin | BaseImageProcessor,
-        what: str,
-    ):
-        image_processor = getattr(processor, "image_processor", processor)
-        config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_OF_THE_NUMBERS}
+    def __init__(self, folder: str | os.PathLike, model: EvaluatedModel, what: str):
         parts = {
-            "weights": hash_weights(model),
-            "config": config,
-            "preprocessing": image_processor.to_dict(),
+            "identity": model.identity,
             "versions": installed_versions(),
             "code": hash_code((PIXELS, MODELS)),
             "embedding": [hashlib.sha256(file.read_bytes()).hexdigest() for file in EMBEDDING],

@@ -1,32 +1,44 @@
 """Embeddings of images and of sentences, each computed once.
 
-Decoding is in `images.py`, the pass that feeds scores and analyses in `single_pass.py`.
+Decoding is in `images.py`, the pass that feeds scores and analyses in `single_pass.py`, how a family of models embeds
+in `clip.py` and beside it.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
 import torch
-from transformers import CLIPModel, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.models.cache import EmbeddingCache, hash_image, stack
-from evaluation_tier.models.images import Batch, read_batches
+from evaluation_tier.models.clip import project_patches
+from evaluation_tier.models.contract import PatchModel, Pixels, check_finite, to_unit_length
+from evaluation_tier.models.families import family_of, has_patches
+from evaluation_tier.models.images import Batch, read_batches_together
 from evaluation_tier.models.loading import is_classifier
-from modeling_tier import TierCLIPModel
-from modeling_tier.maps_tier import mean_direction, patch_weights
-from modeling_tier.pooling_tier import ADDS_UP
-from modeling_tier.texts_tier import embed_texts
+from modeling_tier.maps_tier import mean_direction
 from processing_tier.prompts.loader import Prompts
+
+logger = logging.getLogger(__name__)
 
 Outputs = dict[str, torch.Tensor]  # of a batch: name to (batch, ...)
 
 Embedders = Mapping[str, Callable[[Batch], Outputs]]  # by the cache's name of their outputs
+
+
+class Asked(NamedTuple):
+    """What is asked of one of several models that embed the same images."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin | BaseImageProcessor | None
+    embedders: Embedders
 
 
 @contextmanager
@@ -80,53 +92,99 @@ def embed_batches(
         ValueError: as `read_batches`, and when the model's results are not finite.
     """
     embedders = image_embedders(model, has_patches(model)) if embedders is None else embedders
-    caches = (
-        {} if cache_dir is None else {what: EmbeddingCache(cache_dir, model, processor, what) for what in embedders}
+    asked = [Asked(model, processor, embedders)]
+    for _, found, outputs in embed_together(asked, dataset, batch_size, rows, cache_dir):
+        yield found, outputs
+
+
+def embed_together(
+    asked: Sequence[Asked],
+    dataset: datasets.Dataset,
+    batch_size: int = 32,
+    rows: np.ndarray | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Iterator[tuple[int, np.ndarray, Outputs]]:
+    """`embed_batches` of several models, which are in memory together, from one reading of the images.
+
+    Yields:
+        The place of the model in `asked`, and what `embed_batches` yields.
+    """
+    rows = np.arange(len(dataset)) if rows is None else rows
+    hashes: dict[int, str | None] = {}
+    caches: list[dict[str, EmbeddingCache]] = []
+    missing = [set(rows.tolist()) for _ in asked]  # rows that are not in the cache, by model
+    with ExitStack() as modes:
+        for model, processor, embedders in asked:
+            modes.callback(model.train, model.training)
+            model.eval()
+            family = family_of(model, processor)
+            can_cache = cache_dir is not None and is_identified(model)
+            caches.append({what: EmbeddingCache(cache_dir, family, what) for what in embedders} if can_cache else {})
+        for i, of_model in enumerate(caches):
+            if of_model:
+                missing[i] = set()
+                for found, outputs in look_up(dataset, rows, batch_size, of_model, hashes):
+                    if outputs is not None:
+                        device = asked[i].model.device
+                        yield i, found, {name: array.to(device) for name, array in outputs.items()}
+                    else:  # the whole batch, because rounding depends on the other images of a batch
+                        missing[i].update(found.tolist())
+        rows = rows[np.isin(rows, list(set().union(*missing)))]
+        if not len(rows) and any(caches):
+            return
+        members = [(model, processor) for model, processor, _ in asked]
+        for batches in read_batches_together(members, dataset, batch_size, rows=rows):
+            for i, batch in enumerate(batches):
+                if batch is None or int(batch.rows[0]) not in missing[i]:
+                    continue
+                parts = {what: embed(batch) for what, embed in asked[i].embedders.items()}
+                for what, cache in caches[i].items():
+                    arrays = {name: tensor.cpu().numpy() for name, tensor in parts[what].items()}
+                    for j, row in enumerate(batch.rows.tolist()):
+                        cache.write(hashes[row], {name: array[j] for name, array in arrays.items()})
+                yield i, batch.rows, {name: tensor for outputs in parts.values() for name, tensor in outputs.items()}
+
+
+def is_identified(model: Any) -> bool:
+    """Whether the cache can know the model again; a warning if not, see `UserModel`."""
+    if getattr(model, "identity", "") is not None:
+        return True
+    logger.warning(
+        "The embeddings of %s are not kept in --cache_dir: give the adapter's model an attribute `identity`, a text "
+        "that changes with its weights and its preprocessing.",
+        model.name,
     )
-    hashes: dict[int, str | None] = {}  # of the images that are not in the cache
-    was_training = model.training
-    model.eval()
-    try:
-        if caches:
-            missing = []
-            rows = np.arange(len(dataset)) if rows is None else rows
-            for found, of_images, outputs in look_up(dataset, rows, batch_size, caches):
-                if outputs is not None:
-                    yield found, {name: array.to(model.device) for name, array in outputs.items()}
-                else:  # the whole batch, because rounding depends on the other images of a batch
-                    missing.append(found)
-                    hashes.update(zip(found.tolist(), of_images, strict=True))
-            if not missing:
-                return
-            rows = np.concatenate(missing)
-        for batch in read_batches(model, processor, dataset, batch_size, rows=rows):
-            parts = {what: embed(batch) for what, embed in embedders.items()}
-            for what, cache in caches.items():
-                arrays = {name: tensor.cpu().numpy() for name, tensor in parts[what].items()}
-                for i, row in enumerate(batch.rows.tolist()):
-                    cache.write(hashes[row], {name: array[i] for name, array in arrays.items()})
-            yield batch.rows, {name: tensor for outputs in parts.values() for name, tensor in outputs.items()}
-    finally:
-        model.train(was_training)
+    return False
 
 
 def look_up(
-    dataset: datasets.Dataset, rows: np.ndarray, batch_size: int, caches: Mapping[str, EmbeddingCache]
-) -> Iterator[tuple[np.ndarray, list[str | None], Outputs | None]]:
-    """Rows of each batch, the hashes of its images, and its outputs if the caches hold all of them."""
+    dataset: datasets.Dataset,
+    rows: np.ndarray,
+    batch_size: int,
+    caches: Mapping[str, EmbeddingCache],
+    known: dict[int, str | None],
+) -> Iterator[tuple[np.ndarray, Outputs | None]]:
+    """Rows of each batch, and its outputs if the caches hold all of them.
+
+    Args:
+        known: the hashes of images by row, to which those of all rows are added.
+    """
     images = dataset.select_columns("image").select(rows)
     start = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for batch in images.iter(batch_size):
-            hashes = list(pool.map(hash_image, batch["image"]))
+            of_batch = rows[start : start + len(batch["image"])]
+            start += len(of_batch)
+            if any(row not in known for row in of_batch.tolist()):
+                known.update(zip(of_batch.tolist(), pool.map(hash_image, batch["image"]), strict=True))
+            hashes = [known[row] for row in of_batch.tolist()]
             entries = [list(pool.map(cache.read, hashes)) for cache in caches.values()]
             outputs = None
             if all(entry is not None for of_cache in entries for entry in of_cache):
                 outputs = {
                     name: stack([entry[name] for entry in of_cache]) for of_cache in entries for name in of_cache[0]
                 }
-            yield rows[start : start + len(hashes)], hashes, outputs
-            start += len(hashes)
+            yield of_batch, outputs
 
 
 def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
@@ -144,40 +202,21 @@ def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
     return {f"{what}, original size": embed}
 
 
-def embed_pixels(model: PreTrainedModel, pixels: torch.Tensor | Mapping[str, torch.Tensor], patches: bool) -> Outputs:
+def embed_pixels(model: PreTrainedModel, pixels: Pixels, patches: bool) -> Outputs:
     """The outputs of `image_embedders` for the pixels of one batch."""
     with torch.inference_mode():
-        if isinstance(pixels, Mapping):
-            return {"image": to_unit_length(model.get_image_features(**pixels).pooler_output)}
-        if not patches:
-            if is_classifier(model):
-                return {"logits": check_finite(model(pixels).logits)}
-            return {"image": to_unit_length(model.get_image_features(pixel_values=pixels).pooler_output)}
-        weights = {}
-        if hasattr(model, "encode_images"):
-            outputs, grid = model.encode_images(pixels)  # grid (images, rows, columns, dim)
-            patch_features = grid.flatten(1, 2)
-            if model.config.image_pooling in ADDS_UP:
-                weights = {"patch_weights": patch_weights(grid).flatten(1)}
-        else:  # CLIP itself has all that it takes
-            outputs = model.get_image_features(pixel_values=pixels)
-            patch_features = TierCLIPModel.project_patches(model, outputs.last_hidden_state)
-        pooled = outputs.pooler_output
         if is_classifier(model):
-            whole = {"logits": check_finite(model.score_embeddings(pooled))}
+            if not patches:
+                return {"logits": check_finite(model(pixels).logits)}
+            pooled, features, weights = project_patches(model, pixels)
+            outputs = {"logits": check_finite(model.score_embeddings(pooled)), "patches": to_unit_length(features)}
+        elif not patches:
+            return {"image": family_of(model).embed_images(pixels)}
         else:
-            whole = {"image": to_unit_length(pooled)}
-        return {**whole, "patches": to_unit_length(patch_features), **weights}
-
-
-def has_patches(model: PreTrainedModel) -> bool:
-    """Whether a model embeds patches in the space of the texts."""
-    return hasattr(model, "get_patch_features") and not is_classifier(model)
-
-
-def can_project_patches(model: PreTrainedModel) -> bool:
-    """Whether `embed_pixels` can embed a model's patches where the texts are: if it does so itself, or is CLIP's."""
-    return has_patches(model) or isinstance(model, CLIPModel) and not is_classifier(model)
+            family = cast(PatchModel, family_of(model))
+            whole, features, weights = family.embed_patches(pixels)
+            outputs = {"image": whole, "patches": features}
+        return outputs if weights is None else {**outputs, "patch_weights": weights}
 
 
 def embed_prompts(
@@ -190,7 +229,7 @@ def embed_prompts(
     """
     sentences = list(dict.fromkeys(text for prompt in prompts.values() for text in prompt.positive + prompt.negative))
     with inference(model):
-        embeddings = check_finite(embed_texts(model, processor.tokenizer, sentences, batch_size)).cpu()
+        embeddings = family_of(model, processor).embed_texts(sentences, batch_size).cpu()
     embedding_of = dict(zip(sentences, embeddings, strict=True))
 
     def average(texts: Sequence[str]) -> torch.Tensor:
@@ -201,24 +240,3 @@ def embed_prompts(
     positive = torch.stack([average(prompt.positive) for prompt in prompts.values()]).numpy()
     negative = torch.stack([average(prompt.negative) for prompt in prompts.values()]).numpy()
     return positive, negative
-
-
-def normalize(features: torch.Tensor) -> np.ndarray:
-    """Features of length 1, as numpy float32. ValueError when some are not finite."""
-    return to_unit_length(features).cpu().numpy()
-
-
-def to_unit_length(features: torch.Tensor) -> torch.Tensor:
-    """Features of length 1 along the last axis, as float32. ValueError when some are not finite, or are zero."""
-    features = features.float()
-    return check_finite(features / features.norm(dim=-1, keepdim=True))
-
-
-def check_finite(features: torch.Tensor) -> torch.Tensor:
-    """The features as float32. ValueError when some are not finite."""
-    features = features.float()
-    if not torch.isfinite(features).all():
-        raise ValueError(
-            "The model's embeddings are zero or not finite: its weights are damaged or the training diverged."
-        )
-    return features

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.models.images import takes_uint8
+from evaluation_tier.models.clip import takes_uint8
 
 
 class GreyLevels:

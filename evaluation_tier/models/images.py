@@ -5,19 +5,23 @@ Embeddings of the pixels are in `embedding.py`.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from evaluation_tier.models.contract import Pixels
+from evaluation_tier.models.families import family_of
 from evaluation_tier.models.processes import is_main_process
-from processing_tier.radiograph_tier import original_size, read_radiograph
+from processing_tier.radiograph_tier import original_size, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -28,41 +32,72 @@ class Batch(NamedTuple):
     """Decoded images, on the model's device."""
 
     rows: np.ndarray  # (batch,) int64, of the data set
-    pixels: torch.Tensor | dict[str, torch.Tensor]  # (batch, ...); by name where a processor makes more than pixels
+    pixels: Pixels  # (batch, ...)
     sizes: torch.Tensor  # (batch, 2) int64: height and width of the pictures in the files
+
+
+Member: TypeAlias = tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor | None]  # the second: see `family_of`
+
+Read: TypeAlias = tuple[Pixels, tuple[int, int]]  # the input of an image, and its (height, width)
 
 
 class PixelReader:
     """
-    Turns one image into the input of a model.
+    Turns one image into the inputs of one or several models.
 
-    Args:
-        model: whether it normalises the pixels itself decides their type, see `takes_uint8`.
-        processor: reads and resizes the images; a `ProcessorMixin` or an image processor.
+    The bytes of a file are read once. Models that read grey images alike share the decoding, and models with equal
+    image processors share the pixels, too.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor):
-        self.image_processor = getattr(processor, "image_processor", processor)
-        self.read_image = getattr(self.image_processor, "read", read_radiograph)  # CLIP's own does not read files
-        self.names = getattr(self.image_processor, "model_input_names", ["pixel_values"])
-        self.options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
-        self.device = model.device
+    def __init__(self, members: Sequence[Member]):
+        self.families = [family_of(*member) for member in members]
+        self.decodes = [family.decoding for family in self.families]
+        self.prepares = [family.preprocessing for family in self.families]
 
-    def read(self, image: Any) -> tuple[Mapping[str, torch.Tensor], tuple[int, int]] | ValueError:
-        """The inputs of one image and its (height, width), or the error of an image that does not decode."""
-        try:
-            radiograph = self.read_image(image)
-        except ValueError as error:
-            return error
-        width, height = original_size(radiograph)
-        if len(self.names) > 1:  # SigLIP 2's takes grey for one channel
-            radiograph = radiograph.convert("RGB")
-        return self.image_processor(images=[radiograph], return_tensors="pt", **self.options), (height, width)
+    def read(self, image: Any) -> list[Read | ValueError]:
+        """For each model the inputs of one image and its (height, width), or the error if it does not decode."""
+        if len(set(self.decodes)) > 1:
+            image = load_bytes(image)
+        decoded: dict[str, Image.Image | ValueError] = {}
+        results: dict[str, Read | ValueError] = {}
+        for family, decodes, prepares in zip(self.families, self.decodes, self.prepares, strict=True):
+            if decodes not in decoded:
+                try:
+                    decoded[decodes] = family.read_image(image)
+                except ValueError as error:
+                    decoded[decodes] = error
+            if prepares not in results:
+                radiograph = decoded[decodes]
+                if isinstance(radiograph, ValueError):
+                    results[prepares] = radiograph
+                else:
+                    width, height = original_size(radiograph)
+                    results[prepares] = family.preprocess(radiograph), (height, width)
+        return [results[prepares] for prepares in self.prepares]
 
-    def stack(self, rows: np.ndarray, images: list[tuple[Mapping[str, torch.Tensor], tuple[int, int]]]) -> Batch:
-        inputs = {name: torch.cat([image[name] for image, _ in images]).to(self.device) for name in self.names}
-        pixels = inputs if len(self.names) > 1 else inputs["pixel_values"]
-        return Batch(rows, pixels, torch.tensor([size for _, size in images]).to(self.device))
+    def stack(self, member: int, rows: np.ndarray, images: Sequence[Read | ValueError]) -> Batch | None:
+        """The images that decode, on the model's device; None without any."""
+        readable = [i for i, image in enumerate(images) if not isinstance(image, ValueError)]
+        if not readable:
+            return None
+        device, sizes = self.families[member].device, [image[1] for image in images if isinstance(image, tuple)]
+        inputs = [image[0] for image in images if isinstance(image, tuple)]
+        if isinstance(inputs[0], torch.Tensor):
+            pixels: Pixels = torch.cat(inputs).to(device)
+        else:
+            pixels = {name: torch.cat([one[name] for one in inputs]).to(device) for name in inputs[0]}
+        return Batch(rows[readable], pixels, torch.tensor(sizes).to(device))
+
+
+def load_bytes(image: Any) -> Any:
+    """An undecoded image with its file in memory; the image itself if the file cannot be read."""
+    path = image.get("path") if isinstance(image, Mapping) and image.get("bytes") is None else None
+    if path is None:
+        return image
+    try:
+        return {"bytes": read_file(Path(path)), "path": path}
+    except (OSError, ValueError):  # decoding says what is wrong
+        return image
 
 
 def read_batches(
@@ -78,7 +113,7 @@ def read_batches(
     An image that does not decode is logged and left out.
 
     Args:
-        model: see [`PixelReader`]; so is `processor`.
+        model: see [`family_of`]; so is `processor`.
         dataset: with the column `image` (undecoded: bytes or path).
         batch_size: images read at once.
         description: before the progress bar.
@@ -90,15 +125,28 @@ def read_batches(
     Raises:
         ValueError: for an empty data set, and when more than 1 % of the images do not decode.
     """
+    for (batch,) in read_batches_together([(model, processor)], dataset, batch_size, description, rows):
+        if batch is not None:
+            yield batch
+
+
+def read_batches_together(
+    members: Sequence[Member],
+    dataset: datasets.Dataset,
+    batch_size: int,
+    description: str = "embedding images",
+    rows: np.ndarray | None = None,
+) -> Iterator[list[Batch | None]]:
+    """`read_batches` for several models from one reading of the images: the batch of each, None without an image."""
     if not len(dataset):
         raise ValueError("The data set is empty: choose another split or data set.")
-    reader = PixelReader(model, processor)
+    reader = PixelReader(members)
     images = dataset.select_columns("image")
     if rows is None:
         rows = np.arange(len(dataset))
     else:
         images = images.select(rows)
-    start = num_unreadable = 0
+    start, num_unreadable = 0, [0] * len(members)
     bar = tqdm(
         total=len(rows),
         desc=description,
@@ -113,15 +161,16 @@ def read_batches(
         current = next(reading, None)
         while current is not None:
             upcoming = next(reading, None)
-            read: list[Any] = list(current)
-            failed = [error for error in read if isinstance(error, ValueError)]
-            num_unreadable += len(failed)
-            check_readable(failed, num_unreadable, len(dataset))
-            readable = [i for i, image in enumerate(read) if not isinstance(image, ValueError)]
-            if readable:
-                yield reader.stack(rows[start + np.array(readable)], [read[i] for i in readable])
-            start += len(read)
-            bar.update(len(read))
+            of_members = list(zip(*current, strict=True))
+            for i, read in enumerate(of_members):
+                failed = [error for error in read if isinstance(error, ValueError)]
+                num_unreadable[i] += len(failed)
+                check_readable(failed, num_unreadable[i], len(dataset))
+            num_read = len(of_members[0])
+            of_batch = rows[start : start + num_read]
+            yield [reader.stack(i, of_batch, read) for i, read in enumerate(of_members)]
+            start += num_read
+            bar.update(num_read)
             current = upcoming
 
 
@@ -142,17 +191,3 @@ def check_any_readable(readable: np.ndarray, what: str) -> None:
         raise ValueError(
             f"None of the images with a {what} ({len(readable)}) decodes: repair them, or use other data."
         )
-
-
-def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor) -> bool:
-    """Whether the model normalises 8-bit pixels itself: the same numbers, a twelfth of the bytes to move."""
-    image_processor, config = getattr(processor, "image_processor", processor), model.config
-    if not hasattr(config, "pixel_mean") or not hasattr(image_processor, "output_dtype"):
-        return False
-    same = np.allclose(config.pixel_mean, image_processor.image_mean) and np.allclose(
-        config.pixel_std, image_processor.image_std
-    )
-    resampled_after_normalising = (
-        image_processor.geometry == "pad" and image_processor.resize_edge
-    )  # CheXzero's pixels
-    return same and not resampled_after_normalising

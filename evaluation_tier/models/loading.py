@@ -21,6 +21,7 @@ from transformers.models.auto.image_processing_auto import (
 
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
+from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
 from modeling_tier.texts_tier import check_family
@@ -41,8 +42,10 @@ def choose_device(name: str | None = None) -> torch.device:
         raise ValueError(f"The device {name!r} cannot be used here: choose another, for example 'cpu'.") from error
 
 
-def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model (float32, in evaluation mode, on `device`) and its processor.
+def load_model(
+    name: str | Path, device: str | torch.device = "cpu"
+) -> tuple[PreTrainedModel | UserModel, ProcessorMixin | None]:
+    """The model (float32, in evaluation mode, on `device`) and its processor; None for a model of an adapter.
 
     TIER models and those of the kinds that `check_family` knows, with their processors, are read. TIER's classifiers
     are read too; their processor is an image processor. Code beside the weights never runs, and pickled weights are
@@ -50,11 +53,13 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
 
     Args:
         name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
-            "owner/name@revision" for a branch, a tag or a commit).
+            "owner/name@revision" for a branch, a tag or a commit), or an `AdapterName`.
 
     Raises:
         ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
     """
+    if isinstance(name, AdapterName):
+        return load_adapter(name, device), None
     check_name(name)
     folder, place = Path(name), {**located(name), "trust_remote_code": False}
     try:
@@ -98,9 +103,9 @@ def load_model(name: str | Path, device: str | torch.device = "cpu") -> tuple[Pr
 
 def hub_commit(name: str) -> str | None:
     """The commit of a loaded model that was named on the Hub; None for a folder."""
-    place = located(name)
-    if "/" not in name or os.path.isdir(name):
+    if "/" not in name or os.path.isdir(name) or isinstance(name, AdapterName):
         return None
+    place = located(name)
     cached = try_to_load_from_cache(
         place["pretrained_model_name_or_path"], "config.json", revision=place.get("revision")
     )
@@ -112,8 +117,11 @@ def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
     Names of models in results: of a folder the last two parts of its path, which do not reveal this machine, or more
     parts if two names are equal; a name on the Hub stays unchanged.
     """
-    parts = {}
+    parts: dict[str | Path, tuple[str, ...]] = {}
     for name in names:
+        if isinstance(name, AdapterName):
+            parts[name] = name.parts
+            continue
         path = Path(name)
         whole = path.is_absolute() or ".." in path.parts or not path.parts
         parts[name] = (Path(os.path.abspath(path)) if whole else path).parts if path.is_dir() else (str(name),)
@@ -126,6 +134,8 @@ def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
 
 def check_name(name: str | Path) -> None:
     """ValueError for a name that is neither a model folder nor a possible name on the Hub; does not load the model."""
+    if isinstance(name, AdapterName):
+        return
     if Path(name).is_dir():
         check_folder(Path(name))
         return
@@ -155,6 +165,23 @@ def check_folder(folder: Path) -> None:
 def is_classifier(model: PreTrainedModel) -> bool:
     """Whether a model scores findings by a trained head, and not by sentences."""
     return type(model).__name__ in CLASSIFIERS
+
+
+def check_comparable(similarities: Mapping[str, str]) -> None:
+    """Refuse an ensemble whose members measure how alike image and text are in different units.
+
+    Members whose scores are cosines may be mixed, whatever their families. Each counts by how far its scores spread.
+
+    Args:
+        similarities: name of each member to its unit, see `evaluation_tier.models.families.similarity_of`.
+    """
+    (first, unit), *others = similarities.items()
+    for name, other in others:
+        if other != unit:
+            raise ValueError(
+                f"{first} scores by {unit} and {name} by {other}, and the mean of the two has no unit: evaluate them "
+                "one by one with --each."
+            )
 
 
 def check_members_differ(weights: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """One pass over the images of each model, which feeds the scores and every analysis.
 
-Each image is read and decoded once per model, for any number of analyses. One model at a time is in memory.
+Each image is read and decoded once per model, for any number of analyses; once for all models of `evaluate_together`.
 """
 
 import os
@@ -14,18 +14,11 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from evaluation_tier.models.embedding import (
-    Embedders,
-    Outputs,
-    can_project_patches,
-    embed_batches,
-    image_embedders,
-    inference,
-)
+from evaluation_tier.models.embedding import Asked, Embedders, Outputs, embed_together, image_embedders, inference
+from evaluation_tier.models.families import can_project_patches
+from evaluation_tier.models.images import Member
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import fail_together, merge_entries, merge_rows, own_rows
-
-Member = tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]
 
 Models = Mapping[str, Member | Callable[[], Member]]  # by name; a function loads its model when it is needed
 
@@ -59,7 +52,7 @@ def evaluate_models(
     cache_dir: str | os.PathLike | None = None,
 ) -> None:
     """
-    Feed the analyses with each model's outputs for the images.
+    Feed the analyses with each model's outputs for the images. One model at a time is in memory.
 
     Where `torch.distributed` runs, every process must call this with the same arguments. Each embeds its share of the
     images, and all have the same results.
@@ -74,31 +67,39 @@ def evaluate_models(
         ValueError: as the analyses and `embed_batches` say.
     """
     for name, member in models.items():
-        evaluate_member(name, member, evaluated, analyses, batch_size, cache_dir)
+        evaluate_together({name: member}, evaluated, {name: analyses}, batch_size, cache_dir)
 
 
-def evaluate_member(
-    name: str,
-    member: Member | Callable[[], Member],
+def evaluate_together(
+    models: Models,
     evaluated: Sequence[datasets.Dataset],
-    analyses: Sequence[Analysis],
-    batch_size: int,
-    cache_dir: str | os.PathLike | None,
+    analyses: Mapping[str, Sequence[Analysis]],
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike | None = None,
 ) -> None:
-    """`evaluate_models` for one of them."""
+    """`evaluate_models` for models that are in memory together, each with its own `analyses`, by name: the images are
+    read once for all of them."""
     with fail_together():
-        model, processor = member() if callable(member) else member
-        started = [analysis.start(name, model, processor) for analysis in analyses]
-        passes = [[consumers[i] for consumers in started if len(consumers) > i] for i in range(len(evaluated))]
+        members = {name: member() if callable(member) else member for name, member in models.items()}
+        started = {name: [one.start(name, *members[name]) for one in analyses[name]] for name in models}
+        passes = [
+            {
+                name: [consumers[i] for consumers in of_model if len(consumers) > i]
+                for name, of_model in started.items()
+            }
+            for i in range(len(evaluated))
+        ]
         shares = []
         for dataset, consumers in zip(evaluated, passes, strict=True):
-            rows = asked_rows(dataset, consumers)
+            rows = asked_rows(dataset, [consumer for of_model in consumers.values() for consumer in of_model])
             shares.append(rows[own_rows(len(rows), batch_size)])
-            feed(model, processor, dataset, consumers, shares[-1], batch_size, cache_dir)
-    with inference(model):
-        for consumers, own in zip(passes, shares, strict=True):
-            for consumer in consumers:
-                consumer.finish(own)
+            fed = [(*members[name], of_model) for name, of_model in consumers.items()]
+            feed(fed, dataset, shares[-1], batch_size, cache_dir)
+    for name, (model, _) in members.items():
+        with inference(model):
+            for of_dataset, own in zip(passes, shares, strict=True):
+                for consumer in of_dataset[name]:
+                    consumer.finish(own)
 
 
 def asked_rows(dataset: datasets.Dataset, consumers: Sequence[Consumer]) -> np.ndarray:
@@ -108,21 +109,27 @@ def asked_rows(dataset: datasets.Dataset, consumers: Sequence[Consumer]) -> np.n
 
 
 def feed(
-    model: PreTrainedModel,
-    processor: ProcessorMixin | BaseImageProcessor,
+    fed: Sequence[tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor | None, Sequence[Consumer]]],
     dataset: datasets.Dataset,
-    consumers: Sequence[Consumer],
     rows: np.ndarray,
     batch_size: int,
     cache_dir: str | os.PathLike | None = None,
 ) -> None:
-    """Embed these rows of a data set, in this process alone, and hand each batch to every consumer."""
-    gives_patches = is_classifier(model) or can_project_patches(model)
-    patches = any(consumer.patches for consumer in consumers) and gives_patches
-    embedders = dict(image_embedders(model, patches))
-    for consumer in consumers:
-        embedders |= consumer.embedders
-    for batch_rows, outputs in embed_batches(model, processor, dataset, batch_size, embedders, rows, cache_dir):
+    """Embed these rows of a data set, in this process alone, and hand each batch to every consumer of its model.
+
+    Args:
+        fed: models, their processors and their consumers.
+    """
+    asked = []
+    for model, processor, consumers in fed:
+        gives_patches = is_classifier(model) or can_project_patches(model)
+        patches = any(consumer.patches for consumer in consumers) and gives_patches
+        embedders = dict(image_embedders(model, patches))
+        for consumer in consumers:
+            embedders |= consumer.embedders
+        asked.append(Asked(model, processor, embedders))
+    for i, batch_rows, outputs in embed_together(asked, dataset, batch_size, rows, cache_dir):
+        model, _, consumers = fed[i]
         with inference(model):
             for consumer in consumers:
                 consumer.add(batch_rows, outputs)

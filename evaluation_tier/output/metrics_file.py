@@ -19,7 +19,10 @@ METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": d
 
 OPTIONAL_KEYS = {
     "models": list,
-    **dict.fromkeys(("versions", "weights", "commits", "score_levels", "subgroups", "radiologists"), dict),
+    **dict.fromkeys(
+        ("versions", "weights", "commits", "adapters", "remote_code", "score_levels", "subgroups", "radiologists"),
+        dict,
+    ),
     **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),
 }
 

@@ -1,13 +1,15 @@
 """Scores of images by one model at every level, taken batch by batch from the pass over the images."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, has_patches
+from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
+from evaluation_tier.models.families import has_patches, scores_itself
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_rows
 from evaluation_tier.scoring.findings import NO_FINDING
@@ -54,15 +56,20 @@ class ImageScores:
         self.levels: Levels = {level: np.full((len(dataset), len(findings)), np.nan) for level in levels}
         if is_classifier(model):
             self.columns = [model.config.label2id[finding] for finding in findings]
-        else:
-            self.directions = prompt_directions(*embed_prompts(model, processor, prompts), scoring)  # (findings, dim)
-            self.patch_directions = torch.from_numpy(self.directions).to(model.device, torch.float32)
+            return
+        sides = embed_prompts(model, processor, prompts)
+        self.directions = prompt_directions(*sides, scoring)  # (findings, dim)
+        self.patch_directions = torch.from_numpy(self.directions).to(model.device, torch.float32)
+        self.own_score = OwnScore(model, *sides, scoring) if scores_itself(model) else None
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         if "logits" in outputs:
             self.levels[LEVELS[0]][rows] = outputs["logits"][:, self.columns].cpu().numpy()
             return
-        differences = outputs["image"].cpu().numpy().astype(np.float64) @ self.directions.T
+        if self.own_score is not None:
+            differences = self.own_score.differences(outputs)
+        else:
+            differences = outputs["image"].cpu().numpy().astype(np.float64) @ self.directions.T
         pooled = pool_patches(outputs["patches"], self.patch_directions) if self.patches else {}
         of_pools = {pool: values.cpu().numpy().astype(np.float64) for pool, values in pooled.items()}
         for level, values in level_differences(differences, of_pools).items():
@@ -70,6 +77,29 @@ class ImageScores:
 
     def finish(self, own: np.ndarray) -> None:
         self.levels = {level: merge_rows(values, own) for level, values in self.levels.items()}
+
+
+class OwnScore:
+    """
+    Differences by a model's own similarity, in place of those of cosines.
+
+    Args:
+        model: see [`scores_itself`].
+        positive: of each finding, see `embed_prompts`; so is `negative`, which the scoring `"sigmoid"` does not use.
+    """
+
+    def __init__(self, model: Any, positive: np.ndarray, negative: np.ndarray, scoring: str):
+        self.score = model.score
+        self.positive, self.negative = (torch.from_numpy(side).to(model.device) for side in (positive, negative))
+        self.has_negative = negative.any(axis=1) & (scoring != "sigmoid")
+
+    def differences(self, outputs: Outputs) -> np.ndarray:
+        """(images, findings) float64: how much more similar the images are to the positive than to the negative."""
+        sides = [
+            self.score(outputs["image"], outputs.get("patches"), texts).cpu().numpy().astype(np.float64)
+            for texts in (self.positive, self.negative)
+        ]
+        return sides[0] - np.where(self.has_negative, sides[1], 0)
 
 
 def add_levels(total: Levels, new: Levels, columns: Sequence[int]) -> Levels:

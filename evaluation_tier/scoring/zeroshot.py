@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.models.cache import hash_weights
-from evaluation_tier.models.embedding import embed_batches, has_patches
+from evaluation_tier.models.cache import hash_model
+from evaluation_tier.models.contract import COSINE
+from evaluation_tier.models.embedding import embed_batches
+from evaluation_tier.models.families import has_patches, own_level, similarity_of
 from evaluation_tier.models.images import MAX_UNREADABLE
-from evaluation_tier.models.loading import check_members_differ, is_classifier
+from evaluation_tier.models.loading import check_comparable, check_members_differ, is_classifier
 from evaluation_tier.models.single_pass import Models, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.scoring.findings import (
@@ -114,6 +116,7 @@ class ZeroShot:
     dataset_name: str = ""
     weights: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to the hash of its weights
     own_levels: set[str] = field(default_factory=set, init=False)  # the default levels of the models
+    similarities: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to that of its unit
 
     def __post_init__(self) -> None:
         self.resampling = replace(self.resampling, kind=self.protocol.resampling)
@@ -140,10 +143,12 @@ class ZeroShot:
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[ImageScores]:
         self.add_last_member()
-        self.weights[name] = hash_weights(model)
+        self.weights[name] = hash_model(model)
         check_members_differ(self.weights)
+        self.similarities[name] = similarity_of(model)
+        check_comparable(self.similarities)
         self.choose_findings(name, model)
-        self.own_levels.add(default_level(model))
+        self.own_levels.add(own_level(model))
         if self.protocol.score_level not in (AUTO, LEVELS[0]) and not has_patches(model):
             raise ValueError(
                 f"The score level {self.protocol.score_level!r} needs embeddings of patches, but {name} is a "
@@ -245,6 +250,7 @@ class ZeroShot:
             "scoring": self.protocol.scoring,
             "no_finding": self.protocol.no_finding,
             "score_level": self.score_level,
+            **({"similarities": self.similarities} if set(self.similarities.values()) != {COSINE} else {}),
             **({"prompts_replaced": [name for name in self.findings if name in replaced]} if replaced else {}),
         }
 

@@ -173,5 +173,5 @@ def compute_grids(
         ValueError: for a model without maps, and as `read_batches`.
     """
     maps = PatchMaps(model, processor, len(dataset), cases, prompts)
-    feed(model, processor, dataset, [maps], asked_rows(dataset, [maps]), batch_size)
+    feed([(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), batch_size)
     return maps.grids(), maps.num_reference

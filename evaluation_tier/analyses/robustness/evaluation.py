@@ -24,6 +24,7 @@ from evaluation_tier.analyses.robustness.variants import (
 )
 from evaluation_tier.analyses.robustness.wording import WORDINGS, as_prompts, compare_negations, compare_wordings
 from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.models.families import check_is_of_transformers
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions, to_json
@@ -171,5 +172,6 @@ def check_has_sentences(model: PreTrainedModel) -> None:
     """ValueError for a classifier, and for a model whose input is not a square image."""
     if is_classifier(model):
         raise ValueError(f"A {type(model).__name__} does not read sentences: name a model of images and texts.")
+    check_is_of_transformers(model, "Robustness", "to change the pixels after preprocessing")
     if getattr(model.config, "model_type", None) == "siglip2":
         raise ValueError(f"A {type(model).__name__} takes images of any shape: name a model that takes square images.")

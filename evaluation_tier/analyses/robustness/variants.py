@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.robustness.intervals import resampled_aurocs, with_interval
-from evaluation_tier.models.embedding import Embedders, Outputs, to_unit_length
+from evaluation_tier.models.contract import to_unit_length
+from evaluation_tier.models.embedding import Embedders, Outputs
 from evaluation_tier.models.grey_levels import GreyLevels
 from evaluation_tier.models.images import Batch
 from evaluation_tier.models.processes import merge_entries

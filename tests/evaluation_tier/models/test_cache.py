@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluation_tier.models.cache import EmbeddingCache, hash_image, hash_weights
+from evaluation_tier.models.clip import ClipFamily
 from evaluation_tier.models.embedding import embed_batches, embed_pixels
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
@@ -85,24 +86,26 @@ def test_names_of_files_do_not_matter(tier_model, phantom, tmp_path, count_read)
 
 def test_whatever_decides_the_numbers_is_in_the_key(make_tier_model, phantom, tmp_path):
     model, processor = make_tier_model(0)
-    first = EmbeddingCache(tmp_path, model, processor, "image").folder
-    assert EmbeddingCache(tmp_path, *make_tier_model(0), "image").folder == first
-    assert EmbeddingCache(tmp_path, *make_tier_model(1), "image").folder != first
-    assert EmbeddingCache(tmp_path, model, processor, "image and patches").folder != first
-    assert EmbeddingCache(tmp_path, *make_tier_model(0, pixel_mean=[0.1, 0.1, 0.1]), "image").folder != first
+    first = EmbeddingCache(tmp_path, ClipFamily(model, processor), "image").folder
+    assert EmbeddingCache(tmp_path, ClipFamily(*make_tier_model(0)), "image").folder == first
+    assert EmbeddingCache(tmp_path, ClipFamily(*make_tier_model(1)), "image").folder != first
+    assert EmbeddingCache(tmp_path, ClipFamily(model, processor), "image and patches").folder != first
+    assert (
+        EmbeddingCache(tmp_path, ClipFamily(*make_tier_model(0, pixel_mean=[0.1, 0.1, 0.1])), "image").folder != first
+    )
     pooled = make_tier_model(0)[0]
     pooled.config.image_pooling = "cls"
-    assert EmbeddingCache(tmp_path, pooled, processor, "image").folder != first
+    assert EmbeddingCache(tmp_path, ClipFamily(pooled, processor), "image").folder != first
     calibrated = make_tier_model(0)[0]
     calibrated.config.zero_shot_findings = {"Edema": {"positive": ["Edema."], "negative": ["No edema."]}}
-    assert EmbeddingCache(tmp_path, calibrated, processor, "image").folder == first
+    assert EmbeddingCache(tmp_path, ClipFamily(calibrated, processor), "image").folder == first
     geometry = processor.image_processor.geometry
     processor.image_processor.geometry = "squash" if geometry != "squash" else "pad"
-    assert EmbeddingCache(tmp_path, model, processor, "image").folder != first
+    assert EmbeddingCache(tmp_path, ClipFamily(model, processor), "image").folder != first
     processor.image_processor.geometry = geometry
     levels = processor.image_processor.grey_levels
     processor.image_processor.grey_levels = "divide"
-    assert EmbeddingCache(tmp_path, model, processor, "image").folder != first
+    assert EmbeddingCache(tmp_path, ClipFamily(model, processor), "image").folder != first
     processor.image_processor.grey_levels = levels
 
 

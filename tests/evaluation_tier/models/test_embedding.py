@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from evaluation_tier.models.clip import takes_uint8
 from evaluation_tier.models.embedding import embed_batches, embed_images, embed_prompts
-from evaluation_tier.models.images import read_batches, takes_uint8
+from evaluation_tier.models.images import read_batches
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
@@ -27,7 +28,7 @@ def test_image_embeddings_do_not_depend_on_the_batch(tier_model, phantom, batch_
 def test_8_bit_pixels_give_the_embeddings_of_float_pixels(tier_model, phantom, monkeypatch):
     assert takes_uint8(*tier_model)
     embeds = embed_images(*tier_model, phantom)
-    monkeypatch.setattr("evaluation_tier.models.images.takes_uint8", lambda *_: False)
+    monkeypatch.setattr("evaluation_tier.models.clip.takes_uint8", lambda *_: False)
     np.testing.assert_allclose(embeds, embed_images(*tier_model, phantom), atol=1e-6)
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import BertConfig, BertModel, CLIPModel
 
 from evaluation_tier.models.cache import hash_weights
+from evaluation_tier.models.clip import takes_uint8
 from evaluation_tier.models.embedding import embed_images
-from evaluation_tier.models.images import takes_uint8
 from evaluation_tier.models.loading import check_members_differ, choose_device, load_model, short_names
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling

@@ -94,7 +94,7 @@ def test_thresholds_of_a_data_set_without_a_finding(bright):
     images, marks, patients = many_scenes(8, 4)
     dataset, (model, processor) = make_dataset(images, masks=marks, patients=patients), bright()
     maps = PatchMaps(model, processor, len(dataset), [Case(0, "B", ""), Case(1, "A", "")], ASK)
-    feed(model, processor, dataset, [maps], asked_rows(dataset, [maps]), 32)
+    feed([(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), 32)
     measured = measure_regions(maps, dataset, processor.image_processor)
     assert set(best_thresholds(measured)) == {"A", "B"} and measured.values.shape == (2, 12, len(METRICS))
     assert (best_thresholds(measured)["A"][measured.names.index("prior")] == -1).all()

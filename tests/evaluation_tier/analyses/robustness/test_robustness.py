@@ -324,7 +324,7 @@ def test_pixels_survive_the_way_to_grey_levels_and_back(make_tier_model, phantom
         processor = SimpleNamespace(image_processor=CLIPImageProcessorPil(**sizes), tokenizer=processor.tokenizer)
     monkeypatch.setattr(variants, "DEGRADATIONS", {"same": lambda picture: picture})
     embeddings = VariantEmbeddings(model, processor, 10, seed=0)
-    feed(model, processor, phantom.select(range(10)), [embeddings], np.arange(10), 4)
+    feed([(model, processor, [embeddings])], phantom.select(range(10)), np.arange(10), 4)
     images = {name: store.values for name, store in embeddings.stores.items()}
     assert list(images) == ["original", "mirrored", "same"]
     np.testing.assert_allclose(images["same"], images["original"], atol=2e-6)

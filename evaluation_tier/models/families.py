@@ -1,0 +1,63 @@
+"""Which family an evaluated model is of, and which optional parts of the contract it has."""
+
+from typing import Any
+
+from transformers import CLIPModel
+
+from evaluation_tier.models.clip import ClipFamily
+from evaluation_tier.models.contract import COSINE, EvaluatedModel
+from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.siglip import Siglip2Family
+from modeling_tier.score_levels_tier import LEVELS, default_level
+
+# By `config.model_type`; all other kinds that `check_family` accepts embed as CLIP does
+FAMILIES = {"siglip2": Siglip2Family}
+
+
+def family_of(model: Any, processor: Any = None) -> EvaluatedModel:
+    """
+    The model as an evaluation sees it.
+
+    Args:
+        model: of transformers, or one that meets the contract itself.
+        processor: of a model of transformers; only reading images and embedding texts need it.
+    """
+    if isinstance(model, EvaluatedModel):
+        return model
+    return FAMILIES.get(getattr(model.config, "model_type", None), ClipFamily)(model, processor)
+
+
+def has_patches(model: Any) -> bool:
+    """Whether a model embeds patches in the space of the texts."""
+    if isinstance(model, EvaluatedModel):
+        return hasattr(model, "embed_patches")
+    return hasattr(model, "get_patch_features") and not is_classifier(model)
+
+
+def can_project_patches(model: Any) -> bool:
+    """Whether a model's patches can be embedded where the texts are: if it does so itself, or is CLIP's."""
+    return has_patches(model) or isinstance(model, CLIPModel) and not is_classifier(model)
+
+
+def own_level(model: Any) -> str:
+    """See `default_level`; the whole image for a model that meets the contract itself."""
+    return LEVELS[0] if isinstance(model, EvaluatedModel) else default_level(model)
+
+
+def scores_itself(model: Any) -> bool:
+    """Whether a model compares images and texts by a similarity of its own."""
+    return isinstance(model, EvaluatedModel) and hasattr(model, "score")
+
+
+def similarity_of(model: Any) -> str:
+    """The unit of what a model compares images and texts by: `"cosine"`, or the name of its own."""
+    return model.similarity if scores_itself(model) else COSINE
+
+
+def check_is_of_transformers(model: Any, analysis: str, needs: str) -> None:
+    """ValueError for a model that meets the contract itself where an analysis needs more than the contract."""
+    if isinstance(model, EvaluatedModel):
+        raise ValueError(
+            f"{analysis} needs {needs}, which a {type(model).__name__} does not offer: evaluate it without this "
+            "analysis, or name a TIER or CLIP model."
+        )
