@@ -1,32 +1,21 @@
+import json
+import shutil
+
 import numpy as np
-import pandas as pd
 import pytest
+from saved_results import save_result
 
 from compare_results import main
-from evaluation_tier.output.metrics_file import write_metrics
-from evaluation_tier.output.predictions import write_predictions
 
 
 @pytest.fixture
 def folders(tmp_path) -> list[str]:
     generator = np.random.default_rng(0)
     labels = np.arange(40) % 2
-    names = [f"image{i}" for i in range(40)]
-    for i in range(2):
-        result = {
-            "auroc": 0.5,
-            "auroc_ci95": [0, 1],
-            "auprc": 0.5,
-            "threshold": 0.5,
-            "n_positive": 20,
-            "n_negative": 20,
-        }
-        metrics = {"dataset": "mine", "protocol": {}, "n_images": 40, "findings": {"Edema": result}, "mean": {}}
-        predictions = pd.DataFrame({"image_id": names, "patient_id": names, "label_Edema": labels})
-        predictions["score_Edema"] = labels * i + generator.normal(size=40)
-        write_metrics(tmp_path / f"run{i}" / "metrics.json", metrics)
-        write_predictions(tmp_path / f"run{i}" / "predictions.parquet", predictions)
-    return [str(tmp_path / "run0"), str(tmp_path / "run1")]
+    return [
+        str(save_result(tmp_path / f"run{i}", {"Edema": labels * i + generator.normal(size=40)}, {"Edema": labels}))
+        for i in range(2)
+    ]
 
 
 def test_prints_and_writes_when_asked(folders, tmp_path, capsys):
@@ -45,13 +34,21 @@ def test_prints_and_writes_when_asked(folders, tmp_path, capsys):
         (["--seed", "-1"], "--seed must not be negative, but is -1."),
         (["--n_boot", "5"], "unknown option --n_boot: did you mean --n_bootstrap?"),
         (["--frist", "5"], "unknown option --frist: see compare_results.py --help."),
-        (["runs/third"], "unknown argument runs/third: see compare_results.py --help."),
+        (["runs/third"], "The folder runs/third does not hold metrics.json: name a folder that tier-eval wrote."),
+        (["--baseline", "own"], "The baseline 'own' is not one of the results: choose one of run0, run1."),
+        (["a="], "'a=' is not a folder, and not NAME=FOLDER: give both the name and the folder."),
+        (
+            ["run1=runs/third"],
+            "Two results are called 'run1' ({1} and runs/third): name each differently, as in NAME=runs/third.",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(folders, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         main([*folders, *arguments, "--output_dir", str(tmp_path / "both")])
-    assert exit_.value.code == 2 and capsys.readouterr().err == f"compare_results.py: error: {message}\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == (
+        f"compare_results.py: error: {message.format(*folders)}\n"
+    )
     assert not (tmp_path / "both").exists()
 
 
@@ -93,3 +90,25 @@ def test_a_file_of_radiologists_is_not_called_missing(tmp_path, capsys):
         f"compare_results.py: error: {tmp_path}/labels.csv: this is a file; name the folder that holds the "
         "radiologists' labels.\n"
     )
+
+
+def test_three_results_are_one_table_beside_the_baseline(folders, tmp_path, capsys):
+    third = f"ours={shutil.copytree(folders[1], tmp_path / 'copy')}"
+    main([*folders, third, "--baseline", "run1", "--n_bootstrap", "200", "--output_dir", str(tmp_path / "all")])
+    text = capsys.readouterr().out
+    assert "AUROC of the models" in text and "Each model minus the baseline, run1," in text
+    comparison = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert comparison["baseline"] == "run1" and list(comparison["results"]) == ["run0", "run1", "ours"]
+    assert comparison["results"]["ours"]["gain"]["mean"]["auroc"]["difference"] == 0
+
+
+@pytest.mark.parametrize("arguments", [["--baseline", "run0"], []])
+def test_two_results_with_a_baseline_or_a_name_are_a_table_too(folders, capsys, arguments):
+    main([folders[0], folders[1] if arguments else f"b={folders[1]}", *arguments, "--n_bootstrap", "50"])
+    assert "Each model minus the baseline, run0," in capsys.readouterr().out
+
+
+def test_a_baseline_has_no_effect_with_radiologists(folders, capsys):
+    with pytest.raises(SystemExit):
+        main(["table.csv", "--radiologists", "folder", "--baseline", "a"])
+    assert "--baseline has no effect with --radiologists: leave it out." in capsys.readouterr().err

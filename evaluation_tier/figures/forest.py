@@ -11,6 +11,8 @@ from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.result_tables import has_common_findings, order_groups
 from evaluation_tier.output.tables import column_name, format_estimate
 
+MAX_ROWS = 80  # of one figure
+
 
 def plot_findings(metrics: Mapping, path: str | Path) -> Path:
     """The AUROC of each finding with its 95 % interval, best first, and the mean: a forest plot.
@@ -63,10 +65,36 @@ def plot_differences(comparison: Mapping, path: str | Path) -> Path:
     return plot_forest([("", rows)], path, reference=0.0, title=title, xlabel="Difference of the AUROC")
 
 
+def plot_gains(comparison: Mapping, path: str | Path) -> Path:
+    """The AUROC of each model minus that of the baseline, with 95 % intervals: a forest plot, first of the means, then
+    a block per finding. With more than `MAX_ROWS` rows, only the means.
+
+    Args:
+        comparison: as `compare_with_baseline` returns it.
+        path: of the PNG file.
+    """
+    gains = {name: result["gain"] for name, result in comparison["results"].items() if "gain" in result}
+    means = {name: gain["mean"]["auroc"] for name, gain in gains.items()}
+    blocks = [("", {f"{name}, mean": entry for name, entry in means.items()})]
+    if len(gains) * (1 + len(comparison["findings"])) <= MAX_ROWS:
+        for finding, counts in comparison["findings"].items():
+            entries = {name: gain["findings"][finding]["auroc"] for name, gain in gains.items()}
+            blocks.append((f"{finding} ({counts['n_positive']:,})", entries))
+    rows = [
+        (heading, [(name, entry["difference"], entry["difference_ci95"]) for name, entry in entries.items()])
+        for heading, entries in blocks
+    ]
+    title = f"AUROC minus that of {comparison['baseline']} (positives), {describe_dataset(comparison['dataset'])}"
+    return plot_forest(
+        rows, path, reference=0.0, num_summary=len(gains), title=literal(title), xlabel="Difference of the AUROC"
+    )
+
+
 def plot_forest(
     blocks: Sequence[tuple[str, Sequence[tuple[str, float | None, Sequence[float | None]]]]],
     path: str | Path,
     reference: float = 0.5,
+    num_summary: int = 1,
     **labels: str,
 ) -> Path:
     """Numbers with their intervals, one below the other.
@@ -74,6 +102,7 @@ def plot_forest(
     Args:
         blocks: heading and rows; a row is a label, a value and its interval. The first block has no heading.
         reference: where a dashed line stands.
+        num_summary: number of last rows of the first block that summarize the others.
     """
     matplotlib = import_matplotlib()
     height = sum(len(rows) for _, rows in blocks) + len(blocks) - 1
@@ -94,9 +123,9 @@ def plot_forest(
                     fontweight="bold",
                 )
                 y += 1
-            for label, value, interval in rows:
+            for j, (label, value, interval) in enumerate(rows):
                 value, low, high = as_float(value), *map(as_float, interval)
-                summary = not i and label == rows[-1][0]  # the mean, or all images
+                summary = not i and j >= len(rows) - num_summary  # a mean, or all images
                 colour = "black" if summary else COLOURS[0]
                 axes.plot([low, high], [y, y], color=colour, solid_capstyle="butt")
                 axes.plot(value, y, "D" if summary else "o", color=colour, markersize=6)

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from evaluation_tier.figures import forest
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
-from evaluation_tier.output.page import Section, read_figure, render_page
+from evaluation_tier.output.page import FOR_RESEARCH, SYNTHETIC, Figure, Section, read_figure, render_page
 from evaluation_tier.output.tables import (
     DASH,
     Table,
@@ -20,7 +20,7 @@ from evaluation_tier.output.tables import (
     markdown_tables,
 )
 from evaluation_tier.output.writing import write_beside
-from evaluation_tier.statistics.comparison import COMPARED
+from evaluation_tier.statistics.comparison import COMPARED, choose_p
 from evaluation_tier.statistics.resampling import MIN_PATIENTS
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
         auroc, counts = part["auroc"], format_cell(part["n_positive"]) if "n_positive" in part else ""
         numbers = (format_number(auroc[which], missing=DASH) for which in ("first", "second"))
         difference = format_estimate(auroc["difference"], auroc["difference_ci95"])
-        p_value = auroc["p_delong"] if independent and "p_delong" in auroc else auroc["p_bootstrap"]
-        rows.append((name, counts, *numbers, difference, format_p(p_value)))
+        rows.append((name, counts, *numbers, difference, format_p(choose_p(auroc, independent))))
     header = ("Finding", "Positives", "AUROC, A", "AUROC, B", "B minus A (95 % CI)", "p")
     names = f"A is {comparison['first']['folder']}, B is {comparison['second']['folder']}"
     note = (
@@ -94,9 +93,7 @@ def find_notices(comparison: Mapping) -> list[str]:
     if comparison["trained"] == "include":
         for letter, told in zip("AB", comparison["training_overlap"], strict=True):
             notices += [f"{letter}: {told}."] if told and "flatter" in told else []
-    if is_synthetic(comparison["dataset"]):
-        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
-    return notices
+    return notices + ([SYNTHETIC] if is_synthetic(comparison["dataset"]) else [])
 
 
 def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
@@ -110,19 +107,9 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
         The files written.
     """
     folder, tables = Path(folder), comparison_tables(comparison)
-    figures, written = [], []
-    try:
-        written.append(forest.plot_differences(comparison, folder / "comparison.png"))
-        alt = f"Forest plot of the differences of {len(comparison['findings'])} findings; the table holds the numbers."
-        figures.append(
-            read_figure(
-                written[0],
-                alt,
-                "Difference of the AUROC with its 95 % interval; 0 means that the models do not differ.",
-            )
-        )
-    except ValueError as error:  # no matplotlib
-        logger.warning("The comparison is written without a figure. %s", error)
+    alt = f"Forest plot of the differences of {len(comparison['findings'])} findings; the table holds the numbers."
+    caption = "Difference of the AUROC with its 95 % interval; 0 means that the models do not differ."
+    written, figures = draw_forest(folder, lambda path: forest.plot_differences(comparison, path), alt, caption)
     auroc = comparison["mean"]["auroc"]
     page = render_page(
         f"Comparison on {describe_dataset(comparison['dataset']) or 'unnamed data'}",
@@ -140,15 +127,30 @@ def write_comparison(folder: str | Path, comparison: Mapping) -> list[Path]:
             Section("compared", "What was compared", tables["compared"], []),
         ],
         find_notices(comparison),
-        ["For research only. Not a medical device: do not use these numbers to make decisions about a person."],
+        [FOR_RESEARCH],
     )
+    return written + write_texts(folder, comparison, tables, page)
+
+
+def draw_forest(folder: Path, draw: Callable[[Path], Path], alt: str, caption: str) -> tuple[list[Path], list[Figure]]:
+    """Draw `comparison.png`; returns the file and the figure of the page, neither without matplotlib."""
+    try:
+        path = draw(folder / "comparison.png")
+    except ValueError as error:  # no matplotlib
+        logger.warning("The comparison is written without a figure. %s", error)
+        return [], []
+    return [path], [read_figure(path, alt, caption)]
+
+
+def write_texts(folder: Path, comparison: Mapping, tables: Mapping[str, Sequence[Table]], page: str) -> list[Path]:
+    """Write `comparison.json`, `.md`, `.tex` and `.html`."""
     text_of = {
-        "comparison.json": json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
-        "comparison.md": markdown_tables(tables),
-        "comparison.tex": latex_tables(tables),
-        "comparison.html": page,
+        "json": json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+        "md": markdown_tables(tables),
+        "tex": latex_tables(tables),
+        "html": page,
     }
-    for name, text in text_of.items():
-        path = folder / name
-        written.append(write_beside(path, partial(Path.write_text, data=text, encoding="utf-8")))
-    return written
+    return [
+        write_beside(folder / f"comparison.{kind}", partial(Path.write_text, data=text, encoding="utf-8"))
+        for kind, text in text_of.items()
+    ]

@@ -20,7 +20,7 @@ METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": d
 OPTIONAL_KEYS = {
     "models": list,
     **dict.fromkeys(
-        ("versions", "weights", "commits", "adapters", "remote_code", "score_levels", "subgroups", "radiologists"),
+        ("versions", "weights", "sizes", "commits", "adapters", "remote_code", "score_levels", "subgroups", "radiologists"),
         dict,
     ),
     **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),
@@ -95,6 +95,9 @@ def read_metrics(folder: str | Path) -> dict:
         for key in ("auroc", "auroc_ci95", "auprc", "n_positive", "n_negative"):
             if not isinstance(result, dict) or key not in result:
                 raise ValueError(f"{path} lacks {key!r} of {finding!r}: evaluate the model again.")
+    for name, size in (metrics.get("sizes") or {}).items():
+        if not isinstance(size, dict) or not all(is_count(size.get(key)) for key in ("parameters", "image_size")):
+            raise ValueError(f"{path} lacks a valid size of {name!r}: evaluate the model again.")
     parts = {**metrics["findings"], "mean": metrics["mean"], "score_levels": metrics.get("score_levels") or {}}
     for part, result in parts.items():
         for key, value in result.items():
@@ -111,6 +114,11 @@ def holds_numbers(value: Any) -> bool:
     if isinstance(value, (list, dict)):
         return all(map(holds_numbers, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, (int, float))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is null or a whole number from 0."""
+    return value is None or type(value) is int and value >= 0
 
 
 def is_interval(value: Any) -> bool:

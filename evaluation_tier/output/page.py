@@ -1,9 +1,11 @@
 """The page of an evaluation: its tables and figures in a single, self-contained HTML file.
 
-Figures are embedded; the page does not contain scripts or external links. The same files give the same bytes.
+Figures are embedded; the page does not contain external links, and no script, except of a page with a sortable table.
+The same files give the same bytes.
 """
 
 import base64
+import hashlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,12 @@ from evaluation_tier.output.writing import write_beside
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
+
+SORT_SCRIPT = Path(__file__).with_name("sort_tables.js")
+
+SYNTHETIC = "The radiographs are synthetic, drawn by a program: these results say nothing about patients."
+
+FOR_RESEARCH = "For research only. Not a medical device: do not use these numbers to make decisions about a person."
 
 MAX_FIGURE_BYTES = 16 * 2**20
 
@@ -197,7 +205,7 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
     if protocol.get("benchmark_differs"):
         notices.append(" ".join(protocol["benchmark_differs"]))
     if is_synthetic(metrics["dataset"]):
-        notices.append("The radiographs are synthetic, drawn by a program: these results say nothing about patients.")
+        notices.append(SYNTHETIC)
     if "optimistic" in str(protocol.get("thresholds")):
         notices.append(
             "The thresholds were chosen on the evaluated images themselves, so sensitivity, specificity, MCC and F1 "
@@ -214,7 +222,7 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
         f"How well a model tells radiographs with a finding from those without it{split}. A dash ({DASH}) means not "
         "measured. In brackets: 95 % confidence intervals, which show how much a number may vary with other patients."
     )
-    footer = ["For research only. Not a medical device: do not use these numbers to make decisions about a person."]
+    footer = [FOR_RESEARCH]
     if not is_synthetic(metrics["dataset"]) and any(
         section.name in ("similarity", "grounding") and section.figures for section in sections
     ):
@@ -327,6 +335,16 @@ def render_page(
     environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0").replace(
         "95 % CI", "95\u00a0%\u00a0CI"
     )
+    script = ""
+    if any(table.sortable for section in sections for table in section.tables):
+        script = SORT_SCRIPT.read_text(encoding="utf-8")
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=title, lead=lead, key_numbers=key_numbers, sections=sections, notices=notices, footer=footer
+        title=title,
+        lead=lead,
+        key_numbers=key_numbers,
+        sections=sections,
+        notices=notices,
+        footer=footer,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),  # the only one to run
     )

@@ -42,6 +42,7 @@ class Table(NamedTuple):
         rows: text cells; the first of each row names the row.
         align: per column "l", "r", or "p" for text of many words.
         num_summary: number of last rows that summarize the others.
+        sortable: whether the reader of a page may sort its rows.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     align: str
     num_summary: int = 0
+    sortable: bool = False
 
 
 # Cells

@@ -22,6 +22,7 @@ from evaluation_tier.models.embedding import embed_batches
 from evaluation_tier.models.families import has_patches, own_level, similarity_of
 from evaluation_tier.models.images import MAX_UNREADABLE
 from evaluation_tier.models.loading import check_comparable, check_members_differ, is_classifier
+from evaluation_tier.models.model_size import model_size
 from evaluation_tier.models.single_pass import Models, evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.scoring.findings import (
@@ -115,6 +116,7 @@ class ZeroShot:
     replaced_prompts: Mapping[str, Prompts] | None = None
     dataset_name: str = ""
     weights: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to the hash of its weights
+    sizes: dict[str, dict] = field(default_factory=dict, init=False)  # name of each model to its `model_size`
     own_levels: set[str] = field(default_factory=set, init=False)  # the default levels of the models
     similarities: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to that of its unit
 
@@ -144,6 +146,7 @@ class ZeroShot:
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[ImageScores]:
         self.add_last_member()
         self.weights[name] = hash_model(model)
+        self.sizes[name] = model_size(model)
         check_members_differ(self.weights)
         self.similarities[name] = similarity_of(model)
         check_comparable(self.similarities)
@@ -295,6 +298,7 @@ class ZeroShot:
             "n_images": len(labels[0]),
             "models": list(self.weights),
             "weights": self.weights,
+            "sizes": self.sizes,
             "findings": summary["findings"],
             "mean": summary["mean"],
             "versions": installed_versions(),

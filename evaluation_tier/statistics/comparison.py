@@ -17,62 +17,26 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from evaluation_tier.output.metrics_file import as_float, read_metrics, to_json
-from evaluation_tier.output.predictions import read_predictions
-from evaluation_tier.output.tables import format_cell
-from evaluation_tier.statistics.bootstrap import bootstrap
+from evaluation_tier.output.metrics_file import to_json
+from evaluation_tier.statistics.bootstrap import mean_over_findings
+from evaluation_tier.statistics.comparable import (
+    SavedEvaluation,
+    protocol_differences,
+    read_comparable,
+    warn_of_protocols,
+)
 from evaluation_tier.statistics.metrics import nanmean
-from evaluation_tier.statistics.paired import delong, paired_bootstrap
+from evaluation_tier.statistics.paired import delong, paired_differences, resample
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
-from evaluation_tier.statistics.summary import TOO_FEW
-from evaluation_tier.statistics.thresholds import f1_threshold
+from evaluation_tier.statistics.summary import TOO_FEW, metric_entry
 
 logger = logging.getLogger(__name__)
 
 COMPARED = ("auroc", "auprc", "mcc", "f1")
-
-# Keys of the protocol on intervals and data: a comparison computes these again or checks them itself
-NOT_OF_SCORES = (
-    "intervals",
-    "n_bootstrap",
-    "seed",
-    "n_patients",
-    "min_positives",
-    "benchmark_differs",
-    "findings_left_out",
-    "resamples_dropped",
-    "images_skipped",
-    "training_overlap",
-    "threshold_overlap",
-    "n_trained_images",
-    "n_trained_patients_images",
-    "trained",
-)
-
-
-class SavedEvaluation(NamedTuple):
-    """One evaluation, as `eval_zeroshot.py` wrote it into a folder."""
-
-    folder: str
-    metrics: dict
-    predictions: pd.DataFrame
-
-    def columns(self, kind: str, findings: Sequence[str]) -> np.ndarray:
-        """The labels or scores, (images, findings) float64."""
-        return self.predictions[[f"{kind}_{finding}" for finding in findings]].to_numpy(dtype=np.float64)
-
-    def thresholds(self, findings: Sequence[str]) -> dict[str, list[float]]:
-        """The thresholds of MCC and of F1, NaN without one."""
-        results = [self.metrics["findings"][finding] for finding in findings]
-        return {
-            "mcc": [as_float(result.get("threshold")) for result in results],
-            "f1": [as_float(f1_threshold(result)) for result in results],
-        }
 
 
 def compare_evaluations(
@@ -102,177 +66,100 @@ def compare_evaluations(
         `ValueError`: for a folder without a complete evaluation, and if images, patients or labels of the two differ,
             with the number of those that do.
     """
-    metrics = [read_metrics(folder) for folder in (first, second)]
-    findings = shared_findings(metrics, (first, second))
-    pair = [
-        SavedEvaluation(str(folder), read, read_predictions(folder, read))
-        for folder, read in zip((first, second), metrics, strict=True)
-    ]
-    one, other = without_trained(pair, trained)
-    pair = align(one, other, findings)
+    compared = read_comparable((first, second), trained)
+    evaluations, metrics = compared.evaluations, [evaluation.metrics for evaluation in compared.evaluations]
     differing = protocol_differences(*metrics)
-    if differing:
-        described = ", ".join(f"{key} ({format_cell(a)} / {format_cell(b)})" for key, (a, b) in differing.items())
-        logger.warning("The protocols of the two results differ in %s: scores may differ for that reason.", described)
-    left_out = {finding: f"not in {second}" for finding in metrics[0]["findings"] if finding not in findings}
-    left_out |= {finding: f"not in {first}" for finding in metrics[1]["findings"] if finding not in findings}
+    warn_of_protocols("the two results", differing)
     return to_json(
         {
             "first": {"folder": str(first), "models": metrics[0].get("models") or []},
             "second": {"folder": str(second), "models": metrics[1].get("models") or []},
             "dataset": metrics[0]["dataset"],
-            "n_images": len(pair[0].predictions),
-            "n_patients": len(set(pair[0].predictions["patient_id"].tolist())),
+            **compared.describe(),
             "n_bootstrap": resampling.num_resamples,
             "seed": resampling.seed,
             "trained": trained,
             "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
             "protocol_differences": differing,
-            **compare_scores(*pair, findings, resampling),
-            "findings_left_out": left_out,
+            **ResampledEvaluations(evaluations, compared.findings, resampling).compare(0, 1),
+            "findings_left_out": compared.left_out,
         }
     )
 
 
-def shared_findings(metrics: Sequence[Mapping], folders: Sequence[str | Path]) -> list[str]:
-    """The findings that both evaluations have; a ValueError without any."""
-    findings = [finding for finding in metrics[0]["findings"] if finding in metrics[1]["findings"]]
-    if not findings:
-        of_first, of_second = (", ".join(map(repr, read["findings"])) or "none" for read in metrics)
-        raise ValueError(
-            f"The results have no finding in common: {folders[0]} has {of_first}; {folders[1]} has {of_second}. "
-            "Evaluate both models on the same findings."
-        )
-    return findings
+class ResampledEvaluations:
+    """
+    The metrics of evaluations with the same rows, all on the same resamples of the patients.
 
+    Args:
+        evaluations: of [`read_comparable`].
+        findings: that all of them have.
+        resampling: of the patients.
+    """
 
-def compare_scores(
-    first: SavedEvaluation, second: SavedEvaluation, findings: Sequence[str], resampling: Resampling
-) -> dict[str, dict]:
-    """The `"findings"` and the `"mean"` of [`compare_evaluations`], from two evaluations with the same rows."""
-    labels = first.columns("label", findings)
-    scores = [evaluation.columns("score", findings) for evaluation in (first, second)]
-    thresholds = [evaluation.thresholds(findings) for evaluation in (first, second)]
-    patients = first.predictions["patient_id"].tolist()
-    draws = resampling.draw(patients, labels)
-    too_few = find_too_few(labels, patients)
-    for finding in np.array(findings)[too_few]:
-        logger.warning("No interval and no p-value for %s: %s.", finding, TOO_FEW)
-    paired = paired_bootstrap(labels, scores[0], scores[1], draws, thresholds[0], thresholds[1], patients)
-    everyone = np.ones((1, len(labels)))
-    values = [bootstrap(labels, of_model, everyone, at) for of_model, at in zip(scores, thresholds, strict=True)]
+    def __init__(self, evaluations: Sequence[SavedEvaluation], findings: Sequence[str], resampling: Resampling):
+        self.findings, self.resampling = findings, resampling
+        self.labels = evaluations[0].columns("label", findings)
+        self.scores = [evaluation.columns("score", findings) for evaluation in evaluations]
+        patients = evaluations[0].predictions["patient_id"].tolist()
+        draws = resampling.draw(patients, self.labels)
+        self.too_few = find_too_few(self.labels, patients)
+        for finding in np.array(findings)[self.too_few]:
+            logger.warning("No interval and no p-value for %s: %s.", finding, TOO_FEW)
+        self.metrics = [
+            resample(self.labels, scores, draws, evaluation.thresholds(findings))
+            for scores, evaluation in zip(self.scores, evaluations, strict=True)
+        ]
 
-    results = {}
-    for i, finding in enumerate(findings):
-        part: dict[str, Any] = {
-            "n_positive": int((labels[:, i] == 1).sum()),
-            "n_negative": int((labels[:, i] == 0).sum()),
+    def counts(self, i: int) -> dict[str, int]:
+        """How many images are positive and negative for finding `i`."""
+        return {f"n_{name}": int((self.labels[:, i] == of).sum()) for name, of in (("positive", 1), ("negative", 0))}
+
+    def own(self, index: int) -> dict[str, dict]:
+        """The AUROC of one evaluation with its own interval, by finding and of their mean."""
+        point, resampled = self.metrics[index].point["auroc"], self.metrics[index].resampled["auroc"]
+        mean, resampled_mean = mean_over_findings(point, resampled)
+        kept = [slice(0, 0) if few else slice(None) for few in (*self.too_few, self.too_few.all())]
+        findings = {
+            finding: metric_entry("auroc", point[i], resampled[kept[i], i], self.resampling)
+            for i, finding in enumerate(self.findings)
         }
+        return {"findings": findings, "mean": metric_entry("auroc", mean, resampled_mean[kept[-1]], self.resampling)}
+
+    def compare(self, first: int, second: int) -> dict[str, dict]:
+        """The `"findings"` and the `"mean"` of [`compare_evaluations`], of two of the evaluations."""
+        values = [self.metrics[index].point for index in (first, second)]
+        paired = paired_differences(self.metrics[first], self.metrics[second], self.too_few)
+        results = {}
+        for i, finding in enumerate(self.findings):
+            part: dict[str, Any] = self.counts(i)
+            for name in COMPARED:
+                part[name] = {
+                    "first": values[0][name][i],
+                    "second": values[1][name][i],
+                    "difference": paired[name].difference[i],
+                    "difference_ci95": paired[name].interval[i],
+                    "p_bootstrap": paired[name].p_value[i],
+                }
+            p_delong = delong(self.labels[:, i], self.scores[first][:, i], self.scores[second][:, i]).p_value
+            part["auroc"]["p_delong"] = float("nan") if self.too_few[i] else p_delong
+            results[finding] = part
+        mean = {}
         for name in COMPARED:
-            part[name] = {
-                "first": values[0][name][0, i],
-                "second": values[1][name][0, i],
-                "difference": paired[name].difference[i],
-                "difference_ci95": paired[name].interval[i],
-                "p_bootstrap": paired[name].p_value[i],
+            defined = ~np.isnan(paired[name].difference)  # both means are over the same findings
+            mean[name] = {
+                "first": nanmean(values[0][name][defined]),
+                "second": nanmean(values[1][name][defined]),
+                "difference": paired[name].mean_difference,
+                "difference_ci95": paired[name].mean_interval,
+                "p_bootstrap": paired[name].mean_p_value,
             }
-        p_delong = delong(labels[:, i], scores[0][:, i], scores[1][:, i]).p_value
-        part["auroc"]["p_delong"] = float("nan") if too_few[i] else p_delong
-        results[finding] = part
-    mean = {}
-    for name in COMPARED:
-        defined = ~np.isnan(paired[name].difference)  # both means are over the same findings
-        mean[name] = {
-            "first": nanmean(values[0][name][0, defined]),
-            "second": nanmean(values[1][name][0, defined]),
-            "difference": paired[name].mean_difference,
-            "difference_ci95": paired[name].mean_interval,
-            "p_bootstrap": paired[name].mean_p_value,
-        }
-    return {"findings": results, "mean": mean}
+        return {"findings": results, "mean": mean}
 
 
-def without_trained(pair: Sequence[SavedEvaluation], choice: str) -> list[SavedEvaluation]:
+def choose_p(entry: Mapping, independent: bool) -> float | None:
     """
-    Both evaluations without the images that one of the models was trained on, if the choice is to exclude them.
-
-    Raises:
-        ValueError: such images exist and the choice is to refuse them, or all images are such images.
+    The p-value to show of an entry of [`compare_evaluations`]: DeLong's if it has one and the images are independent,
+    as his test assumes, else that of the resamples.
     """
-    tables = [evaluation.predictions for evaluation in pair]
-    seen = [table["trained_on"] if "trained_on" in table else pd.Series(False, table.index) for table in tables]
-    for evaluation, is_trained in zip(pair, seen, strict=True):
-        if is_trained.any() and choice == "refuse":
-            raise ValueError(
-                f"{evaluation.folder} counts {is_trained.sum():,} images that its model was trained on, or of its "
-                "training patients. Exclude them from both with --exclude_trained, or count them with "
-                "--include_trained; the comparison will say so."
-            )
-    if choice != "exclude":
-        return list(pair)
-    choices = [evaluation.metrics["protocol"].get("trained") for evaluation in pair]
-    if not any(choices):
-        logger.warning("--exclude_trained has no effect: neither evaluation contains training images.")
-    kept = [set(table["image_id"][~is_trained]) for table, is_trained in zip(tables, seen, strict=True)]
-    dropped = set().union(*(set(table["image_id"][mask]) for table, mask in zip(tables, seen, strict=True)))
-    if "excluded" in choices:
-        dropped |= kept[0] ^ kept[1]  # already left out when one of the models was evaluated
-    if not (kept[0] & kept[1]) - dropped:
-        raise ValueError("All images would be excluded: evaluate other data.")
-    return [
-        evaluation._replace(predictions=table[~table["image_id"].isin(dropped)])
-        for evaluation, table in zip(pair, tables, strict=True)
-    ]
-
-
-def align(
-    first: SavedEvaluation, second: SavedEvaluation, findings: Sequence[str]
-) -> tuple[SavedEvaluation, SavedEvaluation]:
-    """Both evaluations, with the second's rows in the order of the first's.
-
-    Raises:
-        ValueError: an image occurs twice, or images, their patients or their labels differ between the two.
-    """
-    for folder, _, table in (first, second):
-        repeated = int(table["image_id"].duplicated().sum())
-        if repeated:
-            raise ValueError(f"{repeated} rows of {folder} repeat an image_id: evaluate data with unique ids.")
-    ids, other_ids = first.predictions["image_id"], second.predictions["image_id"]
-    shared = int(ids.isin(other_ids).sum())
-    if shared < len(ids) or shared < len(other_ids):
-        raise ValueError(
-            f"The results are of different images: {first.folder} has {len(ids):,}, {second.folder} "
-            f"{len(other_ids):,}, and {shared:,} are in both. Evaluate both models on the same images. If one "
-            "evaluation excluded training images, pass --exclude_trained."
-        )
-    second = second._replace(predictions=second.predictions.set_index("image_id").loc[ids].reset_index())
-    pair = (first, second)
-    patients = [evaluation.predictions["patient_id"].astype(str).fillna("").to_numpy() for evaluation in pair]
-    moved = int((patients[0] != patients[1]).sum())
-    if moved:
-        raise ValueError(
-            f"{moved:,} of the {len(ids):,} images belong to other patients in {second.folder} than in "
-            f"{first.folder}: evaluate both models on the same data."
-        )
-    labels = [evaluation.columns("label", findings) for evaluation in pair]
-    differ = ~((labels[0] == labels[1]) | (np.isnan(labels[0]) & np.isnan(labels[1])))
-    if differ.any():
-        counts = ", ".join(
-            f"{finding} {count:,}" for finding, count in zip(findings, differ.sum(axis=0), strict=True) if count
-        )
-        raise ValueError(
-            f"The labels of the two results differ (of {len(ids):,} images: {counts}): evaluate both models with "
-            "the same labels."
-        )
-    return pair
-
-
-def protocol_differences(first: Mapping, second: Mapping) -> dict[str, list]:
-    """Where two protocols differ: by key the two values, None if a protocol lacks the key."""
-    protocols = [{"dataset": read["dataset"], **read["protocol"]} for read in (first, second)]
-    keys = dict.fromkeys((*protocols[0], *protocols[1]))
-    return {
-        key: [protocol.get(key) for protocol in protocols]
-        for key in keys
-        if key not in NOT_OF_SCORES and protocols[0].get(key) != protocols[1].get(key)
-    }
+    return entry["p_delong"] if independent and "p_delong" in entry else entry["p_bootstrap"]

@@ -1,4 +1,4 @@
-"""Differences between two models on the same images: paired bootstrap and DeLong's test."""
+"""Differences between models on the same images: paired bootstrap, DeLong's test, and Holm's correction."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,13 @@ from evaluation_tier.statistics.bootstrap import (
 )
 from evaluation_tier.statistics.metrics import select_known
 from evaluation_tier.statistics.resampling import find_too_few
+
+
+class Resampled(NamedTuple):
+    """The metrics of one model, by name as [`bootstrap`] names them."""
+
+    point: dict[str, np.ndarray]  # (findings,): on all images
+    resampled: dict[str, np.ndarray]  # (resamples, findings)
 
 
 class PairedDifference(NamedTuple):
@@ -79,14 +86,36 @@ def paired_bootstrap(
     """
     if (first_thresholds is None) != (second_thresholds is None):
         raise ValueError("Only one of the two models has thresholds: give thresholds for both, or for neither.")
-    data = np.ones((1, len(labels)))
     models = ((first_scores, first_thresholds), (second_scores, second_thresholds))
-    first_point, second_point = (bootstrap(labels, scores, data, thresholds) for scores, thresholds in models)
-    first, second = (bootstrap(labels, scores, draws, thresholds) for scores, thresholds in models)
+    first, second = (resample(labels, scores, draws, thresholds) for scores, thresholds in models)
     too_few = np.zeros(labels.shape[1], dtype=bool) if unit_ids is None else find_too_few(labels, unit_ids)
+    return paired_differences(first, second, too_few)
+
+
+def resample(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    draws: np.ndarray,
+    thresholds: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+) -> Resampled:
+    """A model's metrics on all images and on each resample; arguments as of [`bootstrap`]."""
+    point = bootstrap(labels, scores, np.ones((1, len(labels))), thresholds)
+    return Resampled(
+        {name: of_data[0] for name, of_data in point.items()}, bootstrap(labels, scores, draws, thresholds)
+    )
+
+
+def paired_differences(first: Resampled, second: Resampled, too_few: np.ndarray) -> dict[str, PairedDifference]:
+    """
+    The second model's metrics minus the first's, see [`paired_bootstrap`].
+
+    Args:
+        first, second ([`Resampled`]): on the same resamples of the same images.
+        too_few (`np.ndarray`): (findings,) bool, of [`find_too_few`].
+    """
     results = {}
-    for name in first:
-        point, resampled = second_point[name][0] - first_point[name][0], second[name] - first[name]
+    for name in first.point:
+        point, resampled = second.point[name] - first.point[name], second.resampled[name] - first.resampled[name]
         mean, resampled_mean = mean_over_findings(point, resampled)
         resampled[:, too_few] = np.nan
         if too_few.all():
@@ -100,6 +129,26 @@ def paired_bootstrap(
             mean_p_value=bootstrap_p_value(resampled_mean),
         )
     return results
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """
+    p-values of a family of tests, adjusted by Holm's step-down method (Holm 1979): the chance of any false rejection
+    in the family is at most the level that they are compared with, whatever the tests have in common.
+
+    Args:
+        p_values (`Sequence[float]`): (tests,), 0 to 1; NaN is a test that could not be made and is not in the family.
+
+    Returns:
+        `np.ndarray`: (tests,), at least as high as the p-values and at most 1; NaN stays NaN.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(p_values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    ascending = known[np.argsort(p_values[known], kind="stable")]
+    steps = p_values[ascending] * np.arange(len(ascending), 0, -1)
+    adjusted[ascending] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
 
 
 def delong(labels: np.ndarray, first_scores: np.ndarray, second_scores: np.ndarray) -> DeLong:

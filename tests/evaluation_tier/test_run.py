@@ -44,6 +44,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
         "n_images",
         "models",
         "weights",
+        "sizes",
         "findings",
         "mean",
         "versions",

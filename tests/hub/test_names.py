@@ -34,6 +34,7 @@ def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
     assert "commits" not in by_folder
     [weights] = by_name.pop("weights").values()
     assert by_folder.pop("weights") == {short: weights} == {short: hash_weights(load_model(runs["clip"])[0])}
+    assert by_name.pop("sizes") == {"user/clip": by_folder.pop("sizes")[short]}
     assert by_name == by_folder
     assert load_model("user/dual")[0].state_dict().keys() == load_model(runs["dual"])[0].state_dict().keys()
 

@@ -114,6 +114,7 @@ def test_keys_are_those_of_the_contract(tier_model, phantom):
         "n_images",
         "models",
         "weights",
+        "sizes",
         "findings",
         "mean",
         "versions",

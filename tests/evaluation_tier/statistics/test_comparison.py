@@ -1,12 +1,11 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
+from saved_results import save_result
 
 from evaluation_tier.output.comparison import comparison_tables, format_p, write_comparison
 from evaluation_tier.output.metrics_file import write_metrics
-from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.output.tables import text_table
 from evaluation_tier.statistics.comparison import compare_evaluations
 from evaluation_tier.statistics.resampling import Resampling
@@ -17,24 +16,8 @@ def make_result(tmp_path):
     """A folder as an evaluation leaves it, from labels and scores of the finding "A"."""
 
     def make(name, scores, labels=(1, 1, 0, 0), image_ids=None, patients=None, finding="A", threshold=0.5, **protocol):
-        image_ids = image_ids or [f"image{i}" for i in range(len(scores))]
-        result = {"auroc": 0.5, "auroc_ci95": [0.4, 0.6], "auprc": 0.5, "threshold": threshold}
-        result |= {"n_positive": int(np.sum(np.array(labels) == 1)), "n_negative": int(np.sum(np.array(labels) == 0))}
-        metrics = {
-            "dataset": "mine",
-            "protocol": {"split": "test", "prompts": "report", "scoring": "difference", "seed": 0, **protocol},
-            "n_images": len(scores),
-            "models": [f"runs/{name}"],
-            "findings": {finding: result},
-            "mean": {},
-            "versions": {},
-        }
-        predictions = pd.DataFrame({"image_id": image_ids, "patient_id": patients or image_ids})
-        predictions[f"score_{finding}"] = np.array(scores, dtype=float)
-        predictions[f"label_{finding}"] = np.array(labels, dtype=float)
-        write_predictions(tmp_path / name / "predictions.parquet", predictions)
-        write_metrics(tmp_path / name / "metrics.json", metrics)
-        return tmp_path / name
+        by_finding = {finding: scores}, {finding: labels}
+        return save_result(tmp_path / name, *by_finding, image_ids, patients, threshold, **protocol)
 
     return make
 

@@ -7,7 +7,7 @@ from evaluation_tier.statistics.bootstrap import (
     bootstrap,
 )
 from evaluation_tier.statistics.metrics import auroc
-from evaluation_tier.statistics.paired import bootstrap_p_value, delong, midranks, paired_bootstrap
+from evaluation_tier.statistics.paired import bootstrap_p_value, delong, holm, midranks, paired_bootstrap
 from evaluation_tier.statistics.resampling import (
     draw_resamples,
 )
@@ -113,3 +113,22 @@ def test_delong_of_hard_cases():
     assert single.aurocs.tolist() == [1, 1] and np.isnan(single.p_value) and np.isnan(single.covariance).all()
     none = delong([1, 1], [0.1, 0.2], [0.2, 0.3])
     assert np.isnan(none.aurocs).all() and np.isnan(none.difference)
+
+
+def test_holm_by_hand():
+    # ascending 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and never lower than the one before
+    assert holm([0.03, 0.01, 0.04, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.4, 0.3]).tolist() == pytest.approx([0.6, 0.6])
+    assert holm([0.7, 0.6]).tolist() == [1, 1]  # 1.2, at most 1
+    assert holm([0.02]).tolist() == [0.02] and holm([]).tolist() == []
+    # a test that could not be made is not in the family
+    np.testing.assert_allclose(holm([0.02, np.nan, 0.03]), [0.04, np.nan, 0.04])
+    assert holm([0.01, 0.01, 0.01]).tolist() == pytest.approx([0.03] * 3)
+
+
+def test_holm_holds_its_level_where_bonferroni_does_and_rejects_more():
+    p_values = np.random.default_rng(0).uniform(size=(20_000, 5))  # nothing differs
+    adjusted = np.array([holm(row) for row in p_values])
+    assert abs((adjusted.min(axis=1) <= 0.05).mean() - (1 - 0.99**5)) < 0.005
+    bonferroni = np.minimum(5 * p_values, 1)
+    assert (adjusted >= p_values).all() and (adjusted <= bonferroni).all() and (adjusted < bonferroni).any()
