@@ -46,6 +46,8 @@ def read_predictions(folder: str | Path, metrics: Mapping) -> pd.DataFrame:
             return pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise ValueError(f"{path} cannot be read as Parquet: evaluate the model again.") from error
+    except MemoryError as error:  # a damaged length, mostly
+        raise ValueError(f"{path} is damaged, or does not fit into memory: evaluate the model again.") from error
     if num_rows * len(columns) > MAX_PREDICTIONS:
         raise ValueError(f"{path} holds more than {MAX_PREDICTIONS:,} values: it is too large for a report.")
     if belongs:

@@ -133,8 +133,8 @@ def describe_result(evaluation: SavedEvaluation) -> dict[str, Any]:
     return {
         "folder": evaluation.folder,
         "models": metrics.get("models") or [],
-        "parameters": sum(size["parameters"] or 0 for size in sizes) if sizes else None,
-        "image_size": list(dict.fromkeys(size["image_size"] for size in sizes)),
+        "parameters": sum(size.get("parameters") or 0 for size in sizes) if sizes else None,
+        "image_size": list(dict.fromkeys(size.get("image_size") for size in sizes)),
         "training_overlap": metrics["protocol"].get("training_overlap"),
     }
 

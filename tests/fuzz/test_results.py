@@ -10,11 +10,13 @@ import pytest
 from fuzz.mutations import fuzz, run_child
 
 from evaluation_tier.figures.training import plot_training_curves
+from evaluation_tier.output.baseline_comparison import write_baseline_comparison
 from evaluation_tier.output.comparison import write_comparison
 from evaluation_tier.output.console import format_table
 from evaluation_tier.output.metrics_file import read_metrics, write_metrics
 from evaluation_tier.output.page import write_page
 from evaluation_tier.output.predictions import read_predictions, write_predictions
+from evaluation_tier.statistics.baseline_comparison import compare_with_baseline
 from evaluation_tier.statistics.comparison import compare_evaluations
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.records.identities import TrainedOn, make_source, read_trained_on, write_trained_on
@@ -36,6 +38,7 @@ def write_results(folder: Path, name: str) -> Path:
         "findings": {finding: {**numbers, "n_positive": 6, "n_negative": 6} for finding in FINDINGS},
         "mean": {"auroc": 0.5, "auroc_ci95": [0.4, 0.6], "auprc": 0.5, "mcc": None, "f1": 0.4},
         "versions": {"torch": "2"},
+        "sizes": {name: {"parameters": 100, "image_size": 224}},
         "subgroups": {"sex": {"F": {"n_images": 6, "mean": {"auroc": 0.5, "auroc_ci95": None}}}},
     }
     ids = [f"i{i}" for i in range(12)]
@@ -70,6 +73,8 @@ def read(folder: Path) -> None:
     write_comparison(
         folder.parent / "comparison", compare_evaluations(folder, other, Resampling(10), trained="include")
     )
+    both = compare_with_baseline({"own": folder, "other": other}, "other", Resampling(10), trained="include")
+    write_baseline_comparison(folder.parent / "comparison", both)
     if refused:
         raise refused
 
