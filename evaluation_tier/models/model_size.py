@@ -6,14 +6,13 @@ from torch import nn
 def model_size(model: nn.Module) -> dict[str, int | None]:
     """
     Args:
-        model: of images and texts, or a classifier.
+        model: of images and texts, a classifier, or one that meets the contract itself.
 
     Returns:
-        `parameters`, of both towers, and `image_size`, the height and width in pixels that its config states (None if
-        it does not state one, or a height that is not the width).
+        `parameters`, of both towers (None if the model shows none, as that of an adapter may), and `image_size`,
+        the height and width in pixels that its config states (None if it does not state one, or one of other shape).
     """
     config = getattr(model, "config", None)
-    vision = getattr(config, "vision_config", None)
-    stated = [getattr(part, "image_size", None) for part in (config, vision)]
+    stated = [getattr(part, "image_size", None) for part in (config, getattr(config, "vision_config", None))]
     size = next((size for size in stated if type(size) is int), None)
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "image_size": size}
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()) or None, "image_size": size}

@@ -20,7 +20,17 @@ METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": d
 OPTIONAL_KEYS = {
     "models": list,
     **dict.fromkeys(
-        ("versions", "weights", "sizes", "commits", "adapters", "remote_code", "score_levels", "subgroups", "radiologists"),
+        (
+            "versions",
+            "weights",
+            "sizes",
+            "commits",
+            "adapters",
+            "remote_code",
+            "score_levels",
+            "subgroups",
+            "radiologists",
+        ),
         dict,
     ),
     **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),

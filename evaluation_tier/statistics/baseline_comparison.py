@@ -8,7 +8,7 @@
 - `"findings"`: by name `n_positive` and `n_negative`.
 - `"results"`: by name, in the order given, of each evaluation
   - `folder`, `models`, `training_overlap`, and `protocol_differences`: by key the baseline's value and its own,
-  - `parameters` of all its models together, `None` if not recorded, and `image_size`, the different ones of its models
+  - `parameters` of all its models together, `None` if not known, and `image_size`, the different ones of its models
     in pixels,
   - `findings` (by name) and `mean`: `auroc` and `auroc_ci95`, on the findings and images that all evaluations share,
   - `gain` (not of the baseline): `findings` and `mean` as of [`compare_evaluations`], `first` being the baseline.
@@ -130,10 +130,11 @@ def describe_result(evaluation: SavedEvaluation) -> dict[str, Any]:
     """The facts of an evaluation that do not depend on the others."""
     metrics = evaluation.metrics
     sizes = list((metrics.get("sizes") or {}).values())
+    parameters = [size.get("parameters") for size in sizes]
     return {
         "folder": evaluation.folder,
         "models": metrics.get("models") or [],
-        "parameters": sum(size.get("parameters") or 0 for size in sizes) if sizes else None,
+        "parameters": None if None in parameters or not sizes else sum(parameters),
         "image_size": list(dict.fromkeys(size.get("image_size") for size in sizes)),
         "training_overlap": metrics["protocol"].get("training_overlap"),
     }
