@@ -4,6 +4,7 @@
     tier-eval runs/mine --data FOLDER --findings Cardiomegaly "Pleural Effusion"
     tier-eval owner/name --data phantom --split test
     tier-eval runs/mine --benchmark chexpert-5 --data chexpert:FOLDER --protocol chexzero
+    tier-eval --each runs/mine owner/name --adapter my_file.py:make --data FOLDER --output_dir runs/compared
     accelerate launch eval_zeroshot.py runs/mine --data FOLDER
     tier-eval runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 

@@ -19,7 +19,16 @@ from pathlib import Path
 from command_line import Parser, check_writable, command_name, one_sentence_errors
 from evaluation_tier.options import add_options, check_options
 
-NOT_FOR_RANKING = ("output_dir", "figures", "model_card", "save_thresholds", "analyses", "radiologists", "adapter")
+NOT_FOR_RANKING = (
+    "output_dir",
+    "figures",
+    "model_card",
+    "save_thresholds",
+    "analyses",
+    "radiologists",
+    "adapter",
+    "each",
+)
 
 COMMAND = command_name("tier-rank", __file__)
 EVALUATION = command_name("tier-eval", "eval_zeroshot.py")

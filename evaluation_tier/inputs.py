@@ -15,6 +15,7 @@ from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together
 from evaluation_tier.models.single_pass import Models
 from evaluation_tier.output import folder
+from evaluation_tier.output.file_names import file_names
 from evaluation_tier.scoring import protocols
 from evaluation_tier.scoring.protocols import Protocol
 from evaluation_tier.test_sets import loader
@@ -46,6 +47,14 @@ class Inputs(NamedTuple):
         """See `protocols.find_prompts`."""
         return protocols.find_prompts(self.protocol.prompts, findings, self.replaced_prompts)
 
+    def alone(self, name: str | Path) -> "Inputs":
+        """Those of one model of --each, by its name as the user gave it."""
+        shown = self.names[name]
+        described = dict(self.described)
+        if len(self.names) > 1:
+            described["training_overlap"] += f" (of all models evaluated together: {', '.join(self.names.values())})"
+        return self._replace(names={name: shown}, models={shown: self.models[shown]}, described=described)
+
     def load(self, name: str) -> tuple:
         """A model and its processor, by its name in the results."""
         member = self.models[name]
@@ -54,7 +63,7 @@ class Inputs(NamedTuple):
 
 def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     """
-    Read everything that the arguments name. `args.output_dir` becomes the folder to write.
+    Read everything that the arguments name. `args.output_dir` becomes the folder to write, see `choose_folders`.
 
     Raises:
         ValueError: for arguments that do not fit the models, the data or one another.
@@ -73,9 +82,8 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         split = split or trained_on.choose_split(args.data, table, lists)
     check_threshold_split(args, split)
     dataset_name = readers.dataset_name(args.data)
-    identity = {"models": list(names.values()), "dataset": dataset_name, "split": split, "benchmark": args.benchmark}
-    identity["protocol"] = protocol.name
-    args.output_dir = folder.choose_folder(args.output_dir, identity, args.overwrite)
+    identity = {"dataset": dataset_name, "split": split, "benchmark": args.benchmark, "protocol": protocol.name}
+    choose_folders(args, list(names.values()), identity)
     with fail_together():
         models = prepare_models(args, names, device)
         records = Records(args, benchmark, table, lists)
@@ -106,6 +114,28 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     )
 
 
+def choose_folders(args: argparse.Namespace, models: list[str], identity: dict) -> None:
+    """
+    `args.output_dir` becomes the folder to write; with --each it becomes a mapping of each model to its own.
+
+    Raises:
+        ValueError: as `choose_folder`.
+    """
+    if not args.each:
+        args.output_dir = folder.choose_folder(args.output_dir, {"models": models, **identity}, args.overwrite)
+        return
+    parts = file_names(models)
+    chosen = {}
+    for model in models:
+        asked = None if args.output_dir is None else Path(args.output_dir, parts[model])
+        chosen[model] = folder.choose_folder(asked, {"models": [model], **identity}, args.overwrite)
+        if chosen[model] in list(chosen.values())[:-1]:
+            raise ValueError(
+                f"The results of {model} and of another model would both be {chosen[model]}: give --output_dir."
+            )
+    args.output_dir = chosen
+
+
 def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
     if args.threshold_split and args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
@@ -123,16 +153,20 @@ def protocol_of_options(args: argparse.Namespace) -> Protocol:
 
 
 def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], device: torch.device) -> Models:
-    """A single model, loaded; of an ensemble the functions that load its members one by one."""
-    if len(args.models) > 1:
+    """One model, or several with --each, loaded; of an ensemble the functions that load its members one by one."""
+    if len(args.models) > 1 and not args.each:
         return {names[name]: partial(loading.load_model, name, device) for name in args.models}
-    (name,) = args.models
+    return {names[name]: load_alone(args, name, device) for name in args.models}
+
+
+def load_alone(args: argparse.Namespace, name: str, device: torch.device) -> tuple:
+    """A model that is evaluated alone, and its processor."""
     model, processor = loading.load_model(name, device)
     if args.save_thresholds and (
         loading.is_classifier(model) or not hasattr(getattr(model, "config", None), "zero_shot_findings")
     ):
         raise ValueError(f"--save_thresholds needs a TIER model, but {name} holds a {type(model).__name__}.")
-    return {names[name]: (model, processor)}
+    return model, processor
 
 
 class Records:

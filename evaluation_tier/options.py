@@ -28,6 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--each",
+        action="store_true",
+        help="evaluate the models one by one, not as an ensemble, from one reading of the images. All of them are in "
+        "memory. Each gets a folder of results, under --output_dir if given; tier-compare takes these",
+    )
+    group.add_argument(
         "--adapter",
         nargs="+",
         default=[],
@@ -174,7 +180,8 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output_dir",
         metavar="FOLDER",
-        help="where to write (default: runs/evaluation/MODEL-DATA-SPLIT, by their names)",
+        help="where to write (default: runs/evaluation/MODEL-DATA-SPLIT, by their names); with --each the folder "
+        "that holds those of the models",
     )
     group.add_argument(
         "--overwrite",
@@ -240,13 +247,14 @@ def check_models(args: argparse.Namespace) -> None:
 def check_one_model(args: argparse.Namespace) -> None:
     """ValueError for options that take one model, or a model in a local folder."""
     for name in ("model_card", "save_thresholds"):
-        if getattr(args, name) and len(args.models) > 1:
+        if getattr(args, name) and len(args.models) > 1 and not args.each:
             raise ValueError(f"--{name} is for one model: evaluate an ensemble without it.")
-        if getattr(args, name) and not Path(args.models[0]).is_dir():
+        missing = [model for model in args.models if not Path(model).is_dir()]
+        if getattr(args, name) and missing:
             raise ValueError(
-                f"--{name} writes into a model folder, but {args.models[0]} is not a folder: download a model of the "
+                f"--{name} writes into a model folder, but {missing[0]} is not a folder: download a model of the "
                 "Hub first, with `hf download NAME --local-dir FOLDER`."
             )
     of_one = [name for name in args.analyses if name != "sparsity"]
-    if of_one and len(args.models) > 1:
+    if of_one and len(args.models) > 1 and not args.each:
         raise ValueError(f"--analyses {of_one[0]} is for one model: evaluate an ensemble without it.")

@@ -4,7 +4,7 @@ Reading is in `inputs.py`, the pass in `models/single_pass.py`, the files in `ou
 """
 
 import argparse
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pandas as pd
@@ -24,7 +24,7 @@ from evaluation_tier.inputs import Inputs, read_inputs
 from evaluation_tier.models import loading
 from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
-from evaluation_tier.models.single_pass import evaluate_models
+from evaluation_tier.models.single_pass import evaluate_models, evaluate_together
 from evaluation_tier.options import ANALYSES
 from evaluation_tier.output.console import format_results
 from evaluation_tier.output.evaluation_files import Evaluation, write_evaluation
@@ -43,20 +43,55 @@ def run(args: argparse.Namespace) -> str:
     if args.figures:
         style.import_matplotlib()
     with joined_processes(args.device) as device:
-        evaluation = evaluate(args, device)
+        evaluations = evaluate_each(args, device) if args.each else [(args, evaluate(args, device))]
         if not is_main_process():
             return ""
-        written = write_evaluation(args, evaluation)
-        return format_results(args.models, evaluation.metrics, written)
+        return "\n".join(
+            format_results(of_one.models, evaluation.metrics, write_evaluation(of_one, evaluation))
+            for of_one, evaluation in evaluations
+        )
 
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
     """Score the findings, and measure what --analyses and --radiologists ask for; the latter in the main process."""
     inputs = read_inputs(args, device)
     with fail_together():
-        check_models(args, inputs)
-        analyses = make_analyses(args, inputs)
-        readers = read_labels_of_radiologists(args, inputs)
+        measured = prepare(args, inputs)
+    evaluate_models(inputs.models, measured.zero_shot.evaluated, measured.all, args.batch_size, args.cache_dir)
+    return finish(args, inputs, measured)
+
+
+def evaluate_each(args: argparse.Namespace, device: torch.device) -> list[tuple[argparse.Namespace, Evaluation]]:
+    """`evaluate` for each model alone, with its arguments, from one reading of the images."""
+    inputs = read_inputs(args, device)
+    apart = {}
+    with fail_together():
+        for name, shown in inputs.names.items():
+            own = argparse.Namespace(**{**vars(args), "models": [name], "output_dir": args.output_dir[shown]})
+            apart[shown] = (own, inputs.alone(name), prepare(own, inputs.alone(name)))
+    evaluated = next(iter(apart.values()))[2].zero_shot.evaluated
+    analyses = {shown: measured.all for shown, (_, _, measured) in apart.items()}
+    evaluate_together(inputs.models, evaluated, analyses, args.batch_size, args.cache_dir)
+    return [(own, finish(own, of_one, measured)) for own, of_one, measured in apart.values()]
+
+
+class Measured(NamedTuple):
+    """What is measured on the images."""
+
+    zero_shot: ZeroShot
+    analyses: Analyses
+    readers: pd.DataFrame | None  # labels of radiologists
+
+    @property
+    def all(self) -> list:
+        return [self.zero_shot, *self.analyses.values()]
+
+
+def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
+    """The scores and analyses that the arguments ask for, checked before any image is embedded."""
+    check_models(args, inputs)
+    analyses = make_analyses(args, inputs)
+    readers = read_labels_of_radiologists(args, inputs)
     zero_shot = ZeroShot(
         inputs.dataset,
         args.findings,
@@ -67,15 +102,17 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
         replaced_prompts=inputs.replaced_prompts,
         dataset_name=inputs.dataset_name,
     )
-    evaluate_models(
-        inputs.models, zero_shot.evaluated, [zero_shot, *analyses.values()], args.batch_size, args.cache_dir
-    )
-    metrics, predictions = zero_shot.results()
+    return Measured(zero_shot, analyses, readers)
+
+
+def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured) -> Evaluation:
+    """The results, after the pass of the last model."""
+    metrics, predictions = measured.zero_shot.results()
     describe_inputs(args, inputs, metrics)
     if inputs.seen.any():
         predictions["trained_on"] = inputs.seen[predictions.index]
     if is_main_process():
-        metrics |= finish_analyses(inputs, analyses, readers, metrics, predictions)
+        metrics |= finish_analyses(inputs, measured.analyses, measured.readers, metrics, predictions)
     prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
     if metrics["protocol"]["scoring"] != "logit":
         if "grounding" in args.analyses:
