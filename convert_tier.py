@@ -7,6 +7,7 @@ this package for transformers or OpenCLIP.
     tier-convert best_model.pt models/tier                                        # TIER, as its authors save it
     tier-convert biovil_image_resnet50_proj_size_128.pt models/biovil --text_model BiomedVLP-CXR-BERT-specialized
     tier-convert CLIP-ViT-B-32-laion2B-s34B-b79K models/laion                     # a folder of OpenCLIP or of CLIP
+    tier-convert microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224 models/biomedclip     # a name on the Hub
     tier-convert runs/mine models/mine_openclip --to openclip                     # and back
 
 AutoModel.from_pretrained, tier-train and tier-eval load the output. Code inside a checkpoint never runs: the
@@ -15,10 +16,8 @@ fault; in that case, nothing is written.
 """
 
 import argparse
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,25 +26,31 @@ from command_line import Parser, can_write, command_name, one_sentence_errors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from modeling_tier.checkpoints import Source
+
 TARGETS = ("tier", "clip", "openclip")
-CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
-CXR_BERT = "microsoft/BiomedVLP-CXR-BERT-specialized"
 KIND_NAMES = {
     "openai": "OpenAI CLIP",
     "chexzero": "CheXzero",
     "openclip": "OpenCLIP",
     "clip": "a CLIP model of transformers",
     "tier": "TIER, as its authors save it",
-    "biovil": "BioViL's image tower",
+    "biovil": "BioViL",
+    "biovil_t": "BioViL-T",
+    "biomedclip": "OpenCLIP with timm's ViT and a BERT, as BiomedCLIP",
+    "chexficient": "CheXficient",
 }
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # of a file, never of a name on the Hub
 COMMAND = command_name("tier-convert", __file__)
 
 
 def build_parser() -> Parser:
     parser = Parser(COMMAND, __doc__)
     parser.add_argument(
-        "checkpoint", help="file (.pt, .bin, .safetensors) or folder of a model (of transformers or OpenCLIP)"
+        "checkpoint",
+        help="file (.pt, .bin, .safetensors), folder of a model (of transformers or OpenCLIP), or name on the Hub "
+        "(owner/name, or owner/name@revision)",
     )
     parser.add_argument("output", help="folder to write; it must not exist, or be empty")
     parser.add_argument(
@@ -71,11 +76,10 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--tokenizer",
         metavar="FOLDER_OR_NAME",
-        help="the model's tokenizer, a folder or a name on the Hub (default: the one in the checkpoint's folder, else "
-        f"{CLIP_TOKENIZER}, or {CXR_BERT} for TIER)",
+        help="folder, or name on the Hub, of the model's tokenizer (default: the original's)",
     )
     parser.add_argument(
-        "--text_model", metavar="FOLDER", help=f"BioViL only: the folder of CXR-BERT, a download of {CXR_BERT}"
+        "--text_model", metavar="FOLDER", help="BioViL only: the folder of its CXR-BERT (default: the checkpoint's)"
     )
     return parser
 
@@ -88,29 +92,26 @@ def check_output(folder: Path) -> None:
         raise ValueError(f"the output folder {folder} cannot be written; name another one.")
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill. It becomes `folder` once everything is written, and is removed after a failure."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()  # empty, see check_output
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def find_checkpoint(name: str) -> Path:
+    """The path of a file or folder, or of the download of a name on the Hub; a mistyped path is not looked up."""
+    from modeling_tier.checkpoints import download_checkpoint
+    from processing_tier.hub_names import MODEL_NAME, check_hub_name
+
+    path = Path(name)
+    if path.exists() or "/" not in name or not MODEL_NAME.fullmatch(name) or path.suffix in WEIGHT_SUFFIXES:
+        return path
+    check_hub_name(name, "checkpoint")
+    return download_checkpoint(name)
 
 
-def choose_tokenizer(args: argparse.Namespace, checkpoint: Path, is_clip: bool) -> str:
+def choose_tokenizer(args: argparse.Namespace, source: "Source", is_clip: bool) -> str:
     """The folder or name of the tokenizer. ValueError for a file, or for a name that the Hub does not allow."""
+    from modeling_tier.checkpoints import find_tokenizer
     from modeling_tier.checkpoints.refusals import refuse_tokenizer
     from processing_tier.hub_names import check_hub_name
 
-    refuse_tokenizer(args.tokenizer or "")
-    name = args.tokenizer or args.text_model or (CLIP_TOKENIZER if is_clip else CXR_BERT)
-    if args.tokenizer is None and (checkpoint / "tokenizer_config.json").is_file():
-        name = str(checkpoint)
+    name = args.tokenizer or args.text_model or find_tokenizer(source, is_clip)
+    refuse_tokenizer(name)
     check_hub_name(name, "tokenizer")
     return name
 
@@ -158,6 +159,7 @@ def convert(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from modeling_tier.checkpoints import describe_assumptions, load_checkpoint_tokenizer, load_source, open_source
+    from modeling_tier.checkpoints.output_folder import new_folder
     from processing_tier import TierProcessor
     from processing_tier.checkpoint_image_processors import make_checkpoint_image_processor
 
@@ -166,7 +168,7 @@ def convert(args: argparse.Namespace) -> None:
     check_output(output)
 
     # 1. Model
-    source = open_source(args.checkpoint, args.kind)
+    source = open_source(find_checkpoint(args.checkpoint), args.kind)
     print(f"Reading {args.checkpoint}: {KIND_NAMES[source.kind]}")
     model = load_source(source, args.activation, args.text_model)
     notes = describe_assumptions(source, model.config, args.activation)
@@ -175,9 +177,9 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"--to {args.to} needs a CLIP model, and this one joins two other towers; leave --to out.")
 
     # 2. Processor
-    tokenizer = load_checkpoint_tokenizer(choose_tokenizer(args, source.path, is_clip), model.config, source.kind)
+    tokenizer = load_checkpoint_tokenizer(choose_tokenizer(args, source, is_clip), model.config, source)
     image_size = model.config.vision_config.image_size if is_clip else model.config.image_size
-    image_processor = make_checkpoint_image_processor(source.kind, source.path, source.settings, image_size)
+    image_processor = make_checkpoint_image_processor(source.kind, source.folder, source.settings, image_size)
 
     # 3. Files
     with new_folder(output) as folder:

@@ -17,11 +17,12 @@ from transformers.image_utils import (
 from transformers.utils import logging
 
 from .findings_tier import check_findings
-from .pooling_tier import ADDS_UP, IMAGE_POOLINGS
+from .pooling_tier import ADDS_UP, IMAGE_POOLINGS, TEXT_POOLINGS
 
 logger = logging.get_logger(__name__)
 
 ENTROPY_TOKENS = ("words", "attended", "all")
+PROJECTION_HEADS = ("tier", "linear", "mlp")
 
 # Keys that transformers itself passes to a configuration or writes into config.json, beside the declared fields.
 LIBRARY_KEYS = {
@@ -249,8 +250,17 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         frozen_text_layers (`int`, *optional*, defaults to 0):
             Number of first layers of the text encoder that are never trained, and its embeddings with them; 0 trains
             everything. The paper freezes 8 of BERT's 12 (authors' code, CLIP_Embedding.py:38-45 at ce1e171).
+        image_head, text_head (`str`, *optional*, default to `"tier"`):
+            How patches and tokens are projected. `"tier"`: the authors' heads, see [`TierDualEncoderModel`].
+            `"linear"`: one linear layer. `"mlp"`: linear layer, GELU, linear layer, where the width in the middle is
+            the mean of `projection_dim` and the tower's width (the text head of OpenCLIP 3.3, hf_model.py:146-152).
+        head_bias (`bool`, *optional*, defaults to `False`):
+            Whether the layers of `"linear"` and `"mlp"` heads have biases.
         image_pooling (`str`, *optional*, defaults to `"patch_mean"`):
             As in [`TierCLIPConfig`]; `"cls"` needs a backbone with a class token.
+        text_pooling (`str`, *optional*, defaults to `"cls"`):
+            The token that represents a text: `"cls"`, the first one, or `"eos"`, the last attended one ([SEP]). CLIP's
+            text encoder always uses its end token.
         pixel_mean, pixel_std (`list[float]`, *optional*, default to ImageNet's):
             As in [`TierCLIPConfig`]. A backbone with one channel needs three equal numbers in each.
         kwargs:
@@ -270,7 +280,11 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     image_size: int | None = None
     frozen_text_layers: int = 0
+    image_head: str = "tier"
+    text_head: str = "tier"
+    head_bias: bool = False
     image_pooling: str = "patch_mean"
+    text_pooling: str = "cls"
     pixel_mean: Channels = tuple(IMAGENET_DEFAULT_MEAN)
     pixel_std: Channels = tuple(IMAGENET_DEFAULT_STD)
 
@@ -281,12 +295,21 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         if self.image_size is None:
             self.image_size = 224 if own_size is None else own_size if isinstance(own_size, int) else max(own_size)
         super().__post_init__(**kwargs)
+        if self.head_bias and self.image_head == self.text_head == "tier":
+            logger.warning('head_bias=True has no effect on heads of the kind "tier".')
 
     def validate_tier(self) -> None:
         super().validate_tier()
         for name in ("projection_dim", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name, choices in (
+            ("image_head", PROJECTION_HEADS),
+            ("text_head", PROJECTION_HEADS),
+            ("text_pooling", TEXT_POOLINGS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         layers = getattr(self.text_config, "num_hidden_layers", 0)
         if not 0 <= self.frozen_text_layers <= layers:
             raise ValueError(

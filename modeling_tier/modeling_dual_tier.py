@@ -16,14 +16,14 @@ from transformers.utils.generic import can_return_tuple
 from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierDualEncoderConfig
 from .losses_tier import attended_tokens, counted_tokens
-from .pooling_tier import NEEDS_CLASS_TOKEN, pool_image
+from .pooling_tier import NEEDS_CLASS_TOKEN, pool_image, pool_text
 from .towers_tier import (
     check_image_tower,
     check_text_tower,
     freeze_layers,
     has_attention,
-    hidden_size,
     load_tower,
+    make_text_projection,
     make_tower,
     make_visual_projection,
     patch_grid,
@@ -34,9 +34,10 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
     r"""
     An image backbone (ResNet, ConvNeXt, ViT, DINOv2, Swin, ...) and a text encoder (BERT, RoBERTa, CLIP's, ...), each
     with a projection head into one space (authors' code at ce1e171: Modeling/modules.py:26-46 for images,
-    modeling_cxrbert.py:34-53 for texts). The text head projects every token; [CLS] represents the text (in CLIP's
-    encoder, which reads forward only, the end token does). The image head projects every patch; by default the mean
-    of the patches represents the image.
+    modeling_cxrbert.py:34-53 for texts). The text head projects every token; by default [CLS] represents the text (in
+    CLIP's encoder, which reads forward only, the end token does). The image head projects every patch; by default the
+    mean of the patches represents the image. Other heads and poolings of the configuration hold the weights of other
+    projects' models (BiomedCLIP, CheXficient).
 
     Every method accepts `pixel_values` as normalised float (batch, 3, height, width) or as uint8 (batch, 1, height,
     width) with values 0..255. The model normalises the latter with `pixel_mean` and `pixel_std`. A backbone with one
@@ -80,14 +81,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         check_image_tower(self.vision_model, config.image_pooling)
         check_text_tower(self.text_model)
 
-        dim = config.projection_dim
         self.visual_projection = make_visual_projection(config)
-        self.text_projection = nn.Sequential(
-            nn.Linear(hidden_size(config.text_config), dim),
-            nn.GELU(),
-            nn.LayerNorm(dim, eps=1e-12),
-            nn.Linear(dim, dim),
-        )
+        self.text_projection = make_text_projection(config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.post_init()
         self.freeze_text_layers()
@@ -182,8 +177,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 As the text encoder takes them; an encoder without token types ignores them.
 
         Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected [CLS], or the end token of a
-            CLIP text encoder, not normalised.
+            `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected token that `text_pooling`
+            selects, or the end token of a CLIP text encoder, not normalised.
         """
         self.check_text_length(input_ids)
         if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", None):
@@ -193,7 +188,10 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         if attention_mask is None:
             attention_mask = self.infer_attention_mask(input_ids)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        pooled = outputs.pooler_output if self.reads_forward else outputs.last_hidden_state[:, 0]  # (texts, hidden)
+        if self.reads_forward:
+            pooled = outputs.pooler_output  # (texts, hidden)
+        else:
+            pooled = pool_text(self.config.text_pooling, outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.text_projection(pooled),
@@ -239,7 +237,10 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         prefix = features.shape[-1] - rows * columns
         if self.config.image_pooling not in NEEDS_CLASS_TOKEN:
             features, prefix = features[..., prefix:], 0
-        projected = self.visual_projection(features.unsqueeze(-1)).squeeze(-1)  # (batch, dim, prefix + patches)
+        if self.config.image_head == "tier":  # of 1x1 convolutions
+            projected = self.visual_projection(features.unsqueeze(-1)).squeeze(-1)  # (batch, dim, prefix + patches)
+        else:
+            projected = self.visual_projection(features.mT).mT
         patches = projected[..., prefix:]
         class_token = projected[..., 0] if prefix else None
         pooled = pool_image(self.config.image_pooling, patches, class_token, dim=-1)  # (batch, dim)

@@ -1,9 +1,10 @@
-"""How the class token and the patches of an image become one vector: the modes and their effects."""
+"""How the tokens of an image or of a text become one vector: the modes and their effects."""
 
 import torch
 
 IMAGE_POOLINGS = ("cls", "patch_mean")
 NEEDS_CLASS_TOKEN = ("cls",)  # those of IMAGE_POOLINGS that a backbone without a class token does not offer
+TEXT_POOLINGS = ("cls", "eos")
 ADDS_UP = ("patch_mean",)  # those of IMAGE_POOLINGS whose image embedding is a sum over the patches, up to its length
 
 
@@ -30,3 +31,22 @@ def pool_image(
     if image_pooling == "patch_mean":
         return patches.mean(dim=dim)
     raise ValueError(f"image_pooling must be one of {', '.join(IMAGE_POOLINGS)}, not {image_pooling!r}.")
+
+
+def pool_text(text_pooling: str, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    The hidden state that stands for each text.
+
+    Args:
+        text_pooling (`str`): One of `TEXT_POOLINGS`: the first token ([CLS]), or the last attended one ([SEP]).
+        hidden (`torch.Tensor` of shape `(texts, tokens, hidden)`): The last hidden states.
+        attention_mask (`torch.Tensor` of shape `(texts, tokens)`): 0 for padding.
+
+    Returns:
+        `torch.Tensor` of shape `(texts, hidden)`
+    """
+    if text_pooling == "cls":
+        return hidden[:, 0]
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    last = (attention_mask.to(hidden.device).ne(0) * positions).argmax(-1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -113,12 +113,30 @@ def make_tower(config: PreTrainedConfig) -> PreTrainedModel:
 def make_visual_projection(config: TierDualEncoderConfig) -> nn.Sequential:
     """The projection head of the patches, of random weights."""
     dim = config.projection_dim
+    if config.image_head != "tier":
+        return make_head(config.image_head, hidden_size(config.vision_config), dim, config.head_bias)
     return nn.Sequential(
         nn.Conv2d(hidden_size(config.vision_config), dim, kernel_size=1, bias=False),
         nn.BatchNorm2d(dim),
         nn.ReLU(),
         nn.Conv2d(dim, dim, kernel_size=1),
     )
+
+
+def make_text_projection(config: TierDualEncoderConfig) -> nn.Sequential:
+    """The projection head of the tokens, of random weights."""
+    width, dim = hidden_size(config.text_config), config.projection_dim
+    if config.text_head != "tier":
+        return make_head(config.text_head, width, dim, config.head_bias)
+    return nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.LayerNorm(dim, eps=1e-12), nn.Linear(dim, dim))
+
+
+def make_head(kind: str, width: int, dim: int, bias: bool) -> nn.Sequential:
+    """A `"linear"` or `"mlp"` head; see [`TierDualEncoderConfig`]."""
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(width, dim, bias=bias))
+    middle = (width + dim) // 2
+    return nn.Sequential(nn.Linear(width, middle, bias=bias), nn.GELU(), nn.Linear(middle, dim, bias=bias))
 
 
 def load_tower(name: str, kind: str) -> PreTrainedModel:

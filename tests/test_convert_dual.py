@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from convert_checks import load, make_picture, pixels_of, refuse, run
+from convert_checks import load, pixels_of, refuse, run
 from PIL import Image
+from seeded_checkpoints import make_picture
 from transformers import BertConfig, ResNetConfig
 
 from modeling_tier import TierDualEncoderConfig, TierDualEncoderModel

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from convert_checks import load, make_picture, pixels_of, refuse, run, save_openai
+from convert_checks import load, pixels_of, refuse, run, save_openai
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from seeded_checkpoints import make_picture
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
@@ -284,7 +285,15 @@ def test_help(capsys):
         convert_tier.main(["--help"])
     text = capsys.readouterr().out
     assert error.value.code == 0
-    for part in ("best_64_5e-05", "--to", "--kind", "--activation", "--tokenizer", "--text_model", "openai/clip-vit"):
+    for part in (
+        "best_64_5e-05",
+        "--to",
+        "--kind",
+        "--activation",
+        "--tokenizer",
+        "--text_model",
+        "microsoft/BiomedCLIP",
+    ):
         assert part in text
     with pytest.raises(SystemExit) as error:
         convert_tier.main(["a", "b", "--to", "onnx"])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-ONLY_VIT = "Only CLIP models with a plain vision transformer and CLIP's own text tower can be converted"
+ONLY_VIT = "Only a plain vision transformer with CLIP's own text tower, or timm's with a BERT, can be converted"
 BPE_FILE = re.compile(r"bpe_simple_vocab\w*\.txt(\.gz)?")  # of openai/CLIP, which CheXzero and OpenCLIP have too
 BPE_ADVICE = (
     "is the list of merges of CLIP's tokenizer (OpenAI's, CheXzero's and OpenCLIP's code have it), not a {what}. The "
@@ -52,11 +52,11 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
         )
     if "multimodal_cfg" in model:
         raise ValueError(f"{folder} is a CoCa model of OpenCLIP, with a text decoder. {ONLY_VIT}.")
+    if bert and timm:
+        return  # biomedclip.py checks these
     if bert:
-        name = "BiomedCLIP" if "PubMedBERT" in str(bert) or "BiomedBERT" in str(bert) else "an OpenCLIP model"
-        tower = f"timm's {timm}" if timm else "a vision transformer"
         raise ValueError(
-            f"{folder} is {name} with other towers than CLIP's: {tower} for images and {bert} for texts. {ONLY_VIT}. "
+            f"{folder} is an OpenCLIP model with a vision transformer for images and {bert} for texts. {ONLY_VIT}. "
             "Use it with the open_clip package, or train from such towers with --vision_model and --text_model."
         )
     if timm:
@@ -73,12 +73,6 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
 
 def refuse_other_models(name: str, tensors: Collection[str]) -> None:
     """Raises ValueError for a file whose tensors have the names of another kind of model."""
-    if has_prefix(tensors, "encoder.backbone_to_vit.", "encoder.vit_pooler.", "encoder.missing_previous_emb"):
-        raise ValueError(
-            f"{name} is the image tower of BioViL-T, which compares two studies by a transformer above its ResNet. "
-            "Only BioViL's can be converted: biovil_image_resnet50_proj_size_128.pt of "
-            "microsoft/BiomedVLP-CXR-BERT-specialized."
-        )
     if has_prefix(tensors, "visual.attnpool.", "visual.layer"):
         raise ValueError(
             f"{name} is a CLIP model with a ResNet as image tower (such as RN50). {ONLY_VIT}; choose such a model "
@@ -90,11 +84,11 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
                 f"{name} is a SigLIP model in OpenCLIP's format, which is not a CLIP model. Use its release for "
                 "transformers (SiglipModel), which tier-eval reads."
             )
-        text = " and a BERT for texts, as BiomedCLIP" if has_prefix(tensors, "text.transformer.embeddings.") else ""
-        raise ValueError(
-            f"{name} is an OpenCLIP model with an image tower of timm{text}. {ONLY_VIT}; use this one with the "
-            "open_clip package."
-        )
+        if not has_prefix(tensors, "text.transformer.embeddings."):
+            raise ValueError(
+                f"{name} is an OpenCLIP model with an image tower of timm and CLIP's text tower. {ONLY_VIT}; use this "
+                "one with the open_clip package."
+            )
     if has_prefix(tensors, "bert."):
         raise ValueError(
             f"{name} holds a BERT, such as CXR-BERT, BioViL's text tower. Name BioViL's image file as the checkpoint, "
@@ -106,15 +100,15 @@ def refuse_model_type(folder: Path, model_type: str) -> None:
     """Raises ValueError for a folder of transformers that does not hold a CLIP model."""
     if model_type == "cxr-bert":
         raise ValueError(
-            f"{folder} holds CXR-BERT, BioViL's text tower. Name BioViL's image file "
-            f"(biovil_image_resnet50_proj_size_128.pt) as the checkpoint, and this folder with --text_model."
+            f"{folder} holds CXR-BERT, BioViL's text tower, without an image tower. Name BioViL's image file "
+            "(biovil_image_resnet50_proj_size_128.pt) as the checkpoint, and this folder with --text_model."
         )
     if model_type in ("siglip", "siglip2"):
         raise ValueError(
             f"{folder} holds a SigLIP model of transformers, which is not a CLIP model and needs no conversion: "
             "tier-eval reads the folder as it is."
         )
-    raise ValueError(f"{folder} holds a model of type {model_type!r}, not a CLIP model.")
+    raise ValueError(f"{folder} holds a model of type {model_type!r}, which cannot be converted.")
 
 
 def has_prefix(names: Collection[str], *prefixes: str) -> bool:

@@ -6,16 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .biovil import CXR_BERT_TYPE, IMAGE_FILES
 from .openclip import OPENCLIP_CONFIG, WEIGHT_FILES
 from .refusals import refuse_file, refuse_model_type, refuse_other_models, refuse_settings
 from .tensor_files import read_arguments, read_json, read_tensors
 
 CLIP_LAYOUT = ("openai", "chexzero", "openclip")
-KINDS = (*CLIP_LAYOUT, "clip", "tier", "biovil")
+KINDS = (*CLIP_LAYOUT, "clip", "tier", "biovil", "biovil_t", "biomedclip", "chexficient")
+OPENCLIP_KINDS = ("openclip", "biomedclip")  # have an open_clip_config.json
 # The released files are called best_<batch>_<learning rate>_original_<step>_<score>.pt (notebooks/zero_shot.ipynb).
 CHEXZERO_NAME = re.compile(r"best_\d+_[\de.-]+_original_\d+_[\d.]+\.pt")
+CHEXFICIENT_TENSOR = "image_projection.projection.weight"
 CHEXZERO_SHAPE = {"patch": 16, "image": 320, "dim": 768}  # what `--random_init` makes (train.py:129-140)
 
 
@@ -37,6 +42,11 @@ class Source:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself, or the one of the file."""
+        return self.path if self.path.is_dir() else self.path.parent
 
 
 def open_source(path: str | Path, kind: str | None = None) -> Source:
@@ -80,7 +90,7 @@ def open_source(path: str | Path, kind: str | None = None) -> Source:
         )
     if found == "tier":
         return Source(path, "tier", tensors, arguments=read_arguments(path))
-    return Source(path, kind or found, tensors, settings if (kind or found) == "openclip" else {})
+    return Source(path, kind or found, tensors, settings if (kind or found) in OPENCLIP_KINDS else {})
 
 
 def open_folder(path: Path) -> Source:
@@ -95,11 +105,17 @@ def open_folder(path: Path) -> Source:
         settings = read_json(path / OPENCLIP_CONFIG)
         refuse_settings(path, settings)
         refuse_file(weights)
-        tensors, _ = read_tensors(weights)
-        refuse_other_models(weights.name, tensors)
-        return Source(path, "openclip", tensors, settings)
+        tensors, container = read_tensors(weights)
+        kind = detect_kind(weights.name, tensors, container, has_settings=True)
+        return Source(path, kind, tensors, settings)
     if config.get("model_type") == TierDualEncoderConfig.model_type:
         raise ValueError(f"{path} is already a TierDualEncoderModel, which cannot be converted.")
+    image_file = next((path / name for name in IMAGE_FILES if (path / name).is_file()), None)
+    if config.get("model_type") == CXR_BERT_TYPE and image_file is not None:  # a repository of BioViL
+        tensors, container = read_tensors(image_file)
+        return Source(path, detect_kind(image_file.name, tensors, container, False), tensors)
+    if is_chexficient(path / SAFE_WEIGHTS_NAME):
+        return Source(path, "chexficient", read_tensors(path / SAFE_WEIGHTS_NAME)[0])
     if config:
         refuse_model_type(path, config.get("model_type"))
     raise ValueError(
@@ -108,13 +124,28 @@ def open_folder(path: Path) -> Source:
     )
 
 
+def is_chexficient(weights: Path) -> bool:
+    """Whether a file of safetensors holds CheXficient, whose configuration has a model type of its own."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return CHEXFICIENT_TENSOR in file.keys()
+    except (OSError, SafetensorError):  # absent or damaged
+        return False
+
+
 def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:
     """One of `KINDS`; None for tensors in CLIP's layout whose code base is unknown."""
     refuse_other_models(name, tensors)
     if "cnn.encoder.encoder.conv1.weight" in tensors:
         return "tier"
+    if "encoder.backbone_to_vit.weight" in tensors:
+        return "biovil_t"
     if "encoder.encoder.conv1.weight" in tensors:
         return "biovil"
+    if CHEXFICIENT_TENSOR in tensors:
+        return "chexficient"
+    if any(key.startswith("visual.trunk.") for key in tensors):
+        return "biomedclip"
     if "visual.conv1.weight" not in tensors:
         if any(key.startswith(("vision_model.", "text_model.")) for key in tensors):
             raise ValueError(f"{name} holds the weights of a model of transformers; name its folder instead.")

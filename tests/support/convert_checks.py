@@ -1,21 +1,12 @@
-"""Running tier-convert in a test, and a picture to compare pixels on."""
+"""Running tier-convert in a test."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import convert_tier
 from modeling_tier.checkpoints import to_openclip
 from processing_tier import TierProcessor
-
-
-def make_picture() -> Image.Image:
-    """A grey radiograph with structure, wider than high."""
-    rows, columns = np.mgrid[:401, :523]
-    waves = np.sin(rows / 7) * np.cos(columns / 11) + 0.4 * np.sin(rows * columns / 900)
-    return Image.fromarray(np.uint8(128 + 80 * waves.clip(-1.5, 1.5)))
 
 
 def run(capsys, *arguments):

@@ -110,7 +110,7 @@ def test_other_architectures_and_wrong_folders(tmp_path, clip):
         open_source(tmp_path / "clip" / "model.safetensors")
     vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     vit.save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="type 'vit', not a CLIP model"):
+    with pytest.raises(ValueError, match="type 'vit', which cannot be converted"):
         open_source(tmp_path / "vit")
     with pytest.raises(ValueError, match="of the kind 'clip', not 'openai'"):
         open_source(tmp_path / "clip", "openai")
