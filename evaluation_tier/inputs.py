@@ -155,13 +155,13 @@ def protocol_of_options(args: argparse.Namespace) -> Protocol:
 def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], device: torch.device) -> Models:
     """One model, or several with --each, loaded; of an ensemble the functions that load its members one by one."""
     if len(args.models) > 1 and not args.each:
-        return {names[name]: partial(loading.load_model, name, device) for name in args.models}
+        return {names[name]: partial(loading.load_model, name, device, args.trust_remote_code) for name in args.models}
     return {names[name]: load_alone(args, name, device) for name in args.models}
 
 
 def load_alone(args: argparse.Namespace, name: str, device: torch.device) -> tuple:
     """A model that is evaluated alone, and its processor."""
-    model, processor = loading.load_model(name, device)
+    model, processor = loading.load_model(name, device, args.trust_remote_code)
     if args.save_thresholds and (
         loading.is_classifier(model) or not hasattr(getattr(model, "config", None), "zero_shot_findings")
     ):

@@ -41,6 +41,12 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         help="add the model that FUNCTION of your own Python file returns, for models that tier-eval does not know "
         "(docs/own_model.md). FILE.py:FUNCTION=NAME calls FUNCTION with NAME",
     )
+    group.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python code that a model brings. Needs a folder, or owner/name@ and the 40 hexadecimal digits "
+        "of a commit: read its code before. Without this option such code never runs",
+    )
 
 
 def add_trained_options(group: argparse._ActionsContainer, exclude: str, include: str) -> None:
@@ -240,6 +246,12 @@ def check_models(args: argparse.Namespace) -> None:
         args.models = [*args.models, *map(AdapterName, args.adapter)]
     if not args.models:
         raise ValueError("the model is missing: give the folder that tier-train wrote, or a name on the Hub.")
+    if args.trust_remote_code:
+        from evaluation_tier.models.remote_code import check_pinned
+
+        for name in args.models:
+            if name not in args.adapter:
+                check_pinned(name)
     if len(set(args.models)) < len(args.models):
         raise ValueError("a model is named twice: an ensemble needs models that differ.")
 

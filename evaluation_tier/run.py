@@ -24,6 +24,7 @@ from evaluation_tier.inputs import Inputs, read_inputs
 from evaluation_tier.models import loading
 from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
+from evaluation_tier.models.remote_code import describe_code, is_remote
 from evaluation_tier.models.single_pass import evaluate_models, evaluate_together
 from evaluation_tier.options import ANALYSES
 from evaluation_tier.output.console import format_results
@@ -199,6 +200,9 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
     metrics |= {"commits": commits} if commits else {}
     adapters = {inputs.names[name]: name.describe() for name in args.models if isinstance(name, AdapterName)}
     metrics |= {"adapters": adapters} if adapters else {}
+    if args.trust_remote_code:
+        loaded = {shown: inputs.load(shown)[0] for shown in inputs.models}
+        metrics["remote_code"] = {shown: describe_code(model) for shown, model in loaded.items() if is_remote(model)}
     before, after = dict(inputs.described), {}
     if "threshold_overlap" in before:
         after["threshold_overlap"] = before.pop("threshold_overlap")

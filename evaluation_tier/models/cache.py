@@ -35,7 +35,7 @@ MAX_ENTRY_BYTES = 2**28
 MODELS = Path(modeling_tier.__file__).parent
 EMBEDDING = [
     Path(__file__).with_name(f"{name}.py")
-    for name in ("images", "embedding", "grey_levels", "contract", "clip", "siglip", "adapters")
+    for name in ("images", "embedding", "grey_levels", "contract", "clip", "siglip", "adapters", "remote_code")
 ]
 
 

@@ -7,8 +7,10 @@ from transformers import CLIPModel
 from evaluation_tier.models.clip import ClipFamily
 from evaluation_tier.models.contract import COSINE, EvaluatedModel
 from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.remote_code import RemoteFamily, is_remote
 from evaluation_tier.models.siglip import Siglip2Family
 from modeling_tier.score_levels_tier import LEVELS, default_level
+from modeling_tier.texts_tier import FAMILIES as KINDS
 
 # By `config.model_type`; all other kinds that `check_family` accepts embed as CLIP does
 FAMILIES = {"siglip2": Siglip2Family}
@@ -24,14 +26,17 @@ def family_of(model: Any, processor: Any = None) -> EvaluatedModel:
     """
     if isinstance(model, EvaluatedModel):
         return model
-    return FAMILIES.get(getattr(model.config, "model_type", None), ClipFamily)(model, processor)
+    kind = getattr(model.config, "model_type", None)
+    usual = RemoteFamily if is_remote(model) and kind not in KINDS else ClipFamily
+    return FAMILIES.get(kind, usual)(model, processor)
 
 
 def has_patches(model: Any) -> bool:
     """Whether a model embeds patches in the space of the texts."""
     if isinstance(model, EvaluatedModel):
         return hasattr(model, "embed_patches")
-    return hasattr(model, "get_patch_features") and not is_classifier(model)
+    of_known_kind = not is_remote(model) or model.config.model_type in KINDS
+    return of_known_kind and hasattr(model, "get_patch_features") and not is_classifier(model)
 
 
 def can_project_patches(model: Any) -> bool:

@@ -22,6 +22,7 @@ from transformers.models.auto.image_processing_auto import (
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
 from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
+from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
 from modeling_tier.texts_tier import check_family
@@ -43,17 +44,17 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def load_model(
-    name: str | Path, device: str | torch.device = "cpu"
+    name: str | Path, device: str | torch.device = "cpu", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel | UserModel, ProcessorMixin | None]:
     """The model (float32, in evaluation mode, on `device`) and its processor; None for a model of an adapter.
 
     TIER models and those of the kinds that `check_family` knows, with their processors, are read. TIER's classifiers
-    are read too; their processor is an image processor. Code beside the weights never runs, and pickled weights are
-    never opened.
+    are read too; their processor is an image processor. Pickled weights are never opened.
 
     Args:
         name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
             "owner/name@revision" for a branch, a tag or a commit), or an `AdapterName`.
+        trust_remote_code: run the code that a model brings, from a folder or a commit. By default, it never runs.
 
     Raises:
         ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
@@ -61,8 +62,12 @@ def load_model(
     if isinstance(name, AdapterName):
         return load_adapter(name, device), None
     check_name(name)
-    folder, place = Path(name), {**located(name), "trust_remote_code": False}
+    folder, place = Path(name), {**located(name), "trust_remote_code": trust_remote_code}
+    if trust_remote_code:
+        check_pinned(str(name))
     try:
+        if trust_remote_code:
+            check_own_code(str(name))
         config = AutoConfig.from_pretrained(**place)
         auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
         model, info = auto_class.from_pretrained(
@@ -73,6 +78,11 @@ def load_model(
         else:
             processor = AutoProcessor.from_pretrained(**place)
     except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ValueError(
+                f"The model {name} needs code of its own, which does not run unasked: read it, then pass "
+                "--trust_remote_code with a folder or owner/name@commit."
+            ) from error
         reason = f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         if folder.is_dir():
             raise ValueError(f"The model in {folder} does not load {reason}.") from error
@@ -92,7 +102,10 @@ def load_model(
             f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
             "name a TIER or CLIP model."
         )
-    check_family(model.config)
+    if trust_remote_code:
+        check_remote(str(name), model)
+    if not is_remote(model):
+        check_family(model.config)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ValueError(
             f"The model {name} has no complete processor (image processor and tokenizer): "

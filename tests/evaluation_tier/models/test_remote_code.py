@@ -1,0 +1,142 @@
+"""Code that a model brings runs only when the user says so, from a folder or a commit."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from eval_command import PHANTOM, fails, run
+from safetensors.torch import save_file
+from tiny_models import save_tiny_clip
+
+from evaluation_tier.models.embedding import embed_images
+from evaluation_tier.models.loading import load_model
+from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
+
+OPTIONS = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5]
+
+# Images by their pixels' mean in four quarters, texts by the mean of their tokens' embeddings
+CODE = """
+from pathlib import Path
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+Path(r"{ran}").touch()
+
+class MineConfig(PretrainedConfig):
+    model_type = "mine"
+
+class MineModel(PreTrainedModel):
+    config_class = MineConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = torch.nn.Embedding(1000, 4)
+        self.post_init()
+
+    def get_image_features(self, pixel_values):
+        return torch.nn.functional.adaptive_avg_pool2d(pixel_values.float().mean(1, keepdim=True), 2).flatten(1)
+
+    def get_text_features(self, input_ids, attention_mask):
+        weights = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
+        return (self.words(input_ids) * weights).sum(1)
+"""
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch) -> Path:
+    """A file that exists once the code ran."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def folder(ran, tmp_path) -> Path:
+    """A model with code of its own, of a kind that transformers does not know."""
+    folder = save_tiny_clip(tmp_path / "mine", 0)
+    (folder / "modeling_mine.py").write_text(CODE.replace("{ran}", str(ran)))
+    torch.manual_seed(0)
+    save_file({"words.weight": torch.randn(1000, 4)}, folder / "model.safetensors", metadata={"format": "pt"})
+    auto_map = {"AutoConfig": "modeling_mine.MineConfig", "AutoModel": "modeling_mine.MineModel"}
+    config = {"model_type": "mine", "architectures": ["MineModel"], "auto_map": auto_map}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_it_never_runs_by_itself(folder, ran, tmp_path, capsys):
+    arguments = [folder, *OPTIONS, "--output_dir", tmp_path / "output"]
+    assert fails(*arguments, capsys=capsys) == (
+        f"The model {folder} needs code of its own, which does not run unasked: read it, then pass "
+        "--trust_remote_code with a folder or owner/name@commit."
+    )
+    assert not ran.exists() and not (tmp_path / "output").exists()
+
+
+def test_it_runs_when_asked_and_the_results_say_so(folder, ran, tmp_path, capsys, caplog):
+    arguments = [folder, *OPTIONS, "--output_dir", tmp_path / "output", "--trust_remote_code"]
+    run(*arguments, capsys=capsys)
+    assert ran.exists()
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    digest = hashlib.sha256((folder / "modeling_mine.py").read_bytes()).hexdigest()
+    name = f"{tmp_path.name}/mine"
+    assert metrics["remote_code"] == {name: {"class": "MineModel", "files": {"modeling_mine.py": digest}}}
+    assert f"The texts of {folder} are padded to the longest and masked, as CLIP's are." in caplog.text
+
+
+def test_it_is_embedded_through_its_own_processor(folder, phantom):
+    model, processor = load_model(folder, trust_remote_code=True)
+    few = phantom.select(range(10))
+    pixels = torch.cat(
+        [processor.image_processor(image["bytes"], return_tensors="pt")["pixel_values"] for image in few["image"]]
+    )
+    with torch.no_grad():
+        expected = model.get_image_features(pixels)
+    expected = (expected / expected.norm(dim=-1, keepdim=True)).numpy()
+    np.testing.assert_allclose(embed_images(model, processor, few, batch_size=4), expected, rtol=0, atol=1e-6)
+    options = {"findings": ["Edema"], "min_positives": 1, "resampling": Resampling(5)}
+    metrics, _ = evaluate_zero_shot({"m": (model, processor)}, few, **options)
+    assert metrics["protocol"]["score_level"] == "global" and "score_levels" not in metrics
+
+
+def test_the_hub_needs_a_commit(capsys):
+    for name in ("owner/name", "owner/name@main", "owner/name@abcdef1"):
+        assert fails(name, *OPTIONS, "--trust_remote_code", capsys=capsys) == (
+            f"--trust_remote_code runs the code of {name}, which may change: name the commit that you have read, "
+            "owner/name@ and 40 hexadecimal digits, or download the model to a folder."
+        )
+
+
+def test_the_code_of_another_repository_is_refused(folder, ran, tmp_path):
+    processor = json.loads((folder / "processor_config.json").read_text())
+    processor["image_processor"]["auto_map"] = {"AutoImageProcessor": "other/repository--processing.Theirs"}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match=r"processor_config.json of .*mine takes its code from another repository"):
+        load_model(folder, trust_remote_code=True)
+    assert not ran.exists()
+
+
+def test_a_model_without_code_is_not_changed_by_the_option(ran, tmp_path, capsys, caplog):
+    """TIER's own models bring their code too, but the installed one runs."""
+    plain = save_tiny_clip(tmp_path / "plain", 0)
+    assert "auto_map" in json.loads((plain / "config.json").read_text())
+    found = {}
+    for options in ([], ["--trust_remote_code"]):
+        run(plain, *OPTIONS, "--output_dir", tmp_path / "output", *options, capsys=capsys)
+        found[bool(options)] = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    assert found[True].pop("remote_code") == {} and found[True] == found[False]
+    assert f"--trust_remote_code has no effect on {plain}, which does not need code of its own." in caplog.text
+    assert not (tmp_path / "modules").exists()
+
+
+def test_what_does_not_embed_images_and_texts_is_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    code = (other / "modeling_mine.py").read_text()
+    (other / "modeling_mine.py").write_text(code.replace("def get_text_features", "def embed_text"))
+    with pytest.raises(ValueError, match="MineModel, which does not embed images and texts in one space"):
+        load_model(other, trust_remote_code=True)
