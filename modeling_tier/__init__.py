@@ -9,14 +9,20 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .base_tier import TierCLIPOutput
+from .configuration_siglip_tier import TierSiglipConfig
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .modeling_classification_tier import TierCLIPForImageClassification, TierDualEncoderForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
+from .modeling_siglip_tier import TierSiglipModel
 from .modeling_tier import TierCLIPModel
 from .pipeline_tier import TASK, CxrZeroShotClassificationPipeline
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code may have registered its own copy.
-for config_class, model_class in ((TierCLIPConfig, TierCLIPModel), (TierDualEncoderConfig, TierDualEncoderModel)):
+for config_class, model_class in (
+    (TierCLIPConfig, TierCLIPModel),
+    (TierSiglipConfig, TierSiglipModel),
+    (TierDualEncoderConfig, TierDualEncoderModel),
+):
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForZeroShotImageClassification.register(config_class, model_class, exist_ok=True)
@@ -33,4 +39,6 @@ __all__ = [
     "TierDualEncoderConfig",
     "TierDualEncoderForImageClassification",
     "TierDualEncoderModel",
+    "TierSiglipConfig",
+    "TierSiglipModel",
 ]

@@ -1,4 +1,4 @@
-"""Shared by both architectures: the output, the checks of pixels and texts, the loss, and similarity maps."""
+"""Shared by all architectures: the output, the checks of pixels and texts, the loss, and similarity maps."""
 
 import os
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .evidence_tier import evidence_entropy_sum
-from .global_batch_tier import mean_over_processes, mean_row
+from .global_batch_tier import Pairs, mean_over_processes, mean_row, world_size
 from .losses_tier import (
     REFERENCE_EPS,
     contrastive_loss,
     entropy_sums,
+    summed_cross_entropy,
     token_patch_similarity,
     total_loss,
     views_contrastive_loss,
@@ -83,10 +84,13 @@ class LocalFeatures(NamedTuple):
 
 class TierModelMixin(SavingMixin):
     """
-    Methods of [`TierCLIPModel`] and [`TierDualEncoderModel`]. Each of them has `get_text_features`,
-    `get_image_features` and `encode_images`.
+    Methods of [`TierCLIPModel`], [`TierSiglipModel`] and [`TierDualEncoderModel`]. Each of them has
+    `get_text_features`, `get_image_features` and `encode_images`.
     """
 
+    logit_parameters: tuple[str, ...] = (
+        "logit_scale",
+    )  # names of what the contrastive loss learns beside the embeddings
     entropy_scale = 1.0  # in training; set below 1 by a warm-up, and never saved
 
     def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -172,11 +176,11 @@ class TierModelMixin(SavingMixin):
         device = outputs.text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:
             text_groups = text_groups.to(device)
-        images, texts, logit_scale = outputs.image_embeds.to(device), outputs.text_embeds, self.logit_scale.to(device)
+        images, texts = outputs.image_embeds.to(device), outputs.text_embeds
         if image_views == 1:
-            clip_loss = contrastive_loss(images, texts, logit_scale, text_groups, texts_per_image)
+            clip_loss = self.contrast(images, texts, text_groups, texts_per_image)
         else:
-            clip_loss = views_contrastive_loss(images, texts, logit_scale, image_views, text_groups)
+            clip_loss = self.contrast_views(images, texts, image_views, text_groups)
         local = LocalFeatures(*(tensor.to(device) for tensor in local))
         text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
         terms = self.compute_entropy_sums(local, image_views, text_mean)
@@ -191,6 +195,26 @@ class TierModelMixin(SavingMixin):
             **terms,
             **outputs,
         )
+
+    def contrast(
+        self, images: torch.Tensor, texts: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
+    ) -> torch.Tensor:
+        """[`contrastive_loss`] with this model's `logit_scale`."""
+        return contrastive_loss(images, texts, self.logit_scale.to(texts.device), text_groups, texts_per_image)
+
+    def contrast_views(
+        self, images: torch.Tensor, texts: torch.Tensor, image_views: int, text_groups: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[`views_contrastive_loss`] with this model's `logit_scale`."""
+        return views_contrastive_loss(images, texts, self.logit_scale.to(texts.device), image_views, text_groups)
+
+    def contrast_share(self, own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
+        """
+        The part of some pairs in the contrastive loss of all, times the number of processes; see
+        [`summed_cross_entropy`]. After `first` come the parameters `logit_parameters`.
+        """
+        total = summed_cross_entropy(own, all_pairs, first, logit_scale)
+        return total * (world_size() / (2.0 * len(all_pairs.images)))
 
     def compute_entropy_sums(
         self, local: LocalFeatures, image_views: int, text_mean: torch.Tensor | None
@@ -238,6 +262,10 @@ class TierModelMixin(SavingMixin):
         """
         size = getattr(self.config, "image_size", None) or self.config.vision_config.image_size
         return trace_patch_centers(self, size)
+
+    def project_tokens(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """(texts, tokens, hidden) to (texts, tokens, dim), as the text embedding is projected."""
+        return self.text_projection(last_hidden_state)
 
     def get_patch_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """What `get_patch_features` returns, in the rows and columns of the image: (batch, rows, columns, dim)."""
@@ -306,7 +334,7 @@ class TierModelMixin(SavingMixin):
         check_map_kind(kind, self.config.image_pooling)
         text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         if per_token:
-            text_embeds = self.text_projection(text_outputs.last_hidden_state)  # (texts, tokens, dim)
+            text_embeds = self.project_tokens(text_outputs.last_hidden_state)  # (texts, tokens, dim)
         else:
             text_embeds = text_outputs.pooler_output  # (texts, dim)
         if kind == "direct":

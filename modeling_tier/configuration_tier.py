@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, CLIPConfig, PreTrainedConfig
@@ -69,6 +69,7 @@ class TierOptions:
         "token_embeds",
         "patch_embeds",
     ]
+    image_poolings: ClassVar[tuple[str, ...]] = IMAGE_POOLINGS  # the choices of `image_pooling`
 
     token_entropy_weight: float | int = 0.0
     patch_entropy_weight: float | int = 0.0
@@ -117,7 +118,7 @@ class TierOptions:
                 "entropy_temperature must be a finite number above 0 (1.0 is the paper's), "
                 f"not {self.entropy_temperature}."
             )
-        for name, choices in (("entropy_tokens", ENTROPY_TOKENS), ("image_pooling", IMAGE_POOLINGS)):
+        for name, choices in (("entropy_tokens", ENTROPY_TOKENS), ("image_pooling", self.image_poolings)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.evidence_entropy_weight and self.image_pooling not in ADDS_UP:

@@ -4,7 +4,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -16,6 +15,7 @@ from .configuration_tier import TierCLIPConfig
 from .direct_maps_tier import direct_contributions, through_norm
 from .losses_tier import counted_tokens
 from .pooling_tier import pool_image
+from .towers_tier import check_image_size
 
 
 class TierCLIPModel(TierModelMixin, CLIPModel):
@@ -243,26 +243,6 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         model = CLIPModel._from_config(config, attn_implementation=self.config._attn_implementation)
         model.load_state_dict(self.state_dict())
         return model.to(device=self.device, dtype=self.dtype).train(self.training)
-
-
-def check_image_size(pixel_values: torch.Tensor, embeddings: nn.Module, interpolate_pos_encoding: bool) -> None:
-    """
-    Raises:
-        ValueError: The images have another size than the positions of CLIP's `embeddings`, or, with interpolation, are
-            smaller than one patch.
-    """
-    height, width = pixel_values.shape[-2:]
-    size, patch_size = embeddings.image_size, embeddings.patch_size
-    if interpolate_pos_encoding and min(height, width) < patch_size:
-        raise ValueError(
-            f"pixel_values of {height}x{width} pixels are smaller than one {patch_size}x{patch_size} patch of this "
-            f"model. Enlarge the images, preferably to {size}x{size}."
-        )
-    if not interpolate_pos_encoding and (height != size or width != size):
-        raise ValueError(
-            f"pixel_values of {height}x{width} pixels do not fit this model, which takes {size}x{size}. Use its image "
-            "processor, or pass interpolate_pos_encoding=True."
-        )
 
 
 TierCLIPModel.register_for_auto_class("AutoModel")

@@ -15,7 +15,15 @@ from transformers.utils import logging
 from .findings_tier import SIDES, report_calibration, resolve_findings
 from .maps_tier import default_map_kind, mean_direction, similarity_map
 from .score_levels_tier import LEVELS, default_level, level_differences, pool_patches
-from .texts_tier import check_family, embed_texts, text_tower_state, tokenize
+from .texts_tier import (
+    check_family,
+    check_tokenizer,
+    embed_texts,
+    is_padded_to_the_end,
+    model_inputs,
+    text_tower_state,
+    tokenize,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -61,7 +69,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     `default_level`, as in the evaluation's default protocol.
 
     Args:
-        model ([`TierCLIPModel`], [`TierDualEncoderModel`] or [`CLIPModel`]): The model; the last gives no heat-maps.
+        model ([`TierCLIPModel`], [`TierSiglipModel`], [`TierDualEncoderModel`], [`CLIPModel`] or [`SiglipModel`]):
+            The model; the last two give no heat-maps.
         tokenizer: Its tokenizer.
         image_processor ([`TierImageProcessor`]): Reads the images, and maps heat-maps to their pixels.
         processor ([`TierProcessor`], *optional*): Both, in place of the two.
@@ -92,6 +101,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 "(peft's merge_and_unload, then save_pretrained), and pass the folder of the merged model."
             )
         check_family(self.model.config)
+        if is_padded_to_the_end(self.model.config):
+            check_tokenizer(self.model.config, self.tokenizer)
         if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
             raise ValueError(
                 f"A {type(self.model).__name__} does not embed images and texts in one space. Use a TIER model."
@@ -299,6 +310,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         """
         self.check_gives_maps()
         tokens = tokenize(self.model, self.tokenizer, [text])
+        if not tokens.is_fast:
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} does not say which tokens make a word; no maps of words."
+            )
         positions: dict[int, list[int]] = {}  # of the tokens of each word
         for position, word in enumerate(tokens.word_ids(0)):
             if word is not None:
@@ -308,9 +323,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         inputs = self.preprocess(image, timeout)
         with torch.no_grad():
             maps = self.model.get_similarity_map(
-                input_ids=tokens["input_ids"].to(self.device),
+                **model_inputs(tokens, self.device),
                 pixel_values=inputs["pixel_values"].to(self.device),
-                attention_mask=tokens["attention_mask"].to(self.device),
                 per_token=True,
                 kind=default_map_kind(self.model.config.image_pooling),
             )[0, 0]  # (tokens, rows, columns)

@@ -10,8 +10,13 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Kinds of models (`config.model_type`) whose texts and images are embedded here as their own processors do it.
-FAMILIES = ("tier_clip", "tier_dual_encoder", "clip", "siglip", "siglip2")
-PADDED_TO_THE_END = ("siglip", "siglip2")  # trained on texts of one length, and they attend to the padding
+FAMILIES = ("tier_clip", "tier_siglip", "tier_dual_encoder", "clip", "siglip", "siglip2")
+
+# SigLIP's kinds. They were trained on lower-case texts of one length, and attend to the padding (transformers' page of
+# SigLIP 2; MedSigLIP's own code, python/serving/predictor.py:138-151 at 56b1447).
+PADDED_TO_THE_END = ("tier_siglip", "siglip", "siglip2")
+
+PROBE = "chest radiograph"
 
 
 def check_family(config: PreTrainedConfig) -> None:
@@ -23,23 +28,64 @@ def check_family(config: PreTrainedConfig) -> None:
         )
 
 
+def is_padded_to_the_end(config: PreTrainedConfig) -> bool:
+    """Whether a model reads lower-case texts, padded to its length, without an attention mask: SigLIP's kinds."""
+    return getattr(config, "model_type", None) in PADDED_TO_THE_END
+
+
+def check_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: The tokenizer does not know a word of a plain text, or has ids that the model lacks: its vocabulary
+            is missing, or it belongs to another model.
+    """
+    ids = set(tokenizer(PROBE)["input_ids"])
+    vocab_size = getattr(config.text_config, "vocab_size", None)
+    if not ids - set(tokenizer.all_special_ids):
+        raise ValueError(
+            f"The {type(tokenizer).__name__} knows {len(tokenizer)} tokens and no word of {PROBE!r}: its vocabulary "
+            "is missing; put the tokenizer's files (spiece.model or tokenizer.json) beside the model."
+        )
+    if vocab_size is not None and max(ids) >= vocab_size:
+        raise ValueError(
+            f"The {type(tokenizer).__name__} has the token {max(ids)}, but the model knows {vocab_size}: use the "
+            "tokenizer that the model was trained with."
+        )
+
+
 def tokenize(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> BatchEncoding:
     """
     The texts as the model was trained to read them: token ids and an attention mask, padded to the longest text.
-    SigLIP's kinds get only token ids, padded to the model's length. A longer text is truncated with a warning; it
-    keeps its end token.
+    SigLIP's kinds get only token ids, of the text in lower case, padded to the model's length. A longer text is
+    truncated with a warning; it keeps its end token.
     """
     limit = min(tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
     padding = {"padding": True}
-    if getattr(model.config, "model_type", None) in PADDED_TO_THE_END:
+    if is_padded_to_the_end(model.config):
         padding = {"padding": "max_length", "return_attention_mask": False}
+        texts = [text.lower() for text in texts]
     inputs = tokenizer(list(texts), truncation=True, max_length=limit, return_tensors="pt", **padding)
-    if any(encoding.overflowing for encoding in inputs.encodings or ()):
+    if is_any_truncated(tokenizer, inputs, texts, limit):
         # without the text, which may come from a report
         logger.warning_once(
             f"A text is longer than the model's {limit} tokens and was truncated before its end token. Shorten it."
         )
     return inputs
+
+
+def is_any_truncated(
+    tokenizer: PreTrainedTokenizerBase, inputs: BatchEncoding, texts: Sequence[str], limit: int
+) -> bool:
+    """Whether one of these texts, which became `inputs`, has more than `limit` tokens with its end token."""
+    if inputs.encodings is not None:
+        return any(encoding.overflowing for encoding in inputs.encodings)
+    # A tokenizer in Python (SiglipTokenizer) does not keep what it cuts off. A token has at least one character.
+    return any(len(tokenizer.tokenize(text)) >= limit for text in texts if len(text) >= limit - 1)
+
+
+def model_inputs(tokens: BatchEncoding, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """What a text tower takes of tokenized texts, on `device`: the token ids and, where there is one, the mask."""
+    return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask") if name in tokens}
 
 
 def embed_texts(
@@ -50,9 +96,8 @@ def embed_texts(
     device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), "cpu")
     embeddings = []
     for start in range(0, len(texts), batch_size):
-        inputs = tokenize(model, tokenizer, texts[start : start + batch_size]).to(device)
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        features = model.get_text_features(**inputs).pooler_output.float()
+        inputs = tokenize(model, tokenizer, texts[start : start + batch_size])
+        features = model.get_text_features(**model_inputs(inputs, device)).pooler_output.float()
         embeddings.append(features / features.norm(dim=-1, keepdim=True))  # NaN, not 0, for a zero vector
     return torch.cat(embeddings)
 
@@ -63,7 +108,8 @@ def text_tower_state(model: PreTrainedModel) -> tuple | None:
     counter and 16 of its values, because the counter misses changes through `.data` (merging LoRA weights). `None` if
     the weights are offloaded and cannot be read; nothing may be stored then.
     """
-    parameters = [*model.text_model.parameters(), *model.text_projection.parameters()]
+    projection = getattr(model, "text_projection", None)  # SigLIP's is in the tower
+    parameters = [*model.text_model.parameters(), *(() if projection is None else projection.parameters())]
     if any(parameter.is_meta for parameter in parameters):
         return None
     tensors = [tensor for parameter in parameters for tensor in plain_tensors(parameter)]

@@ -255,3 +255,23 @@ def resize_positions(tower: PreTrainedModel, image_size: int) -> None:
         for parameter, before in zip(new.parameters(), old.parameters(), strict=True):
             parameter.requires_grad_(before.requires_grad)
         tower.embeddings = new
+
+
+def check_image_size(pixel_values: torch.Tensor, embeddings: nn.Module, interpolate_pos_encoding: bool) -> None:
+    """
+    Raises:
+        ValueError: The images have another size than the positions of CLIP's or SigLIP's `embeddings`, or, with
+            interpolation, are smaller than one patch.
+    """
+    height, width = pixel_values.shape[-2:]
+    size, patch_size = embeddings.image_size, embeddings.patch_size
+    if interpolate_pos_encoding and min(height, width) < patch_size:
+        raise ValueError(
+            f"pixel_values of {height}x{width} pixels are smaller than one {patch_size}x{patch_size} patch of this "
+            f"model. Enlarge the images, preferably to {size}x{size}."
+        )
+    if not interpolate_pos_encoding and (height != size or width != size):
+        raise ValueError(
+            f"pixel_values of {height}x{width} pixels do not fit this model, which takes {size}x{size}. Use its image "
+            "processor, or pass interpolate_pos_encoding=True."
+        )

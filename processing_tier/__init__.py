@@ -10,6 +10,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 
 # name at the top level where torchvision is missing, though the class does not need it
 from .image_processing_tier import TierImageProcessor
+from .processing_siglip_tier import TierSiglipProcessor
 from .processing_tier import TierProcessor
 from .radiograph_tier import read_radiograph
 from .tokenizer_training import train_tokenizer
@@ -18,5 +19,6 @@ from .tokenizer_training import train_tokenizer
 # itself, not a model config, because this package does not depend on the models.
 AutoImageProcessor.register(TierImageProcessor, image_processor_classes={"pil": TierImageProcessor}, exist_ok=True)
 AutoProcessor.register(TierProcessor, TierProcessor, exist_ok=True)
+AutoProcessor.register(TierSiglipProcessor, TierSiglipProcessor, exist_ok=True)
 
-__all__ = ["TierImageProcessor", "TierProcessor", "read_radiograph", "train_tokenizer"]
+__all__ = ["TierImageProcessor", "TierProcessor", "TierSiglipProcessor", "read_radiograph", "train_tokenizer"]

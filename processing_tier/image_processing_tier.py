@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import BatchFeature, CLIPImageProcessorPil
+from transformers import BatchFeature, CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
@@ -180,17 +180,17 @@ class TierImageProcessor(CLIPImageProcessorPil):
         return cls(**{**preset, **kwargs})
 
     @classmethod
-    def from_clip(cls, image_processor: CLIPImageProcessorPil) -> "TierImageProcessor":
+    def from_clip(cls, image_processor: CLIPImageProcessorPil | SiglipImageProcessorPil) -> "TierImageProcessor":
         """
-        A processor that makes the same pixels as an image processor of CLIP, from any radiograph.
+        A processor that makes the same pixels as an image processor of CLIP or SigLIP, from any radiograph.
 
         Raises:
-            `ValueError`: it is not CLIP's, or does not make squares.
+            `ValueError`: it is not one of these, or does not make squares.
         """
         name = type(image_processor).__name__
-        if not isinstance(image_processor, CLIPImageProcessorPil):
+        if not isinstance(image_processor, (CLIPImageProcessorPil, SiglipImageProcessorPil)):
             raise ValueError(
-                f"A {name} is not the image processor of CLIP; save the one that the model was trained on."
+                f"A {name} is not the image processor of CLIP or SigLIP; save the one that the model was trained on."
             )
         crop = image_processor.crop_size
         square = crop if image_processor.do_center_crop else image_processor.size

@@ -16,7 +16,7 @@ from evaluation_tier.models.embedding import Embedders, Outputs
 from evaluation_tier.models.images import check_any_readable
 from evaluation_tier.models.processes import merge_entries, merge_rows
 from modeling_tier.losses_tier import masked_entropy, token_patch_similarity
-from modeling_tier.texts_tier import tokenize
+from modeling_tier.texts_tier import model_inputs, tokenize
 
 
 class RankedSums(NamedTuple):
@@ -83,7 +83,7 @@ class TokenPatchSums:
         inputs = tokenize(self.model, self.tokenizer, texts)
         weights = token_weights(inputs, texts).to(patch_embeds.device)  # (batch, classes, tokens)
         num_cut = sum(bool(encoding.overflowing) for encoding in inputs.encodings)
-        token_embeds, text_embeds = embed_tokens(self.model, inputs.to(self.model.device))
+        token_embeds, text_embeds = embed_tokens(self.model, inputs)
         similarity = token_patch_similarity(token_embeds, patch_embeds)  # (batch, tokens, patches)
 
         for name, values in self.sum_words(similarity, weights).items():
@@ -129,6 +129,7 @@ class TokenPatchSums:
 
 def embed_tokens(model: PreTrainedModel, inputs: BatchEncoding) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (batch, tokens, dim) and texts (batch, dim), L2-normalised float32."""
-    text = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    tokens = nn.functional.normalize(check_finite(model.text_projection(text.last_hidden_state)), dim=-1)
+    text = model.get_text_features(**model_inputs(inputs, model.device))
+    project = getattr(model, "project_tokens", None) or model.text_projection  # the latter is CLIP's own
+    tokens = nn.functional.normalize(check_finite(project(text.last_hidden_state)), dim=-1)
     return tokens, nn.functional.normalize(check_finite(text.pooler_output), dim=-1)

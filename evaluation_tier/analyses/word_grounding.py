@@ -23,7 +23,7 @@ from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from modeling_tier import CxrZeroShotClassificationPipeline
 from modeling_tier.maps_tier import default_map_kind
-from modeling_tier.texts_tier import tokenize
+from modeling_tier.texts_tier import model_inputs, tokenize
 from processing_tier.phantom.wording import FINDING_WORDS
 from processing_tier.reports.sentences import split_sentences
 
@@ -180,9 +180,8 @@ def sentence_map(pipe: CxrZeroShotClassificationPipeline, image: Any, sentence: 
     """The map of a sentence in the pixels of the image, of the kind that the pipeline shows."""
     inputs, tokens = pipe.preprocess(image), tokenize(pipe.model, pipe.tokenizer, [sentence])
     maps: torch.Tensor = pipe.model.get_similarity_map(
-        input_ids=tokens["input_ids"].to(pipe.device),
+        **model_inputs(tokens, pipe.device),
         pixel_values=inputs["pixel_values"].to(pipe.device),
-        attention_mask=tokens["attention_mask"].to(pipe.device),
         kind=default_map_kind(pipe.model.config.image_pooling),
     )
     return pipe.to_pixels(maps[0].cpu(), inputs["size"])

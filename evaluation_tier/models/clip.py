@@ -73,6 +73,8 @@ class ClipFamily:
         return read(image)
 
     def preprocess(self, image: Image.Image) -> Pixels:
+        if needs_rgb(self.image_processor):
+            image = image.convert("RGB")
         return self.image_processor(images=[image], return_tensors="pt", **self.options)["pixel_values"]
 
     def embed_images(self, pixels: Pixels) -> torch.Tensor:
@@ -100,6 +102,11 @@ def project_patches(
         outputs = model.get_image_features(pixel_values=pixels)
         patch_features = TierCLIPModel.project_patches(model, outputs.last_hidden_state)
     return outputs.pooler_output, patch_features, weights
+
+
+def needs_rgb(image_processor: Any) -> bool:
+    """Whether grey pictures must be converted first: SigLIP's processors as released make one channel of them."""
+    return isinstance(image_processor, BaseImageProcessor) and not hasattr(image_processor, "read")  # TIER's has it
 
 
 def takes_uint8(model: PreTrainedModel, processor: ProcessorMixin | BaseImageProcessor) -> bool:

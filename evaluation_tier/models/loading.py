@@ -25,7 +25,7 @@ from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
-from modeling_tier.texts_tier import check_family
+from modeling_tier.texts_tier import check_family, check_tokenizer, is_padded_to_the_end
 from processing_tier.hub_names import check_hub_name
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
@@ -111,6 +111,8 @@ def load_model(
             f"The model {name} has no complete processor (image processor and tokenizer): "
             "save it beside the model with processor.save_pretrained."
         )
+    if is_padded_to_the_end(model.config):
+        check_tokenizer(model.config, processor.tokenizer)
     return model.to(device).eval(), processor
 
 

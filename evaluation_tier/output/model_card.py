@@ -126,7 +126,7 @@ def describe_model(config: Mapping) -> ModelFacts:
         if not is_classifier:
             facts["Frozen text layers"] = config.get("frozen_text_layers")
     else:
-        architecture = "a CLIP model"
+        architecture = "a SigLIP model" if config.get("model_type") == "tier_siglip" else "a CLIP model"
         facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}
     facts["Embedding width"] = config.get("projection_dim")
     if is_classifier:

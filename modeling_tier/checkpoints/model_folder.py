@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from transformers import is_sentencepiece_available
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME
 
 from .tensor_files import check_pickle, read_json
 
 MODEL_JSON_LIMIT = 64 * 2**20  # bytes; a multilingual tokenizer has half of it, and a training log less
 ADAPTER = "adapter_config.json"
+SIGLIP_VOCABULARY = "spiece.model"
 
 
 def check_not_adapter(folder: str | Path) -> None:
@@ -28,13 +30,14 @@ def check_model_folder(folder: str | Path) -> None:
         folder (`str` or `Path`): Folder of a model; anything else, such as a name on the Hub, passes.
 
     Raises:
-        ValueError: An index of weights is damaged or names a file outside the folder, a pickle is not safe to read, or
-            a JSON file is too large.
+        ValueError: An index of weights is damaged or names a file outside the folder, a pickle is not safe to read, a
+            JSON file is too large, or the tokenizer is SigLIP's and cannot be read.
     """
     folder = Path(folder)
     for path in sorted(folder.glob("*.json")):
         if path.is_file() and path.stat().st_size > MODEL_JSON_LIMIT:
             raise ValueError(f"{path} is larger than {MODEL_JSON_LIMIT >> 20} MiB; download it again.")
+    check_siglip_vocabulary(folder)
     for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         if index.is_file():
             check_index(index)
@@ -42,6 +45,23 @@ def check_model_folder(folder: str | Path) -> None:
         for path in sorted(folder.glob("pytorch_model*.bin")):
             if path.is_file():
                 check_pickle(path)
+
+
+def check_siglip_vocabulary(folder: Path) -> None:
+    """Raises ValueError for the tokenizer of SigLIP without its vocabulary, or without the package that reads it."""
+    config = folder / "tokenizer_config.json"
+    if not config.is_file() or '"SiglipTokenizer"' not in config.read_text(encoding="utf-8", errors="replace"):
+        return
+    if not (folder / SIGLIP_VOCABULARY).is_file():
+        raise ValueError(
+            f"{folder} holds the tokenizer of SigLIP without its vocabulary; put the file {SIGLIP_VOCABULARY} of the "
+            "model's release into the folder."
+        )
+    if not is_sentencepiece_available():
+        raise ValueError(
+            f"{folder} holds the tokenizer of SigLIP, which needs the package sentencepiece: pip install "
+            "'tier-clip[siglip]'."
+        )
 
 
 def check_index(index: Path) -> None:

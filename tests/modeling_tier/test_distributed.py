@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_siglip import TOWER, siglip_sizes
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel, losses_tier
+from modeling_tier import (
+    TierCLIPConfig,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderModel,
+    TierSiglipConfig,
+    TierSiglipModel,
+    losses_tier,
+)
 from modeling_tier.global_batch_tier import Pairs
 
 BOS, EOS = 97, 98
@@ -20,6 +29,13 @@ TERMS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "evidence
 def make_model(options: dict) -> torch.nn.Module:
     torch.manual_seed(0)
     text = {"vocab_size": 99, "max_position_embeddings": 20, "bos_token_id": BOS, "eos_token_id": EOS}
+    if "siglip" in options:
+        options = {name: value for name, value in options.items() if name != "siglip"}
+        sizes = siglip_sizes() | {"text_config": {**TOWER, **text, "projection_size": 24, "pad_token_id": EOS}}
+        model = TierSiglipModel(TierSiglipConfig(**sizes, **WEIGHTS, **options))
+        model.logit_scale.data.fill_(2.0)
+        model.logit_bias.data.fill_(-3.0)
+        return model
     size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     if "frozen_text_layers" in options:
         sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
@@ -89,6 +105,9 @@ MODELS = {
     "several": {"image_pooling": "patch_mean"},
     "several-dual": {"frozen_text_layers": 1},
     "evidence": {"image_pooling": "patch_mean", **EVIDENCE},
+    "siglip": {"siglip": True, "entropy_temperature": 0.1},
+    "soft-siglip": {"siglip": True},
+    "several-siglip": {"siglip": True},
     "evidence-several-dual": {"frozen_text_layers": 1, **EVIDENCE},
 }
 ROWS = {  # of each process

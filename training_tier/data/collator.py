@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import logging
 
+from modeling_tier.texts_tier import is_any_truncated
+
 logger = logging.get_logger(__name__)
 
 
@@ -51,10 +53,13 @@ class PairCollator:
         pad_to_multiple_of (`int`, *optional*):
             tokens. A batch is padded to the next multiple, but never beyond `model_max_length`. With 16, the lengths
             are 16, 32, 48, 64 and CLIP's 77.
+        for_siglip (`bool`, *optional*, defaults to `False`):
+            Texts as SigLIP's kinds read them: in lower case, padded to `model_max_length`, without an attention mask.
     """
 
     tokenizer: PreTrainedTokenizerBase
     pad_to_multiple_of: int | None = None
+    for_siglip: bool = False
 
     def __call__(self, pairs: list[dict]) -> dict:
         readable = [pair for pair in pairs if "error" not in pair]
@@ -75,19 +80,25 @@ class PairCollator:
             texts, groups = (list(chain.from_iterable(row)) for row in rows)
         else:
             texts, groups = ([pair[name] for pair in readable if name in pair] for name in ("text", "group"))
+        if self.for_siglip:
+            texts = [text.lower() for text in texts]
         tokens = self.tokenizer(texts, truncation=True)
-        if any(text.overflowing for text in tokens.encodings or ()):
+        if is_any_truncated(self.tokenizer, tokens, texts, self.tokenizer.model_max_length):
             logger.warning_once(
                 f"A text is longer than the {self.tokenizer.model_max_length} tokens that the model reads, and is "
                 "truncated. --text selects the sections."
             )
         longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
-        length = min(-(-longest // multiple) * multiple, self.tokenizer.model_max_length)
+        length = self.tokenizer.model_max_length
+        if not self.for_siglip:
+            length = min(-(-longest // multiple) * multiple, length)
         batch.update(
             pad_without_fast_tokenizer_warning(
                 self.tokenizer, tokens, padding="max_length", max_length=length, return_tensors="pt"
             )
         )
+        if self.for_siglip:
+            batch.pop("attention_mask", None)
         if groups:
             batch["text_groups"] = torch.tensor(groups)
         batch.update(reports)

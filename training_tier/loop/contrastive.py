@@ -14,6 +14,7 @@ from transformers.utils import logging
 from evaluation_tier.models.processes import fail_together
 from evaluation_tier.scoring.zeroshot import zero_shot_auroc
 from modeling_tier.base_tier import TierCLIPOutput
+from modeling_tier.texts_tier import is_padded_to_the_end
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
@@ -43,7 +44,7 @@ TERMS = ("contrastive_loss", "token_entropy", "patch_entropy")  # and evidence_e
 class TierTrainer(RadiographTrainer):
     """
     [`RadiographTrainer`] that logs the terms of the loss in training and (prefixed `eval_`) in evaluation, adds
-    the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`.
+    the zero-shot AUROC of the evaluated data to each evaluation, and clamps `logit_scale`, except SigLIP's.
 
     An evaluation computes its loss over batches of `per_device_eval_batch_size` pairs in the order of the records,
     with any number of processes. `predict` returns `text_embeds` and `image_embeds`, in this order (the model's), with
@@ -70,7 +71,9 @@ class TierTrainer(RadiographTrainer):
         self.prompts = load_prompts(prompts, findings)
         self.terms = (*TERMS, "evidence_entropy") if self.model.config.evidence_entropy_weight else TERMS
         self._terms: list[torch.Tensor] = []  # of training, since the last log entry
-        self.add_callback(LogitScaleClamp())
+        self.is_siglip = is_padded_to_the_end(self.model.config)
+        if not self.is_siglip:  # pretrained scales of SigLIP are above 100, and its training does not clamp them
+            self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
         self.check_batches()
@@ -81,9 +84,18 @@ class TierTrainer(RadiographTrainer):
     def check_padding(self) -> None:
         """
         Raises:
-            `ValueError`: another padding would change the entropies.
+            `ValueError`: another padding would change the entropies, or what SigLIP reads.
         """
         config = self.model.config
+        if self.is_siglip:
+            given = {name: getattr(self.args, name) for name in ("pad_to_multiple_of", "group_texts")}
+            if self.args.train_sampling_strategy == "group_by_length":
+                given["train_sampling_strategy"] = "group_by_length"
+            for name in filter(given.get, given):
+                raise ValueError(f"{name} has no effect on SigLIP, whose texts all have one length; leave it out.")
+            if not getattr(self.data_collator, "for_siglip", False):
+                raise ValueError("SigLIP reads other texts: pass data_collator=PairCollator(..., for_siglip=True).")
+            return
         weighted = config.token_entropy_weight or config.patch_entropy_weight
         if config.entropy_tokens == "all" and weighted:
             for name in ("pad_to_multiple_of", "group_texts"):
@@ -107,6 +119,11 @@ class TierTrainer(RadiographTrainer):
             rules_on_chunks(self.args, launch, views),
             rules_on_text_groups(self.args, launch),
         )
+        if self.is_siglip and views > 1:
+            raise ValueError(
+                f"image_views={views} does not work with SigLIP, whose loss does not compare images with each other; "
+                "leave it out."
+            )
         steps, pairs = self.args.gradient_accumulation_steps, self.args.train_batch_size
         if steps > 1 and self.args.contrastive_chunk_size is None:
             logger.warning(
@@ -198,6 +215,9 @@ class TierTrainer(RadiographTrainer):
             logs |= self.pop_terms()
             scale = whole_tensor(self.accelerator.unwrap_model(self.model).logit_scale.detach())
             logs["logit_scale"] = scale.exp().item()
+            if self.is_siglip:
+                bias = whole_tensor(self.accelerator.unwrap_model(self.model).logit_bias.detach())
+                logs["logit_bias"] = bias.item()
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -12,6 +12,7 @@ from transformers import EvalPrediction
 
 from evaluation_tier.scoring.findings import read_labels, select_findings
 from evaluation_tier.statistics.metrics import auroc, nanmean
+from modeling_tier.texts_tier import is_padded_to_the_end
 from training_tier.data.collator import PairCollator
 from training_tier.data.labels import LabelledDataset, choose_findings, collate_labelled
 from training_tier.data.pairs import PairDataset, PairOptions
@@ -67,7 +68,11 @@ def make_contrastive_trainer(
             images=make_images(train_records, processor.image_processor, data_arguments, training_arguments),
         ),
         eval_dataset=PairDataset(eval_records, processor.image_processor, as_read),
-        data_collator=PairCollator(processor.tokenizer, training_arguments.pad_to_multiple_of),
+        data_collator=PairCollator(
+            processor.tokenizer,
+            training_arguments.pad_to_multiple_of,
+            for_siglip=is_padded_to_the_end(model.config),
+        ),
         processing_class=processor,
         findings=findings,
         prompts=data_arguments.prompts,

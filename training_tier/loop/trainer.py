@@ -179,11 +179,18 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms or biases."""
+        """
+        The matrices of linear and convolutional layers; never `logit_scale`, embeddings, norms, biases, or the query
+        of SigLIP's pooling head (`probe`).
+        """
+        parameters = dict(model.named_parameters())  # the library also names the places of absent ones
         return [
             name
             for name in super().get_decay_parameter_names(model)
-            if model.get_parameter(name).ndim > 1 and ("patch_embedding" in name or "embedding" not in name)
+            if name in parameters
+            and parameters[name].ndim > 1
+            and ("patch_embedding" in name or "embedding" not in name)
+            and not name.endswith(".probe")
         ]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

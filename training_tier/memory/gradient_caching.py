@@ -22,7 +22,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from modeling_tier.base_tier import TierCLIPOutput
 from modeling_tier.global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, mean_row, world_size
-from modeling_tier.losses_tier import summed_cross_entropy, total_loss
+from modeling_tier.losses_tier import total_loss
 
 
 class FirstPass(NamedTuple):
@@ -40,7 +40,7 @@ class BatchGradients(NamedTuple):
     images: torch.Tensor  # of the embeddings, (batch, dim)
     texts: torch.Tensor  # in the order of `Pairs`
     entropy_sums: torch.Tensor | None  # `None` without entropy weights
-    logit_scale: torch.Tensor
+    logit_parameters: list[torch.Tensor]  # of the model's `logit_parameters`
 
 
 def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
@@ -77,9 +77,9 @@ def backward_in_chunks(
     such chunks and not of the whole batch.
 
     Args:
-        model (`nn.Module`): [`TierCLIPModel`] or [`TierDualEncoderModel`]. In `DistributedDataParallel`, every process
-            has to call this, and gradients are averaged once, in the last chunk. With FSDP2, gradients are reduced in
-            each chunk.
+        model (`nn.Module`): [`TierCLIPModel`], [`TierSiglipModel`] or [`TierDualEncoderModel`]. In
+            `DistributedDataParallel`, every process has to call this, and gradients are averaged once, in the last
+            chunk. With FSDP2, gradients are reduced in each chunk.
         inputs (`dict`): the batch of this process, as the model takes it.
         chunk_size (`int`): pairs, or images with their texts, whose activations fit into memory.
         backward (`Callable`, *optional*): called with a scalar instead of the scalar's `backward`.
@@ -109,10 +109,10 @@ def backward_in_chunks(
     weights = plain.entropy_weights
     texts = torch.cat([by_image(texts, per_image) for texts in first.texts])
     pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups, each_group_once=texts_per_image > 0)
-    contrastive_loss, *of_contrastive = contrastive_gradients(pairs, plain.logit_scale.detach(), rows=chunk_size)
-    image_gradients, text_gradients, scale_gradient = of_contrastive
+    contrastive_loss, *of_contrastive = contrastive_gradients(plain, pairs, rows=chunk_size)
+    image_gradients, text_gradients, logit_gradients = of_contrastive
     of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
-    gradients = BatchGradients(image_gradients, text_gradients, of_entropies, scale_gradient)
+    gradients = BatchGradients(image_gradients, text_gradients, of_entropies, logit_gradients)
     text_mean = mean_row(pairs.texts) if plain.config.evidence_entropy_weight else None
     entropies = (add_gradients(model, chunks, first, gradients, backward, text_mean) * factors).unbind()
     return {
@@ -154,7 +154,7 @@ def add_gradients(
     the entropies over the chunks, without graph.
     """
     is_distributed = isinstance(model, DistributedDataParallel)
-    logit_scale = (model.module if is_distributed else model).logit_scale
+    plain = model.module if is_distributed else model
     sizes = [len(chunk) for chunk in first.images]
     of_texts = gradients.texts.split([len(chunk) for chunk in first.texts])
     of_texts = [by_image(chunk, size) for chunk, size in zip(of_texts, sizes, strict=True)]  # as in a batch
@@ -168,9 +168,12 @@ def add_gradients(
             outputs = model(**chunk, return_entropy_sums=True, text_mean=text_mean)
             sums.append(outputs.entropy_sums.detach())
             scalar = surrogate(outputs, of_chunk, gradients.entropy_sums)
-            # logit_scale in the last chunk, where DistributedDataParallel waits for the gradients of all parameters.
-            # (FSDP keeps parameters outside of layers whole from a forward pass to the end of the backward pass.)
-            backward(scalar + (logit_scale * gradients.logit_scale).sum() if is_last else scalar)
+            if is_last:
+                # logit_scale here, where DistributedDataParallel waits for the gradients of all parameters. (FSDP
+                # keeps parameters outside of layers whole from a forward pass to the end of the backward pass.)
+                for name, gradient in zip(plain.logit_parameters, gradients.logit_parameters, strict=True):
+                    scalar = scalar + (getattr(plain, name) * gradient).sum()
+            backward(scalar)
     return torch.stack(sums).sum(dim=0)
 
 
@@ -201,38 +204,38 @@ def check_equal_counts(count: int, device: torch.device) -> None:
 
 
 def contrastive_gradients(
-    pairs: Pairs, logit_scale: torch.Tensor, rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    model: nn.Module, pairs: Pairs, rows: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """
-    [`contrastive_loss`] of all processes, and its gradients. The logits, a square of the batch, are computed in
-    float32 and for `rows` images at a time, so that memory grows linearly with the batch.
+    The model's contrastive loss of all processes, and its gradients. The logits, a square of the batch, are computed
+    in float32 and for `rows` images at a time, so that memory grows linearly with the batch.
 
     Args:
+        model (`nn.Module`): computes the loss by `contrast_share`.
         pairs ([`Pairs`]): of this process.
-        logit_scale (`torch.Tensor`): scalar.
         rows (`int`): images whose logits are computed at a time.
 
     Returns:
-        `tuple`: the loss, and the gradients of the images, of the texts and of `logit_scale`.
+        `tuple`: the loss, and the gradients of the images, of the texts and of the model's `logit_parameters`.
     """
-    processes = world_size()
     all_pairs, first = gather_pairs(pairs)
     per_image = pairs.texts_per_image
     leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
     all_pairs = all_pairs._replace(images=leaves[2], texts=leaves[3])
-    scale = logit_scale.detach().float().requires_grad_()
-    total = scale.new_zeros(())
-    with torch.enable_grad(), torch.autocast(scale.device.type, enabled=False):
+    parameters = [getattr(model, name).detach().float().requires_grad_() for name in model.logit_parameters]
+    total = parameters[0].new_zeros(())
+    with torch.enable_grad(), torch.autocast(total.device.type, enabled=False):
         for start in range(0, len(pairs.images), rows):
             of_texts = slice(start * per_image, (start + rows) * per_image)
             own_rows = Pairs(leaves[0][start : start + rows], leaves[1][of_texts])
-            loss = summed_cross_entropy(own_rows, all_pairs, first + start, scale)
-            loss = loss * (processes / (2.0 * len(all_pairs.images)))  # as in contrastive_loss
+            loss = model.contrast_share(own_rows, all_pairs, first + start, *parameters)
             loss.backward()
             total += loss.detach()
+    # SigLIP's loss compares its own texts with the gathered images: the other two do not have a gradient.
+    of_leaves = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     gradients = []
-    for own, gathered, begin in zip(leaves[:2], leaves[2:], (first, first * per_image), strict=True):
-        if processes > 1:
-            dist.all_reduce(gathered.grad)
-        gradients.append(own.grad + gathered.grad[begin : begin + len(own)])
-    return total, *gradients, scale.grad
+    for own, gathered, begin in zip(of_leaves[:2], of_leaves[2:], (first, first * per_image), strict=True):
+        if world_size() > 1:
+            dist.all_reduce(gathered)
+        gradients.append(own + gathered[begin : begin + len(own)])
+    return total, *gradients, [parameter.grad for parameter in parameters]

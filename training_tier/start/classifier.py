@@ -65,6 +65,11 @@ def make_classifier(
             )
         return load_classifier(arguments, findings, labels)
     model, processor = make_model(arguments, texts)
+    if type(model) not in CLASSIFIERS:
+        raise ValueError(
+            f"--task classification does not support SigLIP models such as {arguments.model!r}; start from a CLIP or "
+            "TIER model, or train it with texts."
+        )
     classifier = CLASSIFIERS[type(model)].from_image_tower(model, findings)
     if prompts is not None:
         positive, negative = embed_prompts(model, processor, load_prompts(prompts, findings))

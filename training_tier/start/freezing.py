@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from modeling_tier import TierSiglipModel
 from modeling_tier.towers_tier import freeze_layers
 from training_tier.options.compatibility import refuse, rules_on_frozen_random_weights
 from training_tier.options.model import ModelArguments
@@ -29,5 +30,7 @@ def freeze_towers(model: PreTrainedModel, task: TaskArguments, arguments: ModelA
     ):
         if whole:
             tower.requires_grad_(False)
+            if isinstance(model, TierSiglipModel):  # its projections are part of the towers
+                tower.head.requires_grad_(True)
         elif layers:
             freeze_layers(tower, layers)

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SiglipConfig,
 )
 from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import (
@@ -20,11 +21,19 @@ from transformers.models.auto.image_processing_auto import (
 )  # the top level hides it without torchvision
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import (
+    TierCLIPConfig,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderModel,
+    TierSiglipConfig,
+    TierSiglipModel,
+)
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
 from modeling_tier.score_levels_tier import default_level
-from processing_tier import TierImageProcessor, TierProcessor, train_tokenizer
+from modeling_tier.texts_tier import check_tokenizer
+from processing_tier import TierImageProcessor, TierProcessor, TierSiglipProcessor, train_tokenizer
 from processing_tier.hub_names import check_hub_name
 from training_tier.options.model import ModelArguments
 from training_tier.start.presets import PRESETS, preset_config
@@ -33,9 +42,16 @@ POSITION_SCALE = 0.5
 
 MAX_TOKENS = 128  # of a text with a pretrained encoder, as in the paper (authors' code, CLIP_Embedding.py:79-82)
 
-MODEL_TYPES = (CLIPConfig.model_type, TierCLIPConfig.model_type, TierDualEncoderConfig.model_type)
+MODEL_CLASSES = {  # by the `model_type` of a checkpoint
+    CLIPConfig.model_type: TierCLIPModel,
+    TierCLIPConfig.model_type: TierCLIPModel,
+    SiglipConfig.model_type: TierSiglipModel,
+    TierSiglipConfig.model_type: TierSiglipModel,
+    TierDualEncoderConfig.model_type: TierDualEncoderModel,
+}
 
-TierModel = TierCLIPModel | TierDualEncoderModel
+TierModel = TierCLIPModel | TierSiglipModel | TierDualEncoderModel
+TierConfig = TierCLIPConfig | TierSiglipConfig | TierDualEncoderConfig
 
 
 def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierModel, TierProcessor]:
@@ -67,7 +83,7 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
     return model, TierProcessor(make_image_processor(config, arguments.geometry or "pad"), tokenizer)
 
 
-def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometry: str) -> TierImageProcessor:
+def make_image_processor(config: TierConfig, geometry: str) -> TierImageProcessor:
     """The image processor of a model, with its image size, mean and standard deviation."""
     return TierImageProcessor(
         geometry=geometry,
@@ -77,7 +93,7 @@ def make_image_processor(config: TierCLIPConfig | TierDualEncoderConfig, geometr
     )
 
 
-def model_size(config: TierCLIPConfig | TierDualEncoderConfig) -> int:
+def model_size(config: TierConfig) -> int:
     """Edge in pixels of the square image that a model sees."""
     return config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
 
@@ -136,22 +152,39 @@ def read_stored_config(arguments: ModelArguments) -> dict:
             f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a checkpoint that can be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    if stored_config.get("model_type") not in MODEL_TYPES:
+    if stored_config.get("model_type") not in MODEL_CLASSES:
         raise ValueError(
-            f"The checkpoint {name!r} has the model_type {stored_config.get('model_type')!r}; name a CLIP or TIER "
-            "checkpoint."
+            f"The checkpoint {name!r} has the model_type {stored_config.get('model_type')!r}; name a CLIP, SigLIP or "
+            "TIER checkpoint."
         )
     return stored_config
 
 
 def load_checkpoint(arguments: ModelArguments) -> tuple[TierModel, TierProcessor]:
-    """The model of a CLIP or TIER checkpoint in float32, with its processor."""
-    name = arguments.model
-    stored_config = read_stored_config(arguments)
-    is_dual = stored_config.get("model_type") == TierDualEncoderConfig.model_type
-    model = load_weights(TierDualEncoderModel if is_dual else TierCLIPModel, arguments)
-    tokenizer = load_tokenizer(name)
-    return model, TierProcessor(load_image_processor(arguments, model.config), tokenizer)
+    """The model of a CLIP, SigLIP or TIER checkpoint in float32, with its processor."""
+    model = load_weights(MODEL_CLASSES[read_stored_config(arguments)["model_type"]], arguments)
+    tokenizer = load_tokenizer(arguments.model)
+    image_processor = load_image_processor(arguments, model.config)
+    if isinstance(model, TierSiglipModel):
+        fit_siglip_tokenizer(tokenizer, model.config)
+        return model, TierSiglipProcessor(image_processor, tokenizer)
+    return model, TierProcessor(image_processor, tokenizer)
+
+
+def fit_siglip_tokenizer(tokenizer: PreTrainedTokenizerBase, config: TierSiglipConfig) -> None:
+    """
+    Makes the tokenizer of a SigLIP model end its texts where the model's positions end, without a mask, and tells the
+    model the ids of end token and padding, which the configurations of published models do not name rightly.
+
+    Raises:
+        `ValueError`: see [`check_tokenizer`].
+    """
+    check_tokenizer(config, tokenizer)
+    text_config = config.text_config
+    tokenizer.model_max_length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
+    tokenizer.model_input_names = ["input_ids"]
+    text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    text_config.bos_token_id = tokenizer.bos_token_id
 
 
 def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) -> PreTrainedModel:
@@ -196,9 +229,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
     return model
 
 
-def load_image_processor(
-    arguments: ModelArguments, config: TierCLIPConfig | TierDualEncoderConfig
-) -> TierImageProcessor:
+def load_image_processor(arguments: ModelArguments, config: TierConfig) -> TierImageProcessor:
     """The checkpoint's image processor, or one of ours with its numbers. Sets mean and deviation in `config`."""
     try:
         place = located(arguments.model)

@@ -144,7 +144,7 @@ def test_a_family_that_is_not_known_to_be_right_is_refused(tier_model, tmp_path)
     tier_model[1].save_pretrained(tmp_path)
     message = (
         "Models of the kind 'chinese_clip' are not supported, because wrong scores would go unnoticed. "
-        "Use one of the kinds tier_clip, tier_dual_encoder, clip, siglip, siglip2."
+        "Use one of the kinds tier_clip, tier_siglip, tier_dual_encoder, clip, siglip, siglip2."
     )
     with pytest.raises(ValueError) as error:
         load_model(tmp_path)

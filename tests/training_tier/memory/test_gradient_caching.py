@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from tiny_siglip import TOWER, siglip_sizes
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import (
+    TierCLIPConfig,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderModel,
+    TierSiglipConfig,
+    TierSiglipModel,
+)
 from modeling_tier.losses_tier import contrastive_loss, token_and_patch_entropy, token_patch_similarity
 from training_tier.memory.gradient_caching import backward_in_chunks, split_batch
 
@@ -29,6 +37,8 @@ MODELS = {
     "several": {"image_pooling": "patch_mean"},
     "one sentence": {"image_pooling": "patch_mean"},
     "several plain": {"token_entropy_weight": 0.0, "patch_entropy_weight": 0.0},
+    "siglip": {"entropy_temperature": 0.1},
+    "siglip several": {},
     "several evidence": {"image_pooling": "patch_mean", **EVIDENCE},
 }
 
@@ -38,6 +48,12 @@ def make_model(name: str, dropout: float = 0.0) -> torch.nn.Module:
     options = {**WEIGHTS, **MODELS[name]}
     text = {"vocab_size": 99, "max_position_embeddings": 20, "bos_token_id": BOS, "eos_token_id": EOS}
     size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if name.startswith("siglip"):
+        text |= {**TOWER, "projection_size": 24, "pad_token_id": EOS}
+        model = TierSiglipModel(TierSiglipConfig(**siglip_sizes() | {"text_config": text}, **options)).train()
+        model.logit_scale.data.fill_(2.0)
+        model.logit_bias.data.fill_(-3.0)
+        return model
     if name.startswith("dual"):
         vision = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
         text |= size | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
@@ -84,7 +100,7 @@ def with_three_texts(batch: dict) -> dict:
 
 def make_batch_of(name: str) -> dict:
     """The batch that a model of `MODELS` is given."""
-    if name.startswith("several"):
+    if "several" in name:
         return with_three_texts(make_batch())
     if name == "one sentence":
         return {**with_groups(make_batch()), "texts_per_image": 1}

@@ -187,9 +187,9 @@ def test_a_damaged_checkpoint_is_one_sentence(clip_folder):
 
 def test_a_checkpoint_of_another_kind_is_refused(clip_folder):
     folder, _ = clip_folder
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "siglip"}
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "siglip2"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="has the model_type 'siglip'; name a CLIP or TIER checkpoint"):
+    with pytest.raises(ValueError, match="has the model_type 'siglip2'; name a CLIP, SigLIP or TIER checkpoint"):
         make_model(ModelArguments(model=str(folder)), [])
 
 
