@@ -77,8 +77,8 @@ def is_any_truncated(
     tokenizer: PreTrainedTokenizerBase, inputs: BatchEncoding, texts: Sequence[str], limit: int
 ) -> bool:
     """Whether one of these texts, which became `inputs`, has more than `limit` tokens with its end token."""
-    if inputs.encodings is not None:
-        return any(encoding.overflowing for encoding in inputs.encodings)
+    if inputs.encodings is not None or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return any(encoding.overflowing for encoding in inputs.encodings or ())
     # A tokenizer in Python (SiglipTokenizer) does not keep what it cuts off. A token has at least one character.
     return any(len(tokenizer.tokenize(text)) >= limit for text in texts if len(text) >= limit - 1)
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.models.clip import takes_uint8
+from evaluation_tier.models.clip import needs_rgb, takes_uint8
 
 
 class GreyLevels:
@@ -24,8 +24,8 @@ class GreyLevels:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         image_processor = getattr(processor, "image_processor", processor)
         options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
-        mode = "L" if hasattr(image_processor, "read") else "RGB"  # as in PixelReader
-        squares = [Image.new(mode, (64, 64), (level,) * len(mode)) for level in (0, 255)]
+        mode = "RGB" if needs_rgb(image_processor) else "L"
+        squares = [Image.new("L", (64, 64), level).convert(mode) for level in (0, 255)]
         ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device)
         self.pixel_dtype, ends = ends.dtype, ends.float()
         self.black, self.contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)

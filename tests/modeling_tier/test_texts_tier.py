@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from tiny_siglip import make_siglip, make_tokenizer, save_siglip
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from evaluation_tier.models.loading import load_model
 from modeling_tier import TierSiglipConfig, TierSiglipModel, texts_tier
@@ -53,8 +53,11 @@ def test_siglips_texts_are_of_one_length_in_lower_case_without_a_mask():
 def test_a_tokenizer_in_python_warns_of_a_truncated_text(monkeypatch):
     """Such as SiglipTokenizer, which does not keep what it cuts off."""
 
-    class Slow:
+    class Slow(PreTrainedTokenizerBase):
         model_max_length = 64
+
+        def __init__(self):
+            pass
 
         def tokenize(self, text):
             return text.split()

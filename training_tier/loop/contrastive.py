@@ -72,7 +72,7 @@ class TierTrainer(RadiographTrainer):
         self.terms = (*TERMS, "evidence_entropy") if self.model.config.evidence_entropy_weight else TERMS
         self._terms: list[torch.Tensor] = []  # of training, since the last log entry
         self.is_siglip = is_padded_to_the_end(self.model.config)
-        if not self.is_siglip:  # pretrained scales of SigLIP are above 100, and its training does not clamp them
+        if not self.is_siglip:  # which does not clamp its scale (arXiv:2303.15343, Algorithm 1)
             self.add_callback(LogitScaleClamp())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))

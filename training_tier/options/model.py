@@ -15,7 +15,7 @@ class ModelArguments:
         metadata={
             "help": "Model to start from: a folder, owner/name on the Hub, or a preset with random weights. The "
             "presets are nano, tiny, small, vit-b-32, vit-b-16, resnet-50-bert, resnet-tiny and resnet-fine. A "
-            "checkpoint is of CLIP or TIER; owner/name@revision names a revision on the Hub."
+            "checkpoint is of CLIP, SigLIP or TIER; owner/name@revision names a revision on the Hub."
         },
     )
     vision_model: str | None = field(
