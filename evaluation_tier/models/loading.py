@@ -97,15 +97,26 @@ def load_model(
         )
     if is_classifier(model):
         return model.to(device).eval(), processor
+    check_embeds_both(name, model)
+    if trust_remote_code:
+        check_remote(str(name), model)
+    if not is_remote(model):
+        check_family(model.config)
+    check_processor(name, model, processor)
+    return model.to(device).eval(), processor
+
+
+def check_embeds_both(name: str | Path, model: PreTrainedModel) -> None:
+    """ValueError for a model that is not of images and texts."""
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise ValueError(
             f"The model {name} is a {type(model).__name__}, which does not embed images and texts in one space: "
             "name a TIER or CLIP model."
         )
-    if trust_remote_code:
-        check_remote(str(name), model)
-    if not is_remote(model):
-        check_family(model.config)
+
+
+def check_processor(name: str | Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """ValueError for a processor of images and texts that lacks a part, or has the tokenizer of another model."""
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ValueError(
             f"The model {name} has no complete processor (image processor and tokenizer): "
@@ -113,7 +124,6 @@ def load_model(
         )
     if is_padded_to_the_end(model.config):
         check_tokenizer(model.config, processor.tokenizer)
-    return model.to(device).eval(), processor
 
 
 def hub_commit(name: str) -> str | None:
