@@ -1,7 +1,7 @@
 """Models and their processors, from folders and from the Hub."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -90,11 +90,7 @@ def load_model(
             f"The model folder {name} does not exist, and the model does not load from the Hub; a private "
             f"model needs `hf auth login` {reason}."
         ) from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"The weights of {name} lack {len(info['missing_keys'])} of the model's tensors, "
-            f"for example {sorted(info['missing_keys'])[0]}: they belong to another architecture or are incomplete."
-        )
+    check_complete(name, info["missing_keys"])
     if is_classifier(model):
         return model.to(device).eval(), processor
     check_embeds_both(name, model)
@@ -104,6 +100,15 @@ def load_model(
         check_family(model.config)
     check_processor(name, model, processor)
     return model.to(device).eval(), processor
+
+
+def check_complete(name: str | Path, missing: Collection[str]) -> None:
+    """ValueError for weights that lack tensors of the model."""
+    if missing:
+        raise ValueError(
+            f"The weights of {name} lack {len(missing)} of the model's tensors, for example {sorted(missing)[0]}: they "
+            "belong to another architecture or are incomplete."
+        )
 
 
 def check_embeds_both(name: str | Path, model: PreTrainedModel) -> None:
