@@ -106,8 +106,8 @@ def check_complete(name: str | Path, missing: Collection[str]) -> None:
     """ValueError for weights that lack tensors of the model."""
     if missing:
         raise ValueError(
-            f"The weights of {name} lack {len(missing)} of the model's tensors, for example {sorted(missing)[0]}: they "
-            "belong to another architecture or are incomplete."
+            f"The weights of {name} lack {len(missing)} of the model's tensors, for example {sorted(missing)[0]}: "
+            "they belong to another architecture or are incomplete."
         )
 
 
