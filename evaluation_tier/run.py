@@ -202,7 +202,8 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
     metrics |= {"adapters": adapters} if adapters else {}
     if args.trust_remote_code:
         loaded = {shown: inputs.load(shown)[0] for shown in inputs.models}
-        metrics["remote_code"] = {shown: describe_code(model) for shown, model in loaded.items() if is_remote(model)}
+        ran = {shown: describe_code(model) for shown, model in loaded.items() if is_remote(model)}
+        metrics |= {"remote_code": ran} if ran else {}
     before, after = dict(inputs.described), {}
     if "threshold_overlap" in before:
         after["threshold_overlap"] = before.pop("threshold_overlap")

@@ -33,10 +33,8 @@ AXES = "axes of "  # before the name of an array: its axes, from the slowest in 
 MAX_ENTRY_BYTES = 2**28
 
 MODELS = Path(modeling_tier.__file__).parent
-EMBEDDING = [
-    Path(__file__).with_name(f"{name}.py")
-    for name in ("images", "embedding", "grey_levels", "contract", "clip", "siglip", "adapters", "remote_code")
-]
+FAMILIES = ("contract", "clip", "siglip", "radzero", "remote_code", "adapters")
+EMBEDDING = [Path(__file__).with_name(f"{name}.py") for name in ("images", "embedding", "grey_levels", *FAMILIES)]
 
 
 def hash_weights(model: torch.nn.Module) -> str:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -22,6 +23,7 @@ from transformers.models.auto.image_processing_auto import (
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
 from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
+from evaluation_tier.models.radzero import RadZero, is_radzero, load_radzero
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.configuration_tier import located
@@ -45,8 +47,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def load_model(
     name: str | Path, device: str | torch.device = "cpu", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel | UserModel, ProcessorMixin | None]:
-    """The model (float32, in evaluation mode, on `device`) and its processor; None for a model of an adapter.
+) -> tuple[PreTrainedModel | UserModel | RadZero, ProcessorMixin | None]:
+    """The model (float32, in evaluation mode, on `device`) and its processor; None for one that has its own.
 
     TIER models and those of the kinds that `check_family` knows, with their processors, are read. TIER's classifiers
     are read too; their processor is an image processor. Pickled weights are never opened.
@@ -62,12 +64,35 @@ def load_model(
     if isinstance(name, AdapterName):
         return load_adapter(name, device), None
     check_name(name)
-    folder, place = Path(name), {**located(name), "trust_remote_code": trust_remote_code}
     if trust_remote_code:
         check_pinned(str(name))
+        check_own_code(str(name))
+    if is_radzero(read_config(name)):
+        return load_radzero(name, device), None
+    model, processor = read_files(name, trust_remote_code)
+    if is_classifier(model):
+        return model.to(device).eval(), processor
+    check_embeds_both(name, model)
+    if trust_remote_code:
+        check_remote(str(name), model)
+    if not is_remote(model):
+        check_family(model.config)
+    check_processor(name, model, processor)
+    return model.to(device).eval(), processor
+
+
+def read_config(name: str | Path) -> dict:
+    """The content of a model's config.json; an empty one if it cannot be read, which loading the model explains."""
     try:
-        if trust_remote_code:
-            check_own_code(str(name))
+        return PreTrainedConfig.get_config_dict(**located(name))[0]
+    except Exception:  # libraries raise many kinds here
+        return {}
+
+
+def read_files(name: str | Path, trust_remote_code: bool) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model of transformers and its processor. ValueError when they do not load, or tensors are missing."""
+    folder, place = Path(name), {**located(name), "trust_remote_code": trust_remote_code}
+    try:
         config = AutoConfig.from_pretrained(**place)
         auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
         model, info = auto_class.from_pretrained(
@@ -91,15 +116,7 @@ def load_model(
             f"model needs `hf auth login` {reason}."
         ) from error
     check_complete(name, info["missing_keys"])
-    if is_classifier(model):
-        return model.to(device).eval(), processor
-    check_embeds_both(name, model)
-    if trust_remote_code:
-        check_remote(str(name), model)
-    if not is_remote(model):
-        check_family(model.config)
-    check_processor(name, model, processor)
-    return model.to(device).eval(), processor
+    return model, processor
 
 
 def check_complete(name: str | Path, missing: Collection[str]) -> None:

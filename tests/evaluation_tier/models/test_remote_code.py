@@ -129,7 +129,7 @@ def test_a_model_without_code_is_not_changed_by_the_option(ran, tmp_path, capsys
     for options in ([], ["--trust_remote_code"]):
         run(plain, *OPTIONS, "--output_dir", tmp_path / "output", *options, capsys=capsys)
         found[bool(options)] = json.loads((tmp_path / "output" / "metrics.json").read_text())
-    assert found[True].pop("remote_code") == {} and found[True] == found[False]
+    assert found[True] == found[False]
     assert f"--trust_remote_code has no effect on {plain}, which does not need code of its own." in caplog.text
     assert not (tmp_path / "modules").exists()
 

@@ -1,0 +1,266 @@
+"""RadZero in the layout of its owner's training, against a second implementation of what is its own."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from eval_command import PHANTOM, fails, run
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BlipImageProcessorPil,
+    Dinov2Config,
+    Dinov2Model,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+)
+
+from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.models.loading import load_model
+from evaluation_tier.models.radzero import RadZero, spread_levels
+from evaluation_tier.scoring.protocols import choose_protocol
+from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.resampling import Resampling
+from processing_tier.prompts.loader import Prompts
+from processing_tier.radiograph_tier import read_radiograph
+
+DIM, EDGE = 16, 56
+TEXTS = ["Edema.", "There is no edema.", "The heart is enlarged and there is a small left pleural effusion."]
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", *dict.fromkeys(" ".join(TEXTS).lower().replace(".", " .").split())]
+
+# The names in transformers 4.39, in which the owner's checkpoints are saved, of those in transformers 5.23
+OLD_NAMES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+
+
+def old_names(state: dict, prefix: str) -> dict:
+    renamed = {}
+    for key, value in state.items():
+        for new, old in OLD_NAMES.items():
+            key = key.replace(new, old)
+        renamed[prefix + key] = value.clone()
+    return renamed
+
+
+class Parts:
+    """The towers and the parameters of a small checkpoint."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        layers = {"hidden_size": DIM, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28, "patch_size": 14}
+        self.vision_config = Dinov2Config(**layers, num_hidden_layers=2)
+        self.layers_config = Dinov2Config(**layers, num_hidden_layers=1)
+        text = {"hidden_size": DIM, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2}
+        text |= {"vocab_size": len(WORDS), "max_position_embeddings": 64, "layer_norm_eps": 1e-5}
+        self.vision = Dinov2Model(self.vision_config).eval()
+        self.layers = Dinov2Model(self.layers_config).eval().encoder
+        self.text = MPNetModel(MPNetConfig(**text)).eval()
+        for module in (self.vision, self.layers, self.text):
+            for parameter in module.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        self.norm = {"weight": 1 + 0.3 * torch.randn(DIM), "bias": 0.3 * torch.randn(DIM)}
+        self.temperature = torch.tensor([0.2]).log()
+
+    def save(self, folder: Path) -> Path:
+        vision = {**self.vision_config.to_dict(), "img_size": EDGE, "pretrained_name_or_path": "StanfordAIMI/x"}
+        text = {"model_type": "mpnet", "use_text_projection": False, "use_cls_token": False}
+        loss = {
+            "apply": ["RadZeroLoss"],
+            "RadZeroLoss": {"hidden_dim": DIM, "sim_op": "cos", "attn_temperature": None},
+        }
+        own = {"loss": loss, "compute_logits_type": "radzero"}
+        config = {
+            "architectures": ["CxrAlignModel"],
+            "vision_config": vision,
+            "text_config": {**text, "pretrained_name_or_path": "sentence-transformers/all-mpnet-base-v2"},
+            "align_transformer_config": {
+                **self.layers_config.to_dict(), "model_type": "align_transformer", "use_layer_norm": False
+            },
+            **own,
+            "kwargs": own,
+        }  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, default=str))
+        tensors = {
+            **old_names(self.vision.state_dict(), "vision_model."),
+            **old_names(self.text.state_dict(), "text_model."),
+            **old_names(self.layers.state_dict(), "align_transformer.transformer_layers."),
+            **{f"loss_fns.RadZeroLoss.layer_norm.{key}": value for key, value in self.norm.items()},
+            "loss_fns.RadZeroLoss.loss_temperature": self.temperature,
+        }
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+        special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special).save_pretrained(folder)
+        BlipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+        return folder
+
+    def normalized(self, features: np.ndarray) -> np.ndarray:
+        """RadZero's layer norm of the last axis, then unit length, in float64."""
+        features = features - features.mean(axis=-1, keepdims=True)
+        features = features / np.sqrt(features.var(axis=-1, keepdims=True) + 1e-5)
+        features = features * self.norm["weight"].double().numpy() + self.norm["bias"].double().numpy()
+        return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+    def scores(self, images: list, texts: list[str], tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cosines (images, texts), texts (texts, dim), tokens (images, tokens, dim): one image and text at a time."""
+        found, queries = [], []
+        for text in texts:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                states = self.text(input_ids=ids).last_hidden_state[0].double().numpy()
+            queries.append(self.normalized(states.mean(axis=0)))
+        all_tokens = []
+        for image in images:
+            spread = spread_levels(np.asarray(read_radiograph(image)))
+            rgb = np.repeat(spread[:, :, None], 3, axis=2)
+            processor = BlipImageProcessorPil(size={"height": EDGE, "width": EDGE})
+            with torch.no_grad():
+                states = self.vision(processor(rgb, return_tensors="pt")["pixel_values"]).last_hidden_state
+                tokens = self.layers(states).last_hidden_state[0].double().numpy()
+            tokens = self.normalized(tokens)
+            all_tokens.append(tokens)
+            row = []
+            for query in queries:
+                similar = np.exp(tokens @ query / np.exp(self.temperature.item()))
+                pooled = (similar / similar.sum()) @ tokens
+                row.append(pooled @ query / np.linalg.norm(pooled))
+            found.append(row)
+        return np.array(found), np.array(queries), np.array(all_tokens)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.fixture
+def folder(parts, tmp_path) -> Path:
+    return parts.save(tmp_path / "radzero")
+
+
+def test_scores_are_those_of_a_second_implementation(parts, folder, phantom):
+    few = phantom.select(range(6))
+    model, processor = load_model(folder)
+    assert isinstance(model, RadZero) and processor is None
+    expected, queries, tokens = parts.scores(few["image"], TEXTS, model.tokenizer)
+    with torch.no_grad():
+        texts = model.embed_texts(TEXTS)
+        np.testing.assert_allclose(texts, queries, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(model.embed_texts(TEXTS, batch_size=1), texts, rtol=0, atol=1e-6)
+        pixels = torch.cat([model.preprocess(model.read_image(image)) for image in few["image"]])
+        assert pixels.shape == (6, 3, EDGE, EDGE)
+        embeds = model.embed_patches(pixels)
+        assert embeds.patches.shape == (6, 16, DIM)
+        np.testing.assert_allclose(embeds.images, tokens[:, 0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(embeds.patches, tokens[:, 1:], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(model.score(*embeds[:2], texts), expected, rtol=0, atol=1e-5)
+        alone = model.embed_patches(pixels[:1])
+        np.testing.assert_allclose(alone.patches, embeds.patches[:1], rtol=0, atol=1e-6)
+    assert np.abs(expected - tokens[:, 0] @ queries.T).max() > 0.05  # the class token alone would not do
+
+
+def test_grey_levels_are_spread_as_opencv_does_it():
+    """The hash is that of `cv2.normalize(levels, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)` of OpenCV 5.0.0."""
+    digest = hashlib.sha256()
+    for low in range(0, 256, 5):
+        for high in range(low + 1, 256, 3):
+            digest.update(spread_levels(np.arange(low, high + 1, dtype=np.uint8)[None]).tobytes())
+    assert digest.hexdigest() == "e82430d45cd6e1d76f38ea978c477a52dfbd1fbfbdebab022789c78aa604e65f"
+    assert not spread_levels(np.full((3, 3), 7, dtype=np.uint8)).any()
+
+
+def test_an_evaluation_scores_by_text_conditioned_pooling(parts, folder, phantom):
+    few = phantom.select(range(12))
+    model = load_model(folder)
+    prompts = {"Edema": Prompts([TEXTS[0]], [TEXTS[1]]), "Cardiomegaly": Prompts([TEXTS[2]], [])}
+    expected, *_ = parts.scores(few["image"], TEXTS, model[0].tokenizer)
+    options = {"findings": list(prompts), "min_positives": 1, "resampling": Resampling(5)}
+    metrics, predictions = evaluate_zero_shot({"m": model}, few, protocol=choose_protocol(prompts=prompts), **options)
+    scores = predictions[["score_Edema", "score_Cardiomegaly"]]
+    wanted = np.stack([expected[:, 0] - expected[:, 1], expected[:, 2]], axis=1)
+    np.testing.assert_allclose(scores, wanted, rtol=0, atol=1e-5)
+    assert metrics["protocol"]["score_level"] == "global" and "similarities" not in metrics["protocol"]
+    assert {"global", "patches-max", "both-lse"} <= set(metrics["score_levels"])
+    plain = choose_protocol("plain", prompts=prompts)
+    _, predictions = evaluate_zero_shot({"m": model}, few, protocol=plain, **options)
+    np.testing.assert_allclose(predictions["score_Edema"], 1 / (1 + np.exp(-expected[:, 0])), rtol=0, atol=1e-5)
+
+
+def test_it_may_be_averaged_with_a_model_of_cosines(folder, tier_model, phantom):
+    models_ = {"radzero": load_model(folder), "tier": tier_model}
+    options = {"findings": ["Edema"], "min_positives": 1, "resampling": Resampling(5), "protocol": "tier"}
+    alone = [evaluate_zero_shot({name: member}, phantom, **options)[1] for name, member in models_.items()]
+    _, together = evaluate_zero_shot(models_, phantom, **options)
+    mean = (alone[0]["score_Edema"] + alone[1]["score_Edema"]) / 2
+    np.testing.assert_allclose(together["score_Edema"], mean, rtol=0, atol=1e-12)
+
+
+def test_the_command_and_the_cache(folder, tmp_path, capsys):
+    options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--cache_dir", tmp_path / "cache"]
+    found = []
+    for output in ("first", "second"):
+        run(folder, *options, "--output_dir", tmp_path / output, capsys=capsys)
+        found.append(json.loads((tmp_path / output / "metrics.json").read_text()))
+    assert found[0] == found[1] and len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
+    message = fails(folder, *options, "--analyses", "retrieval", capsys=capsys)
+    assert message.startswith("A RadZero scores by more than one embedding of each image")
+    assert embed_prompts(*load_model(folder), {"a": Prompts(TEXTS, [])})[0].shape == (1, DIM)
+
+
+@pytest.mark.parametrize(
+    "section, key, value, message",
+    [
+        ("text_config", "model_type", "biomedclip", "text_config.model_type 'biomedclip'; only the published design"),
+        ("text_config", "use_cls_token", True, "text_config.use_cls_token True; only"),
+        ("vision_config", "model_type", "m3ae", "vision_config.model_type 'm3ae'; only"),
+        (None, "compute_logits_type", "cls_alignment", "compute_logits_type 'cls_alignment'; only"),
+    ],
+)
+def test_the_ablations_are_refused(folder, section, key, value, message):
+    config = json.loads((folder / "config.json").read_text())
+    (config[section] if section else config)[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as error:
+        load_model(folder)
+    assert f"The RadZero model {folder} has {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vision_model.layernorm.weight",
+        "text_model.embeddings.word_embeddings.weight",
+        "text_model.encoder.layer.1.output.dense.bias",
+        "align_transformer.transformer_layers.layer.0.norm1.weight",
+        "loss_fns.RadZeroLoss.loss_temperature",
+    ],
+)
+def test_a_missing_and_a_left_over_tensor_are_named(folder, key):
+    tensors = load_file(folder / "model.safetensors")
+    for changed, what, named in (
+        ({name: tensor for name, tensor in tensors.items() if name != key}, "lack", key),
+        ({**tensors, f"{key}_more": torch.ones(1)}, "have beyond RadZero's", f"{key}_more"),
+    ):
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError) as error:
+            load_model(folder)
+        assert str(error.value).startswith(
+            f"The weights of {folder} {what} 1 tensors, for example {named}: they belong"
+        )
+
+
+def test_a_missing_processor_is_named(folder):
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match="radzero has no complete processor .*: save those of StanfordAIMI"):
+        load_model(folder)
