@@ -160,14 +160,15 @@ def convert(args: argparse.Namespace) -> None:
 
     from modeling_tier.checkpoints import describe_assumptions, load_checkpoint_tokenizer, load_source, open_source
     from modeling_tier.checkpoints.output_folder import new_folder
+    from modeling_tier.checkpoints.published import published_name
     from processing_tier import TierProcessor
     from processing_tier.checkpoint_image_processors import make_checkpoint_image_processor
+    from processing_tier.records.identities import keep_origin
 
     logging.disable_progress_bar()  # those of loading and writing weights
     output = Path(os.path.abspath(args.output))
     check_output(output)
 
-    # 1. Model
     source = open_source(find_checkpoint(args.checkpoint), args.kind)
     print(f"Reading {args.checkpoint}: {KIND_NAMES[source.kind]}")
     model = load_source(source, args.activation, args.text_model)
@@ -176,14 +177,14 @@ def convert(args: argparse.Namespace) -> None:
     if args.to != "tier" and not is_clip:
         raise ValueError(f"--to {args.to} needs a CLIP model, and this one joins two other towers; leave --to out.")
 
-    # 2. Processor
     tokenizer = load_checkpoint_tokenizer(choose_tokenizer(args, source, is_clip), model.config, source)
     image_size = model.config.vision_config.image_size if is_clip else model.config.image_size
     image_processor = make_checkpoint_image_processor(source.kind, source.folder, source.settings, image_size)
 
-    # 3. Files
     with new_folder(output) as folder:
         notes += write_model(args.to, folder, model, TierProcessor(image_processor, tokenizer), output.name)
+        if args.to == "tier":
+            keep_origin(folder, published_name(source, args.checkpoint))
     print(f"Wrote {args.output}: {type(model).__name__}, {model.num_parameters():,} parameters, as {args.to}")
     for note in notes:
         print(f"Note: {note}")

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 
-from evaluation_tier.models import loading, trained_on
+from evaluation_tier.models import exposure, loading, trained_on
 from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.processes import fail_together
 from evaluation_tier.models.single_pass import Models
@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
     replaced_prompts: dict[str, Prompts]  # by a benchmark
     min_positives: int
     described: dict  # the results' entries for benchmark, split, views and overlap with the training
+    exposures: dict[str, exposure.Exposure]  # by name in the results, see `find_exposures`
     seen: np.ndarray  # (images,) bool: of the training
 
     def find_prompts(self, findings: list[str]) -> dict[str, Prompts]:
@@ -53,7 +54,10 @@ class Inputs(NamedTuple):
         described = dict(self.described)
         if len(self.names) > 1:
             described["training_overlap"] += f" (of all models evaluated together: {', '.join(self.names.values())})"
-        return self._replace(names={name: shown}, models={shown: self.models[shown]}, described=described)
+        exposures = {model: told for model, told in self.exposures.items() if model == shown}
+        return self._replace(
+            names={name: shown}, models={shown: self.models[shown]}, described=described, exposures=exposures
+        )
 
     def load(self, name: str) -> tuple:
         """A model and its processor, by its name in the results."""
@@ -98,6 +102,8 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         logger.warning("--%s_trained has no effect: the model was not trained on any evaluated image.", args.trained)
     described = {"benchmark": benchmark.name, "benchmark_differs": differs} if benchmark else {}
     described |= {"split": split, "views": records.views, **records.overlaps[split]}
+    origin = readers.origin_name(args.data)
+    exposures = exposure.find_exposures(names, lists, origin, benchmark.reader if benchmark else None)
     if args.threshold_split and "trained" in records.overlaps[args.threshold_split]:
         described["threshold_overlap"] = records.overlaps[args.threshold_split]["training_overlap"]
     return Inputs(
@@ -110,6 +116,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         replaced_prompts=replaced,
         min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
         described=described,
+        exposures=exposures,
         seen=records.seen[split],
     )
 

@@ -23,6 +23,7 @@ from evaluation_tier.figures import style
 from evaluation_tier.inputs import Inputs, read_inputs
 from evaluation_tier.models import loading
 from evaluation_tier.models.adapters import AdapterName
+from evaluation_tier.models.exposure import describe_exposures
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
 from evaluation_tier.models.remote_code import describe_code, is_remote
 from evaluation_tier.models.single_pass import evaluate_models, evaluate_together
@@ -204,7 +205,7 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
         loaded = {shown: inputs.load(shown)[0] for shown in inputs.models}
         ran = {shown: describe_code(model) for shown, model in loaded.items() if is_remote(model)}
         metrics |= {"remote_code": ran} if ran else {}
-    before, after = dict(inputs.described), {}
+    before, after = {**inputs.described, **describe_exposures(inputs.exposures)}, {}
     if "threshold_overlap" in before:
         after["threshold_overlap"] = before.pop("threshold_overlap")
     metrics["protocol"] = {**before, **metrics["protocol"], **after}

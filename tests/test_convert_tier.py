@@ -16,6 +16,7 @@ import convert_tier
 from modeling_tier import TierCLIPConfig, TierCLIPModel
 from modeling_tier.checkpoints import KINDS, to_openclip
 from processing_tier import TierProcessor, train_tokenizer
+from processing_tier.records.identities import TrainedOn, read_trained_on
 
 CHEXZERO_FILE = "best_128_5e-05_original_22000_0.855.pt"
 CONTEXT = 12
@@ -95,6 +96,7 @@ def test_chexzero(tmp_path, capsys, make_clip, tokenizer, tokenizer_folder, size
         logits = original(input_ids=torch.tensor([cut]), pixel_values=reference).logits_per_image
         assert (model(**encoded).logits_per_image[0, 0] - logits).abs().max() < 1e-4  # of numbers around 1
     assert model.config.vision_config.hidden_act == "quick_gelu"
+    assert read_trained_on(tmp_path / "models" / "chexzero" / "trained_on.json") == TrainedOn((), ("CheXzero",))
 
 
 def test_openai(tmp_path, capsys, make_clip, tokenizer_folder):
@@ -102,6 +104,8 @@ def test_openai(tmp_path, capsys, make_clip, tokenizer_folder):
     path = save_openai(make_clip(), tmp_path / "ViT.pt")
     run(capsys, path, tmp_path / "out", "--kind", "openai", "--tokenizer", tokenizer_folder)
     processor = load(tmp_path / "out")[1]
+    # fine-tuned with OpenAI's code, for all that the tensors show
+    assert read_trained_on(tmp_path / "out" / "trained_on.json").unlisted == ("ViT.pt",)
     # clip.py:79-86 of OpenAI: Resize (bicubic) and CenterCrop of torchvision, then CLIP's mean and deviation
     small = picture.convert("RGB").resize((int(64 * 523 / 401), 64), Image.Resampling.BICUBIC)
     left = round((small.width - 64) / 2)

@@ -152,7 +152,7 @@ def check_overlap(
 def describe_overlap(lists: Mapping[str, TrainedOn | None], overlap: Overlap, choice: str) -> str:
     """One or two sentences for `metrics.json`, page and card."""
     silent = [name for name, listed in lists.items() if listed is None]
-    if len(silent) == len(lists):
+    if not any(listed.sources for listed in lists.values() if listed):
         return "not known: the model keeps no list of its training images"
     images, patients, total = int(overlap.images.sum()), int(overlap.patients.sum()), len(overlap.images)
     if not overlap.seen.any():

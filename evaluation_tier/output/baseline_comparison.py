@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from evaluation_tier.figures import forest
 from evaluation_tier.output.comparison import draw_forest, format_p, write_texts
@@ -93,13 +92,14 @@ def compared_table(comparison: Mapping) -> Table:
             column_name(key): f"{format_cell(own)} (baseline: {format_cell(other)})"
             for key, (other, own) in result["protocol_differences"].items()
         }
-        rows.append((name, format_cell(result["models"]), format_cell(differing), told(result["training_overlap"])))
+        knowledge = (format_cell(result[key]) for key in ("training_overlap", "exposure"))
+        rows.append((name, format_cell(result["models"]), format_cell(differing), *knowledge))
     any_differs = any(result["protocol_differences"] for result in comparison["results"].values())
     note = f"The baseline is {comparison['baseline']}. The protocols " + (
         "differ from the baseline's as told: scores may differ for that reason." if any_differs else "are the same."
     )
-    header = ("Name", "Models", "Differences of the protocol", "Training images")
-    return Table("compared", "What was compared", note, header, tuple(rows), "llll")
+    header = ("Name", "Models", "Differences of the protocol", "Training images", "Published training data")
+    return Table("compared", "What was compared", note, header, tuple(rows), "lllll")
 
 
 def describe_intervals(comparison: Mapping) -> str:
@@ -118,10 +118,6 @@ def describe_size(sizes: list[int | None]) -> str:
     return ", ".join(map(format_cell, sizes)) or DASH
 
 
-def told(value: Any) -> str:
-    return DASH if value is None else format_cell(value)
-
-
 def find_notices(comparison: Mapping) -> list[str]:
     """Sentences that a reader of the page must not miss."""
     notices = []
@@ -134,6 +130,8 @@ def find_notices(comparison: Mapping) -> list[str]:
             )
         if comparison["trained"] == "include" and "flatter" in (result["training_overlap"] or ""):
             notices.append(f"{name}: {result['training_overlap']}.")
+        if result["exposure_overlap"]:
+            notices.append(f"The evaluated data may be training data of {name}: {result['exposure']}.")
     return notices + ([SYNTHETIC] if is_synthetic(comparison["dataset"]) else [])
 
 

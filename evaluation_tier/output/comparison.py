@@ -71,6 +71,8 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
     if any(comparison["training_overlap"]):
         rows.append(("Training images", *map(format_cell, comparison["training_overlap"])))
+    if any(comparison["exposure"]):
+        rows.append(("Published training data", *map(format_cell, comparison["exposure"])))
     same = not comparison["protocol_differences"]
     differing = "are the same" if same else "differ in these: scores may differ for that reason"
     what = Table(

@@ -38,9 +38,9 @@ OPTIONAL_KEYS = {
 
 PROTOCOL_KEYS = {
     **dict.fromkeys(("n_patients", "n_bootstrap", "seed"), int),
-    **dict.fromkeys(("images_skipped", "benchmark_differs"), list),
+    **dict.fromkeys(("images_skipped", "benchmark_differs", "exposure_overlap"), list),
     **dict.fromkeys(("findings_left_out", "resamples_dropped"), dict),
-    **dict.fromkeys(("training_overlap", "threshold_overlap", "trained"), str),
+    **dict.fromkeys(("training_overlap", "threshold_overlap", "trained", "exposure"), str),
 }
 
 

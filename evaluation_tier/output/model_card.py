@@ -234,6 +234,9 @@ def describe_protocol(protocol: Mapping) -> str:
     told = protocol.get("training_overlap")
     if told and protocol.get("trained") != "included":  # the card has a separate sentence about included images
         text += f", training images: {told}"
+    told = protocol.get("exposure")
+    if told and not protocol.get("exposure_overlap"):  # likewise
+        text += f", published training data: {told}"
     return " ".join([f"{text[:1].upper()}{text[1:]}.", *protocol.get("benchmark_differs", [])]) if parts else ""
 
 

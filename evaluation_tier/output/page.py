@@ -202,6 +202,8 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
     notices = []
     if protocol.get("trained") == "included":
         notices.append(f"These results count training images: {protocol['training_overlap']}.")
+    if protocol.get("exposure_overlap"):
+        notices.append(f"The evaluated data may be training data: {protocol['exposure']}.")
     if protocol.get("benchmark_differs"):
         notices.append(" ".join(protocol["benchmark_differs"]))
     if is_synthetic(metrics["dataset"]):

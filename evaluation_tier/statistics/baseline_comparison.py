@@ -7,7 +7,8 @@
   [`compare_evaluations`].
 - `"findings"`: by name `n_positive` and `n_negative`.
 - `"results"`: by name, in the order given, of each evaluation
-  - `folder`, `models`, `training_overlap`, and `protocol_differences`: by key the baseline's value and its own,
+  - `folder`, `models`, and `protocol_differences`: by key the baseline's value and its own,
+  - `training_overlap`, `exposure` and `exposure_overlap` of its protocol,
   - `parameters` of all its models together, `None` if not known, and `image_size`, the different ones of its models
     in pixels,
   - `findings` (by name) and `mean`: `auroc` and `auroc_ci95`, on the findings and images that all evaluations share,
@@ -136,7 +137,7 @@ def describe_result(evaluation: SavedEvaluation) -> dict[str, Any]:
         "models": metrics.get("models") or [],
         "parameters": None if None in parameters or not sizes else sum(parameters),
         "image_size": list(dict.fromkeys(size.get("image_size") for size in sizes)),
-        "training_overlap": metrics["protocol"].get("training_overlap"),
+        **{key: metrics["protocol"].get(key) for key in ("training_overlap", "exposure", "exposure_overlap")},
     }
 
 

@@ -27,6 +27,8 @@ NOT_OF_SCORES = (
     "resamples_dropped",
     "images_skipped",
     "training_overlap",
+    "exposure",
+    "exposure_overlap",
     "threshold_overlap",
     "n_trained_images",
     "n_trained_patients_images",

@@ -4,7 +4,8 @@
 
 - `"first"`, `"second"`: `folder` and `models`.
 - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
-- `"trained"`, `"training_overlap"`: the treatment of training images, and each evaluation's statement about them.
+- `"trained"`, `"training_overlap"`: the treatment of training images, and each evaluation's statement about them;
+  `"exposure"`: its statement about published training data.
 - `"protocol_differences"`: by key the two values; a warning names them too.
 - `"findings"`: by name `n_positive`, `n_negative`, and for each of `auroc`, `auprc`, `mcc`, `f1` its `first`,
   `second`, `difference`, `difference_ci95` and `p_bootstrap`. AUROC also has `p_delong`, by DeLong's test (1988).
@@ -80,6 +81,7 @@ def compare_evaluations(
             "seed": resampling.seed,
             "trained": trained,
             "training_overlap": [read["protocol"].get("training_overlap") for read in metrics],
+            "exposure": [read["protocol"].get("exposure") for read in metrics],
             "protocol_differences": differing,
             **ResampledEvaluations(evaluations, compared.findings, resampling).compare(0, 1),
             "findings_left_out": compared.left_out,

@@ -171,6 +171,19 @@ def write_trained_on(folder: str | os.PathLike, trained_on: TrainedOn, public: b
     return path
 
 
+def keep_origin(folder: str | os.PathLike, name: str) -> None:
+    """
+    Note in a model's folder whose weights these are, since their training images are not known. A folder with a list
+    keeps it.
+
+    Args:
+        folder (`str` or `os.PathLike`): the model's folder.
+        name (`str`): of the weights, where they were published.
+    """
+    if find_trained_on(folder) is None:
+        write_trained_on(folder, TrainedOn((), (name,)))
+
+
 def find_trained_on(folder: str | os.PathLike) -> Path | None:
     """The file of [`write_trained_on`] in a folder."""
     return next((path for name in (FILE, PRIVATE_FILE) if (path := Path(folder, name)).is_file()), None)

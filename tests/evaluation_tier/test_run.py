@@ -1,3 +1,4 @@
+import html
 import json
 import shutil
 from pathlib import Path
@@ -297,3 +298,22 @@ def assert_alike(found, expected) -> None:
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
     else:
         assert found == expected
+
+
+def test_the_archive_of_a_published_training_is_told(models, tmp_path, capsys):
+    folder = tmp_path / "mimic_cxr"
+    folder.mkdir()
+    table = pd.read_csv(write_table(folder)).rename(columns={"image": "file_name"})
+    table.to_csv(folder / "metadata.csv", index=False)
+    (folder / "table.csv").unlink()
+    named = shutil.copytree(models[0], tmp_path / "medsiglip-448")
+    options = ["--data", folder, "--min_positives", 5, "--n_bootstrap", 20, "--output_dir", tmp_path / "out"]
+    run(named, *options, "--model_card", capsys=capsys)
+    protocol = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+    assert protocol["exposure_overlap"] == [f"{tmp_path.name}/medsiglip-448"]
+    assert protocol["exposure"].endswith(
+        "; the evaluated data are of mimic_cxr too, so it may have seen these images or patients"
+    )
+    told = f"The evaluated data may be training data: {protocol['exposure']}."
+    assert told in html.unescape((tmp_path / "out" / "report.html").read_text())
+    assert "**The evaluated data may be training data:** MedSigLIP" in (named / "README.md").read_text()

@@ -60,7 +60,16 @@ def test_tables(comparison):
     ]
     assert "Holm: corrected for the 2 models that are compared with the baseline in the same number" in table.note
     (table,) = tables["compared"]
-    assert table.rows[1] == ("second", "runs/second", "Prompts: chexzero (baseline: report)", "–")
+    assert table.rows[1] == ("second", "runs/second", "Prompts: chexzero (baseline: report)", "–", "–")
+
+
+def test_known_training_data_are_a_notice(comparison, tmp_path):
+    exposure = {"exposure": "X was trained on mine", "exposure_overlap": ["runs/second"]}
+    comparison["results"]["second"] |= exposure
+    write_baseline_comparison(tmp_path, comparison)
+    page = (tmp_path / "comparison.html").read_text()
+    assert '<p class="notice">The evaluated data may be training data of second: X was trained on mine.</p>' in page
+    assert baseline_tables(comparison)["compared"][0].rows[1][-1] == "X was trained on mine"
 
 
 def test_columns_that_no_result_recorded_are_left_out(comparison):

@@ -330,3 +330,16 @@ def test_the_card_states_the_evidence_entropy_where_the_loss_has_it(folder):
     text = read_card(folder)[1]
     assert "| Weight of the evidence entropy | 0.1 |\n| Patches of evidence without a penalty | 55.0 |\n" in text
     assert "A term of this project is added, `evidence_entropy_weight * evidence_entropy`, which rewards" in text
+
+
+def test_published_training_data_are_told(folder, metrics):
+    metrics["protocol"]["exposure"] = "X was trained on padchest; the evaluated data are of another data set (rsna)"
+    write_model_card(folder, metrics)
+    text = read_card(folder)[1]
+    assert "published training data: X was trained on padchest; the evaluated data are of another data set" in text
+    assert "**The evaluated data may be training data:**" not in text
+    metrics["protocol"] |= {"exposure": "X was trained on rsna", "exposure_overlap": ["m"]}
+    write_model_card(folder, metrics)
+    text = read_card(folder)[1]
+    assert "**The evaluated data may be training data:** X was trained on rsna." in text
+    assert text.count("X was trained on rsna") == 1

@@ -345,3 +345,12 @@ def test_files_of_two_evaluations_are_refused(write, metrics):
     (folder / "predictions.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         write_page(folder)
+
+
+def test_published_training_data_are_told(write, metrics):
+    metrics["protocol"]["exposure"] = "X was trained on padchest; the evaluated data are of another data set (rsna)"
+    page = page_of(write(metrics), metrics)
+    assert page.text.count(metrics["protocol"]["exposure"]) == 1  # in the table of the protocol
+    metrics["protocol"] |= {"exposure": "X was trained on rsna", "exposure_overlap": ["m"]}
+    page = page_of(write(metrics), metrics)
+    assert "The evaluated data may be training data: X was trained on rsna." in page.text
