@@ -12,49 +12,18 @@ from convert_checks import load, refuse, run
 from safetensors.torch import load_file, save_file
 from seeded_checkpoints import (
     TEXTS,
+    WRITERS,
     make_picture,
-    reference,
     sample_pixels,
-    seeded_state,
+    write_biomedclip,
+    write_chexficient,
     write_pictures,
-    write_vocabulary,
 )
 
 from modeling_tier.checkpoints.biovil import IMAGE_FILES
 
 TOLERANCE = 1e-5
 PIXEL_TOLERANCE = 1e-6  # a grey level of another value would be 0.01
-
-
-def write_biomedclip(folder, name="biomedclip"):
-    """The files of the repository on the Hub."""
-    content = reference(name)
-    write_vocabulary(folder, lower_case=True)
-    torch.save(seeded_state(content["tensors"]), folder / "open_clip_pytorch_model.bin")
-    (folder / "open_clip_config.json").write_text(json.dumps(content["settings"]))
-    return content
-
-
-def write_chexficient(folder):
-    content = reference("chexficient")
-    write_vocabulary(folder, lower_case=False)
-    save_file(seeded_state(content["tensors"]), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "chexficient", "architectures": ["CheXficient"]}))
-    return content
-
-
-def write_biovil_t(folder):
-    content = reference("biovil_t")
-    write_vocabulary(folder, lower_case=True)
-    state = seeded_state(content["tensors"])
-    text = {name: tensor for name, tensor in state.items() if name.startswith(("bert.", "cls"))}
-    torch.save(text, folder / "pytorch_model.bin")
-    torch.save({name: tensor for name, tensor in state.items() if name not in text}, folder / IMAGE_FILES[0])
-    (folder / "config.json").write_text(json.dumps(content["settings"]))
-    return content
-
-
-WRITERS = {"biomedclip": write_biomedclip, "chexficient": write_chexficient, "biovil_t": write_biovil_t}
 
 
 @pytest.fixture(params=WRITERS)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+BIOVIL_T_IMAGES = "biovil_t_image_model_proj_size_128.pt"
 REFERENCES = Path(__file__).with_name("references")
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] no No acute disease small Small left - sided effusion Effusion . ! ? ' \" the "
@@ -85,3 +87,34 @@ def sample_pixels(pixels: torch.Tensor) -> torch.Tensor:
 def reference(name: str) -> dict:
     """Names and shapes of tensors, settings, pixels and embeddings by the original code; see make_references.py."""
     return json.loads((REFERENCES / f"{name}.json").read_text())
+
+
+def write_biomedclip(folder, name="biomedclip"):
+    """The files of the repository on the Hub."""
+    content = reference(name)
+    write_vocabulary(folder, lower_case=True)
+    torch.save(seeded_state(content["tensors"]), folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(json.dumps(content["settings"]))
+    return content
+
+
+def write_chexficient(folder):
+    content = reference("chexficient")
+    write_vocabulary(folder, lower_case=False)
+    save_file(seeded_state(content["tensors"]), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "chexficient", "architectures": ["CheXficient"]}))
+    return content
+
+
+def write_biovil_t(folder):
+    content = reference("biovil_t")
+    write_vocabulary(folder, lower_case=True)
+    state = seeded_state(content["tensors"])
+    text = {name: tensor for name, tensor in state.items() if name.startswith(("bert.", "cls"))}
+    torch.save(text, folder / "pytorch_model.bin")
+    torch.save({name: tensor for name, tensor in state.items() if name not in text}, folder / BIOVIL_T_IMAGES)
+    (folder / "config.json").write_text(json.dumps(content["settings"]))
+    return content
+
+
+WRITERS = {"biomedclip": write_biomedclip, "chexficient": write_chexficient, "biovil_t": write_biovil_t}
