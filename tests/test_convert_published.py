@@ -4,6 +4,7 @@ texts and image files. support/make_references.py wrote them with that code.
 """
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from seeded_checkpoints import (
     WRITERS,
     make_picture,
     sample_pixels,
+    seeded_tensor,
     write_biomedclip,
     write_chexficient,
     write_pictures,
@@ -90,9 +92,22 @@ def test_published_models(family, tmp_path, capsys, record_property):
     assert maps.shape == (1, 2, rows, rows)
 
 
-@pytest.mark.parametrize("name", ["biomedclip_avg"])
-def test_the_other_pooling_and_head_of_openclip(name, tmp_path, capsys):
-    content = write_biomedclip(tmp_path / "original", name)
+@pytest.mark.slow
+def test_biomedclip_of_the_published_size(tmp_path, capsys):
+    content = write_biomedclip(tmp_path / "original", "biomedclip_full")
+    seeded_tensor.cache_clear()  # 0.8 GB
+    run(capsys, tmp_path / "original", tmp_path / "out")
+    model, processor = load(tmp_path / "out")
+    assert model.num_parameters() == 195_902_721 == sum(map(math.prod, content["tensors"].values()))
+    texts, ids = embed_texts(model, processor, TEXTS)
+    image = embed_images(model, processor, [make_picture()])[0]
+    assert ids == content["input_ids"] and processor.tokenizer.model_max_length == 256
+    assert (texts[:, ::16] - torch.tensor(content["text_embeds"])).abs().max() < TOLERANCE
+    assert (image[::16] - torch.tensor(content["image_embeds"]["wide"])).abs().max() < TOLERANCE
+
+
+def test_the_other_pooling_and_head_of_openclip(tmp_path, capsys):
+    content = write_biomedclip(tmp_path / "original", "biomedclip_avg")
     run(capsys, tmp_path / "original", tmp_path / "out")
     model = check_embeddings(tmp_path / "out", content, tmp_path)[0]
     config = model.config

@@ -34,17 +34,17 @@ def fill(module):
     return shapes
 
 
-def write(name, shapes, settings, texts, ids, pixels, encode_image):
-    """Everything is rounded to what float32 can tell."""
+def write(name, shapes, settings, texts, ids, pixels, encode_image, every=1):
+    """Everything is rounded to what float32 can tell; of embeddings, `every` so many numbers are written."""
     images = {key: encode_image(value) for key, value in pixels.items()}
     REFERENCES.mkdir(exist_ok=True)
     content = {
         "tensors": shapes,
         "settings": settings,
         "input_ids": [row[row != 0].tolist() for row in ids],
-        "text_embeds": F.normalize(texts, dim=-1).tolist(),
+        "text_embeds": F.normalize(texts, dim=-1)[:, ::every].tolist(),
         "pixels": {key: sample_pixels(value).tolist() for key, value in pixels.items()},
-        "image_embeds": {key: F.normalize(value, dim=-1)[0].tolist() for key, value in images.items()},
+        "image_embeds": {key: F.normalize(value, dim=-1)[0, ::every].tolist() for key, value in images.items()},
     }
     text = json.dumps(json.loads(json.dumps(content), parse_float=lambda number: round(float(number), 8)))
     (REFERENCES / f"{name}.json").write_text(text + "\n")
@@ -110,6 +110,45 @@ def biomedclip(folder):
         with torch.no_grad():
             name = "biomedclip" + ("_avg" if pool else "")
             write(name, shapes, settings, model.encode_text(ids), ids, pixels, model.encode_image)
+
+
+def biomedclip_full(folder):
+    """The published sizes: open_clip_config.json of microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224."""
+    import open_clip
+    from transformers import BertConfig
+
+    BertConfig(vocab_size=30522, max_position_embeddings=512).save_pretrained(folder / "bert")
+    write_vocabulary(folder / "bert", lower_case=True)
+    model_cfg = {
+        "embed_dim": 512,
+        "vision_cfg": {
+            "timm_model_name": "vit_base_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 224,
+        },
+        "text_cfg": {
+            "hf_model_name": str(folder / "bert"),
+            "hf_tokenizer_name": str(folder / "bert"),
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+            "context_length": 256,
+        },
+    }
+    text_cfg = {**model_cfg["text_cfg"], "hf_model_pretrained": False}
+    model = open_clip.CustomTextCLIP(**{**model_cfg, "text_cfg": text_cfg})
+    shapes = fill(model)
+    tensors = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
+    preprocess = open_clip.image_transform(224, is_train=False, **tensors)
+    ids = open_clip.tokenizer.HFTokenizer(str(folder / "bert"), context_length=256)(TEXTS)
+    pixels = {"wide": preprocess(Image.open(write_pictures(folder / "pictures")["wide"]))[None]}
+    name = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    model_cfg["text_cfg"] |= {"hf_model_name": name, "hf_tokenizer_name": name}
+    settings = {"model_cfg": model_cfg, "preprocess_cfg": tensors}
+    with torch.no_grad():
+        texts = model.encode_text(ids)
+        write("biomedclip_full", shapes, settings, texts, ids, pixels, model.encode_image, every=16)
 
 
 def chexficient(folder):
@@ -195,6 +234,6 @@ if __name__ == "__main__":
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for make in (biomedclip, chexficient, biovil_t):
+    for make in (biomedclip, biomedclip_full, chexficient, biovil_t):
         with tempfile.TemporaryDirectory() as temporary:
             make(Path(temporary))
