@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import is_peft_available
 
@@ -174,6 +175,8 @@ def check_weights(checkpoint: str | Path, model: torch.nn.Module) -> None:
     """
     is_adapter = is_peft_available() and isinstance(model, PeftModel)
     tensors = get_peft_model_state_dict(model) if is_adapter else model.state_dict()
+    if isinstance(model, PreTrainedModel):  # the names in memory may differ from those in files (ViT, DINOv2)
+        tensors = revert_weight_conversion(model, tensors)
     stored: dict[str, list[int]] = {}
     for path in Path(checkpoint).glob("adapter_model.safetensors" if is_adapter else "model*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -6,15 +6,16 @@ data are the same. Streaming resumes like any other run: the Trainer skips the b
 read their images, because `data/streaming.py` lays out the order of an epoch in advance.
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -48,6 +49,29 @@ class BestOfThisRun(TrainerCallback):
                 "be the best. To choose among all steps, copy it there and resume again."
             )
             state.best_model_checkpoint = state.best_global_step = state.best_metric = None
+
+
+@contextlib.contextmanager
+def loading_as_from_pretrained(model: nn.Module, checkpoint: str) -> Iterator[None]:
+    """
+    Inside the block, `model.load_state_dict` sets what `from_pretrained` reads of a checkpoint, if the file has other
+    names than the model in memory, as for ViT and DINOv2. The Trainer (5.23) leaves such tensors as they are.
+    """
+    if not isinstance(model, PreTrainedModel):  # an adapter
+        yield
+        return
+    plain = model.load_state_dict
+
+    def load_state_dict(state_dict: Mapping, strict: bool = True) -> Any:
+        if state_dict.keys() - model.state_dict().keys():
+            state_dict = type(model).from_pretrained(checkpoint, use_safetensors=True).state_dict()
+        return plain(state_dict, strict)
+
+    model.load_state_dict = load_state_dict
+    try:
+        yield
+    finally:
+        del model.load_state_dict
 
 
 class ResumingTrainer(Trainer):
@@ -100,7 +124,7 @@ class ResumingTrainer(Trainer):
                 setattr(self.args, name, share)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with reading("weights", resume_from_checkpoint):
+        with reading("weights", resume_from_checkpoint), self._loading(model or self.model, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -119,4 +143,10 @@ class ResumingTrainer(Trainer):
                 "last weights instead, delete it and add --resume_from_checkpoint last.",
                 in_all_processes=True,
             )
-        super()._load_best_model()
+        with self._loading(self.model, best):
+            super()._load_best_model()
+
+    def _loading(self, model: nn.Module, checkpoint: str) -> contextlib.AbstractContextManager[None]:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # these have formats of their own
+            return contextlib.nullcontext()
+        return loading_as_from_pretrained(model, checkpoint)

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_trainings import NOTHING_BUT_TRAINING, same_weights
+import torch
+from small_trainings import NOTHING_BUT_TRAINING, TINIEST_DUAL, same_weights
 
 from processing_tier import TierImageProcessor
 from training_tier.data.streaming import ShardedImages, read_shards
+from training_tier.start.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,27 @@ def test_early_stopping_counts_on_in_a_resumed_run(make_contrastive, monkeypatch
     for step in (2, 3):  # the best one and the last one of an interrupted run
         shutil.copytree(f"{whole.args.output_dir}/checkpoint-{step}", resumed / f"checkpoint-{step}")
     assert run("resumed", str(resumed / "checkpoint-3")).state.global_step == 5
+
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize("model_type", ["vit", "dinov2"])
+def test_towers_with_other_names_in_memory_than_in_files(make_contrastive, monkeypatch, model_type):
+    """Resuming and the best model at the end read all of such a tower, whatever transformers calls its tensors."""
+    vision = {"model_type": model_type, **VIT, "image_size": 32, "patch_size": 8}
+    monkeypatch.setitem(PRESETS, "named", {**TINIEST_DUAL, "vision_config": vision})
+    options = {"config": {"preset": "named"}, "save_strategy": "steps", "save_steps": 6, "save_total_limit": None}
+    options |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    whole = make_contrastive(folder="whole", **options)
+    whole.train()
+    resumed = make_contrastive(folder="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-6")
+    assert same_weights(whole, resumed)
+
+    trained = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    whole.state.best_model_checkpoint = f"{whole.args.output_dir}/checkpoint-6"
+    whole._load_best_model()
+    best = type(whole.model).from_pretrained(whole.state.best_model_checkpoint).state_dict()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in whole.model.state_dict().items())
+    assert all(not torch.equal(tensor, best[name]) for name, tensor in trained.items() if "layer.0.attention" in name)
