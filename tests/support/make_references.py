@@ -34,8 +34,9 @@ def fill(module):
     return shapes
 
 
+# More than 7 parameters: what a reference holds
 def write(name, shapes, settings, texts, ids, pixels, encode_image, every=1):
-    """Everything is rounded to what float32 can tell; of embeddings, `every` so many numbers are written."""
+    """Everything is rounded to what float32 can tell; of embeddings, one number in `every` is written."""
     images = {key: encode_image(value) for key, value in pixels.items()}
     REFERENCES.mkdir(exist_ok=True)
     content = {
