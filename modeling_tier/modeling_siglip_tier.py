@@ -4,7 +4,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
@@ -124,14 +123,9 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
 
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch, patches, hidden) to (batch, patches, dim): what the pooling head gives for each patch alone."""
-        head = self.vision_model.head
-        attention = head.attention
-        width = attention.embed_dim
-        values = F.linear(
-            last_hidden_state, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :]
-        )  # of the queries, keys and values, in this order
-        attended = attention.out_proj(values)
-        return attended + head.mlp(head.layernorm(attended))
+        # through the module itself, whose weights may be sharded or offloaded
+        alone = self.vision_model.head(last_hidden_state.flatten(0, 1).unsqueeze(1))  # (batch * patches, dim)
+        return alone.unflatten(0, last_hidden_state.shape[:2])
 
     def project_tokens(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         return self.text_model.head(last_hidden_state)

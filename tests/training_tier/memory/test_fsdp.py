@@ -24,9 +24,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
 from safetensors.torch import load_file
+from tiny_siglip import TOWER, siglip_sizes
 from transformers import AutoModel
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel, TierSiglipConfig, TierSiglipModel
 from training_tier.loop.integrity import find_fault
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.memory.sharding import (
@@ -88,12 +89,18 @@ def fsdp_on_cpus():
     AcceleratorState.__init__ = make
 
 
-def make_model(pooling: str) -> TierCLIPModel:
+def make_model(pooling: str) -> TierCLIPModel | TierSiglipModel:
     torch.manual_seed(0)
     text = {"vocab_size": 99, "max_position_embeddings": 20, "bos_token_id": 97, "eos_token_id": 98}
     size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes = {"text_config": text | size, "vision_config": {"image_size": 32, "patch_size": 8} | size}
     weights = {"token_entropy_weight": 3.0, "patch_entropy_weight": 5.0}
+    if pooling == "siglip":
+        text |= {**TOWER, "projection_size": 24, "pad_token_id": 98}
+        model = TierSiglipModel(TierSiglipConfig(**siglip_sizes() | {"text_config": text}, **weights)).train()
+        model.logit_scale.data.fill_(2.0)
+        model.logit_bias.data.fill_(-3.0)
+        return model
     return TierCLIPModel(TierCLIPConfig(**sizes, **weights, projection_dim=24, image_pooling=pooling)).train()
 
 
@@ -113,7 +120,13 @@ def make_batch() -> dict[str, torch.Tensor]:
     }
 
 
-CASES = [("patch_mean", None), ("cls", 2)]  # pooling, and pairs of a chunk
+SIGLIP_LAYERS = [
+    "SiglipEncoderLayer",
+    "SiglipMultiheadAttentionPoolingHead",
+    "SiglipTextEmbeddings",
+    "SiglipVisionEmbeddings",
+]
+CASES = [("patch_mean", None), ("siglip", None), ("siglip", 3), ("cls", 2)]  # pooling, and pairs of a chunk
 STEPS = 3
 
 
@@ -146,14 +159,11 @@ def process(rank: int, folder: str) -> None:
         model = make_model(pooling)
         plugin.transformer_cls_names_to_wrap = None
         scalars = prepare_for_sharding(model, plugin)
-        assert scalars == {"logit_scale"}
-        assert plugin.transformer_cls_names_to_wrap == [
-            "CLIPEncoderLayer",
-            "CLIPTextEmbeddings",
-            "CLIPVisionEmbeddings",
-        ]
+        assert scalars == (set() if pooling == "siglip" else {"logit_scale"})
+        names = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
+        assert plugin.transformer_cls_names_to_wrap == (SIGLIP_LAYERS if pooling == "siglip" else names)
         if rank:
-            model.visual_projection.weight.data.zero_()
+            model.vision_model.post_layernorm.weight.data.zero_()
         broadcast_weights(model, accelerator.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         sharded, optimizer = accelerator.prepare(model, optimizer)
@@ -165,7 +175,7 @@ def process(rank: int, folder: str) -> None:
         assert whole_tensor(sharded.logit_scale.detach()).shape == (1,)
         if rank == 0:
             before = torch.get_rng_state()
-            weights = whole_model(TierCLIPModel, sharded, state_dict, scalars).state_dict()
+            weights = whole_model(type(make_model(pooling)), sharded, state_dict, scalars).state_dict()
             assert torch.equal(torch.get_rng_state(), before)
         result = {"terms": terms, "share": local / total, "weights": weights if rank == 0 else {}}
         torch.save(result, Path(folder) / f"{pooling}-{chunk_size}-{rank}.pt")
