@@ -1,5 +1,6 @@
 """Evaluation and training of a model by its name on the Hub, and what is never loaded from there."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Commit, Repo
+from own_code import keep_modules_in, save_own_code
 
 import eval_zeroshot
 import train_tier
@@ -91,6 +93,21 @@ def test_code_beside_the_weights_is_never_run(upload, runs, tmp_path, capsys):
         message = refused(main, [*arguments, "--output_dir", tmp_path / "output"], capsys)
         assert "user/evil" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_the_code_of_the_named_commit_alone_runs(hub, tmp_path, monkeypatch):
+    keep_modules_in(tmp_path / "modules", monkeypatch)
+    first, later = (save_own_code(tmp_path / name, tmp_path / f"ran_{name}") for name in ("first", "later"))
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (first, later)]
+    repo = hub.repos["user/mine"] = Repo(private=True, commits=[Commit("by its owner", files) for files in contents])
+    name = f"user/mine@{repo.commits[0].sha}"
+    options = ["--data", "phantom:num_images=48,image_size=64", "--min_positives", "2", "--n_bootstrap", "10"]
+    eval_zeroshot.main([name, *options, "--trust_remote_code", "--output_dir", str(tmp_path / "output")])
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    assert metrics["commits"] == {name: repo.commits[0].sha}
+    digest = hashlib.sha256(contents[0]["modeling_mine.py"]).hexdigest()
+    assert metrics["remote_code"] == {name: {"class": "MineModel", "files": {"modeling_mine.py": digest}}}
+    assert (tmp_path / "ran_first").exists() and not (tmp_path / "ran_later").exists()
 
 
 class Opened:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from eval_command import PHANTOM, fails, run
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.nn.functional import layer_norm
 from transformers import (
     BlipImageProcessorPil,
     Dinov2Config,
@@ -19,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evaluation_tier.models.contract import to_unit_length
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.models.radzero import RadZero, spread_levels
@@ -168,6 +171,35 @@ def test_scores_are_those_of_a_second_implementation(parts, folder, phantom):
         alone = model.embed_patches(pixels[:1])
         np.testing.assert_allclose(alone.patches, embeds.patches[:1], rtol=0, atol=1e-6)
     assert np.abs(expected - tokens[:, 0] @ queries.T).max() > 0.05  # the class token alone would not do
+
+
+# Cosines (images, texts) of the owner's losses.py, `RadZeroLoss` with sim_op "cos" and loss_temperature 0.2 and
+# compute_loss=False, with and without the class token
+OWNERS = {
+    True: [
+        [0.4306308627128601, 0.6603155136108398, 0.5324896574020386, 0.5280798673629761],
+        [0.31623196601867676, 0.5086529850959778, 0.44607722759246826, 0.7738166451454163],
+        [0.38484418392181396, 0.655651330947876, 0.5307106375694275, 0.7074543237686157],
+    ],
+    False: [
+        [0.4560241401195526, 0.6820215582847595, 0.5565565824508667, 0.4000418484210968],
+        [0.31695666909217834, -0.13797712326049805, 0.4600902497768402, 0.6620578765869141],
+        [0.39523592591285706, 0.4643973708152771, 0.5312110781669617, 0.7236950397491455],
+    ],
+}
+
+
+@pytest.mark.parametrize("with_class_token", OWNERS)
+def test_the_pooling_is_the_owners(with_class_token):
+    generator = torch.Generator().manual_seed(0)
+    tokens, texts = torch.randn(3, 5, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    weight, bias = 1 + 0.3 * torch.randn(8, generator=generator), 0.3 * torch.randn(8, generator=generator)
+    tokens, texts = (to_unit_length(layer_norm(part, (8,), weight, bias)) for part in (tokens, texts))
+    model = SimpleNamespace(
+        with_class_token=with_class_token, loss_temperature=torch.tensor([0.2]).log(), attn_temperature=None
+    )
+    scores = RadZero.score(model, tokens[:, 0], tokens[:, 1:], texts)
+    np.testing.assert_allclose(scores, OWNERS[with_class_token], rtol=0, atol=1e-6)
 
 
 def test_grey_levels_are_spread_as_opencv_does_it():

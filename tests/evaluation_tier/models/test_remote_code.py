@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers.dynamic_module_utils
 from eval_command import PHANTOM, fails, run
-from safetensors.torch import save_file
+from own_code import keep_modules_in, save_own_code
 from tiny_models import save_tiny_clip
 
 from evaluation_tier.models.embedding import embed_images
@@ -20,53 +19,17 @@ from evaluation_tier.statistics.resampling import Resampling
 
 OPTIONS = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5]
 
-# Images by their pixels' mean in four quarters, texts by the mean of their tokens' embeddings
-CODE = """
-from pathlib import Path
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
-
-Path(r"{ran}").touch()
-
-class MineConfig(PretrainedConfig):
-    model_type = "mine"
-
-class MineModel(PreTrainedModel):
-    config_class = MineConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.words = torch.nn.Embedding(1000, 4)
-        self.post_init()
-
-    def get_image_features(self, pixel_values):
-        return torch.nn.functional.adaptive_avg_pool2d(pixel_values.float().mean(1, keepdim=True), 2).flatten(1)
-
-    def get_text_features(self, input_ids, attention_mask):
-        weights = attention_mask[..., None] / attention_mask.sum(1)[:, None, None]
-        return (self.words(input_ids) * weights).sum(1)
-"""
-
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch) -> Path:
     """A file that exists once the code ran."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    keep_modules_in(tmp_path / "modules", monkeypatch)
     return tmp_path / "ran"
 
 
 @pytest.fixture
 def folder(ran, tmp_path) -> Path:
-    """A model with code of its own, of a kind that transformers does not know."""
-    folder = save_tiny_clip(tmp_path / "mine", 0)
-    (folder / "modeling_mine.py").write_text(CODE.replace("{ran}", str(ran)))
-    torch.manual_seed(0)
-    save_file({"words.weight": torch.randn(1000, 4)}, folder / "model.safetensors", metadata={"format": "pt"})
-    auto_map = {"AutoConfig": "modeling_mine.MineConfig", "AutoModel": "modeling_mine.MineModel"}
-    config = {"model_type": "mine", "architectures": ["MineModel"], "auto_map": auto_map}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return save_own_code(tmp_path / "mine", ran)
 
 
 def test_it_never_runs_by_itself(folder, ran, tmp_path, capsys):
