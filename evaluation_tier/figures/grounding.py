@@ -24,6 +24,7 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
+from evaluation_tier.models.families import map_processor_of
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
 from evaluation_tier.output.tables import format_number
@@ -82,7 +83,7 @@ def plot_grounding(
     groups = group_regions(results["regions"], map_name)
     shown = {region["case"]: cases[region["case"]] for group in groups.values() for region in group}
     grids, _ = compute_grids(model, processor, dataset, [shown[i] for i in sorted(shown)], prompts)
-    image_processor = getattr(processor, "image_processor", processor)  # a classifier's own
+    image_processor = map_processor_of(model, processor)
     to_pixels = partial(image_processor.post_process_similarity_map, patch_centers=model.patch_centers)
     columns = max(len(group) for group in groups.values())
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titlesize": 8.5}):

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from processing_tier import TierImageProcessor
+
 Pixels: TypeAlias = torch.Tensor | Mapping[str, torch.Tensor]  # of a batch; by name where a processor makes several
 
 WINDOW = "window"  # the `decoding` of `read_radiograph`, by the name of its `grey_levels`
@@ -37,6 +39,7 @@ class EvaluatedModel(Protocol):
 
     - `embed_patches` ([`PatchModel`]): embeddings of patches in the space of the texts. Without it, the whole image is
       the only score level.
+    - `map_processor` and `patch_centers` ([`MappedModel`]): where the patches lie in the picture, for maps.
     - `score` ([`ScoringModel`]): a similarity of its own in place of the cosine of image and text, from the embeddings
       that the other methods gave (`patches` is None without `embed_patches`). The attribute `similarity` names its
       unit, which is the same for all members of an ensemble.
@@ -76,6 +79,14 @@ class PatchModel(EvaluatedModel, Protocol):
 
     def embed_patches(self, pixels: Pixels) -> PatchEmbeds:
         """Images and patches from one pass."""
+
+
+class MappedModel(PatchModel, Protocol):
+    """A model whose patches make a square grid that can be drawn over the picture in the file."""
+
+    map_processor: TierImageProcessor  # of the model's geometry
+
+    patch_centers: tuple[float, float]  # see `post_process_similarity_map`
 
 
 class ScoringModel(EvaluatedModel, Protocol):

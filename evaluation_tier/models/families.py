@@ -1,11 +1,11 @@
 """Which family an evaluated model is of, and which optional parts of the contract it has."""
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import CLIPModel
 
 from evaluation_tier.models.clip import ClipFamily
-from evaluation_tier.models.contract import COSINE, EvaluatedModel
+from evaluation_tier.models.contract import COSINE, EvaluatedModel, MappedModel
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.remote_code import RemoteFamily, is_remote
 from evaluation_tier.models.siglip import Siglip2Family
@@ -42,6 +42,18 @@ def has_patches(model: Any) -> bool:
 def can_project_patches(model: Any) -> bool:
     """Whether a model's patches can be embedded where the texts are: if it does so itself, or is CLIP's."""
     return has_patches(model) or isinstance(model, CLIPModel) and not is_classifier(model)
+
+
+def has_own_maps(model: Any) -> bool:
+    """Whether a model that meets the contract itself gives maps over the picture."""
+    return isinstance(model, EvaluatedModel) and has_patches(model) and hasattr(model, "map_processor")
+
+
+def map_processor_of(model: Any, processor: Any) -> Any:
+    """What maps a grid of patches back to the pixels of the file, by `post_process_similarity_map`."""
+    if isinstance(model, EvaluatedModel):
+        return cast(MappedModel, model).map_processor
+    return getattr(processor, "image_processor", processor)
 
 
 def own_level(model: Any) -> str:

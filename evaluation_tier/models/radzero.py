@@ -31,6 +31,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from evaluation_tier.models.cache import hash_weights
 from evaluation_tier.models.contract import COSINE, WINDOW, PatchEmbeds, to_unit_length
 from modeling_tier.configuration_tier import located
+from processing_tier import TierImageProcessor
 from processing_tier.radiograph_tier import read_radiograph
 
 ALIGN, LOSS = "align_transformer.", "loss_fns.RadZeroLoss."
@@ -79,7 +80,7 @@ def load_radzero(name: str | Path, device: str | torch.device) -> "RadZero":
 
 class RadZero(nn.Module):
     """
-    RadZero as an [`EvaluatedModel`] with patches and a score of its own. The image is its class token.
+    RadZero as an [`EvaluatedModel`] with patches, maps and a score of its own. The image is its class token.
 
     Args:
         name: in error messages.
@@ -113,6 +114,16 @@ class RadZero(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.loss_temperature.device
+
+    @property
+    def map_processor(self) -> TierImageProcessor:
+        """The geometry of its image processor: the picture is squashed to a square."""
+        return TierImageProcessor(size=dict(self.image_processor.size), geometry="squash", resize_edge=None)
+
+    @property
+    def patch_centers(self) -> tuple[float, float]:
+        patch = self.vision_model.config.patch_size
+        return patch / 2, patch
 
     @property
     def preprocessing(self) -> str:

@@ -21,6 +21,7 @@ from evaluation_tier.analyses.grounding.map_metrics import FIXED_THRESHOLDS, MET
 from evaluation_tier.analyses.grounding.maps import PatchMaps, check_gives_maps
 from evaluation_tier.analyses.grounding.measurements import BEST, best_thresholds, measure_regions
 from evaluation_tier.analyses.grounding.regions import read_cases
+from evaluation_tier.models.families import map_processor_of
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import evaluate_models
 from evaluation_tier.output.metrics_file import installed_versions, to_json
@@ -128,7 +129,7 @@ class Grounding:
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[PatchMaps]:
         check_gives_maps(model)
-        self.image_processor = getattr(processor, "image_processor", processor)  # a classifier's own
+        self.image_processor = map_processor_of(model, processor)
         self.has_head = is_classifier(model)
         if self.has_head:
             self.keep_learnt(model.config.label2id)

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.map_names import MAPS
 from evaluation_tier.analyses.grounding.regions import Case
+from evaluation_tier.models.contract import EvaluatedModel
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, inference
+from evaluation_tier.models.families import has_own_maps
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_entries
 from evaluation_tier.models.single_pass import asked_rows, feed
@@ -26,7 +28,7 @@ def check_gives_maps(model: PreTrainedModel) -> None:
     """ValueError for a model without maps of findings; a classifier's logits must be sums over the patches."""
     if is_classifier(model):
         model.check_adds_up()
-    else:
+    elif not has_own_maps(model):
         check_gives_maps_of_sentences(model)
 
 
@@ -91,7 +93,8 @@ class PatchMaps:
                 learnt = model.head_directions[[model.config.label2id[finding] for finding, _ in self.place]]
             self.embeds = torch.stack([learnt, torch.zeros_like(learnt)])  # without a negative side
         else:
-            self.kinds = ("cosine", "contribution") if model.config.image_pooling in ADDS_UP else ("cosine",)
+            pooling = None if isinstance(model, EvaluatedModel) else model.config.image_pooling
+            self.kinds = ("cosine", "contribution") if pooling in ADDS_UP else ("cosine",)
             texts = {
                 (finding, phrase): Prompts([phrase], prompts[finding].negative) if phrase else prompts[finding]
                 for finding, phrase in self.place

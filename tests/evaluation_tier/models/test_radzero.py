@@ -21,10 +21,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from evaluation_tier.analyses.grounding.maps import PatchMaps
+from evaluation_tier.analyses.grounding.regions import read_cases
 from evaluation_tier.models.contract import to_unit_length
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.models.radzero import RadZero, spread_levels
+from evaluation_tier.models.single_pass import asked_rows, feed
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
@@ -229,6 +232,32 @@ def test_an_evaluation_scores_by_text_conditioned_pooling(parts, folder, phantom
     np.testing.assert_allclose(predictions["score_Edema"], 1 / (1 + np.exp(-expected[:, 0])), rtol=0, atol=1e-5)
 
 
+def test_its_maps_are_the_cosines_of_the_patches_over_the_squashed_picture(parts, folder, phantom):
+    """The owner's map is that cosine, divided by a temperature (modeling.py, `similarity_scores`)."""
+    model, _ = load_model(folder)
+    cases = [case for case in read_cases(phantom) if case.finding == "Cardiomegaly"][:3]
+    maps = PatchMaps(model, None, len(phantom), cases, {"Cardiomegaly": Prompts([TEXTS[2]], [TEXTS[1]])})
+    assert maps.kinds == ("cosine",)
+    feed([(model, None, [maps])], phantom, asked_rows(phantom, [maps]), 16)
+    _, queries, tokens = parts.scores([phantom[case.row]["image"] for case in cases], TEXTS, model.tokenizer)
+    for case, of_image in zip(cases, tokens, strict=True):
+        grid = maps.grids()[case]["positive"]
+        np.testing.assert_allclose(grid, (of_image[1:] @ queries[2]).reshape(4, 4), rtol=0, atol=1e-5)
+    ramp = torch.arange(4.0).expand(4, 4)  # in a picture twice as wide as high
+    over_picture = model.map_processor.post_process_similarity_map(ramp[None], [(100, 200)], model.patch_centers)[0]
+    columns = ((torch.arange(200) + 0.5) / 50 - 0.5).clamp(0, 3)
+    torch.testing.assert_close(over_picture, columns.expand(100, 200), rtol=0, atol=1e-5)
+
+
+def test_grounding_is_measured(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path / "output"]
+    run(folder, *options, "--analyses", "grounding", "--figures", capsys=capsys)
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    assert set(metrics["grounding"]["all_regions"]["maps"]) == {"positive", "difference", "above_average"}
+    assert (tmp_path / "output" / "grounding.png").is_file()
+
+
 def test_it_may_be_averaged_with_a_model_of_cosines(folder, tier_model, phantom):
     models_ = {"radzero": load_model(folder), "tier": tier_model}
     options = {"findings": ["Edema"], "min_positives": 1, "resampling": Resampling(5), "protocol": "tier"}
@@ -245,8 +274,11 @@ def test_the_command_and_the_cache(folder, tmp_path, capsys):
         run(folder, *options, "--output_dir", tmp_path / output, capsys=capsys)
         found.append(json.loads((tmp_path / output / "metrics.json").read_text()))
     assert found[0] == found[1] and len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
-    message = fails(folder, *options, "--analyses", "retrieval", capsys=capsys)
-    assert message.startswith("A RadZero scores by more than one embedding of each image")
+    for analysis, message in {
+        "retrieval": "A RadZero scores by more than one embedding of each image",
+        "deletion": "A RadZero does not give similarity maps of sentences",
+    }.items():
+        assert fails(folder, *options, "--analyses", analysis, capsys=capsys).startswith(message)
     assert embed_prompts(*load_model(folder), {"a": Prompts(TEXTS, [])})[0].shape == (1, DIM)
 
 
