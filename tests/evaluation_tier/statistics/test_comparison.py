@@ -171,6 +171,17 @@ def test_protocols_that_differ_are_named(make_result, caplog):
     )
 
 
+def test_published_training_data_are_not_a_difference_of_the_protocol(make_result, caplog):
+    scores, labels = [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5
+    told = "X was trained on mimic_cxr"
+    first = make_result("first", scores, labels)
+    second = make_result("second", scores, labels, exposure=told, exposure_overlap=["m"])
+    comparison = compare_evaluations(first, second, Resampling(5))
+    assert comparison["protocol_differences"] == {} and not caplog.records
+    assert comparison["exposure"] == [None, told]
+    assert comparison_tables(comparison)["compared"][0].rows[-1] == ("Published training data", "–", told)
+
+
 def test_table(make_result):
     labels = (1, 1, 0, 0) * 5
     first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, labels, threshold=None)
