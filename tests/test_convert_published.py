@@ -150,6 +150,19 @@ def test_a_folder_and_a_single_file_are_one_model(family, tmp_path, capsys):
     ]
 
 
+def test_chexficient_as_its_training_saves_it(tmp_path, capsys):
+    """The file that the authors' README names, with the choice of training data beside the weights."""
+    write_chexficient(tmp_path / "original")
+    state = load_file(tmp_path / "original" / "model.safetensors")
+    (tmp_path / "file").mkdir()
+    path = tmp_path / "file" / "pytorch_model.pth"
+    torch.save({"model": state, "epoch": 3, "optimizer": {"state": {}}, "subset": [1, 5], "scaler": {}}, path)
+    run(capsys, tmp_path / "original", tmp_path / "folder")
+    run(capsys, path, tmp_path / "out", "--tokenizer", tmp_path / "original")
+    model, other = load(tmp_path / "folder")[0], load(tmp_path / "out")[0]
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 def test_biomedclip_without_its_settings(tmp_path, capsys):
     """The published file says all but the length of texts, the poolings and the pixels; those are assumed and told."""
     content = write_biomedclip(tmp_path / "original")

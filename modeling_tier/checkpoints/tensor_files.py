@@ -178,8 +178,8 @@ def without_code(path: Path) -> tuple[io.BytesIO, io.BytesIO, dict[str, int]]:
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """
-    The tensors of a file by name, and their container: `"safetensors"`, `"torchscript"`, `"state_dict"` or
-    `"model_state_dict"` (the key of a training checkpoint that holds them), or `"bare"`.
+    The tensors of a file by name, and their container: `"safetensors"`, `"torchscript"`, `"state_dict"`,
+    `"model_state_dict"` or `"model"` (the key of a training checkpoint that holds them), or `"bare"`.
 
     Raises:
         ValueError: The file cannot be read safely, or it does not hold tensors.
@@ -191,7 +191,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
             raise ValueError(f"{path.name} cannot be read: it is damaged or cut short ({error}).") from None
     else:
         content, container = load_pickle(path)
-    for key in ("state_dict", "model_state_dict"):
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content, container = content[key], key
     tensors = content if isinstance(content, dict) else {}

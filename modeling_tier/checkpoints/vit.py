@@ -15,7 +15,7 @@ EMBEDDINGS = {  # of ViTModel and Dinov2Model of transformers
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
-LAYER = {  # in any version of transformers since 5.10, which renamed some
+LAYER = {  # in any version of transformers since 5.15, which renamed some
     "attention.o_proj": "attn.proj",
     "attention.output.dense": "attn.proj",
     "layernorm_before": "norm1",
