@@ -128,7 +128,8 @@ def describe_model(config: Mapping) -> ModelFacts:
     else:
         architecture = "a SigLIP model" if config.get("model_type") == "tier_siglip" else "a CLIP model"
         facts = {"Image size (pixels)": vision.get("image_size"), "Patch size (pixels)": vision.get("patch_size")}
-    facts["Embedding width"] = config.get("projection_dim")
+    width = (config.get("text_config") or {}).get("projection_size")  # SigLIP's
+    facts["Embedding width"] = config.get("projection_dim", width)
     if is_classifier:
         facts["Findings"] = ", ".join((config.get("id2label") or {}).values())
         facts[MODEL_FACTS["image_pooling"]] = config.get("image_pooling")

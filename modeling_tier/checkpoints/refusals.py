@@ -108,6 +108,11 @@ def refuse_model_type(folder: Path, model_type: str) -> None:
             f"{folder} holds a SigLIP model of transformers, which is not a CLIP model and needs no conversion: "
             "tier-eval reads the folder as it is."
         )
+    if model_type == "tier_siglip":
+        raise ValueError(
+            f"{folder} holds a TierSiglipModel, which is not a CLIP model: its to_siglip() makes a SiglipModel of "
+            "transformers with identical logits."
+        )
     raise ValueError(f"{folder} holds a model of type {model_type!r}, which cannot be converted.")
 
 

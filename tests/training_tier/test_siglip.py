@@ -102,7 +102,7 @@ def test_a_training_logs_the_terms_and_changes_every_weight(trained, siglip_fold
         assert not torch.equal(tensor, after[name]), name
     assert torch.equal(before[never_read][4], after[never_read][4])  # <mask>
     card = (trained / "README.md").read_text()
-    assert "a SigLIP model" in card
+    assert "a SigLIP model" in card and "| Embedding width | 24 |" in card
 
 
 def test_the_trained_folder_is_evaluated_as_in_the_training(trained, tmp_path):

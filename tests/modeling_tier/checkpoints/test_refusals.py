@@ -84,6 +84,7 @@ def test_tensors_of_other_models(tmp_path, name, tensors, sentence):
     [
         ("cxr-bert", "holds CXR-BERT, BioViL's text tower, without an image tower. Name BioViL's image file"),
         ("siglip", "tier-eval reads the folder as it is"),
+        ("tier_siglip", r"its to_siglip\(\) makes a SiglipModel of transformers with identical logits"),
         ("vit", "holds a model of type 'vit', which cannot be converted"),
     ],
 )
