@@ -88,5 +88,6 @@ def test_biovil(tmp_path, capsys, cxr_bert_folder):
     pixels = pixels_of(processor, picture)
     assert pixels.shape == (1, 3, 480, 480) and 0 <= pixels.min() < 0.3 and 0.7 < pixels.max() <= 1
     assert processor.image_processor.resize_edge == 512 and processor.tokenizer.model_max_length == 150
+    assert processor.tokenizer("Small effusion.?!").input_ids == [2, 8, 9, 3]  # as hi-ml's TextInput
     message = refuse(capsys, path, tmp_path / "x", "--text_model", cxr_bert_folder, "--to", "clip")
     assert "--to clip needs a CLIP model" in message
