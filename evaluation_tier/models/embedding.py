@@ -39,6 +39,7 @@ class Asked(NamedTuple):
     model: PreTrainedModel
     processor: ProcessorMixin | BaseImageProcessor | None
     embedders: Embedders
+    name: str = ""  # of one of several models, in error messages
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def embed_together(
     caches: list[dict[str, EmbeddingCache]] = []
     missing = [set(rows.tolist()) for _ in asked]  # rows that are not in the cache, by model
     with ExitStack() as modes:
-        for model, processor, embedders in asked:
+        for model, processor, embedders, _ in asked:
             modes.callback(model.train, model.training)
             model.eval()
             family = family_of(model, processor)
@@ -132,17 +133,27 @@ def embed_together(
         rows = rows[np.isin(rows, list(set().union(*missing)))]
         if not len(rows) and any(caches):
             return
-        members = [(model, processor) for model, processor, _ in asked]
+        members = [(model, processor) for model, processor, *_ in asked]
         for batches in read_batches_together(members, dataset, batch_size, rows=rows):
             for i, batch in enumerate(batches):
                 if batch is None or int(batch.rows[0]) not in missing[i]:
                     continue
-                parts = {what: embed(batch) for what, embed in asked[i].embedders.items()}
+                with naming(asked[i].name):
+                    parts = {what: embed(batch) for what, embed in asked[i].embedders.items()}
                 for what, cache in caches[i].items():
                     arrays = {name: tensor.cpu().numpy() for name, tensor in parts[what].items()}
                     for j, row in enumerate(batch.rows.tolist()):
                         cache.write(hashes[row], {name: array[j] for name, array in arrays.items()})
                 yield i, batch.rows, {name: tensor for outputs in parts.values() for name, tensor in outputs.items()}
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the name of a model before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from error
 
 
 def is_identified(model: Any) -> bool:

@@ -94,7 +94,7 @@ def evaluate_together(
             rows = asked_rows(dataset, [consumer for of_model in consumers.values() for consumer in of_model])
             shares.append(rows[own_rows(len(rows), batch_size)])
             fed = [(*members[name], of_model) for name, of_model in consumers.items()]
-            feed(fed, dataset, shares[-1], batch_size, cache_dir)
+            feed(fed, dataset, shares[-1], batch_size, cache_dir, names=list(models) if len(models) > 1 else [""])
     for name, (model, _) in members.items():
         with inference(model):
             for of_dataset, own in zip(passes, shares, strict=True):
@@ -114,20 +114,22 @@ def feed(
     rows: np.ndarray,
     batch_size: int,
     cache_dir: str | os.PathLike | None = None,
+    names: Sequence[str] = ("",),
 ) -> None:
     """Embed these rows of a data set, in this process alone, and hand each batch to every consumer of its model.
 
     Args:
         fed: models, their processors and their consumers.
+        names: of the models, in error messages; empty for one model.
     """
     asked = []
-    for model, processor, consumers in fed:
+    for (model, processor, consumers), name in zip(fed, names, strict=True):
         gives_patches = is_classifier(model) or can_project_patches(model)
         patches = any(consumer.patches for consumer in consumers) and gives_patches
         embedders = dict(image_embedders(model, patches))
         for consumer in consumers:
             embedders |= consumer.embedders
-        asked.append(Asked(model, processor, embedders))
+        asked.append(Asked(model, processor, embedders, name))
     for i, batch_rows, outputs in embed_together(asked, dataset, batch_size, rows, cache_dir):
         model, _, consumers = fed[i]
         with inference(model):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from eval_command import PHANTOM, fails, run, save_two_models, write_table
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 import compare_results
@@ -122,6 +123,19 @@ def test_weights_may_be_equal_and_one_bad_model_stops_all(models, tmp_path, caps
     (copy / "model.safetensors").unlink()
     arguments = ["--each", models[0], copy, "--data", PHANTOM, *OPTIONS, "--output_dir", tmp_path / "bad"]
     assert "does not hold weights" in fails(*arguments, capsys=capsys) and not (tmp_path / "bad").exists()
+
+
+def test_a_model_whose_embeddings_are_not_finite_is_named(models, tmp_path, capsys):
+    broken = shutil.copytree(models[1], tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["visual_projection.weight"].fill_(float("nan"))
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    arguments = ["--each", models[0], broken, "--data", PHANTOM, *OPTIONS, "--output_dir", tmp_path / "o"]
+    assert fails(*arguments, capsys=capsys) == (
+        f"{tmp_path.name}/broken: The model's embeddings are zero or not finite: its weights are damaged or the "
+        "training diverged."
+    )
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_folders_are_checked_before_any_work(models, tmp_path, capsys, monkeypatch):
