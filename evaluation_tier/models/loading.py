@@ -115,16 +115,22 @@ def read_files(name: str | Path, trust_remote_code: bool) -> tuple[PreTrainedMod
             f"The model folder {name} does not exist, and the model does not load from the Hub; a private "
             f"model needs `hf auth login` {reason}."
         ) from error
-    check_complete(name, info["missing_keys"])
+    check_complete(name, info["missing_keys"], info["unexpected_keys"])
     return model, processor
 
 
-def check_complete(name: str | Path, missing: Collection[str]) -> None:
-    """ValueError for weights that lack tensors of the model."""
+def check_complete(name: str | Path, missing: Collection[str], left_over: Collection[str]) -> None:
+    """ValueError for weights that lack tensors of the model, or hold others than its own."""
     if missing:
         raise ValueError(
             f"The weights of {name} lack {len(missing)} of the model's tensors, for example {sorted(missing)[0]}: "
             "they belong to another architecture or are incomplete."
+        )
+    left_over = [tensor for tensor in left_over if not tensor.endswith("position_ids")]  # of old versions of CLIP
+    if left_over:
+        raise ValueError(
+            f"The weights of {name} hold {len(left_over)} tensors that the model does not have, for example "
+            f"{sorted(left_over)[0]}: config.json belongs to another model."
         )
 
 

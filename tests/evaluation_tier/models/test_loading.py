@@ -114,6 +114,14 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder):
         load_model(folder)
 
 
+def test_weights_that_the_model_does_not_use_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"^The weights of {folder} hold 16 tensors .* for example vision_model"):
+        load_model(folder)
+
+
 def test_a_model_of_another_kind_is_refused(folder, tmp_path):
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
     shutil.copytree(folder, tmp_path / "bert")
