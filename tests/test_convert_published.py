@@ -244,3 +244,69 @@ def test_what_the_processor_file_of_chexficient_says(tmp_path, capsys):
     assert (images.geometry, images.resample, *images.image_mean) == ("squash", 2, 0.5, 0.5, 0.5)
     path.write_text(json.dumps({"image_processor": {"do_center_crop": True, "crop_size": 64, "size": 64}}))
     assert "does not make squares of 70 pixels" in refuse(capsys, tmp_path / "original", tmp_path / "again")
+
+
+def rewrite(file, change):
+    """Changes the tensors of a file in place."""
+    is_safe = file.suffix == ".safetensors"
+    state = load_file(file) if is_safe else torch.load(file, weights_only=True)
+    change(state)
+    (save_file if is_safe else torch.save)(state, file)
+
+
+WEIGHTS = {
+    "biomedclip": "open_clip_pytorch_model.bin",
+    "chexficient": "model.safetensors",
+    "biovil_t": IMAGE_FILES[0],
+}
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(family, tmp_path, capsys):
+    """BERT's class makes an empty vocabulary, in which every word is [UNK]."""
+    WRITERS[family](tmp_path / "original")
+    (tmp_path / "original" / "vocab.txt").unlink()
+    message = refuse(capsys, tmp_path / "original", tmp_path / "out")
+    assert "has only special tokens: its vocabulary is missing" in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(family, tmp_path, capsys, value):
+    WRITERS[family](tmp_path)
+    name = {"biomedclip": "visual.head.proj.weight", "chexficient": "text_projection.projection.bias"}.get(
+        family, "projector.model.3.bias"
+    )
+    rewrite(tmp_path / WEIGHTS[family], lambda state: state[name].view(-1)[1:2].fill_(value))
+    assert f"The tensor {name} of the checkpoint holds numbers that are not finite" in refuse(
+        capsys, tmp_path, tmp_path / "out"
+    )
+
+
+def test_a_pointer_or_a_part_of_the_weights_is_called_so(family, tmp_path, capsys):
+    WRITERS[family](tmp_path)
+    path = tmp_path / WEIGHTS[family]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "is damaged" in refuse(capsys, tmp_path, tmp_path / "out")
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert f"{path.name} is a Git LFS pointer" in refuse(capsys, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family, file", [("biomedclip", "open_clip_pytorch_model.bin"), ("biovil_t", IMAGE_FILES[0])])
+def test_weights_of_another_kind_in_a_folder_are_refused(tmp_path, capsys, family, file):
+    """The tokenizer beside them, and the pixels, would be the other model's."""
+    WRITERS[family](tmp_path / "folder")
+    other = "biovil_t" if family == "biomedclip" else "biomedclip"
+    WRITERS[other](tmp_path / "other")
+    (tmp_path / "folder" / file).write_bytes((tmp_path / "other" / WEIGHTS[other]).read_bytes())
+    assert f"{file} holds a model of the kind '{other}'" in refuse(capsys, tmp_path / "folder", tmp_path / "out")
+
+
+def test_chexficient_in_a_pickle_is_the_same_model(tmp_path, capsys):
+    write_chexficient(tmp_path / "original")
+    write_chexficient(tmp_path / "pickled")
+    torch.save(load_file(tmp_path / "pickled" / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    for name in ("original", "pickled"):
+        run(capsys, tmp_path / name, tmp_path / f"{name}_out")
+    states = [load(tmp_path / f"{name}_out")[0].state_dict() for name in ("original", "pickled")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())

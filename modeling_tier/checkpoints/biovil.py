@@ -14,6 +14,7 @@ from ..modeling_dual_tier import TierDualEncoderModel
 from ..towers_tier import cxr_bert_config
 from .layout import fill, shape_of
 from .openclip import WEIGHT_FILES
+from .refusals import refuse_file
 from .tensor_files import read_json, read_tensors
 from .tier import dual_names, resnet_config
 
@@ -36,6 +37,7 @@ def load_biovil(kind: str, tensors: dict[str, torch.Tensor], text_folder: Path) 
     settings = read_json(text_folder / "config.json")
     if settings.get("model_type") != CXR_BERT_TYPE:
         raise ValueError(f"{text_folder} holds a model of type {settings.get('model_type')!r}, not '{CXR_BERT_TYPE}'.")
+    refuse_file(weights)
     config = TierDualEncoderConfig(
         vision_config=resnet_config(tensors, "encoder.encoder."),
         text_config=cxr_bert_config(settings),

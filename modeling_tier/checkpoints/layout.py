@@ -34,7 +34,8 @@ def check_tensors(
     Compares a checkpoint with the tensors of the model.
 
     Raises:
-        ValueError: A tensor is missing, unknown, or has another shape or kind of number; the message names it.
+        ValueError: A tensor is missing, unknown, not finite, or has another shape or kind of number; the message
+            names it.
     """
     extra = [name for name in tensors if name not in expected and not unused.fullmatch(name)]
     for problem, names in (("lacks", [name for name in expected if name not in tensors]), ("has unknown", extra)):
@@ -48,6 +49,11 @@ def check_tensors(
             )
         if tensor.is_floating_point() != like.is_floating_point():
             raise ValueError(f"The tensor {name} of the checkpoint holds {tensor.dtype}, not {like.dtype}.")
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"The tensor {name} of the checkpoint holds numbers that are not finite: the training diverged, or "
+                "the file is damaged. Use another checkpoint."
+            )
 
 
 def refuse_tensors(problem: str, names: list[str]) -> None:

@@ -38,6 +38,15 @@ def refuse_tokenizer(name: str) -> None:
         raise ValueError(f"{path.name} {advice or 'is a file; --tokenizer takes a folder or a name on the Hub.'}")
 
 
+def refuse_kind(file: Path, kind: str | None, expected: Collection[str], beside: str) -> None:
+    """Raises ValueError for weights of another kind than the folder says: its tokenizer and pixels would be wrong."""
+    if kind not in expected:
+        raise ValueError(
+            f"{file.name} holds a model of the kind {kind!r}, but {beside} lies beside it, so the folder is a mixture "
+            "of two models. Name the file in its own folder, with its own tokenizer."
+        )
+
+
 def refuse_settings(folder: Path, settings: Mapping) -> None:
     """Raises ValueError for an OpenCLIP model whose configuration describes other towers than CLIP's."""
     model = settings.get("model_cfg") if isinstance(settings.get("model_cfg"), dict) else {}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ..configuration_tier import TierCLIPConfig, TierDualEncoderConfig
-from .biovil import CXR_BERT_TYPE, IMAGE_FILES
+from .biovil import CXR_BERT_TYPE, IMAGE_FILES, IMAGE_SIZES
 from .openclip import OPENCLIP_CONFIG, WEIGHT_FILES
-from .refusals import refuse_file, refuse_model_type, refuse_other_models, refuse_settings
+from .refusals import refuse_file, refuse_kind, refuse_model_type, refuse_other_models, refuse_settings
 from .tensor_files import read_arguments, read_json, read_tensors
 
 CLIP_LAYOUT = ("openai", "chexzero", "openclip")
@@ -107,15 +107,23 @@ def open_folder(path: Path) -> Source:
         refuse_file(weights)
         tensors, container = read_tensors(weights)
         kind = detect_kind(weights.name, tensors, container, has_settings=True)
+        refuse_kind(weights, kind, (*CLIP_LAYOUT, "biomedclip"), OPENCLIP_CONFIG)
         return Source(path, kind, tensors, settings)
     if config.get("model_type") == TierDualEncoderConfig.model_type:
         raise ValueError(f"{path} is already a TierDualEncoderModel, which cannot be converted.")
     image_file = next((path / name for name in IMAGE_FILES if (path / name).is_file()), None)
     if config.get("model_type") == CXR_BERT_TYPE and image_file is not None:  # a repository of BioViL
+        refuse_file(image_file)
         tensors, container = read_tensors(image_file)
-        return Source(path, detect_kind(image_file.name, tensors, container, False), tensors)
+        kind = detect_kind(image_file.name, tensors, container, False)
+        refuse_kind(image_file, kind, tuple(IMAGE_SIZES), "the configuration of a CXR-BERT")
+        return Source(path, kind, tensors)
     if is_chexficient(path / SAFE_WEIGHTS_NAME):
         return Source(path, "chexficient", read_tensors(path / SAFE_WEIGHTS_NAME)[0])
+    if "chexficient" in str(config.get("model_type")).lower() and (path / WEIGHTS_NAME).is_file():
+        source = open_source(path / WEIGHTS_NAME)
+        refuse_kind(source.path, source.kind, ("chexficient",), "CheXficient's configuration")
+        return Source(path, source.kind, source.tensors)
     if config:
         refuse_model_type(path, config.get("model_type"))
     raise ValueError(
@@ -125,12 +133,18 @@ def open_folder(path: Path) -> Source:
 
 
 def is_chexficient(weights: Path) -> bool:
-    """Whether a file of safetensors holds CheXficient, whose configuration has a model type of its own."""
+    """
+    Whether a file of safetensors holds CheXficient, whose configuration has a model type of its own; ValueError for a
+    damaged one.
+    """
+    if not weights.is_file():
+        return False
+    refuse_file(weights)
     try:
         with safe_open(weights, "pt") as file:
             return CHEXFICIENT_TENSOR in file.keys()
-    except (OSError, SafetensorError):  # absent or damaged
-        return False
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{weights.name} cannot be read: it is damaged or cut short ({error}).") from None
 
 
 def detect_kind(name: str, tensors: Mapping[str, torch.Tensor], container: str, has_settings: bool) -> str | None:

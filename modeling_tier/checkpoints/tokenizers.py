@@ -80,6 +80,11 @@ def load_checkpoint_tokenizer(name: str, config: PreTrainedConfig, source: Sourc
         raise ValueError(
             f"the tokenizer {name!r} cannot be loaded ({reason}). Pass --tokenizer with a folder that holds {files}."
         ) from None
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # BERT's class then knows no word
+        raise ValueError(
+            f"the tokenizer {name!r} has only special tokens: its vocabulary is missing. Put its vocab.txt or "
+            "tokenizer.json into the folder, or name the model's own with --tokenizer."
+        )
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
             f"the tokenizer {name!r} has {len(tokenizer)} tokens, the model {text_config.vocab_size}. Pass the "
