@@ -122,10 +122,11 @@ class TierOptions:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.evidence_entropy_weight and self.image_pooling not in ADDS_UP:
+            can_add_up = ADDS_UP[0] in self.image_poolings  # not with SigLIP's head
+            remedy = f'image_pooling="{ADDS_UP[0]}", or the weight to 0' if can_add_up else "the weight to 0"
             raise ValueError(
                 f"evidence_entropy_weight={self.evidence_entropy_weight} needs scores that are sums over the patches, "
-                f'unlike those of image_pooling="{self.image_pooling}"; set image_pooling="{ADDS_UP[0]}", or the '
-                "weight to 0."
+                f'unlike those of image_pooling="{self.image_pooling}"; set {remedy}.'
             )
         for name in ("pixel_mean", "pixel_std"):
             if len(per_channel(getattr(self, name))) != 3:

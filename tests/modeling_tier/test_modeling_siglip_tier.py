@@ -197,7 +197,11 @@ def test_several_views_of_an_image_are_refused(make_tier, batch):
     ("options", "message"),
     [
         ({"image_pooling": "patch_mean"}, "image_pooling must be one of attention, not 'patch_mean'."),
-        ({"evidence_entropy_weight": 0.1}, "evidence_entropy_weight=0.1 needs scores that are sums over the patches"),
+        (
+            {"evidence_entropy_weight": 0.1},
+            "evidence_entropy_weight=0.1 needs scores that are sums over the patches, unlike those of "
+            'image_pooling="attention"; set the weight to 0.',
+        ),
         ({"token_entropy_weight": -1.0}, "token_entropy_weight must be a finite number of at least 0"),
         ({"patch_entropy_wieght": 1.0}, "no option 'patch_entropy_wieght'; the nearest one is 'patch_entropy_weight'"),
     ],
