@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,11 +38,10 @@ class AdapterName(str):
         self.function = match["function"]
         self.argument: str | None = match["argument"]
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of its name in results, see `short_names`."""
-        named = f"{self.file.name}:{self.function}"
-        return (named,) if self.argument is None else (f"{named}={Path(self.argument).name}",)
+    def shown(self, length: int) -> str:
+        """Its name in results, with the last `length` parts of the paths of file and argument, see `short_names`."""
+        named = f"{Path(*self.file.parts[-length:]).as_posix()}:{self.function}"
+        return named if self.argument is None else f"{named}={Path(*Path(self.argument).parts[-length:]).as_posix()}"
 
     def describe(self) -> dict[str, str]:
         """What metrics.json says of it."""
@@ -97,9 +97,8 @@ def call(name: AdapterName, what: str, function: Callable, /, *args: Any, **kwar
     try:
         return function(*args, **kwargs)
     except Exception as error:  # the user's code may raise anything
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(name.file)
-        ]
+        file = os.path.abspath(name.file)  # as importing calls it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         place = f", line {lines[-1]}" if lines else ""
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"--adapter {name}: {what} failed ({type(error).__name__}: {reason}{place}).") from error
@@ -124,7 +123,7 @@ class UserModel(torch.nn.Module):
         super().__init__()
         self.made, self.name, self.device = made, name, device
         self.code = f"{hash_file(name.file)}:{name.function}={name.argument}"
-        self.similarity = f"the score of {name.parts[0]}"
+        self.similarity = f"the score of {name.shown(1)}"
         self.pixel_shape: tuple[int, ...] | None = None
         self.dim: int | None = None
         # The optional parts exist only if the user's model has them: an evaluation looks for their names
@@ -150,7 +149,7 @@ class UserModel(torch.nn.Module):
         return read_radiograph(image)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        pixels = self.made.preprocess(image.convert("RGB"))
+        pixels = self.ask("preprocess", image.convert("RGB"))
         if not isinstance(pixels, (torch.Tensor, np.ndarray)):
             raise self.wrong("preprocess", f"a {type(pixels).__name__}", "a tensor, the pixels of one image")
         pixels = torch.as_tensor(pixels)
@@ -160,14 +159,14 @@ class UserModel(torch.nn.Module):
         return pixels[None]
 
     def embed_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.check("embed_images", self.made.embed_images(pixels), (len(pixels),))
+        return self.check("embed_images", self.ask("embed_images", pixels), (len(pixels),))
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         parts = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
-        return torch.cat([self.check("embed_texts", self.made.embed_texts(part), (len(part),)) for part in parts])
+        return torch.cat([self.check("embed_texts", self.ask("embed_texts", part), (len(part),)) for part in parts])
 
     def check_patches(self, pixels: torch.Tensor) -> PatchEmbeds:
-        made = self.made.embed_patches(pixels)
+        made = self.ask("embed_patches", pixels)
         if not isinstance(made, (tuple, list)) or len(made) != 2:
             raise self.wrong(
                 "embed_patches", f"a {type(made).__name__}", "two tensors, of images and of their patches"
@@ -177,12 +176,16 @@ class UserModel(torch.nn.Module):
         return PatchEmbeds(images, self.check("embed_patches", made[1], (len(pixels), num_patches)))
 
     def check_score(self, images: torch.Tensor, patches: torch.Tensor | None, texts: torch.Tensor) -> torch.Tensor:
-        scores = torch.as_tensor(self.made.score(images, patches, texts)).float()
+        scores = torch.as_tensor(self.ask("score", images, patches, texts)).float()
         if scores.shape != (len(images), len(texts)):
             raise self.wrong("score", shape(scores), f"(images, texts), here {(len(images), len(texts))}")
         if not torch.isfinite(scores).all():
             raise self.wrong("score", "NaN or infinity", "finite numbers")
         return scores
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What the user's method returns."""
+        return call(self.name, method, getattr(self.made, method), *args)
 
     def check(self, method: str, features: Any, leading: tuple[int, ...]) -> torch.Tensor:
         """Features (*leading, dim) at unit length, on the device. ValueError for another shape, NaN or zeros."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import modeling_tier
-from evaluation_tier.models.contract import EvaluatedModel
+from evaluation_tier.models.contract import EvaluatedModel, meets_contract
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.output.writing import write_beside
 from processing_tier.code_hash import FOLDER as PIXELS
@@ -48,7 +48,7 @@ def hash_weights(model: torch.nn.Module) -> str:
 
 def hash_model(model: Any) -> str:
     """SHA-256 that tells the models of an evaluation apart: of the weights, or of the contract's `identity`."""
-    if not isinstance(model, EvaluatedModel):
+    if not meets_contract(model):
         return hash_weights(model)
     return hashlib.sha256((model.identity or str(model)).encode()).hexdigest()
 

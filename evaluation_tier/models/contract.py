@@ -5,8 +5,9 @@ Models of transformers meet it through the wrapper of their family (`clip.py`, `
 processor: `(model, None)`.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ class PatchEmbeds(NamedTuple):
     weights: torch.Tensor | None = None  # (batch, patches): where the image is the mean of its patches, theirs in it
 
 
-@runtime_checkable
 class EvaluatedModel(Protocol):
     """
     A model of images and texts, a `torch.nn.Module`.
@@ -72,6 +72,29 @@ class EvaluatedModel(Protocol):
 
     def embed_texts(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """(texts, dim), L2-normalised float32, in the space of the images."""
+
+
+REQUIRED = (
+    "device",
+    "decoding",
+    "preprocessing",
+    "identity",
+    "read_image",
+    "preprocess",
+    "embed_images",
+    "embed_texts",
+)
+
+
+def meets_contract(model: Any) -> TypeGuard[EvaluatedModel]:
+    """
+    Whether a model has the parts of the contract itself, and not by the wrapper of its family.
+
+    No part is computed: `isinstance` with a protocol asks for every property before Python 3.12, and `identity` may be
+    a hash of all weights.
+    """
+    missing = object()
+    return all(inspect.getattr_static(model, part, missing) is not missing for part in REQUIRED)
 
 
 class PatchModel(EvaluatedModel, Protocol):

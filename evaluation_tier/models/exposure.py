@@ -82,7 +82,7 @@ def possible_names(name: str | os.PathLike, listed: TrainedOn | None) -> list[st
     if listed is not None:
         return list(listed.unlisted)
     if isinstance(name, AdapterName):
-        return [name.argument or str(name)]
+        return [str(name)] if name.argument is None else possible_names(name.argument.removeprefix("hf-hub:"), None)
     if not os.path.isdir(name):
         return [os.fspath(name).partition("@")[0]]
     return [Path(name).resolve().name, *name_of_config(Path(name, "config.json"))]

@@ -5,7 +5,7 @@ from typing import Any, cast
 from transformers import CLIPModel
 
 from evaluation_tier.models.clip import ClipFamily
-from evaluation_tier.models.contract import COSINE, EvaluatedModel, MappedModel
+from evaluation_tier.models.contract import COSINE, EvaluatedModel, MappedModel, meets_contract
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.remote_code import RemoteFamily, is_remote
 from evaluation_tier.models.siglip import Siglip2Family
@@ -24,7 +24,7 @@ def family_of(model: Any, processor: Any = None) -> EvaluatedModel:
         model: of transformers, or one that meets the contract itself.
         processor: of a model of transformers; only reading images and embedding texts need it.
     """
-    if isinstance(model, EvaluatedModel):
+    if meets_contract(model):
         return model
     kind = getattr(model.config, "model_type", None)
     usual = RemoteFamily if is_remote(model) and kind not in KINDS else ClipFamily
@@ -33,7 +33,7 @@ def family_of(model: Any, processor: Any = None) -> EvaluatedModel:
 
 def has_patches(model: Any) -> bool:
     """Whether a model embeds patches in the space of the texts."""
-    if isinstance(model, EvaluatedModel):
+    if meets_contract(model):
         return hasattr(model, "embed_patches")
     of_known_kind = not is_remote(model) or model.config.model_type in KINDS
     return of_known_kind and hasattr(model, "get_patch_features") and not is_classifier(model)
@@ -46,24 +46,24 @@ def can_project_patches(model: Any) -> bool:
 
 def has_own_maps(model: Any) -> bool:
     """Whether a model that meets the contract itself gives maps over the picture."""
-    return isinstance(model, EvaluatedModel) and has_patches(model) and hasattr(model, "map_processor")
+    return meets_contract(model) and has_patches(model) and hasattr(model, "map_processor")
 
 
 def map_processor_of(model: Any, processor: Any) -> Any:
     """What maps a grid of patches back to the pixels of the file, by `post_process_similarity_map`."""
-    if isinstance(model, EvaluatedModel):
+    if meets_contract(model):
         return cast(MappedModel, model).map_processor
     return getattr(processor, "image_processor", processor)
 
 
 def own_level(model: Any) -> str:
     """See `default_level`; the whole image for a model that meets the contract itself."""
-    return LEVELS[0] if isinstance(model, EvaluatedModel) else default_level(model)
+    return LEVELS[0] if meets_contract(model) else default_level(model)
 
 
 def scores_itself(model: Any) -> bool:
     """Whether a model compares images and texts by a similarity of its own."""
-    return isinstance(model, EvaluatedModel) and hasattr(model, "score")
+    return meets_contract(model) and hasattr(model, "score")
 
 
 def similarity_of(model: Any) -> str:
@@ -73,7 +73,7 @@ def similarity_of(model: Any) -> str:
 
 def check_is_of_transformers(model: Any, analysis: str, needs: str) -> None:
     """ValueError for a model that meets the contract itself where an analysis needs more than the contract."""
-    if isinstance(model, EvaluatedModel):
+    if meets_contract(model):
         raise ValueError(
             f"{analysis} needs {needs}, which a {type(model).__name__} does not offer: evaluate it without this "
             "analysis, or name a TIER or CLIP model."

@@ -173,13 +173,16 @@ def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
     parts: dict[str | Path, tuple[str, ...]] = {}
     for name in names:
         if isinstance(name, AdapterName):
-            parts[name] = name.parts
+            parts[name] = max(name.file.parts, Path(name.argument or "").parts, key=len)
             continue
         path = Path(name)
         whole = path.is_absolute() or ".." in path.parts or not path.parts
         parts[name] = (Path(os.path.abspath(path)) if whole else path).parts if path.is_dir() else (str(name),)
     for length in range(2, 2 + max(map(len, parts.values()), default=0)):
-        shown = {name: Path(*path[-length:]).as_posix() for name, path in parts.items()}
+        shown = {
+            name: name.shown(length - 1) if isinstance(name, AdapterName) else Path(*path[-length:]).as_posix()
+            for name, path in parts.items()
+        }
         if len(set(shown.values())) == len(shown):
             return shown
     raise ValueError("a model is named twice: an ensemble needs models that differ.")

@@ -95,11 +95,14 @@ class OwnScore:
 
     def differences(self, outputs: Outputs) -> np.ndarray:
         """(images, findings) float64: how much more similar the images are to the positive than to the negative."""
-        sides = [
-            self.score(outputs["image"], outputs.get("patches"), texts).cpu().numpy().astype(np.float64)
-            for texts in (self.positive, self.negative)
-        ]
-        return sides[0] - np.where(self.has_negative, sides[1], 0)
+        differences = self.score_texts(outputs, self.positive)
+        if self.has_negative.any():
+            differences[:, self.has_negative] -= self.score_texts(outputs, self.negative[self.has_negative])
+        return differences
+
+    def score_texts(self, outputs: Outputs, texts: torch.Tensor) -> np.ndarray:
+        """(images, texts) float64."""
+        return self.score(outputs["image"], outputs.get("patches"), texts).cpu().numpy().astype(np.float64)
 
 
 def add_levels(total: Levels, new: Levels, columns: Sequence[int]) -> Levels:

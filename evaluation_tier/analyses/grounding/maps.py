@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.map_names import MAPS
 from evaluation_tier.analyses.grounding.regions import Case
-from evaluation_tier.models.contract import EvaluatedModel
+from evaluation_tier.models.contract import meets_contract
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, inference
 from evaluation_tier.models.families import has_own_maps
 from evaluation_tier.models.loading import is_classifier
@@ -93,7 +93,7 @@ class PatchMaps:
                 learnt = model.head_directions[[model.config.label2id[finding] for finding, _ in self.place]]
             self.embeds = torch.stack([learnt, torch.zeros_like(learnt)])  # without a negative side
         else:
-            pooling = None if isinstance(model, EvaluatedModel) else model.config.image_pooling
+            pooling = None if meets_contract(model) else model.config.image_pooling
             self.kinds = ("cosine", "contribution") if pooling in ADDS_UP else ("cosine",)
             texts = {
                 (finding, phrase): Prompts([phrase], prompts[finding].negative) if phrase else prompts[finding]

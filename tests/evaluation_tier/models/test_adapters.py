@@ -11,7 +11,9 @@ import torch
 from eval_command import PHANTOM, fails, run
 
 from evaluation_tier.models.adapters import AdapterName, load_adapter
+from evaluation_tier.models.contract import meets_contract
 from evaluation_tier.models.embedding import embed_batches, embed_images, embed_prompts
+from evaluation_tier.models.families import family_of, has_patches
 from evaluation_tier.models.loading import load_model, short_names
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
@@ -128,6 +130,48 @@ def test_the_function_gets_name_and_device(write, tmp_path):
     assert list(short_names([name]).values()) == ["mine.py:make=model"]
 
 
+def test_names_in_results_are_as_long_as_they_must_be(write, tmp_path, monkeypatch):
+    names = [AdapterName(f"mine.py:make={path}") for path in ("/runs/a/model", "/runs/b/model")]
+    assert list(short_names(names).values()) == ["mine.py:make=a/model", "mine.py:make=b/model"]
+    names = [AdapterName(f"/code/{folder}/mine.py:make") for folder in "ab"]
+    assert list(short_names(names).values()) == ["a/mine.py:make", "b/mine.py:make"]
+    write("", "1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"division by zero, line 12\)"):  # of a file named from here, too
+        load_adapter(AdapterName("mine.py:make"), "cpu")
+
+
+def test_a_score_is_not_asked_about_a_side_without_sentences(write, phantom):
+    """The zeros that stand for it have no direction."""
+    score = """
+    def score(self, images, patches, texts):
+        return images @ (texts / texts.norm(dim=-1, keepdim=True)).T
+"""
+    few = phantom.select(range(12))
+    prompts = {"Edema": Prompts(["Edema."], []), "Nodule": Prompts(["Nodule."], ["No nodule."])}
+    options = {"findings": list(prompts), "min_positives": 1, "resampling": Resampling(5)}
+    scores = [
+        evaluate_zero_shot(
+            {"m": load_model(AdapterName(write(code)))}, few, protocol=choose_protocol(prompts=prompts), **options
+        )[1]
+        for code in ("", score)
+    ]
+    columns = ["score_Edema", "score_Nodule"]
+    np.testing.assert_allclose(scores[1][columns], scores[0][columns], rtol=0, atol=1e-6)
+
+
+def test_knowing_a_model_does_not_compute_its_identity(write):
+    """It may be a hash of all weights, and is asked for with every batch."""
+    identity = """
+    @property
+    def identity(self):
+        raise AssertionError("computed")
+"""
+    model, _ = load_model(AdapterName(write(identity)))
+    assert meets_contract(model) and family_of(model) is model and not has_patches(model)
+    assert not meets_contract(torch.nn.Linear(1, 1))
+
+
 @pytest.mark.parametrize(
     "code, end, spec, message",
     [
@@ -186,6 +230,11 @@ WRONG = {
     "embed_images(self, pixels): return pixels.new_full((len(pixels), 2), float('nan'))": (
         "embed_images returned embeddings that are zero or not finite; return finite ones."
     ),
+    "preprocess(self, image): 1 / 0": "preprocess failed (ZeroDivisionError: division by zero, line 12).",
+    "embed_images(self, pixels): 1 / 0": "embed_images failed (ZeroDivisionError: division by zero, line 12).",
+    "embed_texts(self, texts): return {}[texts[0]]": "embed_texts failed (KeyError: ",
+    "embed_patches(self, pixels): 1 / 0": "embed_patches failed (ZeroDivisionError: division by zero, line 12).",
+    "score(self, images, patches, texts): 1 / 0": "score failed (ZeroDivisionError: division by zero, line 12).",
     "embed_texts(self, texts): return torch.zeros(len(texts), 2)": (
         "embed_texts returned embeddings that are zero or not finite; return finite ones."
     ),

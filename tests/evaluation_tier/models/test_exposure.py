@@ -133,3 +133,6 @@ def test_several_models_are_told_apart():
 def test_the_name_given_to_an_adapter_counts():
     assert exposure(AdapterName("file.py:make=Deepnoid/RadZero"))["exposure_overlap"] == ["m"]
     assert exposure(AdapterName("file.py:make"))["exposure"] == "the table of published models does not know m"
+    for name in ("hf-hub:microsoft/BiomedVLP-BioViL-T", "microsoft/BiomedVLP-BioViL-T@main"):  # as OpenCLIP has it
+        told = find_exposures({AdapterName(f"mine.py:make={name}"): "m"}, {}, "mimic_cxr")["m"]
+        assert told.overlaps and told.told.startswith("BioViL-T was trained on mimic_cxr")
