@@ -24,6 +24,7 @@ NOT_OF_SCORES = (
     "min_positives",
     "benchmark_differs",
     "findings_left_out",
+    "no_interval",
     "resamples_dropped",
     "images_skipped",
     "training_overlap",

@@ -171,6 +171,14 @@ def test_protocols_that_differ_are_named(make_result, caplog):
     )
 
 
+def test_findings_without_an_interval_are_not_a_difference_of_the_protocol(make_result, caplog):
+    """They are those of the findings and images, which a comparison checks itself; older results do not name them."""
+    first = make_result("first", [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5, no_interval={"B": "too few patients"})
+    second = make_result("second", [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5)
+    comparison = compare_evaluations(first, second, Resampling(5))
+    assert comparison["protocol_differences"] == {} and not caplog.records
+
+
 def test_published_training_data_are_not_a_difference_of_the_protocol(make_result, caplog):
     scores, labels = [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5
     told = "X was trained on mimic_cxr"
