@@ -62,19 +62,25 @@ def load_model(
         ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
     """
     if isinstance(name, AdapterName):
-        return load_adapter(name, device), None
+        adapted = load_adapter(name, device)
+        if trust_remote_code:
+            check_remote(name, adapted)
+        return adapted, None
     check_name(name)
     if trust_remote_code:
         check_pinned(str(name))
         check_own_code(str(name))
     if is_radzero(read_config(name)):
-        return load_radzero(name, device), None
+        radzero = load_radzero(name, device)
+        if trust_remote_code:
+            check_remote(str(name), radzero)
+        return radzero, None
     model, processor = read_files(name, trust_remote_code)
+    if trust_remote_code:
+        check_remote(str(name), model)
     if is_classifier(model):
         return model.to(device).eval(), processor
     check_embeds_both(name, model)
-    if trust_remote_code:
-        check_remote(str(name), model)
     if not is_remote(model):
         check_family(model.config)
     check_processor(name, model, processor)

@@ -83,7 +83,7 @@ def describe_code(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def check_remote(name: str, model: PreTrainedModel) -> None:
+def check_remote(name: str, model: Any) -> None:
     """Warn of what is assumed of a model with its own code, or that it has none."""
     if not is_remote(model):
         logger.warning("--trust_remote_code has no effect on %s, which does not need code of its own.", name)

@@ -12,6 +12,7 @@ from eval_command import PHANTOM, fails, run
 from own_code import keep_modules_in, save_own_code
 from tiny_models import save_tiny_clip
 
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.embedding import embed_images
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
@@ -95,6 +96,16 @@ def test_a_model_without_code_is_not_changed_by_the_option(ran, tmp_path, capsys
     assert found[True] == found[False]
     assert f"--trust_remote_code has no effect on {plain}, which does not need code of its own." in caplog.text
     assert not (tmp_path / "modules").exists()
+
+
+def test_an_adapter_is_told_that_the_option_has_no_effect(caplog):
+    name = AdapterName(f"{Path(__file__).parents[3] / 'examples' / 'own_model.py'}:make")
+    load_model(name)
+    assert not caplog.records
+    load_model(name, trust_remote_code=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--trust_remote_code has no effect on {name}, which does not need code of its own."
+    ]
 
 
 def test_what_does_not_embed_images_and_texts_is_refused(folder, tmp_path):
