@@ -3,9 +3,12 @@
 from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs
+from transformers.utils import logging
 
 from .image_processing_tier import TierImageProcessor, TierImageProcessorKwargs
 from .processing_tier import TierProcessor
+
+logger = logging.get_logger(__name__)
 
 
 class TierSiglipProcessorKwargs(ProcessingKwargs, total=False):
@@ -31,6 +34,12 @@ class TierSiglipProcessor(TierProcessor):
         super().__init__(image_processor, tokenizer)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        padding = {**kwargs, **(kwargs.get("text_kwargs") or {})}.get("padding", "max_length")
+        if text is not None and padding != "max_length":
+            logger.warning_once(
+                f"padding={padding!r} makes texts shorter than those that SigLIP was trained on, and so other "
+                "embeddings; leave it out."
+            )
         if isinstance(text, str):
             text = text.lower()
         elif text is not None:

@@ -1,5 +1,6 @@
 """SigLIP's pixels and texts: those of its owners' own processor, also where others go wrong."""
 
+import logging
 import string
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from tiny_siglip import make_tokenizer
 from transformers import AutoProcessor, SiglipImageProcessorPil, SiglipProcessor
+from transformers.utils.logging import warning_once
 
 from processing_tier import TierImageProcessor, TierSiglipProcessor, read_radiograph
 
@@ -122,3 +124,15 @@ def test_siglips_own_tokenizer_drops_case_and_punctuation(sentencepiece_tokenize
     assert torch.equal(ids, expected["input_ids"]) and ids.shape == (7, 64)
     assert torch.equal(ids[0], ids[2]) and torch.equal(ids[0], ids[4]) and torch.equal(ids[0], ids[5])
     assert (ids[0, 1:] == 1).all() and ids[1, -1] == 1 and ids[1, -2] != 1  # end token and padding; truncated
+
+
+@pytest.mark.parametrize("options", [{"padding": True}, {"text_kwargs": {"padding": "longest"}}])
+def test_shorter_padding_warns(ours, caplog, monkeypatch, options):
+    """As `SiglipProcessor`, it does what the caller says; the embeddings are then others."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    warning_once.cache_clear()
+    ours(text=[SHORT], return_tensors="pt")
+    ours(text=[SHORT], return_tensors="pt", padding="max_length")
+    assert "shorter than those that SigLIP was trained on" not in caplog.text
+    assert ours(text=[SHORT], return_tensors="pt", **options).input_ids.shape[1] < 64
+    assert "shorter than those that SigLIP was trained on" in caplog.text

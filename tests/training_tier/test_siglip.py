@@ -169,11 +169,11 @@ def test_what_siglip_cannot_do_is_one_sentence(capsys, siglip_folder, tmp_path, 
     assert message in sentence
 
 
-def make_trainer(folder, tmp_path, **collator) -> TierTrainer:
+def make_trainer(folder, tmp_path, options=None, **collator) -> TierTrainer:
     model, processor = make_model(ModelArguments(model=str(folder)), [])
     return TierTrainer(
         model=model,
-        args=small_arguments(tmp_path, **NOTHING_BUT_TRAINING),
+        args=small_arguments(tmp_path, **NOTHING_BUT_TRAINING, **(options or {})),
         data_collator=PairCollator(processor.tokenizer, **collator),
         processing_class=processor,
     )
@@ -190,3 +190,8 @@ def test_the_query_of_the_pooling_head_is_not_decayed(siglip_folder, tmp_path):
     head = {name.removeprefix("vision_model.head.") for name in decayed if name.startswith("vision_model.head.")}
     assert head == {"attention.in_proj_weight", "attention.out_proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
     assert not decayed & {"logit_scale", "logit_bias"}
+
+
+def test_the_padding_of_a_compiled_model_is_no_option_of_the_user(siglip_folder, tmp_path):
+    trainer = make_trainer(siglip_folder, tmp_path, {"torch_compile": True}, for_siglip=True)
+    assert trainer.args.pad_to_multiple_of == 16 and trainer.data_collator.for_siglip

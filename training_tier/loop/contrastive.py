@@ -89,6 +89,8 @@ class TierTrainer(RadiographTrainer):
         config = self.model.config
         if self.is_siglip:
             given = {name: getattr(self.args, name) for name in ("pad_to_multiple_of", "group_texts")}
+            if self.args.torch_compile:
+                del given["pad_to_multiple_of"]  # its default there, not the user's
             if self.args.train_sampling_strategy == "group_by_length":
                 given["train_sampling_strategy"] = "group_by_length"
             for name in filter(given.get, given):
@@ -98,10 +100,12 @@ class TierTrainer(RadiographTrainer):
             return
         weighted = config.token_entropy_weight or config.patch_entropy_weight
         if config.entropy_tokens == "all" and weighted:
-            for name in ("pad_to_multiple_of", "group_texts"):
-                if getattr(self.args, name):
+            for name, unchanged in (("pad_to_multiple_of", (None, 1)), ("group_texts", (False,))):
+                if getattr(self.args, name) not in unchanged:
+                    # With torch_compile, a multiple that was left out has another default
+                    remedy = "set it to 1" if "multiple" in name and self.args.torch_compile else "leave it out"
                     raise ValueError(
-                        f"{name} changes the padding, which entropy_tokens='all' counts as words; leave it out, or "
+                        f"{name} changes the padding, which entropy_tokens='all' counts as words; {remedy}, or "
                         "choose other entropy_tokens."
                     )
 

@@ -158,6 +158,10 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
             "^group_texts makes batches of many shapes, which differ between processes; torch_compile, FSDP and DeepS",
         ),
         (
+            {"torch_compile": True, "config": {"entropy_tokens": "all"}},
+            "^pad_to_multiple_of changes the padding, which entropy_tokens='all' counts as words; set it to 1, or",
+        ),
+        (
             {"pad_to_multiple_of": 16, "config": {"entropy_tokens": "all"}},
             "^pad_to_multiple_of changes the padding, which entropy_tokens='all' counts as words; leave it out, or",
         ),
@@ -166,6 +170,11 @@ def test_bad_sizes_of_chunks_and_batches_are_refused(make_contrastive, options, 
 def test_orders_and_paddings_that_cannot_be_are_refused(make_contrastive, options, message):
     with pytest.raises(ValueError, match=message):
         make_contrastive(**options)
+
+
+def test_a_multiple_of_one_leaves_the_padding_as_it_is(make_contrastive):
+    trainer = make_contrastive(torch_compile=True, pad_to_multiple_of=1, config={"entropy_tokens": "all"})
+    assert trainer.args.pad_to_multiple_of == 1
 
 
 def test_streamed_images_have_their_own_order(make_contrastive, phantom, tmp_path):
