@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modeling_tier import TierCLIPConfig
+from modeling_tier.configuration_tier import TierOptions
 from modeling_tier.pooling_tier import IMAGE_POOLINGS, NEEDS_CLASS_TOKEN, pool_image
 
 
@@ -27,7 +28,7 @@ def test_a_third_mode_needs_no_other_file(make_tier, make_dual, batch, bert_batc
     def pool(image_pooling, patches, class_token=None, dim=1):
         return patches.amax(dim=dim)
 
-    monkeypatch.setattr("modeling_tier.configuration_tier.IMAGE_POOLINGS", (*IMAGE_POOLINGS, "max"))
+    monkeypatch.setattr(TierOptions, "image_poolings", (*IMAGE_POOLINGS, "max"))
     for module in ("modeling_tier", "modeling_dual_tier"):
         monkeypatch.setattr(f"modeling_tier.{module}.pool_image", pool)
     model = make_tier(image_pooling="max") if kind == "clip" else make_dual(image_pooling="max")
