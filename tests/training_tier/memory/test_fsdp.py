@@ -280,7 +280,10 @@ QUICK = [
 
 def launch(file, folder, *options, processes=1):
     launcher = [sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support")]),
+    }
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment |= fsdp_environment()
