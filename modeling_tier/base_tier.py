@@ -88,9 +88,7 @@ class TierModelMixin(SavingMixin):
     `get_text_features`, `get_image_features` and `encode_images`.
     """
 
-    logit_parameters: tuple[str, ...] = (
-        "logit_scale",
-    )  # names of what the contrastive loss learns beside the embeddings
+    logit_parameters: tuple[str, ...] = ("logit_scale",)  # that the contrastive loss learns beside the embeddings
     entropy_scale = 1.0  # in training; set below 1 by a warm-up, and never saved
 
     def normalize_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -67,11 +67,7 @@ def contrastive_loss(
     Raises:
         ValueError: The number of texts does not fit that of the images.
     """
-    check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
-    own = Pairs(image_embeds, text_embeds, text_groups)
-    if texts_per_image:
-        groups = None if text_groups is None else by_image(text_groups, texts_per_image)
-        own = Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
+    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)
     processes = world_size()
     if processes == 1 and not texts_per_image:
         target = pair_target(own, slice(None))
@@ -84,6 +80,17 @@ def contrastive_loss(
     total = summed_cross_entropy(own, all_pairs, first, logit_scale)
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return total * (processes / (2.0 * len(all_pairs.images)))
+
+
+def pair(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
+) -> Pairs:
+    """The pairs of a contrastive loss; see [`contrastive_loss`] for the arguments. ValueError for wrong numbers."""
+    check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
+    if not texts_per_image:
+        return Pairs(image_embeds, text_embeds, text_groups)
+    groups = None if text_groups is None else by_image(text_groups, texts_per_image)
+    return Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
 
 
 def check_numbers(images: int, texts: int, texts_per_image: int) -> None:

@@ -6,8 +6,8 @@ image, over the global batch.
 import torch
 from torch import nn
 
-from .global_batch_tier import Pairs, by_image, gather_pairs, group_sizes, world_size
-from .losses_tier import check_numbers
+from .global_batch_tier import Pairs, gather_pairs, group_sizes, world_size
+from .losses_tier import pair
 
 
 def sigmoid_loss(
@@ -44,11 +44,7 @@ def sigmoid_loss(
     Raises:
         ValueError: The number of texts does not fit that of the images.
     """
-    check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
-    own = Pairs(image_embeds, text_embeds, text_groups)
-    if texts_per_image:
-        groups = None if text_groups is None else by_image(text_groups, texts_per_image)
-        own = Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
+    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)
     if world_size() == 1 and not texts_per_image:
         return losses_of_texts(own, own, 0, logit_scale, logit_bias).mean()
     return sigmoid_loss_share(own, *gather_pairs(own), logit_scale, logit_bias)

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 
 import datasets
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
 from evaluation_tier.analyses.grounding.maps import check_gives_maps_of_sentences
-from evaluation_tier.analyses.word_grounding import find_questions, sentence_map
+from evaluation_tier.analyses.word_grounding import find_questions, sentence_maps
 from evaluation_tier.models.embedding import inference
 from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
@@ -62,11 +61,12 @@ def evaluate_sides(
     with inference(model):
         for question, mirrored in tqdm(asked, "mirroring sentences", unit="sentence", delay=3, leave=False):
             sentences = (question.sentence, mirrored)
-            image = records[question.case.row]["image"]
-            pixels = pipe.preprocess(image)["pixel_values"].to(pipe.device)
-            embedded = torch.nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output)
-            own, other = (embed_texts(model, processor.tokenizer, sentences) @ embedded[0].float()).tolist()
-            halves = [lies_on(sentence_map(pipe, image, text), named_side(sentences[0])) for text in sentences]
+            inputs = pipe.preprocess(records[question.case.row]["image"])
+            pixels = inputs["pixel_values"].to(pipe.device)
+            image = model.get_image_features(pixel_values=pixels).pooler_output[0].float()
+            own, other = (embed_texts(model, processor.tokenizer, sentences) @ image).tolist()
+            side = named_side(question.sentence)
+            halves = [lies_on(heat, side) for heat in sentence_maps(pipe, inputs, sentences)]
             rows.append([own > other, *halves])
     names = sorted({question.case.finding for question, _ in asked})
     groups = np.array([names.index(question.case.finding) for question, _ in asked])

@@ -137,7 +137,7 @@ def map_words(
     pipe: CxrZeroShotClassificationPipeline, record: Mapping[str, Any], question: Question
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]], np.ndarray]:
     """The map of the sentence, each of its words with its map, and the region: the arguments of `measure_words`."""
-    whole = sentence_map(pipe, record["image"], question.sentence)
+    whole = sentence_maps(pipe, pipe.preprocess(record["image"]), [question.sentence])[0]
     words = [(word["word"], word["heatmap"]) for word in pipe.word_maps(record["image"], question.sentence)]
     mask = read_region(record, question.case, whole.shape[0], whole.shape[1]).mask
     assert mask is not None  # it is dropped only where regions are counted
@@ -176,12 +176,18 @@ def class_of(word: str, own: set[str]) -> str:
     return "function" if word_class(word) in ("function", "negation") else "other"
 
 
-def sentence_map(pipe: CxrZeroShotClassificationPipeline, image: Any, sentence: str) -> np.ndarray:
-    """The map of a sentence in the pixels of the image, of the kind that the pipeline shows."""
-    inputs, tokens = pipe.preprocess(image), tokenize(pipe.model, pipe.tokenizer, [sentence])
+def sentence_maps(
+    pipe: CxrZeroShotClassificationPipeline, inputs: Mapping[str, Any], sentences: Sequence[str]
+) -> np.ndarray:
+    """The maps of sentences in the pixels of an image, (sentences, height, width), of the kind that the pipeline has.
+
+    Args:
+        inputs: of the image, from `pipe.preprocess`.
+    """
+    tokens = tokenize(pipe.model, pipe.tokenizer, sentences)
     maps: torch.Tensor = pipe.model.get_similarity_map(
-        **model_inputs(tokens, pipe.device),
         pixel_values=inputs["pixel_values"].to(pipe.device),
+        **model_inputs(tokens, pipe.device),
         kind=default_map_kind(pipe.model.config.image_pooling),
     )
-    return pipe.to_pixels(maps[0].cpu(), inputs["size"])
+    return pipe.to_pixels(maps.cpu(), inputs["size"])

@@ -39,9 +39,8 @@ ALIGN, LOSS = "align_transformer.", "loss_fns.RadZeroLoss."
 
 FILES = ["*.json", "*.txt", "*.safetensors"]
 
-EPS = (
-    1e-5  # of MPNet's layer norm in all-mpnet-base-v2, if the config does not say so; MPNetConfig's default is another
-)
+# Of MPNet's layer norm in all-mpnet-base-v2, if the config does not say so; MPNetConfig's default is another
+EPS = 1e-5
 
 
 def is_radzero(config: Mapping[str, Any]) -> bool:

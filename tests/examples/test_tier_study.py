@@ -86,6 +86,10 @@ def test_the_commands_of_a_cell(tmp_path):
         *("--output_dir", str(tmp_path / "phantom" / "none" / "seed-7" / "evaluation")),
     ]
     assert "--analyses grounding --output_dir" in " ".join(ceiling[1][1])
+    evidence = Study(tmp_path, (PHANTOM, real), {"evidence": tier_study.FORMS["evidence-0.1"]}, {}, (7,))
+    for source, patches in ((PHANTOM, "55"), (real, "14")):  # of 196 and 49
+        words = evidence.training_words(source, "evidence")
+        assert words[words.index("--evidence_patches") + 1] == patches
     plain, ceiling = study.cells[2:]
     assert [step.name for step in study.steps(plain)] == ["training", "evaluation", "grounding on boxes"]
     assert "--analyses" not in study.steps(ceiling)[1].command

@@ -102,7 +102,7 @@ def test_the_page_sorts_its_tables_by_a_script_of_its_own(comparison, tmp_path):
     assert "http:" not in page and "https:" not in page
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs node, to run the script of the page")
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_order_of_the_script():
     cells = ["0.750 (0.5, 1.0)", "–", "1,151.3 M", "<0.001", "-0.250 (-0.3, 0.1)", "151.3 M"]
     program = f"""{SORT_SCRIPT.read_text()}
