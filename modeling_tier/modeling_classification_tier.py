@@ -318,6 +318,8 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
 
     get_image_features = TierDualEncoderModel.get_image_features
     encode_images = TierDualEncoderModel.encode_images
+    run_image_tower = TierDualEncoderModel.run_image_tower
+    project_features = TierDualEncoderModel.project_features
     normalize_pixels = TierDualEncoderModel.normalize_pixels
 
     def __init__(self, config: TierDualEncoderConfig):

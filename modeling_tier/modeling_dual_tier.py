@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -17,6 +17,7 @@ from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierDualEncoderConfig
 from .losses_tier import attended_tokens, counted_tokens
 from .pooling_tier import NEEDS_CLASS_TOKEN, pool_image, pool_text
+from .tower_features_tier import TowerFeatures, read_features
 from .towers_tier import (
     check_image_tower,
     check_text_tower,
@@ -26,7 +27,6 @@ from .towers_tier import (
     make_text_projection,
     make_tower,
     make_visual_projection,
-    patch_grid,
 )
 
 
@@ -215,6 +215,23 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """As [`TierCLIPModel.encode_images`], with the backbone and its projection head."""
+        outputs, features = self.run_image_tower(pixel_values, interpolate_pos_encoding, **kwargs)
+        pooled, patches = self.project_features(features)
+        outputs = BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=pooled,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+        return outputs, patches
+
+    def run_image_tower(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> tuple[ModelOutput, TowerFeatures]:
+        """
+        The backbone alone: its own output, and what the projection head gets of it. Nothing here is trained while the
+        image tower is frozen.
+        """
         pixel_values = self.normalize_pixels(pixel_values)
         if getattr(self.config.vision_config, "num_channels", 3) == 1:
             pixel_values = pixel_values[:, :1]
@@ -225,32 +242,29 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             takes = inspect.signature(self.vision_model.forward).parameters
             kwargs |= {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
         outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
-        features = outputs.last_hidden_state
-        if features.ndim == 4:  # (batch, hidden, rows, columns)
-            rows, columns = features.shape[-2:]
-            features = features.flatten(2)
-        else:  # (batch, class token and the like + patches, hidden)
-            patch_size = self.config.vision_config.patch_size
-            rows, columns = patch_grid(features.shape[1], *pixel_values.shape[-2:], patch_size)
-            features = features.transpose(1, 2)
+        return outputs, read_features(self.vision_model, outputs.last_hidden_state, *pixel_values.shape[-2:])
+
+    def project_features(self, features: TowerFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        All that comes after the image tower: the projection head and the pooling.
+
+        Args:
+            features ([`TowerFeatures`]): Of [`run_image_tower`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The global image embedding (batch, dim) and the patches (batch, rows,
+            columns, dim), projected, not normalised.
+        """
         # A class token goes through the head only if it is used: the head's batch norm sees all that goes through.
-        prefix = features.shape[-1] - rows * columns
-        if self.config.image_pooling not in NEEDS_CLASS_TOKEN:
-            features, prefix = features[..., prefix:], 0
+        is_used = self.config.image_pooling in NEEDS_CLASS_TOKEN
+        tokens = (features.tokens if is_used else features.patches).transpose(1, 2)  # (batch, hidden, tokens)
         if self.config.image_head == "tier":  # of 1x1 convolutions
-            projected = self.visual_projection(features.unsqueeze(-1)).squeeze(-1)  # (batch, dim, prefix + patches)
+            projected = self.visual_projection(tokens.unsqueeze(-1)).squeeze(-1)  # (batch, dim, tokens)
         else:
-            projected = self.visual_projection(features.mT).mT
-        patches = projected[..., prefix:]
-        class_token = projected[..., 0] if prefix else None
+            projected = self.visual_projection(tokens.mT).mT
+        class_token, patches = (projected[..., 0], projected[..., 1:]) if is_used else (None, projected)
         pooled = pool_image(self.config.image_pooling, patches, class_token, dim=-1)  # (batch, dim)
-        outputs = BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=pooled,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
-        return outputs, patches.transpose(1, 2).unflatten(1, (rows, columns))
+        return pooled, patches.transpose(1, 2).unflatten(1, (features.rows, features.columns))
 
     @can_return_tuple
     def get_image_features(

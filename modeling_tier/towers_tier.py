@@ -20,6 +20,7 @@ from transformers import (
 
 from .configuration_tier import TierDualEncoderConfig, located
 from .pooling_tier import IMAGE_POOLINGS, NEEDS_CLASS_TOKEN
+from .tower_features_tier import has_class_token
 
 
 def layer_depths(tower: PreTrainedModel) -> dict[nn.Parameter, float]:
@@ -67,21 +68,6 @@ def hidden_size(config: PreTrainedConfig) -> int:
             "(hidden_size or hidden_sizes). Choose another model."
         )
     return size
-
-
-def patch_grid(tokens: int, height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """
-    Rows and columns of the patches among `tokens`. The tokens before the patches are the class token and registers.
-
-    Args:
-        tokens (`int`): Length of the sequence that the backbone returns.
-        height (`int`), width (`int`): Of the image, in pixels.
-        patch_size (`int`): Edge of the first patches in pixels; hierarchical backbones (Swin) merge them by twos.
-    """
-    rows, columns = height // patch_size, width // patch_size
-    while rows * columns > tokens:
-        rows, columns = (rows + 1) // 2, (columns + 1) // 2
-    return rows, columns
 
 
 def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -191,10 +177,7 @@ def check_image_tower(vision_model: PreTrainedModel, image_pooling: str) -> None
             f"vision_config describes a {type(vision_model).__name__}, which hides patches at random; choose a "
             "backbone that shows them all (a ViT reads the same weights)."
         )
-    names = [name for name, _ in vision_model.named_parameters()]
-    if image_pooling in NEEDS_CLASS_TOKEN and not any(
-        name.endswith(("cls_token", "class_embedding")) for name in names
-    ):
+    if image_pooling in NEEDS_CLASS_TOKEN and not has_class_token(vision_model):
         raise ValueError(
             f'image_pooling="{image_pooling}" needs a class token, which {type(vision_model).__name__} does not have; '
             f"use {' or '.join(mode for mode in IMAGE_POOLINGS if mode not in NEEDS_CLASS_TOKEN)}."

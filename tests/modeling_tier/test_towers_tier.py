@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from modeling_tier import TierDualEncoderModel
-from modeling_tier.towers_tier import patch_grid
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -45,13 +44,6 @@ def test_any_text_encoder(make_dual, bert_batch, encoder):
     output = model(**bert_batch, return_loss=True)
     assert output.text_embeds.shape == (4, 24) and output.token_embeds.shape == (4, 8, 24)
     assert "pooler" not in " ".join(model.state_dict())
-
-
-def test_patch_grid():
-    assert patch_grid(197, 224, 224, 16) == (14, 14)
-    assert patch_grid(5 + 12, 48, 64, 16) == (3, 4)
-    assert patch_grid(49, 224, 224, 4) == (7, 7)  # Swin
-    assert patch_grid(16, 112, 112, 4) == (4, 4)  # Swin pads 7 x 7 to 8 x 8 before it merges by twos
 
 
 def test_frozen_layers_get_no_gradient_and_stay_put(make_dual, bert_batch):

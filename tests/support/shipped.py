@@ -16,6 +16,7 @@ CLIP_CODE = {
     "saving_tier.py",
     "score_levels_tier.py",
     "texts_tier.py",
+    "tower_features_tier.py",
     "towers_tier.py",
 }
 DUAL_CODE = CLIP_CODE - {"modeling_tier.py", "direct_maps_tier.py"} | {"modeling_dual_tier.py"}
