@@ -8,8 +8,8 @@
     accelerate launch eval_zeroshot.py runs/mine --data FOLDER
     tier-eval runs/seed1 runs/seed2 --data labels.csv --image_root images --columns image=Path
 
-Prints a table and writes metrics.json, predictions.parquet, tables.md, tables.tex and report.html (figures and the
-model card on request). To compare two results on the same images, use tier-compare.
+Prints a table and writes metrics.json, speed.json, predictions.parquet, tables.md, tables.tex and report.html (figures
+and the model card on request). To compare two results on the same images, use tier-compare.
 The exit code is 0, or 2 after one sentence about the fault; in that case, nothing is written.
 """
 

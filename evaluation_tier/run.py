@@ -59,8 +59,9 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
     inputs = read_inputs(args, device)
     with fail_together():
         measured = prepare(args, inputs)
-    evaluate_models(inputs.models, measured.zero_shot.evaluated, measured.all, args.batch_size, args.cache_dir)
-    return finish(args, inputs, measured)
+    evaluated = measured.zero_shot.evaluated
+    speeds = evaluate_models(inputs.models, evaluated, measured.all, args.batch_size, args.cache_dir)
+    return finish(args, inputs, measured, speeds)
 
 
 def evaluate_each(args: argparse.Namespace, device: torch.device) -> list[tuple[argparse.Namespace, Evaluation]]:
@@ -73,8 +74,11 @@ def evaluate_each(args: argparse.Namespace, device: torch.device) -> list[tuple[
             apart[shown] = (own, inputs.alone(name), prepare(own, inputs.alone(name)))
     evaluated = next(iter(apart.values()))[2].zero_shot.evaluated
     analyses = {shown: measured.all for shown, (_, _, measured) in apart.items()}
-    evaluate_together(inputs.models, evaluated, analyses, args.batch_size, args.cache_dir)
-    return [(own, finish(own, of_one, measured)) for own, of_one, measured in apart.values()]
+    speeds = evaluate_together(inputs.models, evaluated, analyses, args.batch_size, args.cache_dir)
+    return [
+        (own, finish(own, of_one, measured, {shown: speeds[shown]}))
+        for shown, (own, of_one, measured) in apart.items()
+    ]
 
 
 class Measured(NamedTuple):
@@ -107,8 +111,8 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
     return Measured(zero_shot, analyses, readers)
 
 
-def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured) -> Evaluation:
-    """The results, after the pass of the last model."""
+def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds: dict[str, dict]) -> Evaluation:
+    """The results, after the pass of the last model, which told the `speeds`."""
     metrics, predictions = measured.zero_shot.results()
     describe_inputs(args, inputs, metrics)
     if inputs.seen.any():
@@ -120,7 +124,7 @@ def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured) -> Eval
         if "grounding" in args.analyses:
             prompts |= inputs.find_prompts(find_marked(inputs.dataset))
         prompts |= inputs.find_prompts(list(metrics["findings"]))
-    return Evaluation(metrics, predictions, inputs.dataset, inputs.threshold_dataset, prompts, inputs.load)
+    return Evaluation(metrics, predictions, inputs.dataset, inputs.threshold_dataset, prompts, inputs.load, speeds)
 
 
 def check_models(args: argparse.Namespace, inputs: Inputs) -> None:

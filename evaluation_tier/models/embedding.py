@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -23,6 +23,7 @@ from evaluation_tier.models.contract import PatchModel, Pixels, check_finite, to
 from evaluation_tier.models.families import family_of, has_patches
 from evaluation_tier.models.images import Batch, read_batches_together
 from evaluation_tier.models.loading import is_classifier
+from evaluation_tier.models.speed import Speed
 from modeling_tier.maps_tier import mean_direction
 from processing_tier.prompts.loader import Prompts
 
@@ -40,6 +41,7 @@ class Asked(NamedTuple):
     processor: ProcessorMixin | BaseImageProcessor | None
     embedders: Embedders
     name: str = ""  # of one of several models, in error messages
+    speed: Speed | None = None  # counts the time of the first embedder
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def embed_together(
     caches: list[dict[str, EmbeddingCache]] = []
     missing = [set(rows.tolist()) for _ in asked]  # rows that are not in the cache, by model
     with ExitStack() as modes:
-        for model, processor, embedders, _ in asked:
+        for model, processor, embedders, *_ in asked:
             modes.callback(model.train, model.training)
             model.eval()
             family = family_of(model, processor)
@@ -139,12 +141,22 @@ def embed_together(
                 if batch is None or int(batch.rows[0]) not in missing[i]:
                     continue
                 with naming(asked[i].name):
-                    parts = {what: embed(batch) for what, embed in asked[i].embedders.items()}
+                    parts = run_embedders(asked[i], batch)
                 for what, cache in caches[i].items():
                     arrays = {name: tensor.cpu().numpy() for name, tensor in parts[what].items()}
                     for j, row in enumerate(batch.rows.tolist()):
                         cache.write(hashes[row], {name: array[j] for name, array in arrays.items()})
                 yield i, batch.rows, {name: tensor for outputs in parts.values() for name, tensor in outputs.items()}
+
+
+def run_embedders(asked: Asked, batch: Batch) -> dict[str, Outputs]:
+    """The outputs of each embedder for one batch."""
+    parts: dict[str, Outputs] = {}
+    for what, embed in asked.embedders.items():
+        times = asked.speed is not None and not parts
+        with asked.speed.timing(len(batch.rows)) if times else nullcontext():
+            parts[what] = embed(batch)
+    return parts
 
 
 @contextmanager

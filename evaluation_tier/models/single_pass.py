@@ -6,7 +6,7 @@ Each image is read and decoded once per model, for any number of analyses; once 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from evaluation_tier.models.families import can_project_patches
 from evaluation_tier.models.images import Member
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import fail_together, merge_entries, merge_rows, own_rows
+from evaluation_tier.models.speed import Speed
 
 Models = Mapping[str, Member | Callable[[], Member]]  # by name; a function loads its model when it is needed
 
@@ -50,7 +51,7 @@ def evaluate_models(
     analyses: Sequence[Analysis],
     batch_size: int = 32,
     cache_dir: str | os.PathLike | None = None,
-) -> None:
+) -> dict[str, dict[str, Any]]:
     """
     Feed the analyses with each model's outputs for the images. One model at a time is in memory.
 
@@ -63,11 +64,16 @@ def evaluate_models(
         batch_size: images embedded at once.
         cache_dir: where embeddings are kept between evaluations, see `evaluation_tier.models.cache`.
 
+    Returns:
+        How fast each model embedded images, see `Speed.describe`.
+
     Raises:
         ValueError: as the analyses and `embed_batches` say.
     """
+    speeds: dict[str, dict[str, Any]] = {}
     for name, member in models.items():
-        evaluate_together({name: member}, evaluated, {name: analyses}, batch_size, cache_dir)
+        speeds |= evaluate_together({name: member}, evaluated, {name: analyses}, batch_size, cache_dir)
+    return speeds
 
 
 def evaluate_together(
@@ -76,7 +82,7 @@ def evaluate_together(
     analyses: Mapping[str, Sequence[Analysis]],
     batch_size: int = 32,
     cache_dir: str | os.PathLike | None = None,
-) -> None:
+) -> dict[str, dict[str, Any]]:
     """`evaluate_models` for models that are in memory together, each with its own `analyses`, by name: the images are
     read once for all of them."""
     with fail_together():
@@ -89,17 +95,18 @@ def evaluate_together(
             }
             for i in range(len(evaluated))
         ]
-        shares = []
+        shares, speeds = [], {name: Speed(model, batch_size) for name, (model, _) in members.items()}
         for dataset, consumers in zip(evaluated, passes, strict=True):
             rows = asked_rows(dataset, [consumer for of_model in consumers.values() for consumer in of_model])
             shares.append(rows[own_rows(len(rows), batch_size)])
-            fed = [(*members[name], of_model) for name, of_model in consumers.items()]
+            fed = [Fed(*members[name], of_model, speeds[name]) for name, of_model in consumers.items()]
             feed(fed, dataset, shares[-1], batch_size, cache_dir, names=list(models) if len(models) > 1 else [""])
     for name, (model, _) in members.items():
         with inference(model):
             for of_dataset, own in zip(passes, shares, strict=True):
                 for consumer in of_dataset[name]:
                     consumer.finish(own)
+    return {name: speed.describe() for name, speed in speeds.items()}
 
 
 def asked_rows(dataset: datasets.Dataset, consumers: Sequence[Consumer]) -> np.ndarray:
@@ -108,8 +115,17 @@ def asked_rows(dataset: datasets.Dataset, consumers: Sequence[Consumer]) -> np.n
     return reduce(np.union1d, asked)
 
 
+class Fed(NamedTuple):
+    """A model in one pass, and who needs its outputs."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin | BaseImageProcessor | None
+    consumers: Sequence[Consumer]
+    speed: Speed | None = None
+
+
 def feed(
-    fed: Sequence[tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor | None, Sequence[Consumer]]],
+    fed: Sequence[Fed],
     dataset: datasets.Dataset,
     rows: np.ndarray,
     batch_size: int,
@@ -119,21 +135,19 @@ def feed(
     """Embed these rows of a data set, in this process alone, and hand each batch to every consumer of its model.
 
     Args:
-        fed: models, their processors and their consumers.
         names: of the models, in error messages; empty for one model.
     """
     asked = []
-    for (model, processor, consumers), name in zip(fed, names, strict=True):
+    for (model, processor, consumers, speed), name in zip(fed, names, strict=True):
         gives_patches = is_classifier(model) or can_project_patches(model)
         patches = any(consumer.patches for consumer in consumers) and gives_patches
         embedders = dict(image_embedders(model, patches))
         for consumer in consumers:
             embedders |= consumer.embedders
-        asked.append(Asked(model, processor, embedders, name))
+        asked.append(Asked(model, processor, embedders, name, speed))
     for i, batch_rows, outputs in embed_together(asked, dataset, batch_size, rows, cache_dir):
-        model, _, consumers = fed[i]
-        with inference(model):
-            for consumer in consumers:
+        with inference(fed[i].model):
+            for consumer in fed[i].consumers:
                 consumer.add(batch_rows, outputs)
 
 

@@ -31,6 +31,7 @@ def models_table(comparison: Mapping, with_findings: bool = True) -> Table:
     facts = {
         "Parameters": {name: format_millions(result["parameters"]) for name, result in results.items()},
         "Pixels": {name: describe_size(result["image_size"]) for name, result in results.items()},
+        "Images/s": {name: format_speed(result["images_per_second"]) for name, result in results.items()},
     }
     facts = {header: cells for header, cells in facts.items() if set(cells.values()) != {DASH}}
     rows = []
@@ -45,6 +46,8 @@ def models_table(comparison: Mapping, with_findings: bool = True) -> Table:
         f"Intervals: {describe_intervals(comparison)}. Two models may differ for certain although their intervals "
         "overlap: the table of differences tells."
     )
+    if "Images/s" in facts:
+        note += " " + describe_speeds(results)
     if comparison["findings_left_out"]:
         left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
         note += f" Left out: {', '.join(left_out)}."
@@ -116,6 +119,28 @@ def format_millions(parameters: int | None) -> str:
 def describe_size(sizes: list[int | None]) -> str:
     """Height and width of a square image, of each model of an ensemble if they differ."""
     return ", ".join(map(format_cell, sizes)) or DASH
+
+
+def format_speed(speed: float | None) -> str:
+    """Images per second with three digits, as "4,120" or "3.14"; a dash if they were not measured."""
+    return DASH if speed is None else f"{float(f'{speed:.3g}'):,g}"
+
+
+def describe_speeds(results: Mapping[str, Mapping]) -> str:
+    """What the images per second are, and of which device."""
+    models_of: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result["images_per_second"] is not None:
+            models_of.setdefault(" and ".join(result["devices"]), []).append(name)
+    note = "Images/s: how many images a model embeds in a second, without reading and decoding them, on "
+    if len(models_of) == 1:
+        note += f"{next(iter(models_of))}."
+    else:
+        note += "; ".join(f"{device} ({', '.join(names)})" for device, names in models_of.items())
+        note += ": compare only those of the same device."
+    if sum(map(len, models_of.values())) < len(results):
+        note += " A dash there: all embeddings came from the cache, or the evaluation is older than this measurement."
+    return note
 
 
 def find_notices(comparison: Mapping) -> list[str]:

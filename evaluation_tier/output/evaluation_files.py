@@ -14,7 +14,7 @@ import pandas as pd
 
 from evaluation_tier.figures import training
 from evaluation_tier.figures.of_evaluation import draw_figures
-from evaluation_tier.output import metrics_file, model_card, page, saved_thresholds
+from evaluation_tier.output import metrics_file, model_card, page, saved_thresholds, speed_file
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.predictions import write_predictions
 from evaluation_tier.scoring import protocols
@@ -45,6 +45,7 @@ class Evaluation(NamedTuple):
     threshold_dataset: datasets.Dataset | None
     prompts: Mapping[str, Prompts]  # by finding; those of grounding too
     load: Callable[[str], tuple]  # a model and its processor, by its name in the metrics
+    speeds: Mapping[str, dict]  # by the same name, see `Speed.describe`
 
 
 def write_evaluation(args: argparse.Namespace, evaluation: Evaluation) -> list[Path]:
@@ -132,5 +133,6 @@ def make_files(args: argparse.Namespace, evaluation: Evaluation, folder: Path) -
     if "grounding" in metrics:
         regions = pd.DataFrame(metrics["grounding"].pop("regions"))
         files.append(write_predictions(folder / "grounding_regions.parquet", regions))
+    files.append(speed_file.write_speeds(folder / speed_file.NAME, evaluation.speeds))
     files.append(metrics_file.write_metrics(folder / "metrics.json", metrics))
     return files + page.write_page(folder, draw=args.figures)

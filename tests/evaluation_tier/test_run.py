@@ -150,6 +150,14 @@ def test_protocol_level_and_cache(models, tmp_path, capsys):
     assert (protocol["name"], protocol["score_level"]) == ("chexzero, own score_level", "patches-max")
     assert "; the table has patches-max\n" in texts[0]
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
+    speeds = [json.loads((tmp_path / name / "speed.json").read_text())["models"] for name in "ab"]
+    (first,), (second,) = speeds[0].values(), speeds[1].values()
+    assert list(speeds[0]) == list(speeds[1]) == json.loads((tmp_path / "a" / "metrics.json").read_text())["models"]
+    assert (
+        first["images"] == 8 and first["images_per_second"] == 8 / first["seconds"]
+    )  # without the first batch, of 32
+    assert first["device"].startswith("CPU, ") and first["dtype"] == "float32" and first["batch_size"] == 32
+    assert (second["images"], second["seconds"], second["images_per_second"]) == (0, 0, None)  # all from the cache
 
 
 def test_analyses_ask_what_the_evaluation_asked(models, tmp_path, capsys):

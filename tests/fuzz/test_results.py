@@ -16,6 +16,7 @@ from evaluation_tier.output.console import format_table
 from evaluation_tier.output.metrics_file import read_metrics, write_metrics
 from evaluation_tier.output.page import write_page
 from evaluation_tier.output.predictions import read_predictions, write_predictions
+from evaluation_tier.output.speed_file import write_speeds
 from evaluation_tier.statistics.baseline_comparison import compare_with_baseline
 from evaluation_tier.statistics.comparison import compare_evaluations
 from evaluation_tier.statistics.resampling import Resampling
@@ -48,6 +49,8 @@ def write_results(folder: Path, name: str) -> Path:
         predictions[f"label_{finding}"] = np.arange(12) % 2.0
     write_predictions(folder / name / "predictions.parquet", predictions)
     write_metrics(folder / name / "metrics.json", metrics)
+    speed = {"images": 12, "seconds": 0.5, "images_per_second": 24.0, "device": "CPU, 1 thread", "dtype": None}
+    write_speeds(folder / name / "speed.json", {name: speed})
     keys = np.arange(1, 13, dtype=np.uint64)
     write_trained_on(folder / name, TrainedOn((make_source("mine", "train", keys, ids),), ("other",)))
     log = [{"step": step, "epoch": step / 10, "loss": 1.0, "grad_norm": 1.0, "eval_loss": 2.0} for step in (10, 20)]
@@ -89,7 +92,7 @@ def draw_curves(folder: Path) -> None:
 
 def victims(folder: Path) -> list[Path]:
     metrics, *others = (folder / name for name in ("metrics.json", "predictions.parquet", "trained_on.json"))
-    return [*[metrics] * 3, *others, folder / "trainer_state.json"]
+    return [*[metrics] * 3, *others, folder / "speed.json", folder / "trainer_state.json"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, 
 from evaluation_tier.models.families import has_own_maps
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_entries
-from evaluation_tier.models.single_pass import asked_rows, feed
+from evaluation_tier.models.single_pass import Fed, asked_rows, feed
 from modeling_tier.maps_tier import contribution_map, cosine_map
 from modeling_tier.pooling_tier import ADDS_UP
 from processing_tier.prompts.loader import Prompts
@@ -176,5 +176,5 @@ def compute_grids(
         ValueError: for a model without maps, and as `read_batches`.
     """
     maps = PatchMaps(model, processor, len(dataset), cases, prompts)
-    feed([(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), batch_size)
+    feed([Fed(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), batch_size)
     return maps.grids(), maps.num_reference

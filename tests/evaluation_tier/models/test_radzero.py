@@ -27,7 +27,7 @@ from evaluation_tier.models.contract import to_unit_length
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.models.radzero import RadZero, spread_levels
-from evaluation_tier.models.single_pass import asked_rows, feed
+from evaluation_tier.models.single_pass import Fed, asked_rows, feed
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
@@ -238,7 +238,7 @@ def test_its_maps_are_the_cosines_of_the_patches_over_the_squashed_picture(parts
     cases = [case for case in read_cases(phantom) if case.finding == "Cardiomegaly"][:3]
     maps = PatchMaps(model, None, len(phantom), cases, {"Cardiomegaly": Prompts([TEXTS[2]], [TEXTS[1]])})
     assert maps.kinds == ("cosine",)
-    feed([(model, None, [maps])], phantom, asked_rows(phantom, [maps]), 16)
+    feed([Fed(model, None, [maps])], phantom, asked_rows(phantom, [maps]), 16)
     _, queries, tokens = parts.scores([phantom[case.row]["image"] for case in cases], TEXTS, model.tokenizer)
     for case, of_image in zip(cases, tokens, strict=True):
         grid = maps.grids()[case]["positive"]

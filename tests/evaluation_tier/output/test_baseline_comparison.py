@@ -12,6 +12,7 @@ from saved_results import save_result
 from evaluation_tier.output.baseline_comparison import baseline_tables, models_table, write_baseline_comparison
 from evaluation_tier.output.metrics_file import write_metrics
 from evaluation_tier.output.page import SORT_SCRIPT
+from evaluation_tier.output.speed_file import write_speeds
 from evaluation_tier.output.tables import text_table
 from evaluation_tier.statistics.baseline_comparison import compare_with_baseline
 from evaluation_tier.statistics.resampling import Resampling
@@ -76,6 +77,37 @@ def test_columns_that_no_result_recorded_are_left_out(comparison):
     for result in comparison["results"].values():
         result |= {"parameters": None, "image_size": []}
     assert models_table(comparison).header == ("Model", "Mean of 1 (95 % CI)", "A (95 % CI)")
+
+
+def test_images_per_second(tmp_path):
+    """Of an ensemble those of its members one after another; a dash without a measurement."""
+    scores = [0.9, 0.1, 0.8, 0.0] * 5
+    named = {name: save_result(tmp_path / name, {"A": scores}, LABELS) for name in ("one", "two", "cached", "old")}
+    on_cpu = {"images": 20, "device": "CPU, 2 threads", "dtype": "float32"}
+    speeds = {"one": [1234.5], "two": [100.0, 25.0], "cached": [None]}
+    for name, of_models in speeds.items():
+        members = {f"m{i}": {**on_cpu, "images_per_second": speed} for i, speed in enumerate(of_models)}
+        write_speeds(named[name] / "speed.json", members)
+    comparison = compare_with_baseline(named, resampling=Resampling(100))
+    assert [result["images_per_second"] for result in comparison["results"].values()] == [1234.5, 20.0, None, None]
+    table = models_table(comparison)
+    assert table.header[:2] == ("Model", "Images/s") and [row[1] for row in table.rows] == ["1,230", "20", "–", "–"]
+    assert "without reading and decoding them, on CPU, 2 threads, float32. A dash there: all embed" in table.note
+    write_speeds(named["old"] / "speed.json", {"m": {**on_cpu, "device": "NVIDIA H200", "images_per_second": 4.0}})
+    comparison = compare_with_baseline(named, resampling=Resampling(100))
+    told = "CPU, 2 threads, float32 (one, two); NVIDIA H200, float32 (old): compare only those of the same device."
+    assert told in models_table(comparison).note
+    for path in write_baseline_comparison(tmp_path / "out", comparison):
+        if path.suffix in (".md", ".tex", ".html"):
+            assert "Images/s" in path.read_text() and "1,230" in path.read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": {"m": {}}}', '{"models": {"m": {"images_per_second": 0}}}'])
+def test_a_damaged_file_of_speeds_is_named(tmp_path, text):
+    named = {name: save_result(tmp_path / name, {"A": LABELS["A"]}, LABELS) for name in "ab"}
+    (named["b"] / "speed.json").write_text(text)
+    with pytest.raises(ValueError, match=r"b/speed\.json .*: delete it, or evaluate the model again"):
+        compare_with_baseline(named, resampling=Resampling(10))
 
 
 def test_files(comparison, tmp_path):

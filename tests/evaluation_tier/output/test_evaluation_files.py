@@ -35,7 +35,15 @@ def test_only_what_an_evaluation_wrote_is_removed(models, tmp_path, capsys):
     assert {"grounding.png", "grounding_regions.parquet", "similarity_cardiomegaly.png", "roc.png"} < first.keys()
     run(*arguments, "--findings", "Cardiomegaly", capsys=capsys)
     left = evaluated(tmp_path)
-    assert set(left) == {*own, "metrics.json", "predictions.parquet", "tables.md", "tables.tex", "report.html"}
+    assert set(left) == {
+        *own,
+        "metrics.json",
+        "speed.json",
+        "predictions.parquet",
+        "tables.md",
+        "tables.tex",
+        "report.html",
+    }
     assert left.items() > own.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)  # nor any folder
 

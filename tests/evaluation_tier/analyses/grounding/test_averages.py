@@ -9,7 +9,7 @@ from evaluation_tier.analyses.grounding.map_names import baseline_names, map_nam
 from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.measurements import best_thresholds, measure_regions
 from evaluation_tier.analyses.grounding.regions import Case
-from evaluation_tier.models.single_pass import asked_rows, feed
+from evaluation_tier.models.single_pass import Fed, asked_rows, feed
 from evaluation_tier.statistics.resampling import Resampling
 
 KINDS = ("cosine", "contribution")  # of maps, of a model whose score is a sum over patches
@@ -94,7 +94,7 @@ def test_thresholds_of_a_data_set_without_a_finding(bright):
     images, marks, patients = many_scenes(8, 4)
     dataset, (model, processor) = make_dataset(images, masks=marks, patients=patients), bright()
     maps = PatchMaps(model, processor, len(dataset), [Case(0, "B", ""), Case(1, "A", "")], ASK)
-    feed([(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), 32)
+    feed([Fed(model, processor, [maps])], dataset, asked_rows(dataset, [maps]), 32)
     measured = measure_regions(maps, dataset, processor.image_processor)
     assert set(best_thresholds(measured)) == {"A", "B"} and measured.values.shape == (2, 12, len(METRICS))
     assert (best_thresholds(measured)["A"][measured.names.index("prior")] == -1).all()

@@ -15,7 +15,7 @@ from evaluation_tier.analyses.robustness.sides import report_texts, stated_side
 from evaluation_tier.analyses.robustness.variants import DEGRADATIONS, VariantEmbeddings, compress, lower_resolution
 from evaluation_tier.analyses.robustness.wording import WORDINGS, phrase
 from evaluation_tier.figures.robustness import plot_robustness
-from evaluation_tier.models.single_pass import feed
+from evaluation_tier.models.single_pass import Fed, feed
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
@@ -324,7 +324,7 @@ def test_pixels_survive_the_way_to_grey_levels_and_back(make_tier_model, phantom
         processor = SimpleNamespace(image_processor=CLIPImageProcessorPil(**sizes), tokenizer=processor.tokenizer)
     monkeypatch.setattr(variants, "DEGRADATIONS", {"same": lambda picture: picture})
     embeddings = VariantEmbeddings(model, processor, 10, seed=0)
-    feed([(model, processor, [embeddings])], phantom.select(range(10)), np.arange(10), 4)
+    feed([Fed(model, processor, [embeddings])], phantom.select(range(10)), np.arange(10), 4)
     images = {name: store.values for name, store in embeddings.stores.items()}
     assert list(images) == ["original", "mirrored", "same"]
     np.testing.assert_allclose(images["same"], images["original"], atol=2e-6)
