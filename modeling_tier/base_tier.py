@@ -9,17 +9,10 @@ import torch
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from .contrastive_loss_tier import contrastive_loss, summed_cross_entropy, views_contrastive_loss
 from .evidence_tier import evidence_entropy_sum
 from .global_batch_tier import Pairs, mean_over_processes, mean_row, world_size
-from .losses_tier import (
-    REFERENCE_EPS,
-    contrastive_loss,
-    entropy_sums,
-    summed_cross_entropy,
-    token_patch_similarity,
-    total_loss,
-    views_contrastive_loss,
-)
+from .losses_tier import REFERENCE_EPS, entropy_sums, token_patch_similarity, total_loss
 from .maps_tier import check_map_kind, cosine_map, similarity_map
 from .patch_centers_tier import trace_patch_centers
 from .pipeline_tier import custom_pipelines

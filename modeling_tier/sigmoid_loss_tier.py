@@ -6,8 +6,8 @@ image, over the global batch.
 import torch
 from torch import nn
 
+from .contrastive_loss_tier import pair
 from .global_batch_tier import Pairs, gather_pairs, group_sizes, world_size
-from .losses_tier import pair
 
 
 def sigmoid_loss(

@@ -43,13 +43,9 @@ from modeling_tier import (  # noqa: E402
     TierDualEncoderConfig,
     TierDualEncoderModel,
 )
+from modeling_tier.contrastive_loss_tier import contrastive_loss, summed_cross_entropy  # noqa: E402
 from modeling_tier.global_batch_tier import Pairs  # noqa: E402
-from modeling_tier.losses_tier import (  # noqa: E402
-    contrastive_loss,
-    summed_cross_entropy,
-    token_and_patch_entropy,
-    token_patch_similarity,
-)
+from modeling_tier.losses_tier import token_and_patch_entropy, token_patch_similarity  # noqa: E402
 from processing_tier import TierImageProcessor  # noqa: E402
 from processing_tier.prepare.options import PrepareOptions  # noqa: E402
 from processing_tier.prepare.run import prepare  # noqa: E402

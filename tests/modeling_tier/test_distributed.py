@@ -18,7 +18,7 @@ from modeling_tier import (
     TierDualEncoderModel,
     TierSiglipConfig,
     TierSiglipModel,
-    losses_tier,
+    contrastive_loss_tier,
 )
 from modeling_tier.global_batch_tier import Pairs
 
@@ -180,7 +180,7 @@ def test_no_process_holds_all_the_logits(monkeypatch):
     torch.manual_seed(0)
     images, texts = torch.nn.functional.normalize(torch.randn(2, 12, 8), dim=-1)
     scale = torch.tensor(1.5)
-    expected = losses_tier.contrastive_loss(images, texts, scale)
+    expected = contrastive_loss_tier.contrastive_loss(images, texts, scale)
     shapes, losses = [], []
     cross_entropy = torch.nn.functional.cross_entropy
 
@@ -189,9 +189,13 @@ def test_no_process_holds_all_the_logits(monkeypatch):
         return cross_entropy(logits, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
-    monkeypatch.setattr(losses_tier, "world_size", lambda: 4)
+    monkeypatch.setattr(contrastive_loss_tier, "world_size", lambda: 4)
     for first in range(0, 12, 3):
-        monkeypatch.setattr(losses_tier, "gather_pairs", lambda own, first=first: (Pairs(images, texts), first))
-        losses.append(losses_tier.contrastive_loss(images[first : first + 3], texts[first : first + 3], scale))
+        monkeypatch.setattr(
+            contrastive_loss_tier, "gather_pairs", lambda own, first=first: (Pairs(images, texts), first)
+        )
+        losses.append(
+            contrastive_loss_tier.contrastive_loss(images[first : first + 3], texts[first : first + 3], scale)
+        )
     assert shapes == [(3, 12)] * 8
     torch.testing.assert_close(torch.stack(losses).mean(), expected, rtol=1e-6, atol=0)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, PreTrainedConfig, ResNetConfig
 
 from modeling_tier import TierCLIPOutput, TierDualEncoderConfig, TierDualEncoderModel
-from modeling_tier.losses_tier import contrastive_loss, token_and_patch_entropy, token_patch_similarity
+from modeling_tier.contrastive_loss_tier import contrastive_loss
+from modeling_tier.losses_tier import token_and_patch_entropy, token_patch_similarity
 
 
 @pytest.mark.parametrize("pooling", ["patch_mean", "cls"])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_tier import losses_tier
+from modeling_tier import contrastive_loss_tier
+from modeling_tier.contrastive_loss_tier import contrastive_loss
 from modeling_tier.global_batch_tier import Pairs, by_image
-from modeling_tier.losses_tier import contrastive_loss
 
 SCALE = torch.tensor(1.5)
 # Of 4 images with 3 texts each: image 2 shares a text with image 0 and one with image 1, which has another one twice.
@@ -122,10 +122,10 @@ def test_no_process_holds_all_the_logits_and_their_mean_is_the_loss(rows, groups
     images, texts = unit(4, 8), unit(12, 8, seed=1)
     expected = contrastive_loss(images, texts, SCALE, groups, 3)
     whole = Pairs(images, by_image(texts, 3), None if groups is None else by_image(groups, 3), each_group_once=True)
-    monkeypatch.setattr(losses_tier, "world_size", lambda: 2)
+    monkeypatch.setattr(contrastive_loss_tier, "world_size", lambda: 2)
     losses = []
     for first, count in ((0, rows[0]), (rows[0], rows[1])):
-        monkeypatch.setattr(losses_tier, "gather_pairs", lambda own, first=first: (whole, first))
+        monkeypatch.setattr(contrastive_loss_tier, "gather_pairs", lambda own, first=first: (whole, first))
         own = slice(first, first + count)
         of_own = [t if t is None else t.unflatten(0, (3, 4))[:, own].flatten(0, 1) for t in (texts, groups)]
         losses.append(contrastive_loss(images[own], of_own[0], SCALE, of_own[1], 3))

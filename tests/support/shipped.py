@@ -3,6 +3,7 @@
 CLIP_CODE = {
     "base_tier.py",
     "configuration_tier.py",
+    "contrastive_loss_tier.py",
     "direct_maps_tier.py",
     "evidence_tier.py",
     "findings_tier.py",

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import train_tier
-from modeling_tier.losses_tier import contrastive_loss, views_contrastive_loss
+from modeling_tier.contrastive_loss_tier import contrastive_loss, views_contrastive_loss
 from processing_tier import TierImageProcessor
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data.collator import PairCollator

@@ -15,7 +15,7 @@ from transformers import set_seed
 from evaluation_tier.scoring.findings import read_labels
 from evaluation_tier.scoring.zeroshot import zero_shot_auroc
 from modeling_tier import TierCLIPForImageClassification, TierCLIPModel
-from modeling_tier.losses_tier import contrastive_loss
+from modeling_tier.contrastive_loss_tier import contrastive_loss
 from processing_tier.phantom.dataset import make_phantom
 from processing_tier.prompts.loader import load_prompts
 from training_tier.data.collator import PairCollator

@@ -18,7 +18,8 @@ from modeling_tier import (
     TierSiglipConfig,
     TierSiglipModel,
 )
-from modeling_tier.losses_tier import contrastive_loss, token_and_patch_entropy, token_patch_similarity
+from modeling_tier.contrastive_loss_tier import contrastive_loss
+from modeling_tier.losses_tier import token_and_patch_entropy, token_patch_similarity
 from training_tier.memory.gradient_caching import backward_in_chunks, split_batch
 
 BOS, EOS = 97, 98
