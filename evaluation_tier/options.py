@@ -169,6 +169,19 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         '"robustness" (to wording, negation, sides, empty and degraded images). The last three read the reports',
     )
     group.add_argument(
+        "--transfer",
+        metavar="FOLDER",
+        help="does it hold at another hospital? FOLDER holds the results of the same model on other data. Thresholds "
+        "and calibration are fitted there and measured here, with healthy and with sick controls",
+    )
+    group.add_argument(
+        "--sensitivity",
+        type=float,
+        metavar="SHARE",
+        help="sensitivity that the thresholds of --transfer have on the other data, above 0 and at most 1 (default: "
+        "0.95)",
+    )
+    group.add_argument(
         "--radiologists",
         metavar="FOLDER",
         help="labels of the three radiologists of CheXpert's test set: compare the model with them",
@@ -221,11 +234,21 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
         if value is not None and value > MAX_COUNT:
             raise ValueError(f"--{name} must be at most {MAX_COUNT:,}, but is {value}.")
-    for name in ("split", "threshold_split", "output_dir", "cache_dir", "prompts", "image_root", "radiologists"):
+    for name in (
+        "split",
+        "threshold_split",
+        "output_dir",
+        "cache_dir",
+        "prompts",
+        "image_root",
+        "radiologists",
+        "transfer",
+    ):
         if getattr(args, name) == "":
             raise ValueError(f"--{name} is empty: leave it out, or give a value.")
     if args.radiologists is not None and not Path(args.radiologists).is_dir():
         raise ValueError(f"--radiologists {args.radiologists}: name the folder that holds the radiologists' labels.")
+    check_transfer(args)
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:
@@ -233,6 +256,18 @@ def check_options(args: argparse.Namespace) -> None:
 
         args.columns = parse_columns(args.columns)
     check_one_model(args)
+
+
+def check_transfer(args: argparse.Namespace) -> None:
+    """ValueError for a --transfer that is wrong for any models and data, and for a --sensitivity without it."""
+    if args.transfer is not None and not Path(args.transfer).is_dir():
+        raise ValueError(f"--transfer {args.transfer} is not a folder: name the results of this model on other data.")
+    if args.transfer is not None and args.each:
+        raise ValueError("--transfer holds the results of one model: evaluate the models without --each.")
+    if args.sensitivity is not None and args.transfer is None:
+        raise ValueError("--sensitivity has no effect without --transfer: leave it out, or name a folder of results.")
+    if args.sensitivity is not None and not 0 < args.sensitivity <= 1:
+        raise ValueError(f"--sensitivity must be above 0 and at most 1, but is {args.sensitivity}.")
 
 
 def check_models(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ Reading is in `inputs.py`, the pass in `models/single_pass.py`, the files in `ou
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import datasets
@@ -19,10 +20,20 @@ from evaluation_tier.analyses.grounding.regions import read_cases
 from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
 from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
 from evaluation_tier.analyses.sparsity import Sparsity, check_embeds_patches
+from evaluation_tier.analyses.transfer import (
+    WANTED_SENSITIVITY,
+    Source,
+    check_same_model,
+    check_scores,
+    match_findings,
+    measure_transfer,
+    read_source,
+)
 from evaluation_tier.figures import style
 from evaluation_tier.inputs import Inputs, read_inputs
 from evaluation_tier.models import loading
 from evaluation_tier.models.adapters import AdapterName
+from evaluation_tier.models.cache import hash_model
 from evaluation_tier.models.exposure import describe_exposures
 from evaluation_tier.models.processes import fail_together, is_main_process, joined_processes
 from evaluation_tier.models.remote_code import describe_code, is_remote
@@ -31,6 +42,7 @@ from evaluation_tier.options import ANALYSES
 from evaluation_tier.output.console import format_results
 from evaluation_tier.output.evaluation_files import Evaluation, write_evaluation
 from evaluation_tier.scoring.findings import is_scored_by_others, select_findings
+from evaluation_tier.scoring.protocols import prompts_name
 from evaluation_tier.scoring.zeroshot import ZeroShot
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.prompts.loader import Prompts
@@ -87,6 +99,7 @@ class Measured(NamedTuple):
     zero_shot: ZeroShot
     analyses: Analyses
     readers: pd.DataFrame | None  # labels of radiologists
+    source: Source | None  # of the thresholds of --transfer
 
     @property
     def all(self) -> list:
@@ -98,6 +111,7 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
     check_models(args, inputs)
     analyses = make_analyses(args, inputs)
     readers = read_labels_of_radiologists(args, inputs)
+    source = read_transfer_source(args, inputs)
     zero_shot = ZeroShot(
         inputs.dataset,
         args.findings,
@@ -108,7 +122,7 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
         replaced_prompts=inputs.replaced_prompts,
         dataset_name=inputs.dataset_name,
     )
-    return Measured(zero_shot, analyses, readers)
+    return Measured(zero_shot, analyses, readers, source)
 
 
 def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds: dict[str, dict]) -> Evaluation:
@@ -118,7 +132,9 @@ def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds:
     if inputs.seen.any():
         predictions["trained_on"] = inputs.seen[predictions.index]
     if is_main_process():
-        metrics |= finish_analyses(inputs, measured.analyses, measured.readers, metrics, predictions)
+        metrics |= finish_analyses(inputs, measured, metrics, predictions)
+        if measured.source is not None:
+            metrics["transfer"] = carry_over(args, inputs, measured.source, metrics, predictions)
     prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
     if metrics["protocol"]["scoring"] != "logit":
         if "grounding" in args.analyses:
@@ -199,6 +215,33 @@ def read_labels_of_radiologists(args: argparse.Namespace, inputs: Inputs) -> pd.
     return readers
 
 
+def read_transfer_source(args: argparse.Namespace, inputs: Inputs) -> Source | None:
+    if args.transfer is None:
+        return None
+    source = read_source(args.transfer, inputs.dataset, inputs.dataset_name)
+    check_same_model(source, {shown: hash_model(inputs.load(shown)[0]) for shown in inputs.models})
+    if source.metrics["protocol"]["scoring"] != "logit":  # before any image is embedded; the rest is known afterwards
+        asked = {"prompts": prompts_name(inputs.protocol.prompts), "scoring": inputs.protocol.scoring}
+        check_scores(source, asked, list(asked))
+    return source
+
+
+def carry_over(
+    args: argparse.Namespace, inputs: Inputs, source: Source, metrics: Mapping, predictions: pd.DataFrame
+) -> dict:
+    """The results of --transfer."""
+    find_prompts = None if metrics["protocol"]["scoring"] == "logit" else inputs.find_prompts
+    return measure_transfer(
+        source,
+        metrics,
+        predictions,
+        inputs.dataset,
+        match_findings(source, list(metrics["findings"]), find_prompts),
+        args.sensitivity or WANTED_SENSITIVITY,
+        Resampling(args.n_bootstrap, args.seed),
+    )
+
+
 def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> None:
     """Add facts that only the command knows: benchmark, split, views, overlap with training, commits."""
     commits = {inputs.names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
@@ -217,15 +260,13 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
         metrics["protocol"]["thresholds"] = inputs.protocol.rule.describe(f"the split {args.threshold_split!r}")
 
 
-def finish_analyses(
-    inputs: Inputs, analyses: Analyses, readers: pd.DataFrame | None, metrics: dict, predictions: pd.DataFrame
-) -> dict:
+def finish_analyses(inputs: Inputs, measured: Measured, metrics: dict, predictions: pd.DataFrame) -> dict:
     """The results of the analyses, by name, after the pass of the last model."""
     results = {}
-    if readers is not None:
+    if measured.readers is not None:
         study_ids = inputs.dataset.select(predictions.index)["study_id"]
-        results["radiologists"] = radiologists.compare_evaluation(metrics, predictions, study_ids[:], readers)
-    for name, analysis in analyses.items():
+        results["radiologists"] = radiologists.compare_evaluation(metrics, predictions, study_ids[:], measured.readers)
+    for name, analysis in measured.analyses.items():
         results[name] = analysis.results()
         if name in ("grounding", "deletion", "robustness"):
             results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from evaluation_tier.figures import grounding, robustness, similarity, sparsity
+from evaluation_tier.figures import grounding, robustness, similarity, sparsity, transfer
 from processing_tier.prompts.loader import Prompts
 
 from .heat_maps import choose_images, compute_heat_maps, plot_heat_maps
@@ -43,7 +43,12 @@ def draw_figures(
     if "grounding" in metrics:
         path = folder / "grounding.png"
         files.append(grounding.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))
-    for name, plot in (("sparsity", sparsity.plot_sparsity), ("robustness", robustness.plot_robustness)):
+    plots = {
+        "sparsity": sparsity.plot_sparsity,
+        "robustness": robustness.plot_robustness,
+        "transfer": transfer.plot_transfer,
+    }
+    for name, plot in plots.items():
         if name in metrics:
             files.append(plot(metrics[name], folder / f"{name}.png"))
     if any(

@@ -1,9 +1,10 @@
-"""The tables of retrieval, grounding, deletion, sparsity and robustness."""
+"""The tables of retrieval, grounding, deletion, sparsity, robustness and transfer."""
 
 from collections.abc import Mapping, Sequence
 
 from evaluation_tier.analyses.grounding.map_names import MAPS, kind_of, shown_map
-from evaluation_tier.output.tables import Table, column_name, format_cell, format_estimate, matrix_table
+from evaluation_tier.output.dataset_names import describe_dataset
+from evaluation_tier.output.tables import DASH, Table, column_name, format_cell, format_estimate, matrix_table
 
 
 def retrieval_tables(retrieval: Mapping) -> list[Table]:
@@ -224,3 +225,60 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
         note = "Mean AUROC on images of lower resolution and stronger compression, and its drop."
         tables.append(matrix_table("robustness-degradations", "Degraded images", note, degraded, "Images"))
     return tables
+
+
+def transfer_tables(transfer: Mapping) -> list[Table]:
+    """Thresholds and calibration of other data, and the controls; the layout is that of `measure_transfer`."""
+    findings, mean, origin = (
+        transfer.get("findings") or {},
+        transfer.get("mean") or {},
+        transfer.get("fitted_on") or {},
+    )
+    if not findings:
+        return []
+    measures = {"sensitivity": "Sensitivity", "specificity": "Specificity", "ece": "ECE"}
+    header, rows = ["Finding", "Positives", "Threshold"], []
+    for title in measures.values():
+        header += [f"{title} there", f"{title} here (95 % CI)"]
+    for name, part in {**findings, "Mean": mean}.items():
+        fitted = part.get("fitted") or {}
+        cells = [format_cell(part.get("n_positive")), format_estimate(fitted.get("threshold"), digits=4)]
+        for key in measures:
+            cells += [format_estimate(fitted.get(key)), format_estimate(part.get(key), part.get(f"{key}_ci95"))]
+        rows.append((name, *cells) if fitted else (name, *("" if cell == DASH else cell for cell in cells)))
+    note = (
+        f"Thresholds and calibration come from {describe_dataset(origin.get('dataset') or '')}, split "
+        f"{origin.get('split')!r} ({format_cell(origin.get('n_images'))} images), and stay fixed here. Each threshold "
+        f"has a sensitivity of at least {transfer['wanted_sensitivity']:g} there. {transfer_sentence(transfer)} "
+        "ECE is the calibration error: 0 is best."
+    )
+    align = "l" + "r" * (len(header) - 1)
+    tables = [Table("transfer", "Thresholds of other data", note, tuple(header), tuple(rows), align, 1)]
+    keys = {
+        "auroc_healthy": "AUROC, healthy",
+        "auroc_sick": "AUROC, sick",
+        "auroc_difference": "Difference",
+        "specificity_healthy": "Specificity, healthy",
+        "specificity_sick": "Specificity, sick",
+    }
+    if any(key in mean for key in keys):
+        rows = [
+            (name, *(format_estimate(part.get(key), part.get(f"{key}_ci95")) for key in keys))
+            for name, part in {**findings, "Mean": mean}.items()
+        ]
+        note = (
+            'The same positives against images with "No Finding" (healthy) and against images with other findings '
+            "(sick). Specificity is at the threshold of the other data. A large difference means that the model tells "
+            "sick from healthy rather than one finding from another."
+        )
+        header = ["Finding", *(f"{title} (95 % CI)" for title in keys.values())]
+        tables.append(
+            Table("controls", "Healthy and sick controls", note, tuple(header), tuple(rows), "l" + "r" * len(keys), 1)
+        )
+    return tables
+
+
+def transfer_sentence(transfer: Mapping) -> str:
+    """How many thresholds keep the wanted sensitivity, in two sentences."""
+    kept = f"{transfer['n_kept']} of {transfer['n_findings']} thresholds have it here, too."
+    return f"{kept} For {transfer['n_lost']}, the whole interval lies below."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evaluation_tier.output.analysis_tables import transfer_sentence
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.tables import format_interval, format_number, text_table
 from processing_tier.escaping import printable
@@ -31,6 +32,13 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
         )
         used = f"; the table has {protocol['score_level']}" if "score_level" in protocol else ""
         parts.append(f"Mean AUROC by score level (95 % CI): {levels}{used}")
+    if "transfer" in metrics:
+        transfer = metrics["transfer"]
+        origin = printable(describe_dataset(transfer["fitted_on"]["dataset"]))
+        parts.append(
+            f"Thresholds of {origin} with a sensitivity of {transfer['wanted_sensitivity']:g}: "
+            f"{transfer_sentence(transfer)}"
+        )
     if protocol["findings_left_out"]:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
         parts.append(f"Left out: {printable(reasons)}")

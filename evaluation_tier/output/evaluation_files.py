@@ -33,6 +33,7 @@ OPTIONAL_FILES = {
     "grounding": ("grounding.png", "grounding_regions.parquet"),
     "sparsity": ("sparsity.png", "sparsity_relative.png"),
     "robustness": ("robustness.png",),
+    "transfer": ("transfer.png",),
 }
 
 

@@ -33,7 +33,7 @@ OPTIONAL_KEYS = {
         ),
         dict,
     ),
-    **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),
+    **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness", "transfer"), dict),
 }
 
 PROTOCOL_KEYS = {

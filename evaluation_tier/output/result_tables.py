@@ -9,6 +9,7 @@ from evaluation_tier.output.analysis_tables import (
     retrieval_tables,
     robustness_tables,
     sparsity_tables,
+    transfer_tables,
 )
 from evaluation_tier.output.tables import DASH, Table, anchor, column_name, format_cell, format_estimate, format_number
 from evaluation_tier.statistics.thresholds import f1_threshold
@@ -34,6 +35,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
         "deletion": deletion_tables,
         "sparsity": sparsity_tables,
         "robustness": robustness_tables,
+        "transfer": transfer_tables,
     }
     sections |= {key: tables_of(metrics[key]) for key, tables_of in parts.items() if metrics.get(key)}
     sections["protocol"] = [protocol_table(metrics)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation_tier.statistics.metrics import select_known
+from evaluation_tier.statistics.metrics import divide, select_known
 
 BINNINGS = ("equal_width", "equal_mass")
 
@@ -176,6 +176,31 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15, binning: 
     if not len(curve.count):
         return float("nan")
     return float(np.average(np.abs(curve.mean_probability - curve.frequency), weights=curve.count))
+
+
+def resample_ece(labels: np.ndarray, probabilities: np.ndarray, draws: np.ndarray, bins: int = 15) -> np.ndarray:
+    """
+    [`ece`] with bins of equal width in every resample.
+
+    The error is a sum of absolute gaps, so resamples of few images have a larger one than the data: an interval of a
+    small error may lie above it.
+
+    Args:
+        labels, probabilities (`np.ndarray`): (images,).
+        draws (`np.ndarray`): (resamples, images), how often each image was drawn.
+
+    Returns:
+        `np.ndarray`: (resamples,); NaN in a resample without a known label, and for probabilities that are NaN.
+    """
+    known = (labels == 0) | (labels == 1)
+    if np.isnan(probabilities[known]).any() or not known.any():
+        return np.full(len(draws), np.nan)
+    labels, probabilities = select_probabilities(labels, probabilities)
+    gaps = np.zeros((len(labels), bins))
+    bin_of = np.searchsorted(np.arange(1, bins) / bins, probabilities, side="right")
+    gaps[np.arange(len(labels)), bin_of] = probabilities - labels
+    weights = draws[:, known].astype(np.float64)
+    return divide(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:

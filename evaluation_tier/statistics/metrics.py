@@ -5,6 +5,7 @@ about a score: every function here leaves them out. An undefined quantity (AUROC
 number that looks measured.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -265,3 +266,26 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, criterion: str = "mcc
     else:
         values = metrics_from_counts(true_positives, predicted, labels.sum(), len(labels))[criterion]
     return float(thresholds[np.argmax(values)])
+
+
+def sensitivity_threshold(labels: np.ndarray, scores: np.ndarray, wanted: float) -> float:
+    """
+    The highest threshold at which the sensitivity is at least `wanted`, when "present" means score >= threshold.
+
+    Args:
+        labels (`np.ndarray`): (samples,), 1, 0, -1 or NaN.
+        scores (`np.ndarray`): (samples,).
+        wanted (`float`): in (0, 1].
+
+    Returns:
+        `float`: the score of a positive; NaN without positives.
+
+    Raises:
+        `ValueError`: a sensitivity outside (0, 1]; see also [`select_known`].
+    """
+    if not 0 < wanted <= 1:
+        raise ValueError(f"The wanted sensitivity must be above 0 and at most 1, but is {wanted}.")
+    labels, scores = select_known(labels, scores)
+    found = np.sort(scores[labels])[::-1]
+    needed = math.ceil(wanted * len(found) - 1e-9)  # 0.95 of 20 is 19, whatever the rounding
+    return float(found[needed - 1]) if len(found) else float("nan")

@@ -12,6 +12,7 @@ from evaluation_tier.statistics.calibration import (
     fit_calibration,
     fit_temperature,
     reliability_curve,
+    resample_ece,
     sigmoid,
 )
 
@@ -173,3 +174,13 @@ def test_calibration_refuses_what_are_no_probabilities():
         ece([0, 1], [0.2, 0.5], binning="width")
     assert np.isnan(brier([-1, np.nan], [0.1, 0.2])) and np.isnan(ece([], []))
     assert len(reliability_curve([], []).count) == 0
+
+
+def test_resampled_calibration_error_is_that_of_repeated_images():
+    generator = np.random.default_rng(3)
+    labels, probabilities = generator.choice([0, 1, -1, np.nan], 200), generator.random(200)
+    draws = generator.integers(4, size=(5, 200))
+    expected = [ece(np.repeat(labels, row), np.repeat(probabilities, row)) for row in draws]
+    np.testing.assert_allclose(resample_ece(labels, probabilities, draws), expected, atol=1e-12)
+    assert resample_ece(labels, probabilities, np.ones((1, 200))) == pytest.approx(ece(labels, probabilities))
+    assert np.isnan(resample_ece(labels, np.full(200, np.nan), draws)).all()

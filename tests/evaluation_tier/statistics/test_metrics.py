@@ -19,6 +19,7 @@ from evaluation_tier.statistics.metrics import (
     precision_recall_curve,
     roc_curve,
     sensitivity,
+    sensitivity_threshold,
     specificity,
     weighted_areas,
 )
@@ -199,3 +200,13 @@ def test_foreign_labels_and_scores_are_refused():
         auroc([0, 1], [0.1, np.nan])
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
         auroc([0, 1], [0.1, 0.2, 0.3])
+
+
+def test_threshold_of_a_wanted_sensitivity():
+    labels = np.array([1.0] * 20 + [0.0] * 5 + [-1.0, np.nan])
+    scores = np.concatenate([np.arange(20.0), np.full(7, 50.0)])
+    assert sensitivity_threshold(labels, scores, 0.95) == 1.0  # 19 of 20, whatever the rounding
+    assert sensitivity_threshold(labels, scores, 0.951) == sensitivity_threshold(labels, scores, 1.0) == 0.0
+    assert np.isnan(sensitivity_threshold(np.zeros(3), np.arange(3.0), 0.5))
+    with pytest.raises(ValueError, match="above 0 and at most 1, but is 0"):
+        sensitivity_threshold(labels, scores, 0)
