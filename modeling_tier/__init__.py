@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .base_tier import TierCLIPOutput
 from .configuration_siglip_tier import TierSiglipConfig
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .heat_map_tier import HeatMap
 from .modeling_classification_tier import TierCLIPForImageClassification, TierDualEncoderForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_siglip_tier import TierSiglipModel
@@ -32,6 +33,7 @@ PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=CxrZeroShotClassificati
 
 __all__ = [
     "CxrZeroShotClassificationPipeline",
+    "HeatMap",
     "TierCLIPConfig",
     "TierCLIPForImageClassification",
     "TierCLIPModel",

@@ -2,18 +2,20 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 from transformers import Pipeline, PreTrainedModel
 from transformers.utils import logging
 
+from .encoding_tier import EncodingMixin
 from .findings_tier import SIDES, report_calibration, resolve_findings
+from .heat_map_tier import HeatMap, Picture, to_lists
 from .maps_tier import default_map_kind, mean_direction, similarity_map
+from .pipeline_images_tier import ON_ERROR, is_one_image, picture_source, read_picture
 from .score_levels_tier import LEVELS, default_level, level_differences, pool_patches
 from .texts_tier import (
     check_family,
@@ -30,25 +32,10 @@ logger = logging.get_logger(__name__)
 TASK = "cxr-zero-shot-classification"
 OPTIONS = ("findings", "return_heatmaps", "timeout", "on_error")
 RETURN_HEATMAPS = (False, True, "lists")
-ON_ERROR = ("raise", "skip")
-MIN_SIDE = 16  # pixels; the smallest radiographs in use have 28
 MAX_CACHED_TEXTS = 4096
 
 
-def is_one_image(images: Any) -> bool:
-    """Whether this is one image rather than several."""
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, Mapping, Image.Image, np.ndarray, torch.Tensor)):
-        return True
-    is_open_file, is_dicom = hasattr(images, "read"), type(images).__module__.split(".")[0] == "pydicom"
-    return is_open_file or is_dicom or not isinstance(images, Iterable)
-
-
-def to_lists(heatmap: np.ndarray) -> list[list[float | None]]:
-    """Rows of numbers, with `None` for NaN, which JSON lacks."""
-    return np.where(np.isnan(heatmap), None, heatmap.astype(object)).tolist()
-
-
-class CxrZeroShotClassificationPipeline(Pipeline):
+class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
     """
     Scores findings on chest radiographs. The score of a finding says how much closer the image is to sentences with
     the finding than to sentences without it:
@@ -131,9 +118,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 gets the sentences `"{}."` and `"No {}."`. By default all findings of the configuration, in
                 alphabetical order.
             return_heatmaps (`bool` or `"lists"`, *optional*, defaults to `False`):
-                Whether to add maps of where the image resembles the positive sentences more than the negative ones. A
-                map takes 4 bytes per pixel of the original and per finding. `"lists"` gives lists for JSON and takes
-                several times as much memory.
+                Whether to add maps of where the image resembles the positive sentences more than the negative ones.
+                `"lists"` gives each pixel of the original as a number in lists of lists, which takes much memory.
             on_error (`str`, *optional*, defaults to `"raise"`):
                 What to do with an image that cannot be read. `"skip"` returns `{"error": reason}` in its place, logs a
                 warning, and scores the others.
@@ -145,12 +131,13 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             `list[dict]`, or a list of them for several images. Each finding, in the order of the request, has:
             `label`; `score` (0..1); `calibrated`, whether the score is a probability, with a scale measured on
             labelled images; if the finding has a threshold, `threshold` and `present` (whether the score reaches it);
-            and with `return_heatmaps`, `heatmap`. That is a float32 numpy array `(height, width)` in the pixels of
-            the original (upright) image, interpolated between the patches, NaN where the model did not see the image.
-            With `image_pooling="patch_mean"` a patch's value is its contribution: the values of all patches sum to
-            the difference of the cosines of the whole image. Otherwise it is the cosine of the patch with the positive
+            and with `return_heatmaps`, `heatmap`, a [`HeatMap`]: its `array` is float32 `(height, width)` in the
+            pixels of the original (upright) image, interpolated between the patches, NaN where the model did not see
+            the image; `overlay()` is the picture of both, `to_png()` the same as the bytes of a file. With
+            `image_pooling="patch_mean"` a patch's value is its contribution: the values of all patches sum to the
+            difference of the cosines of the whole image. Otherwise it is the cosine of the patch with the positive
             sentences minus that with the negative ones, in [-2, 2]. See [`similarity_map`]. With `"lists"`, it is a
-            list of rows of numbers, with `None` for NaN. JSON can hold everything but the array.
+            list of rows of numbers, with `None` for NaN. `json.dumps` takes all of it as it is.
 
         Raises:
             ValueError: An image cannot be read (the message names it and its place among several; then no image of a
@@ -185,6 +172,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             name: options[name] for name in ("timeout", "on_error") if name in options
         }
         forward_params = {name: options[name] for name in ("return_heatmaps",) if name in options}
+        preprocess_params |= forward_params
         postprocess_params = (
             {"as_lists": options["return_heatmaps"] == "lists"} if "return_heatmaps" in options else {}
         )
@@ -209,28 +197,20 @@ class CxrZeroShotClassificationPipeline(Pipeline):
         if not hasattr(self.model, "get_patch_map"):
             raise ValueError(f"A {type(self.model).__name__} does not give heat-maps. Use a TIER model.")
 
-    def preprocess(self, image: Any, timeout: float | None = 30.0, on_error: str = "raise") -> dict[str, Any]:
-        place, error = "", None
-        if isinstance(image, dict) and "place" in image:
-            image, place = image["image"], f"{image['place']}: "
-        if isinstance(image, dict) and "image" in image:  # a record of a data set
-            image = image["image"]
-        try:
-            picture = self.image_processor.read(image, timeout)
-            width, height = picture.info["original_size"]
-            if min(width, height) < MIN_SIDE:
-                raise ValueError(
-                    f"{width}x{height} pixels are too few for a radiograph; {MIN_SIDE}x{MIN_SIDE} is the minimum."
-                )
-        except ValueError as reason:
-            if on_error == "raise":
-                raise ValueError(f"{place}{reason}") from reason
-            error = f"{place}{reason}"
-            logger.warning(f"Skipped an image. {error}")
-            height, width = MIN_SIDE, MIN_SIDE
-            picture = Image.linear_gradient("L")  # a stand-in, so that the batch keeps its rows
+    def preprocess(
+        self,
+        image: Any,
+        timeout: float | None = 30.0,
+        on_error: str = "raise",
+        return_heatmaps: bool | str = False,
+    ) -> dict[str, Any]:
+        image, picture, error = read_picture(self.image_processor, image, timeout, on_error)
+        width, height = picture.info["original_size"]
         inputs = self.image_processor(images=[picture], output_dtype="float32", return_tensors="pt").to(self.dtype)
-        return {"pixel_values": inputs["pixel_values"], "size": (height, width), "error": error}
+        outputs = {"pixel_values": inputs["pixel_values"], "size": (height, width), "error": error}
+        return outputs | (
+            {"source": picture_source(image, picture)} if return_heatmaps not in (False, "lists") else {}
+        )
 
     def _forward(
         self,
@@ -258,7 +238,10 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             raise ValueError(
                 "The model's embeddings are not finite: its weights are damaged, or its training diverged."
             )
-        outputs = {"differences": differences, "size": model_inputs["size"], "error": model_inputs["error"]}
+        outputs: dict[str, Any] = {
+            name: model_inputs[name] for name in ("size", "error", "source") if name in model_inputs
+        }
+        outputs["differences"] = differences
         if return_heatmaps:
             # The difference, as the score: on 368 masks of the phantom the AUROC of the pixels of cosine maps,
             # averaged over 8 findings, was 0.83 this way and 0.58 with the positive sentences alone.
@@ -271,9 +254,11 @@ class CxrZeroShotClassificationPipeline(Pipeline):
     ) -> list[dict] | dict[str, str]:
         if model_outputs["error"] is not None:
             return {"error": model_outputs["error"]}
-        heatmaps = None
-        if "maps" in model_outputs:
-            heatmaps = self.to_pixels(model_outputs["maps"], model_outputs["size"])
+        heatmaps: Sequence | None = None
+        if as_lists:
+            heatmaps = [*map(to_lists, self.to_pixels(model_outputs["maps"], model_outputs["size"]))]
+        elif "maps" in model_outputs:
+            heatmaps = self.heat_maps(model_outputs["maps"][0], model_outputs["size"], model_outputs["source"])
         results = []
         for i, (label, entry) in enumerate((findings or self.resolve_findings()).items()):
             logit = entry.get("scale", 1.0) * model_outputs["differences"][0, i].item() + entry.get("bias", 0.0)
@@ -282,9 +267,21 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             if "threshold" in entry:
                 result |= {"threshold": entry["threshold"], "present": result["score"] >= entry["threshold"]}
             if heatmaps is not None:
-                result["heatmap"] = to_lists(heatmaps[i]) if as_lists else heatmaps[i]
+                result["heatmap"] = heatmaps[i]
             results.append(result)
         return results
+
+    def heat_maps(self, maps: torch.Tensor, size: tuple[int, int], source: Any) -> list[HeatMap]:
+        """
+        The heat-maps of one image from its maps on the grid of patches.
+
+        Args:
+            maps (`torch.Tensor` of shape `(texts, rows, columns)`): Such as the `patches` of heat-maps, stacked.
+            size (`tuple[int, int]`): (height, width) of the original image.
+            source: The image, which [`HeatMap.overlay`] draws: a path, the bytes of a file, or a picture.
+        """
+        picture = Picture(source, self.image_processor)
+        return [HeatMap(grid, size, self.model.patch_centers, picture) for grid in maps]
 
     def to_pixels(self, maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
         """The maps (1, texts, rows, columns) of one image in the pixels of its original of (height, width)."""
@@ -303,7 +300,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
             timeout (`float`, *optional*, defaults to 30.0): As in a call.
 
         Returns:
-            `list[dict]`: For each word and punctuation mark, in order, `word` and `heatmap` (as in a call).
+            `list[dict]`: For each word and punctuation mark, in order, `word` and `heatmap` (a [`HeatMap`]).
 
         Raises:
             ValueError: The image cannot be read, the text does not hold a word, or the model is not a TIER model.
@@ -320,7 +317,7 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 positions.setdefault(word, []).append(position)
         if not positions:
             raise ValueError("The text does not hold a word; pass a sentence.")
-        inputs = self.preprocess(image, timeout)
+        inputs = self.preprocess(image, timeout, return_heatmaps=True)
         with torch.no_grad():
             maps = self.model.get_similarity_map(
                 **model_inputs(tokens, self.device),
@@ -328,8 +325,8 @@ class CxrZeroShotClassificationPipeline(Pipeline):
                 per_token=True,
                 kind=default_map_kind(self.model.config.image_pooling),
             )[0, 0]  # (tokens, rows, columns)
-        maps = torch.stack([maps[indices].mean(dim=0) for indices in positions.values()])[None].cpu()
-        heatmaps = self.to_pixels(maps, inputs["size"])
+        maps = torch.stack([maps[indices].mean(dim=0) for indices in positions.values()]).cpu()
+        heatmaps = self.heat_maps(maps, inputs["size"], inputs["source"])
         spans = [tokens.word_to_chars(0, word) for word in positions]
         return [
             {"word": text[start:end], "heatmap": heatmap}

@@ -138,7 +138,7 @@ def map_words(
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]], np.ndarray]:
     """The map of the sentence, each of its words with its map, and the region: the arguments of `measure_words`."""
     whole = sentence_maps(pipe, pipe.preprocess(record["image"]), [question.sentence])[0]
-    words = [(word["word"], word["heatmap"]) for word in pipe.word_maps(record["image"], question.sentence)]
+    words = [(word["word"], word["heatmap"].array) for word in pipe.word_maps(record["image"], question.sentence)]
     mask = read_region(record, question.case, whole.shape[0], whole.shape[1]).mask
     assert mask is not None  # it is dropped only where regions are counted
     return whole, words, mask

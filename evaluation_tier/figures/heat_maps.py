@@ -15,6 +15,7 @@ from evaluation_tier.figures.style import (
     add_colour_bar,
     import_matplotlib,
     literal,
+    map_colour_scale,
     save_png,
     show_radiograph,
 )
@@ -142,7 +143,7 @@ def plot_heat_maps(
                 centers = (first - step / 2 + step / UPSAMPLED / 2, step / UPSAMPLED)
                 heat = post_process(grid[None], [(radiograph.height, radiograph.width)], centers)[0].numpy()
                 show_radiograph(axes, grey)
-                overlay = axes.imshow(heat, cmap="coolwarm", vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
+                overlay = axes.imshow(heat, cmap=map_colour_scale(), vmin=COLOURS_FROM, vmax=COLOURS_TO, alpha=0.6)
                 axes.set_title(literal(f"{name}\n{of_model.kind}s"))
         label = 'scaled map minus that of "No Finding"'
         add_colour_bar(figure, overlay, panels[:, -1].tolist(), label, fraction=0.03, extend="both")

@@ -21,12 +21,14 @@ from evaluation_tier.figures.style import (
     add_colour_bar,
     import_matplotlib,
     literal,
+    map_colour_scale,
     outline,
     save_png,
     show_radiograph,
 )
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.file_names import file_names
+from modeling_tier.heat_map_tier import map_limit, map_opacity
 from processing_tier.prompts.loader import Prompts
 from processing_tier.radiograph_tier import read_radiograph
 from processing_tier.records.masks import finding_mask
@@ -114,9 +116,8 @@ def draw_similarity(
         for axes in panels[1:]:
             outline(axes, mask, linewidth=1.2)
     # symmetric about the average image, and one odd patch must not take all the colours
-    limit = max(float(np.nanpercentile(np.abs(similarity), 99)), 1e-12)
-    strength = np.nan_to_num(np.abs(similarity) / limit).clip(0, 1)
-    alpha = 0.1 + 0.6 * strength
-    overlay = panels[-1].imshow(similarity, cmap="coolwarm", vmin=-limit, vmax=limit, alpha=alpha)
+    limit = map_limit(similarity)
+    alpha = map_opacity(similarity, limit)
+    overlay = panels[-1].imshow(similarity, cmap=map_colour_scale(), vmin=-limit, vmax=limit, alpha=alpha)
     add_colour_bar(figure, overlay, panels[-1], label, fraction=0.046, extend="both")
     return figure

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from evaluation_tier.output.writing import write_beside
+from modeling_tier.heat_map_tier import COLOURS as COLOURS_OF_MAPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
@@ -50,6 +52,7 @@ def import_matplotlib() -> ModuleType:
     """The matplotlib module; a ValueError that says how to install it if it is missing."""
     try:
         import matplotlib
+        import matplotlib.colors
         import matplotlib.figure
     except ImportError as error:
         raise ValueError("Figures need matplotlib: install it with pip install matplotlib.") from error
@@ -69,6 +72,12 @@ def series_style(i: int) -> dict:
 def style_of_findings(metrics: Mapping) -> dict[str, dict]:
     """Colour and line of each finding, by its place in the data set: it looks the same in every figure."""
     return {finding: series_style(i) for i, finding in enumerate(metrics["findings"])}
+
+
+def map_colour_scale() -> "LinearSegmentedColormap":
+    """The colours of maps, the same as those of the pipeline's heat-maps."""
+    matplotlib = import_matplotlib()
+    return matplotlib.colors.LinearSegmentedColormap.from_list("heat-maps", COLOURS_OF_MAPS / 255)
 
 
 def show_radiograph(axes: "Axes", grey: np.ndarray) -> None:

@@ -112,14 +112,13 @@ def test_results_are_what_json_can_hold(clip_pipe, processor):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     arrays = clip_pipe(image, findings=FINDINGS, return_heatmaps=True)
     lists = clip_pipe(image, findings=FINDINGS, return_heatmaps="lists")
-    assert type(arrays[0]["heatmap"]) is np.ndarray and arrays[0]["heatmap"].dtype == np.float32
     assert json.loads(json.dumps(lists, allow_nan=False)) == lists
     np.testing.assert_array_equal(np.array(lists[0]["heatmap"], dtype=np.float32), arrays[0]["heatmap"])
 
     cropped = copy.deepcopy(processor)
     cropped.image_processor.geometry = "crop"
     pipe = pipeline(TASK, model=clip_pipe.model, processor=cropped, device="cpu")
-    arrays = pipe(image, findings=FINDINGS, return_heatmaps=True)[0]["heatmap"]
+    arrays = pipe(image, findings=FINDINGS, return_heatmaps=True)[0]["heatmap"].array
     lists = json.loads(json.dumps(pipe(image, findings=FINDINGS, return_heatmaps="lists"), allow_nan=False))
     rows = lists[0]["heatmap"]
     assert [[value is None for value in row] for row in rows] == np.isnan(arrays).tolist() and np.isnan(arrays).any()

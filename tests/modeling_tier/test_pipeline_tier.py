@@ -79,8 +79,8 @@ def test_heatmaps_lie_in_the_original_pixels(pipe):
     result = pipe(image, return_heatmaps=True)
     assert_same(result, pipe(image))
     for finding in result:
-        assert finding["heatmap"].shape == (60, 90) and finding["heatmap"].dtype == np.float32
-        assert np.abs(finding["heatmap"]).max() <= 2
+        assert finding["heatmap"].shape == (60, 90) and finding["heatmap"].array.dtype == np.float32
+        assert np.abs(finding["heatmap"].array).max() <= 2
     # one sentence per side: the difference of their similarity maps
     tokens = pipe.tokenizer(SENTENCES[2:], padding=True, return_tensors="pt")
     pixels = pipe.image_processor(image, return_tensors="pt")["pixel_values"]
@@ -112,7 +112,7 @@ def test_heatmaps_lie_in_the_original_pixels(pipe):
 
 def test_what_the_model_never_saw_is_nan(clip_pipe):
     clip_pipe.image_processor = TierImageProcessor(size={"height": 32, "width": 32}, geometry="crop")
-    heatmap = clip_pipe(make_image(100, 50), "Edema", return_heatmaps=True)[0]["heatmap"]
+    heatmap = clip_pipe(make_image(100, 50), "Edema", return_heatmaps=True)[0]["heatmap"].array
     assert np.isnan(heatmap[:, :25]).all() and np.isnan(heatmap[:, 75:]).all()
     assert np.isfinite(heatmap[:, 25:75]).all()
 
@@ -202,7 +202,7 @@ def test_half_precision(pipe, dtype):
     expected = scores(pipe(image))
     half = pipeline(TASK, model=pipe.model.to(dtype), processor=pipe.processor, device="cpu")
     assert scores(half(image)) == pytest.approx(expected, abs=0.05)
-    assert half(image, return_heatmaps=True)[0]["heatmap"].dtype == np.float32
+    assert half(image, return_heatmaps=True)[0]["heatmap"].array.dtype == np.float32
 
 
 CLEAN_PROCESS = """
@@ -230,8 +230,8 @@ for kind in kinds:
         words = pipe.word_maps(str(folder / "x.dcm"), "Pleural effusion.")
         result[kind].append([
             [[finding["score"] for finding in image] for image in scores],
-            scores[1][1]["heatmap"].tolist(),
-            words[1]["word"], words[1]["heatmap"].tolist(),
+            scores[1][1]["heatmap"].array.tolist(),
+            words[1]["word"], words[1]["heatmap"].array.tolist(),
         ])
     stock = pipeline("zero-shot-image-classification", model=source, **options)
     result[kind].append(stock(str(folder / "x.png"), candidate_labels=["edema", "effusion"]))
