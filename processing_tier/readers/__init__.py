@@ -22,8 +22,11 @@ from processing_tier.hub_names import DATASET_NAME
 from processing_tier.records.table_options import STANDARD_TABLE, TableOptions
 
 from . import (
+    brax,
+    chest_imagenome,
     chestx_det10,
     chestxray14,
+    chestxray14_experts,
     chexlocalize,
     chexpert,
     chexpert_plus,
@@ -34,6 +37,7 @@ from . import (
     padchest,
     rsna,
     siim,
+    taix_ray,
     vindr_cxr,
 )
 from .formats import is_table_name, read_frame
@@ -60,6 +64,10 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "chexlocalize": (chexlocalize.read_chexlocalize, chexlocalize.SPLITS),
     "chestx_det10": (chestx_det10.read_chestx_det10, chestx_det10.SPLITS),
     "covid_qu_ex": (covid_qu_ex.read_covid_qu_ex, covid_qu_ex.SPLITS),
+    "brax": (brax.read_brax, brax.SPLITS),
+    "taix_ray": (taix_ray.read_taix_ray, taix_ray.SPLITS),
+    "chest_imagenome": (chest_imagenome.read_chest_imagenome, chest_imagenome.SPLITS),
+    "chestxray14_experts": (chestxray14_experts.read_chestxray14_experts, chestxray14_experts.SPLITS),
 }
 
 PHANTOM = "phantom"

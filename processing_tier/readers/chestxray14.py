@@ -37,6 +37,7 @@ from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 
 from .archive_tables import drop_repeated, find_in_archive, read_bounded, read_columns
+from .chexmask import add_masks
 from .formats import read_frame
 from .splits import check_split
 
@@ -73,6 +74,7 @@ def read_chestxray14(
     *,
     lists: str | os.PathLike | None = None,
     image_size: int = SIDE,
+    chexmask: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
     Read one split of ChestX-ray14 into the schema of [`records`] without opening images.
@@ -84,17 +86,23 @@ def read_chestxray14(
             Folder of another split: `train_list.txt`, `val_list.txt` and `test_list.txt`. Each line starts with the
             name of an image; the rest of the line is ignored.
         image_size (`int`, *optional*, defaults to 1024): width and height of the stored images in pixels.
+        chexmask (`str` or `os.PathLike`, *optional*): a table of CheXmask, or its folder, for masks; see [`chexmask`].
 
     Returns:
         `datasets.Dataset`: one record per existing image, in the order of the table.
 
     Raises:
-        `ValueError`: see [`make_records`]; also a missing file or column, an unknown label, or an impossible size.
+        `ValueError`: see [`make_records`]; also a missing file or column, an unknown label, an impossible size, or
+        masks for resized copies.
     """
     files = LISTS if lists is None else OTHER_LISTS
     check_split(split, tuple(files), NAME)
     if not isinstance(image_size, int) or image_size < 1:
         raise ValueError(f"{NAME}: image_size is {image_size!r}; give the width of the stored images in pixels.")
+    if chexmask is not None and image_size != SIDE:
+        raise ValueError(
+            f"{NAME}: the masks of chexmask are of images of {SIDE} pixels; leave image_size or chexmask out."
+        )
     table = find_in_archive(root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], NAME, SOURCE)
     frame = read_entries(table, find_list(root, lists, files[split]))
     frame = drop_repeated(frame, "Image Index", f"{NAME}, split {split}").reset_index(drop=True)
@@ -118,7 +126,7 @@ def read_chestxray14(
     for finding in (*FINDINGS, NO_FINDING):
         records[finding] = [float(finding in present) for present in labels]
     columns = {finding: finding for finding in (*FINDINGS, NO_FINDING)}
-    return make_records(records, columns, root, split, NAME, skip_missing=True)
+    return add_masks(make_records(records, columns, root, split, NAME, skip_missing=True), chexmask, NAME)
 
 
 def find_list(root: str | os.PathLike, lists: str | os.PathLike | None, name: str) -> Path:

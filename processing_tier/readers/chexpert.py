@@ -41,6 +41,7 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 
 from .archive_tables import drop_repeated, find_first, find_in_archive, read_columns
+from .chexmask import add_masks
 from .splits import check_split
 
 SPLITS = ("train", "validation", "test")
@@ -69,7 +70,9 @@ TEST_SOURCE = "https://github.com/rajpurkarlab/cheXpert-test-set-labels"
 IMAGE_PATH = r"(?:^|/)(patient\d+)/(study\d+)/(view(\d+)_(\w+))\.\w+$"
 
 
-def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") -> datasets.Dataset:
+def read_chexpert(
+    root: str | os.PathLike, split: str, *, views: str = "all", chexmask: str | os.PathLike | None = None
+) -> datasets.Dataset:
     """
     Read one split of CheXpert into the schema of [`records`] without opening images.
 
@@ -77,6 +80,8 @@ def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") ->
         root (`str` or `os.PathLike`): `CheXpert-v1.0`, `CheXpert-v1.0-small`, or the folder of the downloaded batches.
         split (`str`): `"train"`, `"validation"` or `"test"`.
         views (`str`, *optional*, defaults to `"all"`): `"first"` keeps the first view of each study.
+        chexmask (`str` or `os.PathLike`, *optional*):
+            A table of CheXmask, or its folder, for masks of the full-size images; see [`chexmask`].
 
     Returns:
         `datasets.Dataset`: one record per existing image, in the order of the table; no texts.
@@ -100,7 +105,7 @@ def read_chexpert(root: str | os.PathLike, split: str, *, views: str = "all") ->
         for patient, study, path in zip(frame["patient_id"], frame["study"], frame["Path"], strict=True)
     ]
     columns = {"image": "Path", **add_details(frame, *DETAILS), **{finding: finding for finding in CHEXPERT_FINDINGS}}
-    return make_records(frame, columns, root, split, "chexpert", skip_missing=True)
+    return add_masks(make_records(frame, columns, root, split, "chexpert", skip_missing=True), chexmask, "chexpert")
 
 
 def read_radiologists(root: str | os.PathLike) -> pd.DataFrame:

@@ -51,6 +51,7 @@ from .archive_tables import (
     read_columns,
     read_member,
 )
+from .chexmask import add_masks
 from .chexpert import CHEXPERT_FINDINGS
 from .splits import check_split
 
@@ -86,6 +87,7 @@ def read_mimic_cxr_jpg(
     *,
     labels: str = "chexpert",
     reports: str | os.PathLike | None = None,
+    chexmask: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
     Read one split of MIMIC-CXR-JPG into the schema of [`records`] without opening images.
@@ -99,6 +101,7 @@ def read_mimic_cxr_jpg(
         reports (`str` or `os.PathLike`, *optional*):
             `mimic-cxr-reports.zip`, or the folder that it was extracted to; by default it is looked for in `root`.
             Without it, the texts are empty, with a warning.
+        chexmask (`str` or `os.PathLike`, *optional*): a table of CheXmask, or its folder, for masks; see [`chexmask`].
 
     Returns:
         `datasets.Dataset`: one record per existing image, in the order of the split table. All images of a study have
@@ -108,7 +111,7 @@ def read_mimic_cxr_jpg(
         `ValueError`: see [`make_records`]; also a missing table or column, unknown labels, or reports that are
         missing or cannot be read.
     """
-    return read_mimic(JPG, root, split, root, labels, reports)
+    return add_masks(read_mimic(JPG, root, split, root, labels, reports), chexmask, JPG.name)
 
 
 def read_mimic_cxr(
@@ -118,6 +121,7 @@ def read_mimic_cxr(
     tables: str | os.PathLike | None = None,
     labels: str = "chexpert",
     reports: str | os.PathLike | None = None,
+    chexmask: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
     Read one split of MIMIC-CXR's DICOM files into the schema of [`records`] without opening images.
@@ -129,7 +133,7 @@ def read_mimic_cxr(
             Folder of MIMIC-CXR-JPG with the tables of split, metadata and labels (its images are not needed); by
             default `root`, or `mimic-cxr-jpg` beside it, where `wget` puts both.
         labels (`str`, *optional*, defaults to `"chexpert"`): as for [`read_mimic_cxr_jpg`].
-        reports (`str` or `os.PathLike`, *optional*): as for [`read_mimic_cxr_jpg`].
+        reports, chexmask (`str` or `os.PathLike`, *optional*): as for [`read_mimic_cxr_jpg`].
 
     Returns:
         `datasets.Dataset`: as [`read_mimic_cxr_jpg`].
@@ -141,7 +145,7 @@ def read_mimic_cxr(
         beside = Path(root).resolve().parent.parent  # .../files/mimic-cxr/2.0.0 and .../files/mimic-cxr-jpg/2.0.0
         table = find_first(Path(root), ["*-split.csv*"]) or find_first(beside, ["mimic-cxr-jpg/*/*-split.csv*"])
         tables = root if table is None else table.parent
-    return read_mimic(DICOM, root, split, tables, labels, reports)
+    return add_masks(read_mimic(DICOM, root, split, tables, labels, reports), chexmask, DICOM.name)
 
 
 def read_mimic(

@@ -43,6 +43,7 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 
 from .archive_tables import drop_repeated, find_in_archive, read_columns
+from .chexmask import add_masks
 from .splits import check_split
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,12 @@ BROKEN = frozenset(
 
 
 def read_padchest(
-    root: str | os.PathLike, split: str = "train", *, method: str = "all", min_images: int = 51
+    root: str | os.PathLike,
+    split: str = "train",
+    *,
+    method: str = "all",
+    min_images: int = 51,
+    chexmask: str | os.PathLike | None = None,
 ) -> datasets.Dataset:
     """
     Read PadChest into the schema of [`records`] without opening images.
@@ -106,6 +112,7 @@ def read_padchest(
         method (`str`, *optional*, defaults to `"all"`):
             Whose labels: `"Physician"`, `"RNN_model"` (a network's), or `"all"`.
         min_images (`int`, *optional*, defaults to 51): how many rows must have a label to make it a finding column.
+        chexmask (`str` or `os.PathLike`, *optional*): a table of CheXmask, or its folder, for masks; see [`chexmask`].
 
     Returns:
         `datasets.Dataset`: one record per existing image, in the order of the table; findings from the most
@@ -142,7 +149,7 @@ def read_padchest(
     add_details(frame)
     columns = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}
     columns |= {"findings": "Report", "report": "Report", **{finding: finding for finding in findings}}
-    return make_records(frame, columns, root, split, "padchest", skip_missing=True)
+    return add_masks(make_records(frame, columns, root, split, "padchest", skip_missing=True), chexmask, "padchest")
 
 
 def add_findings(frame: pd.DataFrame, min_images: int) -> tuple[pd.DataFrame, list[str]]:

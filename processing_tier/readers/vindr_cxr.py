@@ -38,6 +38,7 @@ from processing_tier.records.from_table import make_records
 from processing_tier.records.labels import to_numbers
 
 from .archive_tables import find_first, find_in_archive, read_columns
+from .chexmask import add_masks
 from .formats import read_frame
 from .splits import check_split
 
@@ -48,7 +49,9 @@ NO_FINDING = "No finding"
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
 
 
-def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -> datasets.Dataset:
+def read_vindr_cxr(
+    root: str | os.PathLike, split: str, *, min_votes: int = 2, chexmask: str | os.PathLike | None = None
+) -> datasets.Dataset:
     """
     Read one split of VinDr-CXR into the schema of [`records`] without opening images.
 
@@ -58,6 +61,7 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
         min_votes (`int`, *optional*, defaults to 2):
             How many of the three radiologists must state a finding for it to be present. It has no effect on the test
             split, which is a consensus.
+        chexmask (`str` or `os.PathLike`, *optional*): a table of CheXmask, or its folder, for masks; see [`chexmask`].
 
     Returns:
         `datasets.Dataset`: one record per existing image, in the order of the tables.
@@ -105,7 +109,7 @@ def read_vindr_cxr(root: str | os.PathLike, split: str, *, min_votes: int = 2) -
     frame["view"] = "PA"
     frame["boxes"] = frame["image_id"].map(boxes)
     columns = {finding: finding for finding in present.columns}
-    return make_records(frame, columns, root, split, NAME, skip_missing=True)
+    return add_masks(make_records(frame, columns, root, split, NAME, skip_missing=True), chexmask, NAME)
 
 
 def count_votes(labels: pd.DataFrame, min_votes: int, name: str) -> pd.DataFrame:
@@ -114,6 +118,8 @@ def count_votes(labels: pd.DataFrame, min_votes: int, name: str) -> pd.DataFrame
     if no radiologist says anything.
     """
     findings = [column for column in labels.columns if column not in ("image_id", "rad_id")]
+    if not findings or labels.empty:
+        raise ValueError(f"{name}: it has no findings or no rows; is this the file of the archive, unchanged?")
     votes = labels[findings].apply(to_numbers)
     if not (votes.isin((0, 1)) | labels[findings].isna()).all(axis=None):
         raise ValueError(

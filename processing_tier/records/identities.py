@@ -36,11 +36,13 @@ EMPTY = np.empty(0, dtype=np.uint64)
 SAME_IMAGES = {
     "mimic_cxr_jpg": "mimic_cxr",
     "ms_cxr": "mimic_cxr",
+    "chest_imagenome": "mimic_cxr",
     "chexpert_plus": "chexpert",
     "chexlocalize": "chexpert",
     "rsna": "chestxray14",
     "siim": "chestxray14",
     "chestx_det10": "chestxray14",
+    "chestxray14_experts": "chestxray14",
 }
 
 

@@ -11,7 +11,7 @@ from fuzz.mutations import VALUES, fuzz, run_child
 
 from processing_tier.readers import READERS, read_records
 from processing_tier.records.annotations import read_annotations
-from processing_tier.records.masks import counts_from_coco_string, counts_from_siim, decode_mask
+from processing_tier.records.masks import counts_from_coco_string, counts_from_row_pairs, counts_from_siim, decode_mask
 from processing_tier.records.table_options import TableOptions
 
 OPENI = """<?xml version="1.0" encoding="utf-8"?>
@@ -81,6 +81,49 @@ ARCHIVES = {
         {"MS_CXR_Local_Alignment_v0.1.json": json.dumps(COCO), **{f"jpg/{MS_CXR}": "jpeg"}},
     ),
 }
+SPLIT = f"subject_id,study_id,dicom_id,path,ViewPosition\n10000032,50414267,a-1,{MS_CXR},PA\n"
+GRAPH = {
+    "objects": [{"bbox_name": "right lung", **dict.fromkeys(("original_x1", "original_y1"), 1), "original_x2": 9}]
+}
+GRAPH["objects"][0]["original_y2"] = 9
+ARCHIVES |= {
+    "brax": (
+        "train",
+        {
+            "master_spreadsheet.csv": "PngPath,PatientID,PatientSex,PatientAge,AccessionNumber,ViewPosition,"
+            f"{FINDINGS}\nimages/a.png,id_1,M,85 or more,77,PA{',1.0,' * 7}\n",
+            "images/a.png": "png",
+        },
+    ),
+    "chest_imagenome": (
+        "train",
+        {
+            "silver_dataset/splits/train.csv": SPLIT,
+            "silver_dataset/splits/images_to_avoid.csv": SPLIT.replace("a-1", "g-1"),
+            "silver_dataset/scene_graph/a-1_SceneGraph.json": json.dumps(GRAPH),
+            "jpg/mimic-cxr-2.0.0-chexpert.csv": f"subject_id,study_id,{FINDINGS}\n10000032,50414267{',1.0,' * 7}\n",
+            f"jpg/{MS_CXR}": "jpeg",
+        },
+    ),
+    "chestxray14_experts": (
+        "test",
+        {
+            "four_findings_expert_labels/test_labels.csv": "Image Index,Patient ID,Fracture,Pneumothorax,"
+            "Airspace opacity,Nodule or mass\n00000001_000.png,1,YES,NO,,NO\n",
+            "images/00000001_000.png": "png",
+        },
+    ),
+    "vindr_cxr": (
+        "test",
+        {
+            "annotations/annotations_test.csv": "image_id,class_name,x_min,y_min,x_max,y_max\na,Edema,1,2,3,4\n",
+            "annotations/image_labels_test.csv": "image_id,Edema,No finding\na,1,0\n",
+            "test/a.dicom": "DICM",
+            "VinDr-CXR.csv": "image_id,Dice RCA (Mean),Left Lung,Right Lung,Heart,Height,Width\n"
+            "a,0.9,1 3,7 2 9 4,,5,6\n",
+        },
+    ),
+}
 ANNOTATIONS = {
     "boxes.json": [{"label": "Edema", "bbox_xywh": [1, 2, 3, 4]}, {"finding": "x", "x": 1, "y": 2, "w": 3, "h": 4}],
     "masks.json": [{"finding": "Edema", "height": 4, "width": 5, "counts": [3, 5, 12]}],
@@ -96,9 +139,9 @@ def read(path: Path) -> None:
             assert decode_mask(mask["counts"], mask["height"], mask["width"]).shape == (mask["height"], mask["width"])
         return
     split = ARCHIVES[path.name][0]
-    records = read_records(
-        f"{path.name}:{path}", split, TableOptions(image_root=path / "jpg" if path.name == "ms_cxr" else None)
-    )
+    data = f"{path.name}:{path}" + (f",chexmask={path / 'VinDr-CXR.csv'}" if path.name == "vindr_cxr" else "")
+    beside = path.name in ("ms_cxr", "chest_imagenome")
+    records = read_records(data, split, TableOptions(image_root=path / "jpg" if beside else None))
     assert len(records["image_id"][:]) > 0
     for record in records:
         for mask in record.get("masks") or ():
@@ -143,7 +186,13 @@ def test_run_lengths_of_any_kind_are_read_or_refused():
             chr(rng.choice((48, 49, 50, 52, 79, 80, 111, 0, 200, 0x1F600))) for _ in range(rng.randrange(9))
         )
         words = " ".join(str(rng.choice((0, 1, 3, -1, 10**12, "x", "\u0664"))) for _ in range(rng.randrange(7)))
-        for read_counts, value in ((list, counts), (counts_from_coco_string, text), (counts_from_siim, words)):
+        forms = (
+            (list, counts),
+            (counts_from_coco_string, text),
+            (counts_from_siim, words),
+            (counts_from_row_pairs, words),
+        )
+        for read_counts, value in forms:
             try:
                 found = value if read_counts is list else read_counts(value, height, width)
                 mask = decode_mask(found, height, width)

@@ -124,6 +124,11 @@ def test_errors(root):
     assert message(root) == (
         "image_labels_train.csv: column 'image_id' is missing; is this the file of the archive, unchanged?"
     )
+    for rows in (LABELS[:1], ["image_id", "a1"]):
+        write(table, rows)
+        assert message(root) == (
+            "image_labels_train.csv: it has no findings or no rows; is this the file of the archive, unchanged?"
+        )
     table.unlink()
     assert message(root) == (
         f"{root}: annotations/image_labels_train.csv of vindr_cxr is not in this folder; get it from "

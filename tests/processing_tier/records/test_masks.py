@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from processing_tier.records.masks import (
     counts_from_coco_string,
+    counts_from_row_pairs,
     counts_from_siim,
     decode_mask,
     encode_mask,
@@ -57,6 +58,11 @@ def test_round_trips(mask):
     pairs = counts[: len(counts) // 2 * 2]
     text = " ".join(map(str, pairs)) if mask.any() else "-1"
     assert counts_from_siim(text, *mask.shape) == counts
+    rows = encode_mask(mask.T)  # the runs of the rows
+    starts = np.cumsum(rows)[:-1:2] + 1
+    if mask.any():
+        text = " ".join(f"{start} {length}" for start, length in zip(starts, rows[1::2], strict=True))
+        assert counts_from_row_pairs(text, *mask.shape) == counts
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
