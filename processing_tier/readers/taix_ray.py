@@ -36,6 +36,7 @@ import pandas as pd
 from processing_tier.records.identifiers import normalize_identifiers
 from processing_tier.records.labels import DAYS, MAX_AGE
 from processing_tier.records.more_columns import add_columns
+from processing_tier.records.schema import TEXT_COLUMNS
 
 from .archive_tables import drop_repeated, find_in_archive
 from .hub import check_paths, load
@@ -96,30 +97,36 @@ def read_taix_ray(
     kept = drop_repeated(frame, "UID", f"{NAME}, split {split}")
     if len(kept) < len(frame):
         dataset = dataset.select(kept.index)
-    labels = to_findings(kept[list(GRADES)], LEVELS[questionable], sides)
-    image_ids = normalize_identifiers(kept["UID"], NAME, "UID")
-    patients = normalize_identifiers(kept["PatientID"], NAME, "PatientID")
-    ages = pd.to_numeric(kept["Age"], errors="coerce") / DAYS["Y"]
-    columns = pd.DataFrame(
+    columns = to_columns(kept, to_findings(kept[list(GRADES)], LEVELS[questionable], sides), split)
+    features = {name: feature for name, feature in make_features(dict.fromkeys(columns)).items() if name != "image"}
+    pictures = dataset.select_columns("Image").rename_column("Image", "image")
+    return add_columns(pictures, features, columns.to_dict("records"))
+
+
+def to_columns(frame: pd.DataFrame, labels: dict[str, pd.Series], split: str) -> pd.DataFrame:
+    """
+    All columns of the schema but the image, which has no text.
+
+    Raises:
+        `ValueError`: an image without an id or a patient.
+    """
+    image_ids, patients = (normalize_identifiers(frame[column], NAME, column) for column in ("UID", "PatientID"))
+    if "" in patients or "" in image_ids:
+        raise ValueError(f"{NAME}: an image has no UID or no PatientID; download the file again.")
+    ages = pd.to_numeric(frame["Age"], errors="coerce") / DAYS["Y"]
+    return pd.DataFrame(
         {
             "image_id": image_ids,
             "patient_id": patients,
             "study_id": image_ids,
             "view": "AP",
-            "findings": "",
-            "impression": "",
-            "report": "",
+            **dict.fromkeys(TEXT_COLUMNS, ""),
             "split": split,
             **{finding: values.to_numpy() for finding, values in labels.items()},
-            "sex": kept["Sex"].fillna("").to_numpy(),
+            "sex": frame["Sex"].fillna("").to_numpy(),
             "age": ages.where(ages.between(0, MAX_AGE)).to_numpy(),
         }
     )
-    if "" in patients or "" in image_ids:
-        raise ValueError(f"{NAME}: an image has no UID or no PatientID; download the file again.")
-    features = {name: feature for name, feature in make_features(dict.fromkeys(columns)).items() if name != "image"}
-    pictures = dataset.select_columns("Image").rename_column("Image", "image")
-    return add_columns(pictures, features, columns.to_dict("records"))
 
 
 def to_findings(grades: pd.DataFrame, questionable: float, sides: bool) -> dict[str, pd.Series]:

@@ -103,10 +103,9 @@ def read_vindr_cxr(
         marks[side] = to_numbers(marks[end]) - to_numbers(marks[start])
     boxes = group_boxes(marks, table.name)
 
-    frame = present.reset_index()
+    frame = present.reset_index().assign(view="PA")
     frame["image"] = f"{split}/" + frame["image_id"] + ".dicom"
     frame["patient_id"] = frame["image_id"]
-    frame["view"] = "PA"
     frame["boxes"] = frame["image_id"].map(boxes)
     columns = {finding: finding for finding in present.columns}
     return add_masks(make_records(frame, columns, root, split, NAME, skip_missing=True), chexmask, NAME)
