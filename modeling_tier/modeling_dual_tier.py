@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierDualEncoderConfig
 from .losses_tier import attended_tokens, counted_tokens
-from .pooling_tier import NEEDS_CLASS_TOKEN, pool_image, pool_text
+from .pooling_tier import NEEDS_CLASS_TOKEN, pool_end, pool_image, pool_text
 from .tower_features_tier import TowerFeatures, read_features
 from .towers_tier import (
     check_image_tower,
@@ -163,6 +163,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
@@ -175,29 +176,40 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
                 the padding.
             position_ids, token_type_ids (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
                 As the text encoder takes them; an encoder without token types ignores them.
+            text_hidden_state (`torch.Tensor` of shape `(texts, tokens, hidden)`, *optional*):
+                The `last_hidden_state` that this method returned for these texts. The encoder then does not run.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the projected token that `text_pooling`
             selects, or the end token of a CLIP text encoder, not normalised.
         """
         self.check_text_length(input_ids)
+        if attention_mask is None:
+            attention_mask = self.infer_attention_mask(input_ids)
+        if text_hidden_state is not None:
+            hidden = text_hidden_state.to(self.text_projection[0].weight.dtype)
+            pooled = self.pool_text_tokens(hidden, input_ids, attention_mask)
+            return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.text_projection(pooled))
         if token_type_ids is not None and getattr(self.config.text_config, "type_vocab_size", None):
             kwargs["token_type_ids"] = token_type_ids
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if attention_mask is None:
-            attention_mask = self.infer_attention_mask(input_ids)
         outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        if self.reads_forward:
-            pooled = outputs.pooler_output  # (texts, hidden)
-        else:
-            pooled = pool_text(self.config.text_pooling, outputs.last_hidden_state, attention_mask)
+        pooled = self.pool_text_tokens(outputs.last_hidden_state, input_ids, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.text_projection(pooled),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def pool_text_tokens(
+        self, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The hidden state of the token that stands for each text, (texts, hidden); see [`get_text_features`]."""
+        if self.reads_forward:
+            return pool_end(hidden, input_ids, self.config.text_config.eos_token_id)
+        return pool_text(self.config.text_pooling, hidden, attention_mask)
 
     @property
     def reads_forward(self) -> bool:
@@ -212,10 +224,21 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         return attended_tokens(input_ids, text_config.pad_token_id, text_config.eos_token_id)
 
     def encode_images(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
-        """As [`TierCLIPModel.encode_images`], with the backbone and its projection head."""
-        outputs, features = self.run_image_tower(pixel_values, interpolate_pos_encoding, **kwargs)
+        """
+        As [`TierCLIPModel.encode_images`], with the backbone and its projection head. `vision_hidden_state` has the
+        shape that the backbone gives.
+        """
+        if vision_hidden_state is None:
+            outputs, features = self.run_image_tower(pixel_values, interpolate_pos_encoding, **kwargs)
+        else:
+            hidden, size = vision_hidden_state.to(self.visual_projection[0].weight.dtype), self.config.image_size
+            outputs, features = BaseModelOutput(hidden), read_features(self.vision_model, hidden, size, size)
         pooled, patches = self.project_features(features)
         outputs = BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -268,7 +291,11 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the image backbone.
@@ -276,12 +303,15 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         Args:
             pixel_values (`torch.Tensor`): See the class.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            vision_hidden_state (`torch.Tensor`, *optional*):
+                The `last_hidden_state` that this method returned for these images, in place of `pixel_values` of the
+                model's own size. The backbone then does not run.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` is the backbone's own; `pooler_output` (batch, dim) is
             the global image embedding that `config.image_pooling` selects, projected, not normalised.
         """
-        return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[0]
+        return self.encode_images(pixel_values, interpolate_pos_encoding, vision_hidden_state, **kwargs)[0]
 
     # Longer than 60 lines: the arguments
     # More than 7 parameters: the Trainer passes the columns that this signature names
@@ -300,6 +330,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
+        vision_hidden_state: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -318,10 +350,13 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
+            text_hidden_state=text_hidden_state,
             return_dict=True,
             **kwargs,
         )
-        vision_outputs, patches = self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)
+        vision_outputs, patches = self.encode_images(
+            pixel_values, interpolate_pos_encoding, vision_hidden_state, **kwargs
+        )
         if attention_mask is None:
             attention_mask = self.infer_attention_mask(input_ids)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)

@@ -14,7 +14,7 @@ from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierCLIPConfig
 from .direct_maps_tier import direct_contributions, through_norm
 from .losses_tier import counted_tokens
-from .pooling_tier import pool_image
+from .pooling_tier import pool_end, pool_image
 from .towers_tier import check_image_size
 
 
@@ -39,6 +39,7 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
@@ -48,12 +49,19 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             input_ids (`torch.Tensor` of shape `(texts, tokens)`): BOS, words, EOS and padding of each text.
             attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*): 0 for padding.
             position_ids (`torch.Tensor`, *optional*): As in CLIP.
+            text_hidden_state (`torch.Tensor` of shape `(texts, tokens, hidden)`, *optional*):
+                The `last_hidden_state` that this method returned for these texts. The tower then does not run.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the text embedding, projected, not
             normalised.
         """
         self.check_text_length(input_ids)
+        kwargs.pop("vision_hidden_state", None)  # CLIPModel.forward passes the same options to both towers
+        if text_hidden_state is not None:
+            hidden = text_hidden_state.to(self.text_projection.weight.dtype)
+            end = pool_end(hidden, input_ids, self.config.text_config.eos_token_id)
+            return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self.text_projection(end))
         return super().get_text_features(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -64,7 +72,11 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the image tower.
@@ -72,20 +84,29 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         Args:
             pixel_values (`torch.Tensor`): See the class.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            vision_hidden_state (`torch.Tensor` of shape `(batch, 1 + patches, hidden)`, *optional*):
+                The `last_hidden_state` that this method returned for these images, in place of `pixel_values`. The
+                tower then does not run.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (batch, dim) is the global image embedding that
             `config.image_pooling` asks for, projected, not normalised.
         """
-        pixel_values = self.normalize_pixels(pixel_values)
-        check_image_size(pixel_values, self.vision_model.embeddings, interpolate_pos_encoding)
-        # without super(), so that the classifier, which has no text tower, uses this method too
-        vision_outputs = self.vision_model(
-            pixel_values=pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-            **kwargs,
-        )
+        kwargs.pop("text_hidden_state", None)  # CLIPModel.forward passes the same options to both towers
+        if vision_hidden_state is not None:
+            hidden = vision_hidden_state.to(self.visual_projection.weight.dtype)
+            class_token = self.vision_model.post_layernorm(hidden[:, 0])
+            vision_outputs = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=class_token)
+        else:
+            pixel_values = self.normalize_pixels(pixel_values)
+            check_image_size(pixel_values, self.vision_model.embeddings, interpolate_pos_encoding)
+            # without super(), so that the classifier, which has no text tower, uses this method too
+            vision_outputs = self.vision_model(
+                pixel_values=pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **kwargs,
+            )
         patches = self.vision_model.post_layernorm(vision_outputs.last_hidden_state[:, 1:])  # (batch, patches, hidden)
         # Pooled before the projection, which is linear without bias: the mean of the projected patches is the same.
         pooled = pool_image(self.config.image_pooling, patches, class_token=vision_outputs.pooler_output)
@@ -93,7 +114,11 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         return vision_outputs
 
     def encode_images(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """
         Runs the image tower once, for the image embedding and for the patches.
@@ -101,15 +126,19 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         Args:
             pixel_values (`torch.Tensor`): See the class.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            vision_hidden_state (`torch.Tensor`, *optional*):
+                In place of `pixel_values` of the model's own size; see [`get_image_features`].
 
         Returns:
             `tuple`: what [`get_image_features`] returns, and the patches (batch, rows, columns, dim), not normalised.
         """
-        vision_outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        vision_outputs = self.get_image_features(
+            pixel_values, interpolate_pos_encoding, vision_hidden_state, return_dict=True, **kwargs
+        )
         patches = self.project_patches(vision_outputs.last_hidden_state)  # (batch, patches, dim)
-        patch_size = self.config.vision_config.patch_size
-        rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
-        return vision_outputs, patches.unflatten(1, (rows, columns))
+        config = self.config.vision_config
+        size = (config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
+        return vision_outputs, patches.unflatten(1, [edge // config.patch_size for edge in size])
 
     def get_direct_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """
@@ -160,6 +189,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
+        vision_hidden_state: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -189,6 +220,12 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 Texts of each image, each a positive of its own in the loss, see [`contrastive_loss`]; `input_ids` then
                 has all first texts in the order of the images, then all second ones, and so on. Texts that say the
                 same count once. 0 for one text per image, each of which counts.
+            vision_hidden_state (`torch.Tensor` of shape `(images, 1 + patches, hidden)`, *optional*):
+                The `last_hidden_state` of the image tower for these images, in place of `pixel_values`. The tower then
+                does not run, so it must be frozen; what is on top of it is trained as with the pixels.
+            text_hidden_state (`torch.Tensor` of shape `(texts, tokens, hidden)`, *optional*):
+                Likewise of the text tower for `input_ids`, which are needed beside it. The rows of padding count only
+                with `entropy_tokens="all"`.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -205,6 +242,8 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            vision_hidden_state=vision_hidden_state,
+            text_hidden_state=text_hidden_state,
             return_dict=True,
             **kwargs,
         )

@@ -50,3 +50,20 @@ def pool_text(text_pooling: str, hidden: torch.Tensor, attention_mask: torch.Ten
     positions = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention_mask.to(hidden.device).ne(0) * positions).argmax(-1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def pool_end(hidden: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """
+    The hidden state of each text's end token, as `CLIPTextModel` pools it (transformers, `modeling_clip.py`): the
+    first end token; where `eos_token_id` is 2, which marks an old checkpoint, the highest id.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(texts, tokens, hidden)`): The last hidden states.
+        input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
+        eos_token_id (`int`): As in the text tower's configuration.
+
+    Returns:
+        `torch.Tensor` of shape `(texts, hidden)`
+    """
+    is_end = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
+    return hidden[torch.arange(len(hidden), device=hidden.device), is_end.int().argmax(-1).to(hidden.device)]
