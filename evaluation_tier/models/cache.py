@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,13 @@ EMBEDDING = [Path(__file__).with_name(f"{name}.py") for name in ("images", "embe
 
 def hash_weights(model: torch.nn.Module) -> str:
     """SHA-256 of a model's parameters and buffers, with their names, types and shapes; the same on every device."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """See `hash_weights`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -66,6 +71,20 @@ def hash_image(image: Any) -> str | None:
     return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else None
 
 
+def content_key(parts: Mapping[str, Any], files: Iterable[Path] = ()) -> str:
+    """
+    SHA-256 of what decides some numbers: `parts`, the code of `files`, the code that decodes images and that of the
+    models, and the versions of the packages.
+    """
+    decided = {
+        **parts,
+        "versions": installed_versions(),
+        "code": hash_code((PIXELS, MODELS)),
+        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+    }
+    return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()
+
+
 class EmbeddingCache:
     """
     The embeddings of one model, a safetensors file per image, in a folder that any number of models, data sets and
@@ -80,16 +99,8 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: str | os.PathLike, model: EvaluatedModel, what: str):
-        parts = {
-            "identity": model.identity,
-            "versions": installed_versions(),
-            "code": hash_code((PIXELS, MODELS)),
-            "embedding": [hashlib.sha256(file.read_bytes()).hexdigest() for file in EMBEDDING],
-            "device": model.device.type,
-            "what": what,
-        }
-        name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-        self.folder = Path(folder) / name
+        parts = {"identity": model.identity, "device": model.device.type, "what": what}
+        self.folder = Path(folder) / content_key(parts, EMBEDDING)
         self.writable = True
 
     def path(self, image_hash: str) -> Path:

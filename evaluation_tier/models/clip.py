@@ -3,7 +3,7 @@ weights, texts through `modeling_tier/texts_tier.py`, which knows how each kind 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,13 +88,15 @@ class ClipFamily:
         return PatchEmbeds(to_unit_length(pooled), to_unit_length(patches), weights)
 
 
-def project_patches(
-    model: PreTrainedModel, pixels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Image (batch, dim) and patches (batch, patches, dim), not normalised, and the `weights` of `PatchEmbeds`."""
+def project_patches(model: PreTrainedModel, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """
+    Image (batch, dim) and patches (batch, patches, dim), not normalised, and the `weights` of `PatchEmbeds`. `pixels`
+    may also be what TIER's models take in place of pixels, by its name.
+    """
     weights = None
     if hasattr(model, "encode_images"):
-        outputs, grid = model.encode_images(pixels)  # grid (images, rows, columns, dim)
+        inputs = pixels if isinstance(pixels, Mapping) else {"pixel_values": pixels}
+        outputs, grid = model.encode_images(**inputs)  # grid (images, rows, columns, dim)
         patch_features = grid.flatten(1, 2)
         if model.config.image_pooling in ADDS_UP:
             weights = patch_weights(grid).flatten(1)

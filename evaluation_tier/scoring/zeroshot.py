@@ -7,7 +7,7 @@ one model are in `image_scores.py`.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.models.cache import hash_model
 from evaluation_tier.models.contract import COSINE
-from evaluation_tier.models.embedding import embed_batches
+from evaluation_tier.models.embedding import Outputs, embed_batches
 from evaluation_tier.models.families import has_patches, own_level, similarity_of
 from evaluation_tier.models.images import MAX_UNREADABLE
 from evaluation_tier.models.loading import check_comparable, check_members_differ, is_classifier
@@ -342,6 +342,7 @@ def zero_shot_auroc(
     scoring: str = "difference",
     score_level: str = AUTO,
     batch_size: int = 32,
+    embedded: Iterable[tuple[np.ndarray, Outputs]] | None = None,
 ) -> dict[str, float]:
     """AUROC of each finding and their `"mean"`, without intervals: cheap enough to call during training.
 
@@ -350,13 +351,16 @@ def zero_shot_auroc(
 
     Args:
         score_level: of `LEVELS`, or `"auto"`: the model's own, see `default_level`.
+        embedded: what `embed_batches` would yield, where it is at hand.
 
     Returns:
         NaN for a finding that lacks a class; the mean leaves it out. The model returns to the mode it was in.
     """
     asked = {finding: prompts[finding] for finding in findings}
     scores = ImageScores(model, processor, dataset, findings, asked, scoring)
-    for rows, outputs in embed_batches(model, processor, dataset, batch_size):
+    if embedded is None:
+        embedded = embed_batches(model, processor, dataset, batch_size)
+    for rows, outputs in embedded:
         scores.add(rows, outputs)
     of_level = scores.levels[default_level(model) if score_level == AUTO else score_level]
     readable = ~np.isnan(of_level).any(axis=1)

@@ -1,4 +1,4 @@
-"""Hidden states of a frozen tower in place of its inputs: the same outputs, loss and gradients of all that is on top."""
+"""Hidden states of a frozen tower in place of its inputs: the same outputs, loss and gradients of what is on top."""
 
 import pytest
 import torch

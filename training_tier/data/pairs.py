@@ -14,6 +14,7 @@ from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups, text_hash
 from processing_tier.reports.sentences import split_sentences
 from training_tier.data.augmentation import augment, augment_tier
+from training_tier.data.features import ImageFeatures
 from training_tier.data.image_cache import CachedImages
 from training_tier.data.streaming import ShardedImages
 
@@ -74,6 +75,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.all_columns = records
         self.records = records.select_columns([*(["image"] if images is None else []), "image_id", *SECTIONS])
         self.images = images
+        self.features: ImageFeatures | None = None  # what a frozen image tower gives, in place of the pixels
         self.image_processor = image_processor
         self.options = options
         self.epoch = 0
@@ -98,6 +100,19 @@ class PairDataset(torch.utils.data.Dataset):
         for record in self.records.select_columns(list(SECTIONS)):
             yield clean_text(select_text(record, source), self.options.deidentified)
 
+    def texts_of_all_epochs(self) -> Iterator[str]:
+        """Every text that a pair can have, if each epoch draws from the same ones (not with `sample_sentences`)."""
+        if not self.options.sentences_per_image:
+            yield from self.texts()
+            return
+        for record in self.records.select_columns(list(SECTIONS)):
+            yield from distinct_sentences(record).values()
+
+    def use_features(self, features: ImageFeatures) -> None:
+        """From now on, pairs have a `vision_hidden_state` in place of `pixel_values`, and no image is read."""
+        self.features = features
+        self.records = self.records.select_columns(["image_id", *SECTIONS])
+
     def __getitem__(self, index: int) -> dict:
         """
         `index`, `image_id`, and either `pixel_values` (1, height, width) with `text` (or `texts` and `groups`), or the
@@ -105,14 +120,15 @@ class PairDataset(torch.utils.data.Dataset):
         """
         record = self.records[index]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
+        pair = {"index": index, "image_id": record["image_id"]}
         try:
-            source = record["image"] if self.images is None else self.images.read(index)
-            image = self.image_processor.read(source)
+            if self.features is not None:
+                pair["vision_hidden_state"] = self.features.read(index)
+            else:
+                source = record["image"] if self.images is None else self.images.read(index)
+                pair["pixel_values"] = self.make_views(self.image_processor.read(source), rng)
         except ValueError as error:
-            return {"index": index, "image_id": record["image_id"], "error": str(error)}
-        views = [self.make_pixels(image, rng) for _ in range(self.options.image_views)]
-        pixels = torch.stack(views) if len(views) > 1 else views[0]
-        pair = {"index": index, "image_id": record["image_id"], "pixel_values": pixels}
+            return {**pair, "error": str(error)}
         if self.options.sentences_per_image:
             texts, groups = draw_sentences(record, self.options.sentences_per_image, rng)
             return {**pair, "texts": texts, "groups": groups}
@@ -121,6 +137,11 @@ class PairDataset(torch.utils.data.Dataset):
         else:
             pair["text"] = clean_text(select_text(record, self.options.text), self.options.deidentified)
         return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
+
+    def make_views(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        """(1, height, width), or (image_views, 1, height, width) with several."""
+        views = [self.make_pixels(image, rng) for _ in range(self.options.image_views)]
+        return torch.stack(views) if len(views) > 1 else views[0]
 
     def make_pixels(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """(1, height, width), 8 bits where the image processor allows; the device normalises them."""
@@ -148,6 +169,17 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
 
+def distinct_sentences(record: Mapping) -> dict[int, str]:
+    """The sentences of impression and findings by their groups, see [`draw_sentences`]."""
+    distinct: dict[int, str] = {}
+    for sentence in (sentence for section in SECTIONS for sentence in split_sentences(record[section] or "")):
+        distinct.setdefault(text_hash(sentence), sentence)
+    if not distinct:  # only marks and numbers
+        text = select_text(record, "both")
+        distinct = {text_hash(text): text}
+    return distinct
+
+
 def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
     """
     Sentences of the impression and the findings, drawn without replacement. Sentences that say the same count once. A
@@ -162,13 +194,7 @@ def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tup
         `tuple`: the sentences, and for each its group, which all sentences that say the same share (see
         [`text_hash`]).
     """
-    sentences = [sentence for section in SECTIONS for sentence in split_sentences(record[section] or "")]
-    distinct: dict[int, str] = {}
-    for sentence in sentences:
-        distinct.setdefault(text_hash(sentence), sentence)
-    if not distinct:  # only marks and numbers
-        text = select_text(record, "both")
-        distinct = {text_hash(text): text}
+    distinct = distinct_sentences(record)
     groups = list(distinct)
     drawn: list[int] = []
     while len(drawn) < count:

@@ -5,11 +5,13 @@ Callbacks that save, stop or resume are in the modules of these names; `throughp
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from evaluation_tier.models.cache import hash_weights
 from modeling_tier.base_tier import TierModelMixin
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
@@ -42,6 +44,34 @@ class EpochSetter(TrainerCallback):
     ) -> None:
         # the tolerance: in a resumed run the epoch is a sum of fractions
         train_dataloader.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+class FrozenTowers(TrainerCallback):
+    """
+    Refuses a training that starts with other towers than those whose outputs it reads, such as a resumed one whose
+    checkpoint has another tower.
+
+    Args:
+        hashes (`Mapping[str, str]`): see [`cache_features`].
+    """
+
+    def __init__(self, hashes: Mapping[str, str]):
+        self.hashes = hashes
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, expected in self.hashes.items():
+            if hash_weights(getattr(model, name)) != expected:
+                raise ValueError(
+                    f"The {name} of the checkpoint is not the one whose features are cached: start from the same "
+                    "--model as the run that resumes, or leave cache_features out."
+                )
 
 
 class EntropyWarmup(TrainerCallback):

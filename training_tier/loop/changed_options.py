@@ -47,6 +47,7 @@ FREE_OPTIONS = {
 }
 
 FREE_DATA_OPTIONS = {
+    "cache_features",  # but whether features are cached counts, as they are rounded
     "columns",
     "data",
     "image_cache",
@@ -90,6 +91,7 @@ def run_options(options: Options, train_records: datasets.Dataset, eval_records:
     for name, value in training_arguments.to_dict().items():
         if name not in FREE_OPTIONS and not name.startswith(FREE_PREFIXES):
             described[name] = value
+    described["cached features"] = data_arguments.cache_features is not None
     if not data_arguments.streaming:  # with streaming, their number sets the order of the images
         del described["dataloader_num_workers"]
     described["number of processes"] = training_arguments.world_size

@@ -1,6 +1,7 @@
 """The Trainer of contrastive training: pairs, the terms of the loss, zero-shot AUROC."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -16,10 +17,12 @@ from evaluation_tier.scoring.zeroshot import zero_shot_auroc
 from modeling_tier.base_tier import TierCLIPOutput
 from modeling_tier.texts_tier import is_padded_to_the_end
 from processing_tier.prompts.loader import load_prompts
+from training_tier.data.feature_cache import cache_features
+from training_tier.data.features import embed_features
 from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
 from training_tier.data.text_lengths import read_by_length
-from training_tier.loop.callbacks import EntropyWarmup, LogitScaleClamp
+from training_tier.loop.callbacks import EntropyWarmup, FrozenTowers, LogitScaleClamp
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.memory.sharding import whole_tensor
@@ -80,6 +83,13 @@ class TierTrainer(RadiographTrainer):
         self.check_padding()
         if self.args.group_texts:
             read_by_length(self.model.text_model)
+
+    def use_cached_features(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
+        """
+        Trains and evaluates from now on with the outputs of frozen towers that a folder keeps; see [`cache_features`].
+        """
+        hashes = cache_features(self.model, self.data_collator, [self.train_dataset, self.eval_dataset], folder, dtype)
+        self.add_callback(FrozenTowers(hashes))
 
     def check_padding(self) -> None:
         """
@@ -263,6 +273,8 @@ class TierTrainer(RadiographTrainer):
         with self.whole_model() as model, fail_together():
             if self.accelerator.is_main_process:
                 model.to(self.args.device)
+                features, batch_size = dataset.features, self.args.eval_batch_size
+                embedded = None if features is None else embed_features(model, features, batch_size)
                 with torch.autocast(model.device.type, enabled=False):
                     result[0] = zero_shot_auroc(
                         model,
@@ -270,6 +282,7 @@ class TierTrainer(RadiographTrainer):
                         records,
                         findings,
                         self.prompts,
-                        batch_size=self.args.eval_batch_size,
+                        batch_size=batch_size,
+                        embedded=embedded,
                     )
         return broadcast_object_list(result)[0]

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from evaluation_tier.models.images import MAX_UNREADABLE
 from modeling_tier.global_batch_tier import separate_batches
-from training_tier.data.collator import refuse_batch
+from training_tier.data.collator import count_images, refuse_batch
 from training_tier.data.labels import NOT_STATED
 from training_tier.data.pairs import PairDataset
 from training_tier.data.workers import shield_workers
@@ -258,7 +258,7 @@ class EvaluatingTrainer(Trainer):
         counts = self._evaluated.sampler.is_own(first)
         if counts:
             self._evaluated.unreadable.extend(unreadable)
-        if "pixel_values" not in inputs:
+        if not count_images(inputs):
             if self.is_fsdp_enabled:  # the other processes wait for this one
                 refuse_batch(unreadable)
             return None, None, None

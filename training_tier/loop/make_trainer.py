@@ -80,6 +80,8 @@ def make_contrastive_trainer(
         training_facts=facts,
     )
     freeze_towers(trainer.model, task, model_arguments)
+    if data_arguments.cache_features is not None:
+        trainer.use_cached_features(data_arguments.cache_features)
     return trainer
 
 

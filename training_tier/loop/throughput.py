@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training_tier.data.collator import count_images
 from training_tier.data.text_lengths import padded_lengths
 
 # Floating-point operations per second of dense 16-bit matrix products, from the data sheets.
@@ -66,7 +67,9 @@ def flops_by_length(model: torch.nn.Module, pair: dict) -> np.ndarray:
     for length in lengths:
         # the first token repeated, then the last attended one
         inputs = {
-            name: value[:, :1].expand(1, length).clone() if value.shape[1:] == (tokens,) else value
+            name: value[:, :1].expand(1, length, *value.shape[2:]).clone()
+            if value.shape[1:] == (tokens,) or name == "text_hidden_state"
+            else value
             for name, value in pair.items()
         }
         end = pair["attention_mask"][0].nonzero().max() if "attention_mask" in pair else -1
@@ -106,7 +109,7 @@ class Throughput(TrainerCallback):
                 lengths = padded_lengths(batch["attention_mask"]).cpu().numpy()
             elif "input_ids" in batch:
                 lengths = np.full(*batch["input_ids"].shape)
-            self.counted += len(batch["pixel_values"]), lengths.sum(), (lengths**2).sum()
+            self.counted += count_images(batch), lengths.sum(), (lengths**2).sum()
         if self.example is None and batches:
             self.example = {name: value[:1] for name, value in batches[0].items() if torch.is_tensor(value)}
 

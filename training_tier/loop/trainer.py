@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_peft_available
 
-from training_tier.data.collator import refuse_batch
+from training_tier.data.collator import count_images, refuse_batch
 from training_tier.data.streaming import ShardedImages
 from training_tier.data.workers import shield_workers
 from training_tier.loop.callbacks import EpochSetter
@@ -157,7 +157,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         self.throughput.on_batch_wait()
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
-            if "pixel_values" not in batch:
+            if not count_images(batch):
                 refuse_batch(batch["unreadable"])
         self.throughput.on_batches(batches)
         return batches, num_items

@@ -1,7 +1,7 @@
 """
-Options that exclude each other, or that have no effect with another. All such rules stand here, by subject, and are
-applied before anything is loaded. The value of a single option is checked in `checks.py`; checks that need the data,
-the model or a checkpoint are where these are loaded.
+Options that exclude each other, or that have no effect with another. All such rules stand here, by subject (those on
+cached features in `feature_rules.py`), and are applied before anything is loaded. The value of a single option is
+checked in `checks.py`; checks that need the data, the model or a checkpoint are where these are loaded.
 
 Each rule yields its sentence. The Trainers apply those on the launch, the batch and the order again, for users who
 make a Trainer in Python.
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from training_tier.options.feature_rules import rules_on_features
 from training_tier.start.presets import PRESETS, misfit_of_patches
 
 if TYPE_CHECKING:  # these modules import this one
@@ -29,7 +30,7 @@ CONTRASTIVE_OPTIONS = (
     *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
     *("soft_targets", "avoid_duplicates"),
     *("text", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
-    *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts"),
+    *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features"),
 )
 
 TABLE_OPTIONS = ("columns", "image_root", "sheet", "label_values")
@@ -287,6 +288,7 @@ def check_together(options: "Options") -> None:
         rules_on_negatives(training, launch),
         rules_on_chunks(training, launch, data.image_views),
         rules_on_text_groups(training, launch),
+        rules_on_features(task, data, training, launch),
     )
 
 

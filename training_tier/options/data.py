@@ -120,6 +120,15 @@ class DataArguments:
             "Does not work with --streaming."
         },
     )
+    cache_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps the outputs of frozen towers for this run and later ones. A tower then runs "
+            "once for each image or text and not in each epoch. Needs --freeze_image_tower true and --augmentation "
+            "none; with --freeze_text_tower true, the outputs for texts are kept too. They are kept in float16. See "
+            "docs/frozen.md."
+        },
+    )
     shuffle_buffer: int | None = field(
         default=None,
         metadata={"help": "With --streaming: images that each worker holds to shuffle (1000 by default)."},
