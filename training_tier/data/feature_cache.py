@@ -81,13 +81,14 @@ def cache_features(
             "cache_features does not work with SigLIP, whose projection heads are inside its towers; leave it out."
         )
     hashes = {"vision_model": hash_frozen(model, "vision_model")}
+    if caches_texts(model, options):
+        hashes["text_model"] = hash_frozen(model, "text_model")
     with usable(folder):
         check_folder(Path(folder))
         store = open_store(folder, "images", image_parts(model, pair_datasets[0], hashes["vision_model"]), dtype)
         for dataset in pair_datasets:
             add_images(store, model, dataset, dtype)
-        if caches_texts(model, options):
-            hashes["text_model"] = hash_frozen(model, "text_model")
+        if "text_model" in hashes:
             parts = {"weights": hashes["text_model"], "config": describe(model.text_model), **described_model(model)}
             texts = open_store(folder, "texts", parts, dtype)
             add_texts(texts, model, collator, pair_datasets, dtype)

@@ -11,7 +11,6 @@ from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.loop.contrastive import TierTrainer
 from training_tier.start.presets import preset_config
 
-
 PLAIN = PairOptions()
 
 
