@@ -168,10 +168,10 @@ def measure_transfer(
     resampled = measure(carried, controls, draws)
     few = {group: find_too_few(labels, patients) for group, labels in {"": carried.labels, **controls}.items()}
     estimates = estimate(point, resampled, few)
-    results = {}
+    results: dict[str, dict] = {}
     for i, name in enumerate(names):
-        known = {"fitted_as": matched[name], "fitted": fitted[name], **count_labels(carried.labels[:, i])}
-        results[name] = known | estimates[i]
+        counts = count_labels(carried.labels[:, i])
+        results[name] = {"fitted_as": matched[name], "fitted": fitted[name], **counts, **estimates[i]}
     return {
         "fitted_on": describe_source(source),
         "dataset": metrics["dataset"],
