@@ -33,12 +33,17 @@ from . import (
     covid_qu_ex,
     mimic_cxr,
     ms_cxr,
+    nlm_tuberculosis,
     openi,
     padchest,
+    padchest_gr,
+    rexgradient,
     rsna,
     siim,
     taix_ray,
+    tbx11k,
     vindr_cxr,
+    vindr_pcxr,
 )
 from .formats import is_table_name, read_frame
 from .hub import list_hub_splits, read_hub
@@ -68,6 +73,12 @@ READERS: dict[str, tuple[Callable[..., datasets.Dataset], tuple[str, ...]]] = {
     "taix_ray": (taix_ray.read_taix_ray, taix_ray.SPLITS),
     "chest_imagenome": (chest_imagenome.read_chest_imagenome, chest_imagenome.SPLITS),
     "chestxray14_experts": (chestxray14_experts.read_chestxray14_experts, chestxray14_experts.SPLITS),
+    "rexgradient": (rexgradient.read_rexgradient, rexgradient.SPLITS),
+    "padchest_gr": (padchest_gr.read_padchest_gr, padchest_gr.SPLITS),
+    "montgomery": (nlm_tuberculosis.read_montgomery, nlm_tuberculosis.SPLITS),
+    "shenzhen": (nlm_tuberculosis.read_shenzhen, nlm_tuberculosis.SPLITS),
+    "tbx11k": (tbx11k.read_tbx11k, tbx11k.SPLITS),
+    "vindr_pcxr": (vindr_pcxr.read_vindr_pcxr, vindr_pcxr.SPLITS),
 }
 
 PHANTOM = "phantom"

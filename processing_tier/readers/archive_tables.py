@@ -139,12 +139,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """
     Raises:
-        `ValueError`: not JSON, or larger than any file of annotations.
+        `ValueError`: not JSON, or larger than `max_bytes`, by default more than any file of annotations.
     """
-    data = read_bounded(path, MAX_JSON_BYTES)
+    data = read_bounded(path, max_bytes)
     try:
         return parse_json(data.decode("utf-8-sig"))
     except ValueError:

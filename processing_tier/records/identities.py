@@ -32,7 +32,7 @@ HELD_OUT = "held_out"  # the split of the patients that a training set aside
 
 EMPTY = np.empty(0, dtype=np.uint64)
 
-# Archives that hold images of another one: their patients are the same people
+# Archives that share images with another one: their patients are the same people, with the same ids
 SAME_IMAGES = {
     "mimic_cxr_jpg": "mimic_cxr",
     "ms_cxr": "mimic_cxr",
@@ -43,6 +43,9 @@ SAME_IMAGES = {
     "siim": "chestxray14",
     "chestx_det10": "chestxray14",
     "chestxray14_experts": "chestxray14",
+    "padchest_gr": "padchest",
+    "montgomery": "tbx11k",
+    "shenzhen": "tbx11k",
 }
 
 

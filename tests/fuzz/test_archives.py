@@ -40,6 +40,11 @@ DET10 = [
     {"file_name": "00000042_006.png", "syms": ["Fibrosis"], "boxes": [[632, 721, 909, 969]]},
     {"file_name": "00000003_003.png", "syms": [], "boxes": []},
 ]
+TBX11K = {**COCO, "categories": [{"id": 0, "name": "ActiveTuberculosis"}]}
+TBX11K["images"] = [{**COCO["images"][0], "file_name": "tb/tb0003.png"}]
+GROUNDED = {"sentence_en": "The heart is enlarged.", "sentence_es": "x", "abnormal": True, "labels": ["cardiomegaly"]}
+REXGRADIENT = dict.fromkeys(("Indication", "Comparison", "Findings", "Impression", "PatientSex", "PatientAge"), "x")
+REXGRADIENT |= {"PatientID": "G1", "ImagePath": ["../deid_png/G1/1.png"], "ImageViewPosition": ["PA"]}
 # By reader: the split that is read, and its files
 ARCHIVES = {
     "openi": ("train", {"ecgen-radiology/1.xml": OPENI, "NLMCXR_png/CXR1_1_IM-0001-4001.png": "png"}),
@@ -74,6 +79,28 @@ ARCHIVES = {
             ),
             "stage_2_train_images/p-a.dcm": "DICM",
             "stage_2_train_images/p-b.dcm": "DICM",
+        },
+    ),
+    "tbx11k": (
+        "train",
+        {"annotations/json/TBX11K_train.json": json.dumps(TBX11K), "imgs/tb/tb0003.png": "png"},
+    ),
+    "padchest_gr": (
+        "train",
+        {
+            "grounded_reports_20240819.json": json.dumps(
+                [{"ImageID": "a.png", "StudyID": "1", "findings": [{**GROUNDED, "boxes": [[0.1, 0.2, 0.3, 0.4]]}]}]
+            ),
+            "master_table.csv": "StudyID,ImageID,PatientID,split,label_group,sentence_en,PatientSex_DICOM,PatientAge\n"
+            "1,a.png,7,train,cardiomegaly,The heart is enlarged.,M,70\n",
+            "Padchest_GR_files/PadChest_GR/a.png": "png",
+        },
+    ),
+    "rexgradient": (
+        "train",
+        {
+            "metadata/train_metadata_view_position.json": json.dumps({"G1_A1": REXGRADIENT}),
+            "deid_png/G1/1.png": "png",
         },
     ),
     "ms_cxr": (

@@ -48,8 +48,8 @@ class DataArguments:
     text: str = field(
         default="impression",
         metadata={
-            "help": "Text of a report: impression, findings or both. Where the impression is empty, impression takes "
-            "the findings."
+            "help": "Text of a report: impression, findings, or both (the impression, or the findings where it is "
+            "empty)."
         },
     )
     deidentified: str = field(
