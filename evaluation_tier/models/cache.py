@@ -33,7 +33,7 @@ AXES = "axes of "  # before the name of an array: its axes, from the slowest in 
 MAX_ENTRY_BYTES = 2**28
 
 MODELS = Path(modeling_tier.__file__).parent
-FAMILIES = ("contract", "clip", "siglip", "radzero", "remote_code", "adapters")
+FAMILIES = ("contract", "clip", "siglip", "radzero", "openclip", "remote_code", "adapters")
 EMBEDDING = [Path(__file__).with_name(f"{name}.py") for name in ("images", "embedding", "grey_levels", *FAMILIES)]
 
 

@@ -75,6 +75,6 @@ def check_is_of_transformers(model: Any, analysis: str, needs: str) -> None:
     """ValueError for a model that meets the contract itself where an analysis needs more than the contract."""
     if meets_contract(model):
         raise ValueError(
-            f"{analysis} needs {needs}, which a {type(model).__name__} does not offer: evaluate it without this "
+            f"{analysis} needs {needs}, which {type(model).__name__} does not offer: evaluate it without this "
             "analysis, or name a TIER or CLIP model."
         )

@@ -23,9 +23,11 @@ from transformers.models.auto.image_processing_auto import (
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
 from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
+from evaluation_tier.models.openclip import OpenClip, check_open_clip, is_open_clip, load_open_clip
 from evaluation_tier.models.radzero import RadZero, is_radzero, load_radzero
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
+from modeling_tier.checkpoints.openclip import OPENCLIP_CONFIG
 from modeling_tier.configuration_tier import located
 from modeling_tier.texts_tier import check_family, check_tokenizer, is_padded_to_the_end
 from processing_tier.hub_names import check_hub_name
@@ -47,11 +49,12 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def load_model(
     name: str | Path, device: str | torch.device = "cpu", trust_remote_code: bool = False
-) -> tuple[PreTrainedModel | UserModel | RadZero, ProcessorMixin | None]:
+) -> tuple[PreTrainedModel | UserModel | RadZero | OpenClip, ProcessorMixin | None]:
     """The model (float32, in evaluation mode, on `device`) and its processor; None for one that has its own.
 
     TIER models and those of the kinds that `check_family` knows, with their processors, are read. TIER's classifiers
-    are read too; their processor is an image processor. Pickled weights are never opened.
+    are read too; their processor is an image processor. So are RadZero and, by their library, OpenCLIP's models.
+    Pickled weights are never opened.
 
     Args:
         name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
@@ -70,11 +73,13 @@ def load_model(
     if trust_remote_code:
         check_pinned(str(name))
         check_own_code(str(name))
-    if is_radzero(read_config(name)):
-        radzero = load_radzero(name, device)
+    config = read_config(name)
+    load = load_radzero if is_radzero(config) else load_open_clip if is_open_clip(name, config) else None
+    if load is not None:
+        loaded = load(name, device)
         if trust_remote_code:
-            check_remote(str(name), radzero)
-        return radzero, None
+            check_remote(str(name), loaded)
+        return loaded, None
     model, processor = read_files(name, trust_remote_code)
     if trust_remote_code:
         check_remote(str(name), model)
@@ -165,10 +170,12 @@ def hub_commit(name: str) -> str | None:
     if "/" not in name or os.path.isdir(name) or isinstance(name, AdapterName):
         return None
     place = located(name)
-    cached = try_to_load_from_cache(
-        place["pretrained_model_name_or_path"], "config.json", revision=place.get("revision")
-    )
-    return Path(cached).parent.name if isinstance(cached, str) else None
+    repository, revision = place["pretrained_model_name_or_path"], place.get("revision")
+    for file in ("config.json", OPENCLIP_CONFIG):
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+    return None
 
 
 def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
@@ -212,6 +219,9 @@ def check_name(name: str | Path) -> None:
 def check_folder(folder: Path) -> None:
     """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
     check_not_adapter(folder)
+    if is_open_clip(folder, read_config(folder)):
+        check_open_clip(folder)
+        return
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."

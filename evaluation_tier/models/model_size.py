@@ -10,9 +10,10 @@ def model_size(model: nn.Module) -> dict[str, int | None]:
 
     Returns:
         `parameters`, of both towers (None if the model shows none, as that of an adapter may), and `image_size`,
-        the height and width in pixels that its config states (None if it does not state one, or one of other shape).
+        the height and width in pixels that its config, or the model itself, states (None if neither does, or one of
+        other shape).
     """
     config = getattr(model, "config", None)
-    stated = [getattr(part, "image_size", None) for part in (config, getattr(config, "vision_config", None))]
+    stated = [getattr(part, "image_size", None) for part in (config, getattr(config, "vision_config", None), model)]
     size = next((size for size in stated if type(size) is int), None)
     return {"parameters": sum(parameter.numel() for parameter in model.parameters()) or None, "image_size": size}

@@ -14,6 +14,7 @@ from ..configuration_tier import TierDualEncoderConfig
 from ..modeling_dual_tier import TierDualEncoderModel
 from .layout import fill, shape_of
 from .openclip import OPENCLIP_CONFIG
+from .refusals import SCORED_AS_IT_IS
 from .tier import bert_config
 from .vit import vit_names, vit_sizes
 
@@ -53,7 +54,7 @@ def tower_settings(settings: Mapping) -> tuple[dict, dict]:
     def refuse(key: str, value: Any, allowed: str) -> None:
         raise ValueError(
             f"{OPENCLIP_CONFIG} asks for {key}={value!r}, which TierDualEncoderModel does not have (it has "
-            f"{allowed}). Use the model with the open_clip package."
+            f"{allowed}); {SCORED_AS_IT_IS}."
         )
 
     if not PLAIN_VIT.fullmatch(str(vision.get("timm_model_name"))):
@@ -100,7 +101,7 @@ def openclip_bert(tensors: Mapping[str, torch.Tensor]) -> BertConfig:
     if config.type_vocab_size != 2:
         raise ValueError(
             f"The text tower has {config.type_vocab_size} token types, as a RoBERTa; only a BERT (2 of them) can be "
-            "converted. Use the model with the open_clip package."
+            f"converted; {SCORED_AS_IT_IS}."
         )
     return config
 

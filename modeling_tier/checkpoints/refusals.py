@@ -5,6 +5,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 ONLY_VIT = "Only a plain vision transformer with CLIP's own text tower, or timm's with a BERT, can be converted"
+SCORED_AS_IT_IS = (
+    "tier-eval scores it without a conversion, from a folder with open_clip_config.json, if the extra [open_clip] is "
+    "installed (docs/models.md)"
+)
 BPE_FILE = re.compile(r"bpe_simple_vocab\w*\.txt(\.gz)?")  # of openai/CLIP, which CheXzero and OpenCLIP have too
 BPE_ADVICE = (
     "is the list of merges of CLIP's tokenizer (OpenAI's, CheXzero's and OpenCLIP's code have it), not a {what}. The "
@@ -57,26 +61,27 @@ def refuse_settings(folder: Path, settings: Mapping) -> None:
     if "siglip" in str(timm).lower() or model.get("init_logit_bias") is not None:
         raise ValueError(
             f"{folder} is a SigLIP model in OpenCLIP's format, which is not a CLIP model: it has a bias, other text "
-            "padding and a pooling head. Use its release for transformers (SiglipModel), which tier-eval reads."
+            "padding and a pooling head. Use its release for transformers (SiglipModel), which tier-eval reads; or "
+            f"{SCORED_AS_IT_IS}."
         )
     if "multimodal_cfg" in model:
-        raise ValueError(f"{folder} is a CoCa model of OpenCLIP, with a text decoder. {ONLY_VIT}.")
+        raise ValueError(f"{folder} is a CoCa model of OpenCLIP, with a text decoder. {ONLY_VIT}; {SCORED_AS_IT_IS}.")
     if bert and timm:
         return  # biomedclip.py checks these
     if bert:
         raise ValueError(
-            f"{folder} is an OpenCLIP model with a vision transformer for images and {bert} for texts. {ONLY_VIT}. "
-            "Use it with the open_clip package, or train from such towers with --vision_model and --text_model."
+            f"{folder} is an OpenCLIP model with a vision transformer for images and {bert} for texts. {ONLY_VIT}; "
+            f"{SCORED_AS_IT_IS}. To train from such towers, pass --vision_model and --text_model."
         )
     if timm:
         raise ValueError(
             f"{folder} is an OpenCLIP model with the image tower {timm} of timm. {ONLY_VIT}; choose such a model (for "
-            "example ViT-B-32), or use this one with the open_clip package."
+            f"example ViT-B-32), or {SCORED_AS_IT_IS}."
         )
     if isinstance(vision.get("layers"), list):
         raise ValueError(
             f"{folder} is an OpenCLIP model with a ResNet as image tower (layers {vision['layers']}, as RN50). "
-            f"{ONLY_VIT}; choose such a model (for example ViT-B-32)."
+            f"{ONLY_VIT}; choose such a model (for example ViT-B-32), or {SCORED_AS_IT_IS}."
         )
 
 
@@ -95,8 +100,8 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
             )
         if not has_prefix(tensors, "text.transformer.embeddings."):
             raise ValueError(
-                f"{name} is an OpenCLIP model with an image tower of timm and CLIP's text tower. {ONLY_VIT}; use this "
-                "one with the open_clip package."
+                f"{name} is an OpenCLIP model with an image tower of timm and CLIP's text tower. {ONLY_VIT}; "
+                f"{SCORED_AS_IT_IS}."
             )
     if has_prefix(tensors, "bert."):
         raise ValueError(

@@ -18,7 +18,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from seeded_checkpoints import REFERENCES, TEXTS, WORDS, sample_pixels, seeded_state, write_pictures, write_vocabulary
+from seeded_checkpoints import (
+    OPEN_CLIP_BERT,
+    OPEN_CLIP_SETTINGS,
+    REFERENCES,
+    TEXTS,
+    WORDS,
+    sample_pixels,
+    seeded_state,
+    write_pictures,
+    write_vocabulary,
+)
 from torch.nn import functional as F
 
 BERT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
@@ -230,11 +240,37 @@ def biovil_t(folder):
         write("biovil_t", shapes, settings, texts, tokens.input_ids, pixels, embed)
 
 
+def open_clip_towers(folder):
+    """OpenCLIP's model, transforms and tokenizer of a folder, with towers that TierCLIPModel cannot hold."""
+    import open_clip
+    from transformers import BertConfig
+
+    BertConfig(**OPEN_CLIP_BERT).save_pretrained(folder / "bert")
+    pictures = write_pictures(folder / "pictures")
+    for name, settings in OPEN_CLIP_SETTINGS.items():
+        place = folder / name
+        write_vocabulary(place, lower_case=True)
+        text_cfg = dict(settings["model_cfg"]["text_cfg"])
+        if "hf_model_name" in text_cfg:
+            text_cfg["hf_model_name"] = str(folder / "bert")
+        used = {**settings, "model_cfg": {**settings["model_cfg"], "text_cfg": text_cfg}}
+        (place / "open_clip_config.json").write_text(json.dumps(used))
+        options = {"pretrained_text": False, "load_weights": False}
+        shapes = fill(open_clip.create_model(f"local-dir:{place}", **options))
+        torch.save(seeded_state(shapes), place / "open_clip_pytorch_model.bin")
+        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{place}")
+        ids = open_clip.get_tokenizer(f"local-dir:{place}")(TEXTS)
+        pixels = {key: preprocess(Image.open(path).convert("RGB"))[None] for key, path in pictures.items()}
+        model.eval()
+        with torch.no_grad():
+            write(name, shapes, settings, model.encode_text(ids), ids, pixels, model.encode_image)
+
+
 if __name__ == "__main__":
     # torchvision built for CUDA lacks its operators beside torch for CPUs, and then cannot be imported
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for make in (biomedclip, biomedclip_full, chexficient, biovil_t):
+    for make in (biomedclip, biomedclip_full, chexficient, biovil_t, open_clip_towers):
         with tempfile.TemporaryDirectory() as temporary:
             make(Path(temporary))

@@ -25,6 +25,39 @@ TEXTS = [  # upper case, punctuation, typographic quotes, entities, one longer t
     "effusion",
 ]
 
+# Models of OpenCLIP whose towers TierCLIPModel cannot hold: a ResNet with CLIP's text tower and tokenizer; and, as
+# SigLIP's are, a tower of timm with a BERT whose tokens are averaged, a bias, texts without punctuation, and squashed
+# pixels
+OPEN_CLIP_BERT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+OPEN_CLIP_BERT |= {"vocab_size": len(WORDS), "max_position_embeddings": 40}
+OPEN_CLIP_SETTINGS = {
+    "open_clip_resnet": {
+        "model_cfg": {
+            "embed_dim": 24,
+            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "patch_size": None},
+            "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        },
+        "preprocess_cfg": {"interpolation": "bilinear"},
+    },
+    "open_clip_timm": {
+        "model_cfg": {
+            "embed_dim": 24,
+            "init_logit_bias": -10,
+            "custom_text": True,
+            "vision_cfg": {"timm_model_name": "test_resnet", "timm_proj": "linear", "image_size": 96},
+            "text_cfg": {
+                "context_length": 16,
+                "hf_model_name": "made/tiny-bert",
+                "hf_tokenizer_name": "made/tiny-bert",
+                "tokenizer_kwargs": {"clean": "canonicalize"},
+                "hf_proj_type": "mlp",
+                "hf_pooler_type": "mean_pooler",
+            },
+        },
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"},
+    },
+}
+
 
 def make_picture() -> Image.Image:
     """A grey radiograph with structure, wider than high."""
@@ -114,6 +147,15 @@ def write_biovil_t(folder):
     torch.save(text, folder / "pytorch_model.bin")
     torch.save({name: tensor for name, tensor in state.items() if name not in text}, folder / BIOVIL_T_IMAGES)
     (folder / "config.json").write_text(json.dumps(content["settings"]))
+    return content
+
+
+def write_open_clip(folder, name):
+    """A folder of OpenCLIP with safetensors; the tokenizer is used if the settings name one."""
+    content = reference(name)
+    write_vocabulary(folder, lower_case=True)
+    save_file(seeded_state(content["tensors"]), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(content["settings"]))
     return content
 
 

@@ -264,8 +264,8 @@ def test_wrong_results_are_refused(write, tmp_path, capsys, method):
 def test_analyses_that_need_more_than_the_contract_are_refused(write, tmp_path, capsys):
     adapter = write("    def score(self, images, patches, texts): return images @ texts.T\n")
     for analysis, message in {
-        "robustness": "Robustness needs to change the pixels after preprocessing, which a UserModel does not offer",
-        "sparsity": "Sparsity needs embeddings of words and patches, which a UserModel does not offer",
+        "robustness": "Robustness needs to change the pixels after preprocessing, which UserModel does not offer",
+        "sparsity": "Sparsity needs embeddings of words and patches, which UserModel does not offer",
         "grounding": "A UserModel does not give similarity maps of sentences",
         "retrieval": "A UserModel scores by more than one embedding of each image",
     }.items():

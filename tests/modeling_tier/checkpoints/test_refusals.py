@@ -32,7 +32,7 @@ COCA = {"vision_cfg": {"layers": 12}, "text_cfg": {"width": 512}, "multimodal_cf
     [
         (
             ROBERTA,
-            ("with a vision transformer for images and roberta-base for texts", "the open_clip package"),
+            ("with a vision transformer for images and roberta-base for texts", "the extra [open_clip]"),
         ),
         (SIGLIP, ("is a SigLIP model in OpenCLIP's format", "SiglipModel), which tier-eval reads")),
         (RN50, ("with a ResNet as image tower (layers [3, 4, 6, 3], as RN50)", "for example ViT-B-32")),
