@@ -1,13 +1,17 @@
 """Configuration of the SigLIP model with the terms of TIER."""
 
+import copy
 import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import SiglipConfig
+from transformers import SiglipConfig, SiglipTextConfig
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .configuration_tier import Channels, TierOptions
+
+CLIP_END = 49407
+SIGLIP_END = 1
 
 
 @strict
@@ -22,7 +26,9 @@ class TierSiglipConfig(TierOptions, SiglipConfig):
         entropy_tokens (`str`, *optional*, defaults to `"words"`):
             The tokens that count. SigLIP's texts consist of words, an end token and padding, without a mask.
             `"words"`: those before the end token. `"attended"`: the end token as well. `"all"`: also padding, with
-            1e-7 added after the softmax. `pad_token_id` and `eos_token_id` of `text_config` tell the ends.
+            1e-7 added after the softmax. `pad_token_id` and `eos_token_id` of `text_config` tell the ends; of a
+            tokenizer of your own, set them to its ids. An `eos_token_id` of 49407 becomes 1 unless the vocabulary is
+            CLIP's, see [`end_token`].
         pixel_mean, pixel_std (`list[float]`, *optional*, default to 0.5):
             As in [`TierCLIPConfig`].
         kwargs:
@@ -41,6 +47,11 @@ class TierSiglipConfig(TierOptions, SiglipConfig):
     pixel_mean: Channels = tuple(IMAGENET_STANDARD_MEAN)
     pixel_std: Channels = tuple(IMAGENET_STANDARD_STD)
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.text_config: SiglipTextConfig = copy.copy(self.text_config)  # the caller's own stays as it is
+        self.text_config.eos_token_id = end_token(self.text_config.eos_token_id, self.text_config.vocab_size)
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
@@ -51,6 +62,21 @@ class TierSiglipConfig(TierOptions, SiglipConfig):
             config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
+
+
+def end_token(stated: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
+    """
+    The id of the token that ends a text.
+
+    [`SiglipTextConfig`] has CLIP's end token as its default, 49407, the last of CLIP's 49,408 tokens, and published
+    models do not state another. Their tokenizers end a text with 1: `</s>` of SigLIP's, `<eos>` of SigLIP 2's, for
+    whose vocabulary of 256,000 tokens 49407 is a word.
+
+    Args:
+        stated (`int` or `list[int]`, *optional*): `eos_token_id` of the text configuration.
+        vocab_size (`int`): Its number of tokens.
+    """
+    return SIGLIP_END if stated == CLIP_END and vocab_size != CLIP_END + 1 else stated
 
 
 TierSiglipConfig.register_for_auto_class()

@@ -7,7 +7,7 @@ import torch
 from model_checks import TERMS, WEIGHTS
 from tiny_siglip import make_siglip, siglip_sizes
 from torch.nn import functional as F
-from transformers import SiglipModel
+from transformers import SiglipModel, SiglipTextConfig
 
 from modeling_tier import TierSiglipConfig, TierSiglipModel
 from modeling_tier.modeling_siglip_tier import text_positions
@@ -191,6 +191,39 @@ def test_several_views_of_an_image_are_refused(make_tier, batch):
     batch["pixel_values"] = torch.cat([batch["pixel_values"]] * 2)
     with pytest.raises(ValueError, match="image_views=2 does not work with SigLIP, whose loss does not compare"):
         make_tier()(**batch, return_loss=True, image_views=2)
+
+
+@pytest.mark.parametrize(
+    "text, end",
+    [
+        ({"vocab_size": 256_000}, 1),  # SigLIP 2's, as released: 49407 is the default of transformers, and a word
+        ({"vocab_size": 32_000}, 1),
+        ({}, 1),
+        ({"vocab_size": 49_408}, 49_407),  # CLIP's tokenizer
+        ({"vocab_size": 256_000, "eos_token_id": 107}, 107),
+        ({"vocab_size": 256_000, "eos_token_id": [1, 107]}, [1, 107]),
+        ({"vocab_size": 256_000, "eos_token_id": None}, None),
+    ],
+)
+def test_the_end_of_a_text_is_that_of_the_tokenizer(text, end):
+    """Whether the configuration is built in Python, of another one's dict or object, or read again."""
+    config = TierSiglipConfig(text_config=text)
+    assert config.text_config.eos_token_id == end
+    assert TierSiglipConfig(**config.to_dict()).text_config.eos_token_id == end
+    own = SiglipTextConfig(**text)
+    before = own.eos_token_id
+    assert TierSiglipConfig(text_config=own).text_config.eos_token_id == end and own.eos_token_id == before
+
+
+def test_a_word_of_siglip_2_does_not_end_its_text():
+    """49407 is a word of Gemma's vocabulary; 1 ends the text and 0 pads it."""
+    sizes = siglip_sizes()
+    sizes["text_config"] |= {"vocab_size": 50_000}
+    model = TierSiglipModel(TierSiglipConfig(**sizes))
+    ids = torch.tensor([[7, 49_407, 8, 1, 0, 0], [9, 1, 0, 0, 0, 0]])
+    assert model.counted_tokens(ids).int().tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    model.config.entropy_tokens = "attended"
+    assert model.counted_tokens(ids).int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
