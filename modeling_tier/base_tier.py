@@ -191,20 +191,22 @@ class TierModelMixin(SavingMixin):
         self, images: torch.Tensor, texts: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
     ) -> torch.Tensor:
         """[`contrastive_loss`] with this model's `logit_scale`."""
-        return contrastive_loss(images, texts, self.logit_scale.to(texts.device), text_groups, texts_per_image)
+        scale, ceiling = self.logit_scale.to(texts.device), self.config.max_positive_cosine
+        return contrastive_loss(images, texts, scale, text_groups, texts_per_image, ceiling)
 
     def contrast_views(
         self, images: torch.Tensor, texts: torch.Tensor, image_views: int, text_groups: torch.Tensor | None
     ) -> torch.Tensor:
         """[`views_contrastive_loss`] with this model's `logit_scale`."""
-        return views_contrastive_loss(images, texts, self.logit_scale.to(texts.device), image_views, text_groups)
+        scale, ceiling = self.logit_scale.to(texts.device), self.config.max_positive_cosine
+        return views_contrastive_loss(images, texts, scale, image_views, text_groups, ceiling)
 
     def contrast_share(self, own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
         """
         The part of some pairs in the contrastive loss of all, times the number of processes; see
         [`summed_cross_entropy`]. After `first` come the parameters `logit_parameters`.
         """
-        total = summed_cross_entropy(own, all_pairs, first, logit_scale)
+        total = summed_cross_entropy(own, all_pairs, first, logit_scale, self.config.max_positive_cosine)
         return total * (world_size() / (2.0 * len(all_pairs.images)))
 
     def compute_entropy_sums(

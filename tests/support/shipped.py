@@ -17,6 +17,7 @@ CLIP_CODE = {
     "pipeline_images_tier.py",
     "pipeline_tier.py",
     "pooling_tier.py",
+    "relaxed_positives_tier.py",
     "saving_tier.py",
     "score_levels_tier.py",
     "texts_tier.py",

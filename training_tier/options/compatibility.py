@@ -28,7 +28,7 @@ CONTRASTIVE_OPTIONS = (
     *("text_warmup_epochs", "freeze_text_tower", "frozen_text_layers", "frozen_vision_layers", "text_lr_scale"),
     *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
     *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
-    *("soft_targets", "avoid_duplicates"),
+    *("soft_targets", "avoid_duplicates", "max_positive_cosine"),
     *("text", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features"),
 )

@@ -41,6 +41,8 @@ MODELS = {
     "siglip": {"entropy_temperature": 0.1},
     "siglip several": {},
     "several evidence": {"image_pooling": "patch_mean", **EVIDENCE},
+    "relaxed": {"max_positive_cosine": 0.25},  # some pairs lie above, some below
+    "dual several relaxed": {"frozen_text_layers": 1, "max_positive_cosine": 0.05},
 }
 
 
