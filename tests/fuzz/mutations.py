@@ -191,7 +191,7 @@ def run_child(module: str, seeds: Sequence[Path], count: int, mebibytes: int = 1
     tests = REPOSITORY / "tests"
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, tests, tests / "support")))}
     command = [sys.executable, module, str(mebibytes), str(count), *map(str, seeds), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=REPOSITORY)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     odd = found.pop("odd")

@@ -87,7 +87,7 @@ def library(pytestconfig, tmp_path_factory) -> Path:
                 [*command, f"transformers=={VERSION}", "--dest", temporary],
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
             )
             reason = run.stderr.strip().splitlines()[-1:] if run.returncode else None
         except subprocess.TimeoutExpired:

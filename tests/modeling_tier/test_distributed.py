@@ -126,7 +126,7 @@ CASES = [
 def process(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    timeout = timedelta(minutes=2)  # not 30
+    timeout = timedelta(minutes=10)  # not 30
     dist.init_process_group("gloo", store, rank=rank, world_size=processes, timeout=timeout)
     for name, rows, checkpointing in CASES:
         model = make_model(MODELS[name])

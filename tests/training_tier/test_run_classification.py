@@ -195,7 +195,7 @@ def test_two_processes_equal_one_whatever_is_stated_in_each(vit, tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
         command += [REPOSITORY / "train_tier.py", *argv, "--output_dir", tmp_path / str(count)]
         command = [str(word) for word in command]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
         assert result.returncode == 0, result.stderr[-2000:]
     starts = [
         next(entry for entry in json.loads(path.read_text())["log_history"] if "eval_auroc" in entry)

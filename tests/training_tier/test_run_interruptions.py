@@ -79,7 +79,7 @@ def breakable(tmp_path_factory):
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "EVENT": event, "STEP": str(step), "RANKS": ranks},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     return launch

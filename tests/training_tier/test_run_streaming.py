@@ -78,7 +78,7 @@ def test_streaming_from_the_hub_fetches_ranges_and_keeps_no_copy(prepared, tmp_p
             env={**os.environ, **hub_env, "HF_HOME": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert result.returncode == 0, result.stderr[-2000:]
         sent = hub.sent

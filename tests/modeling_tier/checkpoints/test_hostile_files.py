@@ -206,7 +206,7 @@ def test_refusing_takes_little_memory(hostile):
         [sys.executable, "-c", CHILD, str(MEMORY), *map(str, hostile)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).resolve().parents[3],
     )
@@ -233,7 +233,7 @@ def test_damaged_files_are_read_or_refused(tmp_path):
         [sys.executable, "-c", FUZZ, str(4 * MEMORY), "100", *map(str, files)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).resolve().parents[3],
     )

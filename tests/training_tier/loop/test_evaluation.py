@@ -329,7 +329,7 @@ def test_one_two_and_three_processes_evaluate_alike(tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert result.returncode == 0, result.stderr[-3000:]
         results.append(json.loads((folder / "results.json").read_text()))

@@ -149,7 +149,7 @@ def train(model, optimizer, backward, rows, chunk_size=None) -> torch.Tensor:
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    timeout = timedelta(minutes=2)  # not 30
+    timeout = timedelta(minutes=10)  # not 30
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timeout)
     with fsdp_on_cpus():
         plugin = FullyShardedDataParallelPlugin()
@@ -289,7 +289,7 @@ def launch(file, folder, *options, processes=1):
         environment |= fsdp_environment()
     options = (*options, "--per_device_train_batch_size", str(8 // processes), "--per_device_eval_batch_size", "8")
     command = [*launcher, str(file), *QUICK, "--output_dir", str(folder), *options]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return history, load_file(folder / "model.safetensors")

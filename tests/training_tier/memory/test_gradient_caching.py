@@ -278,7 +278,7 @@ def terms_of(name: str) -> tuple[str, ...]:
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    timeout = timedelta(minutes=2)  # not 30
+    timeout = timedelta(minutes=10)  # not 30
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timeout)
     for name, rows, find_unused in CASES:
         # As Trainer does: unused parameters are looked for, but not with gradient checkpointing.
