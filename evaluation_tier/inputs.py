@@ -40,6 +40,8 @@ class Inputs(NamedTuple):
     protocol: Protocol
     replaced_prompts: dict[str, Prompts]  # by a benchmark
     min_positives: int
+    phrases: bool  # whether grounding asks for the sentences of boxes
+    grounded: list[str] | None  # the findings that a benchmark grounds; None for all
     described: dict  # the results' entries for benchmark, split, views and overlap with the training
     exposures: dict[str, exposure.Exposure]  # by name in the results, see `find_exposures`
     seen: np.ndarray  # (images,) bool: of the training
@@ -115,6 +117,8 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         protocol=protocol,
         replaced_prompts=replaced,
         min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
+        phrases=args.phrases or bool(benchmark and benchmark.phrases),
+        grounded=list(benchmark.splits[split].get("regions", ())) or None if benchmark else None,
         described=described,
         exposures=exposures,
         seen=records.seen[split],

@@ -182,6 +182,12 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "0.95)",
     )
     group.add_argument(
+        "--phrases",
+        action="store_true",
+        help="let --analyses grounding ask for the sentence that each box has (ms_cxr, padchest_gr), not for the "
+        "sentences of its finding. The benchmark padchest-gr does so by itself",
+    )
+    group.add_argument(
         "--radiologists",
         metavar="FOLDER",
         help="labels of the three radiologists of CheXpert's test set: compare the model with them",
@@ -249,6 +255,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.radiologists is not None and not Path(args.radiologists).is_dir():
         raise ValueError(f"--radiologists {args.radiologists}: name the folder that holds the radiologists' labels.")
     check_transfer(args)
+    if args.phrases and "grounding" not in args.analyses:
+        raise ValueError("--phrases is for --analyses grounding: add that analysis, or leave --phrases out.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:

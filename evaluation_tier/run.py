@@ -138,7 +138,7 @@ def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds:
     prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
     if metrics["protocol"]["scoring"] != "logit":
         if "grounding" in args.analyses:
-            prompts |= inputs.find_prompts(find_marked(inputs.dataset))
+            prompts |= inputs.find_prompts(find_marked(inputs.dataset, inputs.phrases))
         prompts |= inputs.find_prompts(list(metrics["findings"]))
     return Evaluation(metrics, predictions, inputs.dataset, inputs.threshold_dataset, prompts, inputs.load, speeds)
 
@@ -172,8 +172,15 @@ def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
             continue
         if name == "grounding":
             has_head = any(loading.is_classifier(inputs.load(of_model)[0]) for of_model in inputs.models)
-            prompts = {} if has_head else inputs.find_prompts(find_marked(dataset))
-            analyses[name] = Grounding(dataset, prompts, threshold_dataset=inputs.threshold_dataset, **options)
+            marked = find_marked(dataset, inputs.phrases)
+            prompts = {} if has_head else inputs.find_prompts(marked)
+            asked = None if inputs.grounded is None else [finding for finding in inputs.grounded if finding in marked]
+            what = {
+                "findings": asked or None,
+                "phrases": inputs.phrases,
+                "threshold_dataset": inputs.threshold_dataset,
+            }
+            analyses[name] = Grounding(dataset, prompts, **what, **options)
         elif name == "retrieval":
             analyses[name] = Retrieval(dataset, batch_size=args.batch_size, **options)
         elif name == "sparsity":
@@ -202,9 +209,9 @@ def find_worded(args: argparse.Namespace, inputs: Inputs, analysis: str) -> list
     return findings
 
 
-def find_marked(dataset: datasets.Dataset) -> list[str]:
-    """The findings that boxes and masks mark."""
-    return sorted({case.finding for case in read_cases(dataset)})
+def find_marked(dataset: datasets.Dataset, phrases: bool = False) -> list[str]:
+    """The findings that boxes and masks mark; with `phrases`, boxes with a sentence."""
+    return sorted({case.finding for case in read_cases(dataset, None, phrases)})
 
 
 def read_labels_of_radiologists(args: argparse.Namespace, inputs: Inputs) -> pd.DataFrame | None:
@@ -268,6 +275,6 @@ def finish_analyses(inputs: Inputs, measured: Measured, metrics: dict, predictio
         results["radiologists"] = radiologists.compare_evaluation(metrics, predictions, study_ids[:], measured.readers)
     for name, analysis in measured.analyses.items():
         results[name] = analysis.results()
-        if name in ("grounding", "deletion", "robustness"):
+        if name in ("grounding", "deletion", "robustness") and not results[name]["protocol"].get("phrases"):
             results[name]["protocol"]["prompts"] = metrics["protocol"]["prompts"]
     return results

@@ -35,6 +35,7 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
     "miou": "IoU: the area that region and map share, divided by the area that either covers; 1 is perfect.",
     "miou_cosine": "mIoU cosine: the mean IoU at cosine thresholds of 0.1, 0.2, 0.3, 0.4 and 0.5.",
     "miou_scaled": "mIoU scaled: the mean IoU at thresholds of 0.1 to 0.5 of the map of each image scaled to 0 to 1.",
+    "miou_centred": "mIoU centred: the same of the map scaled to -1 to 1, as AFLoc and KAF-Ground report it.",
     "dice": "Dice: like IoU, but the shared area counts twice.",
     "iou_top": "IoU top 5 %: IoU of the 5 % highest pixels of the image, and so on.",
     "iou_best": "IoU best and Dice best: at the finding's best threshold of the scaled map.",

@@ -1,6 +1,7 @@
 """Published test sets by name: which images, which findings under which names, and how many there should be."""
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,14 +25,15 @@ class Benchmark:
         name: of the file.
         source: where the data are.
         reader: the one of `processing_tier.readers` that reads the archive.
-        splits: name to its facts: `images` and `positives` (finding to number), as published, and
-            `options` of the reader. The first is the usual one.
+        splits: name to its facts: `images`, `positives` and `regions` (finding to number), as published, and
+            `options` of the reader. The first is the usual one. Grounding takes the findings of `regions` only.
         findings: name to other names that a table may use for it, in the order of the results. In the file, a list of
             names is enough without other names.
         options: of the reader, in every split.
         views: `"frontal"` or `"all"`.
         min_positives: that a finding needs.
         only_with: findings of which an image must have one to be evaluated; by default all images are.
+        phrases: whether grounding asks for the sentences of the boxes.
         prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
     """
 
@@ -44,6 +46,7 @@ class Benchmark:
     views: str = "all"
     min_positives: int = 1
     only_with: list[str] = field(default_factory=list)
+    phrases: bool = False
     prompts: dict[str, dict[str, dict]] = field(default_factory=dict)
 
 
@@ -124,7 +127,7 @@ def apply_benchmark(benchmark: Benchmark, dataset: datasets.Dataset, split: str)
 
 
 def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split: str) -> list[str]:
-    """Sentences on the numbers of images and positives that are not the published ones; none if all agree.
+    """Sentences on the numbers of images, positives and regions that are not the published ones; none if all agree.
 
     Args:
         dataset: of `apply_benchmark`, with the evaluated images only.
@@ -134,6 +137,8 @@ def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split
     for finding, number in known.get("positives", {}).items():
         found = int((np.array(dataset.with_format(None)[finding][:], dtype=np.float64) == 1).sum())
         counts.append((f"positives of {finding}", number, found))
+    regions = count_regions(dataset, benchmark.phrases) if known.get("regions") else Counter()
+    counts += [(f"regions of {name}", number, regions[name]) for name, number in known.get("regions", {}).items()]
     wrong = [f"{found:,} {what} and not {number:,}" for what, number, found in counts if number not in (None, found)]
     if not wrong:
         return []
@@ -141,6 +146,15 @@ def published_differences(benchmark: Benchmark, dataset: datasets.Dataset, split
         f"{benchmark.name}, split {split}, has {', '.join(wrong)}: the results are not those of the published test "
         "set."
     ]
+
+
+def count_regions(dataset: datasets.Dataset, phrases: bool) -> Counter[str]:
+    """How many regions of each finding grounding would measure: of all boxes of an image, or of each sentence."""
+    regions = set()
+    boxes = dataset.with_format(None)["boxes"] if "boxes" in dataset.column_names else ()
+    for row, marks in enumerate(boxes):
+        regions |= {(row, mark["finding"], phrases and mark["phrase"]) for mark in marks or ()}
+    return Counter(finding for _, finding, phrase in regions if phrase or not phrases)
 
 
 def benchmark_prompts(benchmark: Benchmark, protocol: str) -> dict[str, Prompts]:

@@ -46,10 +46,11 @@ def evaluate_grounding(
     `pointing_game`, `pixel_auroc`, `contrast_to_noise` (`cnr` as published, and `signed_cnr`), `overlap` and
     `top_percent_overlap`.
     `miou_cosine` is the mean IoU at the thresholds 0.1 to 0.5 of the map as it is (BioViL: Boecking et al., ECCV
-    2022); `miou_scaled` and `dice_scaled` are means at the same of the map scaled to 0..1; `iou_best` and `dice_best`
-    are taken at the best of 0.05, 0.10 to 0.95 of the scaled map, one per finding and per map or baseline, as
-    CheXlocalize does (Saporta et al. 2022). It is chosen on `threshold_dataset`; without one on the evaluated regions
-    themselves, and they are then called `iou_best_optimistic` and `dice_best_optimistic`.
+    2022); `miou_scaled` and `dice_scaled` are means at the same of the map scaled to 0..1, and `miou_centred` of the
+    map scaled to -1..1 (AFLoc's protocol, by which KAF-Ground reports its mIoU); `iou_best` and `dice_best` are taken
+    at the best of 0.05, 0.10 to 0.95 of the scaled map, one per finding and per map or baseline, as CheXlocalize does
+    (Saporta et al. 2022). It is chosen on `threshold_dataset`; without one on the evaluated regions themselves, and
+    they are then called `iou_best_optimistic` and `dice_best_optimistic`.
 
     Maps: see [`PatchMaps`]; a classifier has its class activation maps only. Baselines: `average` (and
     `average_positive`, which goes with the map `positive`), the same map for every image; `prior`, the mean region of
@@ -143,7 +144,7 @@ class Grounding:
     def keep_learnt(self, labels: Collection[str]) -> None:
         """Leave out the findings that a classifier with these labels never learnt; ValueError if they were asked."""
         if self.phrases:
-            raise ValueError("A classifier does not read the sentences of boxes: leave out phrases=True.")
+            raise ValueError("A classifier does not read the sentences of boxes: leave out the phrases (--phrases).")
         unknown = [finding for finding in self.names if finding not in labels]
         if unknown and (self.findings is not None or len(unknown) == len(self.names)):
             raise ValueError(

@@ -16,12 +16,14 @@ import numpy as np
 
 FIXED_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)  # BioViL's
 
+CENTRED_THRESHOLDS = tuple((1 + threshold) / 2 for threshold in FIXED_THRESHOLDS)  # the same of a map scaled to -1..1
+
 SCALED_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))  # candidates for the best one
 
 TOP_PERCENTS = (5, 10, 20)
 
 METRICS = (
-    *("pointing", "pixel_auroc", "cnr", "signed_cnr", "miou_cosine", "miou_scaled", "dice_scaled"),
+    *("pointing", "pixel_auroc", "cnr", "signed_cnr", "miou_cosine", "miou_scaled", "dice_scaled", "miou_centred"),
     *(f"iou_top_{percent}" for percent in TOP_PERCENTS),
 )
 
@@ -228,6 +230,7 @@ def measure_map(
         overlap(pixels, FIXED_THRESHOLDS)[0].mean() if is_cosine else float("nan"),
         fixed_iou.mean(),
         fixed_dice.mean(),
+        scaled_overlap(pixels, CENTRED_THRESHOLDS)[0].mean(),
         *top_percent_overlap(pixels),
     ]
     return np.array(values), np.stack(scaled_overlap(pixels, SCALED_THRESHOLDS))

@@ -18,10 +18,10 @@ from processing_tier.readers.openi import OPENI_FINDINGS
 from processing_tier.records.schema import finding_columns
 
 NAMES = (
-    "chestx-det10 chestxray14 chexpert-14 chexpert-5 covid-pneumonia covid-qu-ex openi padchest-192 padchest-57 rsna "
-    "siim vindr-cxr"
+    "chestx-det10 chestxray14 chexpert-14 chexpert-5 covid-pneumonia covid-qu-ex montgomery openi padchest-192 "
+    "padchest-57 padchest-gr rsna shenzhen siim tbx11k vindr-cxr vindr-pcxr"
 ).split()
-NUM_FINDINGS = (10, 14, 14, 5, 2, 3, 16, 192, 57, 1, 1, 28)
+NUM_FINDINGS = (10, 14, 14, 5, 2, 3, 1, 16, 192, 57, 8, 1, 1, 1, 1, 28, 6)
 
 
 def test_the_files():
@@ -37,8 +37,8 @@ def test_the_files():
         known_splits = READERS[benchmark.reader][1]
         assert set(benchmark.splits) <= set(known_splits)
         for split in benchmark.splits.values():
-            assert set(split) <= {"images", "positives", "options"}
-            assert set(split.get("positives", {})) <= set(benchmark.findings)
+            assert set(split) <= {"images", "positives", "options", "regions"}
+            assert set(split.get("positives", {})) | set(split.get("regions", {})) <= set(benchmark.findings)
         for name, protocol in PROTOCOLS.items():
             replaced = benchmark_prompts(benchmark, name)
             assert set(replaced) <= set(benchmark.findings)

@@ -57,11 +57,32 @@ def test_all_metrics_of_a_map_are_those_of_the_functions():
     assert values["cnr"] == values["signed_cnr"] == contrast_to_noise(pixels)
     assert values["miou_cosine"] == pytest.approx(overlap(pixels, FIXED_THRESHOLDS)[0].mean())
     assert values["miou_scaled"] == pytest.approx(scaled_overlap(pixels, FIXED_THRESHOLDS)[0].mean())
+    centred = scaled_overlap(pixels, [0.55, 0.6, 0.65, 0.7, 0.75])[0].mean()  # 0.1 to 0.5 of a map scaled to -1..1
+    assert values["miou_centred"] == pytest.approx(centred)
     assert values["dice_scaled"] == pytest.approx(scaled_overlap(pixels, FIXED_THRESHOLDS)[1].mean())
     assert [values[f"iou_top_{p}"] for p in TOP_PERCENTS] == top_percent_overlap(pixels).tolist()
     curves = measure_map(MAP, REGION)[1]
     np.testing.assert_array_equal(curves, scaled_overlap(pixels, SCALED_THRESHOLDS))
     assert math.isnan(dict(zip(METRICS, measure_map(MAP, REGION, is_cosine=False)[0], strict=True))["miou_cosine"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_measures_of_kaf_ground(seed):
+    """Its formulas (kafground/eval/metrics.py, without its border): mIoU, CNR, which is signed, and P@1."""
+    generator = np.random.default_rng(seed)
+    similarity, region = generator.normal(size=(40, 30)), np.zeros((40, 30), dtype=bool)
+    region[5:20, 3:12] = True
+    similarity += region * generator.normal()
+    values = named(similarity, region)
+    scaled = 2 * (similarity - similarity.min()) / (similarity.max() - similarity.min()) - 1
+    predicted = [scaled > threshold for threshold in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    overlaps = [(mask & region).sum() / (mask | region).sum() for mask in predicted]
+    assert values["miou_centred"] == pytest.approx(np.mean(overlaps))
+    inside, outside = scaled[region], scaled[~region]
+    assert values["signed_cnr"] == pytest.approx(
+        (inside.mean() - outside.mean()) / (inside.var() + outside.var()) ** 0.5
+    )
+    assert values["pointing"] == region.ravel()[scaled.argmax()]
 
 
 def test_cnr_is_bioVils_and_its_sign_tells_an_inverted_map():
