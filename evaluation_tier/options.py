@@ -295,8 +295,9 @@ def check_models(args: argparse.Namespace) -> None:
         for name in args.models:
             if name not in args.adapter:
                 check_pinned(name)
-    if len(set(args.models)) < len(args.models):
-        raise ValueError("a model is named twice: an ensemble needs models that differ.")
+    twice = next((name for name in args.models if args.models.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the model {twice} is named twice: leave one of the two out.")
 
 
 def check_one_model(args: argparse.Namespace) -> None:

@@ -123,7 +123,8 @@ class UserModel(torch.nn.Module):
         super().__init__()
         self.made, self.name, self.device = made, name, device
         self.code = f"{hash_file(name.file)}:{name.function}={name.argument}"
-        self.similarity = f"the score of {name.shown(1)}"
+        # Two models of one class of the file score alike: their mean has a unit
+        self.similarity = f"the score of {type(made).__name__} in {name.file.name} ({hash_file(name.file)[:8]})"
         self.pixel_shape: tuple[int, ...] | None = None
         self.dim: int | None = None
         # The optional parts exist only if the user's model has them: an evaluation looks for their names

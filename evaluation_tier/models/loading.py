@@ -198,7 +198,8 @@ def short_names(names: Sequence[str | Path]) -> dict[str | Path, str]:
         }
         if len(set(shown.values())) == len(shown):
             return shown
-    raise ValueError("a model is named twice: an ensemble needs models that differ.")
+    first, second = next(pair for pair in combinations(shown, 2) if shown[pair[0]] == shown[pair[1]])
+    raise ValueError(f"{first} and {second} name the same model: leave one of the two out.")
 
 
 def check_name(name: str | Path) -> None:

@@ -76,7 +76,7 @@ def test_scores_are_cosines_of_what_the_methods_return(write, phantom):
     np.testing.assert_allclose(predictions["score_Edema"], expected[:, 0] - expected[:, 1], rtol=0, atol=1e-6)
 
 
-def test_patches_and_a_score_of_its_own(write, phantom):
+def test_patches_and_a_score_of_its_own(write, phantom, tmp_path):
     """The score of the file replaces the cosine of the whole image; the patches keep theirs."""
     patches = """
     def embed_patches(self, pixels):
@@ -97,7 +97,8 @@ def test_patches_and_a_score_of_its_own(write, phantom):
     metrics, predictions = results["own"]
     expected = 3 * results["cosine"][1]["score_Edema"]
     np.testing.assert_allclose(predictions["score_Edema"], expected, rtol=0, atol=1e-5)
-    assert metrics["protocol"]["similarities"] == {"own": "the score of own.py:make"}
+    unit = f"the score of Model in own.py ({hashlib.sha256((tmp_path / 'own.py').read_bytes()).hexdigest()[:8]})"
+    assert metrics["protocol"]["similarities"] == {"own": unit}
     assert "similarities" not in results["cosine"][0]["protocol"]
     for level in ("patches-max", "patches-lse"):
         assert metrics["score_levels"][level] == results["cosine"][0]["score_levels"][level]
@@ -108,9 +109,46 @@ def test_patches_and_a_score_of_its_own(write, phantom):
     with pytest.raises(ValueError) as error:
         evaluate_zero_shot(both, few, **options)
     assert str(error.value) == (
-        "cosine scores by cosine and own by the score of own.py:make, and the mean of the two has no unit: evaluate "
-        "them one by one with --each."
+        f"cosine scores by cosine and own by {unit}, and the mean of the two has no unit: evaluate them one by one "
+        "with --each."
     )
+
+
+def test_two_checkpoints_of_one_score_are_an_ensemble(write, tmp_path, phantom):
+    """Of one class of one file; another class, or a file of other content, has another unit."""
+    code = """
+    weight = 1.0
+    def embed_texts(self, texts):
+        return torch.tensor([[0.0, self.weight] if text.startswith("No") else [1.0, 0.5] for text in texts])
+    def score(self, images, patches, texts):
+        return 3 * self.weight * images @ texts.T
+class Other(Model):
+    pass
+"""
+    make = """
+def make(name):
+    model = Other() if name == "other" else Model()
+    model.weight = {"a": 1.0, "b": -2.0}.get(name, 5.0)
+    return model
+"""
+    write(code, make)
+    path = tmp_path / "mine.py"
+    models = {name: load_model(AdapterName(f"{path}:make={name}")) for name in ("a", "b", "other")}
+    options = {"findings": ["Edema"], "min_positives": 1, "resampling": Resampling(5)}
+    few = phantom.select(range(12))
+    alone = [evaluate_zero_shot({name: models[name]}, few, **options)[1]["score_Edema"] for name in "ab"]
+    metrics, together = evaluate_zero_shot({name: models[name] for name in "ab"}, few, **options)
+    np.testing.assert_allclose(together["score_Edema"], (alone[0] + alone[1]) / 2, rtol=0, atol=1e-12)
+    assert alone[0].std() > 0 and len(set(metrics["protocol"]["similarities"].values())) == 1
+    changed = tmp_path / "changed" / "mine.py"
+    changed.parent.mkdir()
+    changed.write_text(path.read_text() + "\n")
+    models["changed"] = load_model(AdapterName(f"{changed}:make=b"))
+    for other in ("other", "changed"):
+        with pytest.raises(
+            ValueError, match=f"a scores by the score of Model .* and {other} by the score of .* no unit"
+        ):
+            evaluate_zero_shot({"a": models["a"], other: models[other]}, few, **options)
 
 
 def test_an_ensemble_with_a_model_of_another_family(write, tier_model, phantom):

@@ -152,5 +152,5 @@ def test_models_are_called_without_the_folders_of_this_machine(tmp_path, monkeyp
     assert shown(str(tmp_path / "a/runs/x"), str(tmp_path / "b/runs/x")) == ["a/runs/x", "b/runs/x"]
     monkeypatch.chdir(tmp_path / "a" / "runs" / "x")
     assert shown(".") == ["runs/x"]
-    with pytest.raises(ValueError, match="a model is named twice"):
+    with pytest.raises(ValueError, match="^../y and ../y/ name the same model: leave one of the two out.$"):
         short_names(["../y", "../y/"])
