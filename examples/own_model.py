@@ -10,6 +10,8 @@ from torch import nn
 
 
 class OwnModel:
+    # Optional: maps, for --analyses grounding. embed_patches returns the patches row by row
+    map_geometry = {"geometry": "squash", "image_size": 128, "patch_size": 16}
     identity = "untrained, seed 0"  # whenever weights or preprocessing change, change this text: the cache goes by it
 
     def __init__(self, device: torch.device):

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from evaluation_tier.models.contract import WINDOW, PatchEmbeds
+from processing_tier import TierImageProcessor
+from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.radiograph_tier import read_radiograph
 
 PATTERN = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)(=(?P<argument>.+))?", re.DOTALL)
@@ -112,7 +114,8 @@ class UserModel(torch.nn.Module):
         made: has `preprocess(image) -> (...)`, one image's pixels, from a PIL image of mode "RGB";
             `embed_images(pixels) -> (batch, dim)`; `embed_texts(texts) -> (texts, dim)`; of any length. Tensors or
             arrays. Optional are `embed_patches(pixels) -> ((batch, dim), (batch, patches, dim))`,
-            `score(images, patches, texts) -> (batch, texts)` and `identity`, see `EvaluatedModel`.
+            `score(images, patches, texts) -> (batch, texts)` and `identity`, see `EvaluatedModel`, and, for maps,
+            `map_geometry`, see [`read_geometry`].
         name: of the model.
         device: where it takes pixels.
     """
@@ -132,6 +135,11 @@ class UserModel(torch.nn.Module):
             self.embed_patches = self.check_patches
         if hasattr(made, "score"):
             self.score = self.check_score
+        self.num_patches: int | None = None  # known where the model gives maps
+        if hasattr(made, "map_geometry"):
+            self.map_processor, step = read_geometry(name, made)
+            self.patch_centers = step / 2, float(step)
+            self.num_patches = (self.map_processor.size["height"] // step) ** 2
         self.eval()
 
     @property
@@ -174,7 +182,10 @@ class UserModel(torch.nn.Module):
             )
         images = self.check("embed_patches", made[0], (len(pixels),))
         num_patches = made[1].shape[1] if getattr(made[1], "ndim", 0) == 3 else 1
-        return PatchEmbeds(images, self.check("embed_patches", made[1], (len(pixels), num_patches)))
+        patches = self.check("embed_patches", made[1], (len(pixels), num_patches))
+        if self.num_patches not in (None, num_patches):
+            raise self.wrong("embed_patches", f"{num_patches} patches", f"the {self.num_patches} of map_geometry")
+        return PatchEmbeds(images, patches)
 
     def check_score(self, images: torch.Tensor, patches: torch.Tensor | None, texts: torch.Tensor) -> torch.Tensor:
         scores = torch.as_tensor(self.ask("score", images, patches, texts)).float()
@@ -206,6 +217,35 @@ class UserModel(torch.nn.Module):
 
     def wrong(self, method: str, got: str, wanted: str) -> ValueError:
         return ValueError(f"--adapter {self.name}: {method} returned {got}; return {wanted}.")
+
+
+def read_geometry(name: AdapterName, made: Any) -> tuple[TierImageProcessor, int]:
+    """
+    What maps the patches of a user's model back to the picture, and the side of a patch in pixels.
+
+    Args:
+        made: its `map_geometry` is a dict of `geometry`, how `preprocess` makes a square of a picture (`"pad"`,
+            `"crop"` or `"squash"`, see [`TierImageProcessor`]), `image_size`, the side of this square in pixels, and
+            `patch_size`. `embed_patches` returns the patches row by row.
+
+    Raises:
+        ValueError: for other values, or a model without patches.
+    """
+    stated = made.map_geometry
+    keys = ("geometry", "image_size", "patch_size")
+    if not isinstance(stated, dict) or set(stated) != set(keys):
+        raise ValueError(f"--adapter {name}: map_geometry is {stated!r}; give a dict of {', '.join(keys)}.")
+    geometry, size, step = (stated[key] for key in keys)
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"--adapter {name}: the geometry {geometry!r} is none of {', '.join(GEOMETRIES)}.")
+    if type(size) is not int or type(step) is not int or not 0 < step <= size or size % step:
+        raise ValueError(
+            f"--adapter {name}: map_geometry has the image_size {size!r} and the patch_size {step!r}; give whole "
+            "numbers of pixels, of which the second divides the first."
+        )
+    if not hasattr(made, "embed_patches"):
+        raise ValueError(f"--adapter {name}: map_geometry has no effect without the method embed_patches.")
+    return TierImageProcessor(size={"height": size, "width": size}, geometry=geometry, resize_edge=None), step
 
 
 def shape(tensor: torch.Tensor) -> str:

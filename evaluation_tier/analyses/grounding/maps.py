@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.map_names import MAPS
 from evaluation_tier.analyses.grounding.regions import Case
+from evaluation_tier.models.adapters import UserModel
 from evaluation_tier.models.contract import meets_contract
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, inference
 from evaluation_tier.models.families import has_own_maps
@@ -28,6 +29,11 @@ def check_gives_maps(model: PreTrainedModel) -> None:
     """ValueError for a model without maps of findings; a classifier's logits must be sums over the patches."""
     if is_classifier(model):
         model.check_adds_up()
+    elif isinstance(model, UserModel) and not has_own_maps(model):
+        raise ValueError(
+            f"The model of --adapter {model.name} does not say where its patches lie in the picture: give it "
+            "embed_patches and map_geometry (docs/own_model.md), or evaluate it without this analysis."
+        )
     elif not has_own_maps(model):
         check_gives_maps_of_sentences(model)
 

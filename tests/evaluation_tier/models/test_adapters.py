@@ -23,29 +23,6 @@ from processing_tier.radiograph_tier import read_radiograph
 
 OPTIONS = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5]
 
-# Brightness against the first letter of a text
-GOOD = """
-import torch
-
-class Model:
-    def preprocess(self, image):
-        assert image.mode == "RGB"
-        return torch.tensor([float(image.convert("L").resize((1, 1)).getpixel((0, 0)))])
-    def embed_images(self, pixels):
-        return torch.cat([pixels, torch.full_like(pixels, 100)], dim=1)
-    def embed_texts(self, texts):
-        return torch.tensor([[0.0, 1.0] if text.startswith("No") else [1.0, 0.0] for text in texts])
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(code: str, end: str = "def make():\n    return Model()\n", name: str = "mine.py") -> str:
-        (tmp_path / name).write_text(GOOD + code + end)
-        return f"{tmp_path / name}:make"
-
-    return write
-
 
 def test_the_model_of_a_file_is_evaluated(write, tmp_path, capsys):
     adapter = write("")
@@ -304,7 +281,8 @@ def test_analyses_that_need_more_than_the_contract_are_refused(write, tmp_path, 
     for analysis, message in {
         "robustness": "Robustness needs to change the pixels after preprocessing, which UserModel does not offer",
         "sparsity": "Sparsity needs embeddings of words and patches, which UserModel does not offer",
-        "grounding": "A UserModel does not give similarity maps of sentences",
+        "deletion": "A UserModel does not give similarity maps of sentences",
+        "grounding": f"The model of --adapter {adapter} does not say where its patches lie in the picture: give it",
         "retrieval": "A UserModel scores by more than one embedding of each image",
     }.items():
         assert fails("--adapter", adapter, *OPTIONS, "--analyses", analysis, capsys=capsys).startswith(message)
