@@ -118,7 +118,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         replaced_prompts=replaced,
         min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
         phrases=args.phrases or bool(benchmark and benchmark.phrases),
-        grounded=list(benchmark.splits[split].get("regions", ())) or None if benchmark else None,
+        grounded=list(benchmark.splits.get(split, {}).get("regions", ())) or None if benchmark else None,
         described=described,
         exposures=exposures,
         seen=records.seen[split],
