@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from .contrastive_loss_tier import contrastive_loss, summed_cross_entropy, views_contrastive_loss
 from .evidence_tier import evidence_entropy_sum
 from .global_batch_tier import Pairs, mean_over_processes, mean_row, world_size
+from .hard_negatives_tier import HardNegatives
+from .local_features_tier import LocalFeatures
 from .losses_tier import REFERENCE_EPS, entropy_sums, token_patch_similarity, total_loss
 from .maps_tier import check_map_kind, cosine_map, similarity_map
 from .patch_centers_tier import trace_patch_centers
@@ -53,26 +55,6 @@ class TierCLIPOutput(CLIPOutput):
     patch_embeds: torch.Tensor | None = None
     entropy_sums: torch.Tensor | None = None
     entropy_counts: torch.Tensor | None = None
-
-
-class LocalFeatures(NamedTuple):
-    """The texts, tokens and patches of matched pairs, projected; tokens and patches are not normalised."""
-
-    texts: torch.Tensor  # (texts, dim), L2-normalised
-    tokens: torch.Tensor  # (texts, tokens, dim)
-    patches: torch.Tensor  # (images, patches, dim)
-    token_mask: torch.Tensor  # (texts, tokens), bool: the tokens that the entropies count
-
-    def for_views(self, image_views: int) -> "LocalFeatures":
-        """With the texts repeated: one for each view of an image."""
-        if image_views == 1:
-            return self
-        texts, tokens, mask = self.texts, self.tokens, self.token_mask
-        return self._replace(
-            texts=texts.repeat(image_views, 1),
-            tokens=tokens.repeat(image_views, 1, 1),
-            token_mask=mask.repeat(image_views, 1),
-        )
 
 
 class TierModelMixin(SavingMixin):
@@ -167,12 +149,14 @@ class TierModelMixin(SavingMixin):
         device = outputs.text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:
             text_groups = text_groups.to(device)
-        images, texts = outputs.image_embeds.to(device), outputs.text_embeds
+        if image_views > 1 and local.negative_mask is not None:
+            raise ValueError(f"image_views={image_views} and hard negatives do not work together; leave one out.")
+        local, negatives = LocalFeatures(*(t if t is None else t.to(device) for t in local)).split_negatives()
+        images, texts = outputs.image_embeds.to(device), local.texts
         if image_views == 1:
-            clip_loss = self.contrast(images, texts, text_groups, texts_per_image)
+            clip_loss = self.contrast(images, texts, text_groups, texts_per_image, negatives)
         else:
             clip_loss = self.contrast_views(images, texts, image_views, text_groups)
-        local = LocalFeatures(*(tensor.to(device) for tensor in local))
         text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
         terms = self.compute_entropy_sums(local, image_views, text_mean)
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
@@ -188,11 +172,16 @@ class TierModelMixin(SavingMixin):
         )
 
     def contrast(
-        self, images: torch.Tensor, texts: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        text_groups: torch.Tensor | None,
+        texts_per_image: int,
+        negatives: HardNegatives | None = None,
     ) -> torch.Tensor:
         """[`contrastive_loss`] with this model's `logit_scale`."""
         scale, ceiling = self.logit_scale.to(texts.device), self.config.max_positive_cosine
-        return contrastive_loss(images, texts, scale, text_groups, texts_per_image, ceiling)
+        return contrastive_loss(images, texts, scale, text_groups, texts_per_image, ceiling, negatives)
 
     def contrast_views(
         self, images: torch.Tensor, texts: torch.Tensor, image_views: int, text_groups: torch.Tensor | None
@@ -226,7 +215,8 @@ class TierModelMixin(SavingMixin):
             token_embeds, patch_embeds = (
                 nn.functional.normalize(embeds.to(device).float(), dim=-1) for embeds in (local.tokens, local.patches)
             )
-            pairs = local._replace(tokens=token_embeds, patches=patch_embeds).for_views(image_views)
+            pairs, _ = local._replace(tokens=token_embeds, patches=patch_embeds).split_negatives()
+            pairs = pairs.for_views(image_views)
             sums, counts = entropy_sums(
                 token_patch_similarity(pairs.tokens, pairs.patches, config.entropy_temperature),
                 pairs.token_mask.to(device),

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from .global_batch_tier import Pairs, by_image, gather_pairs, group_sizes, world_size
+from .hard_negatives_tier import HardNegatives, hard_negative_loss
 from .relaxed_positives_tier import relax_positives
 
 
+# Longer than 60 lines: the definition and the arguments
 def contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -21,6 +23,7 @@ def contrastive_loss(
     text_groups: torch.Tensor | None = None,
     texts_per_image: int = 0,
     max_positive_cosine: float = 1.0,
+    negatives: HardNegatives | None = None,
 ) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
@@ -53,6 +56,7 @@ def contrastive_loss(
             Texts of each image, the same in all processes. 0 for one text per image, each of which counts.
         max_positive_cosine (`float`, *optional*, defaults to 1.0):
             Above this cosine, the pairs that the target matches stop attracting each other, see [`relax_positives`].
+        negatives ([`HardNegatives`], *optional*): Of the images, see [`hard_negative_loss`].
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -60,7 +64,7 @@ def contrastive_loss(
     Raises:
         ValueError: The number of texts does not fit that of the images.
     """
-    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)
+    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)._replace(negatives=negatives)
     processes = world_size()
     if processes == 1 and not texts_per_image:
         target = pair_target(own, slice(None))
@@ -68,6 +72,9 @@ def contrastive_loss(
         logits_per_text = relax_positives(logits_per_text, target, logit_scale.exp(), max_positive_cosine)
         caption_loss = nn.functional.cross_entropy(logits_per_text, target)
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
+        if negatives is not None:
+            added = hard_negative_loss(logits_per_text.logsumexp(0), image_embeds, negatives, logit_scale.exp())
+            image_loss = image_loss + added / len(image_embeds)
         return (caption_loss + image_loss) / 2.0
 
     all_pairs, first = gather_pairs(own)
@@ -147,8 +154,8 @@ def summed_cross_entropy(
     the number of all images, the sum over all images is [`contrastive_loss`].
 
     Args:
-        own ([`Pairs`]): The rows to sum over; their groups are those of `all_pairs`.
-        all_pairs ([`Pairs`]): All pairs, `own` among them.
+        own ([`Pairs`]): The rows to sum over, with their hard negatives; their groups are those of `all_pairs`.
+        all_pairs ([`Pairs`]): All pairs, `own` among them; their hard negatives do not matter.
         first (`int`): Index of the first image of `own` in `all_pairs`.
         logit_scale (`torch.Tensor`), max_positive_cosine: As in [`contrastive_loss`].
 
@@ -160,12 +167,16 @@ def summed_cross_entropy(
     logits_per_image = own.images @ all_pairs.texts.t() * scale
     relax = partial(relax_positives, scale=scale, max_positive_cosine=max_positive_cosine)
     if all_pairs.each_group_once:
-        return summed_over_groups(logits_per_text, logits_per_image, all_pairs, first, relax)
-    target = pair_target(all_pairs, slice(first, first + len(own.texts)))
-    logits_per_text, logits_per_image = relax(logits_per_text, target), relax(logits_per_image, target)
-    caption_loss = nn.functional.cross_entropy(logits_per_text, target, reduction="sum")
-    image_loss = nn.functional.cross_entropy(logits_per_image, target, reduction="sum")
-    return caption_loss + image_loss
+        total, normalizers = summed_over_groups(logits_per_text, logits_per_image, all_pairs, first, relax)
+    else:
+        target = pair_target(all_pairs, slice(first, first + len(own.texts)))
+        logits_per_text, logits_per_image = relax(logits_per_text, target), relax(logits_per_image, target)
+        caption_loss = nn.functional.cross_entropy(logits_per_text, target, reduction="sum")
+        total = caption_loss + nn.functional.cross_entropy(logits_per_image, target, reduction="sum")
+        normalizers = logits_per_image.logsumexp(1)
+    if own.negatives is None:
+        return total
+    return total + hard_negative_loss(normalizers, own.images, own.negatives, scale)
 
 
 def summed_over_groups(
@@ -174,7 +185,7 @@ def summed_over_groups(
     all_pairs: Pairs,
     first: int,
     relax: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     [`summed_cross_entropy`] where each group counts once, however many texts it has. Without groups, each text is its
     own group.
@@ -186,7 +197,7 @@ def summed_over_groups(
         relax (`Callable`): [`relax_positives`] of logits and their target.
 
     Returns:
-        `torch.Tensor`: Scalar, nats.
+        `tuple[torch.Tensor, torch.Tensor]`: Scalar, nats, and the log of the sum over the softmax of each image.
     """
     groups, per_image = all_pairs.groups, all_pairs.texts_per_image
     if groups is None:
@@ -202,8 +213,9 @@ def summed_over_groups(
     image_target = soft_target(of_images[first : first + len(logits_per_image)], groups[:, None]) * weights
     image_target = image_target / image_target.sum(1, keepdim=True)
     logits_per_image = relax(logits_per_image, image_target)
-    image_losses = (logits_per_image + weights.log()).logsumexp(1) - (image_target * logits_per_image).sum(1)
-    return caption_loss + image_losses.sum()
+    normalizers = (logits_per_image + weights.log()).logsumexp(1)
+    image_losses = normalizers - (image_target * logits_per_image).sum(1)
+    return caption_loss + image_losses.sum(), normalizers
 
 
 def pair_target(all_pairs: Pairs, rows: slice) -> torch.Tensor:

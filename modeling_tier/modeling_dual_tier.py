@@ -13,8 +13,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .base_tier import LocalFeatures, TierCLIPOutput, TierModelMixin
+from .base_tier import TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierDualEncoderConfig
+from .local_features_tier import LocalFeatures
 from .losses_tier import attended_tokens, counted_tokens
 from .pooling_tier import NEEDS_CLASS_TOKEN, pool_end, pool_image, pool_text
 from .tower_features_tier import TowerFeatures, read_features
@@ -330,6 +331,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
+        negative_mask: torch.BoolTensor | None = None,
         vision_hidden_state: torch.Tensor | None = None,
         text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -379,6 +381,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             tokens=self.text_projection(text_outputs.last_hidden_state),
             patches=patches.flatten(1, 2),
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
+            negative_mask=negative_mask,
         )
         if return_entropy_sums:
             sums = self.compute_entropy_sums(local, image_views, text_mean)

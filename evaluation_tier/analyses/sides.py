@@ -1,6 +1,5 @@
 """Sides: whether a model tells a left from a right finding, by sentences of the report and their mirror images."""
 
-import re
 from collections.abc import Mapping
 
 import datasets
@@ -17,11 +16,9 @@ from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from modeling_tier import CxrZeroShotClassificationPipeline
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.phantom.wording import FINDING_WORDS
+from processing_tier.reports.sides import mirror, named_side
 
 MEASURES = ("preferred", "half", "mirrored_half")
-
-OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-SIDE = re.compile(rf"\b({'|'.join(OTHER_SIDE)})\b")
 
 
 def evaluate_sides(
@@ -79,19 +76,6 @@ def evaluate_sides(
     sizes = [*np.bincount(groups).tolist(), len(groups)]
     *of_findings, of_all = [{"n_regions": size, **part} for size, part in zip(sizes, parts, strict=True)]
     return to_json({"all_regions": of_all, "findings": dict(zip(names, of_findings, strict=True))})
-
-
-def named_side(sentence: str) -> str | None:
-    """`"left"` or `"right"`; None for a sentence that names no side, or both."""
-    sides = {side.lower() for side in SIDE.findall(sentence)}
-    return sides.pop() if len(sides) == 1 else None
-
-
-def mirror(sentence: str) -> str | None:
-    """The sentence with the other side; None where `named_side` is."""
-    if named_side(sentence) is None:
-        return None
-    return SIDE.sub(lambda match: OTHER_SIDE[match[0]], sentence)
 
 
 def lies_on(heat: np.ndarray, side: str) -> bool:

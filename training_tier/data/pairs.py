@@ -10,6 +10,7 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records.schema import select_text
+from processing_tier.reports.contradictions import contradict_text
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups, text_hash
 from processing_tier.reports.sentences import split_sentences
@@ -34,6 +35,9 @@ class PairOptions:
             and their `groups`, see [`draw_sentences`]. 0 for one text.
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
+        hard_negatives (`bool`, *optional*, defaults to `False`):
+            each pair also has a `negative`: its text with one sentence contradicted, see [`contradict_text`], or
+            `None`.
         augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
             [`augment_tier`].
         image_views (`int`, *optional*, defaults to 1): views of each image, augmented separately. With several,
@@ -46,6 +50,7 @@ class PairOptions:
     sample_sentences: bool = False
     sentences_per_image: int = 0
     soft_targets: bool = False
+    hard_negatives: bool = False
     augmentation: str = "none"
     image_views: int = 1
     seed: int = 0
@@ -116,7 +121,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """
         `index`, `image_id`, and either `pixel_values` (1, height, width) with `text` (or `texts` and `groups`), or the
-        image's `error`.
+        image's `error`; see also [`PairOptions`].
         """
         record = self.records[index]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
@@ -130,13 +135,23 @@ class PairDataset(torch.utils.data.Dataset):
         except ValueError as error:
             return {**pair, "error": str(error)}
         if self.options.sentences_per_image:
-            texts, groups = draw_sentences(record, self.options.sentences_per_image, rng)
-            return {**pair, "texts": texts, "groups": groups}
-        if self.options.sample_sentences:
+            pair["texts"], pair["groups"] = draw_sentences(record, self.options.sentences_per_image, rng)
+        elif self.options.sample_sentences:
             pair["text"] = sample_text(record, rng)
         else:
             pair["text"] = clean_text(select_text(record, self.options.text), self.options.deidentified)
-        return pair if self.groups is None else {**pair, "group": int(self.groups[index])}
+        if self.groups is not None:
+            pair["group"] = int(self.groups[index])
+        if self.options.hard_negatives:
+            report = "\n\n".join(record[section] or "" for section in SECTIONS)
+            pair["negative"] = contradict_text(pair.get("texts") or [pair["text"]], report, rng.integers)
+        return pair
+
+    def count_contradicted(self, limit: int = 1000) -> tuple[int, int]:
+        """How many of the first records can have a hard negative, and how many were looked at."""
+        records = self.records.select(range(min(limit, len(self)))).select_columns(list(SECTIONS))
+        texts = [select_text(record, "both") for record in records]
+        return sum(contradict_text([text], text, lambda count: 0) is not None for text in texts), len(texts)
 
     def make_views(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """(1, height, width), or (image_views, 1, height, width) with several."""

@@ -55,6 +55,7 @@ def make_contrastive_trainer(
         sample_sentences=data_arguments.sample_sentences,
         sentences_per_image=data_arguments.sentences_per_image,
         soft_targets=data_arguments.soft_targets,
+        hard_negatives=data_arguments.hard_negatives,
         augmentation=data_arguments.augmentation,
         image_views=data_arguments.image_views,
     )

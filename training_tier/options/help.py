@@ -32,7 +32,7 @@ GROUPS = {
     "loss": (
         *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
         *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
-        *("soft_targets", "avoid_duplicates", "max_positive_cosine"),
+        *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
     ),
     "training": (
         *("num_train_epochs", "per_device_train_batch_size", "learning_rate", "vision_lr_scale", "text_lr_scale"),

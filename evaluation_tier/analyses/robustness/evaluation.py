@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.robustness.sides import SIDE_PROMPTS, SIDED, compare_sides
+from evaluation_tier.analyses.robustness.sides import SIDE_PROMPTS, compare_sides
 from evaluation_tier.analyses.robustness.variants import (
     MIRRORED,
     ORIGINAL,
@@ -33,6 +33,7 @@ from evaluation_tier.scoring.protocols import find_prompts, prompts_name
 from evaluation_tier.scoring.scores import zero_shot_scores
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from processing_tier.prompts.loader import Prompts, normalize_finding
+from processing_tier.reports.sides import SIDED
 
 
 def evaluate_robustness(

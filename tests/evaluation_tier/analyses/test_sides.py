@@ -1,18 +1,11 @@
 import numpy as np
 import pytest
 
-from evaluation_tier.analyses.sides import evaluate_sides, lies_on, mirror, named_side
+from evaluation_tier.analyses.sides import evaluate_sides, lies_on
 from evaluation_tier.analyses.word_grounding import find_questions
 from evaluation_tier.statistics.resampling import Resampling
 from processing_tier.phantom.wording import FINDING_WORDS
-
-
-def test_a_sentence_and_its_mirror_image():
-    assert mirror("Left effusion; the left angle is blunted.") == "Right effusion; the right angle is blunted."
-    assert mirror("Brightness above the right base.") == "Brightness above the left base."
-    assert named_side("Left effusion.") == "left" and named_side("Outright opaque.") is None
-    for text in ("Edema.", "Left pacemaker with a lead in the right ventricle."):
-        assert mirror(text) is None and named_side(text) is None
+from processing_tier.reports.sides import named_side
 
 
 def test_the_patients_left_is_on_the_right_of_the_image():

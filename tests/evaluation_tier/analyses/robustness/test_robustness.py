@@ -11,7 +11,7 @@ from transformers import BatchEncoding, CLIPImageProcessorPil
 
 from evaluation_tier.analyses.robustness import variants
 from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
-from evaluation_tier.analyses.robustness.sides import report_texts, stated_side
+from evaluation_tier.analyses.robustness.sides import report_texts
 from evaluation_tier.analyses.robustness.variants import DEGRADATIONS, VariantEmbeddings, compress, lower_resolution
 from evaluation_tier.analyses.robustness.wording import WORDINGS, phrase
 from evaluation_tier.figures.robustness import plot_robustness
@@ -23,6 +23,7 @@ from processing_tier.image_processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers import read_records
 from processing_tier.records.masks import finding_mask
+from processing_tier.reports.sides import stated_side
 
 BRIGHT = {"Bright": Prompts(["Bright."], ["No brightness."])}
 ABSENT, PRESENT, LEFT, RIGHT = range(4)
@@ -235,52 +236,6 @@ def test_without_reports_there_are_no_sides(brightness, make_grey_dataset):
         *brightness, make_grey_dataset([0, 255], [0, 1]), None, BRIGHT, min_positives=1, resampling=Resampling(5)
     )
     assert results["laterality"] == {"chance": 0.5, "findings": {}, "all": None}
-
-
-@pytest.mark.parametrize(
-    ("text", "side"),
-    [
-        ("Small left pleural effusion.", "left"),
-        ("There is a right-sided effusion. Heart size is normal.", "right"),
-        ("1. Left effusion, unchanged. 2. Small effusion on the left.", "left"),
-        ("RLL atelectasis with effusion.", "right"),
-        ("Lingular opacity and effusion.", "left"),
-        ("Left effusion. No right effusion.", "left"),
-        ("Left effusion, no pneumothorax.", "left"),
-        ("No significant change in left effusion.", "left"),
-        ("Right effusion is seen on the left lateral view.", "right"),
-        ("Left-sided pacemaker. Small effusion.", None),
-        ("Right PICC line with small effusion.", None),
-        ("Left chest tube, small effusion.", None),
-        ("Right pacemaker; small left effusion.", "left"),
-        ("Right atelectasis; small effusion.", None),
-        ("Possible left effusion.", None),
-        ("Left effusion is probable.", None),
-        ("There may be a left effusion. Small effusion, possibly on the right.", None),
-        ("Left effusion in the midline view.", "left"),
-        ("Left effusion and right atelectasis.", None),
-        ("Left effusion. Small right effusion.", None),
-        ("Bilateral effusions, left greater than right.", None),
-        ("Left effusion. Effusions on both sides.", None),
-        ("No left effusion.", None),
-        ("The left effusion is no longer seen.", None),
-        ("Left effusion has resolved.", None),
-        ("Resolved left effusion.", None),
-        ("Lungs clear without right effusion.", None),
-        ("Left pneumothorax.", None),
-        ("Small effusion.", None),
-        ("", None),
-    ],
-)
-def test_the_side_that_a_report_states(text, side):
-    assert stated_side(text, "Pleural_Effusion") == side
-    assert stated_side(text.upper(), "pleural effusion") == side
-
-
-def test_findings_without_sides_and_words_within_words():
-    assert stated_side("Left heart failure with cardiomegaly.", "Cardiomegaly") is None
-    assert stated_side("Left hydropneumothorax.", "Pneumothorax") == "left"
-    assert stated_side("Left pneumonitis.", "Pneumonia") is None
 
 
 def test_texts_come_from_sections_or_from_the_whole_report():
