@@ -80,3 +80,21 @@ def test_every_command_reads_it(name, model, tmp_path, monkeypatch, capsys):
     labels = read_records(data, split)
     for finding in findings:
         assert metrics["findings"][finding]["n_positive"] == sum(label == 1 for label in labels[finding])
+
+
+@pytest.mark.slow
+def test_a_training_on_tbx11k_with_extra_images_is_found_by_an_evaluation_on_montgomery(model, tmp_path, capsys):
+    """The pictures differ (512 x 512 pixels there), but the patients are the same: 0113, with a second image, 0117."""
+    for name in ("tbx11k", "montgomery"):
+        SMALL_ARCHIVES[name](tmp_path / name)
+    words = [*QUICK, *LABELS, "Tuberculosis", "--eval_fraction", "0.3", "--model", model]
+    evaluation = ["--data", f"montgomery:{tmp_path}/montgomery", "--split", "train", "--min_positives", 1]
+    evaluation += ["--n_bootstrap", 5]
+    for extra, name in (("", "plain"), (",extra=1", "with_extra")):
+        call(train_tier, "--data", f"tbx11k:{tmp_path}/tbx11k{extra}", "--output_dir", tmp_path / name, *words)
+    call(eval_zeroshot, tmp_path / "plain", *evaluation, "--output_dir", tmp_path / "out")
+    with pytest.raises(SystemExit) as stop:
+        call(eval_zeroshot, tmp_path / "with_extra", *evaluation, "--output_dir", tmp_path / "out2")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "0 of 12 images of the split 'train' are images that the model was trained on, 2 more are of" in message

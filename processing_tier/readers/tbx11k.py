@@ -23,7 +23,8 @@ Derived fields:
 - option `extra`: the images of `imgs/extra` too (288 in each split), which are of four other sets: DA, DB, Montgomery
   and Shenzhen. They do not have boxes; `Tuberculosis` is in their names. Those of Montgomery and Shenzhen have the
   patients of `montgomery` and `shenzhen`, so that an evaluation on these finds a model that was trained on them.
-  Without the option, no image of the four is read.
+  Without the option, no image of the four is read. One patient of Montgomery may be in both splits; training with one
+  and evaluating with the other then stops.
 
 Written from the authors' page and from public code that reads the archive (torchxrayvision, and scripts that check the
 counts of `all_trainval.json`); not checked against a copy.
