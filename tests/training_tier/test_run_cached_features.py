@@ -1,13 +1,16 @@
 """`tier-train --cache_features`: what is computed again, what is refused, and a run that resumes."""
 
+import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import QUICK, refused, run
+from training_runs import QUICK, REPOSITORY, refused, run
 
 from modeling_tier import TierCLIPModel
 
@@ -142,3 +145,32 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(command, tm
     (folder,) = (tmp_path / "features").iterdir()
     assert list(folder.iterdir()) == []
     run(*command, "--output_dir", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_train_as_one(command, tmp_path, caplog):
+    """Of the same global batches, with the first pass over chunks or without."""
+    caplog.set_level("INFO", "training_tier")
+    command = [*command, "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    for chunks in ([], ["--contrastive_chunk_size", "2"]):
+        folder = tmp_path / f"two{len(chunks)}"
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            REPOSITORY / "train_tier.py",
+        ]
+        argv = [*command, *chunks, "--per_device_train_batch_size", "4", "--output_dir", folder]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *map(str, [*launcher, *argv])], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert ("Features of 48 images: 0 are in" in done.stderr) == (not chunks)
+        two = weights(folder)
+        run(*command, *chunks, "--output_dir", tmp_path / f"one{len(chunks)}")
+        assert notes(caplog) == []  # the two have computed all
+        for name, tensor in weights(tmp_path / f"one{len(chunks)}").items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)

@@ -12,13 +12,14 @@ from training_tier.loop.contrastive import TierTrainer
 from training_tier.start.presets import preset_config
 
 PLAIN = PairOptions()
+TOWERS = ("vision_model", "text_model")
 
 
 @pytest.fixture
 def make_frozen(tmp_path, phantom, labelled, processor):
     """Function that makes a Trainer of two epochs with frozen towers, or (`dtype`) with their cached outputs."""
 
-    def make(preset, dtype=None, folder="run", frozen=("vision_model", "text_model"), pairs=PLAIN, **options):
+    def make(preset, dtype=None, folder="run", frozen=TOWERS, pairs=PLAIN, **options):
         set_seed(0)
         pixels = {
             f"pixel_{part}": list(getattr(processor.image_processor, f"image_{part}")) for part in ("mean", "std")
@@ -46,7 +47,7 @@ def make_frozen(tmp_path, phantom, labelled, processor):
     return make
 
 
-def forbid_towers(trainer, names=("vision_model", "text_model")):
+def forbid_towers(trainer, names):
     """A tower that runs in training is an error."""
     for name in names:
         tower = getattr(trainer.model, name)
@@ -72,17 +73,20 @@ CASES = {
     "chunks": {"contrastive_chunk_size": 3},
     "sentences": {"pairs": PairOptions(sentences_per_image=2)},
     "soft targets": {"pairs": PairOptions(soft_targets=True)},
+    "text tower trained": {"frozen": ("vision_model",)},
+    "texts drawn anew": {"pairs": PairOptions(sample_sentences=True)},
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("preset", ["tiniest", "tiniest-dual"])
+@pytest.mark.parametrize(
+    ("preset", "case"), [*(("tiniest", case) for case in CASES), ("tiniest-dual", "plain"), ("tiniest-dual", "chunks")]
+)
 def test_a_training_with_cached_features_equals_one_through_the_towers(preset, case, make_frozen):
     options = {"learning_rate": 1e-3, "save_strategy": "no", "load_best_model_at_end": False, **CASES[case]}
     plain = make_frozen(preset, **options)
     plain.train()
     cached = make_frozen(preset, torch.float32, "cached", **options)
-    forbid_towers(cached)
+    forbid_towers(cached, CASES[case].get("frozen", ("vision_model",) if "drawn" in case else TOWERS))
     cached.train()
     assert [entry for entry in history_of(plain) if "eval_auroc" in entry]
     assert_equal_runs(cached, plain, 1e-5)
