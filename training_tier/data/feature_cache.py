@@ -7,14 +7,10 @@ computes only what is on top of the tower.
 
 import logging
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
@@ -22,10 +18,11 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from evaluation_tier.models.cache import content_key, hash_tensors
 from evaluation_tier.models.clip import NOT_OF_THE_NUMBERS
 from evaluation_tier.models.embedding import inference
-from evaluation_tier.models.processes import fail_together, is_main_process
+from evaluation_tier.models.processes import is_main_process
 from modeling_tier import TierCLIPModel, TierDualEncoderModel, TierSiglipModel
 from training_tier.data import pairs
 from training_tier.data.collator import PairCollator
+from training_tier.data.feature_folder import Entries, check_space, fill, local_processes, open_store
 from training_tier.data.feature_store import FeatureStore
 from training_tier.data.features import ImageFeatures, TextFeatures, text_key
 from training_tier.data.image_cache import source_key
@@ -39,11 +36,7 @@ logger = logging.getLogger(__name__)
 BATCH = 32  # images that a tower sees at once
 TEXTS = 64
 
-OURS = re.compile(r"(images|texts)-[0-9a-f]{16}|\..*")  # what a folder of features may hold
-
 CODE = (Path(__file__), Path(pairs.__file__))  # that makes the inputs of the towers, beside the shipped code
-
-Entries = Iterator[tuple[bytes, torch.Tensor]]
 
 
 def cache_features(
@@ -83,16 +76,15 @@ def cache_features(
     hashes = {"vision_model": hash_frozen(model, "vision_model")}
     if caches_texts(model, options):
         hashes["text_model"] = hash_frozen(model, "text_model")
-    with usable(folder):
-        check_folder(Path(folder))
-        store = open_store(folder, "images", image_parts(model, pair_datasets[0], hashes["vision_model"]), dtype)
-        for dataset in pair_datasets:
-            add_images(store, model, dataset, dtype)
-        if "text_model" in hashes:
-            parts = {"weights": hashes["text_model"], "config": describe(model.text_model), **described_model(model)}
-            texts = open_store(folder, "texts", parts, dtype)
-            add_texts(texts, model, collator, pair_datasets, dtype)
-            collator.text_features = TextFeatures(texts)
+    of_images = {"weights": hashes["vision_model"], "dtype": str(dtype), **describe_images(model, pair_datasets[0])}
+    store = open_store(folder, "images", content_key(of_images, CODE))
+    for dataset in pair_datasets:
+        add_images(store, model, dataset, dtype)
+    if "text_model" in hashes:
+        of_texts = {"weights": hashes["text_model"], "dtype": str(dtype), **describe_tower(model, "text_model")}
+        texts = open_store(folder, "texts", content_key(of_texts, CODE))
+        add_texts(texts, model, collator, pair_datasets, dtype)
+        collator.text_features = TextFeatures(texts)
     return hashes
 
 
@@ -127,113 +119,48 @@ def caches_texts(model: torch.nn.Module, options: Sequence[pairs.PairOptions]) -
     return True
 
 
-def describe(tower: torch.nn.Module) -> dict:
-    return {name: value for name, value in tower.config.to_dict().items() if name not in NOT_OF_THE_NUMBERS}
-
-
-def described_model(model: torch.nn.Module) -> dict:
-    return {"model": type(model).__name__, "device": model.device.type}
-
-
-def image_parts(model: torch.nn.Module, dataset: PairDataset, weights: str) -> dict:
-    """What decides the outputs of the image tower."""
-    config = model.config
+def describe_tower(model: torch.nn.Module, name: str) -> dict:
+    """What decides the outputs of a tower, beside its weights and its input."""
+    config = getattr(model, name).config.to_dict()
     return {
-        "weights": weights,
-        "config": describe(model.vision_model),
-        "pixels": [getattr(config, name, None) for name in ("pixel_mean", "pixel_std", "image_size")],
-        "preprocessing": dataset.image_processor.to_dict(),
-        **described_model(model),
+        "model": type(model).__name__,
+        "config": {key: value for key, value in config.items() if key not in NOT_OF_THE_NUMBERS},
+        "device": model.device.type,
     }
 
 
-@contextmanager
-def usable(folder: str | os.PathLike) -> Iterator[None]:
-    """Turns the error of a disk into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"cache_features {str(folder)!r} cannot be used ({error.strerror or error}); free some space there, or "
-            "choose another folder. A later run continues with what is complete there."
-        ) from error
-
-
-def check_folder(folder: Path) -> None:
-    """ValueError for a folder with something in it that this module did not write."""
-    others = sorted(path.name for path in folder.iterdir() if not OURS.fullmatch(path.name)) if folder.is_dir() else []
-    if others:
-        raise ValueError(
-            f"cache_features {str(folder)!r} is not a folder of features: it holds {others[0]!r}; name a new or empty "
-            "folder."
-        )
-
-
-def open_store(folder: str | os.PathLike, kind: str, parts: dict, dtype: torch.dtype) -> FeatureStore:
-    """The store of a tower in this folder, with a note if there are only those of other towers."""
-    name = f"{kind}-{content_key({**parts, 'dtype': str(dtype)}, CODE)[:16]}"
-    others = [path for path in Path(folder).glob(f"{kind}-*") if path.name != name]
-    if others and not Path(folder, name).exists() and is_main_process():
-        logger.info(
-            "%s holds %s of %d other towers, image processors or versions of the code, which may be deleted. Those of "
-            "this run are computed.",
-            folder,
-            kind,
-            len(others),
-        )
-    with fail_together():  # all processes see the folder before one of them writes
-        return FeatureStore(Path(folder, name))
-
-
-def own_share(keys: Sequence) -> list:
-    """The part of this process; each machine computes all, because it may have a folder of its own."""
-    if not dist.is_initialized():
-        return list(keys)
-    rank = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
-    return list(keys[rank :: int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))])
-
-
-def fill(store: FeatureStore, total: int, missing: int, kind: str, compute: Callable[[tqdm], Entries]) -> None:
-    """Adds the entries of this process to the store, and then opens those of all."""
-    if missing and is_main_process():
-        logger.info(
-            "Features of %d %s: %d are in %s, %d are computed.", total, kind, total - missing, store.folder, missing
-        )
-    with fail_together():
-        if missing:
-            share = -(-missing // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-            disable = None if is_main_process() else True
-            with tqdm(total=share, desc=f"caching {kind}", unit=kind[:-1], delay=2, disable=disable) as bar:
-                store.add(compute(bar))
-    if missing:
-        with fail_together():
-            store.open()
+def describe_images(model: torch.nn.Module, dataset: PairDataset) -> dict:
+    """As [`describe_tower`], with what makes the pixels."""
+    return {
+        **describe_tower(model, "vision_model"),
+        "pixels": [getattr(model.config, name, None) for name in ("pixel_mean", "pixel_std", "image_size")],
+        "preprocessing": dataset.image_processor.to_dict(),
+    }
 
 
 def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset, dtype: torch.dtype) -> None:
     """Has a data set read its images from the store, to which those are added that it lacks."""
-    sources = tqdm(dataset.all_columns.select_columns(["image"]), desc="looking at images", delay=2, disable=None)
+    images = dataset.all_columns.select_columns(["image"])
+    hidden = None if is_main_process() else True
+    sources = tqdm(images, desc="looking at images", unit="image", delay=2, disable=hidden)
     keys = [source_key(record["image"]) for record in sources]
-    missing = {key: index for index, key in enumerate(keys) if key is not None and key not in store}
 
-    def compute(bar: tqdm) -> Entries:
-        workers = (usable_cores() - 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        share = own_share(list(missing.values()))
-        loader = DataLoader(dataset, BATCH, sampler=share, num_workers=workers, collate_fn=list)
+    def compute(rows: list[int], bar: tqdm) -> Entries:
+        workers = (usable_cores() - 1) // local_processes()
         first = True
         with inference(model), torch.autocast(model.device.type, enabled=False):
-            for items in loader:
-                items = [item for item in items if "error" not in item]  # the data set gives the reason
+            for tried in DataLoader(dataset, BATCH, sampler=rows, num_workers=workers, collate_fn=list):
+                items = [item for item in tried if "error" not in item]  # the data set gives the reason
                 if items:
                     pixels = torch.stack([item["pixel_values"] for item in items]).to(model.device)
                     hidden = as_kept(model.encode_images(pixels)[0].last_hidden_state, dtype, "image")
                     if first:
-                        check_space(store.folder, hidden[0].nbytes * len(missing))
+                        check_space(store.folder, hidden[0].nbytes * len(rows) * local_processes())
                         first = False
                     yield from zip([keys[item["index"]] for item in items], hidden, strict=True)
-                bar.update(len(items))
+                bar.update(len(tried))
 
-    fill(store, len(keys), len(missing), "images", compute)
+    fill(store, keys, "images", compute)
     dataset.use_features(ImageFeatures(store, keys, dataset.all_columns, dataset.image_processor))
 
 
@@ -247,24 +174,22 @@ def add_texts(
     """Adds to the store what it lacks of the texts of the pairs, each distinct text once."""
     texts = list(dict.fromkeys(text for dataset in pair_datasets for text in dataset.texts_of_all_epochs()))
     tokens = collator.tokenize(texts)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
     keys = [text_key(ids) for ids in tokens["input_ids"]]
-    missing = {key: i for i, key in enumerate(keys) if key not in store}
 
-    def compute(bar: tqdm) -> Entries:
-        # the longest first: texts of similar lengths share a batch
-        share = own_share(sorted(missing.values(), key=lambda i: -len(tokens["input_ids"][i])))
+    def compute(rows: list[int], bar: tqdm) -> Entries:
+        rows = sorted(rows, key=lambda row: -lengths[row])  # texts of similar lengths share a batch
         with inference(model), torch.autocast(model.device.type, enabled=False):
-            for start in range(0, len(share), TEXTS):
-                rows = share[start : start + TEXTS]
-                batch = {name: [values[i] for i in rows] for name, values in tokens.items()}
+            for start in range(0, len(rows), TEXTS):
+                taken = rows[start : start + TEXTS]
+                batch = {name: [values[row] for row in taken] for name, values in tokens.items()}
                 batch = pad_without_fast_tokenizer_warning(collator.tokenizer, batch, return_tensors="pt")
                 inputs = {name: value.to(model.device) for name, value in batch.items()}
                 hidden = as_kept(model.get_text_features(**inputs).last_hidden_state, dtype, "text")
-                for i, one in zip(rows, hidden, strict=True):
-                    yield keys[i], one[: len(tokens["input_ids"][i])]
-                bar.update(len(rows))
+                yield from ((keys[row], one[: lengths[row]]) for row, one in zip(taken, hidden, strict=True))
+                bar.update(len(taken))
 
-    fill(store, len(set(keys)), len(missing), "texts", compute)
+    fill(store, keys, "texts", compute)
 
 
 def as_kept(hidden: torch.Tensor, dtype: torch.dtype, kind: str) -> torch.Tensor:
@@ -277,13 +202,3 @@ def as_kept(hidden: torch.Tensor, dtype: torch.dtype, kind: str) -> torch.Tensor
             f"{str(dtype).removeprefix('torch.')}: its weights are damaged, or it needs a training without the cache."
         )
     return kept
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """ValueError before hours of computing whose result does not fit on the disk."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(
-            f"cache_features {str(folder.parent)!r} needs {needed / 2**30:.1f} GiB for these images, but the disk has "
-            f"{free / 2**30:.1f} GiB free; free some space there, or choose another folder."
-        )

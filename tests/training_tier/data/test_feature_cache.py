@@ -8,7 +8,7 @@ from tiny_siglip import siglip_sizes
 from modeling_tier import TierCLIPConfig, TierCLIPModel, TierSiglipConfig, TierSiglipModel
 from processing_tier import train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
-from training_tier.data import feature_cache, feature_store
+from training_tier.data import feature_cache, feature_folder, feature_store
 from training_tier.data.collator import PairCollator
 from training_tier.data.feature_cache import cache_features
 from training_tier.data.feature_store import FeatureStore
@@ -141,7 +141,7 @@ def test_numbers_that_float16_does_not_hold_are_refused(cache, model, records):
 
 def test_a_disk_without_space_is_known_beforehand(cache, records, monkeypatch):
     monkeypatch.setattr(
-        feature_cache.shutil, "disk_usage", lambda folder: feature_cache.shutil._ntuple_diskusage(1, 1, 9)
+        feature_folder.shutil, "disk_usage", lambda folder: feature_folder.shutil._ntuple_diskusage(1, 1, 9)
     )
     with pytest.raises(
         ValueError, match=r"needs 0\.0 GiB for these images, but the disk has 0\.0 GiB free; free some "
