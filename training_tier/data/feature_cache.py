@@ -141,8 +141,8 @@ def describe_images(model: torch.nn.Module, dataset: PairDataset) -> dict:
 def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset, dtype: torch.dtype) -> None:
     """Has a data set read its images from the store, to which those are added that it lacks."""
     images = dataset.all_columns.select_columns(["image"])
-    hidden = None if is_main_process() else True
-    sources = tqdm(images, desc="looking at images", unit="image", delay=2, disable=hidden)
+    silent = None if is_main_process() else True
+    sources = tqdm(images, desc="looking at images", unit="image", delay=2, disable=silent)
     keys = [source_key(record["image"]) for record in sources]
 
     def compute(rows: list[int], bar: tqdm) -> Entries:

@@ -115,10 +115,10 @@ def fill(store: FeatureStore, keys: Sequence[bytes | None], kind: str, compute: 
 
 def add_rows(store: FeatureStore, rows: list[int], kind: str, compute: Compute) -> None:
     """Every process has to call this."""
-    hidden = None if is_main_process() else True
+    silent = None if is_main_process() else True
     with fail_together(), usable(store.folder.parent):
         if rows:
-            with tqdm(total=len(rows), desc=f"caching {kind}", unit=kind[:-1], delay=2, disable=hidden) as bar:
+            with tqdm(total=len(rows), desc=f"caching {kind}", unit=kind[:-1], delay=2, disable=silent) as bar:
                 store.add(compute(rows, bar))
 
 
