@@ -162,8 +162,25 @@ def biomedclip_full(folder):
         write("biomedclip_full", shapes, settings, texts, ids, pixels, model.encode_image, every=16)
 
 
+# Sizes of each family: small, and as published
+CHEXFICIENT = {  # image size, dimensions, longest text, DINOv2, BERT
+    "chexficient": (70, DIM, 24, VIT, {"vocab_size": len(WORDS), "max_position_embeddings": 40, **BERT}),
+    "chexficient_full": (378, 512, 256, {"embed_dim": 768, "depth": 12, "num_heads": 12}, {"vocab_size": 28996}),
+}
+BIOVIL_T = {  # blocks of the ResNet, its classes, dimensions, BERT
+    "biovil_t": ([1, 1, 1, 1], 9, DIM, {"vocab_size": len(WORDS), "max_position_embeddings": 80, **BERT}),
+    "biovil_t_full": ([3, 4, 6, 3], 1000, 128, {"vocab_size": 30522}),
+}
+
+
 def chexficient(folder):
-    """The authors' class, transforms (README.md) and tokenization, with small towers in place of the downloads."""
+    """The authors' class, transforms (README.md) and tokenization, with random towers in place of the downloads."""
+    for name, sizes in CHEXFICIENT.items():
+        chexficient_of(folder / name, name, *sizes)
+
+
+# More than 7 parameters: the sizes of a model
+def chexficient_of(folder, name, size, dim, longest, vit, bert_sizes):
     sys.modules.setdefault("cv2", types.ModuleType("cv2"))  # for figures only
     import models_clip
     import torchvision.transforms as transforms
@@ -171,15 +188,15 @@ def chexficient(folder):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     write_vocabulary(folder / "cased", lower_case=False)
-    bert = BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=40, **BERT))
+    bert = BertModel(BertConfig(**bert_sizes))
     models_clip.AutoModel = types.SimpleNamespace(from_pretrained=lambda *_, **__: bert)
     models_clip.AutoTokenizer = types.SimpleNamespace(
         from_pretrained=lambda *_, **__: AutoTokenizer.from_pretrained(folder / "cased")
     )
-    models_clip.vit_base = partial(DinoVisionTransformer, **VIT)
-    torch.hub.load_state_dict_from_url = lambda *_, **__: {"pos_embed": torch.zeros(1, 26, VIT["embed_dim"])}
-    size, longest = 70, 24
-    model = models_clip.CheXficient(image_size=size, proj_dim=DIM)
+    models_clip.vit_base = partial(DinoVisionTransformer, **vit)
+    positions = torch.zeros(1, (size // 14) ** 2 + 1, vit["embed_dim"])
+    torch.hub.load_state_dict_from_url = lambda *_, **__: {"pos_embed": positions}
+    model = models_clip.CheXficient(image_size=size, proj_dim=dim)
     shapes = fill(model)
     transform = transforms.Compose(
         [
@@ -195,11 +212,17 @@ def chexficient(folder):
     pixels = {name: transform(Image.open(path).convert("RGB"))[None] for name, path in pictures.items()}
     with torch.no_grad():
         texts, settings = model.encode_text(tokens), {"max_length": longest}
-        write("chexficient", shapes, settings, texts, tokens["input_ids"], pixels, model.encode_image)
+        every = dim // DIM
+        write(name, shapes, settings, texts, tokens["input_ids"], pixels, model.encode_image, every)
 
 
 def biovil_t(folder):
     """hi-ml-multimodal's model, inference engines and pixels, with fewer blocks in the ResNet and a small BERT."""
+    for name, sizes in BIOVIL_T.items():
+        biovil_t_of(folder / name, name, *sizes)
+
+
+def biovil_t_of(folder, name, blocks, num_classes, dim, bert_sizes):
     import health_multimodal.image.model.encoder as encoder
     from health_multimodal.image import ImageInferenceEngine
     from health_multimodal.image.data.transforms import create_chest_xray_transform_for_inference
@@ -211,8 +234,8 @@ def biovil_t(folder):
     from torchvision.models.resnet import Bottleneck
     from transformers import BertTokenizer
 
-    encoder.resnet50 = lambda pretrained, **options: ResNetHIML(block=Bottleneck, layers=[1, 1, 1, 1], num_classes=9)
-    model = ImageModel(img_encoder_type="resnet50_multi_image", joint_feature_size=DIM)
+    encoder.resnet50 = lambda *_, **__: ResNetHIML(block=Bottleneck, layers=blocks, num_classes=num_classes)
+    model = ImageModel(img_encoder_type="resnet50_multi_image", joint_feature_size=dim)
     shapes = fill(model)
     engine = ImageInferenceEngine(model, create_chest_xray_transform_for_inference(resize=512, center_crop_size=448))
     pixels = {
@@ -224,9 +247,7 @@ def biovil_t(folder):
         return model.forward(values).projected_global_embedding
 
     write_vocabulary(folder / "text", lower_case=True)
-    config = CXRBertConfig(
-        vocab_size=len(WORDS), max_position_embeddings=80, projection_size=DIM, **BERT, tie_word_embeddings=False
-    )
+    config = CXRBertConfig(projection_size=dim, **bert_sizes, tie_word_embeddings=False)
     text = CXRBertModel(config)
     shapes |= fill(text)
     prompts = TextInput(BertTokenizer.from_pretrained(folder / "text"))
@@ -237,7 +258,7 @@ def biovil_t(folder):
     with torch.no_grad():
         texts = text.get_projected_text_embeddings(tokens.input_ids, tokens.attention_mask, normalize_embeddings=True)
         settings = config.to_dict() | {"model_type": "cxr-bert"}
-        write("biovil_t", shapes, settings, texts, tokens.input_ids, pixels, embed)
+        write(name, shapes, settings, texts, tokens.input_ids, pixels, embed, dim // DIM)
 
 
 def open_clip_towers(folder):

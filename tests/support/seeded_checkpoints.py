@@ -83,7 +83,7 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     elif len(shape) == 3:
         noise = 0.5 * noise  # positions
     else:
-        noise = noise * np.prod(shape[1:]) ** -0.5
+        noise = (noise * np.prod(shape[1:]) ** -0.5).astype(np.float32)
     return torch.from_numpy(noise)
 
 
@@ -131,16 +131,16 @@ def write_biomedclip(folder, name="biomedclip"):
     return content
 
 
-def write_chexficient(folder):
-    content = reference("chexficient")
+def write_chexficient(folder, name="chexficient"):
+    content = reference(name)
     write_vocabulary(folder, lower_case=False)
     save_file(seeded_state(content["tensors"]), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "chexficient", "architectures": ["CheXficient"]}))
     return content
 
 
-def write_biovil_t(folder):
-    content = reference("biovil_t")
+def write_biovil_t(folder, name="biovil_t"):
+    content = reference(name)
     write_vocabulary(folder, lower_case=True)
     state = seeded_state(content["tensors"])
     text = {name: tensor for name, tensor in state.items() if name.startswith(("bert.", "cls"))}

@@ -1,6 +1,7 @@
 """Training from a SigLIP checkpoint: texts and pixels as its owners', the sigmoid loss, the same trainer."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -197,3 +198,22 @@ def test_the_query_of_the_pooling_head_is_not_decayed(siglip_folder, tmp_path):
 def test_the_padding_of_a_compiled_model_is_no_option_of_the_user(siglip_folder, tmp_path):
     trainer = make_trainer(siglip_folder, tmp_path, {"torch_compile": True}, for_siglip=True)
     assert trainer.args.pad_to_multiple_of == 16 and trainer.data_collator.for_siglip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
+def test_a_compiled_training_logs_the_losses_of_an_eager_one(siglip_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    steps = {}
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        run(*FROM_CHECKPOINT, "--model", siglip_folder, "--output_dir", folder, "--max_steps", 3, "--logging_steps",
+            1, "--learning_rate", 1e-3, "--warmup_steps", 0, "--token_entropy_weight", 0.2, "--patch_entropy_weight",
+            0.1, "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
+            "--torch_compile", compiled)  # fmt: skip
+        steps[compiled] = [entry for entry in history(folder) if "contrastive_loss" in entry]
+    names = ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "grad_norm")
+    eager, compiled = (np.array([[step[name] for name in names] for step in steps[key]]) for key in ("false", "true"))
+    assert eager.shape == (3, len(names)) and (eager[0] != eager[2]).all()
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
