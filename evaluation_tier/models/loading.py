@@ -221,7 +221,7 @@ def check_folder(folder: Path) -> None:
     """ValueError for a folder without a config or without weights that may be read, with what to do about it."""
     check_not_adapter(folder)
     if is_open_clip(folder, read_config(folder)):
-        check_open_clip(folder)
+        check_open_clip(folder, folder)
         return
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))

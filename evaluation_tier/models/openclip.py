@@ -51,15 +51,15 @@ def is_open_clip(name: str | Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
-def check_open_clip(folder: Path) -> None:
+def check_open_clip(name: str | Path, folder: Path) -> None:
     """ValueError for a folder in OpenCLIP's layout without weights that may be read, or without the library."""
-    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):
+    if not any((folder / file).is_file() for file in SAFE_WEIGHTS):
         raise ValueError(
-            f"The OpenCLIP model in {folder} has no weights as safetensors ({SAFE_WEIGHTS[0]}): pickled weights are "
+            f"The OpenCLIP model {name} has no weights as safetensors ({SAFE_WEIGHTS[0]}): pickled weights are "
             "never read here. If its towers are plain ones, tier-convert reads them; else save its state dict with "
             "safetensors.torch.save_file."
         )
-    import_open_clip(folder)
+    import_open_clip(name)
 
 
 def import_open_clip(name: str | Path) -> ModuleType:
@@ -92,8 +92,8 @@ def load_open_clip(name: str | Path, device: str | torch.device) -> "OpenClip":
     if not folder.is_dir():
         place = located(name)
         repository = place.pop("pretrained_model_name_or_path")
-        folder = Path(snapshot_download(repository, **place, allow_patterns=FILES))
-        check_open_clip(folder)
+        folder = Path(snapshot_download(repository, **place, allow_patterns=FILES, ignore_patterns=["*/*"]))
+        check_open_clip(name, folder)
     library = import_open_clip(name)
     settings = read_json(folder / OPENCLIP_CONFIG)
     text = check_settings(name, settings)

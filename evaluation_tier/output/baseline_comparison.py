@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation_tier.figures import forest
-from evaluation_tier.output.comparison import draw_forest, format_p, write_texts
+from evaluation_tier.output.comparison import draw_forest, format_p, format_speed, write_texts
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
 from evaluation_tier.output.page import FOR_RESEARCH, SYNTHETIC, Section, render_page
 from evaluation_tier.output.tables import DASH, Table, column_name, format_cell, format_estimate
@@ -119,11 +119,6 @@ def format_millions(parameters: int | None) -> str:
 def describe_size(sizes: list[int | None]) -> str:
     """Height and width of a square image, of each model of an ensemble if they differ."""
     return ", ".join(map(format_cell, sizes)) or DASH
-
-
-def format_speed(speed: float | None) -> str:
-    """Images per second with three digits, as "4,120" or "3.14"; a dash if they were not measured."""
-    return DASH if speed is None else f"{float(f'{speed:.3g}'):,g}"
 
 
 def describe_speeds(results: Mapping[str, Mapping]) -> str:

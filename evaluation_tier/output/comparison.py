@@ -69,6 +69,10 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
     differences = {"dataset": [comparison["dataset"]] * 2, **comparison["protocol_differences"]}
     rows = [(column_name(key), *map(format_cell, pair)) for key, pair in differences.items()]
     rows.insert(1, ("Models", *(format_cell(comparison[which]["models"]) for which in ("first", "second"))))
+    pair = [comparison[which] for which in ("first", "second")]
+    if any(result["images_per_second"] for result in pair):
+        speeds = (format_speed(result["images_per_second"], result["devices"]) for result in pair)
+        rows.append(("Images/s, without reading", *speeds))
     if any(comparison["training_overlap"]):
         rows.append(("Training images", *map(format_cell, comparison["training_overlap"])))
     if any(comparison["exposure"]):
@@ -84,6 +88,13 @@ def comparison_tables(comparison: Mapping) -> dict[str, list[Table]]:
 def format_p(value: float | None) -> str:
     """A p-value with three digits, "<0.001" below."""
     return "<0.001" if value is not None and value < 0.001 else format_number(value, missing=DASH)
+
+
+def format_speed(speed: float | None, devices: Sequence[str] = ()) -> str:
+    """Images per second with three digits and their devices, as "4,120 (NVIDIA H200)"; a dash if not measured."""
+    if speed is None:
+        return DASH
+    return f"{float(f'{speed:.3g}'):,g}" + (f" ({'; '.join(devices)})" if devices else "")
 
 
 def find_notices(comparison: Mapping) -> list[str]:

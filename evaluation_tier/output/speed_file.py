@@ -42,6 +42,21 @@ def read_speeds(folder: str | Path) -> dict[str, dict[str, Any]]:
     return speeds
 
 
+def combined_speed(folder: str | Path) -> dict[str, Any]:
+    """
+    The speed of the models of an evaluation one after another: `images_per_second`, None if it is not known for each,
+    and the `devices` that it was measured on, with the type of the numbers if known, such as "NVIDIA H200, float32".
+    """
+    speeds = list(read_speeds(folder).values())
+    seconds = [1 / speed["images_per_second"] if speed["images_per_second"] else None for speed in speeds]
+    known = [speed for speed in speeds if speed["images_per_second"]]
+    devices = dict.fromkeys(", ".join(filter(None, (speed["device"], speed["dtype"]))) for speed in known)
+    return {
+        "images_per_second": None if None in seconds or not seconds else 1 / sum(seconds),
+        "devices": list(devices),
+    }
+
+
 def is_speed(value: Any) -> bool:
     """Whether a JSON value is what `Speed.describe` returns."""
     if not isinstance(value, dict):

@@ -9,8 +9,7 @@
 - `"results"`: by name, in the order given, of each evaluation
   - `folder`, `models`, and `protocol_differences`: by key the baseline's value and its own,
   - `training_overlap`, `exposure` and `exposure_overlap` of its protocol,
-  - `images_per_second` that its models together embed, None if not known for each, and the `devices` that this was
-    measured on,
+  - `images_per_second` and `devices`, see [`combined_speed`],
   - `parameters` of all its models together, `None` if not known, and `image_size`, the different ones of its models
     in pixels,
   - `findings` (by name) and `mean`: `auroc` and `auroc_ci95`, on the findings and images that all evaluations share,
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation_tier.output.metrics_file import as_float, to_json
-from evaluation_tier.output.speed_file import read_speeds
+from evaluation_tier.output.speed_file import combined_speed
 from evaluation_tier.statistics.comparable import (
     SavedEvaluation,
     protocol_differences,
@@ -135,22 +134,14 @@ def describe_result(evaluation: SavedEvaluation) -> dict[str, Any]:
     metrics = evaluation.metrics
     sizes = list((metrics.get("sizes") or {}).values())
     parameters = [size.get("parameters") for size in sizes]
-    speeds = list(read_speeds(evaluation.folder).values())
-    seconds = [1 / speed["images_per_second"] if speed["images_per_second"] else None for speed in speeds]
     return {
         "folder": evaluation.folder,
         "models": metrics.get("models") or [],
         "parameters": None if None in parameters or not sizes else sum(parameters),
-        "images_per_second": None if None in seconds or not seconds else 1 / sum(seconds),
-        "devices": list(dict.fromkeys(describe_arithmetic(speed) for speed in speeds if speed["images_per_second"])),
+        **combined_speed(evaluation.folder),
         "image_size": list(dict.fromkeys(size.get("image_size") for size in sizes)),
         **{key: metrics["protocol"].get(key) for key in ("training_overlap", "exposure", "exposure_overlap")},
     }
-
-
-def describe_arithmetic(speed: Mapping[str, Any]) -> str:
-    """The device of a speed and, if known, its numbers, such as "NVIDIA H200, float32"."""
-    return ", ".join(filter(None, (speed["device"], speed["dtype"])))
 
 
 def correct(gains: Sequence[dict], counts: Mapping[str, int]) -> None:

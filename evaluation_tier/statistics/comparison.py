@@ -2,7 +2,7 @@
 
 [`compare_evaluations`] returns a dict of JSON's own types. Undefined numbers are `None`.
 
-- `"first"`, `"second"`: `folder` and `models`.
+- `"first"`, `"second"`: `folder`, `models`, and `images_per_second` and `devices` of [`combined_speed`].
 - `"dataset"`, `"n_images"`, `"n_patients"`, `"n_bootstrap"`, `"seed"`.
 - `"trained"`, `"training_overlap"`: the treatment of training images, and each evaluation's statement about them;
   `"exposure"`: its statement about published training data.
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from evaluation_tier.output.metrics_file import to_json
+from evaluation_tier.output.speed_file import combined_speed
 from evaluation_tier.statistics.bootstrap import mean_over_findings
 from evaluation_tier.statistics.comparable import (
     SavedEvaluation,
@@ -73,8 +74,8 @@ def compare_evaluations(
     warn_of_protocols("the two results", differing)
     return to_json(
         {
-            "first": {"folder": str(first), "models": metrics[0].get("models") or []},
-            "second": {"folder": str(second), "models": metrics[1].get("models") or []},
+            "first": {"folder": str(first), "models": metrics[0].get("models") or [], **combined_speed(first)},
+            "second": {"folder": str(second), "models": metrics[1].get("models") or [], **combined_speed(second)},
             "dataset": metrics[0]["dataset"],
             **compared.describe(),
             "n_bootstrap": resampling.num_resamples,

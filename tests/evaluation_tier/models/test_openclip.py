@@ -75,7 +75,7 @@ def test_pickled_weights_are_refused(tmp_path, capsys):
     write_biomedclip(tmp_path / "model")
     told = fails(tmp_path / "model", "--data", PHANTOM, capsys=capsys)
     assert told.startswith(
-        f"The OpenCLIP model in {tmp_path}/model has no weights as safetensors (open_clip_model.safetensors): pickled "
+        f"The OpenCLIP model {tmp_path}/model has no weights as safetensors (open_clip_model.safetensors): pickled "
         "weights are never read here. If its towers are plain ones, tier-convert reads them; else save"
     )
 

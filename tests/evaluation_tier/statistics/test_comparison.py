@@ -6,6 +6,7 @@ from saved_results import save_result
 
 from evaluation_tier.output.comparison import comparison_tables, format_p, write_comparison
 from evaluation_tier.output.metrics_file import write_metrics
+from evaluation_tier.output.speed_file import write_speeds
 from evaluation_tier.output.tables import text_table
 from evaluation_tier.statistics.comparison import compare_evaluations
 from evaluation_tier.statistics.resampling import Resampling
@@ -169,6 +170,16 @@ def test_protocols_that_differ_are_named(make_result, caplog):
         ("Score level", "global", "patches-lse"),
         ("Views", "–", "all"),
     )
+
+
+def test_images_per_second_are_told(make_result):
+    first, second = (make_result(name, [0.9, 0.1, 0.8, 0.0] * 5, (1, 1, 0, 0) * 5) for name in ("first", "second"))
+    speed = {"images": 9, "device": "CPU, 1 thread", "dtype": "float32", "images_per_second": 31.26}
+    write_speeds(second / "speed.json", {"m": speed})
+    comparison = compare_evaluations(first, second, Resampling(5))
+    assert comparison["second"]["images_per_second"] == pytest.approx(31.26)
+    row = ("Images/s, without reading", "–", "31.3 (CPU, 1 thread, float32)")
+    assert comparison_tables(comparison)["compared"][0].rows[-1] == row
 
 
 def test_findings_without_an_interval_are_not_a_difference_of_the_protocol(make_result, caplog):
