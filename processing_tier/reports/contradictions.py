@@ -117,17 +117,27 @@ def apply_first(rules: Iterable[tuple[re.Pattern, str]], sentence: str) -> str |
 
 def contradict_text(texts: Sequence[str], report: str, choose: Callable[[int], int]) -> str | None:
     """
-    One of some texts of a report, with one of its sentences contradicted. It has the form of the texts, so that only
-    its content tells it from them.
+    One of [`contradict_texts`].
+
+    Args:
+        choose (`Callable[[int], int]`): gives a number below its argument, such as `rng.integers`.
+
+    Returns:
+        `str`, *optional*: `None` where no rule applies.
+    """
+    found = contradict_texts(texts, report)
+    return found[choose(len(found))] if found else None
+
+
+def contradict_texts(texts: Sequence[str], report: str) -> list[str]:
+    """
+    Some texts of a report with one of their sentences contradicted, in every way that the rules find. The results have
+    the form of the texts, so that only their content tells them apart.
 
     Args:
         texts (`Sequence[str]`): sentences or whole texts, all of them from the report.
         report (`str`):
             all that the report says. A sentence that it says elsewhere is not taken, nor another side that it names.
-        choose (`Callable[[int], int]`): gives a number below its argument, such as `rng.integers`.
-
-    Returns:
-        `str`, *optional*: `None` where no rule applies.
     """
     said = split_sentences(report)
     hashes = {text_hash(sentence) for sentence in said}
@@ -142,4 +152,4 @@ def contradict_text(texts: Sequence[str], report: str, choose: Callable[[int], i
                 is_swap = named_side(other) != named_side(sentence)
                 if text_hash(other) not in hashes and (one_side or not is_swap):
                     found.append(text.replace(sentence, other, 1))
-    return found[choose(len(found))] if found else None
+    return found

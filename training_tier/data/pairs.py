@@ -10,7 +10,7 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records.schema import select_text
-from processing_tier.reports.contradictions import contradict_text
+from processing_tier.reports.contradictions import contradict_text, contradict_texts
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups, text_hash
 from processing_tier.reports.sentences import split_sentences
@@ -106,12 +106,16 @@ class PairDataset(torch.utils.data.Dataset):
             yield clean_text(select_text(record, source), self.options.deidentified)
 
     def texts_of_all_epochs(self) -> Iterator[str]:
-        """Every text that a pair can have, if each epoch draws from the same ones (not with `sample_sentences`)."""
-        if not self.options.sentences_per_image:
-            yield from self.texts()
-            return
-        for record in self.records.select_columns(list(SECTIONS)):
-            yield from distinct_sentences(record).values()
+        """
+        Every text that a pair can have, hard negatives included, if each epoch draws from the same ones: not with
+        `sample_sentences`.
+        """
+        records = self.records.select_columns(list(SECTIONS))
+        for record, text in zip(records, self.texts(), strict=True):
+            texts = list(distinct_sentences(record).values()) if self.options.sentences_per_image else [text]
+            yield from texts
+            if self.options.hard_negatives:
+                yield from contradict_texts(texts, whole_report(record))
 
     def use_features(self, features: ImageFeatures) -> None:
         """From now on, pairs have a `vision_hidden_state` in place of `pixel_values`, and no image is read."""
@@ -143,8 +147,8 @@ class PairDataset(torch.utils.data.Dataset):
         if self.groups is not None:
             pair["group"] = int(self.groups[index])
         if self.options.hard_negatives:
-            report = "\n\n".join(record[section] or "" for section in SECTIONS)
-            pair["negative"] = contradict_text(pair.get("texts") or [pair["text"]], report, rng.integers)
+            texts = pair.get("texts") or [pair["text"]]
+            pair["negative"] = contradict_text(texts, whole_report(record), rng.integers)
         return pair
 
     def count_contradicted(self, limit: int = 1000) -> tuple[int, int]:
@@ -182,6 +186,11 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     if not sentences:  # only marks and numbers
         return select_text(record, "both")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
+
+
+def whole_report(record: Mapping) -> str:
+    """All that a report says."""
+    return "\n\n".join(record[section] or "" for section in SECTIONS)
 
 
 def distinct_sentences(record: Mapping) -> dict[int, str]:

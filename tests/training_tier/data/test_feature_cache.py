@@ -63,17 +63,17 @@ def test_pairs_have_what_the_towers_give(cache, model, records, tokenizer, image
     assert torch.equal(batch["input_ids"], pixels["input_ids"]) and batch["indices"] == list(range(6))
 
 
-def test_each_distinct_text_is_kept_once(cache, records, tmp_path, tokenizer):
-    doubled = records.select([0, 0, 1, 2])
-    options = PairOptions(sentences_per_image=2)
-    dataset, collator = cache(doubled, options)
+@pytest.mark.parametrize("form", [{"sentences_per_image": 2}, {"text": "both"}])
+@pytest.mark.parametrize("hard_negatives", [False, True])
+def test_each_distinct_text_is_kept_once(cache, records, tmp_path, tokenizer, form, hard_negatives):
+    dataset, collator = cache(records.select([0, 0, 1, 2]), PairOptions(**form, hard_negatives=hard_negatives))
     for epoch in range(20):
         dataset.set_epoch(epoch)
-        assert "text_hidden_state" in collator([dataset[i] for i in range(4)])
-    sentences = set(dataset.texts_of_all_epochs())
-    assert len(stores(tmp_path)["texts"].places) == len(
-        {tuple(ids) for ids in tokenizer(list(sentences))["input_ids"]}
-    )
+        batch = collator([dataset[i] for i in range(4)])
+        assert "text_hidden_state" in batch and ("negative_mask" in batch) == hard_negatives
+    texts = list(dataset.texts_of_all_epochs())
+    distinct = {tuple(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]}
+    assert len(stores(tmp_path)["texts"].places) == len(distinct) < len(texts)
     assert len(stores(tmp_path)["images"].places) == 3
 
 
