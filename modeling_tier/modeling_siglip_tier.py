@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import SiglipConfig, SiglipModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.siglip.modeling_siglip import SiglipOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
@@ -63,6 +64,7 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
@@ -73,11 +75,16 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
             attention_mask (`torch.Tensor` of shape `(texts, tokens)`, *optional*):
                 As in SigLIP, which was trained without one.
             position_ids (`torch.Tensor`, *optional*): As in SigLIP.
+            text_hidden_state (`torch.Tensor` of shape `(texts, tokens, hidden)`, *optional*):
+                The `last_hidden_state` that this method returned for these texts. Only the head then runs.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (texts, dim) is the text embedding, not normalised.
         """
         self.check_text_length(input_ids)
+        if text_hidden_state is not None:
+            hidden = text_hidden_state.to(self.logit_scale.dtype)
+            return BaseModelOutputWithPooling(hidden, pooler_output=self.text_model.head(hidden[:, -1]))
         return super().get_text_features(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -88,7 +95,11 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Runs the image tower.
@@ -96,10 +107,16 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         Args:
             pixel_values (`torch.Tensor`): See the class.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+            vision_hidden_state (`torch.Tensor` of shape `(batch, patches, hidden)`, *optional*):
+                The `last_hidden_state` that this method returned for these images, in place of `pixel_values`. Only
+                the head then runs.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` (batch, dim) is the image embedding, not normalised.
         """
+        if vision_hidden_state is not None:
+            hidden = vision_hidden_state.to(self.logit_scale.dtype)
+            return BaseModelOutputWithPooling(hidden, pooler_output=self.vision_model.head(hidden))
         return super().get_image_features(
             pixel_values=self.check_pixels(pixel_values, interpolate_pos_encoding),
             interpolate_pos_encoding=interpolate_pos_encoding,
@@ -114,14 +131,20 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         return pixel_values
 
     def encode_images(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        vision_hidden_state: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """As [`TierCLIPModel.encode_images`]."""
-        outputs = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        outputs = self.get_image_features(
+            pixel_values, interpolate_pos_encoding, vision_hidden_state, return_dict=True, **kwargs
+        )
         patches = self.project_patches(outputs.last_hidden_state)  # (batch, patches, dim)
-        patch_size = self.config.vision_config.patch_size
-        rows, columns = pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size
-        return outputs, patches.unflatten(1, (rows, columns))
+        config = self.config.vision_config
+        size = (config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
+        return outputs, patches.unflatten(1, [edge // config.patch_size for edge in size])
 
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch, patches, hidden) to (batch, patches, dim): what the pooling head gives for each patch alone."""
@@ -177,6 +200,8 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         image_views: int = 1,
         texts_per_image: int = 0,
         negative_mask: torch.BoolTensor | None = None,
+        vision_hidden_state: torch.Tensor | None = None,
+        text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | TierCLIPOutput:
         """
@@ -198,6 +223,8 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
                 Texts of each image, see [`sigmoid_loss`]; `input_ids` then has all first texts in the order of the
                 images, then all second ones, and so on. 0 for one text per image, each of which counts.
             negative_mask (*optional*): Only `None`.
+            vision_hidden_state, text_hidden_state (`torch.Tensor`, *optional*):
+                What frozen towers gave, as in [`TierCLIPModel.forward`]; the heads run.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
 
         Returns:
@@ -208,15 +235,13 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
                 more tokens than the text tower has positions, or `pixel_values` of a shape or size that the model does
                 not take.
         """
-        self.check_text_length(input_ids)
-        outputs = super().forward(
-            input_ids=input_ids,
-            pixel_values=self.check_pixels(pixel_values, interpolate_pos_encoding),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_dict=True,
-            **kwargs,
+        outputs = self.compare(
+            self.get_image_features(
+                pixel_values, interpolate_pos_encoding, vision_hidden_state, return_dict=True, **kwargs
+            ),
+            self.get_text_features(
+                input_ids, attention_mask, position_ids, text_hidden_state, return_dict=True, **kwargs
+            ),
         )
         if not return_loss and not return_entropy_sums:
             return TierCLIPOutput(**outputs)
@@ -231,6 +256,23 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
             sums = self.compute_entropy_sums(local, image_views, text_mean)
             return TierCLIPOutput(**sums, **outputs)
         return self.add_loss(outputs, local, text_groups, image_views, texts_per_image)
+
+    def compare(self, images: BaseModelOutputWithPooling, texts: BaseModelOutputWithPooling) -> SiglipOutput:
+        """Normalised embeddings and logits by the operations of `SiglipModel.forward`, in their order."""
+        image_embeds, text_embeds = (
+            output.pooler_output / output.pooler_output.norm(p=2, dim=-1, keepdim=True) for output in (images, texts)
+        )
+        device = text_embeds.device
+        scale, bias = self.logit_scale.to(device), self.logit_bias.to(device)
+        logits_per_text = torch.matmul(text_embeds, image_embeds.t().to(device)) * scale.exp() + bias
+        return SiglipOutput(
+            logits_per_image=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=texts,
+            vision_model_output=images,
+        )
 
     def counted_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The positions that the entropies count, bool `(texts, tokens)`; see `entropy_tokens`."""

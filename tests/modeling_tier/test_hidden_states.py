@@ -3,8 +3,16 @@
 import pytest
 import torch
 from dual_towers import BACKBONES, ENCODERS, VIT, text_config, vision_config
+from tiny_siglip import siglip_sizes
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierDualEncoderConfig, TierDualEncoderModel
+from modeling_tier import (
+    TierCLIPConfig,
+    TierCLIPModel,
+    TierDualEncoderConfig,
+    TierDualEncoderModel,
+    TierSiglipConfig,
+    TierSiglipModel,
+)
 
 OUTPUTS = ("loss", "contrastive_loss", "token_entropy", "patch_entropy", "evidence_entropy")
 OUTPUTS += ("image_embeds", "text_embeds", "token_embeds", "patch_embeds", "logits_per_text")
@@ -23,6 +31,19 @@ def make_clip(eos_token_id=3, image_pooling="patch_mean"):
     torch.manual_seed(0)
     towers = {"vision_config": VIT, "text_config": text_config("clip_text_model", eos_token_id=eos_token_id)}
     return freeze(TierCLIPModel(TierCLIPConfig(**towers, **weights_for(image_pooling))))
+
+
+def make_siglip():
+    torch.manual_seed(0)
+    sizes = siglip_sizes(image_size=64, patch_size=16)
+    sizes["text_config"] |= {"vocab_size": 50, "eos_token_id": 3, "pad_token_id": 0}
+    model = TierSiglipModel(TierSiglipConfig(**sizes, token_entropy_weight=0.5, patch_entropy_weight=0.3))
+    model.logit_scale.data.fill_(2.0)
+    model.logit_bias.data.fill_(-3.0)
+    freeze(model)
+    for tower in (model.vision_model, model.text_model):
+        tower.head.requires_grad_(True)
+    return model
 
 
 def weights_for(image_pooling):
@@ -79,6 +100,7 @@ def assert_same(model, inputs, others):
             assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
+MAKERS = [make_clip, make_dual, make_siglip]
 CASES = [
     *((vision, "bert", {}) for vision in BACKBONES),
     *(("resnet", text, {}) for text in ENCODERS),
@@ -105,7 +127,12 @@ def test_clip_gives_the_same_to_the_last_bit(pooling, eos):
     assert_same(model, batch, with_hidden_states(model, batch))
 
 
-@pytest.mark.parametrize("make", [make_clip, make_dual])
+def test_siglip_gives_the_same_to_the_last_bit():
+    model, batch = make_siglip(), make_batch()
+    assert_same(model, batch, with_hidden_states(model, batch))
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_each_tower_alone(make):
     model, batch = make(), make_batch()
     hidden = with_hidden_states(model, batch)
@@ -116,7 +143,7 @@ def test_each_tower_alone(make):
     assert model(**images, return_loss=True).loss == expected == model(**texts, return_loss=True).loss
 
 
-@pytest.mark.parametrize("make", [make_clip, make_dual])
+@pytest.mark.parametrize("make", MAKERS)
 def test_features_and_grid_from_hidden_states(make):
     model, batch = make(), make_batch()
     hidden = with_hidden_states(model, batch)["vision_hidden_state"]
@@ -128,7 +155,7 @@ def test_features_and_grid_from_hidden_states(make):
     assert torch.equal(features.pooler_output, expected.pooler_output)
 
 
-@pytest.mark.parametrize("make", [make_clip, make_dual])
+@pytest.mark.parametrize("make", MAKERS)
 def test_float16_becomes_the_type_of_the_heads(make):
     model, batch = make(), make_batch()
     hidden = with_hidden_states(model, batch)
@@ -148,7 +175,7 @@ def test_the_rows_of_padding_do_not_count(make):
     assert model(**hidden, return_loss=True).loss == expected
 
 
-@pytest.mark.parametrize("make", [make_clip, make_dual])
+@pytest.mark.parametrize("make", MAKERS)
 def test_neither_pixels_nor_hidden_states(make):
     batch = make_batch()
     del batch["pixel_values"]

@@ -150,6 +150,21 @@ def test_frozen_towers_train_their_heads(siglip_folder, tmp_path):
     assert {"text_model.head.weight", "vision_model.head.attention.in_proj_weight"} < changed
 
 
+def test_cached_features_train_the_same_heads(siglip_folder, tmp_path, monkeypatch):
+    frozen = ["--freeze_image_tower", "true", "--freeze_text_tower", "true", "--augmentation", "none"]
+    frozen += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
+    command = [*FROM_CHECKPOINT, "--model", siglip_folder, *frozen, "--max_steps", "3"]
+    run(*command, "--output_dir", tmp_path / "plain")
+    use = TierTrainer.use_cached_features
+    monkeypatch.setattr(TierTrainer, "use_cached_features", lambda trainer, path: use(trainer, path, torch.float32))
+    for name in ("cached", "again"):  # the head, which is inside the tower, does not count
+        run(*command, "--cache_features", tmp_path / "features", "--output_dir", tmp_path / name)
+        plain, cached = weights(tmp_path / "plain"), weights(tmp_path / name)
+        for key, tensor in plain.items():
+            torch.testing.assert_close(cached[key], tensor, rtol=1e-5, atol=1e-5)
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

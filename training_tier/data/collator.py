@@ -100,19 +100,9 @@ class PairCollator:
         if len(texts) > count:  # what sets it apart may be truncated
             ids, step = tokens["input_ids"], len(readable)
             batch["negative_mask"] = torch.tensor([ids[count + i] not in ids[i:count:step] for i in range(step)])
-        longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
-        length = self.tokenizer.model_max_length
-        if not self.for_siglip:
-            length = min(-(-longest // multiple) * multiple, length)
-        batch.update(
-            pad_without_fast_tokenizer_warning(
-                self.tokenizer, tokens, padding="max_length", max_length=length, return_tensors="pt"
-            )
-        )
-        if self.for_siglip:
-            batch.pop("attention_mask", None)
+        batch.update(self.pad(tokens))
         if self.text_features is not None:
-            hidden = self.text_features.read(tokens["input_ids"], length)
+            hidden = self.text_features.read(tokens["input_ids"], batch["input_ids"].shape[1])
             if hidden is not None:
                 batch["text_hidden_state"] = hidden
         if groups:
@@ -132,3 +122,16 @@ class PairCollator:
                 "truncated. --text selects the sections."
             )
         return tokens
+
+    def pad(self, tokens: Mapping[str, list]) -> Mapping[str, torch.Tensor]:
+        """Tokenized texts as tensors of one length."""
+        longest, multiple = max(map(len, tokens["input_ids"])), self.pad_to_multiple_of or 1
+        length = self.tokenizer.model_max_length
+        if not self.for_siglip:
+            length = min(-(-longest // multiple) * multiple, length)
+        padded = pad_without_fast_tokenizer_warning(
+            self.tokenizer, tokens, padding="max_length", max_length=length, return_tensors="pt"
+        )
+        if self.for_siglip:
+            padded.pop("attention_mask", None)
+        return padded

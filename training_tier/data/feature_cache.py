@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 from evaluation_tier.models.cache import content_key, hash_tensors
 from evaluation_tier.models.clip import NOT_OF_THE_NUMBERS
 from evaluation_tier.models.embedding import inference
 from evaluation_tier.models.processes import is_main_process
 from modeling_tier import TierCLIPModel, TierDualEncoderModel, TierSiglipModel
+from modeling_tier.texts_tier import is_padded_to_the_end
 from training_tier.data import pairs
 from training_tier.data.collator import PairCollator
 from training_tier.data.feature_folder import Entries, check_space, fill, local_processes, open_store
@@ -40,7 +40,7 @@ CODE = (Path(__file__), Path(pairs.__file__))  # that makes the inputs of the to
 
 
 def cache_features(
-    model: TierCLIPModel | TierDualEncoderModel,
+    model: TierCLIPModel | TierDualEncoderModel | TierSiglipModel,
     collator: PairCollator,
     pair_datasets: Sequence[PairDataset],
     folder: str | os.PathLike,
@@ -69,13 +69,14 @@ def cache_features(
     """
     options = [dataset.options for dataset in pair_datasets]
     refuse(*(rules_on_augmented_features(of_dataset.augmentation) for of_dataset in options))
-    if isinstance(model, TierSiglipModel):
+    if not is_frozen(model, "vision_model"):
         raise ValueError(
-            "cache_features does not work with SigLIP, whose projection heads are inside its towers; leave it out."
+            "cache_features needs a frozen image tower, but this one is trained, so its outputs change; add "
+            "--freeze_image_tower true, or leave cache_features out."
         )
-    hashes = {"vision_model": hash_frozen(model, "vision_model")}
+    hashes = {"vision_model": hash_tower(model, "vision_model")}
     if caches_texts(model, options):
-        hashes["text_model"] = hash_frozen(model, "text_model")
+        hashes["text_model"] = hash_tower(model, "text_model")
     of_images = {"weights": hashes["vision_model"], "dtype": str(dtype), **describe_images(model, pair_datasets[0])}
     store = open_store(folder, "images", content_key(of_images, CODE))
     for dataset in pair_datasets:
@@ -88,25 +89,25 @@ def cache_features(
     return hashes
 
 
-def is_frozen(tower: torch.nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in tower.parameters())
+def is_frozen(model: torch.nn.Module, name: str) -> bool:
+    """Whether nothing in a tower is trained but SigLIP's head, which stands in for a projection."""
+    parameters = getattr(model, name).named_parameters()
+    return not any(parameter.requires_grad for key, parameter in parameters if not is_head(model, key))
 
 
-def hash_frozen(model: torch.nn.Module, name: str) -> str:
-    """A hash of the weights of a tower; ValueError if some of them are trained."""
-    tower = getattr(model, name)
-    if not is_frozen(tower):
-        kind = {"vision_model": "image", "text_model": "text"}[name]
-        raise ValueError(
-            f"cache_features needs a frozen {kind} tower, but this one is trained, so its outputs change; add "
-            f"--freeze_{kind}_tower true, or leave cache_features out."
-        )
-    return hash_tensors(tower.state_dict())
+def is_head(model: torch.nn.Module, key: str) -> bool:
+    return isinstance(model, TierSiglipModel) and key.startswith("head.")
+
+
+def hash_tower(model: torch.nn.Module, name: str) -> str:
+    """A hash of the weights of a tower, without SigLIP's head."""
+    tensors = getattr(model, name).state_dict()
+    return hash_tensors({key: tensor for key, tensor in tensors.items() if not is_head(model, key)})
 
 
 def caches_texts(model: torch.nn.Module, options: Sequence[pairs.PairOptions]) -> bool:
     """Whether the text tower gives the same in every epoch."""
-    if not is_frozen(model.text_model):
+    if not is_frozen(model, "text_model"):
         return False
     if any(of_dataset.sample_sentences for of_dataset in options):
         logger.warning(
@@ -115,7 +116,9 @@ def caches_texts(model: torch.nn.Module, options: Sequence[pairs.PairOptions]) -
         )
         return False
     config = model.config
-    refuse(rules_on_features_of_texts(config.entropy_tokens, config.token_entropy_weight, config.patch_entropy_weight))
+    if not is_padded_to_the_end(config):  # whose padding is kept
+        weights = (config.token_entropy_weight, config.patch_entropy_weight)
+        refuse(rules_on_features_of_texts(config.entropy_tokens, *weights))
     return True
 
 
@@ -153,7 +156,7 @@ def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset
                 items = [item for item in tried if "error" not in item]  # the data set gives the reason
                 if items:
                     pixels = torch.stack([item["pixel_values"] for item in items]).to(model.device)
-                    hidden = as_kept(model.encode_images(pixels)[0].last_hidden_state, dtype, "image")
+                    hidden = as_kept(model.get_image_features(pixels).last_hidden_state, dtype, "image")
                     if first:
                         check_space(store.folder, hidden[0].nbytes * len(rows) * local_processes())
                         first = False
@@ -182,11 +185,12 @@ def add_texts(
         with inference(model), torch.autocast(model.device.type, enabled=False):
             for start in range(0, len(rows), TEXTS):
                 taken = rows[start : start + TEXTS]
-                batch = {name: [values[row] for row in taken] for name, values in tokens.items()}
-                batch = pad_without_fast_tokenizer_warning(collator.tokenizer, batch, return_tensors="pt")
+                batch = collator.pad({name: [values[row] for row in taken] for name, values in tokens.items()})
                 inputs = {name: value.to(model.device) for name, value in batch.items()}
                 hidden = as_kept(model.get_text_features(**inputs).last_hidden_state, dtype, "text")
-                yield from ((keys[row], one[: lengths[row]]) for row, one in zip(taken, hidden, strict=True))
+                if not collator.for_siglip:  # which reads the padding
+                    hidden = [one[: lengths[row]] for row, one in zip(taken, hidden, strict=True)]
+                yield from zip([keys[row] for row in taken], hidden, strict=True)
                 bar.update(len(taken))
 
     fill(store, keys, "texts", compute)

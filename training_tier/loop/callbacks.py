@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from evaluation_tier.models.cache import hash_weights
 from modeling_tier.base_tier import TierModelMixin
+from training_tier.data.feature_cache import hash_tower
 
 MAX_LOGIT_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
 
@@ -67,7 +67,7 @@ class FrozenTowers(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         for name, expected in self.hashes.items():
-            if hash_weights(getattr(model, name)) != expected:
+            if hash_tower(model, name) != expected:
                 raise ValueError(
                     f"The {name} of the checkpoint is not the one whose features are cached: start from the same "
                     "--model as the run that resumes, or leave cache_features out."

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from small_trainings import TINIEST, break_images
-from tiny_siglip import siglip_sizes
 
-from modeling_tier import TierCLIPConfig, TierCLIPModel, TierSiglipConfig, TierSiglipModel
+from modeling_tier import TierCLIPConfig, TierCLIPModel
 from processing_tier import train_tokenizer
 from processing_tier.phantom.dataset import make_phantom
 from training_tier.data import feature_cache, feature_folder, feature_store
@@ -35,7 +34,7 @@ def model(tokenizer):
 def cache(model, tokenizer, image_processor, tmp_path):
     """Function that caches the features of records; it returns their data set and the collator."""
 
-    def cache(records, options=PairOptions(), dtype=torch.float32, model=model):  # noqa: B008
+    def cache(records, options=PairOptions(), dtype=torch.float32):  # noqa: B008
         dataset, collator = PairDataset(records, image_processor, options), PairCollator(tokenizer)
         cache_features(model, collator, [dataset], tmp_path / "features", dtype)
         return dataset, collator
@@ -97,15 +96,15 @@ def test_a_text_that_is_not_kept_is_read_by_the_tower(cache, model, records, ima
 def test_an_interruption_is_continued(cache, model, records, monkeypatch, tmp_path):
     monkeypatch.setattr(feature_cache, "BATCH", 2)
     monkeypatch.setattr(feature_store, "PART_BYTES", 1)
-    encode, seen = type(model).encode_images, []
+    run_tower, seen = type(model).get_image_features, []
 
     def interrupted(self, pixels):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(len(pixels))
-        return encode(self, pixels)
+        return run_tower(self, pixels)
 
-    monkeypatch.setattr(type(model), "encode_images", interrupted)
+    monkeypatch.setattr(type(model), "get_image_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache(records)
     assert len(stores(tmp_path)["images"].places) == 4
@@ -152,8 +151,6 @@ def test_a_disk_without_space_is_known_beforehand(cache, records, monkeypatch):
 def test_what_does_not_allow_it_is_refused(cache, model, records):
     with pytest.raises(ValueError, match="^cache_features keeps one output for each image, but augmentation='tier'"):
         cache(records, PairOptions(augmentation="tier"))
-    with pytest.raises(ValueError, match="^cache_features does not work with SigLIP, whose projection heads are insi"):
-        cache(records, model=TierSiglipModel(TierSiglipConfig(**siglip_sizes())))
     model.vision_model.post_layernorm.requires_grad_(True)
     with pytest.raises(
         ValueError, match="^cache_features needs a frozen image tower, but this one is trained, so its"
