@@ -270,8 +270,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         image_pooling (`str`, *optional*, defaults to `"patch_mean"`):
             As in [`TierCLIPConfig`]; `"cls"` needs a backbone with a class token.
         text_pooling (`str`, *optional*, defaults to `"cls"`):
-            The token that represents a text: `"cls"`, the first one, or `"eos"`, the last attended one ([SEP]). CLIP's
-            text encoder always uses its end token.
+            What represents a text: `"cls"`, the first token, `"eos"`, the last attended one ([SEP]), or `"mean"`, the
+            mean of all attended tokens. CLIP's text encoder always uses its end token.
         pixel_mean, pixel_std (`list[float]`, *optional*, default to ImageNet's):
             As in [`TierCLIPConfig`]. A backbone with one channel needs three equal numbers in each.
         kwargs:
@@ -302,12 +302,15 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.text_config = tower_config(self.text_config, "bert")
         self.vision_config = tower_config(self.vision_config, "resnet")
-        own_size = getattr(self.vision_config, "image_size", None)
         if self.image_size is None:
-            self.image_size = 224 if own_size is None else own_size if isinstance(own_size, int) else max(own_size)
+            self.image_size = tower_image_size(self.vision_config) or 224
         super().__post_init__(**kwargs)
         if self.head_bias and self.image_head == self.text_head == "tier":
             logger.warning('head_bias=True has no effect on heads of the kind "tier".')
+        if self.text_pooling != "cls" and self.text_config.model_type in ("clip", "clip_text_model"):
+            logger.warning(
+                f"text_pooling={self.text_pooling!r} has no effect on CLIP's text encoder, whose end token is used."
+            )
 
     def validate_tier(self) -> None:
         super().validate_tier()
@@ -354,6 +357,15 @@ def located(name: str | os.PathLike) -> dict[str, str]:
 def per_channel(value: Channels) -> list[float]:
     """Three numbers; a single number counts for each channel."""
     return list(value) if isinstance(value, (list, tuple)) else [value] * 3
+
+
+def tower_image_size(config: PreTrainedConfig) -> int | None:
+    """Edge in pixels of the images that a backbone was made for, by its configuration; `None` if it does not say."""
+    size = getattr(config, "image_size", None)
+    if size is None:  # as timm writes it
+        of_timm = getattr(config, "pretrained_cfg", None) or {}
+        size = (getattr(config, "model_args", None) or {}).get("img_size") or (of_timm.get("input_size") or [None])[-1]
+    return max(size) if isinstance(size, (list, tuple)) else size
 
 
 def tower_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:

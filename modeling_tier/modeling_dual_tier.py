@@ -18,6 +18,7 @@ from .configuration_tier import TierDualEncoderConfig
 from .local_features_tier import LocalFeatures
 from .losses_tier import attended_tokens, counted_tokens
 from .pooling_tier import NEEDS_CLASS_TOKEN, pool_end, pool_image, pool_text
+from .sentence_settings_tier import read_sentence_settings, text_pooling
 from .tower_features_tier import TowerFeatures, read_features
 from .towers_tier import (
     check_image_tower,
@@ -129,17 +130,23 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             text (`str`): Likewise, for the text encoder. CXR-BERT is read as a BERT.
             image_size (`int`, *optional*): Edge in pixels, where it differs from the image tower's; see
                 [`resize_image_positions`].
-            config: Fields of [`TierDualEncoderConfig`].
+            config: Fields of [`TierDualEncoderConfig`]. Without `text_pooling`, a text encoder of
+                sentence-transformers is pooled as its own files say.
 
         Raises:
             ValueError: transformers does not know a checkpoint, or a checkpoint lacks weights or is not such a tower.
         """
+        if "text_pooling" not in config:
+            settings = read_sentence_settings(text)
+            config |= {"text_pooling": text_pooling(settings, text) or "cls"}
         towers = {}
         for name, folder in (("vision", vision), ("text", text)):
             towers[f"{name}_model"] = load_tower(folder, name)
-        config = cls.config_class(
-            vision_config=towers["vision_model"].config, text_config=towers["text_model"].config, **config
-        )
+        tower_configs = {f"{name}_config": towers[f"{name}_model"].config for name in ("vision", "text")}
+        attention = [tower_config._attn_implementation for tower_config in tower_configs.values()]
+        config = cls.config_class(**tower_configs, **config)
+        for tower_config, implementation in zip(tower_configs.values(), attention, strict=True):
+            tower_config._attn_implementation = implementation  # which the configuration around it has reset to eager
         model = cls(config, **towers).eval()
         if image_size is not None:
             model.resize_image_positions(image_size)

@@ -4,7 +4,7 @@ import torch
 
 IMAGE_POOLINGS = ("cls", "patch_mean")
 NEEDS_CLASS_TOKEN = ("cls",)  # those of IMAGE_POOLINGS that a backbone without a class token does not offer
-TEXT_POOLINGS = ("cls", "eos")
+TEXT_POOLINGS = ("cls", "eos", "mean")
 ADDS_UP = ("patch_mean",)  # those of IMAGE_POOLINGS whose image embedding is a sum over the patches, up to its length
 
 
@@ -35,10 +35,11 @@ def pool_image(
 
 def pool_text(text_pooling: str, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    The hidden state that stands for each text.
+    The hidden state, or their mean, that stands for each text.
 
     Args:
-        text_pooling (`str`): One of `TEXT_POOLINGS`: the first token ([CLS]), or the last attended one ([SEP]).
+        text_pooling (`str`): One of `TEXT_POOLINGS`: the first token ([CLS]), the last attended one ([SEP]), or the
+            mean of all attended tokens, as in sentence-transformers (`Pooling.py` there, mode `mean`).
         hidden (`torch.Tensor` of shape `(texts, tokens, hidden)`): The last hidden states.
         attention_mask (`torch.Tensor` of shape `(texts, tokens)`): 0 for padding.
 
@@ -47,6 +48,9 @@ def pool_text(text_pooling: str, hidden: torch.Tensor, attention_mask: torch.Ten
     """
     if text_pooling == "cls":
         return hidden[:, 0]
+    if text_pooling == "mean":
+        mask = attention_mask.to(hidden.device).ne(0).to(hidden.dtype)[..., None]  # (texts, tokens, 1)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention_mask.to(hidden.device).ne(0) * positions).argmax(-1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -49,6 +49,9 @@ def read_features(tower: PreTrainedModel, hidden: torch.Tensor, height: int, wid
         patches = count - getattr(tower.timm_model, "num_prefix_tokens", 0)
         rows = round(math.sqrt(patches * height / width))
         columns = patches // rows
+    elif not hasattr(tower.config, "patch_size"):  # DINOv3's ConvNeXt, which puts the mean of the patches first
+        stride = 4 * 2 ** (len(tower.config.depths) - 1)
+        rows, columns = height // stride, width // stride
     else:
         rows, columns = patch_grid(count, height, width, tower.config.patch_size)
     before = count - rows * columns

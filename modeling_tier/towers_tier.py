@@ -17,10 +17,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import is_timm_available
 
-from .configuration_tier import TierDualEncoderConfig, located
+from .configuration_tier import TierDualEncoderConfig, located, tower_image_size
 from .pooling_tier import IMAGE_POOLINGS, NEEDS_CLASS_TOKEN
-from .tower_features_tier import has_class_token
+from .tower_features_tier import TIMM, has_class_token
 
 
 def layer_depths(tower: PreTrainedModel) -> dict[nn.Parameter, float]:
@@ -62,6 +63,7 @@ def freeze_layers(tower: PreTrainedModel, count: int) -> None:
 def hidden_size(config: PreTrainedConfig) -> int:
     """Channels of a tower's last hidden state."""
     size = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    size = size or getattr(config, "num_features", None)  # of timm
     if size is None:
         raise ValueError(
             f"The configuration of {config.model_type!r} does not give the width of its last hidden state "
@@ -83,6 +85,33 @@ def without_pooler(model_class: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
 
 
+def check_timm(config: PreTrainedConfig | dict) -> None:
+    """Raises ValueError for a model of timm where a package that it needs is missing."""
+    settings = config if isinstance(config, dict) else config.to_dict()
+    if settings.get("model_type") == TIMM and not is_timm_available():
+        raise ValueError(
+            f"The image model {settings.get('architecture')!r} is one of timm, which needs the packages timm and "
+            "torchvision; install them: pip install 'tier-clip[timm]'."
+        )
+
+
+def timm_config(settings: dict) -> PreTrainedConfig:
+    """
+    The configuration of a model of timm without its classifier, from the `config.json` that timm writes
+    (timm/models/_hub.py at 1.0, `save_config_for_hf`).
+    """
+    of_owner = {"input_size": (settings.get("pretrained_cfg") or {}).get("input_size")}
+    model_args = {key: value for key, value in (settings.get("model_args") or {}).items() if key != "num_classes"}
+    return AutoConfig.for_model(
+        TIMM,
+        architecture=settings.get("architecture"),
+        model_args=model_args,
+        do_pooling=False,
+        num_labels=0,
+        pretrained_cfg=of_owner,
+    )
+
+
 def has_attention(model_class: type[PreTrainedModel]) -> bool:
     """Whether the implementation of attention can be chosen; convolutional backbones raise when it is set."""
     return model_class._supports_sdpa or model_class._supports_flash_attn
@@ -90,10 +119,19 @@ def has_attention(model_class: type[PreTrainedModel]) -> bool:
 
 def make_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """A tower of random weights."""
+    check_timm(config)
     model_class = tower_class(config)
     if not has_attention(model_class):
         config._attn_implementation = None  # the caller's choice is for the other tower
-    return AutoModel.from_config(config, dtype=torch.get_default_dtype(), **without_pooler(model_class))
+    tower = AutoModel.from_config(config, dtype=torch.get_default_dtype(), **without_pooler(model_class))
+    note_timm_width(tower)
+    return tower
+
+
+def note_timm_width(tower: PreTrainedModel) -> None:
+    """Writes the width of a model of timm, which only the model itself knows, into its configuration."""
+    if tower.config.model_type == TIMM:
+        tower.config.num_features = tower.timm_model.num_features
 
 
 def make_visual_projection(config: TierDualEncoderConfig) -> nn.Sequential:
@@ -129,11 +167,16 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
     """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
     try:
         config_dict, _ = PreTrainedConfig.get_config_dict(**located(name))
+        check_timm(config_dict)
         if config_dict.get("model_type") == "cxr-bert":
             config = cxr_bert_config(config_dict)
+        elif config_dict.get("model_type") == TIMM:
+            config = timm_config(config_dict)
         else:
             config = AutoConfig.from_pretrained(**located(name), trust_remote_code=False)
             config = getattr(config, f"{kind}_config", config)
+            if config.model_type == "siglip_vision_model":
+                config.vision_use_head = False  # its pooling: nothing here would train it
         options = without_pooler(tower_class(config))
         tower, info = AutoModel.from_pretrained(
             **located(name),
@@ -156,6 +199,7 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
             f"The checkpoint {name!r} lacks {len(missing)} of the tensors of {type(tower).__name__}, for example "
             f"{missing[0]}; it is incomplete or has another architecture."
         )
+    note_timm_width(tower)
     return tower
 
 
@@ -208,8 +252,16 @@ def resize_positions(tower: PreTrainedModel, image_size: int) -> None:
 
     Raises:
         ValueError: The patches do not fill a square of that size, or the tower cannot interpolate a parameter whose
-            shape depends on the size.
+            shape depends on the size, or it is a transformer of timm.
     """
+    if tower.config.model_type == TIMM:
+        own_size = tower_image_size(tower.config)
+        if own_size not in (None, image_size) and getattr(tower.timm_model, "patch_embed", None) is not None:
+            raise ValueError(
+                f"image_size={image_size}: the model {tower.config.architecture!r} of timm takes {own_size} pixels; "
+                "leave image_size out."
+            )
+        return
     patch_size = getattr(tower.config, "patch_size", 1)
     if image_size < patch_size or image_size % patch_size:
         raise ValueError(

@@ -26,8 +26,11 @@ CLIP_CODE = {
     "tower_features_tier.py",
     "towers_tier.py",
 }
-DUAL_CODE = CLIP_CODE - {"modeling_tier.py", "direct_maps_tier.py"} | {"modeling_dual_tier.py"}
-CLASSIFIER_CODE = CLIP_CODE | {"modeling_dual_tier.py", "modeling_classification_tier.py"}
+DUAL_CODE = CLIP_CODE - {"modeling_tier.py", "direct_maps_tier.py"} | {
+    "modeling_dual_tier.py",
+    "sentence_settings_tier.py",
+}
+CLASSIFIER_CODE = DUAL_CODE | CLIP_CODE | {"modeling_classification_tier.py"}
 PROCESSOR_CODE = {
     "codestreams_tier.py",
     "dicom_levels_tier.py",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_tier.configuration_tier import ENTROPY_TOKENS
-from modeling_tier.pooling_tier import IMAGE_POOLINGS
+from modeling_tier.pooling_tier import IMAGE_POOLINGS, TEXT_POOLINGS
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.records.schema import TEXT_SOURCES, VIEW_CHOICES
 from processing_tier.reports.deidentification import DEIDENTIFIED_MODES
@@ -77,6 +77,7 @@ CHOICES = {
     "task": ("contrastive", "classification"),
     "geometry": (None, *GEOMETRIES),
     "image_pooling": (None, *IMAGE_POOLINGS),
+    "text_pooling": (None, *TEXT_POOLINGS),
     "entropy_tokens": (None, *ENTROPY_TOKENS),
     "text": TEXT_SOURCES,
     "deidentified": DEIDENTIFIED_MODES,

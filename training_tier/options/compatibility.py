@@ -29,7 +29,7 @@ CONTRASTIVE_OPTIONS = (
     *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
     *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
     *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
-    *("text", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
+    *("text", "text_pooling", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features"),
 )
 
@@ -171,6 +171,8 @@ def rules_on_towers(model: "ModelArguments") -> Iterator[str]:
     for name in ("model", "tokenizer", "text_warmup_epochs"):
         if model.vision_model is not None and is_given(model, name):
             yield f"{name} has no effect with vision_model and text_model; leave it out."
+    if model.vision_model is None and model.text_pooling is not None:
+        yield f"text_pooling={model.text_pooling!r} is for --vision_model and --text_model; leave it out."
 
 
 def has_random_weights(model: "ModelArguments") -> bool:

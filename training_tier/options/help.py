@@ -19,7 +19,7 @@ HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
 
 GROUPS = {
     "task and model": (
-        *("task", "model", "vision_model", "text_model", "image_size", "geometry", "image_pooling"),
+        *("task", "model", "vision_model", "text_model", "image_size", "geometry", "image_pooling", "text_pooling"),
         *("tokenizer", "vocab_size", "text_warmup_epochs", "freeze_image_tower", "freeze_text_tower"),
         *("frozen_vision_layers", "frozen_text_layers", "head_from_prompts"),
     ),

@@ -21,8 +21,8 @@ class ModelArguments:
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of --model: a pretrained image backbone, such as microsoft/resnet-50. It is trained with "
-            "--text_model under new projection heads, as in the paper."
+            "help": "Instead of --model: a pretrained image backbone, such as microsoft/rad-dino or a model of timm. "
+            "It is trained with --text_model under new projection heads, as in the paper."
         },
     )
     text_model: str | None = field(
@@ -70,6 +70,13 @@ class ModelArguments:
         metadata={
             "help": "Global image embedding: patch_mean (TIER's) or cls (CLIP's). Random weights use patch_mean by "
             "default."
+        },
+    )
+    text_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "What represents a text of --text_model: cls (the first token), eos (the last one) or mean (of "
+            "all). By default as the files of sentence-transformers in the checkpoint say, else cls."
         },
     )
     token_entropy_weight: float | None = field(
@@ -130,6 +137,7 @@ class ModelArguments:
         """The fields of the model's configuration that were given."""
         names = (
             "image_pooling",
+            "text_pooling",
             "token_entropy_weight",
             "patch_entropy_weight",
             "evidence_entropy_weight",

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer,
-    BertTokenizer,
     CLIPConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,7 +17,6 @@ from transformers.image_utils import SizeDict
 from transformers.models.auto.image_processing_auto import (
     AutoImageProcessor,
 )  # the top level hides it without torchvision
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from modeling_tier import (
     TierCLIPConfig,
@@ -37,10 +34,10 @@ from processing_tier import TierImageProcessor, TierProcessor, TierSiglipProcess
 from processing_tier.hub_names import check_hub_name
 from training_tier.options.model import ModelArguments
 from training_tier.start.presets import PRESETS, preset_config
+from training_tier.start.pretrained_towers import join_towers
+from training_tier.start.tokenizers import load_tokenizer
 
 POSITION_SCALE = 0.5
-
-MAX_TOKENS = 128  # of a text with a pretrained encoder, as in the paper (authors' code, CLIP_Embedding.py:79-82)
 
 MODEL_CLASSES = {  # by the `model_type` of a checkpoint
     CLIPConfig.model_type: TierCLIPModel,
@@ -67,6 +64,7 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
         `ValueError`: the preset or checkpoint does not exist, does not fit, or an option has no effect on it.
     """
     if arguments.vision_model is not None:
+        check_names(arguments)
         return join_towers(arguments)
     if arguments.model not in PRESETS:
         return load_checkpoint(arguments)
@@ -96,24 +94,6 @@ def make_image_processor(config: TierConfig, geometry: str) -> TierImageProcesso
 def model_size(config: TierConfig) -> int:
     """Edge in pixels of the square image that a model sees."""
     return config.image_size if isinstance(config, TierDualEncoderConfig) else config.vision_config.image_size
-
-
-def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierProcessor]:
-    """A pretrained image backbone and text encoder under new projection heads, with the text encoder's tokenizer."""
-    overrides = arguments.config_overrides()
-    check_names(arguments)
-    try:
-        place = located(arguments.vision_model)
-        stored = AutoImageProcessor.from_pretrained(**place, backend="pil", trust_remote_code=False)
-        overrides |= {"pixel_mean": list(stored.image_mean), "pixel_std": list(stored.image_std)}
-    except (OSError, ValueError, AttributeError):
-        pass  # without an image processor, the backbone gets ImageNet's numbers, as in the paper
-    if arguments.image_size is not None:
-        overrides["image_size"] = arguments.image_size
-    model = TierDualEncoderModel.from_vision_text_pretrained(arguments.vision_model, arguments.text_model, **overrides)
-    tokenizer = load_tokenizer(arguments.text_model)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, MAX_TOKENS)
-    return model, TierProcessor(make_image_processor(model.config, arguments.geometry or "pad"), tokenizer)
 
 
 def set_sine_positions(model: TierCLIPModel) -> None:
@@ -278,15 +258,3 @@ def check_names(arguments: ModelArguments) -> None:
             check_model_folder(name)
     if arguments.tokenizer is not None:
         check_hub_name(arguments.tokenizer, "tokenizer")
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    check_hub_name(name, "tokenizer")
-    try:
-        place = located(name)
-        if get_tokenizer_config(**place).get("tokenizer_class") == "CXRBertTokenizer":  # BERT's, as remote code
-            return BertTokenizer.from_pretrained(**place)
-        return AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for damaged files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"The tokenizer of {name!r} cannot be loaded: {reason}") from error
