@@ -18,14 +18,13 @@ from .configuration_tier import TierDualEncoderConfig
 from .local_features_tier import LocalFeatures
 from .losses_tier import attended_tokens, counted_tokens
 from .pooling_tier import NEEDS_CLASS_TOKEN, pool_end, pool_image, pool_text
-from .sentence_settings_tier import read_sentence_settings, text_pooling
 from .tower_features_tier import TowerFeatures, read_features
 from .towers_tier import (
     check_image_tower,
     check_text_tower,
     freeze_layers,
     has_attention,
-    load_tower,
+    load_towers,
     make_text_projection,
     make_tower,
     make_visual_projection,
@@ -136,17 +135,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         Raises:
             ValueError: transformers does not know a checkpoint, or a checkpoint lacks weights or is not such a tower.
         """
-        if "text_pooling" not in config:
-            settings = read_sentence_settings(text)
-            config |= {"text_pooling": text_pooling(settings, text) or "cls"}
-        towers = {}
-        for name, folder in (("vision", vision), ("text", text)):
-            towers[f"{name}_model"] = load_tower(folder, name)
-        tower_configs = {f"{name}_config": towers[f"{name}_model"].config for name in ("vision", "text")}
-        attention = [tower_config._attn_implementation for tower_config in tower_configs.values()]
-        config = cls.config_class(**tower_configs, **config)
-        for tower_config, implementation in zip(tower_configs.values(), attention, strict=True):
-            tower_config._attn_implementation = implementation  # which the configuration around it has reset to eager
+        config, towers = load_towers(vision, text, **config)
         model = cls(config, **towers).eval()
         if image_size is not None:
             model.resize_image_positions(image_size)

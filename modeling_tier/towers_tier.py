@@ -1,9 +1,10 @@
 """The towers: made or loaded with transformers, checked, resized, frozen layer by layer. Pooling lives elsewhere."""
 
 import copy
+import dataclasses
 import inspect
 import math
-from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from transformers.utils import is_timm_available
 
 from .configuration_tier import TierDualEncoderConfig, located, tower_image_size
 from .pooling_tier import IMAGE_POOLINGS, NEEDS_CLASS_TOKEN
+from .sentence_settings_tier import read_sentence_settings, text_pooling
 from .tower_features_tier import TIMM, has_class_token
 
 
@@ -163,6 +165,25 @@ def make_head(kind: str, width: int, dim: int, bias: bool) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, middle, bias=bias), nn.GELU(), nn.Linear(middle, dim, bias=bias))
 
 
+def load_towers(vision: str, text: str, **fields: Any) -> tuple[TierDualEncoderConfig, dict[str, PreTrainedModel]]:
+    """
+    Two pretrained towers, and the configuration of the model that they make.
+
+    Args:
+        vision (`str`), text (`str`): See [`TierDualEncoderModel.from_vision_text_pretrained`].
+        fields: Of the configuration. Without `text_pooling`, sentence-transformers' own files say it.
+    """
+    if "text_pooling" not in fields:
+        fields["text_pooling"] = text_pooling(read_sentence_settings(text), text) or "cls"
+    towers = {"vision_model": load_tower(vision, "vision"), "text_model": load_tower(text, "text")}
+    configs = [tower.config for tower in towers.values()]
+    attention = [config._attn_implementation for config in configs]
+    whole = TierDualEncoderConfig(vision_config=configs[0], text_config=configs[1], **fields)
+    for config, implementation in zip(configs, attention, strict=True):
+        config._attn_implementation = implementation  # the configuration around it has reset it to eager
+    return whole, towers
+
+
 def load_tower(name: str, kind: str) -> PreTrainedModel:
     """The `"vision"` or `"text"` tower of a checkpoint, in float32 and with all of its weights."""
     try:
@@ -205,7 +226,7 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
 
 def cxr_bert_config(settings: dict) -> BertConfig:
     """The configuration of the BERT inside CXR-BERT (a BERT with a projection head, in remote code)."""
-    known = {field.name for field in fields(BertConfig)} - {"architectures"}
+    known = {field.name for field in dataclasses.fields(BertConfig)} - {"architectures"}
     return BertConfig(**{key: value for key, value in settings.items() if key in known})
 
 

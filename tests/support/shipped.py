@@ -22,6 +22,7 @@ CLIP_CODE = {
     "relaxed_positives_tier.py",
     "saving_tier.py",
     "score_levels_tier.py",
+    "sentence_settings_tier.py",
     "texts_tier.py",
     "tower_features_tier.py",
     "towers_tier.py",
