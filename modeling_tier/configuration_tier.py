@@ -267,6 +267,9 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
             the mean of `projection_dim` and the tower's width (the text head of OpenCLIP 3.3, hf_model.py:146-152).
         head_bias (`bool`, *optional*, defaults to `False`):
             Whether the layers of `"linear"` and `"mlp"` heads have biases.
+        adapter_layers (`int`, *optional*, defaults to 0):
+            Transformer layers on the image tower's class token and patches, before head and pooling; see
+            [`AdapterLayer`].
         image_pooling (`str`, *optional*, defaults to `"patch_mean"`):
             As in [`TierCLIPConfig`]; `"cls"` needs a backbone with a class token.
         text_pooling (`str`, *optional*, defaults to `"cls"`):
@@ -294,6 +297,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     image_head: str = "tier"
     text_head: str = "tier"
     head_bias: bool = False
+    adapter_layers: int = 0
     image_pooling: str = "patch_mean"
     text_pooling: str = "cls"
     pixel_mean: Channels = tuple(IMAGENET_DEFAULT_MEAN)
@@ -324,6 +328,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if self.adapter_layers < 0:
+            raise ValueError(f"adapter_layers must be at least 0 (none), not {self.adapter_layers}.")
         layers = getattr(self.text_config, "num_hidden_layers", 0)
         if not 0 <= self.frozen_text_layers <= layers:
             raise ValueError(

@@ -15,6 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .adapter_layers_tier import ZeroLinear, make_adapter
 from .base_tier import TierModelMixin
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
 from .maps_tier import similarity_map
@@ -22,7 +23,7 @@ from .modeling_dual_tier import TierDualEncoderModel
 from .modeling_tier import TierCLIPModel
 from .pooling_tier import ADDS_UP
 from .saving_tier import SavingMixin
-from .towers_tier import check_image_tower, make_tower, make_visual_projection
+from .towers_tier import check_image_tower, hidden_size, make_tower, make_visual_projection
 
 PROBLEM_TYPE = "multi_label_classification"
 
@@ -119,6 +120,8 @@ class ImageTowerClassifier(SavingMixin):
         classifier = cls._from_config(config, attn_implementation=model.config._attn_implementation)
         classifier.vision_model.load_state_dict(model.vision_model.state_dict())
         classifier.visual_projection.load_state_dict(model.visual_projection.state_dict())
+        if getattr(model, "image_adapter", None) is not None:
+            classifier.image_adapter.load_state_dict(model.image_adapter.state_dict())
         return classifier.to(device=model.device, dtype=model.dtype).train(model.training)
 
     @torch.no_grad()
@@ -144,8 +147,8 @@ class ImageTowerClassifier(SavingMixin):
 
     def freeze_image_tower(self) -> None:
         """Freezes everything but the head, for a linear probe."""
-        self.vision_model.requires_grad_(False)
-        self.visual_projection.requires_grad_(False)
+        self.requires_grad_(False)
+        self.classifier.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ImageTowerClassifier":
@@ -328,6 +331,7 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
         self.vision_model = make_tower(config.vision_config)
         self.config.vision_config = self.vision_model.config  # one object, as in TierDualEncoderModel
         check_image_tower(self.vision_model, config.image_pooling)
+        self.image_adapter = make_adapter(hidden_size(config.vision_config), config.adapter_layers)
         self.visual_projection = make_visual_projection(config)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
@@ -337,6 +341,8 @@ class TierDualEncoderForImageClassification(ImageTowerClassifier, PreTrainedMode
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):  # the projection, as in TierDualEncoderModel
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        elif isinstance(module, ZeroLinear):
+            module.reset_parameters()
 
 
 TierCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -13,6 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .adapter_layers_tier import ZeroLinear, make_adapter
 from .base_tier import TierCLIPOutput, TierModelMixin
 from .configuration_tier import TierDualEncoderConfig
 from .local_features_tier import LocalFeatures
@@ -24,6 +25,7 @@ from .towers_tier import (
     check_text_tower,
     freeze_layers,
     has_attention,
+    hidden_size,
     load_towers,
     make_text_projection,
     make_tower,
@@ -82,6 +84,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         check_image_tower(self.vision_model, config.image_pooling)
         check_text_tower(self.text_model)
 
+        self.image_adapter = make_adapter(hidden_size(config.vision_config), config.adapter_layers)
         self.visual_projection = make_visual_projection(config)
         self.text_projection = make_text_projection(config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
@@ -91,7 +94,9 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):  # the heads, as torch and the authors initialise them
+        if isinstance(module, ZeroLinear):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):  # the heads, as torch and the authors initialise them
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
@@ -266,7 +271,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
 
     def project_features(self, features: TowerFeatures) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        All that comes after the image tower: the projection head and the pooling.
+        All that comes after the image tower: adapter layers, projection head and pooling.
 
         Args:
             features ([`TowerFeatures`]): Of [`run_image_tower`].
@@ -275,6 +280,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             `tuple[torch.Tensor, torch.Tensor]`: The global image embedding (batch, dim) and the patches (batch, rows,
             columns, dim), projected, not normalised.
         """
+        if self.image_adapter is not None:
+            features = features._replace(tokens=self.image_adapter(features.tokens))
         # A class token goes through the head only if it is used: the head's batch norm sees all that goes through.
         is_used = self.config.image_pooling in NEEDS_CLASS_TOKEN
         tokens = (features.tokens if is_used else features.patches).transpose(1, 2)  # (batch, hidden, tokens)

@@ -42,6 +42,13 @@ class ModelArguments:
             "tower, a stage counts as a layer."
         },
     )
+    adapter_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train this many new transformer layers on top of the pretrained image tower of a dual encoder "
+            "(--vision_model). It is for --freeze_image_tower, with 2 for example."
+        },
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={
@@ -147,5 +154,6 @@ class ModelArguments:
             "entropy_normalization",
             "entropy_tokens",
             "frozen_text_layers",
+            "adapter_layers",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

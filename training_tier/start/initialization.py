@@ -68,6 +68,11 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
         return join_towers(arguments)
     if arguments.model not in PRESETS:
         return load_checkpoint(arguments)
+    if arguments.adapter_layers:
+        raise ValueError(
+            f"adapter_layers={arguments.adapter_layers} is for a pretrained image tower, and the weights of "
+            f"{arguments.model!r} are random; name a --vision_model, or leave it out."
+        )
     if arguments.tokenizer is not None:
         tokenizer = load_tokenizer(arguments.tokenizer)
     else:
@@ -179,6 +184,11 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
     overrides = arguments.config_overrides()
     if not hasattr(model_class.config_class, "frozen_text_layers"):
         overrides.pop("frozen_text_layers", None)  # see freeze_towers
+        if overrides.pop("adapter_layers", None):
+            raise ValueError(
+                f"adapter_layers={arguments.adapter_layers} is for dual encoders, which {name!r} is not; join its "
+                "towers by --vision_model and --text_model, or leave it out."
+            )
     try:
         model, info = model_class.from_pretrained(
             **located(name),
@@ -196,6 +206,8 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(str(key) for key in info[problem] if not str(key).endswith("position_ids"))
+        if problem == "missing_keys" and arguments.adapter_layers:
+            keys = [key for key in keys if not key.startswith("image_adapter.")]  # new layers
         if keys:
             raise ValueError(
                 f"The checkpoint {name!r} does not fit a {type(model).__name__}: {len(keys)} "

@@ -175,3 +175,42 @@ def test_the_option_is_checked(vision, tmp_path):
         ModelArguments(text_pooling="mean")
     with pytest.raises(ValueError, match="^text_pooling='max' is not known; choose one of cls, eos, mean.$"):
         ModelArguments(vision_model=vision, text_model=str(tmp_path), text_pooling="max")
+
+
+def test_adapter_layers_are_added_to_pretrained_towers(vision, tmp_path):
+    write_bert(tmp_path)
+    names = {"vision_model": vision, "text_model": str(tmp_path)}
+    model, processor = make_model(ModelArguments(**names, adapter_layers=2), [])
+    assert len(model.image_adapter) == model.config.adapter_layers == 2
+    pixels = torch.randn(2, 3, 64, 64)
+    # and to a saved dual encoder, whose embeddings they do not change at first
+    plain, processor = make_model(ModelArguments(**names), [])
+    plain.eval().save_pretrained(tmp_path / "plain")
+    processor.save_pretrained(tmp_path / "plain")
+    added, _ = make_model(ModelArguments(model=str(tmp_path / "plain"), adapter_layers=1), [])
+    embeddings = plain.get_image_features(pixels).pooler_output
+    assert torch.equal(added.eval().get_image_features(pixels).pooler_output, embeddings)
+    with torch.no_grad():
+        added.image_adapter[0].mlp_output.bias.add_(1)
+    added.save_pretrained(tmp_path / "added")
+    processor.save_pretrained(tmp_path / "added")
+    again, _ = make_model(ModelArguments(model=str(tmp_path / "added")), [])
+    changed = added.get_image_features(pixels).pooler_output
+    assert torch.equal(again.eval().get_image_features(pixels).pooler_output, changed)
+    assert not torch.allclose(changed, embeddings)
+
+
+def test_adapter_layers_need_a_pretrained_dual_encoder(tmp_path):
+    with pytest.raises(
+        ValueError, match="^adapter_layers=2 is for a pretrained image tower, and the weights of 'nano'"
+    ):
+        make_model(ModelArguments(model="nano", adapter_layers=2), ["clear lungs"])
+    model, processor = make_model(ModelArguments(model="nano", image_size=32), ["no acute disease of the chest"] * 4)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="^adapter_layers=2 is for dual encoders, which .* is not; join its towers by"
+    ):
+        make_model(ModelArguments(model=str(tmp_path), adapter_layers=2), [])
+    with pytest.raises(ValueError, match="^adapter_layers=-1 must be at least 0.$"):
+        ModelArguments(adapter_layers=-1)
