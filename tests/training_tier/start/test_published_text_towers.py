@@ -201,16 +201,12 @@ def test_adapter_layers_are_added_to_pretrained_towers(vision, tmp_path):
 
 
 def test_adapter_layers_need_a_pretrained_dual_encoder(tmp_path):
-    with pytest.raises(
-        ValueError, match="^adapter_layers=2 is for a pretrained image tower, and the weights of 'nano'"
-    ):
+    with pytest.raises(ValueError, match="^adapter_layers=2 is for a pretrained image tower, and the weights of 'nan"):
         make_model(ModelArguments(model="nano", adapter_layers=2), ["clear lungs"])
     model, processor = make_model(ModelArguments(model="nano", image_size=32), ["no acute disease of the chest"] * 4)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="^adapter_layers=2 is for dual encoders, which .* is not; join its towers by"
-    ):
+    with pytest.raises(ValueError, match="^adapter_layers=2 is for dual encoders, which .* is not; join its towers"):
         make_model(ModelArguments(model=str(tmp_path), adapter_layers=2), [])
     with pytest.raises(ValueError, match="^adapter_layers=-1 must be at least 0.$"):
         ModelArguments(adapter_layers=-1)
