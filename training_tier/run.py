@@ -17,10 +17,11 @@ from training_tier.loop.checkpoints import average_weights, choose_checkpoint, l
 from training_tier.loop.make_trainer import make_classification_trainer, make_contrastive_trainer
 from training_tier.loop.search import prepare_search, run_search
 from training_tier.loop.trainer import RadiographTrainer
-from training_tier.options.compatibility import check_together, without_effect
+from training_tier.options.compatibility import check_together, refuse, without_effect
 from training_tier.options.defaults import fill_defaults
 from training_tier.options.parsing import Options
 from training_tier.start.initialization import check_names
+from training_tier.start.text_lora import merge_text_lora, rules_on_text_lora
 from training_tier.start.text_warmup import warm_up_text
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def complete_options(options: Options) -> tuple[str | None, dict]:
     """
     task, model_arguments, data_arguments, training_arguments, search = options
     check_together(options)
+    refuse(rules_on_text_lora(options))
     if search.search_trials is not None:
         prepare_search(search, training_arguments)
     training_arguments.check_output_dir()
@@ -164,6 +166,7 @@ def use_top_checkpoints(trainer: RadiographTrainer, evaluate: str) -> None:
 
 def save(trainer: RadiographTrainer) -> None:
     """Writes the model, the log and the card, and pushes them to the Hub if asked."""
+    merge_text_lora(trainer.accelerator.unwrap_model(trainer.model))
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

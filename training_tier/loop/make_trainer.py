@@ -24,6 +24,7 @@ from training_tier.options.parsing import Options
 from training_tier.start.classifier import make_classifier
 from training_tier.start.freezing import freeze_towers
 from training_tier.start.initialization import make_model
+from training_tier.start.text_lora import add_text_lora
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def make_contrastive_trainer(
         training_facts=facts,
     )
     freeze_towers(trainer.model, task, model_arguments)
+    if model_arguments.text_lora_rank is not None:
+        add_text_lora(trainer.model, model_arguments.text_lora_rank)
     if data_arguments.cache_features is not None:
         trainer.use_cached_features(data_arguments.cache_features)
     return trainer

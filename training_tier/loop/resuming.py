@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from training_tier.loop.integrity import find_fault, reading
 from training_tier.loop.stopping import TrainingStopped
+from training_tier.start.text_lora import has_text_lora, read_with_lora
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +64,9 @@ def loading_as_from_pretrained(model: nn.Module, checkpoint: str) -> Iterator[No
     plain = model.load_state_dict
 
     def load_state_dict(state_dict: Mapping, strict: bool = True) -> Any:
-        if state_dict.keys() - model.state_dict().keys():
+        if state_dict.keys() - model.state_dict().keys() and has_text_lora(model):
+            state_dict = read_with_lora(model, state_dict)
+        elif state_dict.keys() - model.state_dict().keys():
             state_dict = type(model).from_pretrained(checkpoint, use_safetensors=True).state_dict()
         return plain(state_dict, strict)
 

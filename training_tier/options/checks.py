@@ -43,6 +43,7 @@ RANGES = {
             *("contrastive_chunk_size", "pad_to_multiple_of", "shuffle_buffer", "dataloader_prefetch_factor"),
             *("eval_accumulation_steps", "ddp_timeout", "ddp_bucket_cap_mb", "image_size", "image_views"),
             *("save_top_k", "early_stopping_patience", "min_positives", "search_trials", "evidence_patches"),
+            "text_lora_rank",
         ),
         COUNT,
     ),

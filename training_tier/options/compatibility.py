@@ -30,7 +30,7 @@ CONTRASTIVE_OPTIONS = (
     *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
     *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
     *("text", "text_pooling", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
-    *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features"),
+    *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features", "text_lora_rank"),
 )
 
 TABLE_OPTIONS = ("columns", "image_root", "sheet", "label_values")

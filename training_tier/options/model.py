@@ -49,6 +49,13 @@ class ModelArguments:
             "(--vision_model). It is for --freeze_image_tower, with 2 for example."
         },
     )
+    text_lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train LoRA matrices of this rank, for example 8, in the attention of a frozen text tower "
+            "(--freeze_text_tower). The final model holds them merged. Needs peft: pip install 'tier-clip[lora]'."
+        },
+    )
     tokenizer: str | None = field(
         default=None,
         metadata={
