@@ -169,6 +169,12 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         '"robustness" (to wording, negation, sides, empty and degraded images). The last three read the reports',
     )
     group.add_argument(
+        "--cxr_align",
+        metavar="FILE",
+        help="cxr-align.json, for robustness on MIMIC-CXR: does an image prefer its report over the negated and the "
+        "shortened one?",
+    )
+    group.add_argument(
         "--transfer",
         metavar="FOLDER",
         help="does it hold at another hospital? FOLDER holds the results of the same model on other data. Thresholds "
@@ -249,6 +255,7 @@ def check_options(args: argparse.Namespace) -> None:
         "image_root",
         "radiologists",
         "transfer",
+        "cxr_align",
     ):
         if getattr(args, name) == "":
             raise ValueError(f"--{name} is empty: leave it out, or give a value.")
@@ -257,6 +264,10 @@ def check_options(args: argparse.Namespace) -> None:
     check_transfer(args)
     if args.phrases and "grounding" not in args.analyses:
         raise ValueError("--phrases is for --analyses grounding: add that analysis, or leave --phrases out.")
+    if args.cxr_align is not None and "robustness" not in args.analyses:
+        raise ValueError("--cxr_align has no effect without --analyses robustness: add it, or leave the file out.")
+    if args.cxr_align is not None and not Path(args.cxr_align).is_file():
+        raise ValueError(f"--cxr_align {args.cxr_align} is not a file: name the cxr-align.json of PhysioNet.")
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:

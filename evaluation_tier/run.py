@@ -18,6 +18,7 @@ from evaluation_tier.analyses.grounding.evaluation import Grounding
 from evaluation_tier.analyses.grounding.maps import check_gives_maps, check_gives_maps_of_sentences
 from evaluation_tier.analyses.grounding.regions import read_cases
 from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
+from evaluation_tier.analyses.robustness.alignment import read_cxr_align
 from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
 from evaluation_tier.analyses.sparsity import Sparsity, check_embeds_patches
 from evaluation_tier.analyses.transfer import (
@@ -192,7 +193,10 @@ def make_analyses(args: argparse.Namespace, inputs: Inputs) -> Analyses:
                 how = inputs.protocol.scoring, inputs.min_positives
                 analyses[name] = Deletion(dataset, findings, prompts, *how, **options)
             else:
-                analyses[name] = Robustness(dataset, findings, prompts, inputs.min_positives, **options)
+                reports = None if args.cxr_align is None else read_cxr_align(args.cxr_align)
+                analyses[name] = Robustness(
+                    dataset, findings, prompts, inputs.min_positives, reports=reports, **options
+                )
     return analyses
 
 

@@ -251,8 +251,7 @@ def embed_prompts(
     Each sentence is embedded once; those of one side of a finding give their `mean_direction`.
     """
     sentences = list(dict.fromkeys(text for prompt in prompts.values() for text in prompt.positive + prompt.negative))
-    with inference(model):
-        embeddings = family_of(model, processor).embed_texts(sentences, batch_size).cpu()
+    embeddings = torch.from_numpy(embed_sentences(model, processor, sentences, batch_size))
     embedding_of = dict(zip(sentences, embeddings, strict=True))
 
     def average(texts: Sequence[str]) -> torch.Tensor:
@@ -263,3 +262,14 @@ def embed_prompts(
     positive = torch.stack([average(prompt.positive) for prompt in prompts.values()]).numpy()
     negative = torch.stack([average(prompt.negative) for prompt in prompts.values()]).numpy()
     return positive, negative
+
+
+def embed_sentences(
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], batch_size: int = 64
+) -> np.ndarray:
+    """L2-normalised embeddings of texts, (texts, dim) float32; equal texts are embedded once."""
+    distinct = list(dict.fromkeys(texts))
+    with inference(model):
+        embeddings = family_of(model, processor).embed_texts(distinct, batch_size).cpu().numpy()
+    row_of = {text: row for row, text in enumerate(distinct)}
+    return embeddings[[row_of[text] for text in texts]]

@@ -225,6 +225,16 @@ def robustness_tables(robustness: Mapping) -> list[Table]:
     if degraded:
         note = "Mean AUROC on images of lower resolution and stronger compression, and its drop."
         tables.append(matrix_table("robustness-degradations", "Degraded images", note, degraded, "Images"))
+    alignment = robustness.get("report_alignment") or {}
+    if alignment.get("all"):
+        note = (
+            "The share of images nearer to their report than to the same report with a finding negated, with it left "
+            "out, and than to both. Ties count half. Chance is 0.5, 0.5 and a third. A model that prefers long texts "
+            "also prefers the report over the shortened one."
+        )
+        rows = {**(alignment.get("findings") or {}), "All": alignment["all"]}
+        table = matrix_table("robustness-report-alignment", "CXR-Align", note, rows, "Finding")
+        tables.append(table._replace(num_summary=1))
     return tables
 
 

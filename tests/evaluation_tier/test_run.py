@@ -271,6 +271,29 @@ def test_the_cache_serves_scores_and_every_analysis(models, tmp_path, capsys, de
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
 
 
+def test_reports_of_cxr_align(models, tmp_path, capsys):
+    image_ids = read_records(PHANTOM, "validation")["image_id"][:6]
+    texts = {"report": "Left effusion.", "negation": "No left effusion.", "omitted": "Heart.", "chosen": "Effusion"}
+    path = tmp_path / "cxr-align.json"
+    path.write_text(json.dumps({"mimic": {image_id: texts for image_id in image_ids} | {"of MIMIC": texts}}))
+    arguments = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5]
+    arguments += ["--analyses", "robustness", "--cxr_align"]
+    run(*arguments, path, "--output_dir", tmp_path / "output", capsys=capsys)
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    aligned = metrics["robustness"]["report_alignment"]
+    assert aligned["all"]["n_images"] == 6 and aligned["findings"] == {"Effusion": aligned["all"]}
+    assert "## CXR-Align" in (tmp_path / "output" / "tables.md").read_text()
+    path.write_text(json.dumps({"mimic": {"of MIMIC": texts}}))
+    assert "but of none of the 40 evaluated ones" in fails(*arguments, path, capsys=capsys)
+    path.write_text('{"mimic": ')
+    assert "not JSON; download it again" in fails(*arguments, path, capsys=capsys)
+    assert "is not a file: name the cxr-align.json" in fails(*arguments, tmp_path / "none.json", capsys=capsys)
+    assert "no effect without --analyses robustness" in fails(
+        models[0], "--data", PHANTOM, "--cxr_align", path, capsys=capsys
+    )
+    assert "--cxr_align is empty" in fails(*arguments, "", capsys=capsys)
+
+
 def test_analyses_in_one_pass_are_those_of_their_own(models, tmp_path, capsys):
     """What the analyses measure together is what each measures when it is called alone."""
     run(models[0], "--data", PHANTOM, *FULL, "--output_dir", tmp_path, capsys=capsys)

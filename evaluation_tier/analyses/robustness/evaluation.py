@@ -1,7 +1,8 @@
 """Robustness: whether zero-shot results depend on the wording, and on images and words as they should.
 
 Five probes: six wordings of one question; a finding against its negation; left against right; images that show
-nothing; images of lower resolution and stronger compression. Intervals are 95 % percentile bootstraps over patients.
+nothing; images of lower resolution and stronger compression. With CXR-Align a sixth: reports against their negated and
+their shortened form. Intervals are 95 % percentile bootstraps over patients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.analyses.robustness.alignment import TEXTS, Variants, compare_reports, match_images
 from evaluation_tier.analyses.robustness.sides import SIDE_PROMPTS, compare_sides
 from evaluation_tier.analyses.robustness.variants import (
     MIRRORED,
@@ -23,7 +25,7 @@ from evaluation_tier.analyses.robustness.variants import (
     score_empty_images,
 )
 from evaluation_tier.analyses.robustness.wording import WORDINGS, as_prompts, compare_negations, compare_wordings
-from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.models.embedding import embed_prompts, embed_sentences
 from evaluation_tier.models.families import check_is_of_transformers
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.single_pass import evaluate_models
@@ -77,6 +79,10 @@ def evaluate_robustness(
           are `defects`. `threshold_quantile` is the share of real images below that threshold.
         - `degradations`: AUROC of degraded images, and by how much it is below that of the originals (`drop`),
           with an interval over paired resamples.
+        - `report_alignment`, with `reports` only: of the images that have some, the share that lies nearer to its
+          report than to the negated one (`over_negated`), to the shortened one (`over_shortened`), and to both
+          (`over_both`); of `all`, and by the finding that the reports were changed in. Ties count half; `n_ties`
+          images have one.
     """
     check_has_sentences(model)
     robustness = Robustness(dataset, findings, prompts, **options)
@@ -87,7 +93,7 @@ def evaluate_robustness(
 @dataclass
 class Robustness:
     """
-    Five probes of one model, as an [`Analysis`].
+    Five or six probes of one model, as an [`Analysis`].
 
     Args:
         dataset: in the schema of `processing_tier.records`.
@@ -96,9 +102,10 @@ class Robustness:
         min_positives: that a finding needs.
         resampling: of patients, the same for all that is compared; its seed is the noise image's too.
         dataset_name: name of the data in the results.
+        reports: see `read_cxr_align`.
 
     Raises:
-        ValueError: for a classifier, or as `select_findings` and `find_prompts` say.
+        ValueError: for a classifier, for reports of other images, or as `select_findings` and `find_prompts` say.
     """
 
     dataset: datasets.Dataset
@@ -107,12 +114,18 @@ class Robustness:
     min_positives: int = 10
     resampling: Resampling = PATIENT_BOOTSTRAP
     dataset_name: str = ""
+    reports: Mapping[str, Variants] | None = None
 
     def __post_init__(self) -> None:
         self.chosen, self.left_out = select_findings(self.dataset, self.findings, self.min_positives)
         self.sentences = find_prompts(self.prompts, self.chosen)
         self.worded = [name for name in self.chosen if normalize_finding(name) != "no finding"]
         self.sided = [name for name in self.chosen if normalize_finding(name) in SIDED]
+        self.aligned: list[Variants] = []
+        if self.reports is not None:
+            image_ids = self.dataset.with_format(None)["image_id"][:]
+            self.aligned_rows = match_images(self.reports, image_ids)
+            self.aligned = [self.reports[image_ids[row]] for row in self.aligned_rows]
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[VariantEmbeddings]:
         check_has_sentences(model)
@@ -125,6 +138,9 @@ class Robustness:
             if self.worded
         }
         self.by_side = embed({name: as_prompts(SIDE_PROMPTS, name) for name in self.sided}) if self.sided else ()
+        if self.aligned:
+            texts = [getattr(variants, name) for variants in self.aligned for name in TEXTS]
+            self.by_report = embed_sentences(model, processor, texts).reshape(len(self.aligned), len(TEXTS), -1)
         return [self.embeddings]
 
     def results(self) -> dict:
@@ -164,9 +180,19 @@ class Robustness:
                 "laterality": compare_sides(records, self.sided, sided_labels, side_scores, draws),
                 "empty_images": score_empty_images(self.chosen, labels, scores[ORIGINAL], empty),
                 "degradations": compare_degradations(self.chosen, labels, scores, draws),
+                **({"report_alignment": self.compare_reports(patient_ids, draws, readable)} if self.aligned else {}),
                 "versions": installed_versions(),
             }
         )
+
+    def compare_reports(self, patient_ids: np.ndarray, draws: np.ndarray, readable: np.ndarray) -> dict:
+        """The `report_alignment`, from patients and resamples of the images that are `readable`, (images,) bool."""
+        kept = readable[self.aligned_rows]
+        rows = self.aligned_rows[kept]
+        columns = (np.cumsum(readable) - 1)[rows]  # among the readable ones
+        findings = np.array([variants.finding for variants in self.aligned])[kept]
+        embeds = self.embeddings.images[ORIGINAL][rows], self.by_report[kept]
+        return compare_reports(*embeds, findings, patient_ids[columns], draws[:, columns], self.min_positives)
 
 
 def check_has_sentences(model: PreTrainedModel) -> None:
