@@ -40,6 +40,7 @@ class Inputs(NamedTuple):
     protocol: Protocol
     replaced_prompts: dict[str, Prompts]  # by a benchmark
     min_positives: int
+    groups: dict[str, float]  # of findings by their frequency, of a benchmark
     phrases: bool  # whether grounding asks for the sentences of boxes
     grounded: list[str] | None  # the findings that a benchmark grounds; None for all
     described: dict  # the results' entries for benchmark, split, views and overlap with the training
@@ -117,6 +118,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         protocol=protocol,
         replaced_prompts=replaced,
         min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
+        groups=benchmark.groups if benchmark else {},
         phrases=args.phrases or bool(benchmark and benchmark.phrases),
         grounded=list(benchmark.splits.get(split, {}).get("regions", ())) or None if benchmark else None,
         described=described,

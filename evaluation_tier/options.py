@@ -262,12 +262,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.radiologists is not None and not Path(args.radiologists).is_dir():
         raise ValueError(f"--radiologists {args.radiologists}: name the folder that holds the radiologists' labels.")
     check_transfer(args)
-    if args.phrases and "grounding" not in args.analyses:
-        raise ValueError("--phrases is for --analyses grounding: add that analysis, or leave --phrases out.")
-    if args.cxr_align is not None and "robustness" not in args.analyses:
-        raise ValueError("--cxr_align has no effect without --analyses robustness: add it, or leave the file out.")
-    if args.cxr_align is not None and not Path(args.cxr_align).is_file():
-        raise ValueError(f"--cxr_align {args.cxr_align} is not a file: name the cxr-align.json of PhysioNet.")
+    check_parts_of_analyses(args)
     if args.seed < 0:
         raise ValueError(f"--seed must not be negative, but is {args.seed}.")
     if args.columns:
@@ -275,6 +270,16 @@ def check_options(args: argparse.Namespace) -> None:
 
         args.columns = parse_columns(args.columns)
     check_one_model(args)
+
+
+def check_parts_of_analyses(args: argparse.Namespace) -> None:
+    """ValueError for options of one analysis that are wrong for any models and data."""
+    if args.phrases and "grounding" not in args.analyses:
+        raise ValueError("--phrases is for --analyses grounding: add that analysis, or leave --phrases out.")
+    if args.cxr_align is not None and "robustness" not in args.analyses:
+        raise ValueError("--cxr_align has no effect without --analyses robustness: add it, or leave the file out.")
+    if args.cxr_align is not None and not Path(args.cxr_align).is_file():
+        raise ValueError(f"--cxr_align {args.cxr_align} is not a file: name the cxr-align.json of PhysioNet.")
 
 
 def check_transfer(args: argparse.Namespace) -> None:

@@ -122,6 +122,7 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
         threshold_dataset=inputs.threshold_dataset,
         replaced_prompts=inputs.replaced_prompts,
         dataset_name=inputs.dataset_name,
+        groups=inputs.groups,
     )
     return Measured(zero_shot, analyses, readers, source)
 

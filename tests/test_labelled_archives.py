@@ -15,8 +15,10 @@ from tiny_models import save_tiny_clip
 import eval_zeroshot
 import prepare_tier
 import train_tier
+from evaluation_tier.test_sets.loader import load_benchmark
 from processing_tier.readers import read_records
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
+from processing_tier.readers.cxr_lt_2026 import KNOWN
 from processing_tier.readers.taix_ray import GRADES
 from processing_tier.records.masks import decode_mask
 
@@ -112,6 +114,18 @@ def write_masked_nih(root: Path) -> str:
     return f"chestxray14:{root},chexmask={root / 'chexmask'}"
 
 
+def write_cxr_lt(root: Path) -> str:
+    header = "ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,Report,"
+    rows, labels = [], []
+    for number in range(IMAGES):
+        write_picture(root / "0" / f"{number}.png", number)
+        rows.append(f"{number}.png,0,20140915,S{number},{number},1950,F,PA,x,Physician,\"['normal']\"")
+        labels.append(f"{number}.png,20140915,3.2e+38,{1 - number % 2},{int(number == 0)},{number % 2}" + ",0" * 27)
+    write(root / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", [f"{header}MethodLabel,Labels", *rows])
+    write(root / "CXRLT_2026_training.csv", [f"ImageID,StudyDate_DICOM,PatientID,{','.join(KNOWN)}", *labels])
+    return f"cxr_lt_2026:{root}"
+
+
 def write_folder(path: Path) -> Path:
     path.mkdir(parents=True)
     return path
@@ -124,6 +138,7 @@ CASES = {
     "chest_imagenome": (write_chest_imagenome, "train", "Cardiomegaly"),
     "chestxray14_experts": (write_experts, "test", "Pneumothorax"),
     "chestxray14": (write_masked_nih, "train", "Mass"),
+    "cxr_lt_2026": (write_cxr_lt, "train", "cardiomegaly"),
 }
 
 
@@ -138,7 +153,10 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("brax", "chestxray14_experts"))) for name in CASES],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("brax", "chestxray14_experts", "cxr_lt_2026")))
+        for name in CASES
+    ],
 )
 def test_every_command_reads_it(name, model, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -168,3 +186,31 @@ def test_every_command_reads_it(name, model, tmp_path, monkeypatch):
          "--n_bootstrap", 10, "--output_dir", tmp_path / "evaluation")  # fmt: skip
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["dataset"] == name and metrics["findings"][finding]["n_positive"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "findings"),
+    [
+        ("brax", "brax", ["Cardiomegaly"]),
+        ("taix_ray", "taix-ray", list(load_benchmark("taix-ray").findings)),
+        ("chestxray14_experts", "chestxray14-experts-4", ["Pneumothorax"]),
+        ("cxr_lt_2026", "cxr-lt-2026-task1", ["Normal", "Aortic elongation", "Cardiomegaly"]),
+    ],
+)
+def test_its_test_set(name, benchmark, findings, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_archive, split, _ = CASES[name]
+    data = write_archive(tmp_path / "archive")
+    call(eval_zeroshot, model, "--data", data, "--benchmark", benchmark, "--split", split, "--n_bootstrap", 10,
+         "--output_dir", tmp_path / "evaluation")  # fmt: skip
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["protocol"]["benchmark"] == benchmark and list(metrics["findings"]) == findings
+    tables = (tmp_path / "evaluation" / "tables.md").read_text()
+    if name == "cxr_lt_2026":
+        assert {group: part["findings"] for group, part in metrics["groups"].items()} == {"head": findings}
+        mean = np.mean([metrics["findings"][finding]["auprc"] for finding in findings])
+        assert metrics["groups"]["head"]["auprc"] == pytest.approx(mean) == metrics["mean"]["auprc"]
+        assert metrics["protocol"]["groups"] == {"head": 0.1, "medium": 0.01, "tail": 0.0}
+        assert "Frequent and rare findings" in tables
+    else:
+        assert "groups" not in metrics and "Frequent and rare findings" not in tables

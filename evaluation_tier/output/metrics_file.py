@@ -27,6 +27,7 @@ OPTIONAL_KEYS = {
             "commits",
             "adapters",
             "remote_code",
+            "groups",
             "score_levels",
             "subgroups",
             "radiologists",

@@ -22,7 +22,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
         metrics: as `evaluate_zero_shot` returns it or `metrics.json` holds it.
     """
     sections = {
-        "results": [results_table(metrics)],
+        "results": [results_table(metrics), groups_table(metrics)],
         "thresholds": [operating_table(metrics), thresholds_table(metrics)],
         "calibration": [calibration_table(metrics)],
         "score_levels": [score_levels_table(metrics)],
@@ -86,6 +86,31 @@ def results_table(metrics: Mapping) -> Table:
         "are left out."
     )
     return finding_table(metrics, "results", "Results of each finding", note, columns)
+
+
+def groups_table(metrics: Mapping) -> Table | None:
+    """The means over the findings of each group."""
+    groups = metrics.get("groups") or {}
+    if not groups:
+        return None
+    bounds = metrics["protocol"].get("groups") or {}
+    rows = [
+        (
+            column_name(name),
+            format_cell(len(part.get("findings") or ())),
+            format_estimate(part.get("auroc"), part.get("auroc_ci95")),
+            format_estimate(part.get("auprc"), part.get("auprc_ci95")),
+        )
+        for name, part in groups.items()
+    ]
+    limits = ", ".join(f"{name} from {format_cell(bound)}" for name, bound in bounds.items())
+    members = "; ".join(f"{name}: {', '.join(part.get('findings') or ())}" for name, part in groups.items())
+    note = (
+        f"Means over the findings of each group, by their share of positives among the evaluated images ({limits}). "
+        f"{members}."
+    )
+    header = ("Group", "Findings", "AUROC, mean (95 % CI)", "AUPRC, mean (95 % CI)")
+    return Table("groups", "Frequent and rare findings", note, header, tuple(rows), "lrrr")
 
 
 def operating_table(metrics: Mapping) -> Table | None:

@@ -38,6 +38,7 @@ from evaluation_tier.scoring.findings import (
 from evaluation_tier.scoring.image_scores import ImageScores, Levels, add_levels, score_by_others
 from evaluation_tier.scoring.protocols import AUTO, Protocol, choose_protocol, find_prompts, prompts_name
 from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings
+from evaluation_tier.statistics.groups import group_by_frequency
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.subgroups import summarize_subgroups
@@ -101,6 +102,8 @@ class ZeroShot:
             probability on images like these (see `fit_calibration`).
         replaced_prompts: finding to prompts that replace the protocol's (see `test_sets/loader.py`).
         dataset_name: what the results call the data.
+        groups: of findings by their frequency among the evaluated images, with means of their own, see
+            `group_by_frequency`.
 
     Raises:
         ValueError: for an unknown finding or prompt, members with the same weights or of different kinds, and
@@ -115,6 +118,7 @@ class ZeroShot:
     threshold_dataset: datasets.Dataset | None = None
     replaced_prompts: Mapping[str, Prompts] | None = None
     dataset_name: str = ""
+    groups: Mapping[str, float] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict, init=False)  # name of each model to the hash of its weights
     sizes: dict[str, dict] = field(default_factory=dict, init=False)  # name of each model to its `model_size`
     own_levels: set[str] = field(default_factory=set, init=False)  # the default levels of the models
@@ -273,6 +277,7 @@ class ZeroShot:
                 for finding in self.findings
             ],
             resampling=self.resampling,
+            groups=group_by_frequency(labels[0], self.findings, self.groups),
         )
         attributes = read_attributes(self.dataset, np.flatnonzero(readable))
         subgroups = summarize_subgroups(*evaluated, attributes, resampling=self.resampling)
@@ -291,6 +296,7 @@ class ZeroShot:
                 "no_interval": summary["no_interval"],
                 **how_sure,
                 "min_positives": self.min_positives,
+                **({"groups": self.groups} if self.groups else {}),
                 "findings_left_out": self.left_out,
                 "resamples_dropped": summary["resamples_dropped"],
                 "images_skipped": image_ids[~readable].tolist(),
@@ -301,6 +307,7 @@ class ZeroShot:
             "sizes": self.sizes,
             "findings": summary["findings"],
             "mean": summary["mean"],
+            **({"groups": summary["groups"]} if "groups" in summary else {}),
             "versions": installed_versions(),
         }
         if len(scores[0]) > 1:

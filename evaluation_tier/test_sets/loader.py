@@ -33,6 +33,7 @@ class Benchmark:
         views: `"frontal"` or `"all"`.
         min_positives: that a finding needs.
         only_with: findings of which an image must have one to be evaluated; by default all images are.
+        groups: of findings by their frequency among the evaluated images, see `group_by_frequency`.
         phrases: whether grounding asks for the sentences of the boxes.
         prompts: name of a protocol to finding to sentences that take the place of the protocol's own.
     """
@@ -46,6 +47,7 @@ class Benchmark:
     views: str = "all"
     min_positives: int = 1
     only_with: list[str] = field(default_factory=list)
+    groups: dict[str, float] = field(default_factory=dict)
     phrases: bool = False
     prompts: dict[str, dict[str, dict]] = field(default_factory=dict)
 

@@ -53,6 +53,7 @@ METHODS = ("all", "Physician", "RNN_model")
 SOURCE = "https://bimcv.cipf.es/bimcv-projects/padchest/"
 VIEWS = {"L": "LATERAL", "AP_horizontal": "AP", "AP": "AP", "PA": "PA"}
 EXCLUDED = "EXCLUDE"
+IDENTITY = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}
 COLUMNS = (
     "ImageID",
     "ImageDir",
@@ -122,11 +123,28 @@ def read_padchest(
         `ValueError`: see [`make_records`]; also a missing table or column, labels that are not a list of texts.
     """
     check_split(split, SPLITS, "padchest")
-    if method not in METHODS:
-        raise ValueError(f"padchest: the method is {method!r}; choose {', '.join(METHODS)}.")
     if not isinstance(min_images, int) or min_images < 1:
         raise ValueError(f"padchest: min_images is {min_images!r}; give a whole number of at least 1.")
     root = Path(root)
+    frame, findings = add_findings(read_images(root, method), min_images)
+    add_places(frame, root)
+    columns = {**IDENTITY, "findings": "Report", "report": "Report", **{finding: finding for finding in findings}}
+    return add_masks(make_records(frame, columns, root, split, "padchest", skip_missing=True), chexmask, "padchest")
+
+
+def read_images(root: Path, method: str = "all") -> pd.DataFrame:
+    """
+    The rows of the table, without those that are excluded or broken.
+
+    Args:
+        root (`Path`): the folder with the table.
+        method (`str`, *optional*, defaults to `"all"`): of `METHODS`.
+
+    Raises:
+        `ValueError`: an unknown method, a missing table or column.
+    """
+    if method not in METHODS:
+        raise ValueError(f"padchest: the method is {method!r}; choose {', '.join(METHODS)}.")
     frame = read_columns(find_in_archive(root, ["PADCHEST_*.csv*"], "padchest", SOURCE), COLUMNS)
     if method != "all":
         frame = frame[frame["MethodLabel"] == method]
@@ -140,16 +158,16 @@ def read_padchest(
             (broken & ~excluded).sum(),
         )
         frame = frame[~excluded & ~broken]
+    return frame
 
-    frame, findings = add_findings(frame, min_images)
+
+def add_places(frame: pd.DataFrame, root: Path) -> None:
+    """Add the path and the id of each image, and view, sex and age."""
     base = "images/" if (root / "images").is_dir() else ""
     folders = {name: f"{base}{name}/" for name in frame["ImageDir"].dropna().unique() if is_folder(root / base, name)}
     frame["path"] = frame["ImageDir"].map(lambda folder: folders.get(folder, base)).str.cat(frame["ImageID"])
     frame["image_id"] = frame["ImageID"].str.removesuffix(".png")
     add_details(frame)
-    columns = {"image": "path", "patient_id": "PatientID", "study_id": "StudyID"}
-    columns |= {"findings": "Report", "report": "Report", **{finding: finding for finding in findings}}
-    return add_masks(make_records(frame, columns, root, split, "padchest", skip_missing=True), chexmask, "padchest")
 
 
 def add_findings(frame: pd.DataFrame, min_images: int) -> tuple[pd.DataFrame, list[str]]:

@@ -44,6 +44,7 @@ SAME_IMAGES = {
     "chestx_det10": "chestxray14",
     "chestxray14_experts": "chestxray14",
     "padchest_gr": "padchest",
+    "cxr_lt_2026": "padchest",
     "montgomery": "tbx11k",
     "shenzhen": "tbx11k",
 }

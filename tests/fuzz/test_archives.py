@@ -10,6 +10,7 @@ import pytest
 from fuzz.mutations import VALUES, fuzz, run_child
 
 from processing_tier.readers import READERS, read_records
+from processing_tier.readers.cxr_lt_2026 import KNOWN
 from processing_tier.records.annotations import read_annotations
 from processing_tier.records.masks import counts_from_coco_string, counts_from_row_pairs, counts_from_siim, decode_mask
 from processing_tier.records.table_options import TableOptions
@@ -138,6 +139,17 @@ ARCHIVES |= {
             "four_findings_expert_labels/test_labels.csv": "Image Index,Patient ID,Fracture,Pneumothorax,"
             "Airspace opacity,Nodule or mass\n00000001_000.png,1,YES,NO,,NO\n",
             "images/00000001_000.png": "png",
+        },
+    ),
+    "cxr_lt_2026": (
+        "train",
+        {
+            "CXRLT_2026_training.csv": f"ImageID,{','.join(KNOWN)}\na.png{',0' * 15}{',1' * 15}\n",
+            "Removal.csv": "ImageID\nb.png\n",
+            "PADCHEST_labels_160K.csv": "ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,"
+            "PatientSex_DICOM,Projection,Report,MethodLabel,Labels\n"
+            "a.png,0,20140915,S1,839,1930.0,F,PA,x,Physician,\"['goiter', 'loc right']\"\n",
+            "0/a.png": "png",
         },
     ),
     "vindr_cxr": (

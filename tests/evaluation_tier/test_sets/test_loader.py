@@ -13,15 +13,18 @@ from evaluation_tier.test_sets.loader import (
 from processing_tier.prompts.loader import normalize_finding
 from processing_tier.readers import READERS
 from processing_tier.readers.chestxray14 import FINDINGS as NIH_FINDINGS
+from processing_tier.readers.chestxray14_experts import ALL, FOUR
 from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
+from processing_tier.readers.cxr_lt_2026 import KNOWN, UNSEEN
 from processing_tier.readers.openi import OPENI_FINDINGS
 from processing_tier.records.schema import finding_columns
 
 NAMES = (
-    "chestx-det10 chestxray14 chexpert-14 chexpert-5 covid-pneumonia covid-qu-ex montgomery openi padchest-192 "
-    "padchest-57 padchest-gr rsna shenzhen siim tbx11k vindr-cxr vindr-pcxr"
+    "brax chestx-det10 chestxray14 chestxray14-experts-14 chestxray14-experts-4 chexpert-14 chexpert-5 "
+    "covid-pneumonia covid-qu-ex cxr-lt-2026-task1 cxr-lt-2026-task2 montgomery openi padchest-192 padchest-57 "
+    "padchest-gr rsna shenzhen siim taix-ray tbx11k vindr-cxr vindr-pcxr"
 ).split()
-NUM_FINDINGS = (10, 14, 14, 5, 2, 3, 1, 16, 192, 57, 8, 1, 1, 1, 1, 28, 6)
+NUM_FINDINGS = (14, 10, 14, 14, 4, 14, 5, 2, 3, 30, 5, 1, 16, 192, 57, 8, 1, 1, 1, 8, 1, 28, 6)
 
 
 def test_the_files():
@@ -33,6 +36,7 @@ def test_the_files():
         ]
         assert len(names) == num_findings and sum(map(len, names)) == len(set().union(*names))
         assert set(benchmark.only_with) <= set(benchmark.findings)
+        assert list(benchmark.groups.values()) == sorted(benchmark.groups.values(), reverse=True)
         assert benchmark.views in ("frontal", "all") and benchmark.source.startswith("https://")
         known_splits = READERS[benchmark.reader][1]
         assert set(benchmark.splits) <= set(known_splits)
@@ -49,6 +53,13 @@ def test_findings_are_those_of_the_readers():
     assert set(load_benchmark("chexpert-14").findings) == set(CHEXPERT_FINDINGS)
     assert set(load_benchmark("chestxray14").findings) == set(NIH_FINDINGS)
     assert set(load_benchmark("openi").findings) == set(OPENI_FINDINGS)
+    assert set(load_benchmark("brax").findings) == set(CHEXPERT_FINDINGS)
+    assert list(load_benchmark("chestxray14-experts-4").findings) == list(FOUR)
+    assert [*load_benchmark("chestxray14-experts-14").findings, "Other"] == sorted(ALL, key="Other".__eq__)
+    for task, names in (("task1", KNOWN), ("task2", UNSEEN)):
+        of_task = load_benchmark(f"cxr-lt-2026-{task}").findings
+        known = [{normalize_finding(text) for text in (finding, *others)} for finding, others in of_task.items()]
+        assert all(normalize_finding(name) in each for name, each in zip(names, known, strict=True))
     five = load_benchmark("chexpert-5")
     assert list(five.findings) == ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
     assert (five.splits["validation"]["images"], five.splits["test"]["images"]) == (234, 500)
