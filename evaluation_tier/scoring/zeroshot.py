@@ -38,7 +38,7 @@ from evaluation_tier.scoring.findings import (
 from evaluation_tier.scoring.image_scores import ImageScores, Levels, add_levels, score_by_others
 from evaluation_tier.scoring.protocols import AUTO, Protocol, choose_protocol, find_prompts, prompts_name
 from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings
-from evaluation_tier.statistics.groups import group_by_frequency
+from evaluation_tier.statistics.groups import group_by_frequency, summarize_groups
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, find_too_few
 from evaluation_tier.statistics.subgroups import summarize_subgroups
@@ -277,10 +277,11 @@ class ZeroShot:
                 for finding in self.findings
             ],
             resampling=self.resampling,
-            groups=group_by_frequency(labels[0], self.findings, self.groups),
         )
         attributes = read_attributes(self.dataset, np.flatnonzero(readable))
         subgroups = summarize_subgroups(*evaluated, attributes, resampling=self.resampling)
+        members = group_by_frequency(labels[0], self.findings, self.groups)
+        groups = summarize_groups(*evaluated, members, resampling=self.resampling)
         warn_of_no_interval(summary["no_interval"])
         intervals = "95 % percentile bootstrap over patients"
         if self.resampling.kind == "chexzero":
@@ -307,7 +308,7 @@ class ZeroShot:
             "sizes": self.sizes,
             "findings": summary["findings"],
             "mean": summary["mean"],
-            **({"groups": summary["groups"]} if "groups" in summary else {}),
+            **({"groups": groups} if groups else {}),
             "versions": installed_versions(),
         }
         if len(scores[0]) > 1:

@@ -1,6 +1,6 @@
 """Everything that `metrics.json` says about findings, from labels and scores alone.
 
-[`summarize`] returns a dict of these parts. Undefined numbers are NaN.
+[`summarize`] returns a dict of four parts. Undefined numbers are NaN.
 
 - `"findings"`: by name `auroc`, `auprc`, `mcc`, `f1`, `sensitivity`, `specificity`, each with a 95 % interval in
   `<metric>_ci95` (thresholds stay fixed), `threshold`, `f1_threshold`, `thresholds` (by criterion), `scale`, `bias`
@@ -8,15 +8,13 @@
   interval (scale and bias stay fixed), `n_positive`, `n_negative`, `n_uncertain`, `n_missing`, `n_excluded` (the sum
   of the last two). If the rule has a criterion for it, `accuracy` with its interval, and `accuracy_threshold`.
 - `"mean"`: the same metrics and intervals, `brier` and `ece`, over the findings for which each is defined.
-- `"groups"`, if asked: by group of findings, their names in `findings`, and the metrics and intervals of `"mean"` but
-  `ece`, over them.
 - `"resamples_dropped"`: by name, how many resamples lack one of the finding's classes and do not count, and under
   `"mean"`, how many lack one of any finding in the mean AUROC. If more than half are dropped, the interval is omitted.
   (CheXzero's resamples count all the same. If more than 2.5 % lack a class, the upper bound is undefined.)
 - `"no_interval"`: the reason, by name of each finding with too few patients, or under `"mean"`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +47,6 @@ def summarize(
     thresholds: ThresholdChoice | None = None,
     probabilities: bool | Sequence[bool] = False,
     resampling: Resampling = PATIENT_BOOTSTRAP,
-    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
     """
     Every metric of every finding, with intervals from resampling patients, and their means.
@@ -67,7 +64,6 @@ def summarize(
         resampling ([`Resampling`], *optional*):
             Of the patients. Kind `"chexzero"` has the bounds of [`chexzero_interval`], where undefined values are the
             highest, and its centre in `<metric>_bootstrap_mean`.
-        groups (`Mapping[str, Sequence[str]]`, *optional*): name to findings that are also averaged by themselves.
 
     Returns:
         `dict`: see the docstring of this module.
@@ -95,13 +91,8 @@ def summarize(
         counts = count_labels(labels[:, i])
         counts["n_excluded"] = counts["n_uncertain"] + counts["n_missing"]
         results[finding] = {**entries, **at, "thresholds": chosen[i], **calibrations[i], **brier, **counts}
-    by_group = {
-        name: {"findings": list(members), **measured.describe_mean([findings.index(member) for member in members])}
-        for name, members in (groups or {}).items()
-    }
     return {
         "findings": results,
-        **({"groups": by_group} if by_group else {}),
         "mean": {**measured.describe_mean(), "ece": nanmean(calibration["ece"] for calibration in calibrations)},
         "resamples_dropped": measured.count_dropped(findings),
         "no_interval": measured.explain_missing_intervals(findings),
@@ -180,12 +171,12 @@ class FindingMetrics:
             entries |= metric_entry(name, float(values[i]), self.resampled[name][kept, i], self.resampling)
         return entries
 
-    def describe_mean(self, columns: Sequence[int] | slice = slice(None)) -> dict:
+    def describe_mean(self) -> dict:
         """Each mean over the findings and its interval, which is undefined if all findings have too few patients."""
-        kept = slice(0, 0) if self.too_few[columns].all() else slice(None)
+        kept = slice(0, 0) if self.too_few.all() else slice(None)
         entries: dict[str, Any] = {}
         for name, values in self.point.items():
-            value, resampled = mean_over_findings(values[columns], self.resampled[name][:, columns])
+            value, resampled = mean_over_findings(values, self.resampled[name])
             entries |= metric_entry(name, value, resampled[kept], self.resampling)
         return entries
 
