@@ -105,6 +105,7 @@ MODELS = {
     "sharp": {"entropy_temperature": 0.1},
     "dual": {"frozen_text_layers": 1},
     "soft": {},
+    "adapter-dual": {"frozen_text_layers": 1, "adapter_layers": 2},
     "soft-dual": {"frozen_text_layers": 1},
     "several": {"image_pooling": "patch_mean"},
     "several-dual": {"frozen_text_layers": 1},

@@ -115,7 +115,7 @@ def test_configurations_from_before_the_choices_mean_what_they_meant(make_dual, 
 
 @pytest.mark.parametrize(
     "name, choices",
-    [("image_head", "tier, linear, mlp"), ("text_head", "tier, linear, mlp"), ("text_pooling", "cls, eos")],
+    [("image_head", "tier, linear, mlp"), ("text_head", "tier, linear, mlp"), ("text_pooling", "cls, eos, mean")],
 )
 def test_unknown_choices_are_refused(name, choices):
     with pytest.raises(ValueError, match=f"^{name} must be one of {choices}, not 'attention'.$"):

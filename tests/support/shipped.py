@@ -28,8 +28,8 @@ CLIP_CODE = {
     "towers_tier.py",
 }
 DUAL_CODE = CLIP_CODE - {"modeling_tier.py", "direct_maps_tier.py"} | {
+    "adapter_layers_tier.py",
     "modeling_dual_tier.py",
-    "sentence_settings_tier.py",
 }
 CLASSIFIER_CODE = DUAL_CODE | CLIP_CODE | {"modeling_classification_tier.py"}
 PROCESSOR_CODE = {
