@@ -21,6 +21,8 @@ COLOURS = np.array(
     ],
     dtype=np.uint8,
 )
+STEPS = np.linspace(0, len(COLOURS) - 1, 513)  # an odd number, so that 0 has the middle colour
+LEVELS = np.stack([np.interp(STEPS, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], 1).astype(np.float32)
 OPACITY = 0.7  # of the strongest colour; where the map is 0, the radiograph shows through
 
 
@@ -36,10 +38,8 @@ def map_opacity(values: np.ndarray, limit: float, opacity: float = OPACITY) -> n
 
 def map_colours(values: np.ndarray, limit: float) -> np.ndarray:
     """The colour of each value, float32 (..., 3) in 0..255: the last of `COLOURS` from `limit` on; grey for NaN."""
-    place = (np.nan_to_num(values / limit).clip(-1, 1) + 1) / 2 * (len(COLOURS) - 1)
-    steps = np.arange(len(COLOURS))
-    channels = [np.interp(place, steps, COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).astype(np.float32)
+    place = (np.nan_to_num(values / limit).clip(-1, 1) + 1) / 2 * (len(LEVELS) - 1)
+    return LEVELS[place.round().astype(np.intp)]
 
 
 class Picture:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 import compare_results
 import convert_tier
 import eval_zeroshot
+import predict_tier
 import prepare_tier
 import rank_checkpoints
 import train_tier
@@ -28,6 +29,7 @@ SCRIPTS = {
     "tier-convert": "convert_tier.py",
     "tier-compare": "compare_results.py",
     "tier-rank": "rank_checkpoints.py",
+    "tier-predict": "predict_tier.py",
 }
 COMMANDS = {
     "train_tier.py": train_tier.main,
@@ -36,6 +38,7 @@ COMMANDS = {
     "convert_tier.py": convert_tier.main,
     "compare_results.py": compare_results.main,
     "rank_checkpoints.py": rank_checkpoints.main,
+    "predict_tier.py": predict_tier.main,
 }
 
 
@@ -67,6 +70,15 @@ COMMANDS = {
         ("compare_results.py", ["absent-a", "absent-b"], "absent-a"),
         ("compare_results.py", ["a"], "B is missing: name a second evaluation"),
         ("rank_checkpoints.py", ["absent", "--data", "phantom"], "The folder absent does not exist"),
+        ("predict_tier.py", ["absent"], "the following arguments are required: IMAGE"),
+        ("predict_tier.py", ["absent", "a.png"], "The model folder absent does not exist"),
+        ("predict_tier.py", ["absent", "a.png", "--top_k", "0"], "--top_k must be at least 1, but is 0."),
+        (
+            "predict_tier.py",
+            ["absent", "a.png", "--threshold", "2"],
+            "--threshold must be a number from 0 to 1, but is 2",
+        ),
+        ("predict_tier.py", ["absent", "a.png", "--overwrite"], "--overwrite has no effect without --output_dir."),
         ("rank_checkpoints.py", [], "the following arguments are required: RUN"),
     ],
 )

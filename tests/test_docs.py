@@ -23,6 +23,7 @@ COMMANDS = {
     "tier-convert": "convert_tier",
     "tier-compare": "compare_results",
     "tier-rank": "rank_checkpoints",
+    "tier-predict": "predict_tier",
 }
 SCRIPTS = {f"{module}.py": module for module in COMMANDS.values()} | COMMANDS
 # Options of torchrun, srun, sbatch, git and the like that the prose names

@@ -82,6 +82,21 @@ def load_prompts(name_or_path: str | os.PathLike, findings: Sequence[str]) -> di
     return prompts
 
 
+def prompt_findings(name_or_path: str | os.PathLike) -> list[str]:
+    """
+    The findings that a prompt file has sentences for, in its order; none for a file of templates alone.
+
+    Raises:
+        `ValueError`: as [`load_prompts`].
+    """
+    path = find_prompt_file(name_or_path)
+    content = read_yaml(path)
+    check_keys(content, ("templates", "findings"), "the file", path)
+    entries = {} if content.get("findings") is None else content["findings"]
+    index_entries(entries, path)
+    return list(entries)
+
+
 def find_prompt_file(name_or_path: str | os.PathLike) -> Path:
     """
     The file of a prompt set of this package, or a user's file.
