@@ -161,18 +161,3 @@ def test_bad_files_are_skipped(model, folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(model), str(tmp_path / "empty")])
     assert f"error: The folder {tmp_path / 'empty'} does not hold an image (PNG," in capsys.readouterr().err
-
-
-def test_memory_does_not_grow_with_the_pixels(model, tmp_path):
-    import argparse
-
-    from evaluation_tier.predict.inputs import load_pipeline
-    from evaluation_tier.predict.run import predict
-
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 700), dtype=np.uint8)).save(tmp_path / "x.png")
-    pipe = load_pipeline(str(model), "cpu")
-    args = argparse.Namespace(batch_size=2, threshold=None, top_k=None)
-    images, _ = predict(pipe, [tmp_path / "x.png"] * 5, pipe.resolve_findings(None), args, with_maps=True)
-    for image in images:
-        assert image["maps"].shape == (2, 4, 4) and image["maps"].nbytes == 128 and image["size"] == (900, 700)
-        assert not any("heatmap" in finding for finding in image["findings"])
