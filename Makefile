@@ -8,6 +8,10 @@ NAME := $(basename $(notdir $(patsubst %/,%,$(DATA))))
 # Only the synthetic demo replaces its last run: training refuses a folder that holds a run
 OUT ?= runs/$(NAME)
 RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.yaml)
+# Columns of your table, COLUMNS="image=Path Edema=edema_label"; a shell's width of that name does not count
+TABLE := $(if $(findstring command line,$(origin COLUMNS)),--columns $(COLUMNS))
+# Positives that a finding needs in the table of results: small data of your own may have few
+MIN_POSITIVES ?= $(if $(filter phantom,$(DATA)),10,1)
 # Of your own data: their validation split, or else what the training set aside
 SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 
@@ -18,6 +22,15 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+	@echo
+	@echo 'Variables of demo, as in make demo DATA=reports.csv COLUMNS="image=Path patient_id=Subject"'
+	@echo '  DATA           folder, table or archive (default: phantom)'
+	@echo '  COLUMNS        columns of a table, NAME=COLUMN ...'
+	@echo '  RECIPE         options of the training (default: configs/demo-phantom.yaml, of other data configs/demo.yaml)'
+	@echo '  SPLIT          split to evaluate (default: test of the phantom, validation or the held-out part of other data)'
+	@echo '  MIN_POSITIVES  positives that an evaluated finding needs (default: 10 on the phantom, 1 on other data)'
+	@echo '  OUT            folder of the run (default: runs/ and the name of DATA)'
+	@echo '  PYTHON, VENV   the Python that makes the environment, and the folder of the environment'
 
 env: $(VENV)/.installed  ## Make the environment (.venv) with the versions of constraints.txt
 
@@ -29,8 +42,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
 	$(if $(filter runs/phantom,$(OUT)),rm -rf runs/phantom runs/phantom-evaluation)
-	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) --output_dir $(OUT)
-	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(if $(SPLIT),--split $(SPLIT)) --output_dir $(OUT)-evaluation \
+	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) $(TABLE) --output_dir $(OUT)
+	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(TABLE) $(if $(SPLIT),--split $(SPLIT)) \
+		--min_positives $(MIN_POSITIVES) --output_dir $(OUT)-evaluation \
 		--figures --model_card
 
 test: env lint  ## Check the code and run the fast tests

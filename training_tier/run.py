@@ -1,6 +1,7 @@
 """One training from its options to its files."""
 
 import logging
+import os
 from collections.abc import Sequence
 
 import datasets
@@ -65,9 +66,26 @@ def train(options: Options, command: Sequence[str]) -> list[str]:
         return run_search(trainer, options.search, described, command)
     trainer.train(resume_from_checkpoint=checkpoint)
     if options.training.save_top_k is not None:
-        use_top_checkpoints(trainer, "python eval_zeroshot.py" if command[0] == "python" else "tier-eval")
+        use_top_checkpoints(trainer, evaluation_command(command))
     save(trainer)
+    tell_next_step(trainer, f"{evaluation_command(command)} {options.training.output_dir} --data {options.data.data}")
     return []
+
+
+def evaluation_command(command: Sequence[str]) -> str:
+    """The command that evaluates models, started as the training was."""
+    return "python eval_zeroshot.py" if command[0] == "python" else "tier-eval"
+
+
+def tell_next_step(trainer: RadiographTrainer, evaluate: str) -> None:
+    """Logs the best checkpoint, its metric, where the model is, and the command that evaluates it."""
+    state, arguments = trainer.state, trainer.args
+    if not trainer.is_world_process_zero():
+        return
+    if state.best_model_checkpoint is not None and state.best_metric is not None:
+        best, metric = os.path.basename(state.best_model_checkpoint), arguments.metric_for_best_model
+        logger.info("Best checkpoint: %s, %s %.4f.", best, metric, state.best_metric)
+    logger.info("The model is in %s. Evaluate it: %s", arguments.output_dir, evaluate)
 
 
 def is_classification(options: Options) -> bool:

@@ -24,6 +24,7 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
         f"{kind} on {printable(describe_dataset(metrics['dataset']))}, split {protocol['split']!r}: "
         f"{metrics['n_images']:,} images of {protocol['n_patients']:,} patients",
         format_table(metrics),
+        *comment_on_mean(metrics["mean"]),
     ]
     if "score_levels" in metrics:
         levels = ", ".join(
@@ -47,6 +48,19 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
     for title, lines in (("Model:", models), ("Written:", written)):
         parts.append("\n  ".join([title, *map(printable, lines)]))
     return "".join(f"\n{part}\n" for part in parts).removesuffix("\n")
+
+
+def comment_on_mean(mean: Mapping) -> list[str]:
+    """A sentence on a mean AUROC below 0.5, which says whether chance explains it; none for any other."""
+    auroc, (_, high) = mean.get("auroc"), mean.get("auroc_ci95") or (None, None)
+    if auroc is None or not auroc < 0.5:
+        return []
+    if high is None or not high < 0.5:
+        return ["The mean AUROC is below 0.5, as chance can make it: the model does not rank these images."]
+    return [
+        "The mean AUROC and its interval are below 0.5: the scores rank the wrong way round. Check that 1 means "
+        "present in the labels, and that the positive and the negative sentences are not exchanged."
+    ]
 
 
 def format_table(metrics: Mapping) -> str:
