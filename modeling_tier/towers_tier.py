@@ -198,7 +198,14 @@ def load_tower(name: str, kind: str) -> PreTrainedModel:
             config = getattr(config, f"{kind}_config", config)
             if config.model_type == "siglip_vision_model":
                 config.vision_use_head = False  # its pooling: nothing here would train it
-        options = without_pooler(tower_class(config))
+        options: dict[str, Any] = dict(without_pooler(tower_class(config)))
+        if config_dict.get("model_type") == TierDualEncoderConfig.model_type:  # ours, such as a classifier
+            if kind == "vision" and config_dict.get("adapter_layers"):
+                raise ValueError(
+                    f"The image tower of {name!r} has {config_dict['adapter_layers']} adapter layers on it, which "
+                    "would be lost; train it without --adapter_layers."
+                )
+            options["key_mapping"] = {rf"^{kind}_model\.": ""}
         tower, info = AutoModel.from_pretrained(
             **located(name),
             config=config,

@@ -16,7 +16,7 @@ from transformers import (
     ResNetModel,
 )
 
-from modeling_tier import TierDualEncoderModel
+from modeling_tier import TierDualEncoderConfig, TierDualEncoderForImageClassification, TierDualEncoderModel
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -101,6 +101,23 @@ def test_the_image_tower_of_a_clip_checkpoint(tower_folders, tmp_path):
     expected = clip.vision_model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.vision_model.state_dict().items())
     assert model.config.image_size == 64
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "vit"])
+def test_the_image_tower_of_a_classifier(tower_folders, tmp_path, backbone):
+    """Its weights and the running statistics of its batch norms, to the last bit; never its adapter layers."""
+    config = TierDualEncoderConfig(text_config=text_config(), vision_config=vision_config(backbone))
+    classifier = TierDualEncoderForImageClassification.from_image_tower(TierDualEncoderModel(config), ["Edema"])
+    for buffer in classifier.buffers():
+        buffer.add_(1)
+    classifier.save_pretrained(tmp_path / "classifier")
+    model = TierDualEncoderModel.from_vision_text_pretrained(str(tmp_path / "classifier"), str(tower_folders[1]))
+    expected, state = classifier.vision_model.state_dict(), model.vision_model.state_dict()
+    assert expected.keys() == state.keys() and all(torch.equal(expected[name], state[name]) for name in state)
+    settings = json.loads((tmp_path / "classifier" / "config.json").read_text())
+    (tmp_path / "classifier" / "config.json").write_text(json.dumps(settings | {"adapter_layers": 2}))
+    with pytest.raises(ValueError, match="has 2 adapter layers on it, which would be lost"):
+        TierDualEncoderModel.from_vision_text_pretrained(str(tmp_path / "classifier"), str(tower_folders[1]))
 
 
 def test_cxr_bert_is_read_without_its_remote_code(tower_folders):

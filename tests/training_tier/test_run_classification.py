@@ -267,3 +267,20 @@ def test_a_finding_without_positives_in_training(vit, tmp_path, capsys):
     argv = [*QUICK, "--data", tmp_path / "table.csv", "--model", vit, "--output_dir", tmp_path / "run", "--findings"]
     message = refused(capsys, *argv, "Mass")
     assert message.startswith("The finding 'Mass' has no positive image among the 20: leave it out")
+
+
+def test_the_image_tower_of_a_classifier_is_aligned_with_texts(probe, base, tmp_path):
+    """With its weights and pixels, to the last bit; a frozen one stays as it is."""
+    arguments = ModelArguments(vision_model=str(probe), text_model=str(base))
+    model, processor = make_model(arguments, [])
+    tensors = load_file(probe / "model.safetensors")
+    tower = {name.removeprefix("vision_model."): t for name, t in tensors.items() if name.startswith("vision_model.")}
+    state = model.vision_model.state_dict()
+    assert tower.keys() == state.keys() and all(torch.equal(tower[name], state[name]) for name in tower)
+    stored = load_model(str(probe))[1]
+    for name in ("image_mean", "image_std", "size"):
+        assert getattr(processor.image_processor, name) == getattr(stored, name)
+    argv = [*QUICK[2:8], "--max_steps", "1", "--per_device_train_batch_size", "8", *QUICK[-6:], "--min_positives", "2"]
+    run(*argv, "--vision_model", probe, "--text_model", base, "--freeze_image_tower", "--output_dir", tmp_path / "run")
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(tensor, trained[f"vision_model.{name}"]) for name, tensor in tower.items())
