@@ -21,7 +21,9 @@ from training_tier.data.feature_cache import cache_features
 from training_tier.data.features import embed_features
 from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
+from training_tier.data.streaming import ShardedImages
 from training_tier.data.text_lengths import read_by_length
+from training_tier.loop.by_heart import ByHeart
 from training_tier.loop.callbacks import EntropyWarmup, FrozenTowers, LogitScaleClamp
 from training_tier.loop.trainer import RadiographTrainer
 from training_tier.memory.gradient_caching import backward_in_chunks
@@ -78,6 +80,9 @@ class TierTrainer(RadiographTrainer):
         self.is_siglip = is_padded_to_the_end(self.model.config)
         if not self.is_siglip:  # which does not clamp its scale (arXiv:2303.15343, Algorithm 1)
             self.add_callback(LogitScaleClamp())
+            images = getattr(self.train_dataset, "images", None)
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled or isinstance(images, ShardedImages)):
+                self.add_callback(ByHeart())
         if self.args.entropy_warmup_steps:
             self.add_callback(EntropyWarmup(self.args.entropy_warmup_steps))
         self.check_batches()
