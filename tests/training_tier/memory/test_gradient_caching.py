@@ -280,7 +280,7 @@ def test_the_texts_of_an_image_stay_in_its_chunk():
 
 
 ROWS = {"equal": [slice(0, 3), slice(3, 6)], "ragged": [slice(0, 5), slice(5, 6)]}  # 2 and 2 chunks; 3 and 1
-NAMES = ["patch mean", "dual evidence", "several evidence", "hard evidence"]
+NAMES = ["patch mean", "dual evidence", "several evidence", "dual several hard"]
 CASES = list(itertools.product(NAMES, ROWS, (False, True)))
 
 
