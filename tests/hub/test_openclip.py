@@ -6,6 +6,7 @@ import pytest
 import torch
 from eval_command import PHANTOM, fails
 from hub_server import Commit, Repo
+from open_clip_library import needs_open_clip
 from seeded_checkpoints import OPEN_CLIP_BERT, TEXTS, write_biomedclip, write_open_clip
 from transformers import BertConfig
 
@@ -44,8 +45,8 @@ def test_pickled_weights_are_refused(hub, tmp_path, capsys):
     assert told.startswith("The OpenCLIP model user/pickled has no weights as safetensors") and "tier-convert" in told
 
 
+@needs_open_clip
 def test_a_name_gives_what_the_folder_gives(published, hub, tmp_path):
-    pytest.importorskip("open_clip", exc_type=Exception)
     name, files, content = published
     model, _ = load_model(name)
     assert set(hub.sent) == files | {"config.json"} and hub_commit(name) == hub.repos[name].commits[-1].sha

@@ -10,6 +10,7 @@ import pytest
 import torch
 from eval_command import PHANTOM, fails, run, save_two_models
 from huggingface_hub import constants
+from open_clip_library import needs_open_clip
 from safetensors.torch import load_file, save_file
 from seeded_checkpoints import (
     OPEN_CLIP_BERT,
@@ -30,17 +31,6 @@ from evaluation_tier.models.loading import load_model
 from evaluation_tier.models.openclip import check_settings, find_text_config
 
 TOLERANCE = 1e-5
-
-
-def starts() -> bool:
-    try:
-        import open_clip  # noqa: F401
-    except Exception:  # not installed, or with a torchvision that does not fit torch
-        return False
-    return True
-
-
-needs_open_clip = pytest.mark.skipif(not starts(), reason="needs the extra [open_clip]")
 
 
 @pytest.fixture(params=OPEN_CLIP_SETTINGS)
