@@ -5,6 +5,7 @@ Prepares an archive of radiographs for training, streaming and the Hub: it write
     tier-prepare --data my_data --output_dir prepared/mine --size original --format png             # an image folder
     tier-prepare --data reports.csv --columns image=Path patient_id=Subject --output_dir prepared/table
     tier-prepare --data ... --output_dir ... --shard_index $SLURM_ARRAY_TASK_ID --shard_count 16    # one job of 16
+    tier-prepare --check my_data padchest:/archives/padchest --output_dir checked    # look-alikes and leaks
 
 To resume after an interruption, run the same command again: the result has the same bytes as an uninterrupted run.
 quarantine.csv lists the images that cannot be read. The exit code is 0, 2 with one sentence about bad input, or 130
@@ -14,8 +15,9 @@ after Ctrl-C. Finished shards are kept.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from command_line import Parser, command_name, one_sentence_errors
+from command_line import Parser, check_writable, command_name, one_sentence_errors
 
 COMMAND = command_name("tier-prepare", __file__)
 
@@ -32,10 +34,16 @@ def build_parser() -> Parser:
 def add_data_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--data",
-        required=True,
         metavar="NAME:FOLDER",
         help="an archive (mimic_cxr_jpg:FOLDER; the names are in docs/public_datasets.md), an image folder with "
         "<split>/metadata.csv, a table (.csv, .tsv, .xlsx, .jsonl, .parquet), or a folder that save_to_disk wrote",
+    )
+    group.add_argument(
+        "--check",
+        nargs="+",
+        metavar="DATA",
+        help="in place of --data: prepare nothing, but look for images that look alike and for the same reports in "
+        "two splits, patients or data sets, and count borders and marks",
     )
     group.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to prepare (default: all)")
     group.add_argument(
@@ -74,7 +82,10 @@ def add_selection_options(group: argparse._ArgumentGroup) -> None:
 
 
 def add_output_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--output_dir", required=True, help="a new or empty folder, or the folder of a run to resume")
+    group.add_argument(
+        "--output_dir",
+        help="a new or empty folder, or the folder of a run to resume; with --check, where to write look_alikes.csv",
+    )
     group.add_argument(
         "--size",
         default="512",
@@ -108,16 +119,17 @@ def check_arguments(args: argparse.Namespace) -> None:
     Raises:
         ValueError: an option has an impossible value.
     """
+    if args.check is not None:
+        check_arguments_of_check(args)
+    elif missing := [f"--{name}" for name in ("data", "output_dir") if getattr(args, name) is None]:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
     if args.size != "original" and (not args.size.isdecimal() or int(args.size) < 1):
         raise ValueError(f'--size {args.size} is not a number of pixels; use 1 or more, such as 512, or "original".')
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise ValueError(f"--quality {args.quality} must lie between 1 and 100.")
-    if args.shard_images < 1:
-        raise ValueError(f"--shard_images {args.shard_images} must be at least 1.")
-    if args.num_workers is not None and args.num_workers < 1:
-        raise ValueError(f"--num_workers {args.num_workers} must be at least 1.")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed} must be at least 0.")
+    for name, least in (("shard_images", 1), ("num_workers", 1), ("seed", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise ValueError(f"--{name} {getattr(args, name)} must be at least {least}.")
     if not 0 <= args.max_failed <= 1:
         raise ValueError(f"--max_failed {args.max_failed} is a share; it must lie between 0 and 1.")
     if (args.shard_index is None) != (args.shard_count is None):
@@ -130,33 +142,33 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--splits names a split twice; name each once.")
 
 
+def check_arguments_of_check(args: argparse.Namespace) -> None:
+    """ValueError for options that --check does not use, and for a folder that cannot be written."""
+    used = ("check", "splits", "columns", "image_root", "sheet", "label_values", "views", "output_dir", "num_workers")
+    defaults = build_parser().parse_args([])
+    for name, value in vars(args).items():
+        if name not in used and value != getattr(defaults, name):
+            raise ValueError(f"--{name} has no effect with --check; leave it out.")
+    if args.output_dir is not None:
+        check_writable(Path(args.output_dir), "--output_dir")
+
+
 def run(args: argparse.Namespace) -> None:
-    """Prepare the data and print a summary."""
+    """Prepare the data and print a summary, or check them."""
     check_arguments(args)
+    if args.check is not None:
+        from processing_tier.look_alikes.run import run_check
+
+        print("\n".join(run_check(args)))
+        return
     # Imported here, so that --help and typing errors are answered at once
-    from processing_tier.prepare.options import PrepareOptions
+    from processing_tier.prepare.options import make_options
     from processing_tier.prepare.run import prepare
     from processing_tier.prepare.summary import format_summary
-    from processing_tier.records.table_options import parse_columns
 
     if args.quality is not None and args.format != "jpeg":
         print(f"Note: --quality has no effect on {args.format}.", file=sys.stderr)
-    options = PrepareOptions(
-        data=args.data,
-        columns=parse_columns(args.columns),
-        image_root=args.image_root,
-        sheet=args.sheet,
-        label_values=tuple(args.label_values) if args.label_values else None,
-        splits=tuple(args.splits) if args.splits else None,
-        views=args.views,
-        text=args.text,
-        report_style=args.report_style,
-        size=None if args.size == "original" else int(args.size),
-        format=args.format,
-        quality=args.quality or 95,
-        shard_images=args.shard_images,
-        seed=args.seed,
-    )
+    options = make_options(args)
     print(f"Reading the records of {args.data}")
     summary = prepare(
         options,

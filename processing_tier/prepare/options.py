@@ -1,12 +1,13 @@
 """The options of a preparation, and how they are recorded in its output."""
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from processing_tier.readers import origin_name, parse_data
 from processing_tier.records.labels import parse_label_values
-from processing_tier.records.table_options import TableOptions
+from processing_tier.records.table_options import TableOptions, parse_columns
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,23 @@ class PrepareOptions:
             "splits": list(self.splits) if self.splits else None,
             "label_values": list(self.label_values) if self.label_values else None,
         }
+
+
+def make_options(args: argparse.Namespace) -> PrepareOptions:
+    """The options from the arguments of `tier-prepare`."""
+    return PrepareOptions(
+        data=args.data,
+        columns=parse_columns(args.columns),
+        image_root=args.image_root,
+        sheet=args.sheet,
+        label_values=tuple(args.label_values) if args.label_values else None,
+        splits=tuple(args.splits) if args.splits else None,
+        views=args.views,
+        text=args.text,
+        report_style=args.report_style,
+        size=None if args.size == "original" else int(args.size),
+        format=args.format,
+        quality=args.quality or 95,
+        shard_images=args.shard_images,
+        seed=args.seed,
+    )

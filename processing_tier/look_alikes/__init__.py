@@ -1,0 +1,1 @@
+"""Near-duplicate images, equal reports, borders and marks of data sets: `tier-prepare --check`."""
