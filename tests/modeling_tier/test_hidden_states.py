@@ -120,6 +120,18 @@ def test_the_dual_encoder_gives_the_same_to_the_last_bit(vision, text, options):
     assert_same(model, batch, with_hidden_states(model, batch))
 
 
+@pytest.mark.parametrize("vision", ["resnet", "dinov2_with_registers"])
+def test_adapter_layers_run_on_top_of_hidden_states(vision):
+    model, batch = make_dual(vision, adapter_layers=2), make_batch()
+    for parameter in model.image_adapter.parameters():  # which start as if they were not there
+        torch.nn.init.normal_(parameter, std=0.3)
+    for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+        dropout.p = 0.0
+    model.config.text_config.attention_probs_dropout_prob = 0.0
+    assert_same(model, batch, with_hidden_states(model, batch))
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.image_adapter.parameters())
+
+
 @pytest.mark.parametrize("pooling", ["cls", "patch_mean"])
 @pytest.mark.parametrize("eos", [2, 3])
 def test_clip_gives_the_same_to_the_last_bit(pooling, eos):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import QUICK, REPOSITORY, refused, run
+from transformers.utils import is_peft_available
 
 from modeling_tier import TierCLIPModel
 
@@ -28,8 +29,7 @@ def weights(folder):
 
 def notes(caplog):
     """What was said of the cache since the last call."""
-    said = [record.getMessage() for record in caplog.records if "eatures" in record.getMessage()]
-    said = [text for text in said if not text.startswith("The model is in ")]  # its folder is named after the test
+    said = [record.getMessage() for record in caplog.records if ".feature_" in record.name]
     caplog.clear()
     return [re.sub(r"\S*features/", "features/", re.sub("[0-9a-f]{16}", "KEY", text)) for text in said]
 
@@ -121,6 +121,12 @@ def test_what_does_not_go_together_is_refused(command, options, message, tmp_pat
     said = refused(capsys, *command, *options, "--output_dir", tmp_path / "run")
     assert said.startswith(message)
     assert not (tmp_path / "features").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not is_peft_available(), reason="LoRA needs peft")
+def test_a_text_tower_with_lora_runs_and_may_group_its_texts(command, tmp_path):
+    run(*command, "--text_lora_rank", "2", "--group_texts", "true", "--output_dir", tmp_path / "run")
+    assert [path.name[:7] for path in (tmp_path / "features").iterdir()] == ["images-"]
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_left_alone(command, tmp_path, capsys):

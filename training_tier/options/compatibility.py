@@ -296,7 +296,7 @@ def check_together(options: "Options") -> None:
         rules_on_negatives(training, launch),
         rules_on_chunks(training, launch, data.image_views),
         rules_on_text_groups(training, launch),
-        rules_on_features(task, data, training, launch),
+        rules_on_features(options, launch),
     )
 
 

@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # these modules import this one
     from training_tier.options.compatibility import Launch
-    from training_tier.options.data import DataArguments
-    from training_tier.options.task import TaskArguments
-    from training_tier.options.training import TierTrainingArguments
+    from training_tier.options.parsing import Options
 
 
-def rules_on_features(
-    task: "TaskArguments", data: "DataArguments", training: "TierTrainingArguments", launch: "Launch"
-) -> Iterator[str]:
+def rules_on_features(options: "Options", launch: "Launch") -> Iterator[str]:
+    task, model, data, training, _ = options
     if data.cache_features is None or task.task == "classification":  # without effect there
         return
     if not task.freeze_image_tower:
@@ -25,7 +22,8 @@ def rules_on_features(
         yield "cache_features reads all images beforehand, which streaming avoids; use one of them."
     if data.image_cache is not None:
         yield "image_cache has no effect with cache_features, which reads each image once; leave it out."
-    if training.group_texts and task.freeze_text_tower and not data.sample_sentences:
+    text_tower_runs = not task.freeze_text_tower or model.text_lora_rank is not None or data.sample_sentences
+    if training.group_texts and not text_tower_runs:
         yield "group_texts has no effect with cache_features and a frozen text tower, which never runs; leave it out."
     if launch.fsdp or launch.deepspeed:
         yield "cache_features trains only what is on top of the towers, without FSDP and DeepSpeed; leave them out."
