@@ -37,6 +37,7 @@ class Inputs(NamedTuple):
     dataset_name: str
     dataset: datasets.Dataset
     threshold_dataset: datasets.Dataset | None
+    learning: tuple[datasets.Dataset, int] | None  # of --learning_curve, and how many of its images trained a model
     protocol: Protocol
     replaced_prompts: dict[str, Prompts]  # by a benchmark
     min_positives: int
@@ -77,7 +78,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
     """
     benchmark = loader.load_benchmark(args.benchmark) if args.benchmark else None
     split = args.split or (next(iter(benchmark.splits)) if benchmark else None)
-    check_threshold_split(args, split)
+    check_other_splits(args, split)
     protocol = protocol_of_options(args)
     for name in args.models:
         loading.check_name(name)
@@ -87,7 +88,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         kept = trained_on.read_lists({name: names[name] for name in names if not isinstance(name, AdapterName)})
         lists = {shown: kept.get(shown) for shown in names.values()}  # an adapter's model keeps none
         split = split or trained_on.choose_split(args.data, table, lists)
-    check_threshold_split(args, split)
+    check_other_splits(args, split)
     dataset_name = readers.dataset_name(args.data)
     identity = {"dataset": dataset_name, "split": split, "benchmark": args.benchmark, "protocol": protocol.name}
     choose_folders(args, list(names.values()), identity)
@@ -99,6 +100,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         if args.threshold_split:
             threshold_dataset = records.read(args.threshold_split)
             check_disjoint_patients(**{split: dataset, args.threshold_split: threshold_dataset})
+        learning = records.read_for_learning(args.learning_curve, split) if args.learning_curve else None
         differs = records.find_differences()
         replaced = loader.benchmark_prompts(benchmark, args.protocol) if benchmark and not args.prompts else {}
     if args.trained != "refuse" and not any("trained" in overlap for overlap in records.overlaps.values()):
@@ -115,6 +117,7 @@ def read_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
         dataset_name=dataset_name,
         dataset=dataset,
         threshold_dataset=threshold_dataset,
+        learning=learning,
         protocol=protocol,
         replaced_prompts=replaced,
         min_positives=args.min_positives or (benchmark.min_positives if benchmark else 10),
@@ -149,9 +152,11 @@ def choose_folders(args: argparse.Namespace, models: list[str], identity: dict) 
     args.output_dir = chosen
 
 
-def check_threshold_split(args: argparse.Namespace, split: str | None) -> None:
+def check_other_splits(args: argparse.Namespace, split: str | None) -> None:
     if args.threshold_split and args.threshold_split == split:
         raise ValueError(f"--threshold_split is the evaluated split {split!r}: name another or leave it out.")
+    if args.learning_curve and args.learning_curve == split:
+        raise ValueError(f"--learning_curve names the evaluated split {split!r}: name the one to learn from.")
 
 
 def protocol_of_options(args: argparse.Namespace) -> Protocol:
@@ -216,6 +221,14 @@ class Records:
         )
         self.datasets[split] = dataset
         return dataset
+
+    def read_for_learning(self, split: str, evaluated: str) -> tuple[datasets.Dataset, int]:
+        """The split that --learning_curve learns from, and how many of its images a model was trained on."""
+        dataset = trained_on.read_split(self.args.data, split, self.table, self.lists)
+        dataset = select_views(dataset, self.views, split)
+        check_disjoint_patients(**{evaluated: self.datasets[evaluated], split: dataset})
+        origin = readers.origin_name(self.args.data)
+        return dataset, int(trained_on.find_overlap(list(self.lists.values()), dataset, origin).seen.sum())
 
     def find_differences(self) -> list[str]:
         """Sentences on how the data differ from the published test set; they are logged."""

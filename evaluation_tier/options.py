@@ -194,6 +194,13 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "sentences of its finding. The benchmark padchest-gr does so by itself",
     )
     group.add_argument(
+        "--learning_curve",
+        metavar="SPLIT",
+        help="how few images do I need? SPLIT is the split to learn from, such as train. A linear probe and a k-NN "
+        "classifier of the frozen embeddings learn from 10, 30, 100, 300, ... of its patients, and are compared with "
+        "the zero-shot scores",
+    )
+    group.add_argument(
         "--radiologists",
         metavar="FOLDER",
         help="labels of the three radiologists of CheXpert's test set: compare the model with them",
@@ -255,6 +262,7 @@ def check_options(args: argparse.Namespace) -> None:
         "image_root",
         "radiologists",
         "transfer",
+        "learning_curve",
         "cxr_align",
     ):
         if getattr(args, name) == "":
@@ -327,6 +335,10 @@ def check_one_model(args: argparse.Namespace) -> None:
                 f"--{name} writes into a model folder, but {missing[0]} is not a folder: download a model of the "
                 "Hub first, with `hf download NAME --local-dir FOLDER`."
             )
+    if args.learning_curve and len(args.models) > 1 and not args.each:
+        raise ValueError("--learning_curve is for one model: evaluate an ensemble without it.")
+    if args.learning_curve and args.benchmark:
+        raise ValueError("--learning_curve does not support --benchmark: name the data and the split instead.")
     of_one = [name for name in args.analyses if name != "sparsity"]
     if of_one and len(args.models) > 1 and not args.each:
         raise ValueError(f"--analyses {of_one[0]} is for one model: evaluate an ensemble without it.")

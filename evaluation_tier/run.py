@@ -4,7 +4,7 @@ Reading is in `inputs.py`, the pass in `models/single_pass.py`, the files in `ou
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -17,6 +17,7 @@ from evaluation_tier.analyses.deletion import Deletion
 from evaluation_tier.analyses.grounding.evaluation import Grounding
 from evaluation_tier.analyses.grounding.maps import check_gives_maps, check_gives_maps_of_sentences
 from evaluation_tier.analyses.grounding.regions import read_cases
+from evaluation_tier.analyses.learning_curve import LearningCurve, check_embeds_images
 from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
 from evaluation_tier.analyses.robustness.alignment import read_cxr_align
 from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
@@ -72,8 +73,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
     inputs = read_inputs(args, device)
     with fail_together():
         measured = prepare(args, inputs)
-    evaluated = measured.zero_shot.evaluated
-    speeds = evaluate_models(inputs.models, evaluated, measured.all, args.batch_size, args.cache_dir)
+    speeds = evaluate_models(inputs.models, measured.evaluated, measured.all, args.batch_size, args.cache_dir)
     return finish(args, inputs, measured, speeds)
 
 
@@ -85,7 +85,7 @@ def evaluate_each(args: argparse.Namespace, device: torch.device) -> list[tuple[
         for name, shown in inputs.names.items():
             own = argparse.Namespace(**{**vars(args), "models": [name], "output_dir": args.output_dir[shown]})
             apart[shown] = (own, inputs.alone(name), prepare(own, inputs.alone(name)))
-    evaluated = next(iter(apart.values()))[2].zero_shot.evaluated
+    evaluated = next(iter(apart.values()))[2].evaluated
     analyses = {shown: measured.all for shown, (_, _, measured) in apart.items()}
     speeds = evaluate_together(inputs.models, evaluated, analyses, args.batch_size, args.cache_dir)
     return [
@@ -101,10 +101,16 @@ class Measured(NamedTuple):
     analyses: Analyses
     readers: pd.DataFrame | None  # labels of radiologists
     source: Source | None  # of the thresholds of --transfer
+    curve: LearningCurve | None
 
     @property
     def all(self) -> list:
-        return [self.zero_shot, *self.analyses.values()]
+        return [self.zero_shot, *self.analyses.values(), *([] if self.curve is None else [self.curve])]
+
+    @property
+    def evaluated(self) -> Sequence[datasets.Dataset]:
+        """The data sets of the pass."""
+        return self.zero_shot.evaluated if self.curve is None else self.curve.evaluated
 
 
 def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
@@ -124,7 +130,12 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
         dataset_name=inputs.dataset_name,
         groups=inputs.groups,
     )
-    return Measured(zero_shot, analyses, readers, source)
+    curve = None
+    if inputs.learning is not None:
+        learned, num_seen = inputs.learning
+        evaluated = [*zero_shot.evaluated, learned]
+        curve = LearningCurve(evaluated, args.learning_curve, num_seen, Resampling(args.n_bootstrap, args.seed))
+    return Measured(zero_shot, analyses, readers, source, curve)
 
 
 def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds: dict[str, dict]) -> Evaluation:
@@ -137,6 +148,8 @@ def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds:
         metrics |= finish_analyses(inputs, measured, metrics, predictions)
         if measured.source is not None:
             metrics["transfer"] = carry_over(args, inputs, measured.source, metrics, predictions)
+        if measured.curve is not None:
+            metrics["learning_curve"] = measured.curve.results(metrics, predictions)
     prompts: dict[str, Prompts] = {}  # of findings that only boxes and masks mark, too
     if metrics["protocol"]["scoring"] != "logit":
         if "grounding" in args.analyses:
@@ -147,8 +160,10 @@ def finish(args: argparse.Namespace, inputs: Inputs, measured: Measured, speeds:
 
 def check_models(args: argparse.Namespace, inputs: Inputs) -> None:
     """Refuse, before any image is embedded, a model that an analysis cannot measure."""
-    for name in inputs.models if args.analyses else ():  # one at a time; only sparsity takes several
+    for name in inputs.models if args.analyses or args.learning_curve else ():  # one at a time; sparsity takes several
         model, _ = inputs.load(name)
+        if args.learning_curve:
+            check_embeds_images(name, model)
         if "grounding" in args.analyses:
             check_gives_maps(model)
         if "deletion" in args.analyses:

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from evaluation_tier.figures import grounding, robustness, similarity, sparsity, transfer
+from evaluation_tier.figures import grounding, learning_curve, robustness, similarity, sparsity, transfer
 from processing_tier.prompts.loader import Prompts
 
 from .heat_maps import choose_images, compute_heat_maps, plot_heat_maps
@@ -47,6 +47,7 @@ def draw_figures(
         "sparsity": sparsity.plot_sparsity,
         "robustness": robustness.plot_robustness,
         "transfer": transfer.plot_transfer,
+        "learning_curve": learning_curve.plot_learning_curve,
     }
     for name, plot in plots.items():
         if name in metrics:

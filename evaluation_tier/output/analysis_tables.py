@@ -1,4 +1,4 @@
-"""The tables of retrieval, grounding, deletion, sparsity, robustness and transfer."""
+"""The tables of retrieval, grounding, deletion, sparsity, robustness, transfer and the learning curve."""
 
 from collections.abc import Mapping, Sequence
 
@@ -293,3 +293,38 @@ def transfer_sentence(transfer: Mapping) -> str:
     """How many thresholds keep the wanted sensitivity, in two sentences."""
     kept = f"{transfer['n_kept']} of {transfer['n_findings']} thresholds have it here, too."
     return f"{kept} For {transfer['n_lost']}, the whole interval lies below."
+
+
+CURVES = {"linear_probe": "Linear probe", "knn": "k-NN"}
+
+
+def learning_curve_tables(curve: Mapping) -> list[Table]:
+    """Mean AUROC by number of patients; the layout is that of `LearningCurve.results`."""
+    points = {name: curve["methods"][name] for name in CURVES if (curve.get("methods") or {}).get(name)}
+    if not points:
+        return []
+    rows = []
+    for of_size in zip(*points.values(), strict=True):
+        first = of_size[0]
+        cells = (format_estimate(point["auroc"], (point["lowest"], point["highest"])) for point in of_size)
+        images, lacking = f"{first['n_images']:,.0f}", f"{first['n_one_class']:.1f}"
+        rows.append((f"{first['n_patients']:,}", images, *cells, lacking))
+    zero_shot = curve["zero_shot"]
+    note = (
+        f"Classifiers of the frozen embeddings that learn from patients of the split {curve['split']!r}. AUROC, mean "
+        f"over {len(curve['findings'])} findings and {curve['n_draws']} draws (lowest and highest draw). Zero-shot: "
+        f"{format_estimate(zero_shot['auroc'], zero_shot['auroc_ci95'])}. {curve_sentence(curve)} A finding of which "
+        "the drawn images lack a class counts as chance, 0.5; the last column has their mean number."
+    )
+    if curve.get("n_seen"):
+        note += f" The model was trained on {curve['n_seen']:,} of the images to learn from, which flatters it."
+    header = ("Patients", "Images", *(CURVES[name] for name in points), "Findings without both classes")
+    return [Table("learning-curve", "Learning curve", note, header, tuple(rows), "rr" + "r" * (len(points) + 1))]
+
+
+def curve_sentence(curve: Mapping) -> str:
+    """From how many patients on each method is as good as zero-shot."""
+    parts = []
+    for name, number in curve["reaches_zero_shot"].items():
+        parts.append(f"{CURVES[name]} {'never' if number is None else f'from {number:,} patients on'}")
+    return f"As good as zero-shot: {', '.join(parts)}."

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluation_tier.output.analysis_tables import transfer_sentence
+from evaluation_tier.output.analysis_tables import curve_sentence, transfer_sentence
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.tables import format_interval, format_number, text_table
 from processing_tier.escaping import printable
@@ -40,6 +40,9 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
             f"Thresholds of {origin} with a sensitivity of {transfer['wanted_sensitivity']:g}: "
             f"{transfer_sentence(transfer)}"
         )
+    if "learning_curve" in metrics:
+        curve = metrics["learning_curve"]
+        parts.append(f"Learning from {curve['split']!r}. {curve_sentence(curve)}")
     if protocol["findings_left_out"]:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in protocol["findings_left_out"].items())
         parts.append(f"Left out: {printable(reasons)}")

@@ -34,6 +34,7 @@ OPTIONAL_FILES = {
     "sparsity": ("sparsity.png", "sparsity_relative.png"),
     "robustness": ("robustness.png",),
     "transfer": ("transfer.png",),
+    "learning_curve": ("learning_curve.png",),
 }
 
 

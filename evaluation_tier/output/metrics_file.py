@@ -34,7 +34,8 @@ OPTIONAL_KEYS = {
         ),
         dict,
     ),
-    **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness", "transfer"), dict),
+    **dict.fromkeys(("retrieval", "grounding", "deletion", "sparsity", "robustness"), dict),
+    **dict.fromkeys(("transfer", "learning_curve"), dict),
 }
 
 PROTOCOL_KEYS = {

@@ -55,6 +55,7 @@ SECTIONS = {  # in the order of the page: heading, and how the names of its figu
     "sparsity": ("Sparsity", ("sparsity",)),
     "robustness": ("Robustness", ("robustness",)),
     "transfer": ("At another hospital", ("transfer.png",)),
+    "learning_curve": ("How few images", ("learning_curve.png",)),
     "training": ("Training", ("training_curves.png",)),
     "protocol": ("Protocol", ()),
 }
@@ -89,6 +90,11 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
         "How scores change with other wordings and degraded images, whether they respect a negation and the side that "
         "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; "
         "bars are 95 % intervals.",
+    ),
+    "learning_curve.png": (
+        "AUROC of a linear probe and of k-NN by the number of training patients, with the zero-shot AUROC as a line.",
+        "Mean AUROC over the findings of classifiers that learn from few patients. Lines: mean of several draws of "
+        "patients; bands: from the lowest to the highest draw. Dashed: zero-shot, with its 95 % interval.",
     ),
     "transfer.png": (
         "Four panels: sensitivity, specificity, calibration error and AUROC of each finding; the tables hold the "

@@ -6,6 +6,7 @@ from typing import Any
 from evaluation_tier.output.analysis_tables import (
     deletion_tables,
     grounding_tables,
+    learning_curve_tables,
     retrieval_tables,
     robustness_tables,
     sparsity_tables,
@@ -36,6 +37,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
         "sparsity": sparsity_tables,
         "robustness": robustness_tables,
         "transfer": transfer_tables,
+        "learning_curve": learning_curve_tables,
     }
     sections |= {key: tables_of(metrics[key]) for key, tables_of in parts.items() if metrics.get(key)}
     sections["protocol"] = [protocol_table(metrics)]
