@@ -41,8 +41,8 @@ class EncodingMixin:
             `np.ndarray` of shape `(dim,)`, or `(images, dim)` for several: float32.
 
         Raises:
-            ValueError: An image cannot be read (the message names it and its place), there is none, or the embeddings
-                are not finite.
+            ValueError: No image is given, an image cannot be read (the message names it and its place), or the
+                embeddings are not finite.
         """
         check_batch_size(batch_size)
         if is_one_image(images):
@@ -73,7 +73,7 @@ class EncodingMixin:
             `np.ndarray` of shape `(dim,)`, or `(texts, dim)` for several: float32.
 
         Raises:
-            ValueError: There is no text, or the embeddings are not finite.
+            ValueError: No text is given, or the embeddings are not finite.
         """
         check_batch_size(batch_size)
         if isinstance(texts, str):

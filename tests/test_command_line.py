@@ -56,8 +56,10 @@ COMMANDS = {
         (
             "prepare_tier.py",
             ["--data", "x", "--output_dri", "y"],
-            "the following arguments are required: --output_dir",
+            "unknown option --output_dri: did you mean --output_dir?",
         ),
+        ("prepare_tier.py", ["--data", "x"], "the following arguments are required: --output_dir"),
+        ("prepare_tier.py", ["--output_dir", "y"], "the following arguments are required: --data"),
         (
             "prepare_tier.py",
             ["--data", "x", "--output_dir", "y", "--sise", "9"],

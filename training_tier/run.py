@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 
 import datasets
@@ -18,7 +19,7 @@ from training_tier.loop.checkpoints import average_weights, choose_checkpoint, l
 from training_tier.loop.make_trainer import make_classification_trainer, make_contrastive_trainer
 from training_tier.loop.search import prepare_search, run_search
 from training_tier.loop.trainer import RadiographTrainer
-from training_tier.options.compatibility import check_together, refuse, without_effect
+from training_tier.options.compatibility import TABLE_OPTIONS, check_together, refuse, without_effect
 from training_tier.options.defaults import fill_defaults
 from training_tier.options.parsing import Options
 from training_tier.start.initialization import check_names
@@ -68,7 +69,7 @@ def train(options: Options, command: Sequence[str]) -> list[str]:
     if options.training.save_top_k is not None:
         use_top_checkpoints(trainer, evaluation_command(command))
     save(trainer)
-    tell_next_step(trainer, f"{evaluation_command(command)} {options.training.output_dir} --data {options.data.data}")
+    tell_next_step(trainer, options, evaluation_command(command))
     return []
 
 
@@ -77,15 +78,24 @@ def evaluation_command(command: Sequence[str]) -> str:
     return "python eval_zeroshot.py" if command[0] == "python" else "tier-eval"
 
 
-def tell_next_step(trainer: RadiographTrainer, evaluate: str) -> None:
-    """Logs the best checkpoint, its metric, where the model is, and the command that evaluates it."""
-    state, arguments = trainer.state, trainer.args
+def tell_next_step(trainer: RadiographTrainer, options: Options, evaluate: str) -> None:
+    """Logs the best checkpoint, its metric, which model is in the folder, and the command that evaluates it."""
+    state, arguments, data = trainer.state, options.training, options.data
     if not trainer.is_world_process_zero():
         return
+    whose = "of the last step"
     if state.best_model_checkpoint is not None and state.best_metric is not None:
         best, metric = os.path.basename(state.best_model_checkpoint), arguments.metric_for_best_model
         logger.info("Best checkpoint: %s, %s %.4f.", best, metric, state.best_metric)
-    logger.info("The model is in %s. Evaluate it: %s", arguments.output_dir, evaluate)
+        whose = f"of {best}" if arguments.load_best_model_at_end else whose
+    if arguments.average_top_k:
+        whose = "with the mean weights of the best checkpoints"
+    words = [arguments.output_dir, "--data", data.data]
+    for name in TABLE_OPTIONS:
+        value = getattr(data, name)
+        if value is not None:
+            words += [f"--{name}", *([value] if isinstance(value, str) else value)]
+    logger.info("The model %s is in %s. Evaluate it: %s %s", whose, arguments.output_dir, evaluate, shlex.join(words))
 
 
 def is_classification(options: Options) -> bool:

@@ -132,6 +132,11 @@ def read_files(name: str | Path, trust_remote_code: bool) -> tuple[PreTrainedMod
 
 def check_complete(name: str | Path, missing: Collection[str], left_over: Collection[str]) -> None:
     """ValueError for weights that lack tensors of the model, or hold others than its own."""
+    if any(".lora_" in tensor for tensor in left_over):
+        raise ValueError(
+            f"{name} is a checkpoint of a training with --text_lora_rank, which keeps LoRA beside the tower: name the "
+            "folder of the finished training, whose model holds it merged."
+        )
     if missing:
         raise ValueError(
             f"The weights of {name} lack {len(missing)} of the model's tensors, for example {sorted(missing)[0]}: "

@@ -38,30 +38,14 @@ import pandas as pd
 from processing_tier.records.from_table import make_records
 
 from .archive_tables import drop_repeated, find_in_archive, read_columns
-from .chestxray14 import NO_FINDING, SEX_COLUMNS, find_images
+from .chestxray14 import FINDINGS, NO_FINDING, SEX_COLUMNS, find_images
 from .splits import check_split
 
 SPLITS = ("validation", "test")
 NAME = "chestxray14_experts"
 SOURCE = "https://docs.cloud.google.com/healthcare-api/docs/resources/public-datasets/nih-chest"
 FOUR = ("Fracture", "Pneumothorax", "Airspace opacity", "Nodule or mass")
-ALL = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural Thickening",
-    "Hernia",
-    "Other",
-)
+ALL = (*(finding.replace("_", " ") for finding in FINDINGS), "Other")
 LABEL_SETS = {"four": ("Image Index", FOUR, SPLITS), "all": ("Image ID", ALL, ("test",))}
 ABNORMAL = "Abnormal"
 ANSWERS = {"YES": 1.0, "NO": 0.0, "HEDGE": -1.0, "1": 1.0, "0": 0.0}

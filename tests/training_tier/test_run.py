@@ -1,14 +1,17 @@
 """Trainings from their options to their files: models, processors, cards, and the checkpoints that are kept."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import QUICK, REPOSITORY, run
+from training_runs import QUICK, REPOSITORY, run, write_folder
 
 import eval_zeroshot
 from processing_tier import TierProcessor
@@ -134,6 +137,7 @@ def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys
     assert f"The mean of their weights: average_auroc {averaged:.4f}" in caplog.text
     command = f"python eval_zeroshot.py {members[0]} {members[1]} --data ..."
     assert command in caplog.text
+    assert f"The model with the mean weights of the best checkpoints is in {folder}. Evaluate it: " in caplog.text
 
     data = ["--data", QUICK[1], "--min_positives", "2", "--n_bootstrap", "5", "--output_dir", tmp_path / "evaluation"]
     eval_zeroshot.main([str(word) for word in (*members, *data)])
@@ -146,3 +150,21 @@ def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys
     assert exit_.value.code == 2
     copies = f"{members[0].parent.name}/{members[0].name} and {tmp_path.name}/copy"
     assert f"{copies} have identical weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_training_ends_with_the_command_that_evaluates_it(best, tmp_path, caplog):
+    write_folder(tmp_path / "images")
+    tables = [pd.read_csv(path).assign(split=path.parent.name) for path in sorted(tmp_path.glob("images/*/*.csv"))]
+    table = pd.concat(tables).rename(columns={"file_name": "my path"})
+    table["my path"] = table["split"] + "/" + table["my path"]
+    table.to_csv(tmp_path / "my table.csv", index=False)
+    named = ["--data", tmp_path / "my table.csv", "--columns", "image=my path", "--image_root", tmp_path / "images"]
+    with caplog.at_level("INFO", logger="training_tier"):
+        run(*QUICK, *named, "--load_best_model_at_end", str(best), "--output_dir", tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    name = Path(state["best_model_checkpoint"]).name
+    assert f"Best checkpoint: {name}, eval_auroc {state['best_metric']:.4f}." in caplog.text
+    whose = f"of {name}" if best else "of the last step"
+    told = f"The model {whose} is in {tmp_path / 'run'}. Evaluate it: python eval_zeroshot.py "
+    assert told + shlex.join(map(str, [tmp_path / "run", *named])) in caplog.text

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from training_runs import QUICK, refused, run
 from transformers import AutoModel, set_seed
 
+from evaluation_tier.models.loading import load_model
 from modeling_tier import TierDualEncoderConfig, TierDualEncoderModel
 from processing_tier import TierProcessor
 from training_tier.start.text_lora import add_text_lora, merge_text_lora, read_with_lora
@@ -47,6 +48,8 @@ def test_the_final_model_is_plain_and_a_resumed_run_the_same(kind, base, dual_ba
     assert text == ({"q_proj", "v_proj"} if kind == "clip" else {"query", "value"})
     weights = "model.safetensors"
     assert any("lora_A" in name for name in load_file(tmp_path / "run" / "checkpoint-2" / weights))
+    with pytest.raises(ValueError, match="is a checkpoint of a training with --text_lora_rank, which keeps LoRA besi"):
+        load_model(tmp_path / "run" / "checkpoint-2")
     # resumed from the middle, the run ends with the same weights
     expected = load_file(tmp_path / "run" / weights)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")

@@ -96,7 +96,7 @@ def mean_contrastive_loss(
     collate: Any,
     args: TrainingArguments,
 ) -> float:
-    """Over these batches, which the processes share. Every process has to call this."""
+    """Over these batches, which the processes share; NaN if no image decodes. Every process has to call this."""
     sums = torch.zeros(2, device=args.device)
     was_training = model.training
     model.eval()
@@ -116,4 +116,4 @@ def mean_contrastive_loss(
     model.train(was_training)
     if args.world_size > 1:
         dist.all_reduce(sums)
-    return (sums[0] / sums[1].clamp(min=1)).item()
+    return (sums[0] / sums[1]).item()

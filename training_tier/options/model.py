@@ -124,8 +124,8 @@ class ModelArguments:
     max_positive_cosine: float | None = field(
         default=None,
         metadata={
-            "help": "Cosine, above 0 and at most 1, at which a text and its image stop attracting each other. The "
-            "model is then not rewarded for learning single reports by heart. By default 1 (never), or the "
+            "help": "Cosine, above 0 and at most 1, at which a text and its image stop attracting each other. "
+            "By default 1 (never), or the "
             "checkpoint's own value. For example 0.6. Not for SigLIP."
         },
     )

@@ -12,7 +12,7 @@ from transformers.models.auto.image_processing_auto import (
 
 from modeling_tier import TierDualEncoderModel
 from modeling_tier.configuration_tier import located, per_channel
-from modeling_tier.sentence_settings_tier import SentenceSettings, read_sentence_settings, text_pooling
+from modeling_tier.sentence_settings_tier import read_sentence_settings
 from processing_tier import TierImageProcessor, TierProcessor
 from training_tier.options.model import ModelArguments
 from training_tier.start.tokenizers import load_tokenizer
@@ -54,9 +54,6 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
     size = arguments.image_size or pixels.size
     if size is not None:
         overrides["image_size"] = size
-    settings = read_sentence_settings(arguments.text_model)
-    if "text_pooling" not in overrides and (pooling := text_pooling(settings, arguments.text_model)):
-        overrides["text_pooling"] = pooling
     model = TierDualEncoderModel.from_vision_text_pretrained(arguments.vision_model, arguments.text_model, **overrides)
     logger.info("Image size %d, text pooling %s.", model.config.image_size, model.config.text_pooling)
     image_processor = TierImageProcessor(
@@ -66,7 +63,7 @@ def join_towers(arguments: ModelArguments) -> tuple[TierDualEncoderModel, TierPr
         image_std=pixels.std,
         resample=pixels.resample,
     )
-    return model, TierProcessor(image_processor, fit_tokenizer(arguments.text_model, settings))
+    return model, TierProcessor(image_processor, fit_tokenizer(arguments.text_model))
 
 
 def read_pixels(name: str) -> TowerPixels | None:
@@ -149,7 +146,7 @@ def pixels_of_settings(settings: dict[str, Any]) -> TowerPixels:
     )
 
 
-def fit_tokenizer(name: str, settings: SentenceSettings) -> PreTrainedTokenizerBase:
+def fit_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     The tokenizer of a text encoder, with the length of its texts: that of sentence-transformers, or at most
     `MAX_TOKENS`.
@@ -157,7 +154,7 @@ def fit_tokenizer(name: str, settings: SentenceSettings) -> PreTrainedTokenizerB
     Raises:
         `ValueError`: it cannot be loaded, or does not make lower case of texts as sentence-transformers does.
     """
-    tokenizer = load_tokenizer(name)
+    settings, tokenizer = read_sentence_settings(name), load_tokenizer(name)
     if settings.lower_case:
         tokenizer = load_tokenizer(name, do_lower_case=True)
         if tokenizer.tokenize("CHEST") != tokenizer.tokenize("chest"):

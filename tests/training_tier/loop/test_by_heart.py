@@ -26,6 +26,10 @@ def test_it_is_a_question_of_what_carries_over():
     assert learns_by_heart(0.1, 6.0, chance)  # worse than chance
 
 
+def test_nothing_is_said_without_a_loss():
+    assert not learns_by_heart(float("nan"), 3.0, 3.4) and not learns_by_heart(1.0, float("nan"), 3.4)
+
+
 def test_batches_of_neighbours_are_spread_over_the_records():
     assert spread_batches(100, 10, 3) == [range(0, 10), range(33, 43), range(66, 76)]
     assert spread_batches(25, 10, 5) == [range(0, 10), range(12, 22)]
