@@ -64,7 +64,7 @@ def contrastive_loss(
     Raises:
         ValueError: The number of texts does not fit that of the images.
     """
-    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)._replace(negatives=negatives)
+    own = pair(image_embeds, text_embeds, text_groups, texts_per_image, negatives)
     processes = world_size()
     if processes == 1 and not texts_per_image:
         target = pair_target(own, slice(None))
@@ -84,14 +84,18 @@ def contrastive_loss(
 
 
 def pair(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    text_groups: torch.Tensor | None,
+    texts_per_image: int,
+    negatives: HardNegatives | None = None,
 ) -> Pairs:
     """The pairs of a contrastive loss; see [`contrastive_loss`] for the arguments. ValueError for wrong numbers."""
     check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
     if not texts_per_image:
-        return Pairs(image_embeds, text_embeds, text_groups)
+        return Pairs(image_embeds, text_embeds, text_groups, negatives=negatives)
     groups = None if text_groups is None else by_image(text_groups, texts_per_image)
-    return Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
+    return Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, True, negatives)
 
 
 def check_numbers(images: int, texts: int, texts_per_image: int) -> None:

@@ -32,8 +32,10 @@ class LocalFeatures(NamedTuple):
         if image_views == 1:
             return self
         texts, tokens, mask = self.texts, self.tokens, self.token_mask
-        return self._replace(
-            texts=texts.repeat(image_views, 1),
-            tokens=tokens.repeat(image_views, 1, 1),
-            token_mask=mask.repeat(image_views, 1),
+        return LocalFeatures(
+            texts.repeat(image_views, 1),
+            tokens.repeat(image_views, 1, 1),
+            self.patches,
+            mask.repeat(image_views, 1),
+            self.negative_mask,
         )

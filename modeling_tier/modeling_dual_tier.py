@@ -281,7 +281,7 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             columns, dim), projected, not normalised.
         """
         if self.image_adapter is not None:
-            features = features._replace(tokens=self.image_adapter(features.tokens))
+            features = TowerFeatures(self.image_adapter(features.tokens), features.rows, features.columns)
         # A class token goes through the head only if it is used: the head's batch norm sees all that goes through.
         is_used = self.config.image_pooling in NEEDS_CLASS_TOKEN
         tokens = (features.tokens if is_used else features.patches).transpose(1, 2)  # (batch, hidden, tokens)

@@ -194,10 +194,24 @@ def read_delimited(data: bytes, path: Path, form: str, usecols: Callable[[str], 
     if usecols is not None:
         wanted = usecols
         usecols = lambda name: wanted(name.strip())  # noqa: E731
+    check_nul_bytes(data, encoding, path)
     frame = pd.read_csv(io.BytesIO(data), dtype=str, usecols=usecols, sep=delimiter, encoding=encoding)
     if len(header) > 1 and header[0] in frame.columns and isinstance(frame.index, pd.RangeIndex):
         check_quotes(frame, frame[header[0]], delimiter, len(header), path)
     return frame
+
+
+def check_nul_bytes(data: bytes, encoding: str, path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a NUL character, where pandas 2 would end the value.
+    """
+    if b"\0" not in data:
+        return
+    text = data.decode(encoding if encoding.startswith("utf-16") else "latin-1", errors="replace")
+    if (found := text.find("\0")) >= 0:
+        line = text.count("\n", 0, found) + 1
+        raise TableError(f"{path}: line {line} has a NUL character; remove it or export the table again.")
 
 
 def find_encoding(data: bytes, path: Path) -> str:

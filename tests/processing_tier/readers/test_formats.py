@@ -146,6 +146,9 @@ def test_a_quotation_mark_that_swallows_rows(folder):
     assert read_records(folder / "t.csv", "train")["impression"][:] == ["Normal, stable, fine."] * 2
 
 
+NUL = "line 2 has a NUL character; remove it or export the table again."
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -155,15 +158,15 @@ def test_a_quotation_mark_that_swallows_rows(folder):
             "image,patient_id,n\nä,1,ö\nb,2,ü\n".encode() + b"c,3,\xff\n",
             "line 4 is not UTF-8, which the rest of the file is; export it again as UTF-8.",
         ),
-        (b"image,patient_id\n" + b"x" * 100_000 + b"\0\n", None),
+        (b"image,patient_id\n" + b"x" * 100_000 + b"\0\n", NUL),
+        ("image,patient_id\nx,1\0\n".encode("utf-16"), NUL),
     ],
 )  # fmt: skip
 def test_damaged_text(folder, data, message):
     (folder / "t.csv").write_bytes(data)
     with pytest.raises(ValueError) as error:
         read_records(folder / "t.csv", "train")
-    assert message is None or str(error.value) == f"{folder / 't.csv'}: {message}"
-    assert len(str(error.value)) < 400
+    assert str(error.value) == f"{folder / 't.csv'}: {message}"
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "[" * 100_000, '{"image": 1} x'])

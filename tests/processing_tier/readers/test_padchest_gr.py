@@ -157,7 +157,7 @@ def test_errors(root, tmp_path):
     write_padchest_gr(root)
     edit_table(root, lambda rows: [{**row, "PatientID": ""} for row in rows])
     assert message() == "padchest_gr: 6 rows have no 'patient_id' (for 'patient_id'); fill or remove them."
-    for group in ("findings", "cardio\0megaly"):
+    for group in ("findings", "cardio\amegaly"):
         edit_table(root, lambda rows, group=group: [{**row, "label_group": group} for row in rows])
         assert message() == f"{TABLE}: the label_group {group!r} cannot be a finding; download it again."
     edit_table(root, lambda rows: [{key: row[key] for key in row if key != "label_group"} for row in rows])
