@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             build_help_parser().parse_args(asked[:1])
 
         # imported here, so that --help and --version answer at once
+        from accelerate import PartialState
+
         from training_tier.loop.locking import only_run
         from training_tier.loop.stopping import TrainingStopped
         from training_tier.options.parsing import parse_options, print_help
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with only_run(options.training):
                 for line in train(options, [*STARTED, *argv]):
                     print(line)
+            PartialState().destroy_process_group()  # without it, several processes can hang at their end
         except TrainingStopped as stop:
             if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":
                 print(f"{COMMAND}: {stop}", file=sys.stderr)

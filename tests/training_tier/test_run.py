@@ -3,13 +3,13 @@
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from child_processes import run_child
 from safetensors.torch import load_file
 from training_runs import QUICK, REPOSITORY, run, write_folder
 
@@ -106,7 +106,7 @@ def test_two_processes_of_4_pairs_are_one_of_8(tmp_path):
         quick += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
         command = [sys.executable, "-m", *launcher, str(REPOSITORY / "train_tier.py"), *quick, "--output_dir"]
         folder = tmp_path / str(count)
-        result = subprocess.run([*command, str(folder)], cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+        result = run_child([*command, folder])
         assert result.returncode == 0, result.stderr[-2000:]
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         losses.append([entry["contrastive_loss"] for entry in history if "contrastive_loss" in entry])

@@ -1,14 +1,12 @@
 """`tier-train --cache_features`: what is computed again, what is refused, and a run that resumes."""
 
-import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from child_processes import launcher, run_child
 from safetensors.torch import load_file
 from training_runs import QUICK, REPOSITORY, refused, run
 from transformers.utils import is_peft_available
@@ -161,19 +159,8 @@ def test_two_processes_share_the_work_and_train_as_one(command, tmp_path, caplog
     command = [*command, "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
     for chunks in ([], ["--contrastive_chunk_size", "2"]):
         folder = tmp_path / f"two{len(chunks)}"
-        launcher = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            REPOSITORY / "train_tier.py",
-        ]
         argv = [*command, *chunks, "--per_device_train_batch_size", "4", "--output_dir", folder]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *map(str, [*launcher, *argv])], env=environment, capture_output=True, text=True
-        )
+        done = run_child([*launcher(2), REPOSITORY / "train_tier.py", *argv], OMP_NUM_THREADS=1)
         assert done.returncode == 0, done.stderr[-2000:]
         assert ("Features of 48 images: 0 are in" in done.stderr) == (not chunks)
         two = weights(folder)

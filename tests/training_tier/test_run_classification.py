@@ -3,12 +3,11 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 import torch
+from child_processes import launcher, run_child
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training_runs import REPOSITORY, refused, run
@@ -191,11 +190,8 @@ def test_two_processes_equal_one_whatever_is_stated_in_each(vit, tmp_path):
             "--per_device_eval_batch_size",
             "4",
         ]  # 11 images: 4, 4 and 3
-        # not accelerate launch: with --cpu it starts one process, whatever --num_processes says
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        command += [REPOSITORY / "train_tier.py", *argv, "--output_dir", tmp_path / str(count)]
-        command = [str(word) for word in command]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+        command = [*launcher(count), REPOSITORY / "train_tier.py", *argv, "--output_dir", tmp_path / str(count)]
+        result = run_child(command)
         assert result.returncode == 0, result.stderr[-2000:]
     starts = [
         next(entry for entry in json.loads(path.read_text())["log_history"] if "eval_auroc" in entry)

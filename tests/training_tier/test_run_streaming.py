@@ -1,12 +1,11 @@
 """Trainings that read their images from the shards of a prepared data set."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pyarrow.parquet as pq
 import pytest
+from child_processes import run_child
 from hub_server import Commit, HubServer, Repo
 from training_runs import QUICK, REPOSITORY, refused, run
 
@@ -73,13 +72,8 @@ def test_streaming_from_the_hub_fetches_ranges_and_keeps_no_copy(prepared, tmp_p
     with HubServer() as hub:
         hub.repos["user/prepared"] = Repo(private=True, commits=[Commit("data", files)])
         hub_env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "token", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        result = subprocess.run(
-            [sys.executable, str(REPOSITORY / "train_tier.py"), *argv],
-            env={**os.environ, **hub_env, "HF_HOME": str(tmp_path / "cache")},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+        command = [sys.executable, REPOSITORY / "train_tier.py", *argv]
+        result = run_child(command, HF_HOME=tmp_path / "cache", **hub_env)
         assert result.returncode == 0, result.stderr[-2000:]
         sent = hub.sent
     assert (tmp_path / "run" / "model.safetensors").is_file()

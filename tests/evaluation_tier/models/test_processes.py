@@ -1,11 +1,10 @@
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from child_processes import launcher, run_child
 
 from evaluation_tier.models.processes import (
     fail_together,
@@ -23,15 +22,7 @@ COMMAND = ["eval_zeroshot.py", "--n_bootstrap", "40", "--batch_size", "4", "--de
 
 def launch(*arguments, processes: int) -> subprocess.CompletedProcess:
     """As accelerate launch does on several GPUs; on CPUs it starts one process, however many are asked."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *COMMAND, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    return run_child([*launcher(processes), *COMMAND, *arguments], OMP_NUM_THREADS=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """Evaluation and prediction of the trainers: of the data given, of every record, and on any number of processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from child_processes import launcher, run_child
 from small_trainings import ENTROPY_WEIGHTS, NOTHING_BUT_TRAINING, break_images, small_arguments
 from transformers import set_seed
 
@@ -321,16 +319,9 @@ def test_one_two_and_three_processes_evaluate_alike(tmp_path):
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launcher if processes > 1 else []), tmp_path / "script.py", folder]
+        command = [*launcher(processes), tmp_path / "script.py", folder]
         command += [REPOSITORY, REPOSITORY / "tests" / "support", Path(__file__).parent]
-        result = subprocess.run(
-            [str(word) for word in command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
+        result = run_child(command, OMP_NUM_THREADS=1, PYTHONPATH=REPOSITORY)
         assert result.returncode == 0, result.stderr[-3000:]
         results.append(json.loads((folder / "results.json").read_text()))
     for name, expected in results[0].items():

@@ -8,8 +8,6 @@ the environment that `accelerate launch` makes of the file to the final model, i
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +21,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
+from child_processes import launcher, run_child
 from safetensors.torch import load_file
 from tiny_siglip import TOWER, siglip_sizes
 from transformers import AutoModel
@@ -279,17 +278,12 @@ QUICK = [
 
 
 def launch(file, folder, *options, processes=1):
-    launcher = [sys.executable]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support")]),
-    }
+    environment = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support")])}
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         environment |= fsdp_environment()
     options = (*options, "--per_device_train_batch_size", str(8 // processes), "--per_device_eval_batch_size", "8")
-    command = [*launcher, str(file), *QUICK, "--output_dir", str(folder), *options]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    command = [*launcher(processes), file, *QUICK, "--output_dir", folder, *options]
+    result = run_child(command, **environment)
     assert result.returncode == 0, result.stderr[-3000:]
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return history, load_file(folder / "model.safetensors")
