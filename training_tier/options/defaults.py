@@ -10,7 +10,7 @@ from training_tier.start.initialization import read_stored_config
 
 logger = logging.getLogger(__name__)
 
-ENTROPY_WEIGHT = 0.2  # as in the recipes
+ENTROPY_WEIGHT = 0.2  # 0 from version 0.4 on, see docs/tier_study.md
 
 ENTROPY_WEIGHTS = ("token_entropy_weight", "patch_entropy_weight")  # of the paper
 
@@ -77,6 +77,11 @@ def fill_entropy_weights(arguments: ModelArguments) -> str:
             "evidence_patches=%g has no effect without --evidence_entropy_weight; add it, or leave evidence_patches "
             "out.",
             arguments.evidence_patches,
+        )
+    if len(named) < 2 and not any(own.values()):
+        logger.warning(
+            "From version 0.4 on, the entropy weights are 0 by default, because the study (docs/tier_study.md) found "
+            "no gain. Pass --token_entropy_weight and --patch_entropy_weight to choose them now."
         )
     if len(named) == 2:
         source = "as given"

@@ -54,8 +54,10 @@ def fill(task=None, learning_rate=None, **model):
         ),
     ],
 )
-def test_the_weights_of_a_training_from_random_weights_or_two_towers(options, weights, told):
+def test_the_weights_of_a_training_from_random_weights_or_two_towers(options, weights, told, caplog):
     assert fill(**options)[:2] == (told, weights)
+    announced = "From version 0.4 on, the entropy weights are 0 by default, because the study" in caplog.text
+    assert announced == ("default" in told)
 
 
 @pytest.mark.parametrize(
