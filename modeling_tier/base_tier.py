@@ -216,8 +216,8 @@ class TierModelMixin(SavingMixin):
                 nn.functional.normalize(embeds.to(device).float(), dim=-1) for embeds in (local.tokens, local.patches)
             )
             # Not `_replace`, which older versions of torch.compile (2.8) do not trace
-            local = LocalFeatures(local.texts, token_embeds, patch_embeds, local.token_mask, local.negative_mask)
-            pairs, _ = local.split_negatives()
+            unit = LocalFeatures(local.texts, token_embeds, patch_embeds, local.token_mask, local.negative_mask)
+            pairs, _ = unit.split_negatives()
             pairs = pairs.for_views(image_views)
             sums, counts = entropy_sums(
                 token_patch_similarity(pairs.tokens, pairs.patches, config.entropy_temperature),
