@@ -18,7 +18,7 @@ SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help env demo test slow lint bench clean
+.PHONY: help env demo test slow lint docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -58,8 +58,16 @@ lint: env  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs  ## Build the documentation as a site into site/, and fail on a dead link or a page left out
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Wrote site/: open site/index.html, or: $(BIN)/mkdocs serve"
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 bench: env  ## Measure speed, as ratios against a baseline in the same run
 	@for script in $(filter-out speed/turns.py,$(wildcard speed/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean:  ## Remove the environment and all runs
-	rm -rf $(VENV) runs
+clean:  ## Remove the environment, the site and all runs
+	rm -rf $(VENV) runs site

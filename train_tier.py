@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from training_tier.loop.locking import only_run
         from training_tier.loop.stopping import TrainingStopped
-        from training_tier.options.parsing import parse_options, print_help
+        from training_tier.options.parsing import build_full_parser, parse_options
         from training_tier.run import train
 
         if any(word in HELP_ALL for word in argv):
-            print_help(COMMAND)
+            build_full_parser(COMMAND).print_help()
             raise SystemExit(0)
         options = parse_options(argv, COMMAND)
         try:

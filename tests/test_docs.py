@@ -1,6 +1,6 @@
-"""The pages: the options that they name, and the imports of their Python lines.
+"""The pages: their place in the index, the options that they name, their marks, the imports of their Python lines.
 
-The commands on them are not run here. Links and paths of all texts: `test_house.py`.
+The commands on them are run in `test_page_commands.py`. Links and paths of all texts: `test_house.py`.
 """
 
 import argparse
@@ -12,20 +12,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from page_commands import COMMANDS, MARK, PAGES, ROOT, SCRIPTS, blocks_of
 
-ROOT = Path(__file__).parents[1]
-PAGES = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if path.name != "CHANGELOG.md"]
 PACKAGES = ("modeling_tier", "processing_tier", "evaluation_tier", "training_tier", "tier_clip")
-COMMANDS = {
-    "tier-train": "train_tier",
-    "tier-eval": "eval_zeroshot",
-    "tier-prepare": "prepare_tier",
-    "tier-convert": "convert_tier",
-    "tier-compare": "compare_results",
-    "tier-rank": "rank_checkpoints",
-    "tier-predict": "predict_tier",
-}
-SCRIPTS = {f"{module}.py": module for module in COMMANDS.values()} | COMMANDS
 # Options of torchrun, srun, sbatch, git and the like that the prose names
 FOREIGN_OPTIONS = {"--nproc_per_node", "--kill-on-bad-exit", "--export", "--version", "--dist"}
 OTHER_SCRIPTS = ("speed/", "examples/")
@@ -37,11 +26,6 @@ OTHER_OPTIONS = {
 }
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-
-
-def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """The language and the lines of each fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def without_blocks(text: str) -> str:
@@ -78,17 +62,30 @@ def test_every_page_is_in_the_index():
 
 def test_every_page_begins_with_its_command():
     for path in (path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"):
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if line and not line.startswith(("#", "<!-- "))]
         assert lines[0].startswith("```"), f"docs/{path.name} does not begin with its command or its Python lines"
+
+
+@page
+def test_marks_say_why_a_command_is_not_run(page):
+    text = page.read_text(encoding="utf-8")
+    marks = [line for line in text.splitlines() if line.startswith("<!--")]
+    assert not [mark for mark in marks if not MARK.match(mark)], "write `not run: REASON` or `run by PATH`"
+    blocks = blocks_of(page)
+    assert len(marks) == len([block for block in blocks if block.mark]), "a mark stands right above its block"
+    for block in blocks:
+        assert not block.mark or block.kind, f"{page.name}: a mark above what nobody types: {block.text}"
+        assert block.mark != "run by" or (ROOT / block.reason).exists(), f"{page.name}: {block.reason} does not exist"
 
 
 def commands_in(page: Path) -> list[list[str]]:
     """The words of each command line, in blocks and in code spans."""
     text = page.read_text(encoding="utf-8")
     lines = [" ".join(span.split()) for span in code_spans(text)]
-    for language, block in fenced_blocks(text):
-        if language == "bash" or any(f"{name} " in block for name in SCRIPTS):
-            lines += block.replace("\\\n", " ").splitlines()
+    for block in blocks_of(page):
+        if block.kind == "shell" or any(f"{name} " in block.text for name in SCRIPTS):
+            lines += block.text.replace("\\\n", " ").splitlines()
     words = []
     for line in lines:
         try:
@@ -137,10 +134,8 @@ def resolve(name: str):
 
 @page
 def test_imports_of_the_python_lines(page):
-    for language, block in fenced_blocks(page.read_text(encoding="utf-8")):
-        if language != "python":
-            continue
-        for node in ast.walk(ast.parse(block)):
+    for block in (block for block in blocks_of(page) if block.language == "python"):
+        for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):

@@ -46,7 +46,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|root|Users|home/(?!me\b)\w+)/\w
 
 @cache
 def python_files() -> list[Path]:
-    folders = [ROOT / folder for folder in (*PACKAGES, "tests", "speed", "examples")]
+    folders = [ROOT / folder for folder in (*PACKAGES, "tests", "speed", "examples", "docs")]
     return sorted([*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))])
 
 

@@ -51,12 +51,11 @@ def parse_options(argv: Sequence[str], command: str) -> Options:
     return Options(*parse_arguments(argv, tuple(Options.__annotations__.values()), command))
 
 
-def print_help(command: str) -> None:
-    """Prints every option with its whole text."""
-    parser = Parser(
+def build_full_parser(command: str) -> Parser:
+    """A parser of every option with its whole text, for --help_all and the reference of the documentation."""
+    return Parser(
         tuple(Options.__annotations__.values()), prog=command, usage=f"{command} [RECIPE] [--option VALUE ...]"
     )
-    parser.print_help()
 
 
 def parse_arguments(argv: Sequence[str], kinds: Sequence[Any], prog: str) -> tuple:
