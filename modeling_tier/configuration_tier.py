@@ -267,6 +267,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
             the mean of `projection_dim` and the tower's width (the text head of OpenCLIP 3.3, hf_model.py:146-152).
         head_bias (`bool`, *optional*, defaults to `False`):
             Whether the layers of `"linear"` and `"mlp"` heads have biases.
+        image_head_dropout (`float`, *optional*, defaults to 0.0):
+            Probability, below 1, that training leaves out a channel before the image head, in all patches of an image.
         adapter_layers (`int`, *optional*, defaults to 0):
             Transformer layers on the image tower's class token and patches, before head and pooling; see
             [`AdapterLayer`].
@@ -297,6 +299,7 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
     image_head: str = "tier"
     text_head: str = "tier"
     head_bias: bool = False
+    image_head_dropout: float | int = 0.0
     adapter_layers: int = 0
     image_pooling: str = "patch_mean"
     text_pooling: str = "cls"
@@ -328,6 +331,8 @@ class TierDualEncoderConfig(TierOptions, PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if not 0 <= self.image_head_dropout < 1:
+            raise ValueError(f"image_head_dropout must be at least 0 and below 1, not {self.image_head_dropout}.")
         if self.adapter_layers < 0:
             raise ValueError(f"adapter_layers must be at least 0 (none), not {self.adapter_layers}.")
         layers = getattr(self.text_config, "num_hidden_layers", 0)

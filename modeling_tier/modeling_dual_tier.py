@@ -285,6 +285,8 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         # A class token goes through the head only if it is used: the head's batch norm sees all that goes through.
         is_used = self.config.image_pooling in NEEDS_CLASS_TOKEN
         tokens = (features.tokens if is_used else features.patches).transpose(1, 2)  # (batch, hidden, tokens)
+        # of whole channels: the mean over the patches would undo a draw for each patch
+        tokens = nn.functional.dropout1d(tokens, self.config.image_head_dropout, self.training)
         if self.config.image_head == "tier":  # of 1x1 convolutions
             projected = self.visual_projection(tokens.unsqueeze(-1)).squeeze(-1)  # (batch, dim, tokens)
         else:

@@ -56,6 +56,20 @@ def test_heads_against_an_independent_formula(make_dual, bert_batch, head, bias,
     )
 
 
+def test_dropout_before_the_image_head_leaves_out_channels_of_all_patches(make_dual):
+    model = make_dual(vision_config("vit"), image_head="linear", image_head_dropout=0.5)
+    features = model.run_image_tower(torch.randn(2, 3, 64, 64))[1]
+    weight, channels = model.visual_projection[0].weight, features.patches.shape[-1]
+    plain = model.project_features(features)[1]
+    torch.testing.assert_close(plain.flatten(1, 2), features.patches @ weight.T)
+    torch.manual_seed(0)
+    kept = torch.nn.functional.dropout(torch.ones(2, channels, 1), 0.5)  # 0 or 2, one draw for each channel
+    torch.manual_seed(0)
+    pooled, patches = model.train().project_features(features)
+    torch.testing.assert_close(patches.flatten(1, 2), (features.patches * kept.mT) @ weight.T)
+    torch.testing.assert_close(pooled, patches.mean((1, 2)))
+
+
 def test_the_last_attended_token_stands_for_a_text():
     hidden = torch.arange(24.0).view(2, 4, 3)
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])

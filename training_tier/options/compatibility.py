@@ -31,6 +31,7 @@ CONTRASTIVE_OPTIONS = (
     *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
     *("text", "text_pooling", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features", "text_lora_rank"),
+    "image_head_dropout",
 )
 
 TABLE_OPTIONS = ("columns", "image_root", "sheet", "label_values")

@@ -22,6 +22,7 @@ GROUPS = {
         *("task", "model", "vision_model", "text_model", "image_size", "geometry", "image_pooling", "text_pooling"),
         *("tokenizer", "vocab_size", "text_warmup_epochs", "freeze_image_tower", "freeze_text_tower"),
         *("frozen_vision_layers", "frozen_text_layers", "adapter_layers", "text_lora_rank", "head_from_prompts"),
+        "image_head_dropout",
     ),
     "data": (
         *("data", "columns", "image_root", "sheet", "label_values", "train_split", "eval_split", "eval_fraction"),

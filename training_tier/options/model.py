@@ -49,6 +49,13 @@ class ModelArguments:
             "(--vision_model). It is for --freeze_image_tower, with 2 for example."
         },
     )
+    image_head_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability, below 1, that training leaves out a channel before the image head of a dual "
+            "encoder. 0.5 keeps heads on frozen towers from learning few reports by heart."
+        },
+    )
     text_lora_rank: int | None = field(
         default=None,
         metadata={
@@ -162,5 +169,6 @@ class ModelArguments:
             "entropy_tokens",
             "frozen_text_layers",
             "adapter_layers",
+            "image_head_dropout",
         )
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -77,7 +77,10 @@ def make_model(arguments: ModelArguments, texts: Iterable[str]) -> tuple[TierMod
         tokenizer = load_tokenizer(arguments.tokenizer)
     else:
         tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab_size)
-    config = preset_config(arguments.model, tokenizer, arguments.image_size, **arguments.config_overrides())
+    overrides = arguments.config_overrides()
+    if "model_type" not in PRESETS[arguments.model]["vision_config"]:
+        refuse_dual_options(overrides, arguments.model)
+    config = preset_config(arguments.model, tokenizer, arguments.image_size, **overrides)
     if isinstance(config, TierDualEncoderConfig):
         model = TierDualEncoderModel(config)
     else:
@@ -184,11 +187,7 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
     overrides = arguments.config_overrides()
     if not hasattr(model_class.config_class, "frozen_text_layers"):
         overrides.pop("frozen_text_layers", None)  # see freeze_towers
-        if overrides.pop("adapter_layers", None):
-            raise ValueError(
-                f"adapter_layers={arguments.adapter_layers} is for dual encoders, which {name!r} is not; join its "
-                "towers by --vision_model and --text_model, or leave it out."
-            )
+        refuse_dual_options(overrides, name)
     try:
         model, info = model_class.from_pretrained(
             **located(name),
@@ -219,6 +218,16 @@ def load_weights(model_class: type[PreTrainedModel], arguments: ModelArguments) 
             for name, entry in findings.items()
         }
     return model
+
+
+def refuse_dual_options(overrides: dict, name: str) -> None:
+    """Takes the options that only dual encoders have out of `overrides`; ValueError if one of them is not 0."""
+    for option in ("adapter_layers", "image_head_dropout"):
+        if value := overrides.pop(option, None):
+            raise ValueError(
+                f"{option}={value} is for dual encoders, which {name!r} is not; join its towers by --vision_model and "
+                "--text_model, or leave it out."
+            )
 
 
 def load_image_processor(arguments: ModelArguments, config: TierConfig) -> TierImageProcessor:

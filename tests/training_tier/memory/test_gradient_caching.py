@@ -63,6 +63,7 @@ def make_model(name: str, dropout: float = 0.0) -> torch.nn.Module:
         vision = {"hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8, "layer_type": "basic"}
         text |= size | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         text["initializer_range"] = 0.2  # else all texts are nearly the same, and rounding is all that differs
+        options["image_head_dropout"] = dropout
         model = TierDualEncoderModel(TierDualEncoderConfig(text_config=text, vision_config=vision, **options))
         for module in model.modules():  # in training they see the images of a chunk alone
             if isinstance(module, torch.nn.BatchNorm2d):

@@ -208,5 +208,8 @@ def test_adapter_layers_need_a_pretrained_dual_encoder(tmp_path):
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="^adapter_layers=2 is for dual encoders, which .* is not; join its towers"):
         make_model(ModelArguments(model=str(tmp_path), adapter_layers=2), [])
+    for name in (str(tmp_path), "nano"):
+        with pytest.raises(ValueError, match="^image_head_dropout=0.5 is for dual encoders, which .* is not; join"):
+            make_model(ModelArguments(model=name, image_head_dropout=0.5), ["clear lungs"])
     with pytest.raises(ValueError, match="^adapter_layers=-1 must be at least 0.$"):
         ModelArguments(adapter_layers=-1)
