@@ -25,6 +25,7 @@ from .texts_tier import (
     model_inputs,
     text_tower_state,
     tokenize,
+    word_positions,
 )
 
 logger = logging.get_logger(__name__)
@@ -288,7 +289,9 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
         post_process = self.image_processor.post_process_similarity_map
         return post_process(maps, [size], self.model.patch_centers)[0].numpy()
 
-    def word_maps(self, image: Any, text: str, timeout: float | None = 30.0) -> list[dict[str, Any]]:
+    def word_maps(
+        self, image: Any, text: str | Sequence[str], timeout: float | None = 30.0
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """
         Where the model sees each word of a text: `get_similarity_map(per_token=True)` of the same kind as the
         heat-maps, averaged over the tokens of each word. It is the map of the word in its context, not the share that
@@ -296,26 +299,27 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
 
         Args:
             image: One image, as in a call.
-            text (`str`): For example a sentence of a report. A text longer than the model's limit is truncated.
+            text (`str` or `Sequence[str]`):
+                For example a sentence of a report, or several, for which the image is read and embedded once. A text
+                longer than the model's limit is truncated.
             timeout (`float`, *optional*, defaults to 30.0): As in a call.
 
         Returns:
-            `list[dict]`: For each word and punctuation mark, in order, `word` and `heatmap` (a [`HeatMap`]).
+            `list[dict]`, or a list of them for several texts: for each word and punctuation mark, in order, `word` and
+            `heatmap` (a [`HeatMap`]).
 
         Raises:
             ValueError: The image cannot be read, the text does not hold a word, or the model is not a TIER model.
         """
         self.check_gives_maps()
-        tokens = tokenize(self.model, self.tokenizer, [text])
+        texts = [text] if isinstance(text, str) else list(text)
+        tokens = tokenize(self.model, self.tokenizer, texts)
         if not tokens.is_fast:
             raise ValueError(
                 f"{type(self.tokenizer).__name__} does not say which tokens make a word; no maps of words."
             )
-        positions: dict[int, list[int]] = {}  # of the tokens of each word
-        for position, word in enumerate(tokens.word_ids(0)):
-            if word is not None:
-                positions.setdefault(word, []).append(position)
-        if not positions:
+        words = [word_positions(tokens.word_ids(row)) for row in range(len(texts))]
+        if not all(words):
             raise ValueError("The text does not hold a word; pass a sentence.")
         inputs = self.preprocess(image, timeout, return_heatmaps=True)
         with torch.no_grad():
@@ -324,14 +328,15 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
                 pixel_values=inputs["pixel_values"].to(self.device),
                 per_token=True,
                 kind=default_map_kind(self.model.config.image_pooling),
-            )[0, 0]  # (tokens, rows, columns)
-        maps = torch.stack([maps[indices].mean(dim=0) for indices in positions.values()]).cpu()
-        heatmaps = self.heat_maps(maps, inputs["size"], inputs["source"])
-        spans = [tokens.word_to_chars(0, word) for word in positions]
-        return [
-            {"word": text[start:end], "heatmap": heatmap}
-            for (start, end), heatmap in zip(spans, heatmaps, strict=True)
-        ]
+            )[0].cpu()  # (texts, tokens, rows, columns)
+        results = []
+        for row, positions in enumerate(words):
+            of_words = torch.stack([maps[row, tokens_of].mean(dim=0) for tokens_of in positions.values()])
+            heatmaps = self.heat_maps(of_words, inputs["size"], inputs["source"])
+            spans = [tokens.word_to_chars(row, word) for word in positions]
+            told = zip(spans, heatmaps, strict=True)
+            results.append([{"word": texts[row][start:end], "heatmap": heatmap} for (start, end), heatmap in told])
+        return results[0] if isinstance(text, str) else results
 
     def embed_findings(self, findings: dict[str, dict]) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -88,6 +88,15 @@ def model_inputs(tokens: BatchEncoding, device: torch.device | str) -> dict[str,
     return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask") if name in tokens}
 
 
+def word_positions(word_ids: Sequence[int | None]) -> dict[int, list[int]]:
+    """The positions of the tokens of each word, by the number of the word; special tokens belong to none."""
+    positions: dict[int, list[int]] = {}
+    for position, word in enumerate(word_ids):
+        if word is not None:
+            positions.setdefault(word, []).append(position)
+    return positions
+
+
 def embed_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 64
 ) -> torch.Tensor:

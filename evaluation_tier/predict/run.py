@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError(f"None of the {len(images):,} images can be read. The last one: {last}")
     written: Sequence[Path] = []
     if args.output_dir is not None:
-        head = describe(args, findings, limits if with_maps else None)
+        own = {} if args.threshold is None else {"threshold": args.threshold}
+        told = {name: {**entry, **own} for name, entry in findings.items()}
+        head = describe(args.model, told, limits if with_maps else {})
         written = write_predictions(Path(args.output_dir), head, images, pipe, limits)
     return format_predictions(images, written)
 
@@ -96,19 +98,21 @@ def predict(
     return images, limits
 
 
-def describe(
-    args: argparse.Namespace, findings: Mapping[str, Mapping], limits: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """What predictions.json says above the images."""
-    told = {name: dict(entry) for name, entry in findings.items()}
-    if args.threshold is not None:
-        for entry in told.values():
-            entry["threshold"] = args.threshold
-    for name, entry in told.items():
-        if limits is not None and name in limits:
-            entry["overlay_limit"] = limits[name]
-    head: dict[str, Any] = {"note": NOTE, "model": short_names([args.model])[args.model]}
-    commit = hub_commit(args.model)
+def describe(model: str, findings: Mapping[str, Mapping], limits: Mapping[str, float]) -> dict[str, Any]:
+    """
+    What predictions.json says above the images.
+
+    Args:
+        model: as the user named it.
+        findings: the entries that were scored.
+        limits: by finding the value of the strongest colour of its overlays, where it has some.
+    """
+    told = {
+        name: {**entry, "overlay_limit": limits[name]} if name in limits else dict(entry)
+        for name, entry in findings.items()
+    }
+    head: dict[str, Any] = {"note": NOTE, "model": short_names([model])[model]}
+    commit = hub_commit(model)
     return head | ({"commit": commit} if commit else {}) | {"findings": told, "versions": installed_versions()}
 
 

@@ -1,0 +1,68 @@
+"""The models of the page, each with the findings that it offers and the fixed ends of its colour scales."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from evaluation_tier.app.samples import Sample
+from evaluation_tier.models.loading import short_names
+from evaluation_tier.predict.inputs import choose_findings, load_pipeline
+from modeling_tier import CxrZeroShotClassificationPipeline
+
+
+@dataclass(frozen=True)
+class ShownModel:
+    """
+    A model as the page shows it.
+
+    Args:
+        name: as the user named it on the command line; visitors see `title`.
+        title: without the path on this machine.
+        pipe: scores images, and gives the maps of findings and words.
+        findings: the entries of all findings that the page offers, by name.
+        limits: the values of the strongest colours, `"finding"` and `"word"`; empty for a model without maps.
+    """
+
+    name: str
+    title: str
+    pipe: CxrZeroShotClassificationPipeline
+    findings: dict[str, dict[str, Any]]
+    limits: dict[str, float]
+
+
+def load_shown_models(names: Sequence[str], device: str | None, samples: Sequence[Sample]) -> list[ShownModel]:
+    """
+    Load the models and measure their colour scales on the samples.
+
+    A scale stays the same for all images, so that a weak map looks weak. Contributions and cosines differ from model to
+    model by orders of magnitude, so each model has its own.
+
+    Raises:
+        ValueError: a model does not load, or it is of a kind that does not score sentences.
+    """
+    transformers_logging.disable_progress_bar()  # those of loading weights
+    titles = short_names(names)
+    return [load_shown_model(name, titles[name], device, samples) for name in names]
+
+
+def load_shown_model(name: str, title: str, device: str | None, samples: Sequence[Sample]) -> ShownModel:
+    pipe = load_pipeline(name, device)
+    findings = choose_findings(None, None, getattr(pipe.model.config, "zero_shot_findings", None))
+    findings = pipe.resolve_findings(findings)
+    limits: dict[str, float] = {}
+    if hasattr(pipe.model, "get_patch_map"):
+        for sample in samples:
+            scored = pipe(sample.upload.content, findings, return_heatmaps=True)
+            grow(limits, "finding", [finding["heatmap"] for finding in scored])
+            try:
+                words = pipe.word_maps(sample.upload.content, sample.impression)
+            except ValueError:  # a tokenizer that does not say which tokens make a word
+                continue
+            grow(limits, "word", [word["heatmap"] for word in words])
+    return ShownModel(name, title, pipe, findings, limits)
+
+
+def grow(limits: dict[str, float], kind: str, heatmaps: Sequence[Any]) -> None:
+    limits[kind] = max([limits.get(kind, 0.0), *(heatmap.limit for heatmap in heatmaps)])
