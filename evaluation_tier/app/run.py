@@ -1,0 +1,22 @@
+"""From the arguments of `tier-app` to a page that is served."""
+
+import argparse
+
+from evaluation_tier.app.serving import check_port, serve  # first: it tells Gradio not to report to its makers
+
+from evaluation_tier.app.models import load_shown_models  # isort: skip
+from evaluation_tier.app.page import build_page  # isort: skip
+from evaluation_tier.app.samples import draw_samples  # isort: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """
+    Load the models, and serve their page until Ctrl-C.
+
+    Raises:
+        ValueError: a model does not load, or the port cannot be used.
+    """
+    check_port(args.host, args.port)  # before the models, which may take minutes
+    samples = draw_samples()
+    models = load_shown_models(args.models, args.device, samples)
+    serve(build_page(models, samples), args.host, args.port)
