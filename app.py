@@ -11,6 +11,7 @@ The exit code is 2 after one sentence about the fault.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 
 from command_line import Parser, command_name, one_sentence_errors
@@ -60,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     with one_sentence_errors(COMMAND, interrupted="the page is closed."):
         args = parse(argv)
-        try:
-            import gradio  # noqa: F401
-        except ImportError as error:
-            raise ValueError("the page needs Gradio; install it: pip install 'tier-clip[app]'.") from error
+        if importlib.util.find_spec("gradio") is None:
+            raise ValueError("the page needs Gradio; install it: pip install 'tier-clip[app]'.")
         from evaluation_tier.app.run import run  # imported here, so that --help answers at once
 
         run(args)

@@ -289,9 +289,7 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
         post_process = self.image_processor.post_process_similarity_map
         return post_process(maps, [size], self.model.patch_centers)[0].numpy()
 
-    def word_maps(
-        self, image: Any, text: str | Sequence[str], timeout: float | None = 30.0
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def word_maps(self, image: Any, text: str | Sequence[str], timeout: float | None = 30.0) -> list[Any]:
         """
         Where the model sees each word of a text: `get_similarity_map(per_token=True)` of the same kind as the
         heat-maps, averaged over the tokens of each word. It is the map of the word in its context, not the share that

@@ -11,6 +11,7 @@ from evaluation_tier.app.questions import Upload
 from evaluation_tier.predict.inputs import choose_findings
 from evaluation_tier.predict.run import describe
 from modeling_tier import HeatMap
+from processing_tier.radiograph_tier import IN_MEMORY
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,15 @@ def answer(
     entries: dict[str, Any] = dict(choose_findings(chosen, None, model.findings)) if chosen else {}
     entries = model.pipe.resolve_findings({**entries, **sentences})
     with_maps = bool(model.limits)
-    results = model.pipe(upload.content, entries, return_heatmaps=with_maps)
+    try:
+        results: Any = model.pipe(upload.content, entries, return_heatmaps=with_maps)
+    except ValueError as error:
+        raise ValueError(str(error).replace(IN_MEMORY, upload.name, 1)) from error
     heatmaps = [result.pop("heatmap", None) for result in results]
     words: list[list[dict[str, Any]]] = [[] for _ in results]
     if "word" in model.limits:
         words = model.pipe.word_maps(upload.content, [entry["positive"][0] for entry in entries.values()])
-    shown = [
-        ShownFinding(*parts) for parts in zip(entries.values(), results, heatmaps, words, strict=True)
-    ]
+    shown = [ShownFinding(*parts) for parts in zip(entries.values(), results, heatmaps, words, strict=True)]
     picture = heatmaps[0].picture.image if with_maps else model.pipe.image_processor.read(upload.content)
     return Answer(model, picture, shown)
 

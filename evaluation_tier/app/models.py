@@ -36,8 +36,8 @@ def load_shown_models(names: Sequence[str], device: str | None, samples: Sequenc
     """
     Load the models and measure their colour scales on the samples.
 
-    A scale stays the same for all images, so that a weak map looks weak. Contributions and cosines differ from model to
-    model by orders of magnitude, so each model has its own.
+    A scale stays the same for all images, so that a weak map looks weak. Each model has its own, since contributions
+    and cosines differ from model to model by orders of magnitude.
 
     Raises:
         ValueError: a model does not load, or it is of a kind that does not score sentences.
@@ -54,7 +54,7 @@ def load_shown_model(name: str, title: str, device: str | None, samples: Sequenc
     limits: dict[str, float] = {}
     if hasattr(pipe.model, "get_patch_map"):
         for sample in samples:
-            scored = pipe(sample.upload.content, findings, return_heatmaps=True)
+            scored: Any = pipe(sample.upload.content, findings, return_heatmaps=True)
             grow(limits, "finding", [finding["heatmap"] for finding in scored])
             try:
                 words = pipe.word_maps(sample.upload.content, sample.impression)

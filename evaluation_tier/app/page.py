@@ -3,7 +3,6 @@
 import logging
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import gradio as gr
 
@@ -23,15 +22,14 @@ from evaluation_tier.app.view import answer_html, banner_html, chooser_html, err
 logger = logging.getLogger(__name__)
 
 TITLE = "tier-clip: findings on a chest radiograph"
-NUM_PRESELECTED = 5
+COMMON = ("Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion", "Pneumothorax")  # chosen at the start
 MAX_WAITING = 40  # questions in the queue
-STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 # The image of a question is what the script gives at the click, and never a value of a component
 SEND = "async (image, chosen, sentences) => [await window.tierImage(), chosen, sentences]"
 START = (
-    '<p class="tier-small">Choose a radiograph and findings, or write sentences, then ask. The answer has the scores, '
-    "and shows where on the image the model sees each finding and each word.</p>"
+    "<ol class='tier-start'><li>Drop a radiograph, or choose a synthetic one.</li><li>Choose findings, or write "
+    "sentences of your own.</li><li>Ask. The answer shows the scores, and where on the image the model sees each "
+    "finding and each word.</li></ol>"
 )
 
 
@@ -51,25 +49,26 @@ def build_page(models: Sequence[ShownModel], samples: Sequence[Sample]) -> gr.Bl
             return error_html("The page could not answer this question. The log of its server says where it failed.")
 
     findings = list(dict.fromkeys(name for model in models for name in model.findings))
+    preselected = [name for name in findings if name in COMMON] or findings[: len(COMMON)]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.HTML(banner_html())
+        gr.HTML(banner_html(), apply_default_css=False)
         gr.Markdown(f"# {TITLE}")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                gr.HTML(chooser_html(samples, MAX_UPLOAD_BYTES))
+                gr.HTML(chooser_html(samples, MAX_UPLOAD_BYTES), apply_default_css=False)
                 image = gr.Textbox(visible=False)
-                chosen = gr.CheckboxGroup(findings, value=findings[:NUM_PRESELECTED], label="Findings")
+                chosen = gr.CheckboxGroup(findings, value=preselected, label="Findings", elem_id="findings")
                 sentences = gr.Textbox(
                     label="Your own sentences, one a line",
                     info=f"Each is scored against its negation, or against what you write behind {CONTRAST}",
-                    placeholder=f"Small left pleural effusion.\nThe heart is enlarged. {CONTRAST} The heart is normal.",
+                    placeholder=f"Small left pleural effusion.\nThe heart is large. {CONTRAST} The heart is normal.",
                     lines=3,
                     max_lines=MAX_SENTENCES,
                     max_length=MAX_SENTENCES * (MAX_CHARACTERS + 1),
                 )
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=5, min_width=320):
-                shown = gr.HTML(START, elem_id="answer")
+                shown = gr.HTML(START, elem_id="answer", apply_default_css=False)
         button.click(
             ask, [image, chosen, sentences], shown, js=SEND, show_progress="minimal", api_visibility="private"
         )

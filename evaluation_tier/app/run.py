@@ -2,11 +2,10 @@
 
 import argparse
 
-from evaluation_tier.app.serving import check_port, serve  # first: it tells Gradio not to report to its makers
-
-from evaluation_tier.app.models import load_shown_models  # isort: skip
-from evaluation_tier.app.page import build_page  # isort: skip
-from evaluation_tier.app.samples import draw_samples  # isort: skip
+from evaluation_tier.app.models import load_shown_models
+from evaluation_tier.app.page import build_page
+from evaluation_tier.app.samples import draw_samples
+from evaluation_tier.app.serving import check_port, serve
 
 
 def run(args: argparse.Namespace) -> None:

@@ -23,7 +23,9 @@ def draw_samples() -> list[Sample]:
     drawn = []
     for record in make_phantom(NUM_DRAWN, split=SPLIT):
         found = tuple(name for name in PHANTOM_FINDINGS if record[name])
-        drawn.append(Sample(Upload(f"{record['image_id']}.png", record["image"]["bytes"]), found, record["impression"]))
+        drawn.append(
+            Sample(Upload(f"{record['image_id']}.png", record["image"]["bytes"]), found, record["impression"])
+        )
     chosen = [next(sample for sample in drawn if not sample.findings)]
     shown: set[str] = set()
     while len(chosen) < NUM_SAMPLES:

@@ -1,17 +1,14 @@
 """Serves the page: what a browser may ask for, how much it may send, and that nothing comes from elsewhere."""
 
 import logging
-import os
 import socket
+from pathlib import Path
 from typing import Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import, which reads it
 
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from evaluation_tier.app.page import SCRIPT, STYLE
 from evaluation_tier.app.questions import MAX_UPLOAD_BYTES
 
 logger = logging.getLogger(__name__)
@@ -84,11 +81,13 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
             "network whose users may see the models.",
             host,
         )
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(
         server_name=host,
         server_port=port,
         share=False,
+        run_history=False,  # it would keep the radiographs in the browser's storage
         quiet=True,
         show_error=False,
         ssr_mode=False,
@@ -99,8 +98,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
         max_file_size=1,
         app_kwargs={"middleware": [Middleware(Guard)]},
         theme=theme,
-        css=STYLE,
-        head=f"<script>{SCRIPT}</script>",
+        head=f"<style>{style}</style><script>{script}</script>",
         prevent_thread_lock=True,
     )
     logger.warning("Open http://%s:%d in a browser. Ctrl-C ends the page.", host, port)
@@ -114,4 +112,6 @@ def check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ValueError(f"The page cannot listen on {host}, port {port} ({error.strerror}): choose another --port.") from error
+            raise ValueError(
+                f"The page cannot listen on {host}, port {port} ({error.strerror}): choose another --port."
+            ) from error

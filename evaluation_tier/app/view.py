@@ -8,7 +8,8 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ from modeling_tier.heat_map_tier import OPACITY, fit_edge, map_colours, map_opac
 
 PICTURE_EDGE = 1024  # pixels along the longer side
 LAYER_EDGE = 128  # the browser interpolates between these; models have at most 40 patches a side
-THUMBNAIL_EDGE = 112
+THUMBNAIL_EDGE = 96
 TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})  # Gradio's templates
 
 
@@ -70,10 +71,11 @@ def finding_row(model: ShownModel, shown: ShownFinding) -> str:
     """Name, score, bar with threshold, sentence with its words, and calibration of one finding."""
     result, entry = shown.result, shown.entry
     label, score, key = result["label"], result["score"], f"finding {result['label']}"
-    name = f'<span class="tier-name">{escaped(label)}</span>'
+    title = label if label != shown.sentence else "The whole sentence"
+    name = f'<span class="tier-name">{escaped(title)}</span>'
     if shown.heatmap is not None:
         told = (f"Map of: {label}", model.limits["finding"], "the finding")
-        name = layer_button("tier-name", key, label, shown.heatmap, told)
+        name = layer_button("tier-name", key, title, shown.heatmap, told)
     verdict, tick = "", ""
     if "threshold" in result:
         threshold = result["threshold"]
@@ -87,11 +89,11 @@ def finding_row(model: ShownModel, shown: ShownFinding) -> str:
         f'<div class="tier-bar" role="img" aria-label="score {score:.3f} of 1">'
         f'<b style="width:{100 * score:.1f}%"></b>{tick}</div>'
         f'<p class="tier-sentence">{sentence_words(model, shown)}</p>'
-        f'<p class="tier-small">Scored against {sides(entry)}. {calibration(entry)}</p></div>'
+        f'<p class="tier-small">Against: {sides(entry)}<br>{calibration(entry)}</p></div>'
     )
 
 
-def sides(entry: dict) -> str:
+def sides(entry: Mapping[str, Any]) -> str:
     """The negative sentences in short, and how many positive ones there are beside the one that is shown."""
     others = len(entry["negative"]) - 1
     against = f"“{escaped(entry['negative'][0])}”" + (f" and {others} more" if others else "")
@@ -99,7 +101,7 @@ def sides(entry: dict) -> str:
     return against + (f", with {more} more positive sentence{'s' if more > 1 else ''}" if more else "")
 
 
-def calibration(entry: dict) -> str:
+def calibration(entry: Mapping[str, Any]) -> str:
     """On which images calibration and threshold were fitted."""
     images = escaped(describe_measurement(entry.get("measured_on")))
     if "scale" in entry:
@@ -134,8 +136,9 @@ def model_pane(given: Answer) -> str:
         layer = f'<img class="tier-layer" alt="" style="opacity:{OPACITY}">'
         legend = (
             '<p class="tier-caption" aria-live="polite"></p><p class="tier-legend"><span class="tier-low"></span>'
-            f'<img class="tier-colours" alt="blue to red" src="{data_url(colour_bar())}"><span class="tier-high"></span>'
-            "</p><p class=\"tier-small\">The colour scale is the same for all images of this page.</p>"
+            f'<img class="tier-colours" alt="blue to red" src="{data_url(colour_bar())}">'
+            '<span class="tier-high"></span>'
+            '</p><p class="tier-small">All images have the same colour scale.</p>'
         )
     rows = "".join(finding_row(model, shown) for shown in given.findings)
     return (
@@ -161,7 +164,8 @@ def answer_html(answers: Sequence[Answer], upload: Upload) -> str:
         f'<div class="tier-tools"><strong>{escaped(upload.name)}</strong><span>{hint}</span>{slider}'
         '<button type="button" class="tier-json">Download JSON</button></div>'
         f'<div class="tier-models">{"".join(map(model_pane, answers))}</div>'
-        f'<p class="tier-small">{escaped(NOTE)} A heat-map shows what the score is made of, not where a disease is.</p>'
+        f'<p class="tier-small">{escaped(NOTE)} A heat-map shows what the score is made of, not where a disease '
+        "is.</p>"
         f'<pre class="tier-data" hidden>{escaped(told)}</pre></div>'
     )
 
@@ -171,7 +175,10 @@ def error_html(sentence: str) -> str:
 
 
 def banner_html() -> str:
-    return f'<div class="tier-banner" role="note"><strong>Not for clinical use.</strong> {escaped(NOTE)}</div>'
+    return (
+        '<div class="tier-banner" role="note"><strong>Not for clinical use.</strong> Research software, not a medical '
+        "device.</div>"
+    )
 
 
 def chooser_html(samples: Sequence[Sample], max_bytes: int) -> str:
@@ -180,16 +187,17 @@ def chooser_html(samples: Sequence[Sample], max_bytes: int) -> str:
     for number, sample in enumerate(samples):
         picture = Image.open(io.BytesIO(sample.upload.content))
         picture.thumbnail((THUMBNAIL_EDGE, THUMBNAIL_EDGE))
-        shown = " + ".join(sample.findings) or "without a finding"
+        shown = " and ".join(map(str.lower, sample.findings)) or "without findings"
         thumbnails.append(
             f'<button type="button" class="tier-sample" aria-pressed="false" data-sample="{number}">'
-            f'<img alt="" src="{data_url(picture)}"><span>Synthetic: {escaped(shown)}</span></button>'
+            f'<img alt="" src="{data_url(picture)}"><span>Synthetic, {escaped(shown)}</span></button>'
         )
     return (
         f'<div class="tier-chooser"><label class="tier-drop" data-max="{max_bytes}"><input type="file" '
         'accept=".dcm,.dicom,.png,.jpg,.jpeg,.jp2,.tif,.tiff,application/dicom,image/png,image/jpeg,image/tiff">'
         "<strong>Drop a radiograph here, or click</strong>"
         f'<span class="tier-file">DICOM, PNG, JPEG or TIFF, at most {max_bytes >> 20} MiB</span></label>'
-        '<p class="tier-small">Or choose a <b>synthetic</b> radiograph. A program drew these; they show no patient.</p>'
+        '<p class="tier-small">Or choose a <b>synthetic</b> radiograph. A program drew it; it does not show a '
+        "patient.</p>"
         f'<div class="tier-samples">{"".join(thumbnails)}</div></div>'
     )
