@@ -18,7 +18,7 @@ SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help env demo test slow lint docs bench clean
+.PHONY: help env browser demo test slow lint docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -40,6 +40,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,plots,dev]'
 	@touch $@
 
+# What only the tests of the page need; not in the environment, where it would raise the lowest versions that are tested
+browser: env
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]' playwright
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
+		echo 'Chromium is not installed and apt-get cannot: the page is not tested in a browser.'
+
 demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<folder or table>
 	$(if $(filter runs/phantom,$(OUT)),rm -rf runs/phantom runs/phantom-evaluation)
 	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) $(TABLE) --output_dir $(OUT)
@@ -50,7 +57,7 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 test: env lint  ## Check the code and run the fast tests
 	$(PYTEST)
 
-slow: env  ## Run the slow tests
+slow: env browser  ## Run the slow tests
 	$(PYTEST) -m slow
 
 lint: env  ## Check format, style and types

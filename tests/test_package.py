@@ -56,6 +56,7 @@ def test_the_wheel_holds_every_module_and_no_test(wheel):
         path.relative_to(ROOT).as_posix()
         for path in (*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")))
     }
+    modules |= {f"evaluation_tier/{path.relative_to(ROOT)}" for path in (ROOT / "model_cards").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     folders = {name.split("/")[0] for name in names if "/" in name}
@@ -68,7 +69,9 @@ def test_the_wheel_holds_the_files_that_the_code_reads(wheel):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"{inside}/{path.relative_to(ROOT / folder).as_posix()}" in names
     for package in PACKAGES:
-        for path in (path for kind in ("yaml", "html", "md") for path in (ROOT / package).rglob(f"*.{kind}")):
+        for path in (
+            path for kind in ("yaml", "html", "md", "css", "js") for path in (ROOT / package).rglob(f"*.{kind}")
+        ):
             assert path.relative_to(ROOT).as_posix() in names
 
 

@@ -20,7 +20,7 @@ from evaluation_tier.app.questions import Upload
 from evaluation_tier.app.samples import Sample
 from evaluation_tier.predict.files import NOTE
 from modeling_tier import HeatMap
-from modeling_tier.findings_tier import describe_measurement
+from modeling_tier.findings_tier import SIDES, describe_measurement
 from modeling_tier.heat_map_tier import OPACITY, fit_edge, map_colours, map_opacity
 
 PICTURE_EDGE = 1024  # pixels along the longer side
@@ -94,11 +94,10 @@ def finding_row(model: ShownModel, shown: ShownFinding) -> str:
 
 
 def sides(entry: Mapping[str, Any]) -> str:
-    """The negative sentences in short, and how many positive ones there are beside the one that is shown."""
-    others = len(entry["negative"]) - 1
-    against = f"“{escaped(entry['negative'][0])}”" + (f" and {others} more" if others else "")
-    more = len(entry["positive"]) - 1
-    return against + (f", with {more} more positive sentence{'s' if more > 1 else ''}" if more else "")
+    """The first negative sentence, and how many sentences there are where a side has several."""
+    numbers = [len(entry[side]) for side in SIDES]
+    several = f" ({numbers[0]} sentences for the finding, {numbers[1]} against it)" if max(numbers) > 1 else ""
+    return f"“{escaped(entry['negative'][0])}”{several}"
 
 
 def calibration(entry: Mapping[str, Any]) -> str:

@@ -136,8 +136,14 @@ def test_word_maps(pipe):
     assert max(map(len, positions)) > 1  # "xyz" is no word of the tokenizer
     for entry, position in zip(maps, positions, strict=True):
         np.testing.assert_allclose(entry["heatmap"], expected[position].mean(0), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="^The text does not hold a word; pass a sentence.$"):
-        pipe.word_maps(image, "  ")
+    for several in pipe.word_maps(image, [SENTENCES[0], text]), pipe.word_maps(image, (SENTENCES[0], text)):
+        for words, alone in zip(several, (pipe.word_maps(image, SENTENCES[0]), maps), strict=True):
+            assert [entry["word"] for entry in words] == [entry["word"] for entry in alone]
+            for entry, other in zip(words, alone, strict=True):
+                np.testing.assert_allclose(entry["heatmap"], other["heatmap"], rtol=0, atol=1e-6)
+    for bad in ("  ", [text, ""]):
+        with pytest.raises(ValueError, match="^The text does not hold a word; pass a sentence.$"):
+            pipe.word_maps(image, bad)
 
 
 def test_bad_options(clip_pipe, processor):
