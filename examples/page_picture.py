@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parser.parse(argv)
         check_writable(args.output.parent, "FILE.png")
         # 256 colours: a quarter of the bytes
-        take_picture(args.address).quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(args.output, optimize=True)
+        take_picture(args.address).convert("RGB").save(args.output, optimize=True)
         print(args.output)
 
 

@@ -311,6 +311,8 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
         """
         self.check_gives_maps()
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            return []
         tokens = tokenize(self.model, self.tokenizer, texts)
         if not tokens.is_fast:
             raise ValueError(

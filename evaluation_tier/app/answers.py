@@ -50,7 +50,7 @@ def answer(
     model: ShownModel, upload: Upload, chosen: Sequence[str], sentences: Mapping[str, Mapping[str, str]]
 ) -> Answer:
     """
-    Score findings and free sentences on an image, which is kept in memory only.
+    Score free sentences, then findings, on an image, which is kept in memory only.
 
     Args:
         chosen: names of findings; those that this model does not hold are scored with the default sentences.
@@ -62,7 +62,7 @@ def answer(
     if not chosen and not sentences:
         raise ValueError("Choose a finding, or write a sentence.")
     entries: dict[str, Any] = dict(choose_findings(chosen, None, model.findings)) if chosen else {}
-    entries = model.pipe.resolve_findings({**entries, **sentences})
+    entries = model.pipe.resolve_findings({**sentences, **entries})
     with_maps = bool(model.limits)
     try:
         results: Any = model.pipe(upload.content, entries, return_heatmaps=with_maps)

@@ -75,4 +75,4 @@ def read_sentences(text: str | None) -> dict[str, dict[str, str]]:
 def negate(sentence: str) -> str:
     """ "No " before a sentence: "Small effusion." becomes "No small effusion."; abbreviations keep their capitals."""
     rest = sentence.split()[0][1:]
-    return f"No {sentence[0].lower() if not rest or rest.islower() else sentence[0]}{sentence[1:]}"
+    return f"No {sentence[0].lower() if not rest or rest[0].islower() else sentence[0]}{sentence[1:]}"

@@ -101,7 +101,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
         head=f"<style>{style}</style><script>{script}</script>",
         prevent_thread_lock=True,
     )
-    logger.warning("Open http://%s:%d in a browser. Ctrl-C ends the page.", host, port)
+    logger.warning("Open http://%s:%d in a browser. Ctrl-C ends the page.", f"[{host}]" if ":" in host else host, port)
     page.block_thread()
 
 

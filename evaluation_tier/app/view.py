@@ -110,12 +110,14 @@ def calibration(entry: Mapping[str, Any]) -> str:
 
 
 def sentence_words(model: ShownModel, shown: ShownFinding) -> str:
-    """The sentence, each word a button that shows where the model sees it."""
+    """The sentence, each word a button that shows where the model sees it; punctuation stays text."""
     sentence = shown.sentence
     if not shown.words:
         return escaped(sentence)
     parts, end = [], 0
     for number, word in enumerate(shown.words):
+        if not any(sign.isalnum() for sign in word["word"]):
+            continue  # a punctuation mark: plain text
         start = sentence.index(word["word"], end)
         parts.append(escaped(sentence[end:start]))
         end = start + len(word["word"])
@@ -157,7 +159,7 @@ def answer_html(answers: Sequence[Answer], upload: Upload) -> str:
             '<label class="tier-opacity">Opacity of the heat-map <input type="range" min="0" max="100" '
             f'value="{100 * OPACITY:.0f}"></label>'
         )
-    hint = "Click a finding or a word to see where the model sees it." if slider else ""
+    hint = "Click a finding or a word to see its map." if slider else ""
     return (
         f'<div class="tier-answer" data-note="{escaped(NOTE)}" data-image="{escaped(upload.name)}">'
         f'<div class="tier-tools"><strong>{escaped(upload.name)}</strong><span>{hint}</span>{slider}'

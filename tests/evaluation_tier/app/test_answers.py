@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 from pipeline_checks import encode, make_dicom, make_image
-from transformers import CLIPModel
+from tiny_models import save_tiny_clip
+from transformers import AutoProcessor
 
 from evaluation_tier.app.answers import answer, as_json
 from evaluation_tier.app.models import load_shown_models
 from evaluation_tier.app.questions import Upload, read_sentences
 from evaluation_tier.app.samples import NUM_SAMPLES
 from evaluation_tier.predict.files import NOTE
+from modeling_tier import TierCLIPModel
 
 OWN = read_sentences("No pneumothorax. | The heart is enlarged.")
 
@@ -27,7 +29,7 @@ def test_answers_are_those_of_the_pipeline(model, kind):
     pixels = np.random.default_rng(0).integers(0, 4096, (60, 50))
     content = make_dicom(pixels) if kind == "dicom" else encode(make_image(50, 60))
     given = answer(model, Upload("chest", content), ["Pleural Effusion", "Edema"], OWN)
-    assert [shown.result["label"] for shown in given.findings] == ["Pleural Effusion", "Edema", "No pneumothorax."]
+    assert [shown.result["label"] for shown in given.findings] == ["No pneumothorax.", "Pleural Effusion", "Edema"]
     assert given.picture.mode == "L" and given.picture.size == (50, 60)
     expected = model.pipe(content, {**model.findings, **OWN}, return_heatmaps=True)
     by_label = {finding.pop("label"): finding for finding in expected}
@@ -39,7 +41,7 @@ def test_answers_are_those_of_the_pipeline(model, kind):
         assert [word["word"] for word in shown.words] == [word["word"] for word in words]
         for word, alone in zip(shown.words, words, strict=True):
             np.testing.assert_allclose(word["heatmap"].array, alone["heatmap"].array, rtol=0, atol=1e-6)
-    assert given.findings[0].result["calibrated"] and given.findings[0].result["threshold"] == 0.4
+    assert given.findings[1].result["calibrated"] and given.findings[1].result["threshold"] == 0.4
 
 
 def test_the_json_holds_scores_sentences_maps_and_the_note(model):
@@ -50,7 +52,7 @@ def test_the_json_holds_scores_sentences_maps_and_the_note(model):
     assert first["findings"]["Pleural Effusion"]["measured_on"]["images"] == 300
     assert first["findings"]["No pneumothorax."]["negative"] == ["The heart is enlarged."]
     assert first["findings"]["Pleural Effusion"]["overlay_limit"] == model.limits["finding"]
-    (effusion, own) = first["results"]
+    (own, effusion) = first["results"]
     assert effusion["heatmap"]["height"] == 60 and [word["word"] for word in own["words"]][:2] == [
         "No",
         "pneumothorax",
@@ -71,10 +73,10 @@ def test_a_bad_file_is_named_by_the_visitors_name_alone(model):
         answer(model, Upload("a.png", encode(make_image(50, 60))), [], {})
 
 
-def test_a_model_without_maps_has_scores(model_folder, model, samples, tmp_path):
-    CLIPModel(model.pipe.model.to_clip().config).save_pretrained(tmp_path / "clip")
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
-        (tmp_path / "clip" / name).write_bytes((model_folder / name).read_bytes())
+def test_a_model_without_maps_has_scores(samples, tmp_path):
+    folder = save_tiny_clip(tmp_path / "tier", 0)
+    TierCLIPModel.from_pretrained(folder).to_clip().save_pretrained(tmp_path / "clip")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "clip")
     (plain,) = load_shown_models([str(tmp_path / "clip")], "cpu", samples)
     upload = Upload("a.png", encode(make_image(50, 60)))
     given = answer(plain, upload, ["Edema"], {})
