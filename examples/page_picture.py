@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_sentence_errors(COMMAND):
         args = parser.parse(argv)
         check_writable(args.output.parent, "FILE.png")
-        # 256 colours: a quarter of the bytes
-        take_picture(args.address).convert("RGB").save(args.output, optimize=True)
+        picture = take_picture(args.address)
+        few = picture.quantize(256, kmeans=2)  # colours: half the bytes
+        picture.quantize(palette=few, dither=Image.Dither.FLOYDSTEINBERG).save(args.output, optimize=True)
         print(args.output)
 
 
