@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+import app
 import compare_results
 import convert_tier
 import eval_zeroshot
@@ -30,6 +31,7 @@ SCRIPTS = {
     "tier-compare": "compare_results.py",
     "tier-rank": "rank_checkpoints.py",
     "tier-predict": "predict_tier.py",
+    "tier-app": "app.py",
 }
 COMMANDS = {
     "train_tier.py": train_tier.main,
@@ -39,6 +41,7 @@ COMMANDS = {
     "compare_results.py": compare_results.main,
     "rank_checkpoints.py": rank_checkpoints.main,
     "predict_tier.py": predict_tier.main,
+    "app.py": app.main,
 }
 
 
@@ -81,6 +84,7 @@ COMMANDS = {
             "--threshold must be a number from 0 to 1, but is 2",
         ),
         ("predict_tier.py", ["absent", "a.png", "--overwrite"], "--overwrite has no effect without --output_dir."),
+        ("app.py", [], "name a model. `make demo` makes one to look at"),
         ("rank_checkpoints.py", [], "the following arguments are required: RUN"),
     ],
 )

@@ -11,7 +11,15 @@ import pytest
 from page_commands import PAGES, ROOT, blocks_of, command_lines, made_by, run_command, run_python
 from page_folder import make_folder
 
-CHECKED = {"README.md", "retrieval.md", "sparsity.md", "prompts.md", "start.md", "convert.md"}  # the others follow
+CHECKED = {
+    "README.md",
+    "retrieval.md",
+    "sparsity.md",
+    "prompts.md",
+    "start.md",
+    "convert.md",
+    "page.md",
+}  # the others follow
 TO_RUN = [
     page for page in PAGES if page.name in CHECKED and any(block.kind and not block.mark for block in blocks_of(page))
 ]
