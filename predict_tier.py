@@ -2,6 +2,7 @@
 
     tier-predict runs/mine chest.dcm
     tier-predict runs/mine a.png b.jpg --findings Cardiomegaly "Pleural Effusion" --output_dir predictions
+    tier-predict runs/mine-onnx folder_of_images --output_dir predictions    # a model that tier-export wrote
     tier-predict owner/name folder --prompts my_sentences.yaml --top_k 3 --output_dir predictions
 
 Images are files (DICOM, PNG, JPEG, TIFF) and folders, which are searched with all their folders. Prints a table. With
@@ -53,6 +54,12 @@ def build_parser() -> Parser:
     parser.add_argument("--no_overlays", action="store_true", help="write the tables only, without pictures")
     parser.add_argument("--overwrite", action="store_true", help="replace the predictions in --output_dir")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="images scored at once (default: 8)")
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnx", "openvino"),
+        help="what runs the model: torch, or for a folder of tier-export onnx (ONNX Runtime) or openvino, which runs "
+        "both of its formats (default: the one that the folder was made for)",
+    )
     parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
     return parser
 

@@ -20,6 +20,7 @@ from evaluation_tier.scoring import protocols
 from evaluation_tier.scoring.protocols import Protocol
 from evaluation_tier.test_sets import loader
 from evaluation_tier.test_sets.loader import Benchmark
+from modeling_tier import TierExportedModel
 from processing_tier import readers
 from processing_tier.prompts.loader import Prompts
 from processing_tier.records.labels import parse_label_values
@@ -180,6 +181,12 @@ def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], devic
 def load_alone(args: argparse.Namespace, name: str, device: torch.device) -> tuple:
     """A model that is evaluated alone, and its processor."""
     model, processor = loading.load_model(name, device, args.trust_remote_code)
+    written = next((option for option in ("save_thresholds", "model_card") if getattr(args, option)), None)
+    if written and isinstance(model, TierExportedModel):
+        raise ValueError(
+            f"--{written} does not write into {name}, which tier-export wrote: evaluate the model that it was "
+            "exported from, and export that again."
+        )
     if args.save_thresholds and (
         loading.is_classifier(model) or not hasattr(getattr(model, "config", None), "zero_shot_findings")
     ):

@@ -11,6 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .base_tier import TierCLIPOutput
 from .configuration_siglip_tier import TierSiglipConfig
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .exported_tier import TierExportedConfig, TierExportedModel
 from .heat_map_tier import HeatMap
 from .modeling_classification_tier import TierCLIPForImageClassification, TierDualEncoderForImageClassification
 from .modeling_dual_tier import TierDualEncoderModel
@@ -23,6 +24,7 @@ for config_class, model_class in (
     (TierCLIPConfig, TierCLIPModel),
     (TierSiglipConfig, TierSiglipModel),
     (TierDualEncoderConfig, TierDualEncoderModel),
+    (TierExportedConfig, TierExportedModel),
 ):
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, model_class, exist_ok=True)
@@ -41,6 +43,8 @@ __all__ = [
     "TierDualEncoderConfig",
     "TierDualEncoderForImageClassification",
     "TierDualEncoderModel",
+    "TierExportedConfig",
+    "TierExportedModel",
     "TierSiglipConfig",
     "TierSiglipModel",
 ]

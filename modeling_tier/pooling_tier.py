@@ -53,7 +53,7 @@ def pool_text(text_pooling: str, hidden: torch.Tensor, attention_mask: torch.Ten
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     positions = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention_mask.to(hidden.device).ne(0) * positions).argmax(-1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
 def pool_end(hidden: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int) -> torch.Tensor:
@@ -70,4 +70,4 @@ def pool_end(hidden: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int) -
         `torch.Tensor` of shape `(texts, hidden)`
     """
     is_end = input_ids == (input_ids.amax(-1, keepdim=True) if eos_token_id == 2 else eos_token_id)
-    return hidden[torch.arange(len(hidden), device=hidden.device), is_end.int().argmax(-1).to(hidden.device)]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), is_end.int().argmax(-1).to(hidden.device)]

@@ -16,6 +16,7 @@ import app
 import compare_results
 import convert_tier
 import eval_zeroshot
+import export_tier
 import predict_tier
 import prepare_tier
 import rank_checkpoints
@@ -32,6 +33,7 @@ SCRIPTS = {
     "tier-rank": "rank_checkpoints.py",
     "tier-predict": "predict_tier.py",
     "tier-app": "app.py",
+    "tier-export": "export_tier.py",
 }
 COMMANDS = {
     "train_tier.py": train_tier.main,
@@ -42,6 +44,7 @@ COMMANDS = {
     "rank_checkpoints.py": rank_checkpoints.main,
     "predict_tier.py": predict_tier.main,
     "app.py": app.main,
+    "export_tier.py": export_tier.main,
 }
 
 

@@ -11,7 +11,11 @@ SHIPPED = sorted(
     path for package in ("modeling_tier", "processing_tier") for path in (ROOT / package).rglob("*_tier.py")
 )
 ALLOWED = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", *sys.stdlib_module_names}
-OPTIONAL = {"pydicom"}  # where `except ImportError` says what is missing; transformers asks for no import in a `try`
+OPTIONAL = {
+    "pydicom",
+    "onnxruntime",
+    "openvino",
+}  # where `except ImportError` says what is missing; transformers asks for no import in a `try`
 
 
 def forbidden_imports(source: str, siblings: set[str]) -> list[str]:
@@ -20,7 +24,7 @@ def forbidden_imports(source: str, siblings: set[str]) -> list[str]:
     guarded = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Try) and any(ast.unparse(h.type or h) == "ImportError" for h in node.handlers):
-            guarded.update(node.body)
+            guarded.update(inside for statement in node.body for inside in ast.walk(statement))
     for node in ast.walk(tree):
         allowed = ALLOWED | OPTIONAL if node in guarded else ALLOWED
         if isinstance(node, ast.Import):

@@ -29,6 +29,7 @@ from evaluation_tier.models.remote_code import check_own_code, check_pinned, che
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.checkpoints.openclip import OPENCLIP_CONFIG
 from modeling_tier.configuration_tier import located
+from modeling_tier.exported_tier import TierExportedConfig, check_backend
 from modeling_tier.texts_tier import check_family, check_tokenizer, is_padded_to_the_end
 from processing_tier.hub_names import check_hub_name
 
@@ -48,7 +49,10 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def load_model(
-    name: str | Path, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    backend: str | None = None,
 ) -> tuple[PreTrainedModel | UserModel | RadZero | OpenClip, ProcessorMixin | None]:
     """The model (float32, in evaluation mode, on `device`) and its processor; None for one that has its own.
 
@@ -60,9 +64,11 @@ def load_model(
         name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
             "owner/name@revision" for a branch, a tag or a commit), or an `AdapterName`.
         trust_remote_code: run the code that a model brings, from a folder or a commit. By default, it never runs.
+        backend: `"torch"`, `"onnx"` or `"openvino"`, which runs the model; by default the one that it was saved for.
 
     Raises:
-        ValueError: when the model, its config, its weights or its processor are missing or do not fit each other.
+        ValueError: when the model, its config, its weights or its processor are missing or do not fit each other, or
+            the backend does not run such a model.
     """
     if isinstance(name, AdapterName):
         adapted = load_adapter(name, device)
@@ -74,13 +80,14 @@ def load_model(
         check_pinned(str(name))
         check_own_code(str(name))
     config = read_config(name)
+    check_backend_runs(name, config, backend)
     load = load_radzero if is_radzero(config) else load_open_clip if is_open_clip(name, config) else None
     if load is not None:
         loaded = load(name, device)
         if trust_remote_code:
             check_remote(str(name), loaded)
         return loaded, None
-    model, processor = read_files(name, trust_remote_code)
+    model, processor = read_files(name, trust_remote_code, backend if is_exported(config) else None)
     if trust_remote_code:
         check_remote(str(name), model)
     if is_classifier(model):
@@ -100,20 +107,43 @@ def read_config(name: str | Path) -> dict:
         return {}
 
 
-def read_files(name: str | Path, trust_remote_code: bool) -> tuple[PreTrainedModel, ProcessorMixin]:
+def is_exported(config: Mapping) -> bool:
+    """Whether a config.json is that of a folder which `tier-export` wrote."""
+    return config.get("model_type") == TierExportedConfig.model_type
+
+
+def check_backend_runs(name: str | Path, config: Mapping, backend: str | None) -> None:
+    """ValueError for a backend that does not run the model, by its config.json."""
+    if backend is None:
+        return
+    if is_exported(config):
+        if backend == "torch":
+            raise ValueError(f"The model {name} was exported, and torch does not run it: leave --backend out.")
+        check_backend(backend, config.get("graph_format"))
+    elif backend != "torch":
+        raise ValueError(
+            f"The backend {backend!r} runs exported models, and {name} is not one: export it with tier-export "
+            f"--to {backend}, or leave --backend out."
+        )
+
+
+def read_files(
+    name: str | Path, trust_remote_code: bool, backend: str | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model of transformers and its processor. ValueError when they do not load, or tensors are missing."""
     folder, place = Path(name), {**located(name), "trust_remote_code": trust_remote_code}
+    options = {"dtype": torch.float32, "use_safetensors": True, **({"backend": backend} if backend else {})}
     try:
         config = AutoConfig.from_pretrained(**place)
         auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
-        model, info = auto_class.from_pretrained(
-            **place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        model, info = auto_class.from_pretrained(**place, **options, output_loading_info=True)
         if is_classifier(model):
             processor = AutoImageProcessor.from_pretrained(**place, backend="pil")
         else:
             processor = AutoProcessor.from_pretrained(**place)
     except Exception as error:  # libraries raise many kinds here; all mean that this is not a usable model
+        if isinstance(error, ImportError) and error.name in ("onnxruntime", "openvino"):
+            raise
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise ValueError(
                 f"The model {name} needs code of its own, which does not run unasked: read it, then pass "
@@ -232,7 +262,7 @@ def check_folder(folder: Path) -> None:
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         remedy = f"did you mean {folder / inside[-1]}?" if inside else "name the folder that save_pretrained wrote."
         raise ValueError(f"The folder {folder} does not hold a model (config.json is missing): {remedy}")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")) and not is_exported(read_config(folder)):
         raise ValueError(
             f"The folder {folder} does not hold weights (*.safetensors): finish its training, or save the model with "
             "save_pretrained; pickled weights (*.bin, *.pt) are never read."

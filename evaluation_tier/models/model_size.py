@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from modeling_tier import TierExportedModel
+
 
 def model_size(model: nn.Module) -> dict[str, int | None]:
     """
@@ -16,4 +18,6 @@ def model_size(model: nn.Module) -> dict[str, int | None]:
     config = getattr(model, "config", None)
     stated = [getattr(part, "image_size", None) for part in (config, getattr(config, "vision_config", None), model)]
     size = next((size for size in stated if type(size) is int), None)
+    if isinstance(model, TierExportedModel):  # whose weights are in its graphs
+        return {"parameters": model.num_parameters(), "image_size": size}
     return {"parameters": sum(parameter.numel() for parameter in model.parameters()) or None, "image_size": size}

@@ -222,13 +222,13 @@ def write_model_card(
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def card_template() -> jinja2.Template:
-    """The template of the card; a misspelt name in it is an error."""
+def card_template(path: Path = CARD_TEMPLATE) -> jinja2.Template:
+    """The template of a card; a misspelt name in it is an error."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters |= {"cell": markdown_cell, "number": format_number, "interval": format_interval}
-    return environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def describe_protocol(protocol: Mapping) -> str:

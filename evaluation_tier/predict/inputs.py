@@ -77,14 +77,16 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def load_pipeline(name: str, device: str | None) -> CxrZeroShotClassificationPipeline:
+def load_pipeline(name: str, device: str | None, backend: str | None = None) -> CxrZeroShotClassificationPipeline:
     """
-    The pipeline of a TIER, CLIP or SigLIP model, from a folder or the Hub. No code of the model is run.
+    The pipeline of a TIER, CLIP or SigLIP model, or of an exported one, from a folder or the Hub. No code of the model
+    is run.
 
     Raises:
-        ValueError: the model does not load, or it is of a kind that does not score sentences.
+        ValueError: the model does not load, the backend (see `load_model`) does not run it, or it is of a kind that
+            does not score sentences.
     """
-    model, processor = load_model(name, choose_device(device))
+    model, processor = load_model(name, choose_device(device), backend=backend)
     if is_classifier(model) or not isinstance(model, PreTrainedModel) or processor is None:
         raise ValueError(
             f"The model {name} is a {type(model).__name__}, which tier-predict does not score: name a TIER, CLIP or "

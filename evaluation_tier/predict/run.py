@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> str:
     if args.output_dir is not None:
         check_free(Path(args.output_dir), args.overwrite)
     paths = find_images(args.images)
-    pipe = load_pipeline(args.model, args.device)
+    pipe = load_pipeline(args.model, args.device, args.backend)
     findings = choose_findings(args.findings, args.prompts, getattr(pipe.model.config, "zero_shot_findings", None))
     findings = pipe.resolve_findings(findings)
     if args.top_k is not None and args.top_k >= len(findings):
