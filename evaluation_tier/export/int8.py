@@ -89,6 +89,7 @@ def quantize_openvino(folder: Path, pixels: Sequence[np.ndarray]) -> None:
     quantized = nncf.quantize(
         graph,
         nncf.Dataset(list(pixels)),
+        preset=nncf.QuantizationPreset.MIXED,  # activations from their least to their greatest value, as for ONNX
         subset_size=len(pixels),
         model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
     )
