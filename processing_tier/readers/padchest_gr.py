@@ -39,15 +39,13 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from PIL import Image
-from tqdm.auto import tqdm
 
 from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
-from processing_tier.records.paths import find_files
 from processing_tier.records.schema import SCHEMA_COLUMNS
 
 from .archive_tables import drop_repeated, find_in_archive, read_columns, read_json
+from .image_sizes import read_sizes
 from .splits import check_split
 
 logger = logging.getLogger(__name__)
@@ -61,7 +59,6 @@ TABLE = "master_table.csv"
 FROM_TABLE = {"study_id": "StudyID", "patient_id": "PatientID", "sex": "PatientSex_DICOM", "age": "PatientAge"}
 COLUMNS = ("ImageID", "split", "label_group", "sentence_en", *FROM_TABLE.values())
 NORMAL, NO_FINDING = "normal", "No Finding"
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def read_padchest_gr(
@@ -211,20 +208,8 @@ def groups_of(marks: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 def boxes_in_pixels(marks: pd.DataFrame, reports: pd.DataFrame, root: Path, name: str) -> pd.Series:
     """The boxes of each `ImageID` of the reports, without those of images that are missing or cannot be read."""
-    paths = reports.loc[reports["ImageID"].isin(marks["ImageID"]), "image"]
-    files = find_files(root, paths)
-    images = reports["ImageID"][paths.index]
-    sizes, unreadable = {}, 0
-    shown = tqdm(zip(images, files, strict=True), "sizes", len(files), leave=False, delay=3, disable=None)
-    for image, (file, is_there) in shown:
-        try:
-            if is_there:
-                with Image.open(file, formats=("PNG",)) as picture:
-                    sizes[image] = picture.size
-        except UNREADABLE:
-            unreadable += 1
-    if unreadable:
-        logger.warning("%s: %d images are not readable PNG files: their boxes are left out.", NAME, unreadable)
+    marked = reports[reports["ImageID"].isin(marks["ImageID"])]
+    sizes = read_sizes(root, dict(zip(marked["ImageID"], marked["image"], strict=True)), NAME)
     marks = marks[marks["ImageID"].isin(list(sizes)) & (marks["finding"] != "")]
     width, height = (
         marks["ImageID"].map({image: size[side] for image, size in sizes.items()}).astype(float) for side in (0, 1)

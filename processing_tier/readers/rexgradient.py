@@ -25,7 +25,8 @@ Derived fields:
 - sex, and age in years from DICOM's form (`007Y`, `002D`).
 
 The images have a quarter of the original width and height. The boxes of interstitial patterns (about 400,
-`metadata/interstitial_pattern_bbox.json`) are not read. Written from the owner's page and from public code that reads
+`metadata/interstitial_pattern_bbox.json`) are not read: no public text or code says how the file is built, or whether
+its pixels are those of the original images. Written from the owner's page and from public code that reads
 the archive (RadHarmony and others); not checked against a copy.
 """
 

@@ -11,6 +11,7 @@ from fuzz.mutations import VALUES, fuzz, run_child
 
 from processing_tier.readers import READERS, read_records
 from processing_tier.readers.cxr_lt_2026 import KNOWN
+from processing_tier.readers.vindr_pcxr import DIAGNOSES
 from processing_tier.records.annotations import read_annotations
 from processing_tier.records.masks import counts_from_coco_string, counts_from_row_pairs, counts_from_siim, decode_mask
 from processing_tier.records.table_options import TableOptions
@@ -150,6 +151,24 @@ ARCHIVES |= {
             "PatientSex_DICOM,Projection,Report,MethodLabel,Labels\n"
             "a.png,0,20140915,S1,839,1930.0,F,PA,x,Physician,\"['goiter', 'loc right']\"\n",
             "0/a.png": "png",
+        },
+    ),
+    "montgomery": (
+        "train",
+        {
+            "CXR_png/MCUCXR_0104_1.png": "png",
+            "ClinicalReadings/MCUCXR_0104_1.txt": "Patient's Sex: M\nPatient's Age: 046Y\nmiliary TB\n",
+            "montgomery_consensus_roi.csv": "patientId,x_dis,y_dis,width_dis,height_dis,Labels\n"
+            "MCUCXR_0104_1.png,512,256,256,128.5,TB\n",
+        },
+    ),
+    "vindr_pcxr": (
+        "test",
+        {
+            "image_labels_test.csv": f"image_id,rad_ID,{','.join(DIAGNOSES)}\na,R1{',0' * (len(DIAGNOSES) - 1)},1\n",
+            "annotations_test.csv": "image_id,rad_ID,class_name,x_min,y_min,x_max,y_max\n"
+            "a,R1,Consolidation,1,2,3,4.5\n",
+            "test/a.dicom": "DICM",
         },
     ),
     "vindr_cxr": (

@@ -30,7 +30,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_montgomery(root: Path) -> None:
-    """Twelve images: a child of sex O, and two patients with several images, of whom one has no report."""
+    """
+    Twelve images: a child of sex O, and two patients with several images, of whom one has no report. Three have masks,
+    the last only one lung. Boxes are in pixels of copies of 1024 x 1024; one is of an image that is not there.
+    """
     readings = {
         "0001_0": ("F ", "027Y", "normal"),
         "0002_0": ("M ", "040Y", "normal"),
@@ -47,8 +50,23 @@ def write_montgomery(root: Path) -> None:
     }
     write_nlm(root, {f"MCUCXR_{name}": "Patient's Sex: {}\nPatient's Age: {}\n{}\n".format(*parts)
                      for name, parts in readings.items()})  # fmt: skip
-    for side in ("leftMask", "rightMask"):
-        write_picture(root / "ManualMask" / side / "MCUCXR_0001_0.png", 0)
+    for name, sides in (("0001_0", (0, 40)), ("0104_1", (0, 40)), ("0108_1", (4,))):
+        for left, side in zip(sides, ("leftMask", "rightMask"), strict=False):
+            write_mask(root / "ManualMask" / side / f"MCUCXR_{name}.png", left)
+    boxes = [("MCUCXR_0104_1.png", 512, 256, 256, 128, "TB"), ("MCUCXR_0104_1.png", 0, 0, 64, 512, "TB"),
+             ("MCUCXR_0108_1.png", 896, 896, 128.5, 128, "TB"), ("MCUCXR_0399_1.png", 1, 2, 3, 4, "TB")]  # fmt: skip
+    write_csv(root / "montgomery_consensus_roi.csv", (*NLM_BOXES, "Labels"), boxes)
+
+
+def write_mask(path: Path, left: int) -> None:
+    """A PNG file of one bit: 20 columns of the middle rows are inside."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[10:30, left : left + 20] = True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+NLM_BOXES = ("patientId", "x_dis", "y_dis", "width_dis", "height_dis")
 
 
 def write_shenzhen(root: Path) -> None:
@@ -66,6 +84,8 @@ def write_shenzhen(root: Path) -> None:
         "0331_1": "",
     }
     write_nlm(root, {f"CHNCXR_{name}": text for name, text in readings.items()})
+    write_csv(root / "shenzhen_consensus_roi.csv", (*NLM_BOXES, "Finding Label"),
+              [("CHNCXR_0327_1.png", 256, 512, 512, 256, "TB")])  # fmt: skip
 
 
 def write_nlm(root: Path, readings: dict[str, str]) -> None:

@@ -154,9 +154,13 @@ def test_a_prepared_folder_knows_its_origin(content, origin, tmp_path):
 def test_every_reader_is_documented():
     """A reader is an entry of READERS, and a row of a table that tells users where the archive comes from."""
     page = Path(__file__).resolve().parents[3] / "docs/public_datasets.md"
-    rows = {line.split("|")[1].strip() for line in page.read_text(encoding="utf-8").splitlines() if line[:1] == "|"}
-    missing = [name for name in readers.READERS if f"`{name}`" not in rows]
+    table = page.read_text(encoding="utf-8").partition("## The archives")[2].partition("\n## ")[0]
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line)
+    assert header == ["Name", "Images", "Where", "Account", "Terms", "What is derived"]
+    of_reader = {row[0]: row for row in rows}
+    missing = [name for name in readers.READERS if f"`{name}`" not in of_reader]
     assert not missing, f"add to the tables of {page.name}: {', '.join(missing)}"
+    assert all(len(row) == len(header) and all(row) for row in rows)
     for name, (read, splits) in readers.READERS.items():
         documentation = inspect.getmodule(read).__doc__
         assert "Where" in documentation and "Derived fields:" in documentation, name  # what tier-prepare's card shows
