@@ -1,4 +1,4 @@
-"""The probes of robustness: wording, negation, side, empty and degraded images."""
+"""The probes of robustness: wording, negation, side, empty and degraded images, and reports against changed ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, import_matplotlib, save_png
+from evaluation_tier.figures.style import COLOURS, DASHED, GREY, STYLE, import_matplotlib, literal, save_png
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.metrics_file import as_float
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+COMPARED = {"over_negated": "its negated form", "over_shortened": "its shortened form", "over_both": "both"}
+
+
 def plot_robustness(results: Mapping, path: str | Path) -> Path:
-    """The five probes of `evaluate_robustness` in one figure, with their intervals and chance.
+    """The five probes of `evaluate_robustness` in one figure, with their intervals and chance; with CXR-Align a sixth.
 
     Args:
         results: as `evaluate_robustness` returns them, or read back from JSON.
@@ -24,19 +27,25 @@ def plot_robustness(results: Mapping, path: str | Path) -> Path:
     matplotlib = import_matplotlib()
     num_empty = len(results["empty_images"]["findings"])
     height = 5.4 + 0.22 * (len(results["wordings"]["findings"]) + num_empty)
+    layout = [["wordings", "negation"], ["wordings", "laterality"], ["empty", "degradations"]]
+    heights = [2.2, 1.4, 3 + 0.16 * num_empty]
+    aligned = results.get("report_alignment")
+    if aligned:
+        layout.append(["alignment", "alignment"])
+        inches = 1.2 + 0.42 * (1 + len(aligned["findings"]))
+        heights.append(sum(heights) * inches / height)
+        height += inches
     with matplotlib.rc_context(STYLE):
         figure = matplotlib.figure.Figure(figsize=(11.5, height), layout="constrained")
-        panels = figure.subplot_mosaic(
-            [["wordings", "negation"], ["wordings", "laterality"], ["empty", "degradations"]],
-            height_ratios=[2.2, 1.4, 3 + 0.16 * num_empty],
-            width_ratios=[1.25, 1],
-        )
+        panels = figure.subplot_mosaic(layout, height_ratios=heights, width_ratios=[1.25, 1])
         figure.suptitle(f"Robustness, {describe_dataset(results['dataset'])}, {results['n_images']:,} images")
         draw_wordings(panels["wordings"], results["wordings"])
         draw_negation(panels["negation"], results["negation"]["mean"])
         draw_laterality(panels["laterality"], results["laterality"]["all"])
         draw_degradations(panels["degradations"], results["degradations"])
         draw_empty_images(panels["empty"], results["empty_images"]["findings"])
+        if aligned:
+            draw_alignment(panels["alignment"], aligned)
         return save_png(figure, path)
 
 
@@ -95,6 +104,25 @@ def draw_empty_images(axes: "Axes", empty: Mapping) -> None:
     axes.grid(False)
     axes.tick_params(length=0)
     axes.set_title("Images that show nothing: quantile of the score (+: present)")
+
+
+def draw_alignment(axes: "Axes", aligned: Mapping) -> None:
+    """How often images prefer their report over its changed forms, of all images and by the changed finding."""
+    rows = {"All": aligned["all"], **aligned["findings"]}
+    names = [f"{literal(name)} ({row['n_images']:,})" for name, row in rows.items()]
+    for colour, marker, shift, (measure, text) in zip(
+        COLOURS, "os^", (-0.22, 0, 0.22), COMPARED.items(), strict=False
+    ):
+        for i, row in enumerate(rows.values()):
+            interval = [as_float(bound) for bound in row[f"{measure}_ci95"]]
+            axes.plot(interval, [i + shift] * 2, color=colour, linewidth=2)
+            label = text if i == 0 else None
+            axes.plot(as_float(row[measure]), i + shift, marker, color=colour, markersize=6, label=label)
+    set_rows(axes, names, aligned["chance"]["over_negated"])
+    axes.axvline(aligned["chance"]["over_both"], color=COLOURS[2], linewidth=1, linestyle=DASHED, zorder=0)
+    axes.set(title="CXR-Align: the image lies nearer to its report than to", xlabel="Share of images")
+    axes.set_xlim(0, 1)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handletextpad=0.2, borderaxespad=0.2)
 
 
 def draw_intervals(axes: "Axes", rows: Sequence[tuple[str, float | None, Sequence | None]], reference: float) -> None:

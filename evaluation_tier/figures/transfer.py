@@ -42,6 +42,7 @@ def plot_transfer(results: Mapping, path: str | Path) -> Path:
         panels[0].axvline(results["wanted_sensitivity"], color=GREY, linewidth=1, linestyle=DASHED, zorder=1)
         for axes in panels[:2]:
             axes.set_xlim(-0.03, 1.03)
+            axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # longer labels would touch those of the next panel
         panels[2].set_xlim(left=0)
         if has_controls:
             for i, row in enumerate(rows.values()):

@@ -85,14 +85,14 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
         '"No Finding". Both are scaled to the 1st and 99th percentile of all images.',
     ),
     "robustness.png": (
-        "Five panels: wordings, negation, left and right, images that show nothing, degraded images; the tables hold "
-        "the numbers.",
+        "Panels of wordings, negation, left and right, images that show nothing, degraded images and, with CXR-Align, "
+        "changed reports; the tables hold the numbers.",
         "How scores change with other wordings and degraded images, whether they respect a negation and the side that "
         "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; "
         "bars are 95 % intervals.",
     ),
     "learning_curve.png": (
-        "AUROC of a linear probe and of k-NN by the number of training patients, with the zero-shot AUROC as a line.",
+        "AUROC of classifiers by the number of training patients, with the zero-shot AUROC as a line.",
         "Mean AUROC over the findings of classifiers that learn from few patients. Lines: mean of several draws of "
         "patients; bands: from the lowest to the highest draw. Dashed: zero-shot, with its 95 % interval.",
     ),
@@ -100,8 +100,8 @@ FIGURES_OF_ANALYSES = {  # alternative text and caption
         "Four panels: sensitivity, specificity, calibration error and AUROC of each finding; the tables hold the "
         "numbers.",
         "Thresholds and calibration of other data on these images. Grey rings: on the data that they were fitted on. "
-        "Blue: here, with 95 % intervals. The dashed line marks the wanted sensitivity. Right: AUROC of the same "
-        "positives against healthy and against sick controls.",
+        "Blue: here, with 95 % intervals. The dashed line marks the wanted sensitivity. In brackets: positives. "
+        "Right: AUROC of the same positives against healthy and against sick controls.",
     ),
 }
 

@@ -186,7 +186,7 @@ def test_the_page_reads_as_sentences(write, metrics):
     assert "A dash (–) means not measured." in "".join(page.text)
     for begin in ("The regions with", "Top: similarities", "How scores change"):
         assert any(text.startswith(begin) for text in page.text)
-    for image, begin in zip(page.all("img"), ("Radiographs with", "Curves of", "Five panels"), strict=True):
+    for image, begin in zip(page.all("img"), ("Radiographs with", "Curves of", "Panels of"), strict=True):
         assert image["alt"].startswith(begin)
 
 

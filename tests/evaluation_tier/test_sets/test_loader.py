@@ -20,11 +20,11 @@ from processing_tier.readers.openi import OPENI_FINDINGS
 from processing_tier.records.schema import finding_columns
 
 NAMES = (
-    "brax chestx-det10 chestxray14 chestxray14-experts-14 chestxray14-experts-4 chexpert-14 chexpert-5 "
-    "covid-pneumonia covid-qu-ex cxr-lt-2026-task1 cxr-lt-2026-task2 montgomery openi padchest-192 padchest-57 "
-    "padchest-gr rsna shenzhen siim taix-ray tbx11k vindr-cxr vindr-pcxr"
+    "brax chest-imagenome chestx-det10 chestxray14 chestxray14-experts-14 chestxray14-experts-4 chexpert-14 "
+    "chexpert-5 covid-pneumonia covid-qu-ex cxr-lt-2026-task1 cxr-lt-2026-task2 montgomery openi padchest-192 "
+    "padchest-57 padchest-gr rsna shenzhen siim taix-ray tbx11k vindr-cxr vindr-pcxr"
 ).split()
-NUM_FINDINGS = (14, 10, 14, 14, 4, 14, 5, 2, 3, 30, 5, 1, 16, 192, 57, 8, 1, 1, 1, 8, 1, 28, 6)
+NUM_FINDINGS = (14, 14, 10, 14, 14, 4, 14, 5, 2, 3, 30, 5, 1, 16, 192, 57, 8, 1, 1, 1, 8, 1, 28, 6)
 
 
 def test_the_files():
@@ -54,6 +54,7 @@ def test_findings_are_those_of_the_readers():
     assert set(load_benchmark("chestxray14").findings) == set(NIH_FINDINGS)
     assert set(load_benchmark("openi").findings) == set(OPENI_FINDINGS)
     assert set(load_benchmark("brax").findings) == set(CHEXPERT_FINDINGS)
+    assert set(load_benchmark("chest-imagenome").findings) == set(CHEXPERT_FINDINGS)
     assert list(load_benchmark("chestxray14-experts-4").findings) == list(FOUR)
     assert [*load_benchmark("chestxray14-experts-14").findings, "Other"] == sorted(ALL, key="Other".__eq__)
     for task, names in (("task1", KNOWN), ("task2", UNSEEN)):

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from evaluation_tier.analyses.robustness.alignment import Variants, compare_reports, match_images, read_cxr_align
 from evaluation_tier.analyses.robustness.evaluation import evaluate_robustness
+from evaluation_tier.figures.robustness import plot_robustness
 from evaluation_tier.models.embedding import embed_sentences
 from evaluation_tier.output.analysis_tables import robustness_tables
 from evaluation_tier.statistics.resampling import Resampling
@@ -97,8 +99,9 @@ def test_equal_texts_are_embedded_once(brightness):
     assert not torch.is_tensor(embeddings)
 
 
-def test_a_probe_of_robustness(brightness, make_grey_dataset):
+def test_a_probe_of_robustness(brightness, make_grey_dataset, tmp_path):
     """Sentences that begin with "No" deny, so a bright image lies nearer to the report and a dark one does not."""
+    pytest.importorskip("matplotlib")
     levels = [10, 20, 200, 210, 220, 230, 240]
     dataset = make_grey_dataset(levels, [0, 0, 1, 1, 1, 1, 1])
     bright = Variants("Bright.", "No brightness.", "Something.", "Bright")
@@ -113,6 +116,16 @@ def test_a_probe_of_robustness(brightness, make_grey_dataset):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     table = robustness_tables(results)[-1]
     assert table.title == "CXR-Align" and [row[0] for row in table.rows] == ["Bright", "All"]
+    with_panel, without = tmp_path / "with.png", tmp_path / "without.png"
+    plot_robustness(results, with_panel)
+    plot_robustness({**results, "report_alignment": None}, without)
+    heights, green = [], []
+    for path in (with_panel, without):
+        with Image.open(path) as picture:
+            heights.append(picture.height)
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        green.append((np.abs(pixels - [0x00, 0x9E, 0x73]).max(axis=-1) < 12).sum())  # preferred to both
+    assert heights[0] > heights[1] + 200 and green[0] > green[1] + 500
     many = make_grey_dataset([200] * 200, [1.0, 0.0] * 100)
     many = many.map(lambda row, i: {"image": {"bytes": b"no", "path": None}} if i == 3 else {}, with_indices=True)
     results = evaluate_robustness(*brightness, many, None, BRIGHT, **options)
