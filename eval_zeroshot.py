@@ -16,9 +16,13 @@ The exit code is 0, or 2 after one sentence about the fault; in that case, nothi
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command_line import Parser, check_writable, command_name, one_sentence_errors
 from evaluation_tier.options import add_options, check_options
+
+if TYPE_CHECKING:
+    from training_tier.fine_tuning import FineTuning
 
 COMMAND = command_name("tier-eval", __file__)
 
@@ -39,13 +43,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def make_fine_tuning(args: argparse.Namespace) -> "FineTuning | None":
+    """What --fine_tuning_steps asks for. It is made here, because the evaluation does not know the training."""
+    if args.fine_tuning_steps is None:
+        return None
+    from training_tier.fine_tuning import FineTuning
+
+    return FineTuning(args.fine_tuning_steps, args.device)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     with one_sentence_errors(COMMAND):
         args = parse(argv)
         from evaluation_tier.run import run  # imported here, so that --help and a mistyped option answer at once
 
-        if summary := run(args):  # the main process alone has one
+        if summary := run(args, make_fine_tuning(args)):  # the main process alone has one
             print(summary)
 
 

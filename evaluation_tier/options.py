@@ -201,6 +201,13 @@ def add_analysis_options(group: argparse._ArgumentGroup) -> None:
         "the zero-shot scores",
     )
     group.add_argument(
+        "--fine_tuning_steps",
+        type=int,
+        metavar="N",
+        help="also fine-tune the model for --learning_curve: on each draw of patients, train its image tower for N "
+        "steps of 32 images, as the recipe finetune of tier-train does. Slow: about 25 trainings. Begin with 100",
+    )
+    group.add_argument(
         "--radiologists",
         metavar="FOLDER",
         help="labels of the three radiologists of CheXpert's test set: compare the model with them",
@@ -247,7 +254,7 @@ def check_options(args: argparse.Namespace) -> None:
     check_models(args)
     if not args.data:
         raise ValueError('--data is missing: give "phantom", a folder, or a table.')
-    for name in ("min_positives", "n_bootstrap", "batch_size", "max_images"):
+    for name in ("min_positives", "n_bootstrap", "batch_size", "max_images", "fine_tuning_steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
@@ -284,6 +291,11 @@ def check_parts_of_analyses(args: argparse.Namespace) -> None:
     """ValueError for options of one analysis that are wrong for any models and data."""
     if args.phrases and "grounding" not in args.analyses:
         raise ValueError("--phrases is for --analyses grounding: add that analysis, or leave --phrases out.")
+    if args.fine_tuning_steps is not None and args.learning_curve is None:
+        raise ValueError(
+            "--fine_tuning_steps has no effect without --learning_curve: leave it out, or name the split to "
+            "learn from."
+        )
     if args.cxr_align is not None and "robustness" not in args.analyses:
         raise ValueError("--cxr_align has no effect without --analyses robustness: add it, or leave the file out.")
     if args.cxr_align is not None and not Path(args.cxr_align).is_file():

@@ -17,7 +17,7 @@ from evaluation_tier.analyses.deletion import Deletion
 from evaluation_tier.analyses.grounding.evaluation import Grounding
 from evaluation_tier.analyses.grounding.maps import check_gives_maps, check_gives_maps_of_sentences
 from evaluation_tier.analyses.grounding.regions import read_cases
-from evaluation_tier.analyses.learning_curve import LearningCurve, check_embeds_images
+from evaluation_tier.analyses.learning_curve import FineTuning, LearningCurve, check_embeds_images
 from evaluation_tier.analyses.retrieval import Retrieval, check_embeds_texts
 from evaluation_tier.analyses.robustness.alignment import read_cxr_align
 from evaluation_tier.analyses.robustness.evaluation import Robustness, check_has_sentences
@@ -53,13 +53,17 @@ from processing_tier.readers.chexpert import read_radiologists
 Analyses = dict[str, Grounding | Deletion | Retrieval | Sparsity | Robustness]  # by the names of --analyses
 
 
-def run(args: argparse.Namespace) -> str:
-    """Evaluate, write the files, and return what to print; `""` in all processes but the main one."""
+def run(args: argparse.Namespace, fine_tuning: FineTuning | None = None) -> str:
+    """
+    Evaluate, write the files, and return what to print; `""` in all processes but the main one. `fine_tuning` is for
+    --learning_curve.
+    """
     transformers_logging.disable_progress_bar()  # those of loading weights
     if args.figures:
         style.import_matplotlib()
     with joined_processes(args.device) as device:
-        evaluations = evaluate_each(args, device) if args.each else [(args, evaluate(args, device))]
+        each = evaluate_each(args, device, fine_tuning) if args.each else None
+        evaluations = each or [(args, evaluate(args, device, fine_tuning))]
         if not is_main_process():
             return ""
         return "\n".join(
@@ -68,23 +72,25 @@ def run(args: argparse.Namespace) -> str:
         )
 
 
-def evaluate(args: argparse.Namespace, device: torch.device) -> Evaluation:
+def evaluate(args: argparse.Namespace, device: torch.device, fine_tuning: FineTuning | None = None) -> Evaluation:
     """Score the findings, and measure what --analyses and --radiologists ask for; the latter in the main process."""
     inputs = read_inputs(args, device)
     with fail_together():
-        measured = prepare(args, inputs)
+        measured = prepare(args, inputs, fine_tuning)
     speeds = evaluate_models(inputs.models, measured.evaluated, measured.all, args.batch_size, args.cache_dir)
     return finish(args, inputs, measured, speeds)
 
 
-def evaluate_each(args: argparse.Namespace, device: torch.device) -> list[tuple[argparse.Namespace, Evaluation]]:
+def evaluate_each(
+    args: argparse.Namespace, device: torch.device, fine_tuning: FineTuning | None = None
+) -> list[tuple[argparse.Namespace, Evaluation]]:
     """`evaluate` for each model alone, with its arguments, from one reading of the images."""
     inputs = read_inputs(args, device)
     apart = {}
     with fail_together():
         for name, shown in inputs.names.items():
             own = argparse.Namespace(**{**vars(args), "models": [name], "output_dir": args.output_dir[shown]})
-            apart[shown] = (own, inputs.alone(name), prepare(own, inputs.alone(name)))
+            apart[shown] = (own, inputs.alone(name), prepare(own, inputs.alone(name), fine_tuning))
     evaluated = next(iter(apart.values()))[2].evaluated
     analyses = {shown: measured.all for shown, (_, _, measured) in apart.items()}
     speeds = evaluate_together(inputs.models, evaluated, analyses, args.batch_size, args.cache_dir)
@@ -113,9 +119,11 @@ class Measured(NamedTuple):
         return self.zero_shot.evaluated if self.curve is None else self.curve.evaluated
 
 
-def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
+def prepare(args: argparse.Namespace, inputs: Inputs, fine_tuning: FineTuning | None = None) -> Measured:
     """The scores and analyses that the arguments ask for, checked before any image is embedded."""
     check_models(args, inputs)
+    if fine_tuning is not None:
+        fine_tuning.check(args.models[0])
     analyses = make_analyses(args, inputs)
     readers = read_labels_of_radiologists(args, inputs)
     source = read_transfer_source(args, inputs)
@@ -134,7 +142,9 @@ def prepare(args: argparse.Namespace, inputs: Inputs) -> Measured:
     if inputs.learning is not None:
         learned, num_seen = inputs.learning
         evaluated = [*zero_shot.evaluated, learned]
-        curve = LearningCurve(evaluated, args.learning_curve, num_seen, Resampling(args.n_bootstrap, args.seed))
+        resampling = Resampling(args.n_bootstrap, args.seed)
+        fine_tuned = fine_tuning, str(args.models[0])
+        curve = LearningCurve(evaluated, args.learning_curve, num_seen, resampling, *fine_tuned)
     return Measured(zero_shot, analyses, readers, source, curve)
 
 

@@ -1,23 +1,22 @@
-"""How few images do I need? Probes of the frozen embeddings, trained on few patients, against zero-shot scores.
+"""How few images do I need? Classifiers that learn from few patients, against zero-shot scores.
 
 For 10, 30, 100, 300, ... patients of another split, drawn several times, a linear probe and a k-NN classifier learn
-each finding from the embeddings of the images, and score the evaluated images. Every image is embedded once. The draws
-are nested: the 30 patients of a draw are its 10 and 20 others.
+each finding from the frozen embeddings of the images, and score the evaluated images. Every image is embedded once. On
+request, the image tower learns too, from the same patients. The draws are nested: the 30 patients of a draw are its 10
+and 20 others. The evaluated images choose nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from evaluation_tier.analyses.probes import Learned, choose_inverse_penalty, knn_scores, probe_scores
 from evaluation_tier.models.embedding import Embedders, Outputs
 from evaluation_tier.models.families import scores_itself
 from evaluation_tier.models.loading import is_classifier
@@ -29,11 +28,24 @@ from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling,
 
 DRAWS = 5
 
-INVERSE_PENALTY = 0.01  # of the logistic regression, on standardised embeddings; see docs/learning_curve.md
+# The scores (tested, findings) of a classifier that learns from these rows with a seed, and the settings it has chosen
+Method = Callable[[np.ndarray, int], tuple[np.ndarray, dict[str, float]]]
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # of the weighted k-NN of Wu et al. 2018 (1805.01978), with DINO's k (2104.14294)
 
-METHODS = ("linear_probe", "knn")
+class FineTuning(Protocol):
+    """Trains image towers. The command brings one, because this package does not know those that train."""
+
+    @property
+    def steps(self) -> int:
+        """Of each training."""
+
+    def check(self, model: str) -> None:
+        """ValueError for a model whose image tower it cannot train."""
+
+    def score(
+        self, model: str, drawn: datasets.Dataset, findings: Sequence[str], tested: datasets.Dataset, seed: int
+    ) -> np.ndarray:
+        """The logits (tested, findings) of the model's image tower and a new head, both trained on `drawn`."""
 
 
 class Embeddings:
@@ -74,12 +86,16 @@ class LearningCurve:
         split: its name.
         num_seen: how many of its images the model was trained on.
         resampling: number and seed for the interval of the zero-shot score; the seed is that of the draws, too.
+        fine_tuning: trains the image tower too, if given.
+        model: to fine-tune, as the user named it.
     """
 
     evaluated: Sequence[datasets.Dataset]
     split: str
     num_seen: int = 0
     resampling: Resampling = PATIENT_BOOTSTRAP
+    fine_tuning: FineTuning | None = None
+    model: str = ""
 
     def start(self, name: str, model: PreTrainedModel, processor: ProcessorMixin) -> list[Embeddings]:
         check_embeds_images(name, model)
@@ -98,7 +114,8 @@ class LearningCurve:
             `split`, `n_images`, `n_patients` and `n_seen` of the images to learn from, `n_draws`, `findings`,
             `zero_shot` (`auroc`, `auroc_ci95`), and under `methods` for each method a list of points: `n_patients`,
             `n_images` (mean), `auroc` (mean of the draws), `lowest`, `highest`, `draws` (each draw's mean over the
-            findings), `findings` (by name, each draw's AUROC), `n_one_class` (findings without both classes, mean).
+            findings), `findings` (by name, each draw's AUROC), `n_one_class` (findings without both classes, mean),
+            and of the linear probe `inverse_penalties` (of each draw). With fine-tuning also `fine_tuning_steps`.
             `reaches_zero_shot`: the first number of patients from which on every point is at least as good.
 
         Raises:
@@ -112,28 +129,65 @@ class LearningCurve:
                 "name a split with labels."
             )
         images = self.embeddings[-1].image.values
-        readable = ~np.isnan(images).any(axis=1)
-        if not readable.any():
+        readable = np.flatnonzero(~np.isnan(images).any(axis=1))
+        if not len(readable):
             raise ValueError(f"No image of the split {self.split!r} of --learning_curve decodes: name another one.")
-        learned = Learned(images[readable], read_labels(train, findings)[readable])
-        patients = np.array(train["patient_id"][:])[readable].astype(str)
-        tested = self.embeddings[0].image.values[predictions.index]
+        patients = np.array(train["patient_id"][:]).astype(str)
+        learned = Learned(images, read_labels(train, findings), patients)[readable]
         labels = np.stack([predictions[f"label_{name}"].to_numpy() for name in findings], axis=1)
-        points = measure_points(learned, patients, tested, labels, self.resampling.seed)
+        methods = self.make_methods(learned, train.select(readable), predictions.index.to_numpy(), findings)
+        points = measure_points(methods, learned, labels, self.resampling.seed)
         zero_shot = self.measure_zero_shot(predictions, findings, labels)
-        methods = {name: [describe(point, findings) for point in points[name]] for name in METHODS}
+        described = {name: [describe(point, findings) for point in points[name]] for name in points}
         return {
             "dataset": metrics["dataset"],
             "split": self.split,
-            "n_images": len(patients),
-            "n_patients": len(set(patients)),
+            "n_images": len(learned.patients),
+            "n_patients": len(set(learned.patients)),
             "n_seen": self.num_seen,
             "n_draws": DRAWS,
+            **({} if self.fine_tuning is None else {"fine_tuning_steps": self.fine_tuning.steps}),
             "findings": findings,
             "zero_shot": zero_shot,
-            "methods": methods,
-            "reaches_zero_shot": {name: find_reached(methods[name], zero_shot["auroc"]) for name in METHODS},
+            "methods": described,
+            "reaches_zero_shot": {name: find_reached(described[name], zero_shot["auroc"]) for name in described},
         }
+
+    def make_methods(
+        self, learned: Learned, records: datasets.Dataset, tested_rows: np.ndarray, findings: Sequence[str]
+    ) -> dict[str, Method]:
+        """
+        The classifiers by name.
+
+        Args:
+            learned: to draw from.
+            records: of the same images.
+            tested_rows: the evaluated images, rows of the first data set.
+            findings: to learn.
+        """
+        tested = self.embeddings[0].image.values[tested_rows]
+
+        def probe(rows: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+            inverse_penalty = choose_inverse_penalty(learned[rows], seed)
+            return probe_scores(learned[rows], tested, inverse_penalty), {"inverse_penalties": inverse_penalty}
+
+        def vote(rows: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+            return knn_scores(learned[rows], tested), {}
+
+        methods: dict[str, Method] = {"linear_probe": probe, "knn": vote}
+        if self.fine_tuning is None:
+            return methods
+        train, images = self.fine_tuning, self.evaluated[0].select(tested_rows)
+
+        def fine_tune(rows: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+            scores = np.zeros((len(tested), len(findings)))  # chance, for a finding without both classes
+            learnable = np.flatnonzero(learned[rows].has_both_classes())
+            if len(learnable):
+                names = [findings[i] for i in learnable]
+                scores[:, learnable] = train.score(self.model, records.select(rows), names, images, seed)
+            return scores, {}
+
+        return {**methods, "fine_tuning": fine_tune}
 
     def measure_zero_shot(self, predictions: pd.DataFrame, findings: Sequence[str], labels: np.ndarray) -> dict:
         """The mean AUROC of the evaluation's own scores over the findings, with its interval."""
@@ -142,17 +196,6 @@ class LearningCurve:
         point = bootstrap(labels, scores, np.ones((1, len(labels))))["auroc"][0]
         mean, resampled = mean_over_findings(point, bootstrap(labels, scores, draws)["auroc"])
         return {"auroc": mean, "auroc_ci95": percentile_interval(resampled).tolist()}
-
-
-@dataclass
-class Learned:
-    """Images to learn from."""
-
-    images: np.ndarray  # (images, dim)
-    labels: np.ndarray  # (images, findings): 1, 0, -1 or NaN
-
-    def __getitem__(self, rows: np.ndarray) -> "Learned":
-        return Learned(self.images[rows], self.labels[rows])
 
 
 def choose_sizes(num_patients: int) -> list[int]:
@@ -165,65 +208,38 @@ def choose_sizes(num_patients: int) -> list[int]:
 
 
 def measure_points(
-    learned: Learned, patients: np.ndarray, tested: np.ndarray, labels: np.ndarray, seed: int
+    methods: Mapping[str, Method], learned: Learned, labels: np.ndarray, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """By method, for each number of patients: `n_patients`, `n_images`, `aurocs` and `one_class` (draws, findings)."""
-    units, unit_of_image = np.unique(patients, return_inverse=True)
+    """
+    By method, for each number of patients: `n_patients`, `n_images`, `aurocs` and `one_class` (draws, findings), and
+    `chosen`, by setting a list of what the method has chosen in each draw.
+    """
+    units, unit_of_image = np.unique(learned.patients, return_inverse=True)
     orders = [np.random.default_rng([seed, draw]).permutation(len(units)) for draw in range(DRAWS)]
     sizes = choose_sizes(len(units))
-    points: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
-    with tqdm(total=len(sizes) * DRAWS, desc="Learning curve", unit=" draws", disable=None) as bar:
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    with tqdm(total=(len(sizes) - 1) * DRAWS + 1, desc="Learning curve", unit=" draws", disable=None) as bar:
         for size in sizes:
             draws = [np.flatnonzero(np.isin(unit_of_image, order[:size])) for order in orders]
             if size == len(units):  # all draws are the same
                 draws = draws[:1]
-            found: dict[str, list] = {name: [] for name in METHODS}
-            for rows in draws:
-                drawn = learned[rows]
-                for name, score in zip(METHODS, (probe_scores, knn_scores), strict=True):
-                    scores = score(drawn, tested)
-                    found[name].append([auroc(labels[:, i], scores[:, i]) for i in range(labels.shape[1])])
+            found: dict[str, list] = {name: [] for name in methods}
+            for draw, rows in enumerate(draws):
+                for name, score in methods.items():
+                    scores, settings = score(rows, seed + draw)
+                    found[name].append(([auroc(labels[:, i], scores[:, i]) for i in range(labels.shape[1])], settings))
                 bar.update()
-            one_class = [
-                [not {0, 1} <= set(column[(column == 0) | (column == 1)]) for column in learned.labels[rows].T]
-                for rows in draws
-            ]
-            for name in METHODS:
-                known = {"n_patients": size, "n_images": float(np.mean([len(rows) for rows in draws]))}
-                points[name].append({**known, "aurocs": np.array(found[name]), "one_class": np.array(one_class)})
+            known = {
+                "n_patients": size,
+                "n_images": float(np.mean([len(rows) for rows in draws])),
+                "one_class": np.array([~learned[rows].has_both_classes() for rows in draws]),
+            }
+            for name, of_draws in found.items():
+                chosen = {key: [settings[key] for _, settings in of_draws] for key in of_draws[0][1]}
+                points[name].append(
+                    {**known, "aurocs": np.array([values for values, _ in of_draws]), "chosen": chosen}
+                )
     return points
-
-
-def probe_scores(drawn: Learned, tested: np.ndarray) -> np.ndarray:
-    """
-    The logits of a logistic regression for each finding, (tested, findings); 0 for all images if the drawn ones lack a
-    class, so that its AUROC is that of chance.
-    """
-    scaler = StandardScaler().fit(drawn.images)
-    images, tested = scaler.transform(drawn.images), scaler.transform(tested)
-    scores = np.zeros((len(tested), drawn.labels.shape[1]))
-    for i, column in enumerate(drawn.labels.T):
-        known = (column == 0) | (column == 1)
-        if len(set(column[known])) == 2:
-            probe = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(images[known], column[known])
-            scores[:, i] = probe.decision_function(tested)
-    return scores
-
-
-def knn_scores(drawn: Learned, tested: np.ndarray) -> np.ndarray:
-    """
-    For each finding the share of the nearest images that have it, weighted by exp(cosine / `TEMPERATURE`), (tested,
-    findings); 0 if the drawn images lack a class.
-    """
-    scores = np.zeros((len(tested), drawn.labels.shape[1]))
-    for i, column in enumerate(drawn.labels.T):
-        known = (column == 0) | (column == 1)
-        if len(set(column[known])) == 2:
-            search = NearestNeighbors(n_neighbors=min(NEIGHBOURS, known.sum()), metric="cosine")
-            distances, nearest = search.fit(drawn.images[known]).kneighbors(tested)
-            weights = np.exp(-distances / TEMPERATURE)
-            scores[:, i] = (weights * column[known][nearest]).sum(axis=1) / weights.sum(axis=1)
-    return scores
 
 
 def describe(point: Mapping, findings: Sequence[str]) -> dict[str, Any]:
@@ -238,6 +254,7 @@ def describe(point: Mapping, findings: Sequence[str]) -> dict[str, Any]:
         "draws": means,
         "findings": {name: point["aurocs"][:, i].tolist() for i, name in enumerate(findings)},
         "n_one_class": float(point["one_class"].sum(axis=1).mean()),
+        **point["chosen"],
     }
 
 

@@ -25,8 +25,10 @@ def plot_learning_curve(results: Mapping, path: str | Path) -> Path:
         axes.axhspan(low, high, color=GREY, alpha=0.15, linewidth=0)
         axes.axhline(as_float(zero_shot["auroc"]), color="black", linewidth=1.5, linestyle=DASHED, label="Zero-shot")
         sizes: list[int] = []
-        for colour, marker, (name, label) in zip(COLOURS, "os", CURVES.items(), strict=False):
-            points = results["methods"][name]
+        for colour, marker, (name, label) in zip(COLOURS, "os^", CURVES.items(), strict=False):
+            points = results["methods"].get(name, ())
+            if not points:
+                continue
             sizes = [point["n_patients"] for point in points]
             lowest, highest, mean = (
                 [as_float(point[key]) for point in points] for key in ("lowest", "highest", "auroc")

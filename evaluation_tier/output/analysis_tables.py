@@ -295,7 +295,7 @@ def transfer_sentence(transfer: Mapping) -> str:
     return f"{kept} For {transfer['n_lost']}, the whole interval lies below."
 
 
-CURVES = {"linear_probe": "Linear probe", "knn": "k-NN"}
+CURVES = {"linear_probe": "Linear probe", "knn": "k-NN", "fine_tuning": "Fine-tuning"}
 
 
 def learning_curve_tables(curve: Mapping) -> list[Table]:
@@ -306,13 +306,17 @@ def learning_curve_tables(curve: Mapping) -> list[Table]:
     rows = []
     for of_size in zip(*points.values(), strict=True):
         first = of_size[0]
-        cells = (format_estimate(point["auroc"], (point["lowest"], point["highest"])) for point in of_size)
+        ranges = ((point["lowest"], point["highest"]) if len(point["draws"]) > 1 else None for point in of_size)
+        cells = (format_estimate(point["auroc"], of_draws) for point, of_draws in zip(of_size, ranges, strict=True))
         images, lacking = f"{first['n_images']:,.0f}", f"{first['n_one_class']:.1f}"
         rows.append((f"{first['n_patients']:,}", images, *cells, lacking))
     zero_shot = curve["zero_shot"]
+    steps = curve.get("fine_tuning_steps")
+    fine_tuned = f", and the image tower itself, trained for {steps:,} steps" if steps else ""
     note = (
-        f"Classifiers of the frozen embeddings that learn from patients of the split {curve['split']!r}. AUROC, mean "
-        f"over {len(curve['findings'])} findings and {curve['n_draws']} draws (lowest and highest draw). Zero-shot: "
+        f"Classifiers that learn from patients of the split {curve['split']!r}: linear probe and k-NN of the frozen "
+        f"embeddings{fine_tuned}. AUROC, mean over {len(curve['findings'])} findings and {curve['n_draws']} draws "
+        f"(lowest and highest draw). Zero-shot: "
         f"{format_estimate(zero_shot['auroc'], zero_shot['auroc_ci95'])}. {curve_sentence(curve)} A finding of which "
         "the drawn images lack a class counts as chance, 0.5; the last column has their mean number."
     )
