@@ -27,9 +27,9 @@ SMALLER = {
         "--max_train_images 96 --max_steps 3 --per_device_train_batch_size 12 --min_positives 1 --logging_steps 1 "
         "--report_to none --use_cpu true --dataloader_num_workers 0"
     ),
-    "eval_zeroshot": shlex.split("--n_bootstrap 20 --min_positives 1 --max_images 40"),
-    "rank_checkpoints": shlex.split("--n_bootstrap 20 --min_positives 1"),
-    "compare_results": shlex.split("--n_bootstrap 20"),
+    "eval_zeroshot": shlex.split("--n_bootstrap 50 --min_positives 1 --max_images 40"),
+    "rank_checkpoints": shlex.split("--n_bootstrap 50 --min_positives 1"),
+    "compare_results": shlex.split("--n_bootstrap 50"),
 }
 SMALL_PHANTOM = "phantom:num_images=40,image_size=64"
 
