@@ -12,13 +12,14 @@ RECIPE ?= $(if $(filter phantom,$(DATA)),configs/demo-phantom.yaml,configs/demo.
 TABLE := $(if $(findstring command line,$(origin COLUMNS)),--columns $(COLUMNS))
 # Positives that a finding needs in the table of results: small data of your own may have few
 MIN_POSITIVES ?= $(if $(filter phantom,$(DATA)),10,1)
+MODEL ?= runs/phantom
 # Of your own data: their validation split, or else what the training set aside
 SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help env browser demo test slow lint docs bench clean
+.PHONY: help env browser demo app test slow lint docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -30,6 +31,7 @@ help:  ## Show this list
 	@echo '  SPLIT          split to evaluate (default: test of the phantom, validation or the held-out part of other data)'
 	@echo '  MIN_POSITIVES  positives that an evaluated finding needs (default: 10 on the phantom, 1 on other data)'
 	@echo '  OUT            folder of the run (default: runs/ and the name of DATA)'
+	@echo '  MODEL          of app: folder of a model (default: runs/phantom)'
 	@echo '  PYTHON, VENV   the Python that makes the environment, and the folder of the environment'
 
 env: $(VENV)/.installed  ## Make the environment (.venv) with the versions of constraints.txt
@@ -53,6 +55,10 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(TABLE) $(if $(SPLIT),--split $(SPLIT)) \
 		--min_positives $(MIN_POSITIVES) --output_dir $(OUT)-evaluation \
 		--figures --model_card
+
+app: env  ## Open the page (tier-app) of MODEL, by default that of make demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'
+	$(BIN)/python app.py $(MODEL)
 
 test: env lint  ## Check the code and run the fast tests
 	$(PYTEST)
