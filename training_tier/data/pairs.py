@@ -1,5 +1,7 @@
 """Records to pairs of pixels and text: a new random version in each epoch, and yet reproducible."""
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -33,6 +35,8 @@ class PairOptions:
         sample_sentences (`bool`, *optional*, defaults to `False`): see [`sample_text`].
         sentences_per_image (`int`, *optional*, defaults to 0): instead of one `text`, each pair has this many `texts`
             and their `groups`, see [`draw_sentences`]. 0 for one text.
+        rare_sentences (`float`, *optional*, defaults to 0.0): how much rarer sentences of the records are preferred
+            in drawing `sentences_per_image`, see [`draw_sentences`].
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
         hard_negatives (`bool`, *optional*, defaults to `False`):
@@ -49,6 +53,7 @@ class PairOptions:
     deidentified: str = "keep"
     sample_sentences: bool = False
     sentences_per_image: int = 0
+    rare_sentences: float = 0.0
     soft_targets: bool = False
     hard_negatives: bool = False
     augmentation: str = "none"
@@ -85,6 +90,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.options = options
         self.epoch = 0
         self.groups = duplicate_groups(self.texts()) if options.soft_targets else None
+        self.sentence_counts = self.count_sentences() if options.rare_sentences else None
         # CheXzero's pixels are resampled after normalisation and do not fit into 8 bits.
         float_pixels = image_processor.geometry == "pad" and image_processor.resize_edge is not None
         self.output_dtype = "float32" if float_pixels else "uint8"
@@ -117,6 +123,11 @@ class PairDataset(torch.utils.data.Dataset):
             if self.options.hard_negatives:
                 yield from contradict_texts(texts, whole_report(record))
 
+    def count_sentences(self) -> Counter[int]:
+        """In how many records each sentence stands, by the groups of [`distinct_sentences`]."""
+        records = self.records.select_columns(list(SECTIONS))
+        return Counter(itertools.chain.from_iterable(map(distinct_sentences, records)))
+
     def use_features(self, features: ImageFeatures) -> None:
         """From now on, pairs have a `vision_hidden_state` in place of `pixel_values`, and no image is read."""
         self.features = features
@@ -139,7 +150,8 @@ class PairDataset(torch.utils.data.Dataset):
         except ValueError as error:
             return {**pair, "error": str(error)}
         if self.options.sentences_per_image:
-            pair["texts"], pair["groups"] = draw_sentences(record, self.options.sentences_per_image, rng)
+            count, counts, rarity = self.options.sentences_per_image, self.sentence_counts, self.options.rare_sentences
+            pair["texts"], pair["groups"] = draw_sentences(record, count, rng, counts, rarity)
         elif self.options.sample_sentences:
             pair["text"] = sample_text(record, rng)
         else:
@@ -204,7 +216,13 @@ def distinct_sentences(record: Mapping) -> dict[int, str]:
     return distinct
 
 
-def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tuple[list[str], list[int]]:
+def draw_sentences(
+    record: Mapping,
+    count: int,
+    rng: np.random.Generator,
+    sentence_counts: Mapping[int, int] | None = None,
+    rarity: float = 0.0,
+) -> tuple[list[str], list[int]]:
     """
     Sentences of the impression and the findings, drawn without replacement. Sentences that say the same count once. A
     report with fewer sentences gives all of them, and repeats in another order until there are enough.
@@ -213,6 +231,9 @@ def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tup
         record (`Mapping`): with the columns `impression` and `findings`, at least one of them not empty.
         count (`int`): how many sentences.
         rng (`np.random.Generator`): the source of all randomness.
+        sentence_counts (`Mapping`, *optional*): in how many records each group stands.
+        rarity (`float`, *optional*, defaults to 0.0): a sentence of n records is drawn next with a probability
+            proportional to n ** -rarity.
 
     Returns:
         `tuple`: the sentences, and for each its group, which all sentences that say the same share (see
@@ -222,6 +243,11 @@ def draw_sentences(record: Mapping, count: int, rng: np.random.Generator) -> tup
     groups = list(distinct)
     drawn: list[int] = []
     while len(drawn) < count:
-        drawn.extend(groups[i] for i in rng.permutation(len(groups)))
+        if rarity:  # the smallest of exponential times with these rates comes first
+            counts = np.array([sentence_counts[group] for group in groups], float)
+            order = np.argsort(rng.exponential(size=len(groups)) * counts**rarity)
+        else:
+            order = rng.permutation(len(groups))
+        drawn.extend(groups[i] for i in order)
     drawn = drawn[:count]
     return [distinct[group] for group in drawn], drawn

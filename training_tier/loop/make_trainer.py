@@ -55,6 +55,7 @@ def make_contrastive_trainer(
         as_read,
         sample_sentences=data_arguments.sample_sentences,
         sentences_per_image=data_arguments.sentences_per_image,
+        rare_sentences=data_arguments.rare_sentences,
         soft_targets=data_arguments.soft_targets,
         hard_negatives=data_arguments.hard_negatives,
         augmentation=data_arguments.augmentation,

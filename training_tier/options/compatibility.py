@@ -27,11 +27,10 @@ if TYPE_CHECKING:  # these modules import this one
 CONTRASTIVE_OPTIONS = (
     *("text_warmup_epochs", "freeze_text_tower", "frozen_text_layers", "frozen_vision_layers", "text_lr_scale"),
     *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
-    *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
-    *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
+    *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps", "image_head_dropout"),
+    *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives", "rare_sentences"),
     *("text", "text_pooling", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features", "text_lora_rank"),
-    "image_head_dropout",
 )
 
 TABLE_OPTIONS = ("columns", "image_root", "sheet", "label_values")
@@ -123,6 +122,8 @@ def rules_on_texts(data: "DataArguments") -> Iterator[str]:
     if name and data.deidentified not in ("keep", "remove"):
         yield f"deidentified={data.deidentified!r} has no effect with {name}, which removes the marks; leave it out."
     yield from rules_on_views_with_hard_negatives(data)
+    if data.rare_sentences and not data.sentences_per_image:
+        yield f"rare_sentences={data.rare_sentences:g} has no effect without --sentences_per_image; add it."
     if not data.sentences_per_image:
         return
     given = f"sentences_per_image={data.sentences_per_image}"
@@ -394,7 +395,7 @@ def rules_on_chunks(training: "TierTrainingArguments", launch: Launch, image_vie
 
 def rules_on_text_groups(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.group_texts and (training.torch_compile or launch.fsdp or launch.deepspeed):
-        yield (
-            "group_texts makes batches of many shapes, which differ between processes; torch_compile, FSDP and "
-            "DeepSpeed do not support this. Leave it out."
+        reason = (
+            "makes batches of many shapes, which differ between processes; torch_compile, FSDP and DeepSpeed do not"
         )
+        yield f"group_texts {reason} support this. Leave it out."

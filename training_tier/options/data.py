@@ -75,6 +75,13 @@ class DataArguments:
             "evaluation's loss still uses one text per image. For example 3."
         },
     )
+    rare_sentences: float = field(
+        default=0.0,
+        metadata={
+            "help": "How much --sentences_per_image prefers rare sentences (0: not). One that n training reports have is "
+            "drawn with a weight of 1 / n to this power. For example 1: rare sentences say more about an image."
+        },
+    )
     avoid_duplicates: bool = field(
         default=False,
         metadata={

@@ -27,7 +27,15 @@ GROUPS = {
     "data": (
         *("data", "columns", "image_root", "sheet", "label_values", "train_split", "eval_split", "eval_fraction"),
         *("views", "max_train_images", "label_fraction", "text", "deidentified", "sample_sentences"),
-        *("sentences_per_image", "augmentation", "image_views", "streaming", "shuffle_buffer", "image_cache"),
+        *(
+            "sentences_per_image",
+            "rare_sentences",
+            "augmentation",
+            "image_views",
+            "streaming",
+            "shuffle_buffer",
+            "image_cache",
+        ),
         "cache_features",
     ),
     "loss": (

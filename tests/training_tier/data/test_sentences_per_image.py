@@ -35,6 +35,31 @@ def test_each_sentence_is_drawn_once_and_about_equally_often():
     assert all(150 <= count <= 250 for count in drawn.values())
 
 
+def test_rare_sentences_are_drawn_in_proportion_to_one_over_their_counts():
+    counts = {text_hash(text): n for text, n in zip(sorted(SENTENCES), (1, 2, 5, 10), strict=True)}
+    for rarity in (1.0, 0.5):
+        generator, drawn = np.random.default_rng(0), collections.Counter()
+        for _ in range(4000):
+            drawn.update(draw_sentences(REPORT, 1, generator, counts, rarity)[0])
+        weights = {text: counts[text_hash(text)] ** -rarity for text in SENTENCES}
+        expected = {text: 4000 * weight / sum(weights.values()) for text, weight in weights.items()}
+        assert all(abs(drawn[text] - count) < 4 * count**0.5 for text, count in expected.items())
+    assert set(draw_sentences(REPORT, 4, generator, counts, 1.0)[0]) == SENTENCES  # none twice
+
+
+def test_the_counts_are_those_of_the_training_records(records, image_processor):
+    dataset = PairDataset(records, image_processor, PairOptions(sentences_per_image=2, rare_sentences=1.0))
+    sentences = [
+        {text_hash(text) for section in ("impression", "findings") for text in split_sentences(record[section] or "")}
+        for record in records
+    ]
+    assert dataset.sentence_counts == collections.Counter(group for groups in sentences for group in groups)
+    assert max(dataset.sentence_counts.values()) > 1
+    assert dataset[0]["texts"] == dataset[0]["texts"] and len(set(dataset[0]["groups"])) == 2
+    with pytest.raises(ValueError, match="^rare_sentences=1 has no effect without --sentences_per_image; add it.$"):
+        DataArguments(data="phantom", rare_sentences=1)
+
+
 def test_a_short_report_gives_all_its_sentences_and_repeats():
     assert set(draw(REPORT, 4, 0)[0]) == SENTENCES
     texts, groups = draw(REPORT, 6, 0)
