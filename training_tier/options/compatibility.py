@@ -395,7 +395,5 @@ def rules_on_chunks(training: "TierTrainingArguments", launch: Launch, image_vie
 
 def rules_on_text_groups(training: "TierTrainingArguments", launch: Launch) -> Iterator[str]:
     if training.group_texts and (training.torch_compile or launch.fsdp or launch.deepspeed):
-        reason = (
-            "makes batches of many shapes, which differ between processes; torch_compile, FSDP and DeepSpeed do not"
-        )
-        yield f"group_texts {reason} support this. Leave it out."
+        reason = "makes batches of many shapes, which differ between processes"
+        yield f"group_texts {reason}; torch_compile, FSDP and DeepSpeed do not support this. Leave it out."

@@ -78,8 +78,8 @@ class DataArguments:
     rare_sentences: float = field(
         default=0.0,
         metadata={
-            "help": "How much --sentences_per_image prefers rare sentences (0: not). One that n training reports have is "
-            "drawn with a weight of 1 / n to this power. For example 1: rare sentences say more about an image."
+            "help": "How much --sentences_per_image prefers rare sentences (0: not). One that n training reports have "
+            "is drawn with a weight of 1 / n to this power. For example 1: rare sentences say more about an image."
         },
     )
     avoid_duplicates: bool = field(
