@@ -24,8 +24,8 @@ def test_the_picture_is_small(tmp_path, capsys):
     pytest.importorskip("playwright", reason="playwright drives the browser: make slow installs it")
     model = save_tiny_clip(tmp_path / "tiny", 0, image_pooling="patch_mean")
     (tmp_path / "temporary").mkdir()
-    with page_server([model], tmp_path / "temporary") as address:
-        page_picture.main([address, str(tmp_path / "page.png")])
+    with page_server([model], tmp_path / "temporary") as served:
+        page_picture.main([served.address, str(tmp_path / "page.png")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
         assert picture.size == (page_picture.WIDTH, page_picture.HEIGHT)

@@ -31,10 +31,15 @@ def temporary(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(model_folder, temporary, tmp_path_factory):
+def served(model_folder, temporary, tmp_path_factory):
     second = save_tiny_clip(tmp_path_factory.mktemp("second") / "other", 1, image_pooling="patch_mean")
-    with page_server([model_folder, second], temporary) as address:
-        yield address
+    with page_server([model_folder, second], temporary) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def address(served):
+    return served.address
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_upload_ask_click_and_download(page, address, temporary, tmp_path):
+def test_upload_ask_click_and_download(page, served, temporary):
     drop(page, "chest.dcm", make_dicom(np.random.default_rng(0).integers(0, 4096, (60, 50))))
     assert "chest.dcm (" in page.inner_text(".tier-file")
     page.fill("textarea", "Moderate right effusion.")
@@ -121,8 +126,9 @@ def test_upload_ask_click_and_download(page, address, temporary, tmp_path):
     page.wait_for_selector('[data-row="finding Edema."]')
     assert files_in(temporary) == []
     assert page.evaluate("indexedDB.databases()") == [] and page.errors == []
-    foreign = [url for url in page.requested if not url.startswith((f"{address}/", "data:", "blob:"))]
+    foreign = [url for url in page.requested if not url.startswith((f"{served.address}/", "data:", "blob:"))]
     assert page.requested and foreign == []
+    assert served.log.empty()  # nothing of the question is logged
 
 
 def test_a_bad_file_gets_a_sentence(page, temporary):
