@@ -4,6 +4,7 @@
     tier-predict runs/mine a.png b.jpg --findings Cardiomegaly "Pleural Effusion" --output_dir predictions
     tier-predict runs/mine-onnx folder_of_images --output_dir predictions    # a model that tier-export wrote
     tier-predict owner/name folder --prompts my_sentences.yaml --top_k 3 --output_dir predictions
+    tier-predict --adapter my_file.py:make chest.dcm
 
 Images are files (DICOM, PNG, JPEG, TIFF) and folders, which are searched with all their folders. Prints a table. With
 --output_dir, also writes predictions.json, predictions.csv and overlays/, a picture of each image with the heat-map of
@@ -24,9 +25,24 @@ COMMAND = command_name("tier-predict", __file__)
 def build_parser() -> Parser:
     parser = Parser(COMMAND, __doc__)
     parser.add_argument(
-        "model", metavar="MODEL", help="model folder, or a name on the Hub (owner/name or owner/name@revision)"
+        "model",
+        metavar="MODEL",
+        help="model folder, or a name on the Hub (owner/name or owner/name@revision): any model of images and texts "
+        "that tier-eval takes (docs/models.md)",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder of radiographs")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="MODEL is FILE.py:FUNCTION, a function of your own Python file that returns a model "
+        "(docs/own_model.md). FILE.py:FUNCTION=NAME calls FUNCTION with NAME",
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python code that the model brings. Needs a folder, or owner/name@ and the 40 hexadecimal digits "
+        "of a commit: read its code before. Without this option such code never runs",
+    )
     parser.add_argument(
         "--findings",
         nargs="+",
@@ -71,6 +87,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
+    if ".py:" in args.model and not args.adapter:
+        raise ValueError(f"{args.model} looks like a Python file that makes a model: add --adapter.")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be a number from 0 to 1, but is {args.threshold:g}.")
     if args.output_dir is None:

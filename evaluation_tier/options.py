@@ -16,8 +16,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="model folder, or a name on the Hub (owner/name or owner/name@revision); several models form one "
-        "ensemble, whose scores are averaged",
+        help="model folder, a name on the Hub (owner/name or owner/name@revision), or the weights of an OpenCLIP "
+        "folder; several models form one ensemble, whose scores are averaged",
     )
     add_model_options(parser.add_argument_group("models"))
     add_data_options(parser.add_argument_group("data"))
@@ -319,6 +319,10 @@ def check_models(args: argparse.Namespace) -> None:
     for name in args.models:
         if ".py:" in name:
             raise ValueError(f"{name} looks like a Python file that makes a model: pass it as --adapter {name}.")
+    if any(Path(name).is_file() for name in args.models):
+        from evaluation_tier.models.openclip import folder_of_file  # which takes a while to import
+
+        args.models = [str(folder_of_file(name)) for name in args.models]
     if args.adapter:
         from evaluation_tier.models.adapters import AdapterName  # which takes a while to import
 

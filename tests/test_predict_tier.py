@@ -1,11 +1,13 @@
 """The command tier-predict: table, files, overlays, bad files, thresholds."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from own_code import keep_modules_in, save_own_code
 from PIL import Image
 from pipeline_checks import encode, make_dicom, make_image
 from tiny_models import save_tiny_clip
@@ -161,3 +163,61 @@ def test_bad_files_are_skipped(model, folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(model), str(tmp_path / "empty")])
     assert f"error: The folder {tmp_path / 'empty'} does not hold an image (PNG," in capsys.readouterr().err
+
+
+OWN = """
+import torch
+
+class Model:
+    def preprocess(self, image):
+        return torch.tensor([float(image.convert("L").resize((1, 1)).getpixel((0, 0)))])
+    def embed_images(self, pixels):
+        return torch.cat([pixels, torch.full_like(pixels, 100)], dim=1)
+    def embed_texts(self, texts):
+        return torch.tensor([[0.0, 1.0] if "no " in text.lower() else [1.0, 0.0] for text in texts])
+
+def make(name="x"):
+    return Model()
+"""
+
+
+def test_the_model_of_a_file(folder, tmp_path, capsys, caplog):
+    mine, out = tmp_path / "mine.py", tmp_path / "out"
+    mine.write_text(OWN)
+    (tmp_path / "grey.png").write_bytes(encode(Image.new("L", (64, 48), 200)))
+    prompts = tmp_path / "prompts.yaml"
+    prompts.write_text('findings: {Edema: {positive: ["Edema."], negative: ["No edema."]}}')
+    options = [str(tmp_path / "grey.png"), "--prompts", str(prompts), "--output_dir", str(out)]
+    main(["--adapter", f"{mine}:make=y", *options])
+    told = predictions(out)
+    digest = hashlib.sha256(mine.read_bytes()).hexdigest()
+    assert told["adapter"] == {"file": "mine.py", "sha256": digest, "function": "make"}
+    assert told["model"] == "mine.py:make=y" and "commit" not in told and "remote_code" not in told
+    [finding] = told["images"][0]["findings"]
+    difference = (200 - 100) / np.hypot(200, 100)
+    assert finding == {
+        "label": "Edema",
+        "score": pytest.approx(1 / (1 + np.exp(-difference)), abs=1e-6),
+        "calibrated": False,
+    }
+    assert "No overlays. A UserModel does not give heat-maps." in caplog.text and not (out / "overlays").exists()
+    for arguments, message in (
+        ([f"{mine}:make"], f"{mine}:make looks like a Python file that makes a model: add --adapter."),
+        (["--adapter", "runs/mine"], "--adapter takes FILE.py:FUNCTION or FILE.py:FUNCTION=NAME, but is 'runs/mine'."),
+        ([str(mine)], f"The model {mine} is a file, and only open_clip_config.json beside weights of OpenCLIP says"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, str(folder / "a.png")])
+        assert exit_.value.code == 2 and f"error: {message}" in capsys.readouterr().err
+
+
+def test_code_of_the_model_runs_only_when_asked(folder, tmp_path, capsys, monkeypatch):
+    keep_modules_in(tmp_path / "modules", monkeypatch)
+    model, ran, out = save_own_code(tmp_path / "mine", tmp_path / "ran"), tmp_path / "ran", tmp_path / "out"
+    options = [str(model), str(folder / "a.png"), "--findings", "Edema", "--output_dir", str(out)]
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "needs code of its own, which does not run unasked" in capsys.readouterr().err and not ran.exists()
+    main([*options, "--trust_remote_code"])
+    told = predictions(out)
+    assert ran.exists() and told["remote_code"]["class"] == "MineModel" and len(told["images"][0]["findings"]) == 1

@@ -81,12 +81,15 @@ class PixelReader:
         if not readable:
             return None
         device, sizes = self.families[member].device, [image[1] for image in images if isinstance(image, tuple)]
-        inputs = [image[0] for image in images if isinstance(image, tuple)]
-        if isinstance(inputs[0], torch.Tensor):
-            pixels: Pixels = torch.cat(inputs).to(device)
-        else:
-            pixels = {name: torch.cat([one[name] for one in inputs]).to(device) for name in inputs[0]}
+        pixels = stack_pixels([image[0] for image in images if isinstance(image, tuple)], device)
         return Batch(rows[readable], pixels, torch.tensor(sizes).to(device))
+
+
+def stack_pixels(inputs: Sequence[Pixels], device: torch.device) -> Pixels:
+    """The inputs of several images as one batch."""
+    if isinstance(inputs[0], torch.Tensor):
+        return torch.cat(inputs).to(device)
+    return {name: torch.cat([one[name] for one in inputs]).to(device) for name in inputs[0]}
 
 
 def load_bytes(image: Any) -> Any:

@@ -23,7 +23,7 @@ from transformers.models.auto.image_processing_auto import (
 import modeling_tier  # noqa: F401 (registers the model with AutoModel)
 import processing_tier  # noqa: F401 (registers the processor with AutoProcessor)
 from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
-from evaluation_tier.models.openclip import OpenClip, check_open_clip, is_open_clip, load_open_clip
+from evaluation_tier.models.openclip import OpenClip, check_open_clip, folder_of_file, is_open_clip, load_open_clip
 from evaluation_tier.models.radzero import RadZero, is_radzero, load_radzero
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
@@ -62,7 +62,8 @@ def load_model(
 
     Args:
         name: a folder that `save_pretrained` wrote, or else a name on the Hub ("owner/name", or
-            "owner/name@revision" for a branch, a tag or a commit), or an `AdapterName`.
+            "owner/name@revision" for a branch, a tag or a commit), an `AdapterName`, or the file of an OpenCLIP
+            folder's weights.
         trust_remote_code: run the code that a model brings, from a folder or a commit. By default, it never runs.
         backend: `"torch"`, `"onnx"` or `"openvino"`, which runs the model; by default the one that it was saved for.
 
@@ -75,6 +76,7 @@ def load_model(
         if trust_remote_code:
             check_remote(name, adapted)
         return adapted, None
+    name = folder_of_file(name)
     check_name(name)
     if trust_remote_code:
         check_pinned(str(name))

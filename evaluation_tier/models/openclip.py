@@ -51,13 +51,36 @@ def is_open_clip(name: str | Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
+def folder_of_file(name: str | Path) -> str | Path:
+    """
+    The folder of an OpenCLIP model, for the file of its weights; any other name unchanged.
+
+    Raises:
+        ValueError: for a file of another kind, or one that is not the file that is read of its folder.
+    """
+    path = Path(name)
+    if not path.is_file():
+        return name
+    folder = path.parent
+    if path.name not in WEIGHT_FILES or not (folder / OPENCLIP_CONFIG).is_file():
+        raise ValueError(
+            f"The model {name} is a file, and only {OPENCLIP_CONFIG} beside weights of OpenCLIP says how they are "
+            "read: name the folder of the model, or convert the file with tier-convert and name the folder that it "
+            "writes."
+        )
+    read = next((file for file in SAFE_WEIGHTS if (folder / file).is_file()), path.name)
+    if path.name != read:
+        raise ValueError(f"{name} is not read, because {read} lies beside it: name that file, or the folder {folder}.")
+    return folder
+
+
 def check_open_clip(name: str | Path, folder: Path) -> None:
     """ValueError for a folder in OpenCLIP's layout without weights that may be read, or without the library."""
     if not any((folder / file).is_file() for file in SAFE_WEIGHTS):
         raise ValueError(
             f"The OpenCLIP model {name} has no weights as safetensors ({SAFE_WEIGHTS[0]}): pickled weights are "
-            "never read here. If its towers are plain ones, tier-convert reads them; else save its state dict with "
-            "safetensors.torch.save_file."
+            "never read here. If its towers are plain ones, tier-convert reads them; else docs/models.md#openclip has "
+            "the lines that save them so."
         )
     import_open_clip(name)
 

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from evaluation_tier.figures.captions import add_caption
 from evaluation_tier.output.file_names import file_names, slug
 from evaluation_tier.output.writing import write_beside
-from modeling_tier import CxrZeroShotClassificationPipeline, HeatMap
+from evaluation_tier.predict.loading import Pipeline
+from modeling_tier import HeatMap
 from processing_tier.escaping import spreadsheet_cell
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def write_predictions(
     folder: Path,
     head: Mapping[str, Any],
     images: Sequence[dict[str, Any]],
-    pipe: CxrZeroShotClassificationPipeline,
+    pipe: Pipeline,
     limits: Mapping[str, float],
 ) -> list[Path]:
     """
@@ -77,7 +78,7 @@ def draw_overlays(
     folder: Path,
     name: str,
     image: dict[str, Any],
-    pipe: CxrZeroShotClassificationPipeline,
+    pipe: Pipeline,
     limits: Mapping[str, float],
     shown: Mapping[str, str],
 ) -> None:

@@ -1,4 +1,4 @@
-"""What `tier-predict` reads: the images of files and folders, the model, and the sentences of the findings."""
+"""What `tier-predict` reads: the images of files and folders, and the sentences of the findings."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 
-from evaluation_tier.models.loading import choose_device, is_classifier, load_model
-from modeling_tier import CxrZeroShotClassificationPipeline
 from modeling_tier.findings_tier import lookup_key
-from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import load_prompts, prompt_findings
 
 DEFAULT_PROMPTS = "report"  # of findings whose sentences the model does not hold, as in the default protocol
@@ -75,29 +71,6 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def load_pipeline(name: str, device: str | None, backend: str | None = None) -> CxrZeroShotClassificationPipeline:
-    """
-    The pipeline of a TIER, CLIP or SigLIP model, or of an exported one, from a folder or the Hub. No code of the model
-    is run.
-
-    Raises:
-        ValueError: the model does not load, the backend (see `load_model`) does not run it, or it is of a kind that
-            does not score sentences.
-    """
-    model, processor = load_model(name, choose_device(device), backend=backend)
-    if is_classifier(model) or not isinstance(model, PreTrainedModel) or processor is None:
-        raise ValueError(
-            f"The model {name} is a {type(model).__name__}, which tier-predict does not score: name a TIER, CLIP or "
-            "SigLIP model. tier-eval evaluates classifiers and other models on labelled data."
-        )
-    image_processor: Any = processor.image_processor
-    if not hasattr(image_processor, "read"):  # CLIP's own does not read files
-        image_processor = TierImageProcessor.from_clip(image_processor)
-    return CxrZeroShotClassificationPipeline(
-        model, tokenizer=processor.tokenizer, image_processor=image_processor, device=model.device
-    )
 
 
 def choose_findings(

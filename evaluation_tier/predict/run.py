@@ -10,12 +10,15 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.loading import hub_commit, short_names
+from evaluation_tier.models.openclip import folder_of_file
+from evaluation_tier.models.remote_code import describe_code, is_remote
 from evaluation_tier.output.metrics_file import installed_versions
 from evaluation_tier.output.tables import text_table
 from evaluation_tier.predict.files import NOTE, check_free, write_predictions
-from evaluation_tier.predict.inputs import ImageFiles, choose_findings, find_images, load_pipeline
-from modeling_tier import CxrZeroShotClassificationPipeline
+from evaluation_tier.predict.inputs import ImageFiles, choose_findings, find_images
+from evaluation_tier.predict.loading import Pipeline, load_pipeline, stored_findings
 from processing_tier.escaping import printable
 
 logger = logging.getLogger(__name__)
@@ -36,15 +39,19 @@ def run(args: argparse.Namespace) -> str:
     if args.output_dir is not None:
         check_free(Path(args.output_dir), args.overwrite)
     paths = find_images(args.images)
-    pipe = load_pipeline(args.model, args.device, args.backend)
-    findings = choose_findings(args.findings, args.prompts, getattr(pipe.model.config, "zero_shot_findings", None))
+    args.model = AdapterName(args.model) if args.adapter else folder_of_file(args.model)
+    pipe = load_pipeline(args.model, args.device, args.trust_remote_code, args.backend)
+    findings = choose_findings(args.findings, args.prompts, stored_findings(args.model))
     findings = pipe.resolve_findings(findings)
     if args.top_k is not None and args.top_k >= len(findings):
         logger.warning("--top_k %d has no effect: %d findings are scored.", args.top_k, len(findings))
     with_maps = args.output_dir is not None and not args.no_overlays
-    if with_maps and not hasattr(pipe.model, "get_patch_map"):
-        logger.warning("No overlays: a %s does not give heat-maps.", type(pipe.model).__name__)
-        with_maps = False
+    if with_maps:
+        try:
+            pipe.check_gives_maps()
+        except ValueError as error:
+            logger.warning("No overlays. %s", error)
+            with_maps = False
     images, limits = predict(pipe, paths, findings, args, with_maps)
     failed = [image for image in images if "error" in image]
     if len(failed) == len(images):
@@ -54,13 +61,13 @@ def run(args: argparse.Namespace) -> str:
     if args.output_dir is not None:
         own = {} if args.threshold is None else {"threshold": args.threshold}
         told = {name: {**entry, **own} for name, entry in findings.items()}
-        head = describe(args.model, told, limits if with_maps else {})
+        head = describe(args.model, pipe.model, told, limits if with_maps else {})
         written = write_predictions(Path(args.output_dir), head, images, pipe, limits)
     return format_predictions(images, written)
 
 
 def predict(
-    pipe: CxrZeroShotClassificationPipeline,
+    pipe: Pipeline,
     paths: Sequence[Path],
     findings: dict[str, dict],
     args: argparse.Namespace,
@@ -98,22 +105,28 @@ def predict(
     return images, limits
 
 
-def describe(model: str, findings: Mapping[str, Mapping], limits: Mapping[str, float]) -> dict[str, Any]:
+def describe(
+    name: str | Path, model: Any, findings: Mapping[str, Mapping], limits: Mapping[str, float]
+) -> dict[str, Any]:
     """
     What predictions.json says above the images.
 
     Args:
-        model: as the user named it.
+        name: of the model, as the user named it.
+        model: the one that was loaded; code that it brought is told.
         findings: the entries that were scored.
         limits: by finding the value of the strongest colour of its overlays, where it has some.
     """
     told = {
-        name: {**entry, "overlay_limit": limits[name]} if name in limits else dict(entry)
-        for name, entry in findings.items()
+        finding: {**entry, "overlay_limit": limits[finding]} if finding in limits else dict(entry)
+        for finding, entry in findings.items()
     }
-    head: dict[str, Any] = {"note": NOTE, "model": short_names([model])[model]}
-    commit = hub_commit(model)
-    return head | ({"commit": commit} if commit else {}) | {"findings": told, "versions": installed_versions()}
+    head: dict[str, Any] = {"note": NOTE, "model": short_names([name])[name]}
+    commit = hub_commit(name)
+    head |= {"commit": commit} if commit else {}
+    head |= {"adapter": name.describe()} if isinstance(name, AdapterName) else {}
+    head |= {"remote_code": describe_code(model)} if is_remote(model) else {}
+    return head | {"findings": told, "versions": installed_versions()}
 
 
 def format_predictions(images: Sequence[Mapping], written: Sequence[Path]) -> str:

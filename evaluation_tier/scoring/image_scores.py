@@ -56,27 +56,56 @@ class ImageScores:
         self.levels: Levels = {level: np.full((len(dataset), len(findings)), np.nan) for level in levels}
         if is_classifier(model):
             self.columns = [model.config.label2id[finding] for finding in findings]
-            return
-        sides = embed_prompts(model, processor, prompts)
-        self.directions = prompt_directions(*sides, scoring)  # (findings, dim)
-        self.patch_directions = torch.from_numpy(self.directions).to(model.device, torch.float32)
-        self.own_score = OwnScore(model, *sides, scoring) if scores_itself(model) else None
+        else:
+            self.differences = Differences(model, processor, prompts, scoring)
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         if "logits" in outputs:
             self.levels[LEVELS[0]][rows] = outputs["logits"][:, self.columns].cpu().numpy()
             return
+        for level, values in self.differences.of(outputs).items():
+            self.levels[level][rows] = scores_from_differences(values, self.scoring)
+
+    def finish(self, own: np.ndarray) -> None:
+        self.levels = {level: merge_rows(values, own) for level, values in self.levels.items()}
+
+
+class Differences:
+    """
+    How much nearer images lie to the positive than to the negative sentences of findings.
+
+    Args:
+        model: of images and texts.
+        processor: the model's.
+        prompts: of each finding.
+        scoring: see `zero_shot_scores`; `"sigmoid"` does not use the negative sentences.
+
+    Attributes:
+        positive: (findings, dim), see `embed_prompts`; so is `negative`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin | None,
+        prompts: Mapping[str, Prompts],
+        scoring: str = "difference",
+    ):
+        self.patches = has_patches(model)
+        self.positive, self.negative = sides = embed_prompts(model, processor, prompts)
+        self.directions = prompt_directions(*sides, scoring)  # (findings, dim)
+        self.patch_directions = torch.from_numpy(self.directions).to(model.device, torch.float32)
+        self.own_score = OwnScore(model, *sides, scoring) if scores_itself(model) else None
+
+    def of(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        """By level, (images, findings) float64, of the `outputs` of `image_embedders`."""
         if self.own_score is not None:
             differences = self.own_score.differences(outputs)
         else:
             differences = outputs["image"].cpu().numpy().astype(np.float64) @ self.directions.T
         pooled = pool_patches(outputs["patches"], self.patch_directions) if self.patches else {}
         of_pools = {pool: values.cpu().numpy().astype(np.float64) for pool, values in pooled.items()}
-        for level, values in level_differences(differences, of_pools).items():
-            self.levels[level][rows] = scores_from_differences(values, self.scoring)
-
-    def finish(self, own: np.ndarray) -> None:
-        self.levels = {level: merge_rows(values, own) for level, values in self.levels.items()}
+        return level_differences(differences, of_pools)
 
 
 class OwnScore:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 ONLY_VIT = "Only a plain vision transformer with CLIP's own text tower, or timm's with a BERT, can be converted"
 SCORED_AS_IT_IS = (
-    "tier-eval scores it without a conversion, from a folder with open_clip_config.json, if the extra [open_clip] is "
-    "installed (docs/models.md)"
+    "tier-eval scores it without a conversion, by its folder, its file or its name on the Hub, if "
+    "open_clip_config.json lies beside its weights and the extra [open_clip] is installed (docs/models.md)"
 )
 BPE_FILE = re.compile(r"bpe_simple_vocab\w*\.txt(\.gz)?")  # of openai/CLIP, which CheXzero and OpenCLIP have too
 BPE_ADVICE = (
@@ -90,13 +90,13 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
     if has_prefix(tensors, "visual.attnpool.", "visual.layer"):
         raise ValueError(
             f"{name} is a CLIP model with a ResNet as image tower (such as RN50). {ONLY_VIT}; choose such a model "
-            "(for example ViT-B-32)."
+            f"(for example ViT-B-32), or {SCORED_AS_IT_IS}."
         )
     if has_prefix(tensors, "visual.trunk."):
         if "logit_bias" in tensors:
             raise ValueError(
                 f"{name} is a SigLIP model in OpenCLIP's format, which is not a CLIP model. Use its release for "
-                "transformers (SiglipModel), which tier-eval reads."
+                f"transformers (SiglipModel), which tier-eval reads; or {SCORED_AS_IT_IS}."
             )
         if not has_prefix(tensors, "text.transformer.embeddings."):
             raise ValueError(

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from evaluation_tier.models.loading import load_model
-from evaluation_tier.models.openclip import check_settings, find_text_config
+from evaluation_tier.models.openclip import check_settings, find_text_config, folder_of_file
+from evaluation_tier.predict.loading import load_pipeline
 
 TOLERANCE = 1e-5
 
@@ -66,7 +67,7 @@ def test_pickled_weights_are_refused(tmp_path, capsys):
     told = fails(tmp_path / "model", "--data", PHANTOM, capsys=capsys)
     assert told.startswith(
         f"The OpenCLIP model {tmp_path}/model has no weights as safetensors (open_clip_model.safetensors): pickled "
-        "weights are never read here. If its towers are plain ones, tier-convert reads them; else save"
+        "weights are never read here. If its towers are plain ones, tier-convert reads them; else docs/models.md"
     )
 
 
@@ -226,3 +227,55 @@ def test_the_command_scores_it_alone_and_with_others(tmp_path, capsys, text_conf
     assert len(json.loads((tmp_path / "both" / "metrics.json").read_text())["models"]) == 2
     told = fails(folders[0], *options, "--analyses", "sparsity", "--output_dir", tmp_path / "d", capsys=capsys)
     assert told.startswith("Sparsity needs embeddings of words and patches, which OpenClip does not offer: evaluate")
+
+
+# A file in place of its folder
+def test_a_file_stands_for_its_folder(tmp_path, name):
+    write_open_clip(tmp_path, name)
+    path = tmp_path / "open_clip_model.safetensors"
+    assert folder_of_file(path) == tmp_path and folder_of_file(str(tmp_path)) == str(tmp_path)
+    assert folder_of_file("user/model@main") == "user/model@main"
+    pickled = tmp_path / "open_clip_pytorch_model.bin"
+    pickled.write_bytes(b"never opened")
+    with pytest.raises(ValueError) as error:
+        folder_of_file(pickled)
+    assert str(error.value) == (
+        f"{pickled} is not read, because open_clip_model.safetensors lies beside it: name that file, or the folder "
+        f"{tmp_path}."
+    )
+    path.unlink()
+    assert folder_of_file(pickled) == tmp_path  # whose refusal says what to do with pickled weights
+    (tmp_path / "open_clip_config.json").unlink()
+    with pytest.raises(ValueError, match=r"bin is a file, and only open_clip_config.json beside .*: name the folder"):
+        folder_of_file(pickled)
+
+
+def test_the_commands_answer_to_a_file_as_to_its_folder(tmp_path, capsys):
+    write_biomedclip(tmp_path / "model")  # pickled
+    told = [
+        fails(named, "--data", PHANTOM, capsys=capsys)
+        for named in (tmp_path / "model", tmp_path / "model" / "open_clip_pytorch_model.bin")
+    ]
+    assert told[0] == told[1] and told[0].endswith("docs/models.md#openclip has the lines that save them so.")
+    (tmp_path / "alone.pt").write_bytes(b"never opened")
+    assert fails(tmp_path / "alone.pt", "--data", PHANTOM, capsys=capsys).startswith(
+        f"The model {tmp_path}/alone.pt is a file, and only open_clip_config.json beside weights of OpenCLIP says"
+    )
+
+
+@needs_open_clip
+def test_a_file_and_its_folder_have_the_same_results(tmp_path, capsys, text_config):
+    write_open_clip(tmp_path / "model", "open_clip_resnet")
+    options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5]
+    for named, output in (("model", "folder"), ("model/open_clip_model.safetensors", "file")):
+        run(tmp_path / named, *options, "--output_dir", tmp_path / output, capsys=capsys)
+    results = [json.loads((tmp_path / output / "metrics.json").read_text()) for output in ("folder", "file")]
+    assert results[0] == results[1]
+    told = fails(tmp_path / "model", tmp_path / "model" / "open_clip_model.safetensors", *options, capsys=capsys)
+    assert told.endswith("is named twice: leave one of the two out.")
+    pipe = load_pipeline(tmp_path / "model" / "open_clip_model.safetensors", "cpu")
+    picture = write_pictures(tmp_path / "pictures")["wide"]
+    [found] = pipe(picture, {"Edema": {"positive": TEXTS[:1], "negative": TEXTS[5:]}})
+    content = reference("open_clip_resnet")
+    texts, image = torch.tensor(content["text_embeds"]), torch.tensor(content["image_embeds"]["wide"])
+    assert found["score"] == pytest.approx(float(torch.sigmoid((texts[0] - texts[5]) @ image)), abs=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from tiny_models import save_tiny_clip
 
-from evaluation_tier.predict.inputs import load_pipeline
+from evaluation_tier.predict.loading import load_pipeline
 from evaluation_tier.predict.run import MAX_PRINTED, format_predictions, predict
 
 STORED = {name: {"positive": [f"{name}."], "negative": [f"No {name}."]} for name in ("Edema", "Nodule")}

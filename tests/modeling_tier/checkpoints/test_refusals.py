@@ -77,6 +77,10 @@ def test_tensors_of_other_models(tmp_path, name, tensors, sentence):
     with pytest.raises(ValueError) as error:
         open_source(tmp_path / name)
     assert str(error.value).startswith(f"{name} ") and sentence in str(error.value)
+    # as of a folder: another command scores it
+    assert ("tier-eval scores it without a conversion, by its folder, its file" in str(error.value)) != (
+        "BERT" in sentence
+    )
 
 
 @pytest.mark.parametrize(
