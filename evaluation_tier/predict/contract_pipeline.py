@@ -137,14 +137,12 @@ class ContractPipeline:
     ) -> Iterator[list[dict[str, Any]] | dict[str, str]]:
         """The result of each image, in order."""
         reader, entries = FamilyReader(self.family), iter(entries)
-        needs_patches = return_heatmaps or any(entry["score_level"] != LEVELS[0] for entry in findings.values())
-        # a score of its own may use them, too
-        needs_patches = has_patches(self.model) and (needs_patches or hasattr(self.model, "score"))
+        patches = has_patches(self.model)  # as in an evaluation, whether the findings ask for them or not
         differences = self.differences_of(findings)
         while batch := [read_picture(reader, entry, None, on_error) for entry in islice(entries, batch_size)]:
             pixels = [self.family.preprocess(picture) for _, picture, _ in batch]
             with torch.inference_mode():
-                outputs = embed_pixels(self.model, stack_pixels(pixels, self.family.device), needs_patches)
+                outputs = embed_pixels(self.model, stack_pixels(pixels, self.family.device), patches)
                 levels = differences.of(outputs)
             for i, (image, picture, error) in enumerate(batch):
                 if error is not None:
