@@ -351,6 +351,12 @@ def check_one_model(args: argparse.Namespace) -> None:
                 f"--{name} writes into a model folder, but {missing[0]} is not a folder: download a model of the "
                 "Hub first, with `hf download NAME --local-dir FOLDER`."
             )
+        without = [model for model in args.models if not (Path(model) / "config.json").is_file()]
+        if getattr(args, name) and without:
+            raise ValueError(
+                f"--{name} needs the config.json of a model of transformers, which {without[0]} does not have: leave "
+                f"--{name} out."
+            )
     if args.learning_curve and len(args.models) > 1 and not args.each:
         raise ValueError("--learning_curve is for one model: evaluate an ensemble without it.")
     if args.learning_curve and args.benchmark:

@@ -1,7 +1,7 @@
 """
 Images per second of published models of full size with random weights: the owner's code against the converted model.
 
-    pip install torchvision
+    pip install torchvision SimpleITK scikit-image
     pip install --no-deps hi-ml-multimodal clip-anytorch "setuptools<81"
     python speed/published_models.py
 

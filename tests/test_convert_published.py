@@ -22,6 +22,7 @@ from seeded_checkpoints import (
     write_pictures,
 )
 
+from evaluation_tier.predict.loading import load_pipeline
 from modeling_tier.checkpoints.biovil import IMAGE_FILES
 
 TOLERANCE = 1e-5
@@ -90,6 +91,14 @@ def test_published_models(family, tmp_path, capsys, record_property):
         **{name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     )
     assert maps.shape == (1, 2, rows, rows)
+    asked = {"Effusion": {"positive": TEXTS[5], "negative": TEXTS[0], "score_level": "global"}}
+    [found] = load_pipeline(tmp_path / "out", "cpu")(tmp_path / "pictures" / "wide.png", asked, return_heatmaps=True)
+    positive, negative, image = (
+        torch.tensor(embeds)
+        for embeds in (content["text_embeds"][5], content["text_embeds"][0], content["image_embeds"]["wide"])
+    )
+    assert found["score"] == pytest.approx(torch.sigmoid((positive - negative) @ image).item(), abs=TOLERANCE)
+    assert found["heatmap"].patches.shape == (rows, rows)
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def check_open_clip(name: str | Path, folder: Path) -> None:
     if not any((folder / file).is_file() for file in SAFE_WEIGHTS):
         raise ValueError(
             f"The OpenCLIP model {name} has no weights as safetensors ({SAFE_WEIGHTS[0]}): pickled weights are "
-            "never read here. If its towers are plain ones, tier-convert reads them; else docs/models.md#openclip has "
+            "never read here. If its towers are plain ones, tier-convert reads them; else docs/openclip.md has "
             "the lines that save them so."
         )
     import_open_clip(name)

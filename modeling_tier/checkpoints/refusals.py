@@ -7,7 +7,7 @@ from pathlib import Path
 ONLY_VIT = "Only a plain vision transformer with CLIP's own text tower, or timm's with a BERT, can be converted"
 SCORED_AS_IT_IS = (
     "tier-eval scores it without a conversion, by its folder, its file or its name on the Hub, if "
-    "open_clip_config.json lies beside its weights and the extra [open_clip] is installed (docs/models.md)"
+    "open_clip_config.json lies beside its weights and the extra [open_clip] is installed (docs/openclip.md)"
 )
 BPE_FILE = re.compile(r"bpe_simple_vocab\w*\.txt(\.gz)?")  # of openai/CLIP, which CheXzero and OpenCLIP have too
 BPE_ADVICE = (

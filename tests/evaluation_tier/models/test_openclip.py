@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from seeded_checkpoints import (
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.models.openclip import check_settings, find_text_config, folder_of_file
 from evaluation_tier.predict.loading import load_pipeline
@@ -67,7 +69,7 @@ def test_pickled_weights_are_refused(tmp_path, capsys):
     told = fails(tmp_path / "model", "--data", PHANTOM, capsys=capsys)
     assert told.startswith(
         f"The OpenCLIP model {tmp_path}/model has no weights as safetensors (open_clip_model.safetensors): pickled "
-        "weights are never read here. If its towers are plain ones, tier-convert reads them; else docs/models.md"
+        "weights are never read here. If its towers are plain ones, tier-convert reads them; else docs/openclip.m"
     )
 
 
@@ -256,7 +258,10 @@ def test_the_commands_answer_to_a_file_as_to_its_folder(tmp_path, capsys):
         fails(named, "--data", PHANTOM, capsys=capsys)
         for named in (tmp_path / "model", tmp_path / "model" / "open_clip_pytorch_model.bin")
     ]
-    assert told[0] == told[1] and told[0].endswith("docs/models.md#openclip has the lines that save them so.")
+    assert told[0] == told[1] and told[0].endswith("docs/openclip.md has the lines that save them so.")
+    assert fails(tmp_path / "model", "--data", PHANTOM, "--save_thresholds", capsys=capsys).startswith(
+        f"--save_thresholds needs the config.json of a model of transformers, which {tmp_path}/model does not have"
+    )
     (tmp_path / "alone.pt").write_bytes(b"never opened")
     assert fails(tmp_path / "alone.pt", "--data", PHANTOM, capsys=capsys).startswith(
         f"The model {tmp_path}/alone.pt is a file, and only open_clip_config.json beside weights of OpenCLIP says"
@@ -279,3 +284,20 @@ def test_a_file_and_its_folder_have_the_same_results(tmp_path, capsys, text_conf
     content = reference("open_clip_resnet")
     texts, image = torch.tensor(content["text_embeds"]), torch.tensor(content["image_embeds"]["wide"])
     assert found["score"] == pytest.approx(float(torch.sigmoid((texts[0] - texts[5]) @ image)), abs=1e-5)
+
+
+@needs_open_clip
+def test_the_file_of_the_documentation(tmp_path):
+    """docs/own_model.md, on a folder that tier-eval reads by itself: the same embeddings."""
+    page = (Path(__file__).parents[3] / "docs" / "own_model.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 20
+    (tmp_path / "my_file.py").write_text(code)
+    write_open_clip(tmp_path / "model", "open_clip_resnet")
+    adapted = load_model(AdapterName(f"{tmp_path / 'my_file.py'}:make=local-dir:{tmp_path / 'model'}"))[0]
+    loaded = load_model(tmp_path / "model")[0]
+    picture = loaded.read_image(str(write_pictures(tmp_path / "pictures")["wide"]))
+    with torch.inference_mode():
+        assert torch.equal(adapted.embed_texts(TEXTS), loaded.embed_texts(TEXTS))
+        images = [model.embed_images(model.preprocess(picture)) for model in (adapted, loaded)]
+    assert torch.equal(*images)
