@@ -6,7 +6,7 @@ contract of an evaluation (`evaluation_tier/models/contract.py`) knows.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from PIL import Image
@@ -32,7 +32,7 @@ class FamilyReader:
     def __init__(self, family: EvaluatedModel):
         self.family = family
 
-    def read(self, image: Any, timeout: float | None) -> Image.Image:
+    def read(self, image: Any, timeout: float | None = None) -> Image.Image:
         picture = self.family.read_image(image)
         picture.info.setdefault("original_size", picture.size)
         return picture
@@ -55,6 +55,7 @@ class ContractPipeline:
     def __init__(self, model: Any, processor: Any = None, stored: Mapping[str, dict] | None = None):
         self.model, self.processor, self.stored = model, processor, dict(stored or {})
         self.family = family_of(model, processor)
+        self.image_processor = FamilyReader(self.family)
         self.known: tuple[dict[str, Prompts], Differences] | None = None  # of the last sentences
 
     def __call__(
@@ -127,6 +128,10 @@ class ContractPipeline:
         if not has_own_maps(self.model):
             raise ValueError(f"A {type(self.model).__name__} does not give heat-maps.")
 
+    def word_maps(self, image: Any, text: str) -> NoReturn:
+        """ValueError: the contract of a model does not show its words."""
+        raise ValueError(f"A {type(self.model).__name__} does not give maps of words.")
+
     def score(
         self,
         entries: Iterable[Any],
@@ -136,9 +141,10 @@ class ContractPipeline:
         batch_size: int,
     ) -> Iterator[list[dict[str, Any]] | dict[str, str]]:
         """The result of each image, in order."""
-        reader, entries = FamilyReader(self.family), iter(entries)
+        entries = iter(entries)
         patches = has_patches(self.model)  # as in an evaluation, whether the findings ask for them or not
         differences = self.differences_of(findings)
+        reader = self.image_processor
         while batch := [read_picture(reader, entry, None, on_error) for entry in islice(entries, batch_size)]:
             pixels = [self.family.preprocess(picture) for _, picture, _ in batch]
             with torch.inference_mode():

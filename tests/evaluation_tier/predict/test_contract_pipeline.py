@@ -106,6 +106,9 @@ def test_several_images_and_bad_ones(file, flat, tmp_path):
         pipe(paths, ["Edema"])
     with pytest.raises(ValueError, match="^A UserModel does not give heat-maps"):
         pipe(flat, ["Edema"], return_heatmaps=True)
+    with pytest.raises(ValueError, match="^A UserModel does not give maps of words"):
+        pipe.word_maps(flat[0], "Edema.")
+    assert pipe.image_processor.read(flat[0]).info["original_size"] == (60, 40)
     with pytest.raises(ValueError, match="score_level 'patches-max', but a UserModel does not embed patches: use"):
         pipe(flat, {"Edema": {"score_level": "patches-max"}})
     with pytest.raises(ValueError, match="return_heatmaps False or True, not 'skip' and 'lists'"):
