@@ -26,7 +26,22 @@ def build_parser() -> Parser:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="one or two model folders, or names on the Hub (owner/name or owner/name@revision)",
+        help="one or two model folders, or names on the Hub (owner/name or owner/name@revision): any model of images "
+        "and texts that tier-eval takes (docs/models.md)",
+    )
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="add the model that FUNCTION of your own Python file returns (docs/own_model.md). FILE.py:FUNCTION=NAME "
+        "calls FUNCTION with NAME",
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python code that a model brings. Needs a folder, or owner/name@ and the 40 hexadecimal digits "
+        "of a commit: read its code before. Without this option such code never runs",
     )
     parser.add_argument(
         "--host",
@@ -43,15 +58,16 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, after all checks that do not need the models."""
     args = build_parser().parse(argv)
-    if not args.models:
+    named = [*args.models, *args.adapter]
+    if not named:
         raise ValueError(
             "name a model. `make demo` makes one to look at: it trains on synthetic radiographs in some minutes. Then "
             f"run: {COMMAND} runs/phantom"
         )
-    if len(args.models) > 2:
-        raise ValueError(f"{len(args.models)} models are too many: name one, or two to see them side by side.")
-    if len(set(args.models)) < len(args.models):
-        raise ValueError(f"{args.models[0]} is named twice: name two different models, or one.")
+    if len(named) > 2:
+        raise ValueError(f"{len(named)} models are too many: name one, or two to see them side by side.")
+    if len(set(named)) < len(named):
+        raise ValueError(f"{named[0]} is named twice: name two different models, or one.")
     if not 1 <= args.port <= 65535:
         raise ValueError(f"--port must be a number from 1 to 65535, but is {args.port}.")
     return args

@@ -85,7 +85,12 @@ def as_json(answers: Sequence[Answer], upload: Upload) -> dict[str, Any]:
     models = []
     for given in answers:
         limits, entries = given.model.limits, {shown.result["label"]: shown.entry for shown in given.findings}
-        head = describe(given.model.name, entries, dict.fromkeys(entries, limits["finding"]) if limits else {})
+        head = describe(
+            given.model.name,
+            given.model.pipe.model,
+            entries,
+            dict.fromkeys(entries, limits["finding"]) if limits else {},
+        )
         note, versions = head.pop("note"), head.pop("versions")
         results = [
             {**shown.result, **({"heatmap": shown.heatmap, "words": list(shown.words)} if shown.heatmap else {})}

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
 from evaluation_tier.app.samples import Sample
 from evaluation_tier.models.loading import short_names
-from evaluation_tier.predict.inputs import choose_findings, load_pipeline
-from modeling_tier import CxrZeroShotClassificationPipeline
+from evaluation_tier.predict.inputs import choose_findings
+from evaluation_tier.predict.loading import Pipeline, load_pipeline, stored_findings
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class ShownModel:
         limits: the values of the strongest colours, `"finding"` and `"word"`; empty for a model without maps.
     """
 
-    name: str
+    name: str | Path
     title: str
-    pipe: CxrZeroShotClassificationPipeline
+    pipe: Pipeline
     findings: dict[str, dict[str, Any]]
     limits: dict[str, float]
 
 
-def load_shown_models(names: Sequence[str], device: str | None, samples: Sequence[Sample]) -> list[ShownModel]:
+def load_shown_models(
+    names: Sequence[str | Path], device: str | None, samples: Sequence[Sample], trust_remote_code: bool = False
+) -> list[ShownModel]:
     """
     Load the models and measure their colour scales on the samples.
 
@@ -44,24 +47,31 @@ def load_shown_models(names: Sequence[str], device: str | None, samples: Sequenc
     """
     transformers_logging.disable_progress_bar()  # those of loading weights
     titles = short_names(names)
-    return [load_shown_model(name, titles[name], device, samples) for name in names]
+    pipes = {name: load_pipeline(name, device, trust_remote_code) for name in names}
+    return [make_shown_model(name, titles[name], pipe, samples) for name, pipe in pipes.items()]
 
 
-def load_shown_model(name: str, title: str, device: str | None, samples: Sequence[Sample]) -> ShownModel:
-    pipe = load_pipeline(name, device)
-    findings = choose_findings(None, None, getattr(pipe.model.config, "zero_shot_findings", None))
-    findings = pipe.resolve_findings(findings)
+def make_shown_model(name: str | Path, title: str, pipe: Pipeline, samples: Sequence[Sample]) -> ShownModel:
+    findings = pipe.resolve_findings(choose_findings(None, None, stored_findings(name)))
     limits: dict[str, float] = {}
-    if hasattr(pipe.model, "get_patch_map"):
+    if gives_maps(pipe):
         for sample in samples:
             scored: Any = pipe(sample.upload.content, findings, return_heatmaps=True)
             grow(limits, "finding", [finding["heatmap"] for finding in scored])
             try:
                 words = pipe.word_maps(sample.upload.content, sample.impression)
-            except ValueError:  # a tokenizer that does not say which tokens make a word
+            except ValueError:  # a tokenizer that does not say which tokens make a word, or no maps of words
                 continue
             grow(limits, "word", [word["heatmap"] for word in words])
     return ShownModel(name, title, pipe, findings, limits)
+
+
+def gives_maps(pipe: Pipeline) -> bool:
+    try:
+        pipe.check_gives_maps()
+    except ValueError:
+        return False
+    return True
 
 
 def grow(limits: dict[str, float], kind: str, heatmaps: Sequence[Any]) -> None:

@@ -202,9 +202,9 @@ def check_processor(name: str | Path, model: PreTrainedModel, processor: Process
         check_tokenizer(model.config, processor.tokenizer)
 
 
-def hub_commit(name: str) -> str | None:
+def hub_commit(name: str | Path) -> str | None:
     """The commit of a loaded model that was named on the Hub; None for a folder."""
-    if "/" not in name or os.path.isdir(name) or isinstance(name, AdapterName):
+    if "/" not in str(name) or os.path.isdir(name) or isinstance(name, AdapterName):
         return None
     place = located(name)
     repository, revision = place["pretrained_model_name_or_path"], place.get("revision")

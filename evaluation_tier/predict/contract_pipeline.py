@@ -128,7 +128,7 @@ class ContractPipeline:
         if not has_own_maps(self.model):
             raise ValueError(f"A {type(self.model).__name__} does not give heat-maps.")
 
-    def word_maps(self, image: Any, text: str) -> NoReturn:
+    def word_maps(self, image: Any, text: str | Sequence[str]) -> NoReturn:
         """ValueError: the contract of a model does not show its words."""
         raise ValueError(f"A {type(self.model).__name__} does not give maps of words.")
 

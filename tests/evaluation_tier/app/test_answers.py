@@ -1,20 +1,24 @@
 """Answers are what the pipeline says of the same image; samples and colour scales of the page."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pipeline_checks import encode, make_dicom, make_image
 from tiny_models import save_tiny_clip
+from tiny_radzero import Parts
 from transformers import AutoProcessor
 
 from evaluation_tier.app.answers import answer, as_json
 from evaluation_tier.app.models import load_shown_models
 from evaluation_tier.app.questions import Upload, read_sentences
 from evaluation_tier.app.samples import NUM_SAMPLES
+from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.predict.files import NOTE
 from modeling_tier import TierCLIPModel
 
+ROOT = Path(__file__).parents[3]
 OWN = read_sentences("No pneumothorax. | The heart is enlarged.")
 
 
@@ -82,3 +86,24 @@ def test_a_model_without_maps_has_scores(samples, tmp_path):
     given = answer(plain, upload, ["Edema"], {})
     assert plain.limits == {} and given.findings[0].heatmap is None and not given.findings[0].words
     assert given.picture.size == (50, 60) and "heatmap" not in as_json([given], upload)["models"][0]["results"][0]
+
+
+def test_radzero_has_maps_of_findings_and_not_of_words(samples, tmp_path):
+    Parts().save(tmp_path / "radzero")
+    (model,) = load_shown_models([str(tmp_path / "radzero")], "cpu", samples)
+    assert set(model.limits) == {"finding"} and model.limits["finding"] > 0
+    upload = Upload("a.png", encode(make_image(50, 60)))
+    given = answer(model, upload, ["Edema"], {})
+    [found] = as_json([given], upload)["models"][0]["results"]
+    assert found["label"] == "Edema" and not found["words"] and found["heatmap"]["height"] == 60
+    assert given.picture.size == (50, 60)
+
+
+def test_the_model_of_a_file(samples, tmp_path):
+    """examples/own_model.py, which has maps."""
+    name = AdapterName(f"{ROOT / 'examples' / 'own_model.py'}:make")
+    (model,) = load_shown_models([name], "cpu", samples)
+    upload = Upload("a.png", encode(make_image(50, 60)))
+    head = as_json([answer(model, upload, ["Edema"], {})], upload)["models"][0]
+    assert model.title == head["model"] == "own_model.py:make" and head["adapter"]["file"] == "own_model.py"
+    assert head["results"][0]["heatmap"]["width"] == 50
