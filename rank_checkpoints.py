@@ -25,7 +25,13 @@ NOT_FOR_RANKING = (
     "model_card",
     "save_thresholds",
     "analyses",
+    "cxr_align",
+    "phrases",
     "radiologists",
+    "transfer",
+    "sensitivity",
+    "learning_curve",
+    "fine_tuning_steps",
     "adapter",
     "each",
 )

@@ -46,7 +46,10 @@ def test_the_best_comes_first_with_the_numbers_of_its_evaluation(folder, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--figures"], "--figures has no effect on a ranking: pass it to the evaluation of the best checkpoint."),
+        *(
+            ([f"--{name}"], f"--{name} has no effect on a ranking: pass it to the evaluation of the best checkpoint.")
+            for name in ("figures", "transfer", "learning_curve", "fine_tuning_steps", "cxr_align")
+        ),
         (
             ["--output_dir=x"],
             "--output_dir has no effect on a ranking: pass it to the evaluation of the best checkpoint.",
