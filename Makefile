@@ -19,7 +19,7 @@ SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help env browser demo app test slow lint docs bench clean
+.PHONY: help env tools browser demo app test slow lint docs bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -39,6 +39,12 @@ env: $(VENV)/.installed  ## Make the environment (.venv) with the versions of co
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,plots]'
+	@touch $@
+
+tools: $(VENV)/.tools  ## Add what the tests need; make test does it
+
+$(VENV)/.tools: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,plots,dev]'
 	@touch $@
 
@@ -60,13 +66,13 @@ app: env  ## Open the page (tier-app) of MODEL, by default that of make demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'
 	$(BIN)/python app.py $(MODEL)
 
-test: env lint  ## Check the code and run the fast tests
+test: tools lint  ## Check the code and run the fast tests
 	$(PYTEST)
 
-slow: env browser  ## Run the slow tests
+slow: tools browser  ## Run the slow tests
 	$(PYTEST) -m slow
 
-lint: env  ## Check format, style and types
+lint: tools  ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

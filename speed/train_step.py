@@ -8,13 +8,14 @@ contrastive example, that Trainer pads texts to 77 tokens and makes float32 pixe
     python speed/train_step.py --data FOLDER --device cuda --batch-size 256 --steps 40 --workers 15 --compile
 
 Both train the same architecture from the same random weights on the same pairs, in turn: epochs of --steps batches,
-after one that does not count. With --model resnet50-bert, which has no such example, only ours runs. Seconds on a CPU
+after one that does not count. A model that is not of CLIP runs with ours only. Seconds on a CPU
 are processor time without workers, which other programs do not change; on a GPU they are wall time. The last line is
 the median ratio of images per second over the epochs. Ours decodes at reduced size, augments ("standard"), passes
 8-bit grey pixels on, and reads texts in groups of about equal length (--group_texts).
 """
 
 import argparse
+import copy
 import io
 import statistics
 import sys
@@ -38,8 +39,19 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from modeling_tier import TierCLIPModel, TierDualEncoderModel  # noqa: E402
-from processing_tier import TierImageProcessor, TierProcessor, read_radiograph, train_tokenizer  # noqa: E402
+from modeling_tier import (  # noqa: E402
+    TierCLIPModel,
+    TierDualEncoderModel,
+    TierSiglipConfig,
+    TierSiglipModel,
+)
+from processing_tier import (  # noqa: E402
+    TierImageProcessor,
+    TierProcessor,
+    TierSiglipProcessor,
+    read_radiograph,
+    train_tokenizer,
+)
 from training_tier.data.collator import PairCollator  # noqa: E402
 from training_tier.data.image_cache import CachedImages  # noqa: E402
 from training_tier.data.pairs import PairDataset, PairOptions  # noqa: E402
@@ -52,7 +64,18 @@ from training_tier.options.data import DataArguments  # noqa: E402
 from training_tier.options.training import TierTrainingArguments  # noqa: E402
 from training_tier.start.presets import preset_config  # noqa: E402
 
-MODELS = {"vit-b32": "vit-b-32", "vit-b16": "vit-b-16", "resnet50-bert": "resnet-50-bert", "tiny": "tiny"}
+MODELS = {
+    "vit-b32": "vit-b-32",
+    "vit-b16": "vit-b-16",
+    "resnet50-bert": "resnet-50-bert",
+    "tiny": "tiny",
+    "resnet-tiny": "resnet-tiny",
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIGLIP: dict[str, dict] = {
+    "siglip-b16": {},  # the sizes of google/siglip-base-patch16-224 are transformers' defaults
+    "siglip-tiny": {"text_config": TINY, "vision_config": {**TINY, "image_size": 64}},
+}
 DEVICE = "cpu"
 
 
@@ -64,18 +87,22 @@ def now() -> float:
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of loading and in all, and the padded length of each text, in one epoch."""
+    """Seconds of loading and in all, the end of each step, and the padded length of each text, in one epoch."""
 
     def __init__(self, group_texts: bool):
         self.group_texts = group_texts
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.data, self.tokens, self.pairs = 0.0, [], 0
+        self.waits, self.ends, self.tokens, self.pairs = [], [], [], 0
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.start = now()
 
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(now())
+
     def on_epoch_end(self, args, state, control, **kwargs):
+        self.data = sum(self.waits)
         self.total = now() - self.start
 
 
@@ -85,7 +112,7 @@ class Timed:
     def get_batch_samples(self, *args, **kwargs):
         start = now()
         batches, count = super().get_batch_samples(*args, **kwargs)
-        self.stopwatch.data += now() - start
+        self.stopwatch.waits.append(now() - start)
         for batch in batches:
             self.stopwatch.pairs += len(batch["pixel_values"])
             if self.stopwatch.group_texts:
@@ -156,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=2500,
         help="JPEG files of this width, as archives keep; 0: as they are (default: 2500)",
     )
-    parser.add_argument("--model", default="vit-b32", choices=MODELS, help="(default: vit-b32)")
+    parser.add_argument("--model", default="vit-b32", choices=[*MODELS, *SIGLIP], help="(default: vit-b32)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
     parser.add_argument("--steps", type=int, default=4, help="batches in an epoch (default: 4)")
     parser.add_argument("--repetitions", type=int, default=3, help="measured epochs of each (default: 3)")
@@ -171,18 +198,42 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_trainers(args: argparse.Namespace, records: datasets.Dataset, tokenizer, folder: str) -> dict[str, Trainer]:
-    """Ours and, if the model is a CLIP model, the plain one from the same weights; each with a [`Stopwatch`]."""
-    config = preset_config(MODELS[args.model], tokenizer)
+def make_model(name: str, tokenizer) -> tuple[torch.nn.Module, TierProcessor]:
+    """A model of random weights and its processor; SigLIP's kind reads texts of 64 tokens."""
+    torch.manual_seed(0)
+    if name in SIGLIP:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_max_length = 64
+        ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        towers = copy.deepcopy(SIGLIP[name])
+        towers["text_config"] = {**towers.get("text_config", {}), **ids, "vocab_size": len(tokenizer)}
+        config = TierSiglipConfig(**towers)
+        image_processor = TierImageProcessor(size=config.vision_config.image_size, image_mean=0.5, image_std=0.5)
+        return TierSiglipModel(config), TierSiglipProcessor(image_processor, tokenizer)
+    config = preset_config(MODELS[name], tokenizer)
     is_dual = config.model_type == "tier_dual_encoder"
     size = config.image_size if is_dual else config.vision_config.image_size
-    processor = TierProcessor(TierImageProcessor(size=size), tokenizer)
+    model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
+    return model, TierProcessor(TierImageProcessor(size=size), tokenizer)
+
+
+def make_trainers(
+    args: argparse.Namespace, records: datasets.Dataset, tokenizer, folder: str, forms: dict[str, dict] | None = None
+) -> dict[str, Trainer]:
+    """
+    Ours and, if the model is a CLIP model, the plain one from the same weights; each with a [`Stopwatch`].
+
+    Args:
+        forms: options of our trainings by the name of each; by default, one with those of the command line.
+    """
+    asked = {"group_texts": not args.compile and not args.no_groups, "torch_compile": args.compile}
+    forms = forms or {"ours": {**asked, "train_sampling_strategy": args.order}}
+    model, processor = make_model(args.model, tokenizer)
+    tokenizer = processor.tokenizer
     images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None
     pairs = PairDataset(
         records, processor.image_processor, PairOptions(args.text, augmentation="standard"), images=images
     )
-    torch.manual_seed(0)
-    model = (TierDualEncoderModel if is_dual else TierCLIPModel)(config)
     options = {
         "output_dir": folder,
         "per_device_train_batch_size": args.batch_size,
@@ -197,29 +248,28 @@ def make_trainers(args: argparse.Namespace, records: datasets.Dataset, tokenizer
         "logging_strategy": "no",
         "disable_tqdm": True,
     }
-    ours = TierTrainingArguments(
-        **options,
-        load_best_model_at_end=False,
-        train_sampling_strategy=args.order,
-        group_texts=not args.compile and not args.no_groups,
-        torch_compile=args.compile,
-    )
-    collator = PairCollator(tokenizer, ours.pad_to_multiple_of)
-    trainers = {
-        "ours": OurTrainer(
-            model=model, args=ours, train_dataset=pairs, data_collator=collator, processing_class=processor
+    trainers = {}
+    for form, given in forms.items():
+        ours = TierTrainingArguments(**{"group_texts": False, **options, **given}, load_best_model_at_end=False)
+        collator = PairCollator(tokenizer, ours.pad_to_multiple_of, for_siglip=args.model in SIGLIP)
+        trainers[form] = OurTrainer(
+            model=copy.deepcopy(model),
+            args=ours,
+            train_dataset=pairs,
+            data_collator=collator,
+            processing_class=processor,
         )
-    }
-    if not is_dual:
+    config = model.config
+    if config.model_type == "tier_clip":
         towers = {"text_config": config.text_config.to_dict(), "vision_config": config.vision_config.to_dict()}
         clip = CLIPModel(CLIPConfig(**towers, projection_dim=config.projection_dim))
         clip.load_state_dict(model.state_dict())
-        plain = PlainPairs(records, list(pairs.texts()), tokenizer, size)
+        plain = PlainPairs(records, list(pairs.texts()), tokenizer, config.vision_config.image_size)
         arguments = TrainingArguments(**options, remove_unused_columns=False)
         trainers["plain"] = PlainTrainer(clip, arguments, collate_plainly, plain)
     for trainer in trainers.values():
         trainer.remove_callback(PrinterCallback)
-        trainer.stopwatch = Stopwatch(getattr(trainer.args, "group_texts", False))
+        trainer.stopwatch = Stopwatch(bool(getattr(trainer.args, "group_texts", False)))
         trainer.add_callback(trainer.stopwatch)
     return trainers
 

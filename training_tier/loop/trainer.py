@@ -79,7 +79,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
             self.add_callback(TopCheckpoints(self.args.save_top_k))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self.throughput = Throughput(self.args.group_texts)
+        self.throughput = Throughput()
         self.add_callback(self.throughput)
         self.add_callback(self.preemption)
         self.add_callback(SaveAfterEvaluation())

@@ -70,11 +70,12 @@ class TrainingFields:
             f"{COMPILED_LENGTHS}."
         },
     )
-    group_texts: bool = field(
-        default=False,
+    group_texts: bool | None = field(
+        default=None,
         metadata={
             "help": "Let the text tower read the texts of a batch in groups of about equal length. The gradients are "
-            "the same with less padding. Does not work with --torch_compile, FSDP or DeepSpeed."
+            "the same with less padding. True by default on a CPU where it is faster (docs/speed.md). Does not work "
+            "with --torch_compile, FSDP or DeepSpeed."
         },
     )
     train_sampling_strategy: str = field(

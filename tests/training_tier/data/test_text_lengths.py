@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
-from training_tier.data.text_lengths import padded_lengths, read_by_length
+from training_tier.data.text_lengths import padded_lengths, pays_on_cpu, read_by_length
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.start.presets import preset_config
 
@@ -75,3 +75,22 @@ def test_evaluation_is_as_ever(batch, processor):
     expected = model(**batch).logits_per_image
     read_by_length(model.text_model)
     assert torch.equal(model(**batch).logits_per_image, expected)
+
+
+def test_a_copy_reads_its_own_tower(batch, processor):
+    model = TierCLIPModel(preset_config("tiniest", processor.tokenizer)).train()
+    read_by_length(model.text_model)
+    copied = copy.deepcopy(model)
+    for parameter in copied.text_model.parameters():
+        parameter.data.zero_()
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert model.get_text_features(**texts).pooler_output.abs().min() > 0
+    assert not copied.get_text_features(**texts).pooler_output.any()
+
+
+def test_groups_pay_from_a_width_times_texts_and_never_draw_other_dropout(processor):
+    config = preset_config("tiny", processor.tokenizer).text_config  # 128 wide
+    assert pays_on_cpu(config, 32) and not pays_on_cpu(config, 31)
+    config.attention_dropout = 0.1
+    assert not pays_on_cpu(config, 32)
+    assert not pays_on_cpu(preset_config("resnet-50-bert", processor.tokenizer).text_config, 32)  # BERT's 0.1
