@@ -174,13 +174,19 @@ def protocol_of_options(args: argparse.Namespace) -> Protocol:
 def prepare_models(args: argparse.Namespace, names: dict[str | Path, str], device: torch.device) -> Models:
     """One model, or several with --each, loaded; of an ensemble the functions that load its members one by one."""
     if len(args.models) > 1 and not args.each:
-        return {names[name]: partial(loading.load_model, name, device, args.trust_remote_code) for name in args.models}
+        return {names[name]: partial(load_member, args, name, device) for name in args.models}
     return {names[name]: load_alone(args, name, device) for name in args.models}
+
+
+def load_member(args: argparse.Namespace, name: str | Path, device: torch.device) -> tuple:
+    """A model in the precision that is asked for, and its processor."""
+    model, processor = loading.load_model(name, device, args.trust_remote_code)
+    return loading.in_bfloat16(name, model) if args.bf16 else model, processor
 
 
 def load_alone(args: argparse.Namespace, name: str, device: torch.device) -> tuple:
     """A model that is evaluated alone, and its processor."""
-    model, processor = loading.load_model(name, device, args.trust_remote_code)
+    model, processor = load_member(args, name, device)
     written = next((option for option in ("save_thresholds", "model_card") if getattr(args, option)), None)
     if written and isinstance(model, TierExportedModel):
         raise ValueError(

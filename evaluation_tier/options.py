@@ -218,6 +218,12 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch_size", type=int, default=32, help="images embedded at once (default: 32)")
     group.add_argument("--device", help='"cpu", "cuda", "cuda:1", "mps" (default: a GPU if there is one)')
     group.add_argument(
+        "--bf16",
+        action="store_true",
+        help="weights in bfloat16: several times as fast on a GPU, and on a CPU that computes in it (Intel from "
+        "Sapphire Rapids on). Scores change in the third digit (default: float32)",
+    )
+    group.add_argument(
         "--cache_dir",
         metavar="FOLDER",
         help="keep embeddings in this folder, and reuse those of the same images and weights",

@@ -283,6 +283,7 @@ def describe_inputs(args: argparse.Namespace, inputs: Inputs, metrics: dict) -> 
     """Add facts that only the command knows: benchmark, split, views, overlap with training, commits."""
     commits = {inputs.names[name]: commit for name in args.models if (commit := loading.hub_commit(name))}
     metrics |= {"commits": commits} if commits else {}
+    metrics |= {"dtype": "bfloat16"} if args.bf16 else {}
     adapters = {inputs.names[name]: name.describe() for name in args.models if isinstance(name, AdapterName)}
     metrics |= {"adapters": adapters} if adapters else {}
     if args.trust_remote_code:

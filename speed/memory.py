@@ -11,13 +11,13 @@ process (Linux); the last column is what each image adds to the count before.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
+from turns import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the packages, when they are not installed
@@ -56,15 +56,6 @@ def write_table(images: pd.DataFrame, count: int, path: Path) -> None:
     table.assign(image_id=ids, patient_id=ids, study_id=ids, view="PA", split="validation").to_csv(path, index=False)
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Peak MiB and processor seconds of a command, in a process of its own."""
-    process = os.posix_spawn(command[0], command, os.environ | {"PYTHONPATH": str(ROOT)})
-    _, status, usage = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed.")
-    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -86,7 +77,7 @@ def main() -> None:
             command += ["--n_bootstrap", str(args.n_bootstrap), "--output_dir", str(folder / f"results{count}")]
             command += ["--analyses", *args.analyses] if args.analyses else []
             start = time.perf_counter()
-            peak, seconds = run(command)
+            peak, seconds = run_command(command, {"PYTHONPATH": str(ROOT)})
             added = "" if before is None else f", {1024 * (peak - before[1]) / (count - before[0]):.2f} KiB per image"
             print(
                 f"{count:7d} images: {peak:6.0f} MiB at most, {seconds:.0f} s of processor time, "

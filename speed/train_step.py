@@ -226,8 +226,9 @@ def make_trainers(
     Args:
         forms: options of our trainings by the name of each; by default, one with those of the command line.
     """
-    asked = {"group_texts": not args.compile and not args.no_groups, "torch_compile": args.compile}
-    forms = forms or {"ours": {**asked, "train_sampling_strategy": args.order}}
+    if forms is None:
+        asked = {"group_texts": not args.compile and not args.no_groups, "torch_compile": args.compile}
+        forms = {"ours": {**asked, "train_sampling_strategy": args.order}}
     model, processor = make_model(args.model, tokenizer)
     tokenizer = processor.tokenizer
     images = CachedImages(records, processor.image_processor, f"{folder}/cache") if args.cache else None

@@ -1,5 +1,6 @@
-"""Times steps in turn, so that a slower machine affects all of them; for the scripts of this folder."""
+"""Times steps in turn, so that a slower machine affects all of them, and commands; for the scripts of this folder."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,15 @@ def time_in_turn(
             if repetition >= 0:
                 seconds[name].append(clock() - start)
     return seconds
+
+
+def run_command(command: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Peak MiB and processor seconds of a command, in a process of its own; a command that fails ends the program."""
+    process = os.posix_spawn(command[0], command, os.environ | environment)
+    _, status, usage = os.wait4(process, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed.")
+    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
 
 def describe_ratios(values: Sequence[float], baseline: Sequence[float], digits: int = 3) -> str:

@@ -19,6 +19,7 @@ METRICS_KEYS = {"dataset": str, "protocol": dict, "n_images": int, "findings": d
 
 OPTIONAL_KEYS = {
     "models": list,
+    "dtype": str,
     **dict.fromkeys(
         (
             "versions",
