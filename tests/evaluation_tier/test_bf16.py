@@ -54,7 +54,7 @@ def test_bf16_is_not_for_a_model_of_the_user(tmp_path, capsys):
         "    def embed_images(self, images): return torch.ones(len(images), 2)\n"
         "    def embed_texts(self, texts): return torch.ones(len(texts), 2)\n"
         "    def preprocess(self, image): return torch.zeros(1)\n"
-        "make = Mine\n"
+        "def make(): return Mine()\n"
     )
     message = fails("--adapter", f"{tmp_path}/mine.py:make", *OPTIONS, "--bf16", capsys=capsys)
     assert message.startswith("--bf16 is for models of transformers, but ") and "leave --bf16 out" in message

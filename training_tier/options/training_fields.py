@@ -75,7 +75,8 @@ class TrainingFields:
         metadata={
             "help": "Let the text tower read the texts of a batch in groups of about equal length. The gradients are "
             "the same with less padding. True by default on a CPU where it is faster (docs/speed.md). Does not work "
-            "with --torch_compile, FSDP or DeepSpeed."
+            "with --torch_compile, FSDP or DeepSpeed.",
+            **{"nargs": "?", "const": True},  # so that the bare option stays True
         },
     )
     train_sampling_strategy: str = field(
