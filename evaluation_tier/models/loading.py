@@ -30,7 +30,7 @@ from evaluation_tier.models.remote_code import check_own_code, check_pinned, che
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.checkpoints.openclip import OPENCLIP_CONFIG
 from modeling_tier.configuration_tier import located
-from modeling_tier.exported_tier import TierExportedConfig, check_backend
+from modeling_tier.exported_tier import TierExportedConfig, TierExportedModel, check_backend
 from modeling_tier.texts_tier import check_family, check_tokenizer, is_padded_to_the_end
 from processing_tier.hub_names import check_hub_name
 
@@ -118,9 +118,9 @@ def in_bfloat16(name: str | Path, model: PreTrainedModel | UserModel | RadZero |
     The model, changed in place, with its weights in bfloat16.
 
     Raises:
-        ValueError: the model meets the contract itself, which may not support that.
+        ValueError: the model meets the contract itself, which may not support that, or it was exported.
     """
-    if meets_contract(model):
+    if meets_contract(model) or isinstance(model, TierExportedModel):
         raise ValueError(f"--bf16 is for models of transformers, but {name} is not one: leave --bf16 out.")
     return model.to(torch.bfloat16)
 
