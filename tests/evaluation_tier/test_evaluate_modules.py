@@ -1,8 +1,11 @@
 """The modules for `evaluate.load`, from their folders and offline."""
 
+import ast
 import math
+import re
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 
@@ -17,7 +20,6 @@ LABELS, SCORES = [0, 0, 1, 1, -1, math.nan], [0.1, 0.4, 0.4, 0.8, 9.0, -9.0]
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    evaluate = pytest.importorskip("evaluate")
     monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
 
     def load_module(name: str):
@@ -57,3 +59,17 @@ def test_mcc_module(load):
     assert result["threshold"] == 0.7 == best_threshold([0, 0, 1], [0.3, 0.6, 0.7], "youden")
     with pytest.raises(ValueError, match="give both"):
         module.compute(predictions=scores, references=labels, threshold_references=[0, 1])
+
+
+def test_the_page_prints_what_it_says(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluate.config.HF_EVALUATE_OFFLINE", True)
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path)
+    page = Path(evaluation_tier.__file__).parents[1] / "docs" / "evaluate_modules.md"
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(block, names)
+    first, second, by_batches = capsys.readouterr().out.splitlines()
+    assert f"{first}\n{second}\n" == blocks[1][1]
+    assert float(by_batches) == ast.literal_eval(first)["auroc"]
