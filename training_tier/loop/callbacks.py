@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from modeling_tier.base_tier import TierModelMixin
 from training_tier.data.feature_cache import hash_tower
@@ -44,6 +45,21 @@ class EpochSetter(TrainerCallback):
     ) -> None:
         # the tolerance: in a resumed run the epoch is a sum of fractions
         train_dataloader.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+class LogEachEpoch(TrainerCallback):
+    """
+    Logs the loss at the end of an epoch that `logging_steps` did not log, so that each training has a curve, however
+    short it is.
+    """
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        start = round(state.epoch or 0) - 1  # by epochs, which a run that was resumed within one shares
+        logged = any("loss" in entry and entry["epoch"] > start + 1e-6 for entry in state.log_history)
+        if not logged and args.logging_strategy != IntervalStrategy.NO:
+            control.should_log = True
 
 
 class FrozenTowers(TrainerCallback):

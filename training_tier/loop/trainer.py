@@ -20,7 +20,7 @@ from transformers.utils import is_peft_available
 from training_tier.data.collator import count_images, refuse_batch
 from training_tier.data.streaming import ShardedImages
 from training_tier.data.workers import shield_workers
-from training_tier.loop.callbacks import EpochSetter
+from training_tier.loop.callbacks import EpochSetter, LogEachEpoch
 from training_tier.loop.checkpoints import TopCheckpoints, choose_checkpoint, set_later_aside
 from training_tier.loop.evaluation import EvaluatingTrainer
 from training_tier.loop.integrity import check_weights
@@ -74,6 +74,7 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
         # The order counts: TopCheckpoints deletes before Preemption stops, and a save that Preemption asks for is one
         # that SaveAfterEvaluation may delay.
         self.add_callback(EpochSetter())
+        self.add_callback(LogEachEpoch())
         self.add_callback(BestOfThisRun())
         if self.args.save_top_k is not None:
             self.add_callback(TopCheckpoints(self.args.save_top_k))

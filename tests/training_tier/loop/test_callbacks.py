@@ -46,3 +46,28 @@ def test_a_share_of_the_steps_for_the_warmup(make_contrastive):
     entropies = [0.1 * entry["token_entropy"] + 0.2 * entry["patch_entropy"] for entry in steps]
     shares = [one / all_ for one, all_ in zip(added, entropies, strict=True)]
     assert shares == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("logging_steps", "logged"), [(1000, [6, 12]), (6, [6, 12]), (4, [4, 8, 12])])
+def test_each_epoch_has_a_logged_loss_at_any_logging_step(make_contrastive, logging_steps, logged):
+    options = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = make_contrastive(logging_steps=logging_steps, **options)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == logged
+    assert all("contrastive_loss" in entry for entry in trainer.state.log_history if "loss" in entry)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_within_an_epoch_logs_the_same_steps(make_contrastive):
+    options = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 4, "load_best_model_at_end": False}
+    options |= {"save_total_limit": None}
+    for logging_steps in (3, 1000):
+        whole = make_contrastive(folder=f"whole-{logging_steps}", logging_steps=logging_steps, **options)
+        whole.train()
+        resumed = make_contrastive(folder=f"resumed-{logging_steps}", logging_steps=logging_steps, **options)
+        resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-4")
+        curves = [
+            [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+            for trainer in (whole, resumed)
+        ]
+        assert curves[0] == curves[1] and len(curves[0]) == {3: 4, 1000: 2}[logging_steps]
