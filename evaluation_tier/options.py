@@ -242,8 +242,8 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--figures",
         action="store_true",
-        help="also draw curves, calibration, one similarity map per finding (of several models side by side, too), "
-        "the results of --analyses, and the model's training curves if it has them",
+        help="also draw curves, calibration, similarity maps of each finding (of several models side by side, too), "
+        "the worst errors, the results of --analyses, and the model's training curves if it has them",
     )
     group.add_argument("--model_card", action="store_true", help="also write the results into the model's README.md")
     group.add_argument(

@@ -32,22 +32,26 @@ def plot_findings(metrics: Mapping, path: str | Path) -> Path:
 def plot_subgroups(metrics: Mapping, path: str | Path) -> Path:
     """The mean AUROC of each subgroup with its 95 % interval: a forest plot, one block per attribute.
 
-    The means are of the findings that every group of an attribute has; their number stands beside its name.
+    The means are of the findings that every group of an attribute has; their number stands beside its name. So is that
+    of all images in the first row of a block, which has no interval.
 
     Args:
         metrics: with "subgroups", by attribute as `resampling.subgroup_metrics` returns them.
         path: of the PNG file.
     """
-    blocks = [("", [(f"All ({metrics['n_images']:,})", *estimate(metrics["mean"]))])]
+    blocks = []
     for attribute, result in metrics["subgroups"].items():
         if has_common_findings(result):
-            number = len(result["findings_in_mean"])
-            heading = f"{column_name(attribute)}, {number} finding{'' if number == 1 else 's'}"
+            shared = result["findings_in_mean"]
+            heading = f"{column_name(attribute)}, {len(shared)} finding{'' if len(shared) == 1 else 's'}"
+            values = [as_float((metrics["findings"].get(finding) or {}).get("auroc")) for finding in shared]
             groups = order_groups(result["groups"]).items()
-            rows = [(f"{group} ({numbers['n_images']:,})", *estimate(numbers["mean"])) for group, numbers in groups]
+            mean = {"auroc": float(np.mean(values))}
+            rows = [(f"All ({metrics['n_images']:,})", *estimate(mean))]
+            rows += [(f"{group} ({numbers['n_images']:,})", *estimate(numbers["mean"])) for group, numbers in groups]
             blocks.append((heading, rows))
     title = f"Mean AUROC by subgroup (images), {describe_dataset(metrics['dataset'])}"
-    return plot_forest(blocks, path, title=title, xlabel="AUROC")
+    return plot_forest([("", []), *blocks], path, title=title, xlabel="AUROC")
 
 
 def plot_differences(comparison: Mapping, path: str | Path) -> Path:

@@ -176,7 +176,7 @@ def draw_grounding(left: "Axes", right: "Axes", sketch: Sketch) -> None:
     left.set_title(sketch.title)
     low, high = np.nanmin(sketch.similarity), np.nanmax(sketch.similarity)
     strength = np.nan_to_num((sketch.similarity - low) / max(high - low, 1e-12))
-    right.imshow(sketch.similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.15 + 0.5 * strength)
+    right.imshow(sketch.similarity, cmap="inferno", vmin=low, vmax=high, alpha=0.65 * strength)
     if np.isfinite(sketch.threshold) and high > low:
         level = low + sketch.threshold * (high - low)
         right.contour(sketch.similarity, levels=[level], colors=[blue], linestyles="--", linewidths=1.2)

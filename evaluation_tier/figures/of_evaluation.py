@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
-from evaluation_tier.figures import grounding, learning_curve, robustness, similarity, sparsity, transfer
+from evaluation_tier.figures import errors, grounding, learning_curve, robustness, similarity, sparsity, transfer
 from processing_tier.prompts.loader import Prompts
 
 from .heat_maps import choose_images, compute_heat_maps, plot_heat_maps
@@ -23,7 +23,8 @@ def draw_figures(
     folder: Path,
 ) -> list[Path]:
     """
-    The similarity maps of the first model, the heat-maps of several side by side, and a figure of each analysis.
+    The similarity maps of the first model, the worst errors, the heat-maps of several models side by side, and a
+    figure of each analysis.
 
     Args:
         load: gives a model and its processor by its name in `metrics["models"]`.
@@ -40,6 +41,9 @@ def draw_figures(
     evaluated = {finding: prompts[finding] for finding in metrics["findings"] if finding in prompts}
     if hasattr(model, "get_similarity_map"):
         files += similarity.plot_similarity_maps(model, processor, dataset, evaluated, metrics, predictions, folder)
+    worst = errors.find_worst_errors(metrics, predictions)
+    if worst:
+        files.append(errors.plot_errors(worst, dataset, metrics, predictions, folder / "errors.png"))
     if "grounding" in metrics:
         path = folder / "grounding.png"
         files.append(grounding.plot_grounding(model, processor, dataset, prompts, metrics["grounding"], path))

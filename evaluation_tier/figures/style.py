@@ -1,5 +1,6 @@
 """The style of all figures: colours, lines, and the elements that several figures share."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,10 @@ GREY = "#8A8A8A"
 MARKED = "#39FF88"  # outlines of true regions: visible on grey and on the colours of a map
 
 DASHED = (0, (4, 4))  # the line of chance, or of no difference
+
+MAX_PANELS = 24  # findings of one figure; more would be too small to read on a page
+
+COLUMNS = 4  # panels beside each other
 
 STYLE = {
     "font.size": 10,
@@ -74,6 +79,26 @@ def style_of_findings(metrics: Mapping) -> dict[str, dict]:
     return {finding: series_style(i) for i, finding in enumerate(metrics["findings"])}
 
 
+def shown_findings(metrics: Mapping, measured: Sequence[str]) -> tuple[list[str], str]:
+    """
+    The findings that have a panel in a figure, in the order of the data set: all that were `measured`, or the
+    `MAX_PANELS` with the most positives, and a text that says so (`""` otherwise).
+    """
+    if len(measured) <= MAX_PANELS:
+        return list(measured), ""
+    kept = set(sorted(measured, key=lambda name: -metrics["findings"][name]["n_positive"])[:MAX_PANELS])
+    note = f"the {MAX_PANELS} of {len(measured)} findings with the most positives"
+    return [finding for finding in measured if finding in kept], note
+
+
+def label_outside(axes: "Axes", i: int, number: int, xlabel: str, ylabel: str) -> None:
+    """The labels of the i-th of some panels in `COLUMNS` columns: below the last of each column, left of the first."""
+    if i + COLUMNS >= number:
+        axes.set_xlabel(xlabel)
+    if i % COLUMNS == 0:
+        axes.set_ylabel(ylabel)
+
+
 def map_colour_scale() -> "LinearSegmentedColormap":
     """The colours of maps, the same as those of the pipeline's heat-maps."""
     matplotlib = import_matplotlib()
@@ -110,6 +135,11 @@ def save_png(figure: "Figure", path: str | Path, **options: Any) -> Path:
 def literal(text: str) -> str:
     """Escapes text for matplotlib: a dollar sign does not begin a formula."""
     return text.replace("$", r"\$")
+
+
+def wrapped(name: str, width: int = 28) -> str:
+    """The name of a finding above a panel: up to three lines, as wide as the panel."""
+    return literal("\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" ...")) or name)
 
 
 def estimate(numbers: Mapping) -> tuple[float | None, Sequence[float | None]]:

@@ -14,7 +14,7 @@ class GreyLevels:
     """
     Converts between a model's input and grey levels 0 to 255.
 
-    Pixels are linear in the grey level, for any normalisation of the processor: two uniform images show how.
+    Pixels are linear in the grey level, for any normalisation of the processor: a black and a white image show how.
 
     Args:
         model: of images and texts.
@@ -25,7 +25,10 @@ class GreyLevels:
         image_processor = getattr(processor, "image_processor", processor)
         options = {"output_dtype": "uint8"} if takes_uint8(model, processor) else {}
         mode = "RGB" if needs_rgb(image_processor) else "L"
-        squares = [Image.new("L", (64, 64), level).convert(mode) for level in (0, 255)]
+        squares = [Image.new("L", (64, 64), level) for level in (0, 255)]
+        for square, other in zip(squares, (255, 0), strict=True):
+            square.putpixel((63, 63), other)  # the log would call an image of one level blank
+        squares = [square.convert(mode) for square in squares]
         ends = image_processor(images=squares, return_tensors="pt", **options)["pixel_values"].to(model.device)
         self.pixel_dtype, ends = ends.dtype, ends.float()
         self.black, self.contrast = ends[0, :, :1, :1], (ends[1] - ends[0])[:, :1, :1]  # (channels, 1, 1)

@@ -51,7 +51,7 @@ def models_table(comparison: Mapping, with_findings: bool = True) -> Table:
     if comparison["findings_left_out"]:
         left_out = (f"{name} ({reason})" for name, reason in comparison["findings_left_out"].items())
         note += f" Left out: {', '.join(left_out)}."
-    return Table("models", "AUROC of the models", note, header, tuple(rows), "l" + "r" * (len(header) - 1), 0, True)
+    return Table("models", "AUROC of the models", note, header, tuple(rows), "l" + "r" * (len(header) - 1))
 
 
 def differences_table(comparison: Mapping) -> Table:
@@ -84,7 +84,7 @@ def differences_table(comparison: Mapping) -> Table:
             f" Holm: corrected for the {number} that are compared with the baseline in the same number (the mean, or "
             "one finding), which are one family of tests; not corrected for the number of findings."
         )
-    return Table("differences", "Differences from the baseline", note, header, tuple(rows), "llrrrrr", 0, True)
+    return Table("differences", "Differences from the baseline", note, header, tuple(rows), "llrrrrr")
 
 
 def compared_table(comparison: Mapping) -> Table:

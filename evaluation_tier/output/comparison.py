@@ -8,7 +8,8 @@ from pathlib import Path
 
 from evaluation_tier.figures import forest
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
-from evaluation_tier.output.page import FOR_RESEARCH, SYNTHETIC, Figure, Section, read_figure, render_page
+from evaluation_tier.output.page import FOR_RESEARCH, SYNTHETIC, Section, render_page
+from evaluation_tier.output.page_figures import Figure, read_figure
 from evaluation_tier.output.tables import (
     DASH,
     Table,

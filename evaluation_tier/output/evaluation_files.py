@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 OPTIONAL_FILES = {
     "findings": (
         *("findings.png", "roc.png", "precision_recall.png", "calibration.png", "subgroups.png"),
-        *("training_curves.png", "similarity_of_models.png"),
+        *("training_curves.png", "similarity_of_models.png", "errors.png"),
     ),
     "grounding": ("grounding.png", "grounding_regions.parquet"),
     "sparsity": ("sparsity.png", "sparsity_relative.png"),

@@ -1,27 +1,27 @@
-"""The page of an evaluation: its tables and figures in a single, self-contained HTML file.
+"""The page of an evaluation: its tables and figures in a single, self-contained HTML file of at most 2 MB.
 
-Figures are embedded; the page does not contain external links, and no script, except of a page with a sortable table.
-The same files give the same bytes.
+Figures are embedded. The page does not contain external links, and a single script, which sorts its tables and opens
+what is folded when it is printed. The same files give the same bytes.
 """
 
 import base64
 import hashlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
 from evaluation_tier.figures import calibration, curves, forest, style
+from evaluation_tier.output.csv_tables import csv_table
 from evaluation_tier.output.dataset_names import describe_dataset, is_synthetic
-from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.links import leads_outside
 from evaluation_tier.output.metrics_file import read_metrics
+from evaluation_tier.output.page_figures import Figure, read_figures
 from evaluation_tier.output.predictions import read_predictions
 from evaluation_tier.output.result_tables import evaluation_tables, has_common_findings
 from evaluation_tier.output.tables import DASH, Table, format_estimate, latex_tables, markdown_tables
@@ -31,18 +31,27 @@ logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
-SORT_SCRIPT = Path(__file__).with_name("sort_tables.js")
+SCRIPT = Path(__file__).with_name("report_script.js")
 
 SYNTHETIC = "The radiographs are synthetic, drawn by a program: these results say nothing about patients."
 
 FOR_RESEARCH = "For research only. Not a medical device: do not use these numbers to make decisions about a person."
 
-MAX_FIGURE_BYTES = 16 * 2**20
+MAX_PAGE_BYTES = 2_000_000  # so that it can be mailed
 
-MAX_PAGE_BYTES = 96 * 2**20  # of figures; browsers and mail still accept such a page
+MAX_ALT_BYTES = 1_500  # of the words of a figure
+
+RADIOGRAPHS = ("grounding", "similarity", "errors")  # sections whose figures show them, as wide as the page
+
+PIXELS = 1.5  # of a figure for each of the page: its text is then as large as that of the page
+
+MAX_OPEN = 4  # figures of a section, and ...
+
+MAX_OPEN_ROWS = 20  # ... rows of a table that are shown without a click
 
 SECTIONS = {  # in the order of the page: heading, and how the names of its figures begin
     "results": ("Results", ("findings.png", "roc.png", "precision_recall.png")),
+    "overlap": ("Overlap with the training data", ()),
     "thresholds": ("At a threshold", ()),
     "calibration": ("Calibration", ("calibration.png",)),
     "score_levels": ("Kinds of score", ()),
@@ -52,6 +61,7 @@ SECTIONS = {  # in the order of the page: heading, and how the names of its figu
     "grounding": ("Grounding", ("grounding",)),
     "deletion": ("Deletion", ()),
     "similarity": ("Where the model looks", ("similarity_",)),
+    "errors": ("The worst errors", ("errors.png",)),
     "sparsity": ("Sparsity", ("sparsity",)),
     "robustness": ("Robustness", ("robustness",)),
     "transfer": ("At another hospital", ("transfer.png",)),
@@ -59,61 +69,6 @@ SECTIONS = {  # in the order of the page: heading, and how the names of its figu
     "training": ("Training", ("training_curves.png",)),
     "protocol": ("Protocol", ()),
 }
-
-FIGURES_OF_ANALYSES = {  # alternative text and caption
-    "grounding.png": (
-        "Radiographs with a marked region, each next to the model's map; the tables hold the numbers.",
-        "The regions with the best, the median and the worst IoU of the map that the title names. Left: the "
-        "radiograph with the marked region. Right: the map, the outline of the area above the threshold, and the "
-        "highest pixel, which hits or misses.",
-    ),
-    "sparsity.png": (
-        "Curves of the sorted similarities of words and patches, and points for each class of words; the tables hold "
-        "the numbers.",
-        "Top: similarities of a word (left) and of a whole text (right) to the patches of its image, sorted from the "
-        "highest down, with mean and one standard deviation. A steeper curve is sparser. Bottom: Gini index and share "
-        "near zero of each class of words, with 95 % intervals.",
-    ),
-    "sparsity_relative.png": (
-        "Curves of the sorted shares of the similarity of whole texts to the patches, one per model.",
-        "Each patch's share of a text's total similarity, sorted from the highest down, with mean and one standard "
-        "deviation. The dashed line shows patches that are all alike.",
-    ),
-    "similarity_of_models.png": (
-        "Radiographs, each next to the heat-map of every model.",
-        "For each finding, a radiograph with it, and for each model the map of the finding's sentences minus that of "
-        '"No Finding". Both are scaled to the 1st and 99th percentile of all images.',
-    ),
-    "robustness.png": (
-        "Panels of wordings, negation, left and right, images that show nothing, degraded images and, with CXR-Align, "
-        "changed reports; the tables hold the numbers.",
-        "How scores change with other wordings and degraded images, whether they respect a negation and the side that "
-        "a sentence names, and the scores of images that show nothing. Dashed lines mark chance or no difference; "
-        "bars are 95 % intervals.",
-    ),
-    "learning_curve.png": (
-        "AUROC of classifiers by the number of training patients, with the zero-shot AUROC as a line.",
-        "Mean AUROC over the findings of classifiers that learn from few patients. Lines: mean of several draws of "
-        "patients; bands: from the lowest to the highest draw. Dashed: zero-shot, with its 95 % interval.",
-    ),
-    "transfer.png": (
-        "Four panels: sensitivity, specificity, calibration error and AUROC of each finding; the tables hold the "
-        "numbers.",
-        "Thresholds and calibration of other data on these images. Grey rings: on the data that they were fitted on. "
-        "Blue: here, with 95 % intervals. The dashed line marks the wanted sensitivity. In brackets: positives. "
-        "Right: AUROC of the same positives against healthy and against sick controls.",
-    ),
-}
-
-
-class Figure(NamedTuple):
-    """A PNG file as the page embeds it."""
-
-    base64: str
-    width: int
-    height: int
-    alt: str
-    caption: str
 
 
 class Section(NamedTuple):
@@ -195,20 +150,27 @@ def draw_page_figures(folder: Path, metrics: Mapping, predictions: pd.DataFrame 
 
 
 def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Sequence[Table]]) -> str:
-    """The page of an evaluation, with the figures in `folder`."""
+    """The page of an evaluation, with the figures in `folder` that fit into `MAX_PAGE_BYTES`."""
     files = find_figures(folder)
-    sections, size = [], 0
+    text = len(render_with(metrics, tables, {}, []).encode())
+    figures, left_out = read_figures(files, metrics, MAX_PAGE_BYTES - text - MAX_ALT_BYTES * len(files))
+    for path in left_out:
+        logger.warning("The page leaves out %s: it would exceed %d MB.", path.name, MAX_PAGE_BYTES // 1_000_000)
+    return render_with(metrics, tables, figures, left_out)
+
+
+def render_with(
+    metrics: Mapping,
+    tables: Mapping[str, Sequence[Table]],
+    figures: Mapping[Path, Figure],
+    left_out: Sequence[Path],
+) -> str:
+    """The page with these figures, which names those that are left out."""
+    sections = []
     for name, (title, prefixes) in SECTIONS.items():
-        figures = []
-        for path in (path for prefix in prefixes for path in files if path.name.startswith(prefix)):
-            figure = read_figure(path, *describe_figure(path, metrics))
-            size += len(figure.base64) if figure else 0
-            if figure and size > MAX_PAGE_BYTES:
-                logger.warning("The page leaves out %s: its figures exceed %d MB.", path.name, MAX_PAGE_BYTES >> 20)
-            elif figure:
-                figures.append(figure)
-        if tables.get(name) or figures:
-            sections.append(Section(name.replace("_", "-"), title, tables.get(name, []), figures))
+        shown = [figure for prefix in prefixes for path, figure in figures.items() if path.name.startswith(prefix)]
+        if tables.get(name) or shown:
+            sections.append(Section(name.replace("_", "-"), title, tables.get(name, []), shown))
 
     protocol, mean = metrics["protocol"], metrics.get("mean") or {}
     split = f", split {protocol['split']}" if protocol.get("split") else ""
@@ -240,9 +202,12 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
     )
     footer = [FOR_RESEARCH]
     if not is_synthetic(metrics["dataset"]) and any(
-        section.name in ("similarity", "grounding") and section.figures for section in sections
+        section.name in RADIOGRAPHS and section.figures for section in sections
     ):
         footer.append("This page shows radiographs of patients: share it only as the terms of the data allow.")
+    if left_out:
+        names = ", ".join(path.name for path in left_out)
+        footer.append(f"Left out, so that this page can be mailed, and in the folder of the evaluation: {names}.")
     return render_page(
         f"Evaluation on {describe_dataset(metrics['dataset']) or 'unnamed data'}{benchmark}",
         lead,
@@ -251,79 +216,6 @@ def render_evaluation(folder: Path, metrics: Mapping, tables: Mapping[str, Seque
         notices,
         footer,
     )
-
-
-def describe_figure(path: Path, metrics: Mapping) -> tuple[str, str]:
-    """The alternative text and the caption of a figure."""
-    findings = metrics["findings"]
-    ranked = sorted(
-        (name for name in findings if findings[name].get("auroc") is not None),
-        key=lambda name: -findings[name]["auroc"],
-    )
-    extremes = ""
-    if len(ranked) > 1:
-        best, worst = (f"{name} ({findings[name]['auroc']:.3f})" for name in (ranked[0], ranked[-1]))
-        extremes = f" {best} has the highest AUROC, {worst} the lowest."
-    readers = " Diamonds are radiologists." if metrics.get("radiologists") else ""
-    if path.name == "findings.png":
-        alt = f"Forest plot of the AUROC of {count(len(findings))} with their intervals.{extremes}"
-        return alt, "AUROC of each finding with its 95 % interval. The dashed line is chance."
-    if path.name == "roc.png":
-        alt = f"ROC curves of {count(len(ranked))}.{extremes}{readers}"
-        return alt, f"ROC curves. Curves further to the upper left are better; the diagonal is chance.{readers}"
-    if path.name == "precision_recall.png":
-        alt = f"Precision-recall curves of {count(len(ranked))}; the table of results holds their areas.{readers}"
-        caption = (
-            "Precision-recall curves. Curves further to the upper right are better; chance is the share of positives."
-        )
-        return alt, caption + readers
-    if path.name == "calibration.png":
-        alt = f"Reliability curves of {count(len(findings))}; the table holds their calibration errors."
-        return (
-            alt,
-            "Observed share of positives against predicted probability. A calibrated model follows the diagonal. "
-            "Findings that could not be calibrated are left out.",
-        )
-    if path.name == "subgroups.png":
-        return (
-            "Forest plot of the mean AUROC of each subgroup with its interval; the tables hold the numbers.",
-            "Mean AUROC of each subgroup with its 95 % interval.",
-        )
-    if path.name == "training_curves.png":
-        return "Curves of the loss, its terms and the AUROC over the epochs.", "The training by epoch."
-    if path.name in FIGURES_OF_ANALYSES:
-        return FIGURES_OF_ANALYSES[path.name]
-    name, names = path.stem.partition("_")[2], file_names(findings)
-    subject = next((finding for finding in findings if names[finding] == name), name.replace("_", " "))
-    if path.name.startswith("similarity_"):
-        return (
-            f"A radiograph with {subject}, overlaid with the model's map of the prompts.",
-            f"{subject}: the positive image with the highest score, its true mask if it has one, and the model's map. "
-            "Red speaks for the finding more than in the average image, blue less; the colour bar names the kind of "
-            "map.",
-        )
-    caption = f"{path.stem.partition('_')[0].capitalize()}: {subject}".removesuffix(": ")
-    return f"Figure: {caption}; the tables of the section hold its numbers.", f"{caption}."
-
-
-def count(number: int) -> str:
-    """A number of findings in words."""
-    return f"{number} finding{'' if number == 1 else 's'}"
-
-
-def read_figure(path: Path, alt: str, caption: str) -> Figure | None:
-    """A PNG file of the folder; None, with a warning, if it is not a PNG image or too large."""
-    if path.stat().st_size > MAX_FIGURE_BYTES:
-        logger.warning("The page leaves out %s: it exceeds %d MB.", path.name, MAX_FIGURE_BYTES >> 20)
-        return None
-    content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        logger.warning("The page leaves out %s: it is not a PNG image.", path.name)
-        return None
-    return Figure(base64.b64encode(content).decode("ascii"), width, height, alt, caption)
 
 
 def render_page(
@@ -351,9 +243,8 @@ def render_page(
     environment.filters["unbroken"] = lambda text: text.replace(", ", ",\u00a0").replace(
         "95 % CI", "95\u00a0%\u00a0CI"
     )
-    script = ""
-    if any(table.sortable for section in sections for table in section.tables):
-        script = SORT_SCRIPT.read_text(encoding="utf-8")
+    environment.filters["csv"] = lambda table: f"data:text/csv;charset=utf-8,{quote(csv_table(table))}"
+    script = SCRIPT.read_text(encoding="utf-8")
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         lead=lead,
@@ -361,6 +252,10 @@ def render_page(
         sections=sections,
         notices=notices,
         footer=footer,
+        max_open=MAX_OPEN,
+        max_open_rows=MAX_OPEN_ROWS,
+        scale=PIXELS,
+        radiographs=RADIOGRAPHS,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),  # the only one to run
     )

@@ -24,6 +24,7 @@ def evaluation_tables(metrics: Mapping) -> dict[str, list[Table]]:
     """
     sections = {
         "results": [results_table(metrics), groups_table(metrics)],
+        "overlap": [overlap_table(metrics)],
         "thresholds": [operating_table(metrics), thresholds_table(metrics)],
         "calibration": [calibration_table(metrics)],
         "score_levels": [score_levels_table(metrics)],
@@ -297,9 +298,36 @@ def radiologist_tables(metrics: Mapping) -> list[Table]:
     return [table, Table("readers", "Each radiologist", note, header, tuple(readers), "llrrrrr")]
 
 
+OVERLAP = {  # key of the protocol: its title
+    "training_overlap": "Evaluated images",
+    "n_trained_images": "Images that the model was trained on",
+    "n_trained_patients_images": "Other images of its training patients",
+    "trained": "These images were",
+    "threshold_overlap": "Images that chose the thresholds",
+    "exposure": "Published training data",
+    "exposure_overlap": "Models that may have seen the evaluated data",
+}
+
+
+def overlap_table(metrics: Mapping) -> Table | None:
+    """What is known of training images among the evaluated ones."""
+    rows = [
+        (title, value if isinstance(value, str) else format_cell_of_all(value))
+        for key, title in OVERLAP.items()
+        if (value := metrics["protocol"].get(key)) is not None
+    ]
+    note = (
+        "Images that a model has seen in its training flatter it. An image is recognized by the content of its file, "
+        "a patient by id and data set."
+    )
+    title = "Overlap with the training data"
+    return Table("overlap", title, note, ("What", "Known"), tuple(rows), "lp") if rows else None
+
+
 def protocol_table(metrics: Mapping) -> Table:
     """How the numbers were made: the protocol, the models and the software."""
-    skipped = {"resamples_dropped"}  # one number per finding; the row below has those above 0
+    # the first has a number per finding, and the row below those above 0
+    skipped = {"resamples_dropped", *OVERLAP}
     rows = [("Data", format_cell(metrics["dataset"])), ("Images", format_cell(metrics["n_images"]))]
     for key, value in metrics["protocol"].items():
         if key == "images_skipped":  # how many, never which: their names may identify patients

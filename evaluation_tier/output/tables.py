@@ -42,7 +42,6 @@ class Table(NamedTuple):
         rows: text cells; the first of each row names the row.
         align: per column "l", "r", or "p" for text of many words.
         num_summary: number of last rows that summarize the others.
-        sortable: whether the reader of a page may sort its rows.
     """
 
     name: str
@@ -52,7 +51,11 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     align: str
     num_summary: int = 0
-    sortable: bool = False
+
+    @property
+    def sortable(self) -> bool:
+        """Whether the reader of a page may sort its rows: there are several, with numbers."""
+        return "r" in self.align and len(self.rows) - self.num_summary > 1
 
 
 # Cells

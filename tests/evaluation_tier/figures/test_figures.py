@@ -3,33 +3,32 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from evaluation_tier.analyses.grounding.maps import compute_grids
-from evaluation_tier.analyses.grounding.regions import Case
+from evaluation_tier.figures import style
 from evaluation_tier.figures.calibration import plot_calibration
 from evaluation_tier.figures.curves import plot_precision_recall, plot_roc
 from evaluation_tier.figures.forest import plot_findings, plot_subgroups
-from evaluation_tier.figures.similarity import draw_similarity, plot_similarity_maps
-from evaluation_tier.figures.style import COLOURS
+from evaluation_tier.figures.style import COLOURS, labels_and_scores
 from evaluation_tier.figures.training import plot_training_curves
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
+from evaluation_tier.statistics.metrics import roc_curve
 from evaluation_tier.statistics.resampling import Resampling
-from processing_tier.prompts.loader import Prompts, load_prompts
-from processing_tier.radiograph_tier import read_radiograph
 
 pytest.importorskip("matplotlib")
+
+
+FINDINGS = ["Cardiomegaly", "Pleural Effusion", "Nodule"]
 
 
 @pytest.fixture(scope="module")
 def evaluated(tier_model, phantom):
     metrics, predictions = evaluate_zero_shot(
-        {"m": tier_model}, phantom, min_positives=5, resampling=Resampling(5), dataset_name="phantom"
+        {"m": tier_model}, phantom, FINDINGS, min_positives=5, resampling=Resampling(20), dataset_name="phantom"
     )
-    return metrics, predictions, load_prompts("report", list(metrics["findings"]))
+    return metrics, predictions
 
 
 def read(path) -> np.ndarray:
@@ -38,102 +37,69 @@ def read(path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_roc_figure(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures as they are written."""
+    figures = []
+    real = style.save_png
+    for module in ("curves", "calibration", "robustness", "training", "forest"):
+        name = f"evaluation_tier.figures.{module}.save_png"
+        monkeypatch.setattr(
+            name, lambda figure, path, **options: figures.append(figure) or real(figure, path, **options)
+        )
+    return figures
+
+
+def panels_of(figure) -> list:
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def test_roc_figure(evaluated, tmp_path, drawn):
+    metrics, predictions = evaluated
     path = plot_roc(metrics, predictions, tmp_path / "roc.png")
-    picture = read(path)
-    assert picture.shape[0] > 700 and picture.shape[1] > 900
-    blue = np.abs(picture - [0x00, 0x72, 0xB2]).max(axis=-1) < 12  # the colour of the first finding
-    assert blue.sum() > 200
+    assert colour_of(read(path), COLOURS[0]).sum() > 200
     assert list(tmp_path.iterdir()) == [path]
+    panels = panels_of(drawn[0])
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in panels] == list(metrics["findings"])
+    for axes, (finding, result) in zip(panels, metrics["findings"].items(), strict=True):
+        chance, curve, point = axes.lines
+        np.testing.assert_array_equal(chance.get_data(), [[0, 1], [0, 1]])
+        np.testing.assert_array_equal(curve.get_data(), roc_curve(*labels_and_scores(predictions, finding)))
+        expected = [1 - result["specificity"], result["sensitivity"]]
+        np.testing.assert_allclose(np.ravel(point.get_data()), expected)
+        assert len(axes.collections) == np.isfinite(result["auroc_ci95"]).all()  # the band
+
+
+def test_a_finding_without_an_interval_has_no_band(evaluated, tmp_path, drawn):
+    metrics, predictions = evaluated
+    bare = {name: result | {"auroc_ci95": [None, None]} for name, result in metrics["findings"].items()}
+    plot_roc(metrics | {"findings": bare}, predictions, tmp_path / "roc.png")
+    assert not any(axes.collections for axes in panels_of(drawn[0]))
+
+
+def test_the_findings_with_the_most_positives_have_panels(evaluated, tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(style, "MAX_PANELS", 2)
+    metrics, predictions = evaluated
+    counts = {name: result["n_positive"] for name, result in metrics["findings"].items()}
+    kept = sorted(counts, key=lambda name: -counts[name])[:2]
+    plot_roc(metrics, predictions, tmp_path / "roc.png")
+    titles = [axes.get_title(loc="left").split("\n")[0] for axes in panels_of(drawn[0])]
+    assert titles == [name for name in counts if name in kept]
+    assert drawn[0].get_suptitle().endswith(f"the 2 of {len(counts)} findings with the most positives")
 
 
 def test_figures_are_the_same_from_the_json_and_twice(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     first = plot_roc(metrics, predictions, tmp_path / "a.png").read_bytes()
     assert first == plot_roc(json.loads(json.dumps(to_json(metrics))), predictions, tmp_path / "b.png").read_bytes()
 
 
 def test_a_finding_without_a_measured_auroc_is_not_drawn(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     undefined = {name: result | {"auroc": None} for name, result in metrics["findings"].items()}
     plot_roc(metrics | {"findings": undefined}, predictions, tmp_path / "roc.png")
     blue = np.abs(read(tmp_path / "roc.png") - [0x00, 0x72, 0xB2]).max(axis=-1) < 12
     assert not blue.any()
-
-
-def test_one_similarity_figure_per_finding_of_its_best_positive(tier_model, phantom, evaluated, tmp_path, monkeypatch):
-    metrics, predictions, prompts = evaluated
-    shown = []
-
-    def spy(matplotlib, radiograph, mask, similarity, label):
-        shown.append((radiograph, mask, similarity))
-        assert label == "positive minus negative contribution,\nabove the average image"
-        return draw_similarity(matplotlib, radiograph, mask, similarity, label)
-
-    monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
-    paths = plot_similarity_maps(*tier_model, phantom, prompts, metrics, predictions, tmp_path)
-    assert [path.name for path in paths] == [f"similarity_{name}.png" for name in file_names(prompts).values()]
-    everything = [read_radiograph(image) for image in phantom["image"]]
-    cases = [Case(row, finding, "") for row in range(len(phantom)) for finding in prompts]
-    grids, _ = compute_grids(*tier_model, phantom, cases, prompts)
-    differences = np.stack([grids[case]["difference_contribution"] for case in cases])
-    differences = differences.reshape(len(phantom), len(prompts), *differences.shape[1:])
-    for i, (finding, path, (radiograph, mask, similarity)) in enumerate(zip(prompts, paths, shown, strict=True)):
-        picture = read(path)
-        assert picture.shape[1] > 1.8 * picture.shape[0]  # three panels
-        green = np.abs(picture - [0x39, 0xFF, 0x88]).max(axis=-1) < 40  # the outline of the mask
-        assert green.sum() > 50, finding
-        positives = predictions[predictions[f"label_{finding}"] == 1]
-        row = int(positives[f"score_{finding}"].idxmax())
-        assert phantom[row][finding] == 1
-        np.testing.assert_array_equal(np.asarray(radiograph), np.asarray(everything[row]))
-        assert mask.any() and mask.shape == similarity.shape == (64, 64)
-        # against the average of all 60 images, seen in the radiograph's pixels
-        grid = torch.from_numpy(differences[row, i] - differences[:, i].mean(axis=0))[None]
-        to_pixels = tier_model[1].image_processor.post_process_similarity_map
-        expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
-        np.testing.assert_allclose(similarity, expected.numpy(), atol=1e-5)
-
-
-def test_similarity_figure_without_masks(tier_model, phantom, evaluated, tmp_path):
-    metrics, predictions, prompts = evaluated
-    finding = next(iter(prompts))
-    bare = phantom.remove_columns("masks")
-    (path,) = plot_similarity_maps(*tier_model, bare, {finding: prompts[finding]}, metrics, predictions, tmp_path)
-    picture = read(path)
-    assert picture.shape[1] < 1.95 * picture.shape[0]  # two panels
-
-
-def test_similarity_figures_say_what_and_whose_they_are(tier_model, phantom, evaluated, tmp_path, monkeypatch):
-    metrics, predictions, prompts = evaluated
-    finding = next(iter(prompts))
-    figures = []
-
-    def spy(*arguments):
-        figures.append(draw_similarity(*arguments))
-        return figures[-1]
-
-    monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
-    alone = {finding: Prompts(prompts[finding].positive, [])}
-    two = {**metrics, "models": ["runs/a", "runs/b"]}
-    plot_similarity_maps(*tier_model, phantom, alone, two, predictions, tmp_path)
-    assert figures[0].axes[-1].get_ylabel() == "contribution,\nabove the average image"
-    assert figures[0].get_suptitle() == f"{finding}, phantom (synthetic)\nmap of runs/a alone"
-    low, high = figures[0].axes[-2].images[-1].get_clim()
-    assert low == -high < 0  # white is the average image
-
-    monkeypatch.setattr(
-        tier_model[0].config, "image_pooling", "cls"
-    )  # whose image embedding is not a sum over patches
-    plot_similarity_maps(*tier_model, phantom, {finding: prompts[finding]}, metrics, predictions, tmp_path)
-    assert figures[1].axes[-1].get_ylabel() == "positive minus negative cosine,\nabove the average image"
-
-
-def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
-    metrics, predictions, prompts = evaluated
-    with pytest.raises(ValueError, match="A BrightnessModel does not give similarity maps"):
-        plot_similarity_maps(*brightness, phantom, prompts, metrics, predictions, tmp_path)
 
 
 def trainer_state(folder, *keys):
@@ -155,6 +121,35 @@ def test_training_curves(tmp_path):
     orange = np.array([0xD5, 0x5E, 0x00])
     assert (np.abs(five - orange).max(axis=-1) < 12).sum() > 100
     assert not (np.abs(three - orange).max(axis=-1) < 12).any()  # no validation, so no such colour
+
+
+def test_a_single_logged_loss_is_visible(tmp_path):
+    state = {"log_history": [{"loss": 1.0, "epoch": 1.0, "step": 8}], "global_step": 8}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    picture = read(plot_training_curves(tmp_path / "trainer_state.json", tmp_path / "x.png"))
+    assert colour_of(picture, COLOURS[0]).sum() > 30
+
+
+@pytest.mark.parametrize(
+    ("folder", "arguments", "chosen"),
+    [
+        ("run", {"load_best_model_at_end": True}, 2.0),
+        ("run", {"load_best_model_at_end": False}, 4.0),
+        ("run", None, 4.0),
+        ("checkpoint-16", {"load_best_model_at_end": True}, 4.0),  # its weights are of its own step
+    ],
+)
+def test_the_chosen_epoch_is_marked(tmp_path, drawn, folder, arguments, chosen):
+    run = tmp_path / folder
+    run.mkdir()
+    history = [{"loss": 5.0 - i, "eval_auroc": 0.5, "epoch": float(i), "step": 4 * i} for i in range(1, 5)]
+    state = {"log_history": history, "global_step": 16, "best_global_step": 8}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    if arguments is not None:
+        (run / "training_args.json").write_text(json.dumps(arguments))
+    plot_training_curves(run / "trainer_state.json", run / "curves.png")
+    for axes in panels_of(drawn[0]):
+        assert list(axes.lines[-1].get_xdata()) == [chosen, chosen]
 
 
 def test_training_curves_of_what_is_no_training(tmp_path):
@@ -189,17 +184,23 @@ def colour_of(picture: np.ndarray, colour: str) -> np.ndarray:
     return np.abs(picture - [red, green, blue]).max(axis=-1) < 12
 
 
-def test_precision_recall_figure(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+def test_precision_recall_figure(evaluated, tmp_path, drawn):
+    metrics, predictions = evaluated
     picture = read(plot_precision_recall(metrics, predictions, tmp_path / "pr.png"))
-    assert picture.shape[0] > 700 and picture.shape[1] > 900
     assert colour_of(picture, COLOURS[0]).sum() > 200
+    for axes, result in zip(panels_of(drawn[0]), metrics["findings"].values(), strict=True):
+        prevalence = result["n_positive"] / (result["n_positive"] + result["n_negative"])
+        assert list(axes.lines[0].get_ydata()) == [prevalence, prevalence]
+        assert axes.get_title(loc="left").endswith(f"{result['auprc']:.3f}, prevalence {prevalence:.3f}")
+        assert axes.lines[2].get_xdata() == pytest.approx([result["sensitivity"]])
 
 
 def test_nothing_is_cut_off_at_the_edges(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     long = {f"{name}, as it is called elsewhere": result for name, result in metrics["findings"].items()}
-    renamed = predictions.rename(columns=lambda name: f"{name}, as it is called elsewhere")
+    renamed = predictions.rename(
+        columns=lambda name: f"{name}, as it is called elsewhere" if "_id" not in name else name
+    )
     for plot in (plot_roc, plot_precision_recall):
         picture = read(plot(metrics | {"findings": long}, renamed, tmp_path / "figure.png"))
         for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
@@ -207,19 +208,20 @@ def test_nothing_is_cut_off_at_the_edges(evaluated, tmp_path):
 
 
 def test_radiologists_are_points_on_both_curves(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     finding = list(metrics["findings"])[0]
-    reader = {"fpr": 0.9, "tpr": 0.1, "recall": 0.9, "precision": 0.9}  # where no curve of these comes near
+    reader = {"fpr": 0.9, "tpr": 0.1, "recall": 0.9, "precision": 0.9}
     nobody = {"fpr": None, "tpr": None, "recall": None, "precision": None}
     with_readers = metrics | {"radiologists": {"findings": {finding: {"readers": {"a": reader, "b": nobody}}}}}
     for plot in (plot_roc, plot_precision_recall):
         before = read(plot(metrics, predictions, tmp_path / "before.png"))
         after = read(plot(with_readers, predictions, tmp_path / "after.png"))
-        assert (colour_of(after, COLOURS[0])).sum() > (colour_of(before, COLOURS[0])).sum() + 20
+        assert not colour_of(before, COLOURS[2]).any()
+        assert colour_of(after, COLOURS[2]).sum() > 50  # on the panel, and in the legend
 
 
 def test_forest_plots(evaluated, tmp_path):
-    metrics, _, _ = evaluated
+    metrics, _ = evaluated
     picture = read(plot_findings(metrics, tmp_path / "findings.png"))
     assert colour_of(picture, COLOURS[0]).sum() > 500
     undefined = {
@@ -228,7 +230,7 @@ def test_forest_plots(evaluated, tmp_path):
     picture = read(plot_findings(metrics | {"findings": undefined}, tmp_path / "findings.png"))
     assert not colour_of(picture, COLOURS[0]).any()
     group = {"n_images": 30, "mean": {"auroc": 0.6, "auroc_ci95": [0.5, 0.7]}}
-    groups = {"groups": {"$F": group, "M": group}, "findings_in_mean": ["Edema"]}
+    groups = {"groups": {"$F": group, "M": group}, "findings_in_mean": [list(metrics["findings"])[0]]}
     metrics = metrics | {"subgroups": {"sex": groups, "view": {"groups": {}, "findings_in_mean": []}}}
     first = plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes()
     assert colour_of(read(tmp_path / "subgroups.png"), COLOURS[0]).sum() > 200
@@ -237,8 +239,21 @@ def test_forest_plots(evaluated, tmp_path):
     assert plot_subgroups(metrics, tmp_path / "subgroups.png").read_bytes() == first
 
 
+def test_all_images_beside_subgroups_are_over_the_same_findings(evaluated, tmp_path, drawn):
+    metrics, _ = evaluated
+    first, second = list(metrics["findings"])[:2]
+    group = {"n_images": 30, "mean": {"auroc": 0.6, "auroc_ci95": [0.5, 0.7]}}
+    metrics = metrics | {"subgroups": {"sex": {"groups": {"F": group}, "findings_in_mean": [first, second]}}}
+    plot_subgroups(metrics, tmp_path / "subgroups.png")
+    (axes,) = drawn[0].axes
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    expected = (metrics["findings"][first]["auroc"] + metrics["findings"][second]["auroc"]) / 2
+    assert points == pytest.approx([expected, 0.6])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["All (60)", "F (30)"]
+
+
 def test_calibration_figure(evaluated, tmp_path):
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     findings = {name: result | {"scale": None, "bias": None} for name, result in metrics["findings"].items()}
     with pytest.raises(ValueError, match="needs a finding with a calibration"):
         plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png")
@@ -247,15 +262,18 @@ def test_calibration_figure(evaluated, tmp_path):
     one = read(plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png"))
     findings[second] |= {"scale": 30.0, "bias": -1.0, "ece": None}
     two = read(plot_calibration(metrics | {"findings": findings}, predictions, tmp_path / "calibration.png"))
-    assert two.shape[0] == one.shape[0] and two.shape[1] > 1.4 * one.shape[1]  # a panel for each
+    assert two.shape[0] == one.shape[0] and two.shape[1] > one.shape[1]  # a panel for each
 
 
-def test_no_figure_names_an_image(tier_model, phantom, evaluated, tmp_path, monkeypatch):
-    metrics, predictions, prompts = evaluated
-    titles = []
-    monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text, **options: titles.append(text))
-    plot_similarity_maps(*tier_model, phantom, {"Edema": prompts["Edema"]}, metrics, predictions, tmp_path)
-    assert titles == ["Edema, phantom (synthetic)"]
+def test_calibration_has_equal_axes_and_a_histogram_of_all_images(evaluated, tmp_path, drawn):
+    metrics, predictions = evaluated
+    finding = list(metrics["findings"])[0]
+    result = metrics["findings"][finding] | {"scale": 30.0, "bias": -1.0}
+    plot_calibration(metrics | {"findings": {finding: result}}, predictions, tmp_path / "calibration.png")
+    curve, histogram = panels_of(drawn[0])
+    assert curve.get_xlim() == curve.get_ylim() == histogram.get_xlim() and curve.get_box_aspect() == 1
+    heights = [sum(patch.get_height() for patch in bars) for bars in histogram.containers]
+    assert heights == [result["n_negative"], result["n_positive"]]
 
 
 def test_calibration_is_drawn_of_what_it_was_fitted_on(evaluated, tmp_path, monkeypatch):
@@ -263,7 +281,7 @@ def test_calibration_is_drawn_of_what_it_was_fitted_on(evaluated, tmp_path, monk
     seen = []
     by_log_odds = "evaluation_tier.figures.calibration.log_odds"
     monkeypatch.setattr(by_log_odds, lambda scores: seen.append(len(scores)) or scores)
-    metrics, predictions, _ = evaluated
+    metrics, predictions = evaluated
     finding = list(metrics["findings"])[0]
     result = metrics["findings"][finding] | {"scale": 1.0, "bias": 0.0}
     predictions = predictions.rename(columns=lambda name: name.replace(finding, "No Finding"))

@@ -11,7 +11,7 @@ from saved_results import save_result
 
 from evaluation_tier.output.baseline_comparison import baseline_tables, models_table, write_baseline_comparison
 from evaluation_tier.output.metrics_file import write_metrics
-from evaluation_tier.output.page import SORT_SCRIPT
+from evaluation_tier.output.page import SCRIPT
 from evaluation_tier.output.speed_file import write_speeds
 from evaluation_tier.output.tables import text_table
 from evaluation_tier.statistics.baseline_comparison import compare_with_baseline
@@ -128,7 +128,7 @@ def test_the_page_sorts_its_tables_by_a_script_of_its_own(comparison, tmp_path):
     assert page.count('class="sortable"') == 2 and "&lt;third&gt;" in page
     assert "The protocols of first and second differ (Prompts)" in page
     (script,) = re.findall(r"<script>(.*)</script>", page, re.DOTALL)
-    assert script == SORT_SCRIPT.read_text()
+    assert script == SCRIPT.read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
     assert "http:" not in page and "https:" not in page
@@ -137,7 +137,7 @@ def test_the_page_sorts_its_tables_by_a_script_of_its_own(comparison, tmp_path):
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_order_of_the_script():
     cells = ["0.750 (0.5, 1.0)", "–", "1,151.3 M", "<0.001", "-0.250 (-0.3, 0.1)", "151.3 M"]
-    program = f"""{SORT_SCRIPT.read_text()}
+    program = f"""{SCRIPT.read_text()}
         const keys = {json.dumps(cells)}.map((text) => [sortKey(text, true), text]);
         const order = (sign) => [...keys].sort((a, b) => compareKeys(a[0], b[0], sign)).map((pair) => pair[1]);
         const names = ["b", "–", "A"].map((text) => sortKey(text, false)).sort((a, b) => compareKeys(a, b, 1));
@@ -146,6 +146,30 @@ def test_the_order_of_the_script():
     ascending = ["-0.250 (-0.3, 0.1)", "<0.001", "0.750 (0.5, 1.0)", "151.3 M", "1,151.3 M", "–"]
     assert json.loads(found)[:2] == [ascending, [*ascending[-2::-1], "–"]]
     assert json.loads(found)[2][-2:] == ["A", "b"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_means_stay_below_the_rows_that_the_script_sorts():
+    rows = [("b", "0.9", ""), ("a", "0.7", ""), ("Mean", "0.8", "summary first"), ("Gap", "0.2", "summary")]
+    program = f"""{SCRIPT.read_text()}
+        const cell = (text, name) => ({{
+          textContent: text, attributes: {{}}, classList: {{contains: (other) => name.split(" ").includes(other)}},
+          getAttribute(key) {{ return this.attributes[key] ?? null; }},
+          setAttribute(key, value) {{ this.attributes[key] = value; }},
+          removeAttribute(key) {{ delete this.attributes[key]; }},
+        }});
+        const rows = {json.dumps(rows)}.map(([first, second, name]) => ({{
+          ...cell("", name), cells: [cell(first, ""), cell(second, "r")],
+        }}));
+        const body = {{rows, append(...moved) {{ this.rows = moved; }}}};
+        const table = {{tHead: {{rows: [{{cells: [cell("", ""), cell("", "r")]}}]}}, tBodies: [body]}};
+        const orders = [1, 1, 0].map((column) => {{
+          sortRows(table, column);
+          return body.rows.map((row) => row.cells[0].textContent);
+        }});
+        console.log(JSON.stringify(orders));"""
+    found = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(found) == [["b", "a", "Mean", "Gap"], ["a", "b", "Mean", "Gap"], ["a", "b", "Mean", "Gap"]]
 
 
 def test_many_rows_leave_the_figure_to_the_means(tmp_path):

@@ -5,6 +5,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,8 @@ class Page(HTMLParser):
         assert self.open and self.open.pop() == tag, tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        if self.open[-1:] != ["script"]:
+            self.text.append(data)
 
     def all(self, tag: str) -> list[dict]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -114,16 +116,19 @@ def test_page_is_self_contained_and_accessible(write, metrics):
     Image.new("L", (30, 20)).save(folder / "roc.png")
     page = page_of(folder, metrics)
     assert page.all("html") == [{"lang": "en"}] and len(page.all("h1")) == len(page.all("main")) == 1
-    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    assert page.all("script") == [{}] and not page.all("link") and not page.all("iframe")
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), tag
-        assert attributes.get("href", "#").startswith("#")
-        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        assert attributes.get("href", "#").startswith(
+            "data:text/csv;charset=utf-8," if "download" in attributes else "#"
+        )
+        assert attributes.get("src", "data:image/webp;base64,").startswith("data:image/webp;base64,")
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    assert {attributes["href"][1:] for attributes in page.all("a")} <= set(ids)
+    inner = [attributes for attributes in page.all("a") if "download" not in attributes]
+    assert {attributes["href"][1:] for attributes in inner} <= set(ids)
     (image,) = page.all("img")
-    assert (image["width"], image["height"]) == ("30", "20")
+    assert (image["width"], image["height"]) == ("20", "13")  # 1.5 pixels of the figure each
     assert image["alt"] == "ROC curves of 1 finding."
     assert len(page.all("caption")) == len(page.all("table")) == 3
     assert all("scope" in attributes for attributes in page.all("th"))
@@ -147,6 +152,42 @@ def test_only_what_was_measured_has_a_section(write, metrics):
         "protocol",
     ]
     assert page.all("img")[0]["alt"] == "Figure: Grounding: Edema; the tables of the section hold its numbers."
+
+
+def test_the_overlap_with_the_training_data_has_a_section(write, metrics):
+    assert "overlap" not in evaluation_tables(metrics)
+    told = "3 training images and 2 other images of training patients were left out"
+    metrics["protocol"] |= {"training_overlap": told, "n_trained_images": 3, "n_trained_patients_images": 2}
+    tables = evaluation_tables(metrics)
+    assert [row[1] for row in tables["overlap"][0].rows] == [told, "3", "2"]
+    assert not any(told in row for row in tables["protocol"][0].rows)
+    assert "Images that the model was trained on" in page_of(write(metrics), metrics).text
+
+
+def test_long_tables_and_many_figures_are_folded(write, metrics):
+    folder = write(metrics)
+    assert len(page_of(folder, metrics).all("details")) == 3  # a section each, which is open
+    assert all("open" in attributes for attributes in page_of(folder, metrics).all("details"))
+    result = metrics["findings"]["Edema"]
+    metrics["findings"] = {f"Finding {i}": result for i in range(21)}
+    for i in range(5):
+        Image.new("L", (30, 20)).save(folder / f"similarity_finding_{i}.png")
+    page = page_of(folder, metrics)
+    closed = [attributes for attributes in page.all("details") if "open" not in attributes]
+    assert len(closed) == 3  # both tables of findings, and the fifth figure
+    assert "Results of each finding: 22 rows" in page.text and "1 more figures" in page.text
+
+
+def test_tables_can_be_sorted_and_downloaded(write, metrics):
+    page = page_of(write(metrics), metrics)
+    assert [table.get("class") for table in page.all("table")] == [
+        "sortable",
+        "sortable",
+        None,
+    ]  # of text: the protocol
+    links = {link["download"]: link["href"] for link in page.all("a") if "download" in link}
+    assert list(links) == ["results.csv", "operating-points.csv", "protocol.csv"]
+    assert unquote(links["results.csv"].partition(",")[2]).splitlines()[1] == "Edema,2,2,1,0.750,0.500,1.000,0.800"
 
 
 def test_undefined_numbers_are_dashes(write, metrics):
@@ -211,7 +252,7 @@ def test_a_malicious_name_is_text(write, metrics):
     write_page(folder)
     text = (folder / "report.html").read_text()
     page = Page(text)
-    assert not page.all("script") and "<script" not in text and "<img src=x" not in text
+    assert len(page.all("script")) == text.count("<script") == 1 and "<img src=x" not in text
     assert all("onload" not in attributes for _, attributes in page.tags)
     assert EVIL in "".join(page.text)  # as it was given, unrendered
     assert "<script>" not in (folder / "tables.md").read_text()
@@ -236,7 +277,7 @@ def test_links_and_pipes_are_not_figures(write, metrics, tmp_path_factory, caplo
     os.mkfifo(folder / "similarity_pipe.png")
     with caplog.at_level(logging.WARNING):
         page = render_evaluation(folder, metrics, evaluation_tables(metrics))
-    assert [figure["width"] for figure in Page(page).all("img")] == ["5", "5"]
+    assert [figure["width"] for figure in Page(page).all("img")] == ["3", "3"]
     left_out = [record.getMessage() for record in caplog.records]
     assert left_out == [
         f"The page leaves out similarity_{name}.png: it is not a file of this folder."
@@ -247,7 +288,7 @@ def test_links_and_pipes_are_not_figures(write, metrics, tmp_path_factory, caplo
 def test_a_figure_that_is_none_is_left_out(write, metrics, caplog, monkeypatch):
     folder = write(metrics)
     (folder / "roc.png").write_bytes(b"<script>")
-    monkeypatch.setattr("evaluation_tier.output.page.MAX_FIGURE_BYTES", 100)
+    monkeypatch.setattr("evaluation_tier.output.page_figures.MAX_FIGURE_BYTES", 100)
     (folder / "similarity_edema.png").write_bytes(bytes(101))
     with caplog.at_level(logging.WARNING):
         assert not page_of(folder, metrics).all("img")
@@ -350,7 +391,7 @@ def test_files_of_two_evaluations_are_refused(write, metrics):
 def test_published_training_data_are_told(write, metrics):
     metrics["protocol"]["exposure"] = "X was trained on padchest; the evaluated data are of another data set (rsna)"
     page = page_of(write(metrics), metrics)
-    assert page.text.count(metrics["protocol"]["exposure"]) == 1  # in the table of the protocol
+    assert page.text.count(metrics["protocol"]["exposure"]) == 1 and "Overlap with the training data" in page.text
     metrics["protocol"] |= {"exposure": "X was trained on rsna", "exposure_overlap": ["m"]}
     page = page_of(write(metrics), metrics)
     assert "The evaluated data may be training data: X was trained on rsna." in page.text

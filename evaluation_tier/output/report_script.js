@@ -1,4 +1,5 @@
-// Sorts a table of the class "sortable" by the column whose heading is pressed; without this script, it is a plain table.
+// Sorts a table of the class "sortable" by the column whose heading is pressed, and opens what is folded when the page
+// is printed. Without this script, the page is complete.
 function sortKey(text, isNumber) {
   if (!isNumber) return text;
   const number = parseFloat(text.replace(/^</, "").replace(/,(?=\d{3})/g, ""));
@@ -17,9 +18,12 @@ function sortRows(table, column) {
   const descending = before === null ? isNumber : before === "ascending"; // the highest numbers first
   for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
   heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-  const keyed = Array.from(table.tBodies[0].rows, (row) => [sortKey(row.cells[column].textContent, isNumber), row]);
+  const rows = Array.from(table.tBodies[0].rows);
+  const summary = rows.filter((row) => row.classList.contains("summary")); // means stay below
+  const others = rows.filter((row) => !row.classList.contains("summary"));
+  const keyed = others.map((row) => [sortKey(row.cells[column].textContent, isNumber), row]);
   keyed.sort((first, second) => compareKeys(first[0], second[0], descending ? -1 : 1));
-  table.tBodies[0].append(...keyed.map((pair) => pair[1]));
+  table.tBodies[0].append(...keyed.map((pair) => pair[1]), ...summary);
 }
 
 function makeSortable(table) {
@@ -32,4 +36,9 @@ function makeSortable(table) {
   });
 }
 
-if (typeof document !== "undefined") document.querySelectorAll("table.sortable").forEach(makeSortable);
+if (typeof document !== "undefined") {
+  document.querySelectorAll("table.sortable").forEach(makeSortable);
+  window.addEventListener("beforeprint", () => {
+    document.querySelectorAll("details").forEach((part) => { part.open = true; });
+  });
+}
