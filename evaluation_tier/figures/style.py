@@ -74,11 +74,6 @@ def series_style(i: int) -> dict:
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
 
 
-def style_of_findings(metrics: Mapping) -> dict[str, dict]:
-    """Colour and line of each finding, by its place in the data set: it looks the same in every figure."""
-    return {finding: series_style(i) for i, finding in enumerate(metrics["findings"])}
-
-
 def shown_findings(metrics: Mapping, measured: Sequence[str]) -> tuple[list[str], str]:
     """
     The findings that have a panel in a figure, in the order of the data set: all that were `measured`, or the
