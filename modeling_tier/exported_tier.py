@@ -73,9 +73,10 @@ class TierExportedConfig(PreTrainedConfig):
             raise ValueError(f"graph_format must be one of {', '.join(FILES)}, not {self.graph_format!r}.")
         for name in file_names(self.graph_format):
             told = (self.files or {}).get(name)
-            if not isinstance(told, dict) or not isinstance(told.get("sha256"), str):
+            told = told if isinstance(told, dict) else {}
+            if type(told.get("bytes")) is not int or not isinstance(told.get("sha256"), str):
                 raise ValueError(
-                    f"The exported model's config.json does not tell the hash of {name}; export it again."
+                    f"The exported model's config.json does not tell size and hash of {name}; export it again."
                 )
         if not isinstance(self.model, dict) or self.model.get("model_type") not in CONFIGS:
             raise ValueError("The exported model's config.json does not hold the model's own; export it again.")
@@ -297,9 +298,9 @@ def find_file(folder: str | os.PathLike, name: str, place: Mapping[str, Any]) ->
 def check_file(path: Path, told: Mapping[str, Any]) -> None:
     """Raises ValueError for a file of another size or hash than the one that was exported."""
     size = path.stat().st_size
-    if size != told.get("bytes"):
+    if size != told["bytes"]:
         raise ValueError(
-            f"{path} has {size:,} bytes, not the {told.get('bytes'):,} of the export: copy the folder again, or "
+            f"{path} has {size:,} bytes, not the {told['bytes']:,} of the export: copy the folder again, or "
             "export the model again."
         )
     if hash_file(path) != told["sha256"]:

@@ -23,7 +23,7 @@ from turns import describe_ratios, time_in_turn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from evaluation_tier.export.graphs import export_towers  # noqa: E402
+from evaluation_tier.export.graphs import export_towers, to_openvino  # noqa: E402
 from evaluation_tier.export.int8 import quantize  # noqa: E402
 from modeling_tier import TierCLIPModel  # noqa: E402
 from modeling_tier.exported_tier import FILES, start  # noqa: E402
@@ -43,19 +43,20 @@ def make_steps(model: TierCLIPModel, pixels: torch.Tensor, folder: Path) -> dict
     steps: dict[str, Callable[[], object]] = {"PyTorch float32": in_torch}
     calibration = [torch.randn(1, *pixels.shape[1:]).numpy() for _ in range(8)]
     inputs = {"pixel_values": pixels.numpy()}
-    for backend in FILES:
-        for int8 in (False, True):
-            own = folder / f"{backend}{int8}"
-            own.mkdir()
-            try:
-                export_towers(model, own, backend)
-                if int8:
-                    quantize(own, backend, calibration)
-                run = start(backend, own / f"image.{FILES[backend][0]}")
-            except ImportError as error:
-                print(f"left out: {error}")
-                continue
-            steps[f"{backend} {'int8' if int8 else 'float32'}"] = lambda run=run: run(inputs)
+    for backend, suffixes in FILES.items():
+        own = folder / backend
+        own.mkdir()
+        try:
+            for kind in ("float32", "int8"):
+                export_towers(model, own)
+                if kind == "int8":
+                    quantize(own, calibration)
+                if backend == "openvino":
+                    to_openvino(model, own, kind == "int8")
+                run = start(backend, own / f"image.{suffixes[0]}")
+                steps[f"{backend} {kind}"] = lambda run=run: run(inputs)
+        except ImportError as error:
+            print(f"left out: {error}")
     return steps
 
 

@@ -62,8 +62,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_folder_of_the_command_does_what_the_model_does(to, int8, model, tmp_path, capsys):
     pytest.importorskip("onnxscript")
-    if to == "openvino" and int8:
-        pytest.importorskip("nncf")
     out = tmp_path / "out"
     options = ["--int8", "--calibration_split", "train", "--calibration_images", "16"] if int8 else []
     main([str(model), "--to", to, "--output_dir", str(out), *PHANTOM, *options])

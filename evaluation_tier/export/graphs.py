@@ -4,19 +4,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_tier.exported_tier import TOWERS, Run, file_names, import_backend, start
+from modeling_tier.exported_tier import TOWERS, import_backend, start
 from modeling_tier.texts_tier import is_padded_to_the_end
 
 OPSET = 18  # of ONNX: the oldest that torch's exporter writes without a conversion
 MAX_GRAPH_BYTES = 2**31 - 2**20  # protobuf's limit, less what is not weights
 TOLERANCE = 1e-3  # of the largest number of an output; rounding makes differences of 1e-6
+INT8_TOLERANCE = 0.1  # of two backends, which round the same integers differently
 OUTPUTS = {"image": ["image_embeds", "patches"], "text": ["text_embeds", "tokens"]}
 
 
@@ -81,14 +83,13 @@ def check_size(model: PreTrainedModel) -> None:
         )
 
 
-def export_towers(model: PreTrainedModel, folder: Path, graph_format: str) -> list[str]:
+def export_towers(model: PreTrainedModel, folder: Path) -> list[str]:
     """
-    Writes both towers into a folder, in float32.
+    Writes both towers into a folder as ONNX, in float32.
 
     Args:
         model: a TIER model in evaluation mode, float32, on the CPU.
         folder: where to write.
-        graph_format: `"onnx"` or `"openvino"`.
 
     Returns:
         The inputs of the text tower.
@@ -116,47 +117,60 @@ def export_towers(model: PreTrainedModel, folder: Path, graph_format: str) -> li
         except Exception as error:  # the exporter raises many kinds
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"torch cannot export the {tower} tower of this model ({reason}).") from error
-        if graph_format == "openvino":
-            to_openvino(path)
-        check_tower(modules[tower], inputs, start(graph_format, folder / file_names(graph_format, (tower,))[0]), tower)
+        others = random_inputs(model, tower)
+        with torch.inference_mode():
+            expected = [output.numpy() for output in modules[tower](**others)]
+        maker = f"torch {torch.__version__} does not export this architecture"
+        check_same(expected, run_with("onnx", path, others), TOLERANCE, tower, maker)
     return list(inputs)
 
 
-def check_tower(module: nn.Module, inputs: Mapping[str, torch.Tensor], run: Run, tower: str) -> None:
+def to_openvino(model: PreTrainedModel, folder: Path, int8: bool) -> None:
     """
-    Compares a graph with the tower that it was made of, on random inputs of another number and length than those of
-    the trace.
+    Replaces the ONNX file of each tower by OpenVINO's two files with the same numbers.
 
     Raises:
-        ValueError: the embeddings differ by more than rounding.
+        ValueError: OpenVINO computes other numbers than ONNX Runtime.
     """
-    generator = torch.Generator().manual_seed(0)
-    if tower == "image":
-        shape = (3, *inputs["pixel_values"].shape[1:])
-        others = {"pixel_values": torch.randn(shape, generator=generator)}
-    else:
-        length = inputs["input_ids"].shape[1] - ("attention_mask" in inputs)
-        vocabulary = module.model.config.text_config.vocab_size
-        others = {"input_ids": torch.randint(vocabulary, (3, length), generator=generator)}
-        if "attention_mask" in inputs:
-            others["attention_mask"] = (torch.arange(length) < torch.tensor([[length], [length - 1], [2]])).long()
-    with torch.inference_mode():
-        expected = module(**others)
-    for own, other in zip(expected, run({name: tensor.numpy() for name, tensor in others.items()}), strict=True):
-        largest = (own - torch.from_numpy(other)).abs().max().item()
-        if not largest <= TOLERANCE * max(1.0, own.abs().max().item()):  # NaN too
-            raise ValueError(
-                f"The exported {tower} tower gives other embeddings than the model (by up to {largest:.2g}): torch "
-                f"{torch.__version__} does not export this architecture."
-            )
-
-
-def to_openvino(path: Path) -> None:
-    """Replaces an ONNX file by OpenVINO's two files of the same name, with the same numbers."""
     openvino = import_backend("openvino")
-    graph = openvino.convert_model(path)
-    openvino.save_model(graph, path.with_suffix(".xml"), compress_to_fp16=False)
-    path.unlink()
+    for tower in TOWERS:
+        path, others = folder / f"{tower}.onnx", random_inputs(model, tower)
+        openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=False)
+        tolerance = INT8_TOLERANCE if int8 and tower == "image" else TOLERANCE
+        computed = run_with("openvino", path.with_suffix(".xml"), others)
+        maker = f"OpenVINO {openvino.__version__} does not run this architecture"
+        check_same(run_with("onnx", path, others), computed, tolerance, tower, maker)
+        path.unlink()
+
+
+def random_inputs(model: PreTrainedModel, tower: str) -> dict[str, torch.Tensor]:
+    """Inputs of a tower, of another number and length than those of the trace; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    traced, _ = example_inputs(model, tower)
+    if tower == "image":
+        return {"pixel_values": torch.randn((3, *traced["pixel_values"].shape[1:]), generator=generator)}
+    length = traced["input_ids"].shape[1] - ("attention_mask" in traced)
+    inputs = {"input_ids": torch.randint(model.config.text_config.vocab_size, (3, length), generator=generator)}
+    if "attention_mask" in traced:
+        inputs["attention_mask"] = (torch.arange(length) < torch.tensor([[length], [length - 1], [2]])).long()
+    return inputs
+
+
+def run_with(backend: str, path: Path, inputs: Mapping[str, torch.Tensor]) -> list[np.ndarray]:
+    """The outputs of a graph."""
+    return start(backend, path)({name: tensor.numpy() for name, tensor in inputs.items()})
+
+
+def check_same(
+    expected: Sequence[np.ndarray], computed: Sequence[np.ndarray], tolerance: float, tower: str, reason: str
+) -> None:
+    """Raises ValueError with the reason for outputs that differ by more than a share of the largest number."""
+    for own, other in zip(expected, computed, strict=True):
+        largest = float(np.abs(own - other).max())
+        if not largest <= tolerance * max(1.0, float(np.abs(own).max())):  # NaN too
+            raise ValueError(
+                f"The exported {tower} tower gives other embeddings than the model (by up to {largest:.2g}): {reason}."
+            )
 
 
 @contextlib.contextmanager

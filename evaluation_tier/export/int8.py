@@ -3,6 +3,9 @@
 Weights get one scale per output channel, activations one per tensor, from the range that they take on the calibration
 images. Softmax, norms and activation functions stay in float32. The text tower stays as it is: it runs once for each
 sentence, and the sentences of a run are few.
+
+Static, because with ranges that are found anew for each batch (dynamic quantization) the score of an image would
+depend on the other images of its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,13 +47,14 @@ def read_pixels(
     return pixels
 
 
-def quantize(folder: Path, graph_format: str, pixels: Sequence[np.ndarray]) -> None:
-    """Replaces the image tower in a folder by one of 8-bit integers; see the module."""
-    with quiet():
-        {"onnx": quantize_onnx, "openvino": quantize_openvino}[graph_format](folder, pixels)
+def quantize(folder: Path, pixels: Sequence[np.ndarray]) -> None:
+    """
+    Replaces the ONNX file of the image tower in a folder by one of 8-bit integers; see the module.
 
-
-def quantize_onnx(folder: Path, pixels: Sequence[np.ndarray]) -> None:
+    Args:
+        folder: with `image.onnx`.
+        pixels: of the calibration images, each (1, 3, height, width).
+    """
     import_backend("onnx")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -62,39 +66,17 @@ def quantize_onnx(folder: Path, pixels: Sequence[np.ndarray]) -> None:
             return next(self.inputs, None)
 
     path, partial = folder / "image.onnx", folder / "image.int8.onnx"
-    quantize_static(
-        path,
-        partial,
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        # products of two activations, those inside the attention, stay in float32
-        extra_options={"MatMulConstBOnly": True},
-    )
+    with quiet():
+        quantize_static(
+            path,
+            partial,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # products of two activations, those inside the attention, stay in float32
+            extra_options={"MatMulConstBOnly": True},
+        )
     partial.replace(path)
-
-
-def quantize_openvino(folder: Path, pixels: Sequence[np.ndarray]) -> None:
-    openvino = import_backend("openvino")
-    try:
-        import nncf
-    except ImportError as error:
-        raise ImportError("--int8 for OpenVINO needs the package nncf: pip install 'tier-clip[openvino]'.") from error
-    path = folder / "image.xml"
-    graph = openvino.Core().read_model(path)
-    is_transformer = any(operation.get_type_name() == "Softmax" for operation in graph.get_ops())
-    quantized = nncf.quantize(
-        graph,
-        nncf.Dataset(list(pixels)),
-        preset=nncf.QuantizationPreset.MIXED,  # activations from their least to their greatest value, as for ONNX
-        subset_size=len(pixels),
-        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
-    )
-    partial = folder / "image_int8.xml"
-    openvino.save_model(quantized, partial, compress_to_fp16=False)
-    del graph, quantized  # which hold the files
-    for suffix in (".xml", ".bin"):
-        partial.with_suffix(suffix).replace(path.with_suffix(suffix))

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from evaluation_tier.export.card import change_table, write_card
 from evaluation_tier.export.change import measure_change
-from evaluation_tier.export.graphs import export_towers, text_length
+from evaluation_tier.export.graphs import export_towers, text_length, to_openvino
 from evaluation_tier.export.int8 import choose_images, quantize, read_pixels
 from evaluation_tier.inputs import Records
 from evaluation_tier.models import trained_on
@@ -38,7 +38,8 @@ from processing_tier.records.table_options import TableOptions
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino", "nncf")}
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = {"onnx": ONNX, "openvino": (*ONNX, "openvino")}
 BATCH_SIZE = 8  # images in memory at once, in both models
 
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> str:
         ImportError: a package is missing.
     """
     transformers_logging.disable_progress_bar()  # those of loading weights
-    check_packages(args.to, args.int8)
+    check_packages(args.to)
     model, processor = load_model(args.model)
     check_exportable(args.model, model)
     data = read_data(args) if args.data else None
@@ -69,12 +70,14 @@ def run(args: argparse.Namespace) -> str:
     output = Path(args.output_dir)
     told = describe(args, model)
     with new_folder(output) as folder:
-        text_inputs = export_towers(model, folder, args.to)
+        text_inputs = export_towers(model, folder)
         if args.int8:
             rows = choose_images(data.calibration, args.calibration_images)
             pixels = read_pixels(model, processor, data.calibration, rows)
-            quantize(folder, args.to, pixels)
+            quantize(folder, pixels)
             told["calibration"] = {"dataset": data.name, "split": data.calibration_split, "n_images": len(pixels)}
+        if args.to == "openvino":
+            to_openvino(model, folder, args.int8)
         write_config(folder, model, args, text_inputs, told["versions"])
         processor.save_pretrained(folder)
         exported = TierExportedModel.from_pretrained(folder)
@@ -96,13 +99,12 @@ def run(args: argparse.Namespace) -> str:
     return format_export(output, told)
 
 
-def check_packages(graph_format: str, int8: bool) -> None:
+def check_packages(graph_format: str) -> None:
     """Raises ImportError, before any work, for a missing package."""
     import_backend(graph_format)
     for name in PACKAGES[graph_format]:
         try:
-            if name != "nncf" or int8:
-                version(name)
+            version(name)
         except PackageNotFoundError as error:
             raise ImportError(
                 f"--to {graph_format} needs the package {name}: pip install 'tier-clip[{graph_format}]'."
@@ -158,15 +160,8 @@ def describe(args: argparse.Namespace, model: PreTrainedModel) -> dict[str, Any]
         "text_length": text_length(model),
         "text_varies": not is_padded_to_the_end(config),
         "thresholds": any("threshold" in entry for entry in (config.zero_shot_findings or {}).values()),
-        "versions": installed_versions() | {name: version(name) for name in PACKAGES[args.to] if is_installed(name)},
+        "versions": installed_versions() | {name: version(name) for name in PACKAGES[args.to]},
     }
-
-
-def is_installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
 
 
 def write_config(

@@ -11,8 +11,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from exported_models import IMAGE, patches_of, save_exported  # noqa: E402
+from pipeline_checks import encode, make_image  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
+import predict_tier  # noqa: E402
 from evaluation_tier.models.cache import hash_weights  # noqa: E402
 from evaluation_tier.models.loading import load_model  # noqa: E402
 from evaluation_tier.models.model_size import model_size  # noqa: E402
@@ -118,7 +120,7 @@ def edit(**changes):
         (change_a_byte, "text.onnx is not the file that was exported"),
         (swap, "text.onnx"),
         (lambda folder: (folder / "text.onnx").unlink(), "lacks the file text.onnx"),
-        (edit(files=None), "does not tell the hash of image.onnx; export it again"),
+        (edit(files=None), "does not tell size and hash of image.onnx; export it again"),
         (edit(graph_format="tflite"), "graph_format must be one of onnx, openvino, not 'tflite'"),
         (edit(model={"model_type": "bert"}), "does not hold the model's own; export it again"),
         (edit(patch_centers=[1.0]), "lacks patch_centers"),
@@ -154,8 +156,21 @@ def test_what_an_exported_model_cannot_do(model, folder):
         TierExportedModel.from_pretrained(folder, backend="torch")
     with pytest.raises(ValueError, match="was exported to openvino, which the backend 'onnx' does not run"):
         edited = shutil.copytree(folder, folder.parent / "edited")
-        edit(
-            graph_format="openvino",
-            files=dict.fromkeys(("image.xml", "image.bin", "text.xml", "text.bin"), {"sha256": ""}),
-        )(edited)
+        files = dict.fromkeys(("image.xml", "image.bin", "text.xml", "text.bin"), {"bytes": 0, "sha256": ""})
+        edit(graph_format="openvino", files=files)(edited)
         TierExportedModel.from_pretrained(edited, backend="onnx")
+
+
+def test_the_backend_of_a_command(folder, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(encode(make_image(40, 50)))
+    arguments = [str(tmp_path / "a.png"), "--findings", "Edema", "--output_dir", str(tmp_path / "out")]
+    predict_tier.main([str(folder), *arguments, "--backend", "onnx"])
+    assert "Scored 1 of 1 images" in capsys.readouterr().out
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 1
+    for model, backend, message in (
+        (folder, "torch", "was exported, and torch does not run it: leave --backend out."),
+        (folder.parent / "model", "onnx", "is not one: export it with tier-export --to onnx, or leave --backend out."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            predict_tier.main([str(model), *arguments, "--backend", backend, "--overwrite"])
+        assert message in capsys.readouterr().err

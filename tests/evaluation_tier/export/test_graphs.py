@@ -2,12 +2,13 @@
 
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from model_checks import BERT, CLIP_TEXT, RESNET, VISION, VIT
 from tiny_siglip import siglip_sizes
 
-from evaluation_tier.export.graphs import check_size, export_towers
+from evaluation_tier.export.graphs import check_same, check_size, export_towers, to_openvino
 from evaluation_tier.export.run import check_exportable, write_config
 from modeling_tier import (
     TierCLIPConfig,
@@ -64,7 +65,9 @@ def test_graphs_give_what_the_model_gives(kind, graph_format, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip({"onnx": "onnxruntime"}.get(graph_format, graph_format))
     model = make(kind)
-    text_inputs = export_towers(model, tmp_path, graph_format)
+    text_inputs = export_towers(model, tmp_path)
+    if graph_format == "openvino":
+        to_openvino(model, tmp_path, int8=False)
     assert text_inputs == (["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"])
     write_config(tmp_path, model, Namespace(to=graph_format, int8=False), text_inputs, {})
     exported = TierExportedModel.from_pretrained(tmp_path)
@@ -94,3 +97,13 @@ def test_what_is_not_exported():
     model.padding = torch.nn.Parameter(torch.empty(2**29, device="meta"))
     with pytest.raises(ValueError, match="has 2.0 GiB of weights, but a file of ONNX holds at most 2"):
         check_size(model)
+
+
+def test_a_graph_with_other_numbers_is_refused():
+    embeds = np.ones((3, 4), dtype=np.float32)
+    check_same([embeds], [embeds + 1e-5], 1e-3, "text", "")
+    for wrong in (embeds + 0.01, np.full_like(embeds, np.nan)):
+        with pytest.raises(
+            ValueError, match="The exported text tower gives other embeddings than the model.*: so it is."
+        ):
+            check_same([embeds], [wrong], 1e-3, "text", "so it is")
