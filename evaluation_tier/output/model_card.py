@@ -197,7 +197,7 @@ def write_model_card(
     data = to_json(metrics) if metrics else None
     names = {"training": training.get("dataset"), "evaluation": (data or {}).get("dataset")}
     of_other_kind = FACTS_OF_CONTRASTIVE_MODELS if model.is_classifier else FACTS_OF_CLASSIFIERS
-    text = card_template().render(
+    text = card_template(CARD_TEMPLATE).render(
         card_data=card_data(model_name, data, license, model.is_classifier).to_yaml(line_break="\n").strip(),
         model_name=model_name,
         source=model_name if "/" in model_name else f"path/to/{model_name}",
@@ -222,7 +222,7 @@ def write_model_card(
     return write_beside(folder / "README.md", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def card_template(path: Path = CARD_TEMPLATE) -> jinja2.Template:
+def card_template(path: Path) -> jinja2.Template:
     """The template of a card; a misspelt name in it is an error."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
