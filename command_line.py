@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,26 +79,6 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help."
             raise ValueError(f"unknown option {unknown[0]}: {hint}")
         return args
-
-
-def find_existing(folder: Path) -> Path:
-    """The folder, or the nearest parent that exists."""
-    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-
-
-def can_write(folder: Path) -> bool:
-    """Whether a file can be written into the folder, or into the one in which it would be made."""
-    try:  # permissions alone let root write to a read-only disk and to /proc
-        tempfile.TemporaryFile(dir=find_existing(folder)).close()
-    except OSError:
-        return False
-    return True
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """ValueError if the folder cannot be written, before any work is done."""
-    if not can_write(folder):
-        raise ValueError(f"the folder {folder} cannot be written: choose another {option}.")
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from command_line import Parser, check_writable, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
 from evaluation_tier.options import add_trained_options
+from evaluation_tier.output.writing import check_writable
 
 COMMAND = command_name("tier-compare", __file__)
 

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import Parser, can_write, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
+from evaluation_tier.output.writing import can_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -40,7 +41,6 @@ KIND_NAMES = {
     "biomedclip": "OpenCLIP with timm's ViT and a BERT, as BiomedCLIP",
     "chexficient": "CheXficient",
 }
-
 WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # of a file, never of a name on the Hub
 COMMAND = command_name("tier-convert", __file__)
 

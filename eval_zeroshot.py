@@ -15,14 +15,9 @@ The exit code is 0, or 2 after one sentence about the fault; in that case, nothi
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from command_line import Parser, check_writable, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
 from evaluation_tier.options import add_options, check_options
-
-if TYPE_CHECKING:
-    from training_tier.fine_tuning import FineTuning
 
 COMMAND = command_name("tier-eval", __file__)
 
@@ -37,29 +32,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, after all checks that do not need models or data."""
     args = build_parser().parse(argv)
     check_options(args)
-    for name in ("output_dir", "cache_dir"):
-        if getattr(args, name) is not None:
-            check_writable(Path(getattr(args, name)), f"--{name}")
     return args
-
-
-def make_fine_tuning(args: argparse.Namespace) -> "FineTuning | None":
-    """What --fine_tuning_steps asks for. It is made here, because the evaluation does not know the training."""
-    if args.fine_tuning_steps is None:
-        return None
-    from training_tier.fine_tuning import FineTuning
-
-    return FineTuning(args.fine_tuning_steps, args.device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; SystemExit(2) after one sentence on stderr when the input is bad."""
     with one_sentence_errors(COMMAND):
         args = parse(argv)
-        from evaluation_tier.run import run  # imported here, so that --help and a mistyped option answer at once
+        # Imported here, so that --help and a mistyped option answer at once
+        from evaluation_tier.run import run
+        from training_tier.fine_tuning import make_fine_tuning
 
-        if summary := run(args, make_fine_tuning(args)):  # the main process alone has one
-            print(summary)
+        if results := run(args, make_fine_tuning(args)):  # the main process alone has some
+            print("\n".join(result.summary for result in results))
 
 
 if __name__ == "__main__":

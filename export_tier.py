@@ -14,8 +14,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, can_write, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
 from evaluation_tier.options import add_data_options
+from evaluation_tier.output.writing import can_write
 
 COMMAND = command_name("tier-export", __file__)
 NEED_DATA = ("split", "calibration_split", "image_root", "sheet", "label_values", "views", "max_images", "findings")

@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, check_writable, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
+from evaluation_tier.output.writing import check_writable
 
 COMMAND = command_name("tier-prepare", __file__)
 

@@ -16,8 +16,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import Parser, check_writable, command_name, one_sentence_errors
+from command_line import Parser, command_name, one_sentence_errors
 from evaluation_tier.options import add_options, check_options
+from evaluation_tier.output.writing import check_writable
 
 NOT_FOR_RANKING = (
     "output_dir",
@@ -56,8 +57,6 @@ def parse_evaluation(argv: Sequence[str]) -> argparse.Namespace:
     add_options(parser)
     args = parser.parse(argv)
     check_options(args)
-    if args.cache_dir is not None:
-        check_writable(Path(args.cache_dir), "--cache_dir")
     return args
 
 
@@ -86,14 +85,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[int, arg
 
 def run(args: argparse.Namespace, evaluations: dict[int, argparse.Namespace]) -> None:
     # Imported here, so that --help and a mistyped option answer at once
-    from transformers.utils import logging
-
     from evaluation_tier.models.processes import is_main_process, joined_processes
     from evaluation_tier.run import evaluate
+    from processing_tier.progress import library_bars
 
-    logging.disable_progress_bar()  # those of loading weights
     ranked, protocol = [], {}
-    with joined_processes(next(iter(evaluations.values())).device) as device:
+    with joined_processes(next(iter(evaluations.values())).device) as device, library_bars():
         for step, given in evaluations.items():
             metrics = evaluate(given, device).metrics
             protocol = {"dataset": metrics["dataset"], "n_images": metrics["n_images"], **metrics["protocol"]}

@@ -52,19 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         # imported here, so that --help and --version answer at once
         from accelerate import PartialState
 
-        from training_tier.loop.locking import only_run
         from training_tier.loop.stopping import TrainingStopped
         from training_tier.options.parsing import build_full_parser, parse_options
-        from training_tier.run import train
+        from training_tier.run import run
 
         if any(word in HELP_ALL for word in argv):
             build_full_parser(COMMAND).print_help()
             raise SystemExit(0)
         options = parse_options(argv, COMMAND)
         try:
-            with only_run(options.training):
-                for line in train(options, [*STARTED, *argv]):
-                    print(line)
+            for line in run(options, [*STARTED, *argv]).search:
+                print(line)
             PartialState().destroy_process_group()  # without it, several processes can hang at their end
         except TrainingStopped as stop:
             if not stop.in_all_processes or os.environ.get("RANK", "0") == "0":

@@ -6,6 +6,8 @@ Only light packages are imported at the top, so that `--help` and a mistyped opt
 import argparse
 from pathlib import Path
 
+from evaluation_tier.output.writing import check_writable
+
 MAX_COUNT = 2**31 - 1  # of images, resamples and the like
 ANALYSES = ("grounding", "deletion", "retrieval", "sparsity", "robustness")
 
@@ -291,6 +293,9 @@ def check_options(args: argparse.Namespace) -> None:
 
         args.columns = parse_columns(args.columns)
     check_one_model(args)
+    for name in ("output_dir", "cache_dir"):
+        if getattr(args, name) is not None:
+            check_writable(Path(getattr(args, name)), f"--{name}")
 
 
 def check_parts_of_analyses(args: argparse.Namespace) -> None:

@@ -5,12 +5,13 @@ Reading is in `inputs.py`, the pass in `models/single_pass.py`, the files in `ou
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import pandas as pd
 import torch
-from transformers.utils import logging as transformers_logging
 
 from evaluation_tier.analyses import radiologists
 from evaluation_tier.analyses.deletion import Deletion
@@ -47,29 +48,56 @@ from evaluation_tier.scoring.findings import is_scored_by_others, select_finding
 from evaluation_tier.scoring.protocols import prompts_name
 from evaluation_tier.scoring.zeroshot import ZeroShot
 from evaluation_tier.statistics.resampling import Resampling
+from processing_tier.progress import library_bars
 from processing_tier.prompts.loader import Prompts
 from processing_tier.readers.chexpert import read_radiologists
 
 Analyses = dict[str, Grounding | Deletion | Retrieval | Sparsity | Robustness]  # by the names of --analyses
 
 
-def run(args: argparse.Namespace, fine_tuning: FineTuning | None = None) -> str:
+@dataclass(frozen=True)
+class EvaluationResult:
     """
-    Evaluate, write the files, and return what to print; `""` in all processes but the main one. `fine_tuning` is for
-    --learning_curve.
+    What an evaluation has measured and written.
+
+    Attributes:
+        output_dir: the folder of the files; `report.html` in it is the page to look at.
+        metrics: the content of `metrics.json`, see docs/metrics.md.
+        predictions: scores and labels, a row for each image.
+        files: all that was written, also into the model's folder.
+        summary: the table and the paths, which `tier-eval` prints.
     """
-    transformers_logging.disable_progress_bar()  # those of loading weights
+
+    output_dir: Path
+    metrics: dict
+    predictions: pd.DataFrame
+    files: list[Path]
+    summary: str
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def run(args: argparse.Namespace, fine_tuning: FineTuning | None = None) -> list[EvaluationResult]:
+    """
+    Evaluate and write the files: one result, or with --each one for each model; none in all processes but the main
+    one. `fine_tuning` is for --learning_curve.
+    """
     if args.figures:
         style.import_matplotlib()
-    with joined_processes(args.device) as device:
+    with joined_processes(args.device) as device, library_bars():
         each = evaluate_each(args, device, fine_tuning) if args.each else None
         evaluations = each or [(args, evaluate(args, device, fine_tuning))]
         if not is_main_process():
-            return ""
-        return "\n".join(
-            format_results(of_one.models, evaluation.metrics, write_evaluation(of_one, evaluation))
-            for of_one, evaluation in evaluations
-        )
+            return []
+        return [write_result(of_one, evaluation) for of_one, evaluation in evaluations]
+
+
+def write_result(args: argparse.Namespace, evaluation: Evaluation) -> EvaluationResult:
+    """Write the files of one evaluation."""
+    files = write_evaluation(args, evaluation)
+    summary = format_results(args.models, evaluation.metrics, files)
+    return EvaluationResult(Path(args.output_dir), evaluation.metrics, evaluation.predictions, files, summary)
 
 
 def evaluate(args: argparse.Namespace, device: torch.device, fine_tuning: FineTuning | None = None) -> Evaluation:

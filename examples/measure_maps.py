@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the packages, when they are not installed
 
-from command_line import Parser, check_writable, one_sentence_errors  # noqa: E402
+from command_line import Parser, one_sentence_errors  # noqa: E402
+from evaluation_tier.output.writing import check_writable  # noqa: E402
 
 COMMAND = Path(__file__).name
 

@@ -13,10 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.writing import write_beside
+from processing_tier.progress import progress
 from processing_tier.readers import PHANTOM, dataset_name, list_splits, parse_data
 from processing_tier.yaml_files import read_yaml
 from training_tier.loop.checkpoints import list_checkpoints
@@ -323,7 +322,7 @@ def run_cells(study: Study, jobs: int, num_threads: int) -> dict[Cell, Failure]:
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run_cell, study, cell, processes): cell for cell in study.cells}
         try:
-            for future in tqdm(as_completed(futures), "study", total=len(futures), unit="cell", leave=False):
+            for future in progress(as_completed(futures), "study", "cell", len(futures)):
                 if failure := future.result():
                     failures[futures[future]] = failure
         except BaseException:

@@ -22,7 +22,7 @@ ARROWS = {
     PIXELS: (set(), "pixels, reports, records, readers, prompts, the phantom, tier-prepare"),
     JUDGE: ({MODELS, PIXELS}, "everything that judges a model: embedding, scores, statistics, analyses, output"),
     TRAIN: ({MODELS, PIXELS, JUDGE}, "everything that only training needs: options, data, start, loop, memory"),
-    ENTRY: ({MODELS, PIXELS}, "the version, and registration with the Auto classes"),
+    ENTRY: ({MODELS, PIXELS, JUDGE, TRAIN}, "the version, registration with the Auto classes, train and evaluate"),
     SCRIPTS: ({MODELS, PIXELS, JUDGE, TRAIN}, "a parser and main of each command"),
 }
 PACKAGES = (MODELS, PIXELS, JUDGE, TRAIN, ENTRY)
@@ -40,7 +40,7 @@ SCRIPTS_NAMED_LIKE_SHIPPED = {
     "export_tier.py",
 }
 
-TEXTS = {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".txt", ".cff", ".html", ""}
+TEXTS = {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".txt", ".cff", ".html", ".ipynb", ""}
 # The history names what was, this test what must not be
 UNCHECKED = {ROOT / "CHANGELOG.md", ROOT / "tests" / "test_house.py", ROOT / ".git"}
 FOLDERS = (*PACKAGES, "tests", "speed", "docs", "configs", "model_cards", "examples", ".ci", ".github")

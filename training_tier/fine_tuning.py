@@ -1,5 +1,6 @@
 """Short trainings of classifiers on few patients, for the learning curve of `tier-eval`."""
 
+import argparse
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from transformers import PrinterCallback
 from evaluation_tier.models.adapters import AdapterName
 from training_tier.loop.make_trainer import make_classification_trainer
 from training_tier.loop.stopping import PREEMPTED, TrainingStopped
+from training_tier.loop.time_left import TimeLeft
 from training_tier.options.model import ModelArguments
 from training_tier.options.parsing import Options, parse_options
 from training_tier.run import complete_options
@@ -31,6 +33,11 @@ FIXED = {
     "disable_tqdm": "true",
     "min_positives": "1",
 }
+
+
+def make_fine_tuning(args: argparse.Namespace) -> "FineTuning | None":
+    """What --fine_tuning_steps of `tier-eval` asks for. The evaluation does not know the training, so it gets this."""
+    return None if args.fine_tuning_steps is None else FineTuning(args.fine_tuning_steps, args.device)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class FineTuning:
             complete_options(options)
             trainer = make_classification_trainer(options, drawn, tested, {})
             trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(TimeLeft)
             try:
                 trainer.train()
             except TrainingStopped as stop:

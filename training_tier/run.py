@@ -4,11 +4,13 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.utils.logging import disable_progress_bar
 
+from processing_tier.progress import library_bars
 from processing_tier.records.identities import TrainedOn
 from training_tier.data.labels import take_patients
 from training_tier.data.splits import check_readable, load_splits
@@ -16,6 +18,7 @@ from training_tier.data.training_list import describe_earlier, join_lists, list_
 from training_tier.loop.card_facts import training_facts
 from training_tier.loop.changed_options import check_model, check_options, run_options
 from training_tier.loop.checkpoints import average_weights, choose_checkpoint, list_checkpoints, rank_checkpoints
+from training_tier.loop.locking import only_run
 from training_tier.loop.make_trainer import make_classification_trainer, make_contrastive_trainer
 from training_tier.loop.search import prepare_search, run_search
 from training_tier.loop.trainer import RadiographTrainer
@@ -29,22 +32,65 @@ from training_tier.start.text_warmup import warm_up_text
 logger = logging.getLogger(__name__)
 
 
-def train(options: Options, command: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class TrainingResult:
     """
-    Everything that the command does: a training, or a search of the entropy weights.
+    What a training has made.
+
+    Attributes:
+        output_dir (`Path`): the folder of the model, for `from_pretrained` and [`evaluate`].
+        metric (`str`, *optional*): the name of the metric that selects checkpoints, such as `"eval_auroc"`.
+        best_metric (`float`, *optional*): its best value; None without an evaluation.
+        best_checkpoint (`Path`, *optional*): the checkpoint of this value; None if it was not saved.
+        log_history (`list[dict]`): the log of the losses and evaluations, see [`TrainerState`]; empty after a search.
+        search (`list[str]`): of a search (`search_trials`), in the main process: the best pair of weights, and the
+            command that trains with it.
+    """
+
+    output_dir: Path
+    metric: str | None
+    best_metric: float | None
+    best_checkpoint: Path | None
+    log_history: list[dict]
+    search: list[str]
+
+
+def run(options: Options, command: Sequence[str]) -> TrainingResult:
+    """
+    Everything that `tier-train` does: a training, or a search of the entropy weights.
 
     Args:
         options ([`Options`]): the options of the user; this function fills in those that were not given.
         command (`Sequence[str]`): the words that the user typed, of which messages make other commands.
 
-    Returns:
-        `list[str]`: in the main process, the results of a search, one per line; empty after a training.
-
     Raises:
         `ValueError`: bad options or data.
         `TrainingStopped`: see [`RadiographTrainer.train`].
     """
-    disable_progress_bar()  # of writing weights
+    with only_run(options.training), library_bars():
+        trainer, checkpoint, described = prepare(options)
+        found: list[str] = []
+        if options.search.search_trials is not None:
+            found = run_search(trainer, options.search, described, command)
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            if options.training.save_top_k is not None:
+                use_top_checkpoints(trainer, evaluation_command(command))
+            save(trainer)
+            tell_next_step(trainer, options, evaluation_command(command))
+    state = trainer.state
+    return TrainingResult(
+        output_dir=Path(options.training.output_dir),
+        metric=options.training.metric_for_best_model,
+        best_metric=state.best_metric,
+        best_checkpoint=None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint),
+        log_history=[] if found else state.log_history,
+        search=found,
+    )
+
+
+def prepare(options: Options) -> tuple[RadiographTrainer, str | None, dict]:
+    """The Trainer, the checkpoint to resume from, and the options that a resumed run must share."""
     checkpoint, filled_in = complete_options(options)
     train_records, eval_records = load_records(options)
     described = run_options(options, train_records, eval_records)
@@ -63,14 +109,7 @@ def train(options: Options, command: Sequence[str]) -> list[str]:
 
     if checkpoint is None and not is_classification(options):
         warm_up(trainer, options, train_records)
-    if options.search.search_trials is not None:
-        return run_search(trainer, options.search, described, command)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if options.training.save_top_k is not None:
-        use_top_checkpoints(trainer, evaluation_command(command))
-    save(trainer)
-    tell_next_step(trainer, options, evaluation_command(command))
-    return []
+    return trainer, checkpoint, described
 
 
 def evaluation_command(command: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGES = {
+    "tier_clip": "Python: train and evaluate",
     "modeling_tier": "Python: models",
     "processing_tier": "Python: images and reports",
     "evaluation_tier": "Python: evaluation",

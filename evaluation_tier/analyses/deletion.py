@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
@@ -32,6 +31,7 @@ from evaluation_tier.scoring.scores import prompt_directions
 from evaluation_tier.statistics.resampling import MIN_PATIENTS, PATIENT_BOOTSTRAP, Resampling
 from modeling_tier import TierCLIPModel
 from modeling_tier.maps_tier import cosine_map, map_kinds, similarity_map
+from processing_tier.progress import progress
 from processing_tier.prompts.loader import Prompts
 
 SHARE = 0.1  # of the patches that is blanked, at least one
@@ -246,14 +246,7 @@ class DeletedScores:
         self.scores = merge_rows(self.scores, own)
         shares = merge_entries({} if self.total is None else {int(own[0]): (self.total, self.count)}).values()
         mean = (sum(total for total, _ in shares) / sum(count for _, count in shares)).round().astype(np.uint8)
-        bar = tqdm(
-            self.batches,
-            "blanking patches",
-            unit="batch",
-            delay=3,
-            leave=False,
-            disable=None if is_main_process() else True,
-        )
+        bar = progress(self.batches, "blanking patches", "step", silent=not is_main_process())
         for rows, levels in bar:
             self.pairs |= self.score_batch(rows, levels, mean)
         self.pairs = merge_entries(self.pairs)

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.probes import Learned, choose_inverse_penalty, knn_scores, probe_scores
@@ -25,6 +24,7 @@ from evaluation_tier.scoring.findings import read_labels
 from evaluation_tier.statistics.bootstrap import bootstrap, mean_over_findings, percentile_interval
 from evaluation_tier.statistics.metrics import auroc, nanmean
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling, draw_resamples
+from processing_tier.progress import progress
 
 DRAWS = 5
 
@@ -218,7 +218,7 @@ def measure_points(
     orders = [np.random.default_rng([seed, draw]).permutation(len(units)) for draw in range(DRAWS)]
     sizes = choose_sizes(len(units))
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    with tqdm(total=(len(sizes) - 1) * DRAWS + 1, desc="Learning curve", unit=" draws", disable=None) as bar:
+    with progress(description="learning curve", unit="draw", total=(len(sizes) - 1) * DRAWS + 1) as bar:
         for size in sizes:
             draws = [np.flatnonzero(np.isin(unit_of_image, order[:size])) for order in orders]
             if size == len(units):  # all draws are the same

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import datasets
 import numpy as np
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
@@ -16,6 +15,7 @@ from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from modeling_tier import CxrZeroShotClassificationPipeline
 from modeling_tier.texts_tier import embed_texts
 from processing_tier.phantom.wording import FINDING_WORDS
+from processing_tier.progress import progress
 from processing_tier.reports.sides import mirror, named_side
 
 MEASURES = ("preferred", "half", "mirrored_half")
@@ -56,7 +56,7 @@ def evaluate_sides(
     pipe = CxrZeroShotClassificationPipeline(model=model, processor=processor)
     records, rows = dataset.with_format(None), []
     with inference(model):
-        for question, mirrored in tqdm(asked, "mirroring sentences", unit="sentence", delay=3, leave=False):
+        for question, mirrored in progress(asked, "mirroring sentences", "sentence"):
             sentences = (question.sentence, mirrored)
             inputs = pipe.preprocess(records[question.case.row]["image"])
             pixels = inputs["pixel_values"].to(pipe.device)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.analyses.grounding.averages import bootstrap_means
@@ -25,6 +24,7 @@ from modeling_tier import CxrZeroShotClassificationPipeline
 from modeling_tier.maps_tier import default_map_kind
 from modeling_tier.texts_tier import model_inputs, tokenize
 from processing_tier.phantom.wording import FINDING_WORDS
+from processing_tier.progress import progress
 from processing_tier.reports.sentences import split_sentences
 
 OWN, SENTENCE = "own", "sentence"
@@ -79,7 +79,7 @@ def evaluate_word_grounding(
     pipe = CxrZeroShotClassificationPipeline(model=model, processor=processor)
     records, values = dataset.with_format(None), []
     with inference(model):
-        for question in tqdm(questions, "mapping words", unit="sentence", delay=3, leave=False):
+        for question in progress(questions, "mapping words", "sentence"):
             own = finding_words[question.case.finding]
             values.append(measure_words(*map_words(pipe, records[question.case.row], question), own))
     measured = np.stack(values)  # (regions, maps, measures)

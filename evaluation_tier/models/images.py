@@ -14,13 +14,13 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.models.contract import Pixels
 from evaluation_tier.models.families import family_of
 from evaluation_tier.models.processes import is_main_process
+from processing_tier.progress import progress
 from processing_tier.radiograph_tier import original_size, read_file
 
 logger = logging.getLogger(__name__)
@@ -150,14 +150,7 @@ def read_batches_together(
     else:
         images = images.select(rows)
     start, num_unreadable = 0, [0] * len(members)
-    bar = tqdm(
-        total=len(rows),
-        desc=description,
-        unit="image",
-        delay=3,
-        leave=False,
-        disable=None if is_main_process() else True,
-    )
+    bar = progress(description=description, unit="image", total=len(rows), silent=not is_main_process())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         # Each batch is read while the model works on the one before
         reading = (pool.map(reader.read, batch["image"]) for batch in images.iter(batch_size))

@@ -50,6 +50,7 @@ def format_results(models: Sequence[str], metrics: Mapping, written: Sequence[Pa
         parts.append(f"Skipped, did not decode: {printable(', '.join(protocol['images_skipped']))}")
     for title, lines in (("Model:", models), ("Written:", written)):
         parts.append("\n  ".join([title, *map(printable, lines)]))
+    parts += [f"Look at it in a browser: {printable(path)}" for path in written if Path(path).name == "report.html"]
     return "".join(f"\n{part}\n" for part in parts).removesuffix("\n")
 
 

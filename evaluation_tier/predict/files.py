@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 from PIL.PngImagePlugin import PngInfo
-from tqdm.auto import tqdm
 
 from evaluation_tier.figures.captions import add_caption
 from evaluation_tier.output.file_names import file_names, slug
@@ -18,6 +17,7 @@ from evaluation_tier.output.writing import write_beside
 from evaluation_tier.predict.loading import Pipeline
 from modeling_tier import HeatMap
 from processing_tier.escaping import spreadsheet_cell
+from processing_tier.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def write_predictions(
     shutil.rmtree(partial, ignore_errors=True)
     shown = file_names(limits)
     try:
-        for number, image in enumerate(tqdm(images, desc="drawing overlays", unit="image", delay=3), 1):
+        for number, image in enumerate(progress(images, "drawing overlays", "image"), 1):
             if "maps" in image:
                 name = f"{number:0{len(str(len(images)))}d}-{slug(Path(image['image']).stem)[:60]}"
                 draw_overlays(partial, name, image, pipe, limits, shown)

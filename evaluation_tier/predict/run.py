@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from evaluation_tier.models.adapters import AdapterName
@@ -20,6 +19,7 @@ from evaluation_tier.predict.files import NOTE, check_free, write_predictions
 from evaluation_tier.predict.inputs import ImageFiles, choose_findings, find_images
 from evaluation_tier.predict.loading import Pipeline, load_pipeline, stored_findings
 from processing_tier.escaping import printable
+from processing_tier.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,7 @@ def predict(
     limits: dict[str, float] = {}
     options = {"return_heatmaps": with_maps, "on_error": "skip", "batch_size": args.batch_size}
     results = pipe(ImageFiles(paths), findings, **options)
-    for path, result in zip(
-        paths, tqdm(results, desc="scoring images", total=len(paths), unit="image", delay=3), strict=True
-    ):
+    for path, result in zip(paths, progress(results, "scoring images", "image", len(paths)), strict=True):
         image: dict[str, Any] = {"image": str(path)}
         if isinstance(result, dict):
             images.append(image | {"error": result["error"].removeprefix(f"{path.name}: ")})

@@ -3,7 +3,6 @@
 An image takes about 100 bytes, whatever its size. Undecoded images are read 32 at a time and decoded in workers.
 """
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,12 +12,12 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from processing_tier.look_alikes.fingerprints import HASH_BYTES, MIN_BORDER, PICTURE, Fingerprint, fingerprint
 from processing_tier.prepare.pool import count_cores, start_method
 from processing_tier.prepare.shards import BlankPicture, initialize_worker, read_picture
 from processing_tier.prepare.summary import hash_text
+from processing_tier.progress import progress
 from processing_tier.radiograph_tier import original_size, resize
 from processing_tier.readers import dataset_name, has_splits, list_splits, read_records
 from processing_tier.records.schema import select_views
@@ -111,7 +110,7 @@ def read_images(sources: Sequence[Source], num_workers: int | None = None) -> Im
     counts = [len(source.records) for source in sources]
     state, border, marked = np.zeros(sum(counts), np.uint8), np.zeros(sum(counts), bool), np.zeros(sum(counts), bool)
     hashes, owners, reason, image = [], [], "", 0
-    bar = tqdm(total=sum(counts), unit=" images", desc="Reading", mininterval=0.5 if sys.stderr.isatty() else 30)
+    bar = progress(description="reading images", unit="image", total=sum(counts))
     with bar:
         for batch in fingerprints(sources, num_workers or count_cores()):
             hashes += [np.concatenate([of.hashes for of in batch if isinstance(of, Fingerprint)] or [NOTHING])]

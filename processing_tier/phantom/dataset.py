@@ -6,11 +6,11 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from processing_tier.phantom.anatomy import Chest, draw_normal, draw_patient, film
 from processing_tier.phantom.findings import DRAW, PHANTOM_FINDINGS, draw_findings
 from processing_tier.phantom.wording import draw_negatives, write_findings, write_impression
+from processing_tier.progress import progress
 from processing_tier.records.annotations import MASKS
 from processing_tier.records.masks import encode_mask
 
@@ -107,6 +107,6 @@ def make_phantom(num_images: int, seed: int = 0, image_size: int = 224, split: s
         | {name: datasets.Value("float32") for name in PHANTOM_FINDINGS}
         | {"sex": text, "age": datasets.Value("float32"), "source": text, "masks": MASKS}
     )
-    indices = tqdm(range(num_images), desc="Drawing synthetic radiographs", unit="image", disable=num_images < 300)
+    indices = progress(range(num_images), "drawing synthetic radiographs", "image")
     records = [make_record(index, seed, image_size, split) for index in indices]
     return datasets.Dataset.from_dict({name: [record[name] for record in records] for name in features}, features)

@@ -2,15 +2,13 @@
 
 import multiprocessing
 import os
-import sys
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from processing_tier.prepare.options import PrepareOptions
 from processing_tier.prepare.plan import Plan
 from processing_tier.prepare.shards import initialize_worker, write_shard
+from processing_tier.progress import progress
 
 
 def start_method() -> multiprocessing.context.BaseContext:
@@ -40,8 +38,7 @@ def make_shards(
     workers = min(num_workers or count_cores(), len(plan.todo))
     total = sum(shard.stop - shard.start for shard in plan.todo)
     with (
-        # In a log file, a line every 30 seconds
-        tqdm(total=total, unit=" images", desc="Preparing", mininterval=0.5 if sys.stderr.isatty() else 30) as bar,
+        progress(description="preparing", unit="image", total=total) as bar,
         ProcessPoolExecutor(workers, context, initialize_worker, counters) as executor,
     ):
         try:

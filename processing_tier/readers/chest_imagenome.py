@@ -37,8 +37,8 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.records.annotations import BOXES, MAX_COORDINATE
 from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
@@ -156,7 +156,7 @@ def read_graphs(source: Path, image_ids: list[str]) -> Iterator[list[dict]]:
     archive = None if source.is_dir() else open_zip(source)
     try:
         members = {} if archive is None else {PurePosixPath(name).name: name for name in archive.namelist()}
-        for image_id in tqdm(image_ids, desc="scene graphs", unit="image", disable=None, leave=False):
+        for image_id in progress(image_ids, "reading scene graphs", "image"):
             data = read_graph(source, archive, members, f"{image_id}{ENDING}")
             boxes = [] if data is None else parse_graph(data, source.name)
             kept = [box for box in boxes if box["w"] > 0 and box["h"] > 0]

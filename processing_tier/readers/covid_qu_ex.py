@@ -35,8 +35,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import encode_mask
 
@@ -93,7 +93,7 @@ def read_covid_qu_ex(
         }
     )
     if masks:
-        bar = tqdm(rows, desc="masks", unit="image", disable=None, leave=False)
+        bar = progress(rows, "reading masks", "image")
         frame["masks"] = [read_masks(path, Path(root)) for _, path in bar]
     columns = {finding: finding for finding in CLASSES}
     return make_records(frame, columns, root, split, NAME, skip_missing=True)

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 
 from PIL import Image
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.records.paths import find_files
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def read_sizes(root: str | os.PathLike, paths: Mapping[str, str], name: str) -> 
     """
     files = find_files(root, paths.values())
     sizes, unreadable = {}, 0
-    shown = tqdm(zip(paths, files, strict=True), "sizes", len(files), leave=False, delay=3, disable=None)
+    shown = progress(zip(paths, files, strict=True), "reading sizes", "image", len(files))
     for image_id, (file, is_there) in shown:
         try:
             if is_there:

@@ -36,8 +36,8 @@ from typing import NamedTuple
 
 import datasets
 import pandas as pd
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.records.from_table import make_records
 from processing_tier.records.paths import resolve_paths
 from processing_tier.reports.sections import extract_sections
@@ -237,7 +237,7 @@ def read_reports(source: Path, studies: dict[str, str]) -> dict[str, str]:
         studies (`dict[str, str]`): study to folder of its images, such as `"files/p10/p10000032/s50414267"`.
     """
     texts = {}
-    with tqdm(total=len(studies), desc="reports", unit="report", disable=None, leave=False) as bar:
+    with progress(description="reading reports", unit="report", total=len(studies)) as bar:
         if source.is_dir():
             base = source.parent if source.name == "files" else source
             paths = resolve_paths(base, (f"{folder}.txt" for folder in studies.values()))

@@ -43,8 +43,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.records.boxes import group_boxes
 from processing_tier.records.from_table import make_records
 from processing_tier.records.masks import encode_mask
@@ -131,7 +131,7 @@ def read_set(root: str | os.PathLike, split: str, name: str, prefix: str, masks:
     if masks:
         find_in_archive(root, list(LUNGS.values()), name, SOURCE)
         sizes = read_sizes(root, images, name)
-        bar = tqdm(images, desc="masks", unit="image", disable=None, leave=False)
+        bar = progress(images, "reading masks", "image")
         frame["masks"] = [read_lungs(root, f"{image_id}.png", sizes.get(image_id)) for image_id in bar]
     return make_records(frame, {finding: finding for finding in FINDINGS}, root, split, name)
 

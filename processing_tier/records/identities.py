@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import datasets
 import numpy as np
-from tqdm.auto import tqdm
+
+from processing_tier.progress import progress
 
 FILE = "trained_on.json"  # in a model's folder
 
@@ -113,7 +114,7 @@ def image_keys(records: datasets.Dataset) -> np.ndarray:
     """[`image_key`] of each record, (images,) uint64; a few images are in memory at a time."""
     keys = np.zeros(len(records), dtype=np.uint64)
     start = 0
-    bar = tqdm(total=len(records), desc="hashing images", unit="image", delay=3, leave=False, disable=None)
+    bar = progress(description="hashing images", unit="image", total=len(records))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         for batch in records.select_columns(["image"]).iter(32):
             images = [image or {} for image in batch["image"]]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from evaluation_tier.models.cache import content_key, hash_tensors
 from evaluation_tier.models.clip import NOT_OF_THE_NUMBERS
@@ -20,6 +19,7 @@ from evaluation_tier.models.embedding import inference
 from evaluation_tier.models.processes import is_main_process
 from modeling_tier import TierCLIPModel, TierDualEncoderModel, TierSiglipModel
 from modeling_tier.texts_tier import is_padded_to_the_end
+from processing_tier.progress import Progress, progress
 from training_tier.data import pairs
 from training_tier.data.collator import PairCollator
 from training_tier.data.feature_folder import Entries, check_space, fill, local_processes, open_store
@@ -144,11 +144,11 @@ def describe_images(model: torch.nn.Module, dataset: PairDataset) -> dict:
 def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset, dtype: torch.dtype) -> None:
     """Has a data set read its images from the store, to which those are added that it lacks."""
     images = dataset.all_columns.select_columns(["image"])
-    silent = None if is_main_process() else True
-    sources = tqdm(images, desc="looking at images", unit="image", delay=2, disable=silent)
+    silent = not is_main_process()
+    sources = progress(images, "looking at images", "image", silent=silent)
     keys = [source_key(record["image"]) for record in sources]
 
-    def compute(rows: list[int], bar: tqdm) -> Entries:
+    def compute(rows: list[int], bar: Progress) -> Entries:
         workers = (usable_cores() - 1) // local_processes()
         first = True
         with inference(model), torch.autocast(model.device.type, enabled=False):
@@ -180,7 +180,7 @@ def add_texts(
     lengths = [len(ids) for ids in tokens["input_ids"]]
     keys = [text_key(ids) for ids in tokens["input_ids"]]
 
-    def compute(rows: list[int], bar: tqdm) -> Entries:
+    def compute(rows: list[int], bar: Progress) -> Entries:
         rows = sorted(rows, key=lambda row: -lengths[row])  # texts of similar lengths share a batch
         with inference(model), torch.autocast(model.device.type, enabled=False):
             for start in range(0, len(rows), TEXTS):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tqdm.auto import tqdm
 
 from evaluation_tier.models.processes import fail_together, is_main_process
+from processing_tier.progress import Progress, progress
 from training_tier.data.feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 OURS = re.compile(r"(images|texts)-[0-9a-f]{16}|\..*")  # what a folder of features may hold
 
 Entries = Iterator[tuple[bytes, torch.Tensor]]
-Compute = Callable[[list[int], tqdm], Entries]
+Compute = Callable[[list[int], Progress], Entries]
 
 
 @contextmanager
@@ -115,10 +115,10 @@ def fill(store: FeatureStore, keys: Sequence[bytes | None], kind: str, compute: 
 
 def add_rows(store: FeatureStore, rows: list[int], kind: str, compute: Compute) -> None:
     """Every process has to call this."""
-    silent = None if is_main_process() else True
+    silent = not is_main_process()
     with fail_together(), usable(store.folder.parent):
         if rows:
-            with tqdm(total=len(rows), desc=f"caching {kind}", unit=kind[:-1], delay=2, disable=silent) as bar:
+            with progress(description=f"caching {kind}", unit=kind[:-1], total=len(rows), silent=silent) as bar:
                 store.add(compute(rows, bar))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from processing_tier import TierImageProcessor
 from processing_tier.code_hash import hash_code
 from processing_tier.image_processing_tier import READ_OPTIONS
+from processing_tier.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class CachedImages:
         self.records = records.select_columns(["image"])
         self.image_processor = image_processor
         self.folder = Path(folder, reading_key(image_processor))
-        sources = tqdm(self.records, desc="looking at images", unit="image", delay=2, disable=None)
+        sources = progress(self.records, "looking at images", "image")
         keys = [source_key(record["image"]) for record in sources]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ class CachedImages:
             if time.time() - file.stat().st_mtime > STALE_SECONDS:
                 file.unlink(missing_ok=True)
         written = 0
-        with tqdm(total=len(missing), desc="filling the image cache", unit="image", delay=2, disable=None) as bar:
+        with progress(description="filling the image cache", unit="image", total=len(missing)) as bar:
             for start in range(0, len(missing), PART):
                 part = missing[start : start + PART]
                 name = blake2b(b"".join(keys[index] for index in part), digest_size=8).hexdigest()

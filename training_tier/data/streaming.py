@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
+from processing_tier.progress import progress
 from processing_tier.readers import is_hub
 from processing_tier.readers.hub import check_prepared, list_files
 from processing_tier.records.schema import REQUIRED_COLUMNS
@@ -59,7 +59,7 @@ def read_shards(data: str | os.PathLike, split: str) -> datasets.Dataset:
             f"any for {split!r}; run tier-prepare on it first."
         )
     tables = []
-    for file in tqdm(files, desc="reading texts", unit="file", delay=2, disable=None):
+    for file in progress(files, "reading texts", "file"):
         with open_shard(file) as shard:
             schema = shard.schema_arrow
             missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]

@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from evaluation_tier.models.trained_on import locate
+from processing_tier.progress import progress
 from processing_tier.readers import origin_name
 from processing_tier.records.identities import (
     TrainedOn,
@@ -84,7 +84,7 @@ def shard_keys(records: datasets.Dataset, rows: Sequence[int]) -> np.ndarray:
     """[`image_key`] of records whose images are in shards, (rows,) uint64. Holds one row group in memory."""
     place = records.select_columns(["shard", "row_group", "row"]).to_pandas().iloc[rows]
     keys = np.zeros(len(rows), dtype=np.uint64)
-    bar = tqdm(total=len(rows), desc="hashing images", unit="image", delay=3, leave=False, disable=None)
+    bar = progress(description="hashing images", unit="image", total=len(rows))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
         for file, of_file in place.reset_index(drop=True).groupby("shard"):
             with open_shard(file) as shard:

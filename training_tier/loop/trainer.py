@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import EarlyStoppingCallback, TrainerState
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_peft_available
 
+from processing_tier.progress import is_terminal
 from training_tier.data.collator import count_images, refuse_batch
 from training_tier.data.streaming import ShardedImages
 from training_tier.data.workers import shield_workers
@@ -30,6 +31,7 @@ from training_tier.loop.resuming import BestOfThisRun, ResumingTrainer
 from training_tier.loop.saving import UNFINISHED, SaveAfterEvaluation, SavingTrainer
 from training_tier.loop.stopping import StoppingTrainer
 from training_tier.loop.throughput import Throughput
+from training_tier.loop.time_left import ProgressInLog, TimeLeft
 from training_tier.memory.sharding import (
     broadcast_weights,
     check_sharded_checkpoint,
@@ -80,6 +82,10 @@ class RadiographTrainer(EvaluatingTrainer, SavingTrainer, ResumingTrainer, Stopp
             self.add_callback(TopCheckpoints(self.args.save_top_k))
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        self.add_callback(TimeLeft())
+        if not is_terminal() and self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ProgressInLog())
+            self.add_callback(PrinterCallback())
         self.throughput = Throughput()
         self.add_callback(self.throughput)
         self.add_callback(self.preemption)

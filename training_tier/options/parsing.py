@@ -1,14 +1,17 @@
-"""The options of a run from the command line, which overrides those of a recipe."""
+"""The options of a run, from the command line or from Python; they override those of a recipe."""
 
+import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 from transformers import HfArgumentParser
 
 from training_tier.options.data import DataArguments
 from training_tier.options.model import ModelArguments
-from training_tier.options.recipes import find_recipe, nearest, read_recipe
+from training_tier.options.recipes import check_values, find_recipe, nearest, read_recipe
 from training_tier.options.search import SearchArguments
 from training_tier.options.task import TaskArguments
 from training_tier.options.training import TierTrainingArguments
@@ -26,6 +29,8 @@ class Options(NamedTuple):
     training: TierTrainingArguments
     search: SearchArguments
 
+
+NAMED_VALUES = ("columns", "label_values")  # lists of NAME=VALUE
 
 MODEL_OPTIONS = ("model", "vision_model", "text_model")
 
@@ -49,6 +54,50 @@ class Parser(HfArgumentParser):
 def parse_options(argv: Sequence[str], command: str) -> Options:
     """The options on the command line of `command`, see [`parse_arguments`]."""
     return Options(*parse_arguments(argv, tuple(Options.__annotations__.values()), command))
+
+
+def make_options(recipe: str | os.PathLike | None, given: Mapping[str, Any]) -> Options:
+    """
+    The options of a call from Python. They are checked as those of a recipe are, and replace the recipe's.
+
+    Args:
+        recipe (`str`, *optional*): see [`find_recipe`].
+        given (`Mapping[str, Any]`): names and values. Texts may be paths. Lists of `NAME=VALUE` may be mappings.
+
+    Raises:
+        `ValueError`: the recipe or an option is unknown, or a value is refused.
+    """
+    kinds = tuple(Options.__annotations__.values())
+    parser = Parser(kinds, prog="train", allow_abbrev=False)
+    values = check_values({name: to_plain(name, value) for name, value in given.items()}, "train()", kinds)
+    parser.set_defaults(**values)
+    if recipe is not None:
+        others = read_recipe(find_recipe(os.fspath(recipe)), kinds)
+        others = {name: value for name, value in others.items() if name not in values}
+        parser.set_defaults(**without_unfit(others, [], set(values), parser))
+    return Options(*parser.parse_args_into_dataclasses([], look_for_args_file=False))
+
+
+def to_plain(name: str, value: Any) -> Any:
+    """A value of Python as a recipe has it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping) and name in NAMED_VALUES:
+        return [f"{key}={'' if item is None else item}" for key, item in value.items()]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def command_words(recipe: str | os.PathLike | None, given: Mapping[str, Any]) -> list[str]:
+    """The command line of `tier-train` with the same options as a call from Python."""
+    words = ["tier-train"] if recipe is None else ["tier-train", os.fspath(recipe)]
+    for name, value in given.items():
+        value = to_plain(name, value)
+        if value is not None:
+            items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            words += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in items)]
+    return words
 
 
 def build_full_parser(command: str) -> Parser:

@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,21 @@ def read_recipe(path: Path, kinds: Sequence[Any]) -> dict:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold options; write one `name: value` a line.")
+    return check_values(values, path, kinds)
+
+
+def check_values(values: Mapping[str, Any], source: str | Path, kinds: Sequence[Any]) -> dict:
+    """
+    The options in the types that they have.
+
+    Args:
+        values (`Mapping[str, Any]`): names and values.
+        source (`str`): where they come from; errors begin with it.
+        kinds (`Sequence[type]`): dataclasses of options.
+
+    Raises:
+        `ValueError`: an option is unknown or of another type.
+    """
     hints = {
         name: hint
         for cls in kinds
@@ -63,16 +78,17 @@ def read_recipe(path: Path, kinds: Sequence[Any]) -> dict:
     fields = {name: field for cls in kinds for name, field in cls.__dataclass_fields__.items()}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"{path}: unknown option {name!r}; {nearest(name, set(hints))}")
+            raise ValueError(f"{source}: unknown option {name!r}; {nearest(name, set(hints))}")
         choices = fields[name].metadata.get("choices")
         if choices is not None and value not in choices:
-            raise ValueError(f"{path}: {name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
-    return {name: convert(value, name, hints[name], path) for name, value in values.items()}
+            raise ValueError(f"{source}: {name}={value!r} is not known; choose one of {', '.join(map(str, choices))}.")
+    return {name: convert(value, name, hints[name], source) for name, value in values.items()}
 
 
-def convert(value: Any, name: str, hint: Any, path: Path) -> Any:
+def convert(value: Any, name: str, hint: Any, source: str | Path) -> Any:
     """
-    A value of a YAML file in the type of its option. Numbers that YAML 1.1 reads as text (5e-5) are numbers here.
+    A value of a recipe or of a call in the type of its option. Numbers that YAML 1.1 reads as text (5e-5) are numbers
+    here.
 
     Raises:
         `ValueError`: the value has another type.
@@ -94,7 +110,7 @@ def convert(value: Any, name: str, hint: Any, path: Path) -> Any:
         return value
     if isinstance(value, list) and value and list in names and all(isinstance(item, str) for item in value):
         return value
-    raise ValueError(f"{path}: {name}={value!r} {describe_expected(value, names)}")
+    raise ValueError(f"{source}: {name}={value!r} {describe_expected(value, names)}")
 
 
 def to_number(value: int | float | str, fraction: bool) -> int | float | None:

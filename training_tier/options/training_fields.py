@@ -170,5 +170,8 @@ class TrainingFields:
     )
     report_to: None | str | list[str] = field(
         default=None,
-        metadata={"help": "Loggers, for example wandb or none. By default TensorBoard if it is installed."},
+        metadata={
+            "help": "Trackers: tensorboard, wandb, mlflow, trackio or none. TensorBoard by default, if installed. "
+            "See docs/trackers.md."
+        },
     )

@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
+from processing_tier.progress import progress
 from processing_tier.reports.sentences import split_sentences
 
 LEARNING_RATE = 1e-3
@@ -81,7 +81,7 @@ def warm_up_text(
     was_training = model.training
     model.train()
     losses = []
-    with tqdm(total=epochs * batches, desc="text warm-up", unit="step", disable=None) as bar:
+    with progress(description="text warm-up", unit="step", total=epochs * batches) as bar:
         for _ in range(epochs):
             order = rng.permutation(len(reports))[: batches * batch_size].reshape(batches, batch_size)
             total = 0.0
@@ -96,7 +96,6 @@ def warm_up_text(
                 total += loss.item()
                 bar.update()
             losses.append(total / batches)
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
     model.zero_grad()
     model.train(was_training)
     return losses

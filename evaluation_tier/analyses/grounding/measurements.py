@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.analyses.grounding.baselines import PRIOR_SIDE, centre_map, position_priors
@@ -20,6 +19,7 @@ from evaluation_tier.analyses.grounding.map_names import COSINES, PLACES, baseli
 from evaluation_tier.analyses.grounding.maps import PatchMaps
 from evaluation_tier.analyses.grounding.regions import Case, Region, read_region
 from evaluation_tier.models.images import check_any_readable
+from processing_tier.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def run_threads(function: Callable, items: Iterable, description: str) -> Iterat
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         results = pool.map(function, items)
-        yield from tqdm(results, description, len(items), leave=False, delay=3, disable=None, unit="image")
+        yield from progress(results, description, "image", len(items))
     finally:
         pool.shutdown(cancel_futures=True)
 
