@@ -233,7 +233,7 @@ def test_files(make_result, tmp_path):
     assert sorted(path.name for path in paths) == [f"comparison.{end}" for end in ("html", "json", "md", "png", "tex")]
     assert json.loads((tmp_path / "new" / "comparison.json").read_text()) == comparison
     page = (tmp_path / "new" / "comparison.html").read_text()
-    assert "The protocols of A and B differ (Prompts)" in page and page.count("data:image/png;base64,") == 1
+    assert "The protocols of A and B differ (Prompts)" in page and page.count("data:image/") == 1
     before = {path.name: path.read_bytes() for path in paths}
     assert {path.name: path.read_bytes() for path in write_comparison(tmp_path / "new", comparison)} == before
 

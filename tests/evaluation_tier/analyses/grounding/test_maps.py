@@ -6,7 +6,7 @@ import torch
 from transformers import pipeline
 
 from evaluation_tier.analyses.grounding.maps import compute_grids
-from evaluation_tier.analyses.grounding.regions import Case, read_cases
+from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.figures import similarity
 from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.images import read_batches
@@ -79,22 +79,22 @@ def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path,
         "resampling": Resampling(10),
     }
     metrics, predictions = evaluate_zero_shot({"m": tier_model}, phantom, **options)
-    shown = {}
+    drawn = []
 
-    def spy(matplotlib, radiograph, mask, similarity, label):
-        shown[len(shown)] = similarity
-        return plots_draw(matplotlib, radiograph, mask, similarity, label)
+    def spy(columns, label):
+        drawn.append(columns)
+        return draw(columns, label)
 
-    plots_draw = similarity.draw_similarity
+    draw = similarity.draw_similarity
     monkeypatch.setattr("evaluation_tier.figures.similarity.draw_similarity", spy)
     similarity.plot_similarity_maps(*tier_model, phantom, PROMPTS, metrics, predictions, tmp_path)
 
-    cases = read_cases(phantom, list(PROMPTS))
-    measured, _ = compute_grids(*tier_model, phantom, cases, PROMPTS)
-    for i, finding in enumerate(PROMPTS):
-        positives = predictions[predictions[f"label_{finding}"] == 1]
-        row = int(positives[f"score_{finding}"].idxmax())
-        grid = torch.from_numpy(measured[Case(row, finding, "")]["above_average_contribution"])[None]
-        to_pixels = tier_model[1].image_processor.post_process_similarity_map
-        expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
-        np.testing.assert_array_equal(shown[i], expected.numpy())
+    to_pixels = tier_model[1].image_processor.post_process_similarity_map
+    for finding, columns in zip(PROMPTS, drawn, strict=True):
+        rows = similarity.choose_images(predictions, finding, metrics["findings"][finding]["threshold"])
+        cases = [Case(row, finding, "") for row in rows.values()]
+        measured, _ = compute_grids(*tier_model, phantom, cases, PROMPTS)
+        for case, column in zip(cases, columns, strict=True):
+            grid = torch.from_numpy(measured[case]["above_average_contribution"])[None]
+            expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
+            np.testing.assert_array_equal(column.similarity, expected.numpy())
