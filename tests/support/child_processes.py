@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 400  # the slowest takes 100 on two busy cores
@@ -18,22 +20,28 @@ def run_child(command: Sequence[object], **environment: object) -> subprocess.Co
     Raises:
         TimeoutError: It hung and was ended; the message shows where each of its threads stood.
     """
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONFAULTHANDLER": "1", **{k: str(v) for k, v in environment.items()}},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        for pid in reversed(family(process.pid)):
-            os.kill(pid, signal.SIGABRT)  # Python then writes the stack of each thread to stderr
-        _, errors = process.communicate()
-        raise TimeoutError(f"Hung for {SECONDS} s: {process.args}\n{errors[-12_000:]}") from None
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    # Files, not pipes: a process that outlives the command would hold a pipe open for ever
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **{k: str(v) for k, v in environment.items()}},
+            stdout=output,
+            stderr=errors,
+        )
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in reversed(family(process.pid)):
+                os.kill(pid, signal.SIGABRT)  # Python then writes the stack of each thread to stderr
+            process.wait(60)
+            raise TimeoutError(f"Hung for {SECONDS} s: {process.args}\n{read(errors)[-12_000:]}") from None
+        return subprocess.CompletedProcess(process.args, process.returncode, read(output), read(errors))
+
+
+def read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace").replace("\r\n", "\n")
 
 
 def family(pid: int) -> list[int]:

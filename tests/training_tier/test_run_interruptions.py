@@ -91,8 +91,6 @@ def assert_equal_runs(folders):
 
 
 STREAMED = ["--streaming", "--shuffle_buffer", "10", "--dataloader_num_workers", "1"]
-# Python 3.11 can hang in a worker that it forks beside the threads of several processes (docs/multi_gpu.md)
-STREAMED += ["--dataloader_multiprocessing_context", "forkserver"]
 # lines of the log and checkpoints lie across one another; the AUROC is left out to be quick
 LOGGED = ["--num_train_epochs", "3", "--logging_steps", "3", "--save_strategy", "steps", "--save_steps", "2"]
 LOGGED += ["--model", "nano", "--load_best_model_at_end", "false", "--metric_for_best_model", "eval_loss"]
