@@ -58,6 +58,8 @@ def test_it_runs(path, folder, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # those of transformers, which loads weights
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:IProgress not found")  # without ipywidgets
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
     where = {"metadata": {"path": str(folder)}}

@@ -20,13 +20,17 @@ class TimeLeft(TrainerCallback):
     evaluation how long the rest takes with the evaluations.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.first_step = state.global_step
+    def __init__(self) -> None:
+        self.first_step = 0
         self.seconds, self.steps = 0.0, 0  # of the measured steps, without evaluations and saving
         self.mark: float | None = None  # when a step, an evaluation or a save ended
         self.is_evaluated = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.first_step, self.seconds, self.steps = state.global_step, 0.0, 0
+        self.mark, self.is_evaluated = None, False
         enough = state.max_steps - self.first_step > MEASURED_STEPS + 1
         self.tell(
             state,

@@ -110,7 +110,7 @@ def test_the_command_draws_the_curve(models, tmp_path):
     pytest.importorskip("matplotlib")
     training, output = Memory(), tmp_path / "out"
     given = [str(models[0]), "--data", PHANTOM, *FEW, "--output_dir", str(output), "--figures"]
-    text = run_evaluation(parse([*given, "--threshold_split", "test", "--fine_tuning_steps", "7"]), training)
+    [result] = run_evaluation(parse([*given, "--threshold_split", "test", "--fine_tuning_steps", "7"]), training)
     metrics = json.loads((output / "metrics.json").read_text())
     curve = metrics["learning_curve"]
     assert curve["split"] == "train" and curve["n_images"] == 40 and curve["n_seen"] == 0
@@ -123,7 +123,10 @@ def test_the_command_draws_the_curve(models, tmp_path):
             assert point["lowest"] <= point["auroc"] <= point["highest"]
             assert np.mean([np.mean(aurocs) for aurocs in point["findings"].values()]) == pytest.approx(point["auroc"])
     assert [len(point["inverse_penalties"]) for point in curve["methods"]["linear_probe"]] == [DRAWS, 1]
-    assert "Learning from 'train'. As good as zero-shot: Linear probe" in text and "Fine-tuning from" in text
+    assert (
+        "Learning from 'train'. As good as zero-shot: Linear probe" in result.summary
+        and "Fine-tuning from" in result.summary
+    )
     page, tables = (output / "report.html").read_text(), (output / "tables.md").read_text()
     assert (output / "learning_curve.png").is_file() and "How few images" in page and "trained for 7 steps" in page
     last = next(line for line in tables.splitlines() if line.startswith(f"| {curve['n_patients']} | 40 |"))
