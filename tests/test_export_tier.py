@@ -52,7 +52,7 @@ def test_options_that_do_not_fit(options, message, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    stored = {"Edema": {"positive": ["Edema."], "negative": ["No edema."], "threshold": 0.5}}
+    stored = {"Edema": {"positive": ["Edema."], "negative": ["No edema."], "threshold": 0.5, "score_level": "global"}}
     folder = tmp_path_factory.mktemp("model") / "tiny"
     return save_tiny_clip(folder, 0, image_pooling="patch_mean", zero_shot_findings=stored)
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from evaluation_tier.models.adapters import AdapterName
 from evaluation_tier.models.clip import ClipFamily
 from evaluation_tier.models.families import family_of
-from evaluation_tier.models.loading import choose_device, is_classifier, load_model, read_config
+from evaluation_tier.models.loading import choose_device, is_classifier, is_exported, load_model, read_config
 from evaluation_tier.models.openclip import folder_of_file
 from evaluation_tier.predict.contract_pipeline import ContractPipeline
 from modeling_tier import CxrZeroShotClassificationPipeline
@@ -62,4 +62,9 @@ def load_pipeline(
 
 def stored_findings(name: str | Path) -> dict[str, dict]:
     """The findings in a model's config.json, with their sentences, thresholds and calibration; empty without any."""
-    return {} if isinstance(name, AdapterName) else read_config(name).get("zero_shot_findings") or {}
+    if isinstance(name, AdapterName):
+        return {}
+    config = read_config(name)
+    if is_exported(config):  # which holds the configuration of the model that it was
+        config = config.get("model") or {}
+    return config.get("zero_shot_findings") or {}

@@ -23,7 +23,8 @@ from modeling_tier import CxrZeroShotClassificationPipeline, TierExportedModel  
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_exported(tmp_path_factory.mktemp("exported"))
+    stored = {"Edema": {"positive": ["Edema."], "negative": ["No edema."], "threshold": 0.25, "score_level": "global"}}
+    return save_exported(tmp_path_factory.mktemp("exported"), zero_shot_findings=stored)
 
 
 @pytest.fixture
@@ -163,9 +164,12 @@ def test_what_an_exported_model_cannot_do(model, folder):
 
 def test_the_backend_of_a_command(folder, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(encode(make_image(40, 50)))
-    arguments = [str(tmp_path / "a.png"), "--findings", "Edema", "--output_dir", str(tmp_path / "out")]
+    arguments = [str(tmp_path / "a.png"), "--output_dir", str(tmp_path / "out")]
     predict_tier.main([str(folder), *arguments, "--backend", "onnx"])
     assert "Scored 1 of 1 images" in capsys.readouterr().out
+    [image] = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    [finding] = image["findings"]  # the one that the model holds, with its threshold
+    assert (finding["label"], finding["threshold"]) == ("Edema", 0.25)
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 1
     for model, backend, message in (
         (folder, "torch", "was exported, and torch does not run it: leave --backend out."),
