@@ -52,7 +52,7 @@ class TextTower(nn.Module):
 
 def text_length(model: PreTrainedModel) -> int:
     """The longest text that a model takes, in tokens."""
-    for length in (model.config.text_config.max_position_embeddings, 1):
+    for length in range(model.config.text_config.max_position_embeddings, 1, -1):
         with contextlib.suppress(ValueError):  # RoBERTa's table is longer than the texts that it takes
             model.check_text_length(torch.zeros(1, length, dtype=torch.long))
             return length
