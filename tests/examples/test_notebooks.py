@@ -81,7 +81,7 @@ EXPECTED = {
         "train(): unknown option 'num_epochs'; did you mean 'num_train_epochs'?",
         "Best checkpoint: checkpoint-",
         "split 'held_out'",
-        "was trained on",
+        "so 'train' would be all of its images",
     ),
     "4_compare_models": ("notebook-short 0.", "B minus A (95 % CI)"),
 }
