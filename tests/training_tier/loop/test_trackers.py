@@ -2,8 +2,10 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,18 +44,34 @@ def test_tensorboard(tmp_path):
     assert written == {name: pytest.approx(values, rel=1e-5) for name, values in log.items()}
 
 
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """
+    The records of a file in LevelDB's log format after the 7 bytes of W&B's header. Blocks of 32 KiB hold chunks with
+    a checksum, a length and a kind: 1 whole, 2 first, 3 middle, 4 last.
+    """
+    place, record = 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 def test_wandb_offline(tmp_path):
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     log = train(tmp_path, "wandb", WANDB_MODE="offline", WANDB_SILENT="true")
     [path] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    store, rows = DataStore(), []
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
+    rows = []
+    for data in leveldb_records(path.read_bytes()):
+        record = Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
             rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
     for name, key in (("loss", "train/loss"), ("token_entropy", "train/token_entropy"), ("eval_auroc", "eval/auroc")):
