@@ -48,6 +48,7 @@ def model(tmp_path_factory):
 FAST = "padchest_gr"  # reports, labels and boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == FAST else [pytest.mark.slow]) for name in SMALL_ARCHIVES]
 )

@@ -151,6 +151,7 @@ def model(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("model") / "tiny", 0, image_pooling="patch_mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

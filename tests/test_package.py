@@ -32,6 +32,7 @@ def test_the_version_is_that_of_pyproject():
     assert f"\n## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.slow
 def test_importing_the_package_registers_everything():
     program = """
 import tier_clip

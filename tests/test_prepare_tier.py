@@ -37,6 +37,7 @@ def folder(tmp_path) -> Path:
     return train.parent
 
 
+@pytest.mark.slow
 def test_prepares(folder, tmp_path, capsys):
     out = tmp_path / "out"
     prepare_tier.main(["--data", str(folder), "--output_dir", str(out), "--size", "16", "--num_workers", "1"])
@@ -54,6 +55,7 @@ def test_prepares(folder, tmp_path, capsys):
     assert read_radiograph(read_hub(tmp_path / "png", "train")[0]["image"]).size == (20, 30)
 
 
+@pytest.mark.slow
 def test_job_of_several(folder, tmp_path, capsys):
     job = ["--data", str(folder), "--output_dir", str(tmp_path / "out"), "--shard_images", "2", "--shard_count", "2"]
     prepare_tier.main([*job, "--shard_index", "1"])

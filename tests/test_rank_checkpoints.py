@@ -19,6 +19,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_best_comes_first_with_the_numbers_of_its_evaluation(folder, tmp_path, capsys):
     main([str(folder), *DATA, "--protocol", "tier", "--top", "2", "--output", str(tmp_path / "deep" / "ranking.json")])
     text = capsys.readouterr().out

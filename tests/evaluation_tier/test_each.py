@@ -54,6 +54,7 @@ def results(folder: Path) -> tuple[dict, pd.DataFrame]:
     return json.loads((folder / "metrics.json").read_text()), pd.read_parquet(folder / "predictions.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_results_are_those_of_each_alone(models, tmp_path, capsys, cached):
     table, adapter = write_table(tmp_path), f"{EXAMPLE}:make"
@@ -83,6 +84,7 @@ def slug(name: str) -> str:
     return name.replace("-", "_")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, decoded", [(0, 80), (2, 40)])
 def test_files_are_read_once_and_decoded_once_by_models_that_read_alike(
     models, tmp_path, capsys, count, first, decoded

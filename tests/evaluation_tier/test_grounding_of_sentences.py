@@ -38,6 +38,7 @@ def archive(tmp_path_factory) -> str:
     return f"padchest_gr:{folder}"
 
 
+@pytest.mark.slow
 def test_the_benchmark_grounds_the_sentences_of_its_findings(model, archive, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = [

@@ -77,6 +77,7 @@ def test_phantom_evaluation_writes_everything(models, tmp_path, capsys):
     assert f"**{mean}**" in card and "synthetic" in card
 
 
+@pytest.mark.slow
 def test_a_training_log_without_a_loss_costs_its_figure_only(models, tmp_path, capsys, caplog):
     pytest.importorskip("matplotlib")
     model, output = shutil.copytree(models[0], tmp_path / "model"), tmp_path / "output"
@@ -87,6 +88,7 @@ def test_a_training_log_without_a_loss_costs_its_figure_only(models, tmp_path, c
     assert f"The training curves are not drawn. {model / 'trainer_state.json'} does not log a loss" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "analysis, what", [("retrieval", "report"), ("sparsity", "report"), ("grounding", "box or mask")]
 )
@@ -179,6 +181,7 @@ def test_analyses_ask_what_the_evaluation_asked(models, tmp_path, capsys):
     assert robustness["protocol"]["prompts"] == metrics["protocol"]["prompts"]
 
 
+@pytest.mark.slow
 def test_covid_is_told_from_pneumonia_as_tier_does(models, tmp_path, capsys):
     labels = {name: [float(i % 3 == k) for i in range(40)] for k, name in enumerate(COVID)}
     table = write_table(tmp_path, **labels)
@@ -245,6 +248,7 @@ def decoded(monkeypatch) -> list[int]:
     return times
 
 
+@pytest.mark.slow
 def test_a_full_evaluation_decodes_each_image_once(models, tmp_path, capsys, decoded):
     run(models[0], "--data", PHANTOM, *FULL, "--output_dir", tmp_path / "one", capsys=capsys)
     assert len(decoded) == 40
@@ -271,6 +275,7 @@ def test_the_cache_serves_scores_and_every_analysis(models, tmp_path, capsys, de
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_reports_of_cxr_align(models, tmp_path, capsys):
     image_ids = read_records(PHANTOM, "validation")["image_id"][:6]
     texts = {"report": "Left effusion.", "negation": "No left effusion.", "omitted": "Heart.", "chosen": "Effusion"}

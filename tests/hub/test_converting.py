@@ -19,6 +19,7 @@ def published(request, hub, tmp_path):
     return name, folder
 
 
+@pytest.mark.slow
 def test_a_name_gives_what_the_folder_gives(published, hub, tmp_path, capsys, monkeypatch):
     name, folder = published
     run(capsys, folder, tmp_path / "folder")

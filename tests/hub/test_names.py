@@ -28,6 +28,7 @@ def evaluate(model, folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
     by_name, by_folder = evaluate("user/clip", tmp_path / "name"), evaluate(runs["clip"], tmp_path / "folder")
     short = "/".join(runs["clip"].parts[-2:])
@@ -41,6 +42,7 @@ def test_evaluation_by_name_gives_what_the_folder_gives(runs, hub, tmp_path):
     assert load_model("user/dual")[0].state_dict().keys() == load_model(runs["dual"])[0].state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_revision_may_be_named(runs, hub, tmp_path):
     weights = {commit.sha: commit.files.get("model.safetensors") for commit in hub.repos["user/clip"].commits}
     commits = [sha for sha, content in weights.items() if content is not None]
@@ -57,6 +59,7 @@ def test_a_revision_may_be_named(runs, hub, tmp_path):
         load_model("user/clip@nothing")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_name(runs, tmp_path):
     options = ["--model", "user/clip", "--num_train_epochs", "1", "--max_train_images", "8", "--learning_rate", "1e-9"]
     train_tier.main([*TRAINING, *options, "--output_dir", str(tmp_path / "run")])

@@ -29,6 +29,7 @@ def test_a_run_leaves_a_model_that_loads_with_its_processor_and_log(trained_run)
     assert "**Trained on synthetic radiographs.**" in card and "random (tiny)" in card
 
 
+@pytest.mark.slow
 def test_continuing_from_a_checkpoint_keeps_its_tokenizer_and_takes_new_weights_of_the_terms(trained_run, tmp_path):
     run(*(word for word in QUICK if word not in ("--image_size", "32")), "--model", trained_run, "--output_dir",
         tmp_path / "run", "--patch_entropy_weight", "0.3")  # fmt: skip
@@ -62,6 +63,7 @@ def test_a_dual_encoder_is_trained_continued_and_evaluated(tmp_path):
     assert metrics["mean"]["auroc"] == pytest.approx(trained, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_pretrained_towers_are_trained_under_new_heads(tower_folders, tmp_path):
     vision, text = tower_folders
     towers = ["--vision_model", vision, "--text_model", text, "--frozen_text_layers", "2"]
@@ -78,6 +80,7 @@ def test_an_image_folder_with_a_text_column_alone(image_folder, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_cache_of_images_is_filled_once_and_used_by_a_classifier_too(image_folder, tmp_path, monkeypatch):
     argv = [*QUICK, "--data", image_folder, "--max_steps", "2", "--image_cache", tmp_path / "cache"]
     run(*argv, "--group_texts", "true", "--output_dir", tmp_path / "run")
@@ -117,6 +120,7 @@ def test_two_processes_of_4_pairs_are_one_of_8(tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys, caplog):
     folder = tmp_path / "run"
     options = ["--save_top_k", "2", "--average_top_k", "--num_train_epochs", "4", "--learning_rate", "1e-2"]
@@ -152,6 +156,7 @@ def test_the_best_checkpoints_are_kept_averaged_and_an_ensemble(tmp_path, capsys
     assert f"{copies} have identical weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [True, False])
 def test_a_training_ends_with_the_command_that_evaluates_it(best, tmp_path, caplog):
     write_folder(tmp_path / "images")

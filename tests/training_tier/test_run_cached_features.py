@@ -32,6 +32,7 @@ def notes(caplog):
     return [re.sub(r"\S*features/", "features/", re.sub("[0-9a-f]{16}", "KEY", text)) for text in said]
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_and_again_for_other_weights_or_pixels(command, base, tmp_path, caplog):
     caplog.set_level("INFO", "training_tier")
     run(*command, "--output_dir", tmp_path / "one")
@@ -60,6 +61,7 @@ def test_features_are_computed_once_and_again_for_other_weights_or_pixels(comman
     assert second == of_images.format(48, 0, 48)
 
 
+@pytest.mark.slow
 def test_a_run_with_cached_features_resumes_as_if_uninterrupted(command, base, tmp_path, capsys):
     steps = ["--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no",
              "--load_best_model_at_end", "false", "--max_steps", "4"]  # fmt: skip
@@ -121,6 +123,7 @@ def test_what_does_not_go_together_is_refused(command, options, message, tmp_pat
     assert not (tmp_path / "features").exists() and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_peft_available(), reason="LoRA needs peft")
 def test_a_text_tower_with_lora_runs_and_may_group_its_texts(command, tmp_path):
     run(*command, "--text_lora_rank", "2", "--group_texts", "true", "--output_dir", tmp_path / "run")
@@ -135,6 +138,7 @@ def test_a_folder_that_is_not_ours_is_refused_and_left_alone(command, tmp_path, 
     assert [path.name for path in (tmp_path / "features").iterdir()] == ["thesis.docx"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(command, tmp_path, capsys):
     """A limit on the size of files fails a write as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -21,6 +21,7 @@ def run(folder, *argv) -> dict:
     return json.loads((folder / "trainer_state.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_lowest_loss_is_the_best_everywhere(task, tmp_path, caplog):
     folder = tmp_path / "run"
@@ -40,6 +41,7 @@ def test_the_lowest_loss_is_the_best_everywhere(task, tmp_path, caplog):
         assert f"{folder / f'checkpoint-{step}'}: eval_loss" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_early_stopping_waits_for_a_lower_loss(task, tmp_path):
     patience = ["--metric_for_best_model", "loss", "--early_stopping_patience", "1"]
@@ -51,6 +53,7 @@ def test_early_stopping_waits_for_a_lower_loss(task, tmp_path):
     assert state["best_metric"] == min(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("metric", ["auroc", "eval_auroc_Edema"])
 def test_auroc_by_any_of_its_names(task, metric, tmp_path):
@@ -71,6 +74,7 @@ def test_a_typo_in_the_metric_is_known_before_the_training(task, tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_names_no_weights_is_tier_and_says_so(tmp_path, caplog):
     run(tmp_path / "run", "--num_train_epochs", "1")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

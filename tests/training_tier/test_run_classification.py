@@ -108,6 +108,7 @@ def test_the_card_says_what_was_trained(probe):
         assert absent not in card
 
 
+@pytest.mark.slow
 def test_a_classifier_is_evaluated_like_any_model(probe, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     model, output = shutil.copytree(probe, tmp_path / "probe"), tmp_path / "evaluation"
@@ -265,6 +266,7 @@ def test_a_finding_without_positives_in_training(vit, tmp_path, capsys):
     assert message.startswith("The finding 'Mass' has no positive image among the 20: leave it out")
 
 
+@pytest.mark.slow
 def test_the_image_tower_of_a_classifier_is_aligned_with_texts(probe, base, tmp_path):
     """With its weights and pixels, to the last bit; a frozen one stays as it is."""
     arguments = ModelArguments(vision_model=str(probe), text_model=str(base))

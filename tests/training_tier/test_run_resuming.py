@@ -79,6 +79,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(capsys, begun, tmp_path)
     assert re.search(r"belongs to another model: its tokenizer lacks 2 of the \d+ tokens of this run, or", message)
 
 
+@pytest.mark.slow
 def test_what_changes_no_result_may_change_and_the_rest_when_forced(begun, tmp_path, caplog):
     argv = ["--resume_from_checkpoint", begun / "checkpoint-2", "--logging_steps", "1", "--save_total_limit", "5"]
     run(*RESUMABLE, *argv, "--output_dir", tmp_path / "a")

@@ -10,6 +10,7 @@ from hub_server import Commit, HubServer, Repo
 from training_runs import QUICK, REPOSITORY, refused, run
 
 
+@pytest.mark.slow
 def test_streaming_trains_on_the_records_of_the_shards(prepared, tmp_path):
     argv = [*QUICK, "--data", prepared, "--text_warmup_epochs", "0", "--max_train_images", "50"]
     run(

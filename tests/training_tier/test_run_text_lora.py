@@ -36,6 +36,7 @@ def dual_base(tmp_path, processor: TierProcessor) -> str:
     return str(tmp_path / "dual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "dual"])
 def test_the_final_model_is_plain_and_a_resumed_run_the_same(kind, base, dual_base, tmp_path):
     start = base if kind == "clip" else dual_base
@@ -80,6 +81,7 @@ def test_merging_keeps_the_outputs_and_files_are_read_by_name(dual_base):
     torch.testing.assert_close(model.get_text_features(input_ids=ids).pooler_output, adapted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tower_without_such_layers_is_refused():
     model = TierDualEncoderModel(TierDualEncoderConfig(vision_config={"model_type": "vit", **TOWER}))
     model.text_model = torch.nn.Sequential(torch.nn.Linear(2, 2))

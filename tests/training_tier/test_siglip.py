@@ -115,6 +115,7 @@ def test_the_trained_folder_is_evaluated_as_in_the_training(trained, tmp_path):
     assert mean == pytest.approx([e["eval_auroc"] for e in history(trained) if "eval_auroc" in e][-1], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, siglip_folder, tmp_path):
     folder = tmp_path / "run"
     command = [*FROM_CHECKPOINT, "--model", siglip_folder, "--output_dir", folder, "--logging_steps", "1"]
@@ -128,6 +129,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, siglip_folder, tmp_p
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_chunks_and_several_sentences_train_as_the_whole_batch(siglip_folder, tmp_path):
     command = [*FROM_CHECKPOINT, "--model", siglip_folder, "--sentences_per_image", "2", "--max_steps", "2"]
     command += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]
@@ -150,6 +152,7 @@ def test_frozen_towers_train_their_heads(siglip_folder, tmp_path):
     assert {"text_model.head.weight", "vision_model.head.attention.in_proj_weight"} < changed
 
 
+@pytest.mark.slow
 def test_cached_features_train_the_same_heads(siglip_folder, tmp_path, monkeypatch):
     frozen = ["--freeze_image_tower", "true", "--freeze_text_tower", "true", "--augmentation", "none"]
     frozen += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false"]

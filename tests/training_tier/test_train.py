@@ -88,6 +88,7 @@ def test_the_model_replaces_what_does_not_fit_it(caplog):
     assert str(as_dicts(options)) == str(as_dicts(parse_options(["tier", "--model", "tiniest", "--use_cpu"], "x")))
 
 
+@pytest.mark.slow
 def test_the_command_is_this_function(tmp_path, capsys):
     """The same weights, bit by bit."""
     import train_tier

@@ -105,6 +105,7 @@ FEW = [
 ]  # regressions cost time
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_curve(models, tmp_path):
     """With fine-tuning, here of a memory: it gets the draws that the other classifiers get."""
     pytest.importorskip("matplotlib")

@@ -118,6 +118,7 @@ def models(tmp_path_factory):
     return save_two_models(tmp_path_factory.mktemp("models"))
 
 
+@pytest.mark.slow
 def test_the_command_carries_over(models, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     given = [models[0], "--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 20]

@@ -130,6 +130,7 @@ def test_its_maps_are_the_cosines_of_the_patches_over_the_squashed_picture(parts
     torch.testing.assert_close(over_picture, columns.expand(100, 200), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_grounding_is_measured(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path / "output"]
@@ -148,6 +149,7 @@ def test_it_may_be_averaged_with_a_model_of_cosines(folder, tier_model, phantom)
     np.testing.assert_allclose(together["score_Edema"], mean, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_command_and_the_cache(folder, tmp_path, capsys):
     options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--cache_dir", tmp_path / "cache"]
     found = []

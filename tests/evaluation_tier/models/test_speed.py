@@ -32,6 +32,7 @@ class Slow:
         return [self]
 
 
+@pytest.mark.slow
 def test_only_the_embedding_is_timed(tier_model, phantom, monkeypatch):
     """The images of 3 batches, without the first."""
     consumer, batches = Slow(tier_model[0]), []
@@ -43,6 +44,7 @@ def test_only_the_embedding_is_timed(tier_model, phantom, monkeypatch):
     assert (speed["batch_size"], speed["dtype"]) == (2, "float32")
 
 
+@pytest.mark.slow
 def test_a_single_batch_counts_and_rows_of_several_data_sets_add_up(tier_model, phantom):
     one = evaluate_models({"m": tier_model}, [phantom.select(range(2))], [Slow(tier_model[0])], batch_size=2)["m"]
     assert one["images"] == 2
@@ -74,6 +76,7 @@ def test_a_model_without_parameters_and_the_names_of_devices():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_models_of_each_are_timed_apart(make_tier_model, phantom):
     members = {name: make_tier_model(seed) for seed, name in enumerate("ab")}
     consumers = {name: [Slow(member[0])] for name, member in members.items()}

@@ -48,6 +48,7 @@ def test_only_what_an_evaluation_wrote_is_removed(models, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)  # nor any folder
 
 
+@pytest.mark.slow
 def test_figures_of_two_models_side_by_side(models, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = ["--data", PHANTOM, "--max_images", 20, "--min_positives", 3, "--n_bootstrap", 5]

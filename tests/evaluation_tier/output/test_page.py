@@ -91,6 +91,7 @@ def page_of(folder, metrics) -> Page:
     return Page(render_evaluation(folder, metrics, evaluation_tables(metrics)))
 
 
+@pytest.mark.slow
 def test_files(write, metrics):
     pytest.importorskip("matplotlib")
     folder = write(metrics)

@@ -17,6 +17,7 @@ BRIGHT = {"Bright": Prompts(["Bright."], ["No brightness."])}
 BY_BRIGHT = choose_protocol(prompts=BRIGHT)
 
 
+@pytest.mark.slow
 def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
     options = {"resampling": Resampling(5), "min_positives": 5}
     compared = evaluate_zero_shot({"m": tier_model}, phantom, **options)[0]["score_levels"]
@@ -31,6 +32,7 @@ def test_levels_are_compared_and_the_chosen_one_is_scored(tier_model, phantom):
         assert metrics["protocol"]["score_level"] == level
 
 
+@pytest.mark.slow
 def test_the_default_protocol_scores_by_what_training_aligned(make_tier_model, phantom):
     """By patches where their mean is the image embedding, else by the whole image, as all published protocols."""
     (mean, processor), (cls, _) = make_tier_model(0), make_tier_model(1)

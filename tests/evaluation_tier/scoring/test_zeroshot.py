@@ -51,6 +51,7 @@ def test_an_unreadable_image_is_skipped_counted_and_listed(brightness, make_grey
     assert zero_shot_auroc(*brightness, broken, ["Bright"], BRIGHT)["mean"] == 1.0
 
 
+@pytest.mark.slow
 def test_an_ensemble_holds_one_model_at_a_time(make_tier_model, phantom):
     alive = []
 

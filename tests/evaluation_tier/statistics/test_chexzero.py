@@ -47,6 +47,7 @@ def reference_f1(labels, called):
     return 2 * right / total if total else 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning", "ignore:A single label")
 @pytest.mark.parametrize("num_positive", [20, 4, 2, 1])
 def test_rare_findings_have_the_intervals_of_the_reference(num_positive):

@@ -117,6 +117,7 @@ def test_search_finds_what_comparing_all_finds(seed):
     assert found.tolist() == expected and distance.tolist() == apart and len(expected) > 150
 
 
+@pytest.mark.slow
 def test_search_of_nothing_and_with_a_limit():
     found, distance = near_pairs(np.empty((0, HASH_BYTES), dtype=np.uint8))
     assert found.shape == (0, 2) and distance.shape == (0,)

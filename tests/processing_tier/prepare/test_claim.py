@@ -14,6 +14,7 @@ from processing_tier.prepare.claim import claim, remove_stale_folders
 from processing_tier.prepare.run import prepare
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(table, tmp_path, monkeypatch, caplog):
     """A job begun again while it still runs, and another job of its array: nobody takes another's work away."""
     once, out = tmp_path / "once", tmp_path / "out"
@@ -70,6 +71,7 @@ def test_killed_before_its_first_file(table, tmp_path):
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_output_is_held_to_its_options(table, tmp_path):
     out = tmp_path / "out"
     prepare(options(table), out)

@@ -22,6 +22,7 @@ def test_patient_in_two_splits(table, tmp_path):
     assert prepare(options(table, splits=("train",)), tmp_path / "out")["splits"].keys() == {"train"}
 
 
+@pytest.mark.slow
 def test_filters_and_sections(table, tmp_path):
     summary = prepare(options(table, views="frontal", text="both"), tmp_path / "filtered")
     split = summary["splits"]["train"]

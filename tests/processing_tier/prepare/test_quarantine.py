@@ -15,6 +15,7 @@ from processing_tier.prepare.run import prepare
 from processing_tier.readers.hub import read_hub
 
 
+@pytest.mark.slow
 def test_broken_images_are_quarantined(table, tmp_path):
     out, folder = tmp_path / "out", table.parent
     whole = (folder / "03.png").read_bytes()
@@ -50,6 +51,7 @@ def test_broken_images_are_quarantined(table, tmp_path):
     assert "03" in read_hub(out, "train")["image_id"] and len((out / "quarantine.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_split_of_broken_images(table, tmp_path):
     """A shard without a record is fine, a split without one is not."""
     for i in range(14, 18):  # of the six of validation
@@ -66,6 +68,7 @@ def test_split_of_broken_images(table, tmp_path):
     assert not (tmp_path / "out" / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_nothing_but_broken_images(table, tmp_path):
     for path in table.parent.glob("*.png"):
         path.write_bytes(b"")
@@ -76,6 +79,7 @@ def test_nothing_but_broken_images(table, tmp_path):
     assert len((tmp_path / "out" / "quarantine.csv").read_text().splitlines()) == 21
 
 
+@pytest.mark.slow
 def test_pictures_that_show_nothing_are_quarantined(table, make_dicom, tmp_path):
     """They are not failures: no share of them stops a run."""
     out, folder = tmp_path / "out", table.parent
@@ -101,6 +105,7 @@ def test_pictures_that_show_nothing_are_quarantined(table, make_dicom, tmp_path)
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_images_of_a_tree_can_be_found(tmp_path):
     """All files are called alike: identifiers, quarantine and messages have their paths."""
     data = tmp_path / "data"

@@ -62,6 +62,7 @@ def test_what_does_not_go_together_is_refused():
         DataArguments(hard_negatives=True, image_views=2)
 
 
+@pytest.mark.slow
 def test_a_training_resumes_to_the_same_weights_and_differs_from_a_plain_one(image_folder, tmp_path):
     argv = [*QUICK, "--data", image_folder, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
     argv += ["--load_best_model_at_end", "false"]

@@ -135,6 +135,7 @@ def test_what_does_not_go_together_is_refused(options, message):
         DataArguments(**{"sentences_per_image": 3, **options})
 
 
+@pytest.mark.slow
 def test_a_training_streamed_from_shards_resumes_to_the_same_weights(prepared, tmp_path):
     argv = [*QUICK, "--data", prepared, "--streaming", "--dataloader_num_workers", "2", "--model", "nano"]
     argv += ["--sentences_per_image", "3", "--token_entropy_weight", "0.1", "--avoid_duplicates", "false"]

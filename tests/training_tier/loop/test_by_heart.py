@@ -52,6 +52,7 @@ def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if "by heart" in record.getMessage()]
 
 
+@pytest.mark.slow
 def test_few_reports_learnt_in_many_epochs_are_warned_of_once(make_contrastive, phantom, caplog):
     options = {"per_device_eval_batch_size": 8, "learning_rate": 3e-3, **OF_EACH_EPOCH}
     trainer = make_contrastive(phantom.select(range(16)), pairs=PairOptions(), num_train_epochs=30, **options)
@@ -68,6 +69,7 @@ def test_a_training_that_has_learnt_nothing_is_not_warned_of(make_contrastive, c
     assert any(isinstance(callback, ByHeart) for callback in trainer.callback_handler.callbacks)
 
 
+@pytest.mark.slow
 def test_the_measurement_changes_no_training(make_contrastive):
     weights = []
     for measured in (True, False):

@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "case"), [*(("tiniest", case) for case in CASES), ("tiniest-dual", "plain"), ("tiniest-dual", "chunks")]
 )

@@ -14,6 +14,7 @@ def test_logit_scale_stays_at_100_or_below(make_contrastive):
     assert trainer.model.logit_scale.item() == pytest.approx(math.log(100))
 
 
+@pytest.mark.slow
 def test_the_entropy_weights_grow_from_0_over_the_first_steps(make_contrastive):
     options = {"entropy_warmup_steps": 5, "max_steps": 8, "save_total_limit": None}
     options |= {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}

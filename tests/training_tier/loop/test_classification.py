@@ -95,6 +95,7 @@ def test_a_linear_probe_trains_the_head_alone(make_trainer):
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer):
     options = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "no", "load_best_model_at_end": False}
     whole = make_trainer(folder="whole", **options, save_total_limit=None)

@@ -186,6 +186,7 @@ def test_streamed_images_have_their_own_order(make_contrastive, phantom, tmp_pat
         make_contrastive(records=records, images=ShardedImages(records), train_sampling_strategy="sequential")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"group_texts": True}, {"pad_to_multiple_of": 16}, {"image_cache": True}])
 def test_a_faster_run_is_the_same_run(make_contrastive, phantom, processor, tmp_path, options):
     images = CachedImages(phantom, processor.image_processor, tmp_path) if options.pop("image_cache", None) else None

@@ -39,6 +39,7 @@ def whole(make_trainer, shared_whole):
     return shared_whole["trainer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "workers"), [(3, 0), (6, 0), (9, 2)], ids=["within an epoch", "at its end", "with workers"]
 )
@@ -180,6 +181,7 @@ def test_the_name_of_the_best_checkpoint_is_its_final_one(make_trainer):
     assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_of_a_run_that_was_moved_is_its_own(make_trainer, tmp_path, caplog):
     """The state of a checkpoint names the best one by its path; another run may be there by now."""
     options = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True, "save_total_limit": None}
@@ -203,6 +205,7 @@ def test_the_best_checkpoint_of_a_run_that_was_moved_is_its_own(make_trainer, tm
     assert f"The best checkpoint so far, of step 4, is not in {moved}: only later steps can be the best" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_whole_training_counts_each_step_once(make_trainer):
     """Of 12 steps, logged after 5 and 10, and resumed after 4 and after 8."""
     whole = make_trainer(save_total_limit=None)
@@ -219,6 +222,7 @@ def test_the_loss_of_the_whole_training_counts_each_step_once(make_trainer):
         assert output.training_loss == final
 
 
+@pytest.mark.slow
 def test_a_resumed_run_warns_of_no_option_that_is_the_same(make_trainer, caplog):
     options = {"eval_strategy": "steps", "eval_steps": 0.25, "logging_steps": 0.4, "save_steps": 0.25}
     options["save_total_limit"] = None

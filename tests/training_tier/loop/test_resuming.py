@@ -50,6 +50,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_contrastive, phantom, tm
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_run_in_batches_of_similar_lengths_is_resumed_exactly(make_contrastive):
     options = {"train_sampling_strategy": "group_by_length", **NOTHING_BUT_TRAINING}
     options |= {"save_strategy": "steps", "save_steps": 9, "save_total_limit": None}
@@ -59,6 +60,7 @@ def test_a_run_in_batches_of_similar_lengths_is_resumed_exactly(make_contrastive
     assert same_weights(whole, resumed)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on_in_a_resumed_run(make_contrastive, monkeypatch):
     aurocs = [0.5, 0.7, 0.6, 0.7, 0.65, 0.9, 0.9, 0.9]
     options = {"early_stopping_patience": 3, "save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1}

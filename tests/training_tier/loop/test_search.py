@@ -46,6 +46,7 @@ def make_study(folder, trials, direction="maximize"):
     return Study(folder, "eval_auroc", direction, draw_weights(SearchArguments(search_trials=trials), seed=0))
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_continues_where_it_was(tmp_path):
     study = make_study(tmp_path, 4)
     assert enqueue_missing(study) == 4

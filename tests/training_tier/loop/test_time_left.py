@@ -16,6 +16,7 @@ def sentences(caplog) -> list[str]:
     return [record.message for record in caplog.records if record.name == "training_tier.loop.time_left"]
 
 
+@pytest.mark.slow
 def test_the_first_steps_give_an_estimate(tmp_path, phantom, processor, caplog):
     caplog.set_level(logging.INFO, logger="training_tier")
     trainer = make_twelve_steps(tmp_path, phantom, processor, eval_strategy="steps", eval_steps=8)
@@ -33,6 +34,7 @@ def test_the_first_steps_give_an_estimate(tmp_path, phantom, processor, caplog):
     assert told and int(told[1]) >= 0
 
 
+@pytest.mark.slow
 def test_a_resumed_training_tells_what_is_done(tmp_path, phantom, processor, caplog):
     make_twelve_steps(tmp_path, phantom, processor, max_steps=4).train()
     caplog.set_level(logging.INFO, logger="training_tier")
@@ -58,6 +60,7 @@ def test_evaluations_that_follow(tmp_path, phantom, processor, strategy, step, l
     assert count_evaluations(arguments, state) == left
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_lines_and_the_losses(tmp_path, phantom, processor, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINES_AFTER", 0.0)
     trainer = make_twelve_steps(tmp_path, phantom, processor, disable_tqdm=False)
@@ -70,6 +73,7 @@ def test_a_log_file_gets_lines_and_the_losses(tmp_path, phantom, processor, caps
     assert "'contrastive_loss': " in out
 
 
+@pytest.mark.slow
 def test_without_progress_there_are_no_lines(tmp_path, phantom, processor, capsys, monkeypatch):
     monkeypatch.setattr(progress, "LINES_AFTER", 0.0)
     trainer = make_twelve_steps(tmp_path, phantom, processor, disable_tqdm=True)

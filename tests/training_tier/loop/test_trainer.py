@@ -77,6 +77,7 @@ def test_a_seed_fixes_the_run(make_contrastive):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
+@pytest.mark.slow
 def test_an_image_that_does_not_decode_is_skipped_and_listed(make_contrastive):
     records = make_phantom(104, seed=1, image_size=64)
     trainer = make_contrastive(break_images(records, {5}), num_train_epochs=1, dataloader_drop_last=False)

@@ -32,6 +32,7 @@ def test_the_loss_falls_and_only_the_text_tower_changes(model, processor, phanto
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_dual_encoders_text_tower_learns_too(processor, phantom):
     torch.manual_seed(0)
     model = TierDualEncoderModel(preset_config("tiniest-dual", processor.tokenizer))

@@ -77,6 +77,7 @@ def test_findings_that_were_never_learnt(zero_shot_head, phantom):
         evaluate_grounding(model, image_processor, others)
 
 
+@pytest.mark.slow
 def test_the_command_grounds_and_draws_a_classifier(zero_shot_head, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     folder, output = tmp_path / "classifier", tmp_path / "evaluation"

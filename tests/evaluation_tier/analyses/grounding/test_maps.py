@@ -71,6 +71,7 @@ def test_pipeline_figures_and_grounding_have_the_same_map(make_tier_model, phant
             np.testing.assert_allclose(result["heatmap"], measured, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path, monkeypatch):
     options = {
         "findings": list(PROMPTS),

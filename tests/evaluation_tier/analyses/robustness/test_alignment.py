@@ -99,6 +99,7 @@ def test_equal_texts_are_embedded_once(brightness):
     assert not torch.is_tensor(embeddings)
 
 
+@pytest.mark.slow
 def test_a_probe_of_robustness(brightness, make_grey_dataset, tmp_path):
     """Sentences that begin with "No" deny, so a bright image lies nearer to the report and a dark one does not."""
     pytest.importorskip("matplotlib")

@@ -337,6 +337,7 @@ def test_bad_input(tier_model, brightness, make_grey_dataset):
         evaluate_robustness(*brightness, dataset, ["Bright"], {}, min_positives=1)
 
 
+@pytest.mark.slow
 def test_figure(results, tmp_path):
     pytest.importorskip("matplotlib")
     path = plot_robustness(results, tmp_path / "robustness.png")
