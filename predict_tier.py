@@ -90,8 +90,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError(f"--{name} must be at least 1, but is {value}.")
     if ".py:" in args.model and not args.adapter:
         raise ValueError(f"{args.model} looks like a Python file that makes a model: add --adapter.")
-    if args.adapter and args.backend:
-        raise ValueError("--backend has no effect with --adapter, whose file runs its model itself: leave it out.")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be a number from 0 to 1, but is {args.threshold:g}.")
     if args.output_dir is None:

@@ -33,6 +33,7 @@ logger = logging.get_logger(__name__)
 TASK = "cxr-zero-shot-classification"
 OPTIONS = ("findings", "return_heatmaps", "timeout", "on_error")
 RETURN_HEATMAPS = (False, True, "lists")
+ANY_MODEL = "evaluation_tier.predict.loading.load_pipeline of tier-clip scores any model in the same way."
 MAX_CACHED_TEXTS = 4096
 
 
@@ -72,6 +73,10 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
     _load_video_processor = False
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if not hasattr(model, "config"):
+            raise ValueError(
+                f"The pipeline {TASK} takes models of transformers, not a {type(model).__name__}. {ANY_MODEL}"
+            )
         device_map = getattr(model, "hf_device_map", None)
         if device_map:  # the base class moves inputs to the first module's place, and "disk" is not a device
             model.hf_device_map = {"": next((place for place in device_map.values() if place != "disk"), "cpu")}
@@ -81,7 +86,8 @@ class CxrZeroShotClassificationPipeline(EncodingMixin, Pipeline):
         if self.tokenizer is None or not hasattr(self.image_processor, "read"):
             raise ValueError(
                 f"The pipeline {TASK} needs a tokenizer and a TierImageProcessor, not {type(self.tokenizer).__name__} "
-                f"and {type(self.image_processor).__name__}: save a TierProcessor with the model, or pass processor=."
+                f"and {type(self.image_processor).__name__}: save a TierProcessor with the model, or pass processor=. "
+                f"{ANY_MODEL}"
             )
         if getattr(self.model, "_hf_peft_config_loaded", False):  # from a folder with an adapter, or by `load_adapter`
             raise ValueError(

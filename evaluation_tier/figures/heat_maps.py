@@ -1,5 +1,6 @@
 """TIER's heat-maps: several models' maps of a finding on the same radiographs, side by side."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,12 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
-from evaluation_tier.models.contract import check_finite
-from evaluation_tier.models.embedding import embed_prompts
+from evaluation_tier.models.embedding import embed_pixels, embed_prompts
 from evaluation_tier.models.images import read_batches
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
-from modeling_tier.maps_tier import default_map_kind, similarity_map
+from modeling_tier.maps_tier import contribution_map, cosine_map
+from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.radiograph_tier import read_radiograph
 
@@ -59,7 +60,7 @@ def compute_heat_maps(
     beyond is clipped, so that a map is high where this set of images seldom is (TIER zero_shot_heatmaps.py:30-66).
 
     Args:
-        model, processor: of a TIER model.
+        model, processor: of a model of sentences with maps, see [`check_gives_maps`].
         dataset: with the column `image`; its images are the set of the percentiles.
         prompts: of the findings.
         no_finding: whose positive sentences are the background.
@@ -69,14 +70,17 @@ def compute_heat_maps(
     """
     asked = {**prompts, "": Prompts(no_finding.positive, [])}
     directions = torch.from_numpy(embed_prompts(model, processor, asked)[0]).to(model.device)
-    kind = default_map_kind(model.config.image_pooling)
+    kind = "cosine"
     found: np.ndarray | None = None
-    with torch.inference_mode():
-        for batch in read_batches(model, processor, dataset, batch_size, "mapping images"):
-            maps = similarity_map(directions, check_finite(model.get_patch_map(batch.pixels)), kind).cpu().numpy()
-            if found is None:
-                found = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
-            found[batch.rows] = maps
+    for batch in read_batches(model, processor, dataset, batch_size, "mapping images"):
+        outputs = embed_pixels(model, batch.pixels, patches=True)
+        side = math.isqrt(outputs["patches"].shape[1])
+        maps = cosine_map(directions, outputs["patches"].unflatten(1, (side, side)))
+        if "patch_weights" in outputs:
+            kind, maps = "contribution", contribution_map(maps, outputs["patch_weights"].unflatten(1, (side, side)))
+        if found is None:
+            found = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
+        found[batch.rows] = maps.cpu().numpy()
     scaled = np.stack([scale(found[:, i]) for i in range(len(asked))], axis=1)
     return HeatMaps(scaled[:, :-1] - scaled[:, -1:], list(prompts), kind, model.patch_centers)
 
@@ -102,7 +106,7 @@ def choose_images(predictions: pd.DataFrame, findings: list[str]) -> dict[str, i
 
 def plot_heat_maps(
     maps: Mapping[str, HeatMaps],
-    processors: Mapping[str, ProcessorMixin],
+    processors: Mapping[str, TierImageProcessor],
     dataset: datasets.Dataset,
     images: Mapping[str, int],
     path: str | Path,
@@ -113,7 +117,7 @@ def plot_heat_maps(
 
     Args:
         maps: by model, of this data set.
-        processors: by model.
+        processors: by model, see [`map_processor_of`].
         dataset: the one that was mapped.
         images: by finding the row of its image, see [`choose_images`].
         path: of the PNG file.
@@ -138,7 +142,7 @@ def plot_heat_maps(
             for axes, (name, of_model) in zip(others, maps.items(), strict=True):
                 grid = torch.from_numpy(of_model.maps[row, of_model.findings.index(finding)])
                 grid = grid.repeat_interleave(UPSAMPLED, 0).repeat_interleave(UPSAMPLED, 1)
-                post_process = processors[name].image_processor.post_process_similarity_map
+                post_process = processors[name].post_process_similarity_map
                 first, step = of_model.patch_centers  # each patch is now UPSAMPLED cells about its centre
                 centers = (first - step / 2 + step / UPSAMPLED / 2, step / UPSAMPLED)
                 heat = post_process(grid[None], [(radiograph.height, radiograph.width)], centers)[0].numpy()

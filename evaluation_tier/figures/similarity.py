@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.grounding.map_names import shown_map
+from evaluation_tier.analyses.grounding.map_names import kind_of, shown_map
 from evaluation_tier.analyses.grounding.maps import compute_grids
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.figures.style import (
@@ -26,6 +26,7 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
+from evaluation_tier.models.families import map_processor_of
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.output.file_names import file_names
 from evaluation_tier.output.metrics_file import as_float
@@ -92,14 +93,14 @@ def plot_similarity_maps(
     All maps of a finding have one colour scale, symmetric about 0, where they are transparent; thin lines are the
     borders of the model's patches. The map is `shown_map` of those that grounding measures: above average, which
     removes what every image has at a place (the heart, the film's edge) and keeps what is this image's own; of
-    contributions where the model has them. On 300 phantoms the AUROC of the pixels of a cosine map against the true
-    mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average, and 0.58 with the positive sentences
-    alone.
+    contributions where the model has them, of class activations for a classifier. On 300 phantoms the AUROC of the
+    pixels of a cosine map against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average,
+    and 0.58 with the positive sentences alone.
 
     Args:
         model, processor: the first model of the evaluation.
         dataset: the evaluated one; `predictions` is indexed by its rows.
-        prompts: of the findings to draw.
+        prompts: of the findings to draw; those of a classifier are empty.
         metrics: `"dataset"` and `"models"`, for the title, and the thresholds of the findings. If the predictions are
             of several models, the title names the one whose map is drawn.
 
@@ -114,7 +115,9 @@ def plot_similarity_maps(
     dataset = dataset.with_format(None)
     drawn = sorted({(row, finding) for finding in prompts for row in chosen[finding].values()})
     grids, _ = compute_grids(model, processor, dataset, [Case(row, finding, "") for row, finding in drawn], prompts)
-    to_pixels = partial(processor.image_processor.post_process_similarity_map, patch_centers=model.patch_centers)
+    to_pixels = partial(
+        map_processor_of(model, processor).post_process_similarity_map, patch_centers=model.patch_centers
+    )
     models = metrics["models"]
     whose = f", map of {models[0]} alone" if len(models) > 1 else ""
     paths, names = [], file_names(prompts)
@@ -125,8 +128,7 @@ def plot_similarity_maps(
             shown = shown_map(found)
             title = f"{outcome}\nscore {predictions.at[row, f'score_{finding}']:.3f}"  # names no image or patient
             columns.append(read_column(title, dataset[row], finding, found[shown], to_pixels))
-        kind = "contribution" if shown.endswith("contribution") else "cosine"
-        what = f"positive minus negative {kind}" if prompts[finding].negative else kind
+        what = f"positive minus negative {kind_of(shown)}" if prompts[finding].negative else kind_of(shown)
         title = f"{finding}, {describe_dataset(metrics['dataset'])}".removesuffix(", ")
         size = " x ".join(map(str, found[shown].shape))
         above = "" if np.isnan(thresholds[finding]) else f", threshold {thresholds[finding]:.3f}"

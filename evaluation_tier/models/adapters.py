@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import traceback
@@ -18,6 +19,8 @@ from evaluation_tier.models.contract import WINDOW, PatchEmbeds
 from processing_tier import TierImageProcessor
 from processing_tier.image_processing_tier import GEOMETRIES
 from processing_tier.radiograph_tier import read_radiograph
+
+logger = logging.getLogger(__name__)
 
 PATTERN = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)(=(?P<argument>.+))?", re.DOTALL)
 
@@ -83,6 +86,10 @@ def load_adapter(name: AdapterName, device: str | torch.device) -> "UserModel":
     if name.argument is None and takes_name and parameters[takes_name[0]].default is inspect.Parameter.empty:
         raise ValueError(f"--adapter {name}: {name.function}() takes a name; pass it as {name}=NAME.")
     options: dict[str, Any] = {"device": torch.device(device)} if "device" in parameters else {}
+    if not options and torch.device(device).type != "cpu":
+        logger.warning(
+            "--adapter %s stays on the CPU: give %s() a parameter `device` to use %s.", name, name.function, device
+        )
     given = options if name.argument is None else {takes_name[0]: name.argument, **options}
     made = call(name, f"{name.function}()", make, **given)
     for method in METHODS:

@@ -1,5 +1,6 @@
 """Which family an evaluated model is of, and which optional parts of the contract it has."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from transformers import CLIPModel
@@ -69,6 +70,27 @@ def scores_itself(model: Any) -> bool:
 def similarity_of(model: Any) -> str:
     """The unit of what a model compares images and texts by: `"cosine"`, or the name of its own."""
     return model.similarity if scores_itself(model) else COSINE
+
+
+def levels_of(model: Any) -> Sequence[str]:
+    """The score levels of a model; `"both"` only where image and patches are compared with texts in one unit."""
+    if not has_patches(model):
+        return LEVELS[:1]
+    return [level for level in LEVELS if similarity_of(model) == COSINE or not level.startswith("both")]
+
+
+def check_level(what: str, model: Any, level: str) -> None:
+    """ValueError for a score level that a model does not have; `what` begins the sentence and names the level."""
+    if level in levels_of(model):
+        return
+    if not has_patches(model):
+        raise ValueError(
+            f"{what} needs embeddings of patches, which a {type(model).__name__} does not give: use {LEVELS[0]!r}."
+        )
+    raise ValueError(
+        f"{what} is the mean of cosines of patches and of {similarity_of(model)}, which has no unit: use "
+        f"{LEVELS[0]!r} or {level.replace('both', 'patches')!r}."
+    )
 
 
 def check_is_of_transformers(model: Any, analysis: str, needs: str) -> None:

@@ -73,6 +73,10 @@ def load_model(
             the backend does not run such a model.
     """
     if isinstance(name, AdapterName):
+        if backend is not None:
+            raise ValueError(
+                f"--backend has no effect on --adapter {name}, whose file runs its model itself: leave it out."
+            )
         adapted = load_adapter(name, device)
         if trust_remote_code:
             check_remote(name, adapted)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from evaluation_tier.models.contract import EvaluatedModel, MappedModel
 from evaluation_tier.models.embedding import embed_pixels
-from evaluation_tier.models.families import family_of, has_own_maps, has_patches, own_level
+from evaluation_tier.models.families import check_level, family_of, has_own_maps, has_patches, own_level
 from evaluation_tier.models.images import stack_pixels
 from evaluation_tier.scoring.image_scores import Differences
 from modeling_tier import HeatMap
@@ -22,7 +22,6 @@ from modeling_tier.findings_tier import report_calibration, resolve_findings
 from modeling_tier.heat_map_tier import Picture
 from modeling_tier.maps_tier import cosine_map
 from modeling_tier.pipeline_images_tier import ON_ERROR, is_one_image, picture_source, read_picture
-from modeling_tier.score_levels_tier import LEVELS
 from processing_tier.prompts.loader import Prompts
 
 
@@ -114,12 +113,8 @@ class ContractPipeline:
     def resolve_findings(self, findings: str | Sequence[str] | Mapping[str, Mapping] | None = None) -> dict[str, dict]:
         """The entries that `findings` of a call stands for; see [`findings_tier.resolve_findings`]."""
         resolved = resolve_findings(findings, self.stored, own_level(self.model))
-        by_patches = [name for name, entry in resolved.items() if entry["score_level"] != LEVELS[0]]
-        if by_patches and not has_patches(self.model):
-            raise ValueError(
-                f"The finding {by_patches[0]!r} has the score_level {resolved[by_patches[0]]['score_level']!r}, but a "
-                f"{type(self.model).__name__} does not embed patches: use {LEVELS[0]!r}."
-            )
+        for name, entry in resolved.items():
+            check_level(f"The score_level {entry['score_level']!r} of {name!r}", self.model, entry["score_level"])
         report_calibration(resolved)
         return resolved
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
-from evaluation_tier.models.families import has_patches, scores_itself
+from evaluation_tier.models.families import has_patches, levels_of, scores_itself
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_rows
 from evaluation_tier.scoring.findings import NO_FINDING
@@ -52,8 +52,8 @@ class ImageScores:
     ):
         self.patches = has_patches(model)
         self.scoring = scoring
-        levels = LEVELS if self.patches else LEVELS[:1]
-        self.levels: Levels = {level: np.full((len(dataset), len(findings)), np.nan) for level in levels}
+        shape = len(dataset), len(findings)
+        self.levels: Levels = {level: np.full(shape, np.nan) for level in levels_of(model)}
         if is_classifier(model):
             self.columns = [model.config.label2id[finding] for finding in findings]
         else:
@@ -63,8 +63,9 @@ class ImageScores:
         if "logits" in outputs:
             self.levels[LEVELS[0]][rows] = outputs["logits"][:, self.columns].cpu().numpy()
             return
-        for level, values in self.differences.of(outputs).items():
-            self.levels[level][rows] = scores_from_differences(values, self.scoring)
+        differences = self.differences.of(outputs)
+        for level, scores in self.levels.items():
+            scores[rows] = scores_from_differences(differences[level], self.scoring)
 
     def finish(self, own: np.ndarray) -> None:
         self.levels = {level: merge_rows(values, own) for level, values in self.levels.items()}

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from evaluation_tier.models.cache import hash_model
 from evaluation_tier.models.contract import COSINE
 from evaluation_tier.models.embedding import Outputs, embed_batches
-from evaluation_tier.models.families import has_patches, own_level, similarity_of
+from evaluation_tier.models.families import check_level, own_level, similarity_of
 from evaluation_tier.models.images import MAX_UNREADABLE
 from evaluation_tier.models.loading import check_comparable, check_members_differ, is_classifier
 from evaluation_tier.models.model_size import model_size
@@ -156,11 +156,9 @@ class ZeroShot:
         check_comparable(self.similarities)
         self.choose_findings(name, model)
         self.own_levels.add(own_level(model))
-        if self.protocol.score_level not in (AUTO, LEVELS[0]) and not has_patches(model):
-            raise ValueError(
-                f"The score level {self.protocol.score_level!r} needs embeddings of patches, but {name} is a "
-                f"{type(model).__name__}: use 'global'."
-            )
+        if self.protocol.score_level != AUTO:
+            level = self.protocol.score_level
+            check_level(f"The score level {level!r} of {name}", model, level)
         self.last = [
             ImageScores(model, processor, data, self.findings, self.prompts, self.protocol.scoring)
             for data in self.evaluated

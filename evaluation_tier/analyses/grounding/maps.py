@@ -32,7 +32,7 @@ def check_gives_maps(model: PreTrainedModel) -> None:
     elif isinstance(model, UserModel) and not has_own_maps(model):
         raise ValueError(
             f"The model of --adapter {model.name} does not say where its patches lie in the picture: give it "
-            "embed_patches and map_geometry (docs/own_model.md), or evaluate it without this analysis."
+            "embed_patches and map_geometry (docs/own_model.md)."
         )
     elif not has_own_maps(model):
         check_gives_maps_of_sentences(model)
@@ -43,7 +43,7 @@ def check_gives_maps_of_sentences(model: PreTrainedModel) -> None:
     if is_classifier(model) or not hasattr(model, "get_patch_map"):
         raise ValueError(
             f"A {type(model).__name__} does not give similarity maps of sentences: use a TIER model "
-            "(TierCLIPModel or TierDualEncoderModel)."
+            "(docs/models.md says which models tier-convert makes one of)."
         )
 
 

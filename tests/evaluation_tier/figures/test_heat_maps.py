@@ -70,9 +70,16 @@ def test_the_figure_has_a_row_per_finding_and_a_column_per_model(tier_model, pha
     for names in (("a",), ("a", "b$")):
         path = tmp_path / f"{len(names)}.png"
         images = {"Edema": 3, "Mass": 0}
-        plot_heat_maps(dict.fromkeys(names, maps), dict.fromkeys(names, processor), dataset, images, path, "phantom")
+        plot_heat_maps(
+            dict.fromkeys(names, maps),
+            dict.fromkeys(names, processor.image_processor),
+            dataset,
+            images,
+            path,
+            "phantom",
+        )
         with Image.open(path) as image:
             sizes[names] = image.size
     assert sizes["a", "b$"][0] > sizes["a",][0] and sizes["a", "b$"][1] == sizes["a",][1]
     with pytest.raises(ValueError, match="need an evaluated image with a finding"):
-        plot_heat_maps({"a": maps}, {"a": processor}, dataset, {}, tmp_path / "no.png")
+        plot_heat_maps({"a": maps}, {"a": processor.image_processor}, dataset, {}, tmp_path / "no.png")

@@ -79,6 +79,18 @@ def test_patches_and_a_score_of_its_own(write, phantom, tmp_path):
     assert "similarities" not in results["cosine"][0]["protocol"]
     for level in ("patches-max", "patches-lse"):
         assert metrics["score_levels"][level] == results["cosine"][0]["score_levels"][level]
+    assert list(metrics["score_levels"]) == [
+        "global",
+        "patches-max",
+        "patches-topk",
+        "patches-lse",
+    ]  # of one unit each
+    with pytest.raises(ValueError) as error:
+        evaluate_zero_shot({"own": model}, few, **options, protocol=choose_protocol(score_level="both-lse"))
+    assert str(error.value) == (
+        f"The score level 'both-lse' of own is the mean of cosines of patches and of {unit}, which has no unit: use "
+        "'global' or 'patches-lse'."
+    )
     both = {
         name: load_model(AdapterName(write(code, name=f"{name}.py")))
         for name, code in (("cosine", patches), ("own", patches + score))
@@ -287,7 +299,8 @@ def test_analyses_that_need_more_than_the_contract_are_refused(write, tmp_path, 
     }.items():
         assert fails("--adapter", adapter, *OPTIONS, "--analyses", analysis, capsys=capsys).startswith(message)
     assert fails("--adapter", adapter, *OPTIONS, "--score_level", "patches-lse", capsys=capsys) == (
-        "The score level 'patches-lse' needs embeddings of patches, but mine.py:make is a UserModel: use 'global'."
+        "The score level 'patches-lse' of mine.py:make needs embeddings of patches, which a UserModel does not give: "
+        "use 'global'."
     )
 
 

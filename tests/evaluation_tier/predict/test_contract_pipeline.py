@@ -10,12 +10,15 @@ from pipeline_checks import encode, make_image
 from tiny_models import save_tiny_clip
 from tiny_radzero import TEXTS, Parts
 from tiny_siglip import save_siglip
+from transformers import pipeline
 
 from evaluation_tier.models.adapters import AdapterName
+from evaluation_tier.models.loading import load_model
 from evaluation_tier.predict.contract_pipeline import ContractPipeline
 from evaluation_tier.predict.inputs import ImageFiles
 from evaluation_tier.predict.loading import load_pipeline
 from modeling_tier import CxrZeroShotClassificationPipeline
+from modeling_tier.pipeline_tier import TASK
 
 # An image by its mean grey level and 100, a text by whether it begins with "No"; patch i lies at the angle i / 4
 CODE = """
@@ -91,6 +94,27 @@ def test_a_users_model_scores_and_maps(file, flat):
         assert told["calibrated"] and told["threshold"] == 0.4 and told["present"] is True
 
 
+def test_the_pipeline_of_transformers_names_what_takes_any_model(file, tmp_path):
+    """It takes models of transformers: another one, or one without a TierImageProcessor, is told what to do."""
+    told = "evaluation_tier.predict.loading.load_pipeline of tier-clip scores any model in the same way.$"
+    model, _ = load_model(AdapterName(f"{file}:make"))
+    with pytest.raises(
+        ValueError, match=f"^The pipeline {TASK} takes models of transformers, not a UserModel. {told}"
+    ):
+        pipeline(TASK, model=model)
+    save_siglip(tmp_path / "siglip")
+    with pytest.raises(
+        ValueError, match=f"^The pipeline {TASK} needs a tokenizer and a TierImageProcessor, .* {told}"
+    ):
+        pipeline(TASK, model=str(tmp_path / "siglip"))
+
+
+def test_a_backend_is_refused_for_a_users_file(file):
+    """The file runs its model itself."""
+    with pytest.raises(ValueError, match=f"^--backend has no effect on --adapter {file}:make, whose file runs"):
+        load_pipeline(AdapterName(f"{file}:make"), "cpu", backend="torch")
+
+
 def test_several_images_and_bad_ones(file, flat, tmp_path):
     pipe = load_pipeline(AdapterName(f"{file}:plain"), "cpu")
     (tmp_path / "bad.png").write_text("text")
@@ -109,7 +133,9 @@ def test_several_images_and_bad_ones(file, flat, tmp_path):
     with pytest.raises(ValueError, match="^A UserModel does not give maps of words"):
         pipe.word_maps(flat[0], "Edema.")
     assert pipe.image_processor.read(flat[0]).info["original_size"] == (60, 40)
-    with pytest.raises(ValueError, match="score_level 'patches-max', but a UserModel does not embed patches: use"):
+    with pytest.raises(
+        ValueError, match="score_level 'patches-max' of 'Edema' needs embeddings of patches, which a UserModel"
+    ):
         pipe(flat, {"Edema": {"score_level": "patches-max"}})
     with pytest.raises(ValueError, match="return_heatmaps False or True, not 'skip' and 'lists'"):
         pipe(flat, ["Edema"], on_error="skip", return_heatmaps="lists")

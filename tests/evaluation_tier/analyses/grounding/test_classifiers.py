@@ -91,6 +91,8 @@ def test_the_command_grounds_and_draws_a_classifier(zero_shot_head, tmp_path, ca
     assert list(grounding["findings"]) == sorted(LEARNT)
     assert 0 <= grounding["all_regions"]["maps"]["class_activation"]["pointing"]["mean"] <= 1
     assert (output / "grounding.png").is_file() and (output / "grounding_regions.parquet").is_file()
+    drawn = {path.name for path in output.glob("similarity_*.png")}
+    assert drawn == {f"similarity_{name.lower().replace(' ', '_')}.png" for name in LEARNT}
     assert "Maps of the model: class activations" in (output / "report.html").read_text()
     assert "Above average" in (output / "tables.md").read_text()
     assert "Pointing of class activations, mean" in (folder / "README.md").read_text()
