@@ -94,8 +94,8 @@ def plot_similarity_maps(
     borders of the model's patches. The map is `shown_map` of those that grounding measures: above average, which
     removes what every image has at a place (the heart, the film's edge) and keeps what is this image's own; of
     contributions where the model has them, of class activations for a classifier. On 300 phantoms the AUROC of the
-    pixels of a cosine map against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the average,
-    and 0.58 with the positive sentences alone.
+    pixels of a cosine map against the true mask, averaged over 8 findings, was 0.85 this way, 0.83 without the
+    average, and 0.58 with the positive sentences alone.
 
     Args:
         model, processor: the first model of the evaluation.

@@ -27,12 +27,15 @@ from evaluation_tier.models.contract import meets_contract
 from evaluation_tier.models.openclip import OpenClip, check_open_clip, folder_of_file, is_open_clip, load_open_clip
 from evaluation_tier.models.radzero import RadZero, is_radzero, load_radzero
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
+from modeling_tier.checkpoints.biovil import CXR_BERT_TYPE
 from modeling_tier.checkpoints.model_folder import check_model_folder, check_not_adapter
 from modeling_tier.checkpoints.openclip import OPENCLIP_CONFIG
 from modeling_tier.configuration_tier import located
 from modeling_tier.exported_tier import TierExportedConfig, TierExportedModel, check_backend
 from modeling_tier.texts_tier import check_family, check_tokenizer, is_padded_to_the_end
 from processing_tier.hub_names import check_hub_name
+
+TO_CONVERT = {"chexficient": "CheXficient", CXR_BERT_TYPE: "BioViL"}  # by a part of the model_type of their config
 
 CLASSIFIERS = ("TierCLIPForImageClassification", "TierDualEncoderForImageClassification")
 
@@ -88,6 +91,8 @@ def load_model(
         check_own_code(str(name))
     config = read_config(name)
     check_backend_runs(name, config, backend)
+    if not trust_remote_code:
+        check_is_read(name, config)
     load = load_radzero if is_radzero(config) else load_open_clip if is_open_clip(name, config) else None
     if load is not None:
         loaded = load(name, device)
@@ -135,6 +140,17 @@ def read_config(name: str | Path) -> dict:
         return PreTrainedConfig.get_config_dict(**located(name))[0]
     except Exception:  # libraries raise many kinds here
         return {}
+
+
+def check_is_read(name: str | Path, config: Mapping) -> None:
+    """ValueError for a published model that tier-convert reads first, by its config.json."""
+    kind = str(config.get("model_type")).lower()
+    family = next((TO_CONVERT[part] for part in TO_CONVERT if part in kind), None)
+    if family is not None:
+        raise ValueError(
+            f"The model {name} is {family}'s: `tier-convert {name} FOLDER` reads it without its owner's code; then "
+            "name that FOLDER."
+        )
 
 
 def is_exported(config: Mapping) -> bool:
@@ -295,7 +311,8 @@ def check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")) and not is_exported(read_config(folder)):
         raise ValueError(
             f"The folder {folder} does not hold weights (*.safetensors): finish its training, or save the model with "
-            "save_pretrained; pickled weights (*.bin, *.pt) are never read."
+            "save_pretrained; pickled weights (*.bin, *.pt) are never read here. tier-convert reads those of published "
+            "models (docs/models.md)."
         )
     check_model_folder(folder)
 

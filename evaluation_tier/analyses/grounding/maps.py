@@ -43,7 +43,7 @@ def check_gives_maps_of_sentences(model: PreTrainedModel) -> None:
     if is_classifier(model) or not hasattr(model, "get_patch_map"):
         raise ValueError(
             f"A {type(model).__name__} does not give similarity maps of sentences: use a TIER model "
-            "(docs/models.md says which models tier-convert makes one of)."
+            "(docs/models.md says which models tier-convert makes one of, docs/siglip.md what makes one of SigLIP)."
         )
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from eval_command import PHANTOM, run
 from tiny_radzero import TEXTS, Parts
 from tiny_siglip import save_siglip
 
@@ -12,7 +11,8 @@ from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.figures.heat_maps import compute_heat_maps
 from evaluation_tier.figures.of_evaluation import draw_figures
 from evaluation_tier.figures.similarity import draw_similarity, plot_similarity_maps
-from evaluation_tier.models.embedding import embed_images, embed_prompts
+from evaluation_tier.models.adapters import AdapterName
+from evaluation_tier.models.embedding import embed_prompts
 from evaluation_tier.models.loading import load_model
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
@@ -65,16 +65,16 @@ def test_maps_of_a_model_of_the_contract_lie_over_its_own_picture(radzero, phant
     [(columns, label)] = drawn
     assert label == "positive minus negative cosine,\nabove the average image"
     radiographs = [np.asarray(read_radiograph(image)) for image in phantom["image"]]
+    grids, _ = compute_grids(*radzero, phantom, [Case(row, FINDING, "") for row in range(len(phantom))], prompts)
     for column in columns:
         [row] = [i for i, radiograph in enumerate(radiographs) if np.array_equal(radiograph, column.radiograph)]
-        case = Case(row, FINDING, "")
-        grid = torch.from_numpy(compute_grids(*radzero, phantom, [case], prompts)[0][case]["above_average"])[None]
+        grid = torch.from_numpy(grids[Case(row, FINDING, "")]["above_average"])[None]
         lay = radzero[0].map_processor.post_process_similarity_map
         expected = lay(grid, [column.radiograph.shape], radzero[0].patch_centers)[0]
         np.testing.assert_allclose(column.similarity, expected.numpy(), rtol=0, atol=1e-6)
 
 
-def test_a_model_of_the_contract_stands_beside_others(radzero, tier_model, phantom, tmp_path):
+def test_the_maps_beside_those_of_others_are_of_the_same_cosines(radzero, phantom):
     few = phantom.select(range(6))
     found = compute_heat_maps(*radzero, few, {"Edema": Prompts([TEXTS[0]], [])}, Prompts([TEXTS[1]], []))
     assert found.kind == "cosine" and found.maps.shape == (6, 1, 4, 4) and found.patch_centers == (7, 14)
@@ -86,8 +86,10 @@ def test_a_model_of_the_contract_stands_beside_others(radzero, tier_model, phant
     low, high = (np.percentile(cosines, share, axis=(0, 1)) for share in (1, 99))
     scaled = np.clip((cosines - low) / (high - low), 0, 1)
     np.testing.assert_allclose(found.maps[:, 0], (scaled[..., 0] - scaled[..., 1]).reshape(6, 4, 4), atol=1e-4)
-    assert embed_images(*radzero, few).shape == (6, 16)
 
+
+@pytest.mark.slow
+def test_the_maps_of_an_ensemble_are_drawn_side_by_side(radzero, tier_model, phantom, tmp_path):
     models_ = {"radzero": radzero, "tier": tier_model}
     metrics, predictions = evaluate(models_, phantom)
     prompts, no_finding = load_prompts("report", [FINDING]), load_prompts("report", ["No Finding"])["No Finding"]
@@ -95,20 +97,18 @@ def test_a_model_of_the_contract_stands_beside_others(radzero, tier_model, phant
     assert {"similarity_cardiomegaly.png", "similarity_of_models.png"} <= {path.name for path in files}
 
 
-def test_one_line_tells_why_there_are_no_maps(tmp_path, capsys, caplog):
-    options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--figures"]
+def test_one_line_tells_why_there_are_no_maps(phantom, tmp_path, caplog):
     file = tmp_path / "mine.py"
     file.write_text(WITHOUT_MAPS)
-    save_siglip(tmp_path / "models" / "siglip")
-    words = ["--each", tmp_path / "models" / "siglip", "--adapter", f"{file}:make", *options]
-    run(*words, "--output_dir", tmp_path / "out", capsys=capsys)
-    told = [record.getMessage() for record in caplog.records if "similarity maps" in record.getMessage()]
-    assert told == [
-        "No similarity maps of models/siglip. A SiglipModel does not give similarity maps of sentences: use a TIER "
-        "model (docs/models.md says which models tier-convert makes one of).",
-        f"No similarity maps of mine.py:make. The model of --adapter {file}:make does not say where its patches lie "
-        "in the picture: give it embed_patches and map_geometry (docs/own_model.md).",
+    save_siglip(tmp_path / "siglip")
+    models_ = {"siglip": load_model(tmp_path / "siglip"), "mine": load_model(AdapterName(f"{file}:make"))}
+    metrics, predictions = evaluate(models_, phantom)
+    metrics["findings"][FINDING]["threshold"] = None  # so that the worst errors, another figure, are not drawn
+    prompts, no_finding = load_prompts("report", [FINDING]), load_prompts("report", ["No Finding"])["No Finding"]
+    assert draw_figures(models_.get, phantom, prompts, no_finding, metrics, predictions, tmp_path) == []
+    assert [record.getMessage() for record in caplog.records if "maps" in record.getMessage()] == [
+        "No similarity maps of siglip. A SiglipModel does not give similarity maps of sentences: use a TIER model "
+        "(docs/models.md says which models tier-convert makes one of, docs/siglip.md what makes one of SigLIP).",
+        f"No similarity maps of mine. The model of --adapter {file}:make does not say where its patches lie in the "
+        "picture: give it embed_patches and map_geometry (docs/own_model.md).",
     ]
-    for folder in (tmp_path / "out").iterdir():
-        figures = {path.name for path in folder.glob("*.png")}
-        assert "roc.png" in figures and not any(name.startswith("similarity") for name in figures)

@@ -62,8 +62,22 @@ def test_what_is_no_model_folder_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="does not hold weights"):
         load_model(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="does not hold weights .*pickled weights"):
+    with pytest.raises(ValueError, match="does not hold weights .*pickled weights .* tier-convert reads"):
         load_model(folder)
+
+
+def test_a_model_that_is_converted_first_is_told(tmp_path):
+    for kind, family in (("chexficient", "CheXficient"), ("cxr-bert", "BioViL")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": {"AutoModel": "x.Y"}}))
+        (folder / "model.safetensors").write_bytes(b"")
+        with pytest.raises(ValueError) as error:
+            load_model(folder)
+        assert str(error.value) == (
+            f"The model {folder} is {family}'s: `tier-convert {folder} FOLDER` reads it without its owner's code; then "
+            "name that FOLDER."
+        )
 
 
 def test_an_adapter_alone_is_to_be_merged_first(tmp_path):

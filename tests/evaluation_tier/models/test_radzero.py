@@ -134,10 +134,12 @@ def test_its_maps_are_the_cosines_of_the_patches_over_the_squashed_picture(parts
 def test_grounding_is_measured(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     options = ["--data", PHANTOM, "--min_positives", 5, "--n_bootstrap", 5, "--output_dir", tmp_path / "output"]
+    options += ["--findings", "Cardiomegaly"]
     run(folder, *options, "--analyses", "grounding", "--figures", capsys=capsys)
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
     assert set(metrics["grounding"]["all_regions"]["maps"]) == {"positive", "difference", "above_average"}
     assert (tmp_path / "output" / "grounding.png").is_file()
+    assert (tmp_path / "output" / "similarity_cardiomegaly.png").is_file()
 
 
 def test_it_may_be_averaged_with_a_model_of_cosines(folder, tier_model, phantom):
