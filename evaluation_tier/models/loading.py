@@ -311,8 +311,8 @@ def check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")) and not is_exported(read_config(folder)):
         raise ValueError(
             f"The folder {folder} does not hold weights (*.safetensors): finish its training, or save the model with "
-            "save_pretrained; pickled weights (*.bin, *.pt) are never read here. tier-convert reads those of published "
-            "models (docs/models.md)."
+            "save_pretrained; pickled weights (*.bin, *.pt) are never read here. tier-convert reads those of "
+            "published models (docs/models.md)."
         )
     check_model_folder(folder)
 

@@ -75,8 +75,8 @@ def test_a_model_that_is_converted_first_is_told(tmp_path):
         with pytest.raises(ValueError) as error:
             load_model(folder)
         assert str(error.value) == (
-            f"The model {folder} is {family}'s: `tier-convert {folder} FOLDER` reads it without its owner's code; then "
-            "name that FOLDER."
+            f"The model {folder} is {family}'s: `tier-convert {folder} FOLDER` reads it without its owner's code; "
+            "then name that FOLDER."
         )
 
 
