@@ -85,7 +85,7 @@ def check_level(what: str, model: Any, level: str) -> None:
         return
     if not has_patches(model):
         raise ValueError(
-            f"{what} needs embeddings of patches, which a {type(model).__name__} does not give: use {LEVELS[0]!r}."
+            f"{what} needs embeddings of patches, which {type(model).__name__} does not give: use {LEVELS[0]!r}."
         )
     raise ValueError(
         f"{what} is the mean of cosines of patches and of {similarity_of(model)}, which has no unit: use "

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 ONLY_VIT = "Only a plain vision transformer with CLIP's own text tower, or timm's with a BERT, can be converted"
 SCORED_AS_IT_IS = (
@@ -110,8 +111,11 @@ def refuse_other_models(name: str, tensors: Collection[str]) -> None:
         )
 
 
-def refuse_model_type(folder: Path, model_type: str) -> None:
-    """Raises ValueError for a folder of transformers that does not hold a CLIP model."""
+def refuse_model_type(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a folder that does not hold a CLIP model, by its config.json."""
+    model_type = config.get("model_type")
+    if "align_transformer_config" in config:
+        raise ValueError(f"{folder} holds RadZero, which needs no conversion: tier-eval reads the folder as it is.")
     if model_type == "cxr-bert":
         raise ValueError(
             f"{folder} holds CXR-BERT, BioViL's text tower, without an image tower. Name BioViL's image file "

@@ -125,7 +125,7 @@ def open_folder(path: Path) -> Source:
         refuse_kind(source.path, source.kind, ("chexficient",), "CheXficient's configuration")
         return Source(path, source.kind, source.tensors)
     if config:
-        refuse_model_type(path, config.get("model_type"))
+        refuse_model_type(path, config)
     raise ValueError(
         f"{path} does not hold a model: config.json (transformers) and {OPENCLIP_CONFIG} (OpenCLIP) are missing. Name "
         "the checkpoint file itself, or another folder."

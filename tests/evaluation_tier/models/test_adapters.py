@@ -299,7 +299,7 @@ def test_analyses_that_need_more_than_the_contract_are_refused(write, tmp_path, 
     }.items():
         assert fails("--adapter", adapter, *OPTIONS, "--analyses", analysis, capsys=capsys).startswith(message)
     assert fails("--adapter", adapter, *OPTIONS, "--score_level", "patches-lse", capsys=capsys) == (
-        "The score level 'patches-lse' of mine.py:make needs embeddings of patches, which a UserModel does not give: "
+        "The score level 'patches-lse' of mine.py:make needs embeddings of patches, which UserModel does not give: "
         "use 'global'."
     )
 

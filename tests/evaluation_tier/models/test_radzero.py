@@ -23,6 +23,7 @@ from evaluation_tier.models.single_pass import Fed, asked_rows, feed
 from evaluation_tier.scoring.protocols import choose_protocol
 from evaluation_tier.scoring.zeroshot import evaluate_zero_shot
 from evaluation_tier.statistics.resampling import Resampling
+from modeling_tier.checkpoints import open_source
 from processing_tier.prompts.loader import Prompts
 
 
@@ -207,6 +208,14 @@ def test_a_missing_and_a_left_over_tensor_are_named(folder, key):
         assert str(error.value).startswith(
             f"The weights of {folder} {what} 1 tensors, for example {named}: they belong"
         )
+
+
+def test_it_is_not_converted(folder):
+    with pytest.raises(ValueError) as error:
+        open_source(folder)
+    assert str(error.value) == (
+        f"{folder} holds RadZero, which needs no conversion: tier-eval reads the folder as it is."
+    )
 
 
 def test_a_missing_processor_is_named(folder):

@@ -134,7 +134,7 @@ def test_several_images_and_bad_ones(file, flat, tmp_path):
         pipe.word_maps(flat[0], "Edema.")
     assert pipe.image_processor.read(flat[0]).info["original_size"] == (60, 40)
     with pytest.raises(
-        ValueError, match="score_level 'patches-max' of 'Edema' needs embeddings of patches, which a UserModel"
+        ValueError, match="score_level 'patches-max' of 'Edema' needs embeddings of patches, which UserModel"
     ):
         pipe(flat, {"Edema": {"score_level": "patches-max"}})
     with pytest.raises(ValueError, match="return_heatmaps False or True, not 'skip' and 'lists'"):

@@ -77,7 +77,7 @@ def test_patches_of_one_image_by_hand(tier_model, phantom):
 
 def test_levels_of_patches_need_patches(brightness, make_grey_dataset):
     dataset = make_grey_dataset([0, 255], [0, 1])
-    with pytest.raises(ValueError, match="'patches-max' of m needs embeddings of patches, which a BrightnessModel"):
+    with pytest.raises(ValueError, match="'patches-max' of m needs embeddings of patches, which BrightnessModel"):
         evaluate_zero_shot(
             {"m": brightness},
             dataset,
