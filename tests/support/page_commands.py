@@ -80,7 +80,12 @@ def made_small(words: list[str]) -> list[str]:
     place = next((i for i, word in enumerate(words) if Path(word).name in SCRIPTS), None)
     if place is None:
         return words
-    more = SMALLER.get(SCRIPTS[Path(words[place]).name], ())
+    module = SCRIPTS[Path(words[place]).name]
+    more = [*SMALLER.get(module, [])]
+    if "--fine_tuning_steps" in words:
+        more += ["--fine_tuning_steps", "2"]
+    if module == "train_tier" and "--data" not in words:  # that of the recipe, or the default
+        more += ["--data", SMALL_PHANTOM]
     expanded = [SMALL_PHANTOM if word == "phantom" else word for word in words]
     return [*(found for word in expanded for found in sorted(glob.glob(word)) or [word]), *more]
 
