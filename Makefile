@@ -15,6 +15,9 @@ MIN_POSITIVES ?= $(if $(filter phantom,$(DATA)),10,1)
 MODEL ?= runs/phantom
 # Of your own data: their validation split, or else what the training set aside
 SPLIT ?= $(if $(filter phantom,$(DATA)),test)
+# What the page shows beside a score: fitted on validation images, never on a split that you name to be evaluated
+THRESHOLDS ?= $(if $(filter phantom-test,$(DATA)-$(SPLIT)),--threshold_split validation --save_thresholds,$(if \
+	$(SPLIT),,--save_thresholds))
 
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -30,6 +33,7 @@ help:  ## Show this list
 	@echo '  RECIPE         options of the training (default: configs/demo-phantom.yaml, of other data configs/demo.yaml)'
 	@echo '  SPLIT          split to evaluate (default: test of the phantom, validation or the held-out part of other data)'
 	@echo '  MIN_POSITIVES  positives that an evaluated finding needs (default: 10 on the phantom, 1 on other data)'
+	@echo '  THRESHOLDS     options that fit and save thresholds (default: on the validation split; THRESHOLDS= leaves them out)'
 	@echo '  OUT            folder of the run (default: runs/ and the name of DATA)'
 	@echo '  MODEL          of app: folder of a model (default: runs/phantom)'
 	@echo '  PYTHON, VENV   the Python that makes the environment, and the folder of the environment'
@@ -48,9 +52,10 @@ $(VENV)/.tools: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dicom,plots,dev]'
 	@touch $@
 
-# What only the tests of the page need; not in the environment, where it would raise the lowest versions that are tested
+# What only slow tests need: the page in a browser, trackers. Not in the environment, where it would raise the lowest
+# versions that are tested
 browser: env
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]' playwright
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app,trackers]' playwright
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null; } || \
 		echo 'Chromium is not installed and apt-get cannot: the page is not tested in a browser.'
@@ -60,7 +65,7 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 	$(BIN)/python train_tier.py $(RECIPE) --data $(DATA) $(TABLE) --output_dir $(OUT)
 	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(TABLE) $(if $(SPLIT),--split $(SPLIT)) \
 		--min_positives $(MIN_POSITIVES) --output_dir $(OUT)-evaluation \
-		--figures --model_card
+		$(THRESHOLDS) --figures --model_card
 
 app: env  ## Open the page (tier-app) of MODEL, by default that of make demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'

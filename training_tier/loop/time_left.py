@@ -5,19 +5,22 @@ import math
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from processing_tier.progress import PlainLines, between_bars, describe_seconds
+from training_tier.loop.trial_step import time_trial_step
 
 logger = logging.getLogger(__name__)
 
+TRIED_STEPS = 20  # fewer are not worth a trial, which takes about two
 MEASURED_STEPS = 5  # of which the estimate is made, after a first one, in which caches and kernels warm up
 
 
 class TimeLeft(TrainerCallback):
     """
-    Tells how many steps a training has, how long they take (an estimate from steps 2 to 6), and after the next
-    evaluation how long the rest takes with the evaluations.
+    Tells before the first step how many steps a training has and how long they take, by a trial; after six steps how
+    long the rest takes, by those; and after the next evaluation the same with the evaluations.
     """
 
     def __init__(self) -> None:
@@ -27,18 +30,32 @@ class TimeLeft(TrainerCallback):
         self.is_evaluated = False
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        train_dataloader: DataLoader | None = None,
+        **kwargs: Any,
     ) -> None:
         self.first_step, self.seconds, self.steps = state.global_step, 0.0, 0
         self.mark, self.is_evaluated = None, False
-        enough = state.max_steps - self.first_step > MEASURED_STEPS + 1
-        self.tell(
-            state,
+        left, evaluations = state.max_steps - self.first_step, count_evaluations(args, state)
+        pace = time_trial_step(model, train_dataloader, args) if left >= TRIED_STEPS else None
+        told = (
             f"Training: {counted(state.num_train_epochs, 'epoch')}, {counted(state.max_steps, 'step')} of "
             f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size:,} images"
             + (f", of which {self.first_step:,} are done." if self.first_step else ".")
-            + (f" After {MEASURED_STEPS + 1} steps, an estimate of the time follows." if enough else ""),
         )
+        if pace is not None:
+            told += (
+                f" About {describe_seconds(left * pace)}: a step of a trial on the first images took {pace:.2g} s"
+                + (f", {counted(evaluations, 'evaluation')} not counted." if evaluations else ".")
+            )
+        if left > MEASURED_STEPS + 1:
+            estimate = "an estimate of the time" if pace is None else "a better estimate"
+            told += f" After {MEASURED_STEPS + 1} steps, {estimate} follows."
+        self.tell(state, told)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
