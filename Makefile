@@ -19,6 +19,10 @@ SPLIT ?= $(if $(filter phantom,$(DATA)),test)
 THRESHOLDS ?= $(if $(filter phantom-test,$(DATA)-$(SPLIT)),--threshold_split validation --save_thresholds,$(if \
 	$(SPLIT),,--save_thresholds))
 
+# The sample image of README and docs/start.md
+SAMPLE := from processing_tier import read_radiograph; from processing_tier.readers import read_records; \
+	record = read_records("phantom:num_images=5", "test")[4]; read_radiograph(record["image"]).save("chest.png")
+
 # Two processes of one thread each: made for 2 cores, and no more memory on machines with many
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -66,6 +70,7 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(TABLE) $(if $(SPLIT),--split $(SPLIT)) \
 		--min_positives $(MIN_POSITIVES) --output_dir $(OUT)-evaluation \
 		$(THRESHOLDS) --figures --model_card
+	@test -e chest.png || $(BIN)/python -c '$(SAMPLE)' && echo 'chest.png is a synthetic radiograph to try.'
 
 app: env  ## Open the page (tier-app) of MODEL, by default that of make demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'
@@ -94,5 +99,5 @@ $(VENV)/.docs: $(VENV)/.installed
 bench: env  ## Measure speed, as ratios against a baseline in the same run
 	@for script in $(filter-out $(addprefix speed/,turns.py memory.py versions.py),$(wildcard speed/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean:  ## Remove the environment, the site and all runs
-	rm -rf $(VENV) runs site
+clean:  ## Remove the environment, the site, the sample image and all runs
+	rm -rf $(VENV) runs site chest.png
