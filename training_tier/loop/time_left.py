@@ -13,7 +13,7 @@ from training_tier.loop.trial_step import time_trial_step
 
 logger = logging.getLogger(__name__)
 
-TRIED_STEPS = 20  # fewer are not worth a trial, which takes about two
+TRIED_STEPS = 15  # fewer are not worth a trial, which takes about two
 MEASURED_STEPS = 5  # of which the estimate is made, after a first one, in which caches and kernels warm up
 
 

@@ -47,7 +47,7 @@ def test_what_is_told_before_the_first_step(tmp_path, phantom, processor, with_b
     caplog.set_level("INFO", logger="training_tier.loop.time_left")
     parts = {"model": with_batch_norms, "train_dataloader": make_loader(phantom, processor)}
     arguments = small_arguments(tmp_path, eval_strategy="epoch")
-    for steps in (24, 19):
+    for steps in (24, 14):
         state = TrainerState(max_steps=steps, num_train_epochs=4)
         TimeLeft().on_train_begin(arguments, state, TrainerControl(), **parts)
     tried, short = (record.message for record in caplog.records)
@@ -57,7 +57,7 @@ def test_what_is_told_before_the_first_step(tmp_path, phantom, processor, with_b
         tried,
     )
     assert told and int(told[1]) == pytest.approx(24 * float(told[2]), abs=1 + 24 * 0.05 * float(told[2]))
-    assert short == "Training: 4 epochs, 19 steps of 8 images. After 6 steps, an estimate of the time follows."
+    assert short == "Training: 4 epochs, 14 steps of 8 images. After 6 steps, an estimate of the time follows."
 
 
 @pytest.mark.slow
