@@ -48,9 +48,8 @@ class TimeLeft(TrainerCallback):
             + (f", of which {self.first_step:,} are done." if self.first_step else ".")
         )
         if pace is not None:
-            told += (
-                f" About {describe_seconds(left * pace)}: a step of a trial on the first images took {pace:.2g} s"
-                + (f", {counted(evaluations, 'evaluation')} not counted." if evaluations else ".")
+            told += f" About {describe_seconds(left * pace)}: {pace:.2g} s each in a trial on the first images" + (
+                f", without {counted(evaluations, 'evaluation')}." if evaluations else "."
             )
         if left > MEASURED_STEPS + 1:
             estimate = "an estimate of the time" if pace is None else "a better estimate"

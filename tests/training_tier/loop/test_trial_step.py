@@ -52,8 +52,8 @@ def test_what_is_told_before_the_first_step(tmp_path, phantom, processor, with_b
         TimeLeft().on_train_begin(arguments, state, TrainerControl(), **parts)
     tried, short = (record.message for record in caplog.records)
     told = re.fullmatch(
-        r"Training: 4 epochs, 24 steps of 8 images\. About (\d+) s: a step of a trial on the first images took (.+) "
-        r"s, 4 evaluations not counted\. After 6 steps, a better estimate follows\.",
+        r"Training: 4 epochs, 24 steps of 8 images\. About (\d+) s: (.+) s each in a trial on the first images, "
+        r"without 4 evaluations\. After 6 steps, a better estimate follows\.",
         tried,
     )
     assert told and int(told[1]) == pytest.approx(24 * float(told[2]), abs=1 + 24 * 0.05 * float(told[2]))
