@@ -1,8 +1,11 @@
 """Reports against their negated and their shortened form: the images and texts of CXR-Align.
 
 CXR-Align (Ko & Park, CVPR 2025, arXiv:2505.22079) is one file, `cxr-align.json`, behind the credentialed access of
-https://physionet.org/content/cxr-align/. For each of its images of MIMIC-CXR it has the `report`, a `negation` that
-denies one of its findings (`chosen`), and the report with this finding `omitted`.
+https://physionet.org/content/cxr-align/. Under `mimic`, it has for each of its images of MIMIC-CXR, by `dicom_id`, the
+`report`, a `negation` that denies one of its findings (`chosen`), the report with this finding `omitted`, and the
+finding's `location`, which is not needed. Written from public code that reads the file and finds the images by these
+ids (`src/data/io.py` and `scripts/download_images.py` of github.com/armaanchhina/cxr-alignment); not checked against
+the file.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,12 @@
+import csv
+import gzip
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from eval_command import run, save_two_models
 from PIL import Image
 
 from evaluation_tier.analyses.robustness.alignment import Variants, compare_reports, match_images, read_cxr_align
@@ -12,10 +15,19 @@ from evaluation_tier.figures.robustness import plot_robustness
 from evaluation_tier.models.embedding import embed_sentences
 from evaluation_tier.output.analysis_tables import robustness_tables
 from evaluation_tier.statistics.resampling import Resampling
+from processing_tier import read_radiograph
+from processing_tier.phantom.dataset import make_phantom
 from processing_tier.prompts.loader import Prompts
+from processing_tier.readers.chexpert import CHEXPERT_FINDINGS
 
 BRIGHT = {"Bright": Prompts(["Bright."], ["No brightness."])}
-PAIR = {"report": "Edema. Effusion.", "negation": "No edema. Effusion.", "omitted": "Effusion.", "chosen": " Edema "}
+PAIR = {  # in the layout of its owners
+    "report": "Edema. Effusion.",
+    "chosen": " Edema ",
+    "location": "bilateral",
+    "negation": "No edema. Effusion.",
+    "omitted": "Effusion.",
+}
 
 
 def write(path, content):
@@ -137,3 +149,57 @@ def test_a_probe_of_robustness(brightness, make_grey_dataset, tmp_path):
     assert "report_alignment" not in evaluate_robustness(
         *brightness, dataset, None, BRIGHT, min_positives=1, resampling=Resampling(5)
     )
+
+
+def write_mimic(root, count):
+    """Phantoms in the layout of MIMIC-CXR-JPG 2.1.0, two images of each study, and their `dicom_id`s."""
+    tables = {
+        "split": [("dicom_id", "study_id", "subject_id", "split")],
+        "metadata": [("dicom_id", "subject_id", "study_id", "ViewPosition")],
+        "chexpert": [("subject_id", "study_id", *CHEXPERT_FINDINGS)],
+    }
+    for number, record in enumerate(make_phantom(count, image_size=64)):
+        dicom, study, subject = f"{number:08x}-0a1b2c3d", 50000000 + number // 2, 10000000 + number // 2
+        path = root / f"files/p10/p{subject}/s{study}/{dicom}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        read_radiograph(record["image"]).convert("L").save(path)
+        path.parent.with_suffix(".txt").write_text(f" FINDINGS:\n\n {record['findings']}\n")
+        tables["split"].append((dicom, study, subject, "test"))
+        tables["metadata"].append((dicom, subject, study, ("PA", "LATERAL")[number % 2]))
+        if number % 2 == 0:
+            labels = {"Cardiomegaly": number // 2 % 2, "Edema": number // 4 % 2}
+            tables["chexpert"].append((subject, study, *(labels.get(name, "") for name in CHEXPERT_FINDINGS)))
+    for name, rows in tables.items():
+        with gzip.open(root / f"mimic-cxr-2.0.0-{name}.csv.gz", "wt", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return [row[0] for row in tables["split"][1:]]
+
+
+@pytest.mark.slow
+def test_the_command_on_mimics_layout(tmp_path, capsys):
+    """The ids are the images', not the studies': the file has every third image, frontal or not."""
+    pytest.importorskip("matplotlib")
+    [model, _] = save_two_models(tmp_path)
+    ids = write_mimic(tmp_path / "2.1.0", 32)
+    content = {"mimic": {name: PAIR for name in ids[::3]} | {"ffffffff-0a1b2c3d": PAIR}}
+    path = write(tmp_path / "cxr-align.json", content)
+    arguments = [
+        model,
+        "--data",
+        f"mimic_cxr_jpg:{tmp_path}/2.1.0",
+        "--split",
+        "test",
+        "--cxr_align",
+        path,
+        "--figures",
+    ]
+    arguments += ["--analyses", "robustness", "--min_positives", 3, "--n_bootstrap", 10]
+    numbers = []
+    for views in ("all", "frontal"):
+        output = tmp_path / views
+        run(*arguments, "--views", views, "--output_dir", output, capsys=capsys)
+        aligned = json.loads((output / "metrics.json").read_text())["robustness"]["report_alignment"]
+        assert aligned["findings"] == {"Edema": aligned["all"]}
+        assert "CXR-Align" in (output / "tables.md").read_text() and (output / "robustness.png").is_file()
+        numbers.append(aligned["all"]["n_images"])
+    assert numbers == [len(ids[::3]), len(set(ids[::3]) & set(ids[::2]))]
