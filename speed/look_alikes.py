@@ -37,7 +37,7 @@ COPIES = 0.01
 def read_pictures(data: Sequence[str]) -> list[tuple[Image.Image, str]]:
     """Grey images of at most 320 pixels, and their reports."""
     if data:
-        parts = [select_views(read_records(one, split)) for one in data for split in list_splits(one)]
+        parts = [select_views(read_records(one, split), "frontal", one) for one in data for split in list_splits(one)]
     else:
         parts = [make_phantom(300, image_size=EDGE)]
     found = []
