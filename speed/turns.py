@@ -2,8 +2,20 @@
 
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+
+# A small process between this one and a command: a process that a larger one makes has the memory of the larger one as
+# its peak, which the kernel keeps over exec.
+WITNESS = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[2:]).returncode
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+open(sys.argv[1], "w").write(f"{status} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime}")
+"""
 
 
 def time_in_turn(
@@ -24,11 +36,12 @@ def time_in_turn(
 
 def run_command(command: Sequence[str], environment: dict[str, str]) -> tuple[float, float]:
     """Peak MiB and processor seconds of a command, in a process of its own; a command that fails ends the program."""
-    process = os.posix_spawn(command[0], command, os.environ | environment)
-    _, status, usage = os.wait4(process, 0)
+    with tempfile.NamedTemporaryFile("r") as file:
+        subprocess.run([sys.executable, "-S", "-c", WITNESS, file.name, *command], env=os.environ | environment)
+        status, peak, seconds = map(float, file.read().split())
     if status:
         raise SystemExit(f"{' '.join(command)} failed.")
-    return usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
+    return peak / 1024, seconds
 
 
 def describe_ratios(values: Sequence[float], baseline: Sequence[float], digits: int = 3) -> str:
