@@ -200,7 +200,7 @@ def test_the_model_of_a_file(folder, tmp_path, capsys, caplog):
         "score": pytest.approx(1 / (1 + np.exp(-difference)), abs=1e-6),
         "calibrated": False,
     }
-    assert "No overlays. A UserModel does not give heat-maps." in caplog.text and not (out / "overlays").exists()
+    assert "No overlays. UserModel does not give heat-maps." in caplog.text and not (out / "overlays").exists()
     for arguments, message in (
         ([f"{mine}:make"], f"{mine}:make looks like a Python file that makes a model: add --adapter."),
         (["--adapter", "runs/mine"], "--adapter takes FILE.py:FUNCTION or FILE.py:FUNCTION=NAME, but is 'runs/mine'."),

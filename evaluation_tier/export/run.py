@@ -117,8 +117,8 @@ def check_exportable(name: str, model: Any) -> None:
         raise ValueError(f"The model {name} is already exported: name the model that it was exported from.")
     if is_classifier(model) or not isinstance(model, TierModelMixin):
         raise ValueError(
-            f"The model {name} is a {type(model).__name__}, which tier-export does not export: name a TIER model. "
-            "tier-convert makes one of a CLIP model, and docs/export.md shows how to export any tower by hand."
+            f"The model {name} is of the class {type(model).__name__}, which tier-export does not export: name a TIER "
+            "model. tier-convert makes one of a CLIP model, and docs/export.md shows how to export any tower by hand."
         )
 
 

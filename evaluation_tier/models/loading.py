@@ -25,6 +25,7 @@ import processing_tier  # noqa: F401 (registers the processor with AutoProcessor
 from evaluation_tier.models.adapters import AdapterName, UserModel, load_adapter
 from evaluation_tier.models.contract import meets_contract
 from evaluation_tier.models.openclip import OpenClip, check_open_clip, folder_of_file, is_open_clip, load_open_clip
+from evaluation_tier.models.quiet import errors_only
 from evaluation_tier.models.radzero import RadZero, is_radzero, load_radzero
 from evaluation_tier.models.remote_code import check_own_code, check_pinned, check_remote, is_remote
 from modeling_tier.checkpoints.biovil import CXR_BERT_TYPE
@@ -182,7 +183,8 @@ def read_files(
     try:
         config = AutoConfig.from_pretrained(**place)
         auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
-        model, info = auto_class.from_pretrained(**place, **options, output_loading_info=True)
+        with errors_only():  # `check_complete` says in one sentence what the library tells in a table
+            model, info = auto_class.from_pretrained(**place, **options, output_loading_info=True)
         if is_classifier(model):
             processor = AutoImageProcessor.from_pretrained(**place, backend="pil")
         else:

@@ -27,10 +27,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import logging
 
 from evaluation_tier.models.cache import hash_weights
 from evaluation_tier.models.contract import COSINE, WINDOW, PatchEmbeds, to_unit_length
+from evaluation_tier.models.quiet import errors_only
 from modeling_tier.configuration_tier import located
 from processing_tier import TierImageProcessor
 from processing_tier.radiograph_tier import read_radiograph
@@ -249,12 +249,9 @@ class Tensors:
         """A model with the tensors of this prefix; `inside` is the prefix of the model's part that they are of."""
         keys = [key for key in self.tensors if key.startswith(prefix)]
         state = {inside + key.removeprefix(prefix): self.tensors.pop(key) for key in keys}
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # the check below says it better
-        try:  # from_pretrained, because it knows the names of tensors of older versions of transformers
+        with errors_only():  # the check below says it better
+            # from_pretrained, because it knows the names of tensors of older versions of transformers
             model, info = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
-        finally:
-            logging.set_verbosity(level)
         missing = [prefix + key.removeprefix(inside) for key in info["missing_keys"] if key.startswith(inside)]
         self.check(missing, [prefix + key.removeprefix(inside) for key in info["unexpected_keys"]])
         if info["mismatched_keys"]:

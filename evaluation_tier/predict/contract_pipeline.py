@@ -121,11 +121,11 @@ class ContractPipeline:
     def check_gives_maps(self) -> None:
         """ValueError for a model without heat-maps."""
         if not has_own_maps(self.model):
-            raise ValueError(f"A {type(self.model).__name__} does not give heat-maps.")
+            raise ValueError(f"{type(self.model).__name__} does not give heat-maps.")
 
     def word_maps(self, image: Any, text: str | Sequence[str]) -> NoReturn:
         """ValueError: the contract of a model does not show its words."""
-        raise ValueError(f"A {type(self.model).__name__} does not give maps of words.")
+        raise ValueError(f"{type(self.model).__name__} does not give maps of words.")
 
     def score(
         self,

@@ -143,7 +143,7 @@ def read_stored_config(arguments: ModelArguments) -> dict:
     if stored_config.get("model_type") not in MODEL_CLASSES:
         raise ValueError(
             f"The checkpoint {name!r} has the model_type {stored_config.get('model_type')!r}; name a CLIP, SigLIP or "
-            "TIER checkpoint."
+            "TIER checkpoint (docs/models.md says which others tier-convert makes one of)."
         )
     return stored_config
 

@@ -42,7 +42,7 @@ def check_gives_maps_of_sentences(model: PreTrainedModel) -> None:
     """ValueError for a model without similarity maps."""
     if is_classifier(model) or not hasattr(model, "get_patch_map"):
         raise ValueError(
-            f"A {type(model).__name__} does not give similarity maps of sentences: use a TIER model "
+            f"{type(model).__name__} does not give similarity maps of sentences: use a TIER model "
             "(docs/models.md says which models tier-convert makes one of, docs/siglip.md what makes one of SigLIP)."
         )
 

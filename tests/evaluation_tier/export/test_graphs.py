@@ -92,7 +92,7 @@ def test_graphs_give_what_the_model_gives(kind, graph_format, tmp_path):
 def test_what_is_not_exported():
     model = make("cls")
     check_exportable("m", model)
-    with pytest.raises(ValueError, match="is a CLIPModel, which tier-export does not export: name a TIER model"):
+    with pytest.raises(ValueError, match="is of the class CLIPModel, which tier-export does not export: name a TIER"):
         check_exportable("m", model.to_clip())
     model.padding = torch.nn.Parameter(torch.empty(2**29, device="meta"))
     with pytest.raises(ValueError, match="has 2.0 GiB of weights, but a file of ONNX holds at most 2"):

@@ -107,7 +107,7 @@ def test_one_line_tells_why_there_are_no_maps(phantom, tmp_path, caplog):
     prompts, no_finding = load_prompts("report", [FINDING]), load_prompts("report", ["No Finding"])["No Finding"]
     assert draw_figures(models_.get, phantom, prompts, no_finding, metrics, predictions, tmp_path) == []
     assert [record.getMessage() for record in caplog.records if "maps" in record.getMessage()] == [
-        "No similarity maps of siglip. A SiglipModel does not give similarity maps of sentences: use a TIER model "
+        "No similarity maps of siglip. SiglipModel does not give similarity maps of sentences: use a TIER model "
         "(docs/models.md says which models tier-convert makes one of, docs/siglip.md what makes one of SigLIP).",
         f"No similarity maps of mine. The model of --adapter {file}:make does not say where its patches lie in the "
         "picture: give it embed_patches and map_geometry (docs/own_model.md).",

@@ -133,5 +133,5 @@ def test_figures_say_what_and_whose_they_are(tier_model, phantom, evaluated, tmp
 
 def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
     metrics, predictions, prompts = evaluated
-    with pytest.raises(ValueError, match="A BrightnessModel does not give similarity maps"):
+    with pytest.raises(ValueError, match="BrightnessModel does not give similarity maps"):
         plot_similarity_maps(*brightness, phantom, prompts, metrics, predictions, tmp_path)

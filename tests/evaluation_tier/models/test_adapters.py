@@ -293,7 +293,7 @@ def test_analyses_that_need_more_than_the_contract_are_refused(write, tmp_path, 
     for analysis, message in {
         "robustness": "Robustness needs to change the pixels after preprocessing, which UserModel does not offer",
         "sparsity": "Sparsity needs embeddings of words and patches, which UserModel does not offer",
-        "deletion": "A UserModel does not give similarity maps of sentences",
+        "deletion": "UserModel does not give similarity maps of sentences",
         "grounding": f"The model of --adapter {adapter} does not say where its patches lie in the picture: give it",
         "retrieval": "A UserModel scores by more than one embedding of each image",
     }.items():

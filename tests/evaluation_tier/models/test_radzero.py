@@ -162,7 +162,7 @@ def test_the_command_and_the_cache(folder, tmp_path, capsys):
     assert found[0] == found[1] and len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
     for analysis, message in {
         "retrieval": "A RadZero scores by more than one embedding of each image",
-        "deletion": "A RadZero does not give similarity maps of sentences",
+        "deletion": "RadZero does not give similarity maps of sentences",
     }.items():
         assert fails(folder, *options, "--analyses", analysis, capsys=capsys).startswith(message)
     assert embed_prompts(*load_model(folder), {"a": Prompts(TEXTS, [])})[0].shape == (1, DIM)

@@ -128,9 +128,9 @@ def test_several_images_and_bad_ones(file, flat, tmp_path):
     assert pipe(iter(flat), ["Edema"]) is not None and pipe([], ["Edema"]) == []
     with pytest.raises(ValueError, match="^image 2 of 3: bad.png: the file is text"):
         pipe(paths, ["Edema"])
-    with pytest.raises(ValueError, match="^A UserModel does not give heat-maps"):
+    with pytest.raises(ValueError, match="^UserModel does not give heat-maps"):
         pipe(flat, ["Edema"], return_heatmaps=True)
-    with pytest.raises(ValueError, match="^A UserModel does not give maps of words"):
+    with pytest.raises(ValueError, match="^UserModel does not give maps of words"):
         pipe.word_maps(flat[0], "Edema.")
     assert pipe.image_processor.read(flat[0]).info["original_size"] == (60, 40)
     with pytest.raises(

@@ -180,7 +180,7 @@ def test_a_tolerance_makes_pointing_easier_for_all(bright):
 
 
 def test_models_without_maps_are_refused(tier_model, phantom, brightness):
-    with pytest.raises(ValueError, match="^A BrightnessModel does not give similarity maps of sentences: use"):
+    with pytest.raises(ValueError, match="^BrightnessModel does not give similarity maps of sentences: use"):
         evaluate_grounding(*brightness, phantom)
     model, processor = tier_model
     config = type(model.config).from_dict(model.config.to_dict())
