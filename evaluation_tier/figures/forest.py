@@ -1,5 +1,6 @@
 """Estimates with their intervals: findings, subgroups, differences between models."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from evaluation_tier.output.result_tables import has_common_findings, order_grou
 from evaluation_tier.output.tables import column_name, format_estimate
 
 MAX_ROWS = 80  # of one figure
+TITLE_WIDTH = 60  # characters of a line, which fit the figure
 
 
 def plot_findings(metrics: Mapping, path: str | Path) -> Path:
@@ -99,7 +101,9 @@ def plot_forest(
     path: str | Path,
     reference: float = 0.5,
     num_summary: int = 1,
-    **labels: str,
+    *,
+    title: str,
+    xlabel: str,
 ) -> Path:
     """Numbers with their intervals, one below the other.
 
@@ -142,7 +146,8 @@ def plot_forest(
         margin = 0.04 * (max(bounds) - min(bounds)) or 0.1
         axes.axvline(reference, color=GREY, linewidth=1, linestyle=DASHED, zorder=1)
         axes.set_yticks(ticks, names)
-        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - margin, max(bounds) + margin), **labels)
+        axes.set(ylim=(y - 0.4, -0.6), xlim=(min(bounds) - margin, max(bounds) + margin), xlabel=xlabel)
+        axes.set_title(textwrap.fill(title, TITLE_WIDTH))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         return save_png(figure, path)

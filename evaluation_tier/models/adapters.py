@@ -142,11 +142,13 @@ class UserModel(torch.nn.Module):
             self.embed_patches = self.check_patches
         if hasattr(made, "score"):
             self.score = self.check_score
-        self.num_patches: int | None = None  # known where the model gives maps
+        self.num_patches: int | None = None  # known where the model gives maps; so is the next
+        self.image_size: int | None = None
         if hasattr(made, "map_geometry"):
             self.map_processor, step = read_geometry(name, made)
             self.patch_centers = step / 2, float(step)
-            self.num_patches = (self.map_processor.size["height"] // step) ** 2
+            self.image_size = self.map_processor.size["height"]
+            self.num_patches = (self.image_size // step) ** 2
         self.eval()
 
     @property

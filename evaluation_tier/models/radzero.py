@@ -116,6 +116,11 @@ class RadZero(nn.Module):
         return self.loss_temperature.device
 
     @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the square that it sees."""
+        return self.image_processor.size["height"]
+
+    @property
     def map_processor(self) -> TierImageProcessor:
         """The geometry of its image processor: the picture is squashed to a square."""
         return TierImageProcessor(size=dict(self.image_processor.size), geometry="squash", resize_edge=None)

@@ -8,7 +8,7 @@ from PIL import Image
 from evaluation_tier.figures import style
 from evaluation_tier.figures.calibration import plot_calibration
 from evaluation_tier.figures.curves import plot_precision_recall, plot_roc
-from evaluation_tier.figures.forest import plot_findings, plot_subgroups
+from evaluation_tier.figures.forest import plot_findings, plot_forest, plot_subgroups
 from evaluation_tier.figures.style import COLOURS, labels_and_scores
 from evaluation_tier.figures.training import plot_training_curves
 from evaluation_tier.output.file_names import file_names
@@ -205,6 +205,14 @@ def test_nothing_is_cut_off_at_the_edges(evaluated, tmp_path):
         picture = read(plot(metrics | {"findings": long}, renamed, tmp_path / "figure.png"))
         for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
             assert (edge == 255).all()
+
+
+def test_a_long_title_is_broken(tmp_path):
+    rows = [("", [("Mean", 0.6, (0.5, 0.7))])]
+    title = "AUROC minus that of a model with a long name (positives), an archive with one, too (synthetic)"
+    picture = read(plot_forest(rows, tmp_path / "forest.png", title=title, xlabel="AUROC"))
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert (edge == 255).all()
 
 
 def test_radiologists_are_points_on_both_curves(evaluated, tmp_path):

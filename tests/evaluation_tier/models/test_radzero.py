@@ -159,6 +159,7 @@ def test_the_command_and_the_cache(folder, tmp_path, capsys):
     for output in ("first", "second"):
         run(folder, *options, "--output_dir", tmp_path / output, capsys=capsys)
         found.append(json.loads((tmp_path / output / "metrics.json").read_text()))
+    assert [size["image_size"] for size in found[0]["sizes"].values()] == [56]
     assert found[0] == found[1] and len(list((tmp_path / "cache").rglob("*.safetensors"))) == 40
     for analysis, message in {
         "retrieval": "A RadZero scores by more than one embedding of each image",
