@@ -179,7 +179,8 @@ def read_files(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model of transformers and its processor. ValueError when they do not load, or tensors are missing."""
     folder, place = Path(name), {**located(name), "trust_remote_code": trust_remote_code}
-    options = {"dtype": torch.float32, "use_safetensors": True, **({"backend": backend} if backend else {})}
+    options = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}  # see check_complete
+    options |= {"backend": backend} if backend else {}
     try:
         config = AutoConfig.from_pretrained(**place)
         auto_class = AutoModelForImageClassification if (config.architectures or [""])[0] in CLASSIFIERS else AutoModel
@@ -204,12 +205,14 @@ def read_files(
             f"The model folder {name} does not exist, and the model does not load from the Hub; a private "
             f"model needs `hf auth login` {reason}."
         ) from error
-    check_complete(name, info["missing_keys"], info["unexpected_keys"])
+    check_complete(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return model, processor
 
 
-def check_complete(name: str | Path, missing: Collection[str], left_over: Collection[str]) -> None:
-    """ValueError for weights that lack tensors of the model, or hold others than its own."""
+def check_complete(
+    name: str | Path, missing: Collection[str], left_over: Collection[str], misshapen: Collection[tuple]
+) -> None:
+    """ValueError for weights that lack tensors of the model, or hold others than its own, or ones of other shapes."""
     if any(".lora_" in tensor for tensor in left_over):
         raise ValueError(
             f"{name} is a checkpoint of a training with --text_lora_rank, which keeps LoRA beside the tower: name the "
@@ -225,6 +228,12 @@ def check_complete(name: str | Path, missing: Collection[str], left_over: Collec
         raise ValueError(
             f"The weights of {name} hold {len(left_over)} tensors that the model does not have, for example "
             f"{sorted(left_over)[0]}: config.json belongs to another model."
+        )
+    if misshapen:
+        tensor, shape, wanted = min(misshapen)
+        raise ValueError(
+            f"The weights of {name} hold {len(misshapen)} tensors of other shapes than the model's, for example "
+            f"{tensor}, {tuple(shape)} in place of {tuple(wanted)}: config.json belongs to another model."
         )
 
 

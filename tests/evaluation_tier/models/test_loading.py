@@ -136,6 +136,22 @@ def test_weights_that_the_model_does_not_use_are_refused(folder):
         load_model(folder)
 
 
+def test_weights_of_other_shapes_are_refused(folder, capfd):
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    words, width = text["vocab_size"], text["hidden_size"]
+    text["vocab_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as error:
+        load_model(folder)
+    assert str(error.value) == (
+        f"The weights of {folder} hold 1 tensors of other shapes than the model's, for example "
+        f"text_model.embeddings.token_embedding.weight, {(words, width)} in place of {(words + 1, width)}: "
+        "config.json belongs to another model."
+    )
+    assert "REPORT" not in capfd.readouterr().err  # of the library
+
+
 def test_a_model_of_another_kind_is_refused(folder, tmp_path):
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
     shutil.copytree(folder, tmp_path / "bert")
