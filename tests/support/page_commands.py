@@ -31,7 +31,7 @@ SMALLER = {
     "rank_checkpoints": shlex.split("--n_bootstrap 50 --min_positives 1"),
     "compare_results": shlex.split("--n_bootstrap 50"),
 }
-SMALL_PHANTOM = "phantom:num_images=40,image_size=64"
+SMALL_PHANTOM = "phantom:num_images=150,image_size=64"
 
 
 class Block(NamedTuple):
