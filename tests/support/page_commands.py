@@ -82,8 +82,6 @@ def made_small(words: list[str]) -> list[str]:
         return words
     module = SCRIPTS[Path(words[place]).name]
     more = [*SMALLER.get(module, [])]
-    if "--fine_tuning_steps" in words:
-        more += ["--fine_tuning_steps", "2"]
     if module == "train_tier" and "--data" not in words:  # that of the recipe, or the default
         more += ["--data", SMALL_PHANTOM]
     expanded = [SMALL_PHANTOM if word == "phantom" else word for word in words]
