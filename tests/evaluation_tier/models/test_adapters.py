@@ -157,6 +157,13 @@ def test_the_function_gets_name_and_device(write, tmp_path):
     assert list(short_names([name]).values()) == ["mine.py:make=model"]
 
 
+def test_a_model_that_stays_on_the_cpu_is_told(write, caplog):
+    adapter = AdapterName(write(""))
+    assert load_adapter(adapter, "cpu").device == torch.device("cpu") and not caplog.records
+    assert load_adapter(adapter, "cuda").device == torch.device("cpu")
+    assert caplog.messages == [f"--adapter {adapter} stays on the CPU: give make() a parameter `device` to use cuda."]
+
+
 def test_names_in_results_are_as_long_as_they_must_be(write, tmp_path, monkeypatch):
     names = [AdapterName(f"mine.py:make={path}") for path in ("/runs/a/model", "/runs/b/model")]
     assert list(short_names(names).values()) == ["mine.py:make=a/model", "mine.py:make=b/model"]
