@@ -41,5 +41,5 @@ def plot_learning_curve(results: Mapping, path: str | Path) -> Path:
         axes.minorticks_off()
         title = f"Mean AUROC of {len(results['findings'])} findings, {literal(describe_dataset(results['dataset']))}"
         axes.set(title=title, xlabel="Patients to learn from", ylabel="AUROC")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
         return save_png(figure, path)
