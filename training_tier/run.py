@@ -177,6 +177,7 @@ def load_records(options: Options) -> tuple[datasets.Dataset, datasets.Dataset]:
             f"{len(train_records)} training {'images' if classify else 'pairs'} do not fill one batch of "
             f"{batch_size}; lower --per_device_train_batch_size."
         )
+    training_arguments.reach_min_train_steps(len(train_records))
     return train_records, eval_records
 
 

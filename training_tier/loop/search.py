@@ -63,7 +63,7 @@ class Study:
 
 def prepare_search(search: SearchArguments, arguments: TierTrainingArguments) -> None:
     """Changes the options of the training to those of a trial: short, evaluated once at the end, without saving."""
-    arguments.num_train_epochs = search.search_epochs
+    arguments.num_train_epochs, arguments.min_train_steps = search.search_epochs, 0
     arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     arguments.load_best_model_at_end = arguments.average_top_k = False
     arguments.save_top_k = arguments.early_stopping_patience = None

@@ -52,7 +52,7 @@ RANGES = {
             *("weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps", "entropy_warmup_steps"),
             *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "text_warmup_epochs"),
             *("frozen_text_layers", "frozen_vision_layers", "adapter_layers", "eval_delay", "dataloader_num_workers"),
-            *("sentences_per_image", "rare_sentences"),
+            *("sentences_per_image", "rare_sentences", "min_train_steps"),
         ),
         NOT_NEGATIVE,
     ),

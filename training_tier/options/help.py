@@ -44,8 +44,16 @@ GROUPS = {
         *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
     ),
     "training": (
-        *("num_train_epochs", "per_device_train_batch_size", "learning_rate", "vision_lr_scale", "text_lr_scale"),
-        *("layer_decay", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2"),
+        *("num_train_epochs", "min_train_steps", "per_device_train_batch_size", "learning_rate"),
+        *(
+            "vision_lr_scale",
+            "text_lr_scale",
+            "layer_decay",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "weight_decay",
+            "adam_beta2",
+        ),
         *("train_sampling_strategy", "dataloader_drop_last"),
     ),
     "memory and speed": (

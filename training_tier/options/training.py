@@ -1,5 +1,7 @@
 """The options of transformers' Trainer with this project's defaults, and their values on this machine."""
 
+import logging
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from training_tier.options.library_checks import (
     complete_schedule,
 )
 from training_tier.options.training_fields import COMPILED_LENGTHS, MAX_WORKERS, TrainingFields
+
+logger = logging.getLogger(__name__)
 
 RANDOM_WEIGHTS_RATE = 5e-4  # peak learning rate
 
@@ -92,6 +96,27 @@ class TierTrainingArguments(TrainingFields, TrainingArguments):
             self.save_total_limit = None
         if self.early_stopping_patience is not None:
             self.restore_callback_states_from_checkpoint = True  # else a resumed run counts from 0
+
+    def reach_min_train_steps(self, num_images: int) -> None:
+        """
+        Raises `num_train_epochs` to the epochs of `num_images` images that have at least `min_train_steps` steps, and
+        logs it. A warning says if `max_steps` leaves it without effect.
+        """
+        if self.max_steps > 0:
+            if self.min_train_steps:
+                logger.warning("min_train_steps has no effect with max_steps=%d.", self.max_steps)
+            return
+        batch_size = self.train_batch_size * self.world_size
+        batches = num_images // batch_size if self.dataloader_drop_last else math.ceil(num_images / batch_size)
+        epochs = math.ceil(self.min_train_steps / math.ceil(batches / self.gradient_accumulation_steps))
+        if epochs > self.num_train_epochs:
+            logger.info(
+                "%d epochs instead of %g: so few images need them for %d steps (min_train_steps).",
+                epochs,
+                self.num_train_epochs,
+                self.min_train_steps,
+            )
+            self.num_train_epochs = epochs
 
     def check_output_dir(self) -> None:
         """

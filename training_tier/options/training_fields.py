@@ -51,6 +51,9 @@ class TrainingFields:
         default=0.1, metadata={"help": "Warm-up steps of the learning rate. A value below 1 is a share of all steps."}
     )
     num_train_epochs: float = field(default=10, metadata={"help": "Epochs to train."})
+    min_train_steps: int = field(
+        default=0, metadata={"help": "With few images, train more epochs, until there are at least so many steps."}
+    )
     per_device_train_batch_size: int = field(
         default=32,
         metadata={"help": "Pairs per process and step. Each is contrasted with all pairs of all processes."},
