@@ -26,17 +26,21 @@ def make_trainer(tmp_path, phantom, processor):
 
 
 @pytest.fixture(scope="module")
-def shared_whole():
-    return {}
+def make_whole(tmp_path_factory, phantom, processor):
+    """Function that gives a run that nothing stops, which the first call trains."""
+
+    @functools.cache
+    def make():
+        trainer = make_twelve_steps(tmp_path_factory.mktemp("whole"), phantom, processor)
+        trainer.train()
+        return trainer
+
+    return make
 
 
 @pytest.fixture
-def whole(make_trainer, shared_whole):
-    """A run that nothing stops, of each test module once."""
-    if not shared_whole:
-        shared_whole["trainer"] = make_trainer("whole")
-        shared_whole["trainer"].train()
-    return shared_whole["trainer"]
+def whole(make_whole):  # of a single test, as the preset that it trains
+    return make_whole()
 
 
 @pytest.mark.slow
