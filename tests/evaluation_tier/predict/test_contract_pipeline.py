@@ -101,7 +101,7 @@ def test_the_pipeline_of_transformers_names_what_takes_any_model(file, tmp_path)
     with pytest.raises(
         ValueError, match=f"^The pipeline {TASK} takes models of transformers, not a UserModel. {told}"
     ):
-        pipeline(TASK, model=model)
+        CxrZeroShotClassificationPipeline(model)  # `pipeline` of older versions asks the model for its config before
     save_siglip(tmp_path / "siglip")
     with pytest.raises(
         ValueError, match=f"^The pipeline {TASK} needs a tokenizer and a TierImageProcessor, .* {told}"
