@@ -15,9 +15,11 @@ MIN_POSITIVES ?= $(if $(filter phantom,$(DATA)),10,1)
 MODEL ?= runs/phantom
 # Of your own data: their validation split, or else what the training set aside
 SPLIT ?= $(if $(filter phantom,$(DATA)),test)
-# What the page shows beside a score: fitted on validation images, never on a split that you name to be evaluated
-THRESHOLDS ?= $(if $(filter phantom-test,$(DATA)-$(SPLIT)),--threshold_split validation --save_thresholds,$(if \
-	$(SPLIT),,--save_thresholds))
+# What the page shows beside a score: fitted on validation images, never on a split that you name to be evaluated. A
+# classifier does not keep them
+THRESHOLDS ?= $(if $(shell grep -l '^task: classification' $(RECIPE) 2>/dev/null),,$(if \
+	$(filter phantom-test,$(DATA)-$(SPLIT)),--threshold_split validation --save_thresholds,$(if \
+	$(SPLIT),,--save_thresholds)))
 
 # The sample image of README and docs/start.md
 SAMPLE := from processing_tier import read_radiograph; from processing_tier.readers import read_records; \
@@ -70,7 +72,7 @@ demo: env  ## Train, evaluate and draw: on synthetic radiographs, or on DATA=<fo
 	$(BIN)/python eval_zeroshot.py $(OUT) --data $(DATA) $(TABLE) $(if $(SPLIT),--split $(SPLIT)) \
 		--min_positives $(MIN_POSITIVES) --output_dir $(OUT)-evaluation \
 		$(THRESHOLDS) --figures --model_card
-	@test -e chest.png || $(BIN)/python -c '$(SAMPLE)' && echo 'chest.png is a synthetic radiograph to try.'
+	@test -e chest.png || { $(BIN)/python -c '$(SAMPLE)' && echo 'chest.png is a synthetic radiograph to try.'; }
 
 app: env  ## Open the page (tier-app) of MODEL, by default that of make demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[app]'
@@ -99,5 +101,5 @@ $(VENV)/.docs: $(VENV)/.installed
 bench: env  ## Measure speed, as ratios against a baseline in the same run
 	@for script in $(filter-out $(addprefix speed/,turns.py memory.py versions.py),$(wildcard speed/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean:  ## Remove the environment, the site, the sample image and all runs
-	rm -rf $(VENV) runs site chest.png
+clean:  ## Remove the environment, the site and all runs
+	rm -rf $(VENV) runs site

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from own_code import keep_modules_in, save_own_code
+from own_model import OWN
 from PIL import Image
 from pipeline_checks import encode, make_dicom, make_image
 from tiny_models import save_tiny_clip
@@ -163,22 +164,6 @@ def test_bad_files_are_skipped(model, folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(model), str(tmp_path / "empty")])
     assert f"error: The folder {tmp_path / 'empty'} does not hold an image (PNG," in capsys.readouterr().err
-
-
-OWN = """
-import torch
-
-class Model:
-    def preprocess(self, image):
-        return torch.tensor([float(image.convert("L").resize((1, 1)).getpixel((0, 0)))])
-    def embed_images(self, pixels):
-        return torch.cat([pixels, torch.full_like(pixels, 100)], dim=1)
-    def embed_texts(self, texts):
-        return torch.tensor([[0.0, 1.0] if "no " in text.lower() else [1.0, 0.0] for text in texts])
-
-def make(name="x"):
-    return Model()
-"""
 
 
 def test_the_model_of_a_file(folder, tmp_path, capsys, caplog):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from own_model import OWN
 from tiny_radzero import TEXTS, Parts
 from tiny_siglip import save_siglip
 
@@ -22,21 +23,6 @@ from processing_tier.radiograph_tier import read_radiograph
 pytest.importorskip("matplotlib")
 
 FINDING = "Cardiomegaly"
-
-WITHOUT_MAPS = """
-import torch
-
-class Model:
-    def preprocess(self, image):
-        return torch.tensor([float(image.convert("L").resize((1, 1)).getpixel((0, 0)))])
-    def embed_images(self, pixels):
-        return torch.cat([pixels, torch.full_like(pixels, 100)], dim=1)
-    def embed_texts(self, texts):
-        return torch.tensor([[0.0, 1.0] if text.startswith("No") else [1.0, 0.0] for text in texts])
-
-def make():
-    return Model()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +85,7 @@ def test_the_maps_of_an_ensemble_are_drawn_side_by_side(radzero, tier_model, pha
 
 def test_one_line_tells_why_there_are_no_maps(phantom, tmp_path, caplog):
     file = tmp_path / "mine.py"
-    file.write_text(WITHOUT_MAPS)
+    file.write_text(OWN)
     save_siglip(tmp_path / "siglip")
     models_ = {"siglip": load_model(tmp_path / "siglip"), "mine": load_model(AdapterName(f"{file}:make"))}
     metrics, predictions = evaluate(models_, phantom)
