@@ -56,7 +56,7 @@ from training_tier.data.collator import PairCollator  # noqa: E402
 from training_tier.data.image_cache import CachedImages  # noqa: E402
 from training_tier.data.pairs import PairDataset, PairOptions  # noqa: E402
 from training_tier.data.splits import load_splits  # noqa: E402
-from training_tier.data.text_lengths import padded_lengths  # noqa: E402
+from training_tier.data.text_packing import pack  # noqa: E402
 from training_tier.loop.contrastive import TierTrainer  # noqa: E402
 from training_tier.loop.throughput import flops_by_length, peak_flops  # noqa: E402
 from training_tier.options.checks import CHOICES  # noqa: E402
@@ -116,7 +116,9 @@ class Timed:
         for batch in batches:
             self.stopwatch.pairs += len(batch["pixel_values"])
             if self.stopwatch.group_texts:
-                self.stopwatch.tokens += padded_lengths(batch["attention_mask"]).tolist()
+                packing = pack(batch["attention_mask"].sum(dim=1).tolist())
+                tokens = packing.num_rows * packing.width / len(batch["input_ids"])
+                self.stopwatch.tokens += [tokens] * len(batch["input_ids"])
             else:
                 self.stopwatch.tokens += [batch["input_ids"].shape[1]] * len(batch["input_ids"])
         return batches, count

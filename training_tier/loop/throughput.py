@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training_tier.data.collator import count_images
-from training_tier.data.text_lengths import padded_lengths
+from training_tier.data.text_packing import pack
 
 # Floating-point operations per second of dense 16-bit matrix products, from the data sheets.
 PEAK_FLOPS = {
@@ -85,7 +85,7 @@ class Throughput(TrainerCallback):
     texts with their padding) and, in 16 bits on a GPU of `PEAK_FLOPS`, `mfu` (model FLOPs utilization).
 
     Args:
-        group_texts (`bool`, *optional*, defaults to `False`): texts are padded as [`read_by_length`] does.
+        group_texts (`bool`, *optional*, defaults to `False`): texts share rows as [`read_packed`] says.
     """
 
     def __init__(self, group_texts: bool = False):
@@ -106,7 +106,8 @@ class Throughput(TrainerCallback):
         for batch in batches:
             lengths = np.zeros(0)
             if "input_ids" in batch and self.group_texts:
-                lengths = padded_lengths(batch["attention_mask"]).cpu().numpy()
+                packing = pack(batch["attention_mask"].sum(dim=1).tolist())
+                lengths = np.full(packing.num_rows, packing.width)
             elif "input_ids" in batch:
                 lengths = np.full(*batch["input_ids"].shape)
             self.counted += count_images(batch), lengths.sum(), (lengths**2).sum()

@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
-from training_tier.data.text_lengths import padded_lengths, pays_on_cpu, read_by_length
+from training_tier.data.text_packing import PACKABLE, Packing, pack, pays_on_cpu, read_packed
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.start.presets import preset_config
 
@@ -25,8 +26,54 @@ def batch(processor):
     return {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
 
 
-def test_lengths_are_multiples_but_no_more_than_the_batch_has(batch):
-    assert padded_lengths(batch["attention_mask"]).tolist() == [16, 48, 16, 32, 70, 16]
+def test_the_longest_text_comes_first_and_each_goes_into_the_first_row_with_room():
+    assert pack(list(WORDS)) == Packing(rows=[1, 1, 2, 1, 0, 1], starts=[62, 0, 0, 40, 0, 57], width=70)
+    assert pack([5, 5, 5]) == Packing(rows=[0, 1, 2], starts=[0, 0, 0], width=5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_each_packable_tower_reads_packed_texts_as_single_ones(kind, attention):
+    if (kind, attention) == ("mpnet", "sdpa"):
+        pytest.skip("transformers has no such attention for it")
+    no_dropout = dict.fromkeys(
+        ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout"), 0.0
+    )
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100}
+    if kind != "distilbert":  # which names it otherwise
+        size["intermediate_size"] = 32
+    special = {"bos_token_id": 1, "eos_token_id": 3} if kind == "clip_text_model" else {}
+    config = AutoConfig.for_model(kind, **no_dropout, **size, **special, max_position_embeddings=80)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config, attn_implementation=attention).train()
+    input_ids = torch.full((len(WORDS), 72), config.pad_token_id)  # wider than the longest text
+    is_token = torch.arange(72) < torch.tensor(WORDS)[:, None]
+    input_ids[is_token] = torch.randint(5, 100, (sum(WORDS),))
+    input_ids[torch.arange(len(WORDS)), torch.tensor(WORDS) - 1] = 3
+    packed = copy.deepcopy(model)
+    read_packed(packed)
+    target, losses = torch.randn(len(WORDS), 72, 16), []
+    for one in (model, packed):
+        outputs = one(input_ids=input_ids, attention_mask=is_token.long())
+        loss = (outputs.last_hidden_state * target)[is_token].sum()
+        if getattr(outputs, "pooler_output", None) is not None:
+            loss = loss + (outputs.pooler_output * target[:, 0]).sum()
+        loss.backward()
+        losses.append(loss.item())
+        assert outputs.last_hidden_state.isfinite().all()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-5)
+    gradients = [(one.grad, two.grad) for one, two in zip(model.parameters(), packed.parameters(), strict=True)]
+    scale = max(float(one.abs().max()) for one, _ in gradients if one is not None)
+    for one, two in gradients:
+        assert (one is None) == (two is None)
+        assert one is None or torch.allclose(one, two, atol=1e-5 * scale, rtol=0)
+
+
+def test_a_tower_that_cannot_take_the_mask_is_refused():
+    config = AutoConfig.for_model("albert", embedding_size=16, hidden_size=16, num_attention_heads=2)
+    with pytest.raises(ValueError, match="^group_texts cannot pack the texts of 'albert' with the attention 'sdpa', onl"):
+        read_packed(AutoModel.from_config(config))
+    assert not pays_on_cpu(config, 1000)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
@@ -43,16 +90,16 @@ def test_loss_and_gradients_are_the_same_and_the_padding_is_not_read(batch, proc
         model.config.text_config.attention_probs_dropout_prob = 0.0
         for layer in model.text_model.encoder.layer:
             layer.attention.self.dropout_prob = 0.0
-    grouped = copy.deepcopy(model)
+    packed = copy.deepcopy(model)
     shapes = []
-    layers = grouped.text_model.encoder
+    layers = packed.text_model.encoder
     (layers.layers if preset == "tiniest" else layers.layer)[0].register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple((args or (kwargs["hidden_states"],))[0].shape[:2])),
         with_kwargs=True,
     )
-    read_by_length(grouped.text_model)
+    read_packed(packed.text_model)
     losses = []
-    for one in (model, grouped):
+    for one in (model, packed):
         if chunk_size is None:
             outputs = one(**batch, return_loss=True)
             outputs.loss.backward()
@@ -61,9 +108,9 @@ def test_loss_and_gradients_are_the_same_and_the_padding_is_not_read(batch, proc
         losses.append(outputs["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     if chunk_size is None:
-        assert shapes == [(3, 16), (1, 32), (1, 48), (1, 70)]
+        assert shapes == [(3, 70)]
     scale = max(float(parameter.grad.abs().max()) for parameter in model.parameters() if parameter.grad is not None)
-    for (name, expected), got in zip(model.named_parameters(), grouped.parameters(), strict=True):
+    for (name, expected), got in zip(model.named_parameters(), packed.parameters(), strict=True):
         if expected.grad is None:
             assert got.grad is None, name
             continue
@@ -73,13 +120,13 @@ def test_loss_and_gradients_are_the_same_and_the_padding_is_not_read(batch, proc
 def test_evaluation_is_as_ever(batch, processor):
     model = TierCLIPModel(preset_config("tiniest", processor.tokenizer)).eval()
     expected = model(**batch).logits_per_image
-    read_by_length(model.text_model)
+    read_packed(model.text_model)
     assert torch.equal(model(**batch).logits_per_image, expected)
 
 
 def test_a_copy_reads_its_own_tower(batch, processor):
     model = TierCLIPModel(preset_config("tiniest", processor.tokenizer)).train()
-    read_by_length(model.text_model)
+    read_packed(model.text_model)
     copied = copy.deepcopy(model)
     for parameter in copied.text_model.parameters():
         parameter.data.zero_()
@@ -88,7 +135,7 @@ def test_a_copy_reads_its_own_tower(batch, processor):
     assert not copied.get_text_features(**texts).pooler_output.any()
 
 
-def test_groups_pay_from_a_width_times_texts_and_never_draw_other_dropout(processor):
+def test_packing_pays_from_a_width_times_texts_and_never_draw_other_dropout(processor):
     config = preset_config("tiny", processor.tokenizer).text_config  # 128 wide
     assert pays_on_cpu(config, 32) and not pays_on_cpu(config, 31)
     config.attention_dropout = 0.1
