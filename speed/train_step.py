@@ -11,7 +11,7 @@ Both train the same architecture from the same random weights on the same pairs,
 after one that does not count. A model that is not of CLIP runs with ours only. Seconds on a CPU
 are processor time without workers, which other programs do not change; on a GPU they are wall time. The last line is
 the median ratio of images per second over the epochs. Ours decodes at reduced size, augments ("standard"), passes
-8-bit grey pixels on, and reads texts in groups of about equal length (--group_texts).
+8-bit grey pixels on, and reads several short texts in one row (--group_texts).
 """
 
 import argparse

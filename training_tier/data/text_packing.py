@@ -13,10 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 PACKABLE = ("bert", "camembert", "clip_text_model", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 
 
-def changes_rounding_only(text_config: PreTrainedConfig) -> bool:
-    """Whether [`read_packed`] takes this text tower, and its training draws no dropout, which would be another."""
-    drops = any(value for name, value in text_config.to_dict().items() if "dropout" in name)
-    return text_config.model_type in PACKABLE and not drops
+def can_pack(text_config: PreTrainedConfig) -> bool:
+    """Whether [`read_packed`] takes the text tower of this configuration."""
+    return text_config.model_type in PACKABLE and text_config._attn_implementation in ("sdpa", "eager")
 
 
 class Packing(NamedTuple):
@@ -64,11 +63,10 @@ def read_packed(text_model: nn.Module) -> None:
     Raises:
         `ValueError`: another tower or another attention.
     """
-    config = text_model.config
-    if config.model_type not in PACKABLE or config._attn_implementation not in ("sdpa", "eager"):
+    if not can_pack(text_model.config):
         raise ValueError(
-            f"group_texts cannot pack the texts of {config.model_type!r} with the attention "
-            f"{config._attn_implementation!r}, only of {', '.join(PACKABLE)} with sdpa or eager; leave it out."
+            f"group_texts cannot pack the texts of {text_model.config.model_type!r} with the attention "
+            f"{text_model.config._attn_implementation!r}, only of {', '.join(PACKABLE)} with sdpa or eager; leave it out."
         )
     inner = type(text_model).forward
 

@@ -22,7 +22,7 @@ from training_tier.data.features import embed_features
 from training_tier.data.pairs import PairDataset, PairOptions
 from training_tier.data.samplers import DistinctTextSampler, SimilarLengthSampler
 from training_tier.data.streaming import ShardedImages
-from training_tier.data.text_packing import changes_rounding_only, read_packed
+from training_tier.data.text_packing import can_pack, read_packed
 from training_tier.loop.by_heart import ByHeart
 from training_tier.loop.callbacks import EntropyWarmup, FrozenTowers, LogitScaleClamp
 from training_tier.loop.trainer import RadiographTrainer
@@ -92,14 +92,14 @@ class TierTrainer(RadiographTrainer):
             self.throughput.group_texts = True
 
     def groups_texts(self) -> bool:
-        """`group_texts`; where it was not given, whether it is faster (on a CPU) and changes nothing but rounding."""
+        """`group_texts`; where it was not given, whether it is faster (on a CPU) and possible."""
         args, config = self.args, self.model.config
         if args.group_texts is not None:
             return args.group_texts
         needs_one_shape = args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_siglip
         if args.device.type != "cpu" or needs_one_shape or config.entropy_tokens == "all":
             return False
-        return changes_rounding_only(config.text_config)
+        return can_pack(self.model.text_model.config)
 
     def use_cached_features(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
         """

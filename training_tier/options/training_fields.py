@@ -76,9 +76,9 @@ class TrainingFields:
     group_texts: bool | None = field(
         default=None,
         metadata={
-            "help": "Let the text tower read the texts of a batch in groups of about equal length. The gradients are "
-            "the same with less padding. True by default on a CPU where it is faster (docs/speed.md). Does not work "
-            "with --torch_compile, FSDP or DeepSpeed.",
+            "help": "Let the text tower read several short texts in one row, each for itself. The gradients are the "
+            "same with hardly any padding. True by default on a CPU (docs/speed.md). Does not work with "
+            "--torch_compile, FSDP or DeepSpeed.",
             **{"nargs": "?", "const": True},  # so that the bare option stays True
         },
     )

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from modeling_tier import TierCLIPModel, TierDualEncoderModel
-from training_tier.data.text_packing import PACKABLE, Packing, pack, pays_on_cpu, read_packed
+from training_tier.data.text_packing import PACKABLE, Packing, can_pack, pack, read_packed
 from training_tier.memory.gradient_caching import backward_in_chunks
 from training_tier.start.presets import preset_config
 
@@ -71,9 +71,12 @@ def test_each_packable_tower_reads_packed_texts_as_single_ones(kind, attention):
 
 def test_a_tower_that_cannot_take_the_mask_is_refused():
     config = AutoConfig.for_model("albert", embedding_size=16, hidden_size=16, num_attention_heads=2)
-    with pytest.raises(ValueError, match="^group_texts cannot pack the texts of 'albert' with the attention 'sdpa', onl"):
-        read_packed(AutoModel.from_config(config))
-    assert not pays_on_cpu(config, 1000)
+    model = AutoModel.from_config(config)
+    assert not can_pack(model.config)
+    with pytest.raises(
+        ValueError, match="^group_texts cannot pack the texts of 'albert' with the attention 'sdpa', onl"
+    ):
+        read_packed(model)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])
@@ -133,11 +136,3 @@ def test_a_copy_reads_its_own_tower(batch, processor):
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert model.get_text_features(**texts).pooler_output.abs().min() > 0
     assert not copied.get_text_features(**texts).pooler_output.any()
-
-
-def test_packing_pays_from_a_width_times_texts_and_never_draw_other_dropout(processor):
-    config = preset_config("tiny", processor.tokenizer).text_config  # 128 wide
-    assert pays_on_cpu(config, 32) and not pays_on_cpu(config, 31)
-    config.attention_dropout = 0.1
-    assert not pays_on_cpu(config, 32)
-    assert not pays_on_cpu(preset_config("resnet-50-bert", processor.tokenizer).text_config, 32)  # BERT's 0.1

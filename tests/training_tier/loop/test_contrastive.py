@@ -9,7 +9,6 @@ from torch._dynamo.utils import counters
 from training_tier.data.image_cache import CachedImages
 from training_tier.data.pairs import PairOptions
 from training_tier.data.streaming import ShardedImages, read_shards
-from training_tier.data.text_packing import ENOUGH_TO_PACK
 from training_tier.loop.stopping import TrainingStopped
 
 
@@ -200,19 +199,15 @@ def test_a_faster_run_is_the_same_run(make_contrastive, phantom, processor, tmp_
         assert same_weights(plain, faster)
 
 
-def test_texts_are_packed_by_default_on_a_cpu_where_it_pays(make_contrastive):
-    few = make_contrastive()
-    enough = ENOUGH_TO_PACK // few.model.config.text_config.hidden_size
-    assert not few.groups_texts() and not few.throughput.group_texts
-    many = make_contrastive(per_device_train_batch_size=enough)
-    assert many.groups_texts() and many.throughput.group_texts and many.args.group_texts is None
+def test_texts_are_packed_by_default_on_a_cpu(make_contrastive):
+    trainer = make_contrastive()
+    assert trainer.groups_texts() and trainer.throughput.group_texts and trainer.args.group_texts is None
     for unchanged in (
         {"group_texts": False},
-        {"contrastive_chunk_size": enough - 1},
         {"torch_compile": True, "torch_compile_backend": "eager"},
         {"config": {"entropy_tokens": "all"}},
     ):
-        assert not make_contrastive(per_device_train_batch_size=enough, **unchanged).throughput.group_texts
+        assert not make_contrastive(**unchanged).throughput.group_texts
 
 
 def test_three_sentences_of_each_image_in_the_log_and_packed(make_contrastive):
