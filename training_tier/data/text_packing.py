@@ -39,7 +39,8 @@ def pack(lengths: list[int]) -> Packing:
         lengths (`list[int]`): tokens of each text.
     """
     width = max(lengths)
-    rows, starts, filled = [0] * len(lengths), [0] * len(lengths), []
+    rows, starts = [0] * len(lengths), [0] * len(lengths)
+    filled: list[int] = []
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
         row = next((row for row, tokens in enumerate(filled) if tokens + lengths[text] <= width), len(filled))
         if row == len(filled):
@@ -63,10 +64,11 @@ def read_packed(text_model: nn.Module) -> None:
     Raises:
         `ValueError`: another tower or another attention.
     """
-    if not can_pack(text_model.config):
+    config = text_model.config
+    if not can_pack(config):
         raise ValueError(
-            f"group_texts cannot pack the texts of {text_model.config.model_type!r} with the attention "
-            f"{text_model.config._attn_implementation!r}, only of {', '.join(PACKABLE)} with sdpa or eager; leave it out."
+            f"group_texts cannot pack the texts of {config.model_type!r} with the attention "
+            f"{config._attn_implementation!r}, only of {', '.join(PACKABLE)} with sdpa or eager; leave it out."
         )
     inner = type(text_model).forward
 
