@@ -12,7 +12,6 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from .contrastive_loss_tier import contrastive_loss, summed_cross_entropy, views_contrastive_loss
 from .evidence_tier import evidence_entropy_sum
 from .global_batch_tier import Pairs, mean_over_processes, mean_row, world_size
-from .hard_negatives_tier import HardNegatives
 from .local_features_tier import LocalFeatures
 from .losses_tier import REFERENCE_EPS, entropy_sums, token_patch_similarity, total_loss
 from .maps_tier import check_map_kind, cosine_map, similarity_map
@@ -149,14 +148,12 @@ class TierModelMixin(SavingMixin):
         device = outputs.text_embeds.device  # with device_map, each tower may have its own
         if text_groups is not None:
             text_groups = text_groups.to(device)
-        if image_views > 1 and local.negative_mask is not None:
-            raise ValueError(f"image_views={image_views} and hard negatives do not work together; leave one out.")
-        local, negatives = LocalFeatures(*(t if t is None else t.to(device) for t in local)).split_negatives()
-        images, texts = outputs.image_embeds.to(device), local.texts
+        images, texts = outputs.image_embeds.to(device), outputs.text_embeds
         if image_views == 1:
-            clip_loss = self.contrast(images, texts, text_groups, texts_per_image, negatives)
+            clip_loss = self.contrast(images, texts, text_groups, texts_per_image)
         else:
             clip_loss = self.contrast_views(images, texts, image_views, text_groups)
+        local = LocalFeatures(*(tensor.to(device) for tensor in local))
         text_mean = mean_row(texts) if self.config.evidence_entropy_weight else None
         terms = self.compute_entropy_sums(local, image_views, text_mean)
         sums, counts = terms.pop("entropy_sums"), terms.pop("entropy_counts")
@@ -172,30 +169,23 @@ class TierModelMixin(SavingMixin):
         )
 
     def contrast(
-        self,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        text_groups: torch.Tensor | None,
-        texts_per_image: int,
-        negatives: HardNegatives | None = None,
+        self, images: torch.Tensor, texts: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
     ) -> torch.Tensor:
         """[`contrastive_loss`] with this model's `logit_scale`."""
-        scale, ceiling = self.logit_scale.to(texts.device), self.config.max_positive_cosine
-        return contrastive_loss(images, texts, scale, text_groups, texts_per_image, ceiling, negatives)
+        return contrastive_loss(images, texts, self.logit_scale.to(texts.device), text_groups, texts_per_image)
 
     def contrast_views(
         self, images: torch.Tensor, texts: torch.Tensor, image_views: int, text_groups: torch.Tensor | None
     ) -> torch.Tensor:
         """[`views_contrastive_loss`] with this model's `logit_scale`."""
-        scale, ceiling = self.logit_scale.to(texts.device), self.config.max_positive_cosine
-        return views_contrastive_loss(images, texts, scale, image_views, text_groups, ceiling)
+        return views_contrastive_loss(images, texts, self.logit_scale.to(texts.device), image_views, text_groups)
 
     def contrast_share(self, own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
         """
         The part of some pairs in the contrastive loss of all, times the number of processes; see
         [`summed_cross_entropy`]. After `first` come the parameters `logit_parameters`.
         """
-        total = summed_cross_entropy(own, all_pairs, first, logit_scale, self.config.max_positive_cosine)
+        total = summed_cross_entropy(own, all_pairs, first, logit_scale)
         return total * (world_size() / (2.0 * len(all_pairs.images)))
 
     def compute_entropy_sums(
@@ -216,9 +206,7 @@ class TierModelMixin(SavingMixin):
                 nn.functional.normalize(embeds.to(device).float(), dim=-1) for embeds in (local.tokens, local.patches)
             )
             # Not `_replace`, which older versions of torch.compile (2.8) do not trace
-            unit = LocalFeatures(local.texts, token_embeds, patch_embeds, local.token_mask, local.negative_mask)
-            pairs, _ = unit.split_negatives()
-            pairs = pairs.for_views(image_views)
+            pairs = LocalFeatures(local.texts, token_embeds, patch_embeds, local.token_mask).for_views(image_views)
             sums, counts = entropy_sums(
                 token_patch_similarity(pairs.tokens, pairs.patches, config.entropy_temperature),
                 pairs.token_mask.to(device),

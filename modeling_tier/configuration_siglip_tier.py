@@ -52,14 +52,6 @@ class TierSiglipConfig(TierOptions, SiglipConfig):
         self.text_config: SiglipTextConfig = copy.copy(self.text_config)  # the caller's own stays as it is
         self.text_config.eos_token_id = end_token(self.text_config.eos_token_id, self.text_config.vocab_size)
 
-    def validate_tier(self) -> None:
-        super().validate_tier()
-        if self.max_positive_cosine != 1:
-            raise ValueError(
-                f"max_positive_cosine={self.max_positive_cosine} limits logits of CLIP's softmax, which SigLIP's loss "
-                "does not have; leave it out."
-            )
-
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any

@@ -75,7 +75,6 @@ class TierOptions:
     patch_entropy_weight: float | int = 0.0
     evidence_entropy_weight: float | int = 0.0
     evidence_patches: float | int = 1.0
-    max_positive_cosine: float | int = 1.0
     entropy_temperature: float | int = 1.0
     entropy_normalization: bool = False
     entropy_tokens: str = "words"
@@ -113,11 +112,6 @@ class TierOptions:
             raise ValueError(
                 "evidence_patches must be a finite number of at least 1 (evidence from one patch), "
                 f"not {self.evidence_patches}."
-            )
-        if not 0 < self.max_positive_cosine <= 1:
-            raise ValueError(
-                "max_positive_cosine must be above 0 and at most 1 (1 never stops the pull of a pair), not "
-                f"{self.max_positive_cosine}."
             )
         if not 0 < self.entropy_temperature < math.inf:
             raise ValueError(
@@ -190,9 +184,6 @@ class TierCLIPConfig(TierOptions, CLIPConfig):
             the patches in the evidence for a text, see `evidence_tier.py`. Needs `image_pooling="patch_mean"`.
         evidence_patches (`float`, *optional*, defaults to 1.0):
             At least 1. The evidence entropy does not penalise evidence that comes from so many patches or fewer.
-        max_positive_cosine (`float`, *optional*, defaults to 1.0):
-            In (0, 1]. A text and its image whose cosine is above it stop attracting each other in the contrastive
-            loss, see `relaxed_positives_tier.py`. At 1, the loss is CLIP's.
         entropy_temperature (`float`, *optional*, defaults to 1.0):
             Positive number that divides the cosines before the softmax. A smaller one gives sharper distributions. At
             the paper's 1.0 and with 49 patches, the token entropy can only move between 3.748 and 3.892 nats.

@@ -4,26 +4,19 @@ global batch, for which `global_batch_tier.py` exchanges data between the proces
 """
 
 import itertools
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
 
 from .global_batch_tier import Pairs, by_image, gather_pairs, group_sizes, world_size
-from .hard_negatives_tier import HardNegatives, hard_negative_loss
-from .relaxed_positives_tier import relax_positives
 
 
-# Longer than 60 lines: the definition and the arguments
 def contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
     logit_scale: torch.Tensor,
     text_groups: torch.Tensor | None = None,
     texts_per_image: int = 0,
-    max_positive_cosine: float = 1.0,
-    negatives: HardNegatives | None = None,
 ) -> torch.Tensor:
     """
     CLIP's symmetric cross-entropy over the global batch: row i of the images belongs to row i of the texts.
@@ -54,9 +47,6 @@ def contrastive_loss(
             the gradient then equals that of the plain loss.
         texts_per_image (`int`, *optional*, defaults to 0):
             Texts of each image, the same in all processes. 0 for one text per image, each of which counts.
-        max_positive_cosine (`float`, *optional*, defaults to 1.0):
-            Above this cosine, the pairs that the target matches stop attracting each other, see [`relax_positives`].
-        negatives ([`HardNegatives`], *optional*): Of the images, see [`hard_negative_loss`].
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -64,38 +54,30 @@ def contrastive_loss(
     Raises:
         ValueError: The number of texts does not fit that of the images.
     """
-    own = pair(image_embeds, text_embeds, text_groups, texts_per_image, negatives)
+    own = pair(image_embeds, text_embeds, text_groups, texts_per_image)
     processes = world_size()
     if processes == 1 and not texts_per_image:
         target = pair_target(own, slice(None))
         logits_per_text = torch.matmul(text_embeds, image_embeds.t()) * logit_scale.exp()  # (texts, images)
-        logits_per_text = relax_positives(logits_per_text, target, logit_scale.exp(), max_positive_cosine)
         caption_loss = nn.functional.cross_entropy(logits_per_text, target)
         image_loss = nn.functional.cross_entropy(logits_per_text.t(), target)
-        if negatives is not None:
-            added = hard_negative_loss(logits_per_text.logsumexp(0), image_embeds, negatives, logit_scale.exp())
-            image_loss = image_loss + added / len(image_embeds)
         return (caption_loss + image_loss) / 2.0
 
     all_pairs, first = gather_pairs(own)
-    total = summed_cross_entropy(own, all_pairs, first, logit_scale, max_positive_cosine)
+    total = summed_cross_entropy(own, all_pairs, first, logit_scale)
     # Times the number of processes, because DistributedDataParallel averages the gradients over them.
     return total * (processes / (2.0 * len(all_pairs.images)))
 
 
 def pair(
-    image_embeds: torch.Tensor,
-    text_embeds: torch.Tensor,
-    text_groups: torch.Tensor | None,
-    texts_per_image: int,
-    negatives: HardNegatives | None = None,
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
 ) -> Pairs:
     """The pairs of a contrastive loss; see [`contrastive_loss`] for the arguments. ValueError for wrong numbers."""
     check_numbers(len(image_embeds), len(text_embeds), texts_per_image)
     if not texts_per_image:
-        return Pairs(image_embeds, text_embeds, text_groups, negatives=negatives)
+        return Pairs(image_embeds, text_embeds, text_groups)
     groups = None if text_groups is None else by_image(text_groups, texts_per_image)
-    return Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, True, negatives)
+    return Pairs(image_embeds, by_image(text_embeds, texts_per_image), groups, each_group_once=True)
 
 
 def check_numbers(images: int, texts: int, texts_per_image: int) -> None:
@@ -119,7 +101,6 @@ def views_contrastive_loss(
     logit_scale: torch.Tensor,
     image_views: int,
     text_groups: torch.Tensor | None = None,
-    max_positive_cosine: float = 1.0,
 ) -> torch.Tensor:
     """
     The mean of [`contrastive_loss`] over all combinations of a view with the texts and of two views, as the authors
@@ -130,8 +111,6 @@ def views_contrastive_loss(
             order of the texts, then all second views, and so on.
         text_embeds, logit_scale, text_groups: See [`contrastive_loss`].
         image_views (`int`): Views of each image.
-        max_positive_cosine (`float`, *optional*, defaults to 1.0):
-            See [`contrastive_loss`]. It holds for a view and its text, not for two views.
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -145,23 +124,20 @@ def views_contrastive_loss(
             f"but there are {len(image_embeds)}."
         )
     views = image_embeds.chunk(image_views)
-    losses = [contrastive_loss(view, text_embeds, logit_scale, text_groups, 0, max_positive_cosine) for view in views]
-    losses += [contrastive_loss(*pair, logit_scale, text_groups) for pair in itertools.combinations(views, 2)]
-    return sum(losses) / len(losses)
+    pairs = [(view, text_embeds) for view in views] + list(itertools.combinations(views, 2))
+    return sum(contrastive_loss(*pair, logit_scale, text_groups) for pair in pairs) / len(pairs)
 
 
-def summed_cross_entropy(
-    own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor, max_positive_cosine: float = 1.0
-) -> torch.Tensor:
+def summed_cross_entropy(own: Pairs, all_pairs: Pairs, first: int, logit_scale: torch.Tensor) -> torch.Tensor:
     """
     The cross-entropies of some images and their texts with all of them, summed over both directions. Divided by twice
     the number of all images, the sum over all images is [`contrastive_loss`].
 
     Args:
-        own ([`Pairs`]): The rows to sum over, with their hard negatives; their groups are those of `all_pairs`.
-        all_pairs ([`Pairs`]): All pairs, `own` among them; their hard negatives do not matter.
+        own ([`Pairs`]): The rows to sum over; their groups are those of `all_pairs`.
+        all_pairs ([`Pairs`]): All pairs, `own` among them.
         first (`int`): Index of the first image of `own` in `all_pairs`.
-        logit_scale (`torch.Tensor`), max_positive_cosine: As in [`contrastive_loss`].
+        logit_scale (`torch.Tensor`): As in [`contrastive_loss`].
 
     Returns:
         `torch.Tensor`: Scalar, nats.
@@ -169,27 +145,17 @@ def summed_cross_entropy(
     scale = logit_scale.exp()
     logits_per_text = own.texts @ all_pairs.images.t() * scale
     logits_per_image = own.images @ all_pairs.texts.t() * scale
-    relax = partial(relax_positives, scale=scale, max_positive_cosine=max_positive_cosine)
     if all_pairs.each_group_once:
-        total, normalizers = summed_over_groups(logits_per_text, logits_per_image, all_pairs, first, relax)
-    else:
-        target = pair_target(all_pairs, slice(first, first + len(own.texts)))
-        logits_per_text, logits_per_image = relax(logits_per_text, target), relax(logits_per_image, target)
-        caption_loss = nn.functional.cross_entropy(logits_per_text, target, reduction="sum")
-        total = caption_loss + nn.functional.cross_entropy(logits_per_image, target, reduction="sum")
-        normalizers = logits_per_image.logsumexp(1)
-    if own.negatives is None:
-        return total
-    return total + hard_negative_loss(normalizers, own.images, own.negatives, scale)
+        return summed_over_groups(logits_per_text, logits_per_image, all_pairs, first)
+    target = pair_target(all_pairs, slice(first, first + len(own.texts)))
+    caption_loss = nn.functional.cross_entropy(logits_per_text, target, reduction="sum")
+    image_loss = nn.functional.cross_entropy(logits_per_image, target, reduction="sum")
+    return caption_loss + image_loss
 
 
 def summed_over_groups(
-    logits_per_text: torch.Tensor,
-    logits_per_image: torch.Tensor,
-    all_pairs: Pairs,
-    first: int,
-    relax: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_per_text: torch.Tensor, logits_per_image: torch.Tensor, all_pairs: Pairs, first: int
+) -> torch.Tensor:
     """
     [`summed_cross_entropy`] where each group counts once, however many texts it has. Without groups, each text is its
     own group.
@@ -198,10 +164,9 @@ def summed_over_groups(
         logits_per_text (`torch.Tensor` of shape `(texts of some images, all images)`): Logits.
         logits_per_image (`torch.Tensor` of shape `(some images, all texts)`): Logits.
         all_pairs, first: See [`summed_cross_entropy`].
-        relax (`Callable`): [`relax_positives`] of logits and their target.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Scalar, nats, and the log of the sum over the softmax of each image.
+        `torch.Tensor`: Scalar, nats.
     """
     groups, per_image = all_pairs.groups, all_pairs.texts_per_image
     if groups is None:
@@ -210,16 +175,14 @@ def summed_over_groups(
     weights = 1 / group_sizes(groups)
     rows = slice(first * per_image, first * per_image + len(logits_per_text))
     text_target = soft_target(groups[rows, None], of_images)
-    text_losses = nn.functional.cross_entropy(relax(logits_per_text, text_target), text_target, reduction="none")
+    text_losses = nn.functional.cross_entropy(logits_per_text, text_target, reduction="none")
     # times the images, because the sum will be divided by them
     caption_loss = (weights[rows] * text_losses).sum() * (len(all_pairs.images) / weights.sum())
     # the mean over the copies of a text, then over the distinct texts of an image
     image_target = soft_target(of_images[first : first + len(logits_per_image)], groups[:, None]) * weights
     image_target = image_target / image_target.sum(1, keepdim=True)
-    logits_per_image = relax(logits_per_image, image_target)
-    normalizers = (logits_per_image + weights.log()).logsumexp(1)
-    image_losses = normalizers - (image_target * logits_per_image).sum(1)
-    return caption_loss + image_losses.sum(), normalizers
+    image_losses = (logits_per_image + weights.log()).logsumexp(1) - (image_target * logits_per_image).sum(1)
+    return caption_loss + image_losses.sum()
 
 
 def pair_target(all_pairs: Pairs, rows: slice) -> torch.Tensor:

@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .hard_negatives_tier import HardNegatives
-
 _share_batches = True  # see `separate_batches`
 
 
@@ -25,7 +23,6 @@ class Pairs(NamedTuple):
     texts: torch.Tensor  # (texts_per_image * rows, dim), L2-normalised
     groups: torch.Tensor | None = None  # (texts_per_image * rows,), int64, equal for texts that say the same
     each_group_once: bool = False  # whether the loss counts each group once; otherwise it counts each text
-    negatives: HardNegatives | None = None  # of these images; never gathered: no other image is contrasted with them
 
     @property
     def texts_per_image(self) -> int:

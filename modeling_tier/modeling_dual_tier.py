@@ -336,7 +336,6 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
-        negative_mask: torch.BoolTensor | None = None,
         vision_hidden_state: torch.Tensor | None = None,
         text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -386,7 +385,6 @@ class TierDualEncoderModel(TierModelMixin, PreTrainedModel):
             tokens=self.text_projection(text_outputs.last_hidden_state),
             patches=patches.flatten(1, 2),
             token_mask=counted_tokens(input_ids, attention_mask, eos_token_id, self.config.entropy_tokens),
-            negative_mask=negative_mask,
         )
         if return_entropy_sums:
             sums = self.compute_entropy_sums(local, image_views, text_mean)

@@ -14,7 +14,6 @@ from transformers.utils.generic import can_return_tuple
 from .base_tier import TierCLIPOutput, TierModelMixin
 from .configuration_siglip_tier import TierSiglipConfig
 from .global_batch_tier import Pairs
-from .hard_negatives_tier import HardNegatives
 from .local_features_tier import LocalFeatures
 from .sigmoid_loss_tier import sigmoid_loss, sigmoid_loss_share
 from .towers_tier import check_image_size
@@ -156,16 +155,9 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         return self.text_model.head(last_hidden_state)
 
     def contrast(
-        self,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        text_groups: torch.Tensor | None,
-        texts_per_image: int,
-        negatives: HardNegatives | None = None,
+        self, images: torch.Tensor, texts: torch.Tensor, text_groups: torch.Tensor | None, texts_per_image: int
     ) -> torch.Tensor:
         """[`sigmoid_loss`] with this model's `logit_scale` and `logit_bias`."""
-        if negatives is not None:
-            raise ValueError("Hard negatives enter the softmax of an image, which SigLIP's loss does not have.")
         scale, bias = self.logit_scale.to(texts.device), self.logit_bias.to(texts.device)
         return sigmoid_loss(images, texts, scale, bias, text_groups, texts_per_image)
 
@@ -199,7 +191,6 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
-        negative_mask: torch.BoolTensor | None = None,
         vision_hidden_state: torch.Tensor | None = None,
         text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -222,7 +213,6 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
             texts_per_image (`int`, *optional*, defaults to 0):
                 Texts of each image, see [`sigmoid_loss`]; `input_ids` then has all first texts in the order of the
                 images, then all second ones, and so on. 0 for one text per image, each of which counts.
-            negative_mask (*optional*): Only `None`.
             vision_hidden_state, text_hidden_state (`torch.Tensor`, *optional*):
                 What frozen towers gave, as in [`TierCLIPModel.forward`]; the heads run.
             return_dict (`bool`, *optional*): `False` for a tuple of the fields that are not `None`.
@@ -250,7 +240,6 @@ class TierSiglipModel(TierModelMixin, SiglipModel):
             tokens=self.project_tokens(outputs.text_model_output.last_hidden_state),
             patches=self.project_patches(outputs.vision_model_output.last_hidden_state),
             token_mask=self.counted_tokens(input_ids),
-            negative_mask=negative_mask,
         )
         if return_entropy_sums:
             sums = self.compute_entropy_sums(local, image_views, text_mean)

@@ -190,7 +190,6 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         text_groups: torch.LongTensor | None = None,
         image_views: int = 1,
         texts_per_image: int = 0,
-        negative_mask: torch.BoolTensor | None = None,
         vision_hidden_state: torch.Tensor | None = None,
         text_hidden_state: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -222,10 +221,6 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
                 Texts of each image, each a positive of its own in the loss, see [`contrastive_loss`]; `input_ids` then
                 has all first texts in the order of the images, then all second ones, and so on. Texts that say the
                 same count once. 0 for one text per image, each of which counts.
-            negative_mask (`torch.BoolTensor` of shape `(images,)`, *optional*):
-                With it, the last texts are hard negatives, one for each image in their order: they contradict the
-                image and compete in its softmax alone, see [`hard_negative_loss`]. False for an image without one,
-                where any text stands in its place.
             vision_hidden_state (`torch.Tensor` of shape `(images, 1 + patches, hidden)`, *optional*):
                 The `last_hidden_state` of the image tower for these images, in place of `pixel_values`. The tower then
                 does not run, so it must be frozen; what is on top of it is trained as with the pixels.
@@ -262,7 +257,6 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
             token_mask=counted_tokens(
                 input_ids, attention_mask, self.config.text_config.eos_token_id, self.config.entropy_tokens
             ),
-            negative_mask=negative_mask,
         )
         if return_entropy_sums:
             sums = self.compute_entropy_sums(local, image_views, text_mean)

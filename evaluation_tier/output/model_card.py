@@ -70,7 +70,6 @@ MODEL_FACTS = {  # key of config.json: its name on the card
     "patch_entropy_weight": "Weight of the patch entropy",
     "evidence_entropy_weight": "Weight of the evidence entropy",
     "evidence_patches": "Patches of evidence without a penalty",
-    "max_positive_cosine": "Highest cosine at which a pair attracts",
     "entropy_temperature": "Entropy temperature",
     "entropy_normalization": "Entropies divided by ln K",
     "entropy_tokens": "Tokens in the entropies",
@@ -137,8 +136,6 @@ def describe_model(config: Mapping) -> ModelFacts:
     else:
         has_evidence = bool(config.get("evidence_entropy_weight"))
         keys = [key for key in MODEL_FACTS if has_evidence or not key.startswith("evidence")]
-        if config.get("max_positive_cosine", 1.0) == 1.0:
-            keys.remove("max_positive_cosine")
         facts |= {MODEL_FACTS[key]: config.get(key) for key in keys}
     return ModelFacts(architecture, is_classifier, facts)
 

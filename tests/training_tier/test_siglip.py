@@ -175,8 +175,6 @@ def test_cached_features_train_the_same_heads(siglip_folder, tmp_path, monkeypat
         (("--pad_to_multiple_of", "16"), "pad_to_multiple_of has no effect on SigLIP"),
         (("--train_sampling_strategy", "group_by_length"), "train_sampling_strategy has no effect on SigLIP"),
         (("--image_views", "2"), "image_views=2 does not work with SigLIP, whose loss does not compare images"),
-        (("--hard_negatives", "true"), "hard_negatives compete in the softmax of an image, which SigLIP's loss does"),
-        (("--max_positive_cosine", "0.6"), "max_positive_cosine=0.6 limits logits of CLIP's softmax"),
         (("--image_pooling", "patch_mean"), "image_pooling must be one of attention, not 'patch_mean'."),
         (
             ("--evidence_entropy_weight", "1"),

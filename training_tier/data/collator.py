@@ -54,8 +54,7 @@ class PairCollator:
 
     Pairs whose image does not decode are left out and listed under `unreadable`, see [`list_unreadable`]. If no image
     of a batch decodes, the batch has no pixels and texts. `indices` are the numbers of the other records, `image_ids`
-    their ids. [`TierTrainer`] removes all three from the batch. Hard negatives follow the texts, see `negative_mask`
-    of [`TierCLIPModel.forward`].
+    their ids. [`TierTrainer`] removes all three from the batch.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]): truncates at its `model_max_length`.
@@ -93,13 +92,7 @@ class PairCollator:
             texts, groups = (list(chain.from_iterable(row)) for row in rows)
         else:
             texts, groups = ([pair[name] for pair in readable if name in pair] for name in ("text", "group"))
-        count = len(texts)
-        if "negative" in readable[0]:  # where an image has none, its own text fills the row
-            texts = [*texts, *(pair["negative"] or texts[i] for i, pair in enumerate(readable))]
         tokens = self.tokenize(texts)
-        if len(texts) > count:  # what sets it apart may be truncated
-            ids, step = tokens["input_ids"], len(readable)
-            batch["negative_mask"] = torch.tensor([ids[count + i] not in ids[i:count:step] for i in range(step)])
         batch.update(self.pad(tokens))
         if self.text_features is not None:
             hidden = self.text_features.read(tokens["input_ids"], batch["input_ids"].shape[1])

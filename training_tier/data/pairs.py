@@ -12,7 +12,6 @@ from PIL import Image
 
 from processing_tier import TierImageProcessor
 from processing_tier.records.schema import select_text
-from processing_tier.reports.contradictions import contradict_text, contradict_texts
 from processing_tier.reports.deidentification import clean_text
 from processing_tier.reports.duplicates import duplicate_groups, text_hash
 from processing_tier.reports.sentences import split_sentences
@@ -39,9 +38,6 @@ class PairOptions:
             in drawing `sentences_per_image`, see [`draw_sentences`].
         soft_targets (`bool`, *optional*, defaults to `False`):
             each pair also has a `group`, the same for texts that say the same, see [`duplicate_groups`].
-        hard_negatives (`bool`, *optional*, defaults to `False`):
-            each pair also has a `negative`: its text with one sentence contradicted, see [`contradict_text`], or
-            `None`.
         augmentation (`str`, *optional*, defaults to `"none"`): `"standard"`, see [`augment`], or `"tier"`, see
             [`augment_tier`].
         image_views (`int`, *optional*, defaults to 1): views of each image, augmented separately. With several,
@@ -55,7 +51,6 @@ class PairOptions:
     sentences_per_image: int = 0
     rare_sentences: float = 0.0
     soft_targets: bool = False
-    hard_negatives: bool = False
     augmentation: str = "none"
     image_views: int = 1
     seed: int = 0
@@ -112,16 +107,12 @@ class PairDataset(torch.utils.data.Dataset):
             yield clean_text(select_text(record, source), self.options.deidentified)
 
     def texts_of_all_epochs(self) -> Iterator[str]:
-        """
-        Every text that a pair can have, hard negatives included, if each epoch draws from the same ones: not with
-        `sample_sentences`.
-        """
-        records = self.records.select_columns(list(SECTIONS))
-        for record, text in zip(records, self.texts(), strict=True):
-            texts = list(distinct_sentences(record).values()) if self.options.sentences_per_image else [text]
-            yield from texts
-            if self.options.hard_negatives:
-                yield from contradict_texts(texts, whole_report(record))
+        """Every text that a pair can have, if each epoch draws from the same ones (not with `sample_sentences`)."""
+        if not self.options.sentences_per_image:
+            yield from self.texts()
+            return
+        for record in self.records.select_columns(list(SECTIONS)):
+            yield from distinct_sentences(record).values()
 
     def count_sentences(self) -> Counter[int]:
         """In how many records each sentence stands, by the groups of [`distinct_sentences`]."""
@@ -136,7 +127,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         """
         `index`, `image_id`, and either `pixel_values` (1, height, width) with `text` (or `texts` and `groups`), or the
-        image's `error`; see also [`PairOptions`].
+        image's `error`.
         """
         record = self.records[index]
         rng = np.random.default_rng([self.options.seed, self.epoch, index])
@@ -158,16 +149,7 @@ class PairDataset(torch.utils.data.Dataset):
             pair["text"] = clean_text(select_text(record, self.options.text), self.options.deidentified)
         if self.groups is not None:
             pair["group"] = int(self.groups[index])
-        if self.options.hard_negatives:
-            texts = pair.get("texts") or [pair["text"]]
-            pair["negative"] = contradict_text(texts, whole_report(record), rng.integers)
         return pair
-
-    def count_contradicted(self, limit: int = 1000) -> tuple[int, int]:
-        """How many of the first records can have a hard negative, and how many were looked at."""
-        records = self.records.select(range(min(limit, len(self)))).select_columns(list(SECTIONS))
-        texts = [select_text(record, "both") for record in records]
-        return sum(contradict_text([text], text, lambda count: 0) is not None for text in texts), len(texts)
 
     def make_views(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """(1, height, width), or (image_views, 1, height, width) with several."""
@@ -198,11 +180,6 @@ def sample_text(record: Mapping, rng: np.random.Generator) -> str:
     if not sentences:  # only marks and numbers
         return select_text(record, "both")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
-
-
-def whole_report(record: Mapping) -> str:
-    """All that a report says."""
-    return "\n\n".join(record[section] or "" for section in SECTIONS)
 
 
 def distinct_sentences(record: Mapping) -> dict[int, str]:

@@ -36,7 +36,6 @@ from training_tier.options.compatibility import (
     rules_on_negatives,
     rules_on_order,
     rules_on_text_groups,
-    rules_on_views_with_hard_negatives,
 )
 
 logger = logging.get_logger(__name__)
@@ -155,33 +154,12 @@ class TierTrainer(RadiographTrainer):
                 f"image_views={views} does not work with SigLIP, whose loss does not compare images with each other; "
                 "leave it out."
             )
-        if self.train_dataset is not None and self.train_dataset.options.hard_negatives:
-            self.check_hard_negatives(self.train_dataset)
         steps, pairs = self.args.gradient_accumulation_steps, self.args.train_batch_size
         if steps > 1 and self.args.contrastive_chunk_size is None:
             logger.warning(
                 f"gradient_accumulation_steps={steps} does not add negatives: a pair is contrasted with the "
                 f"{pairs * launch.processes} pairs of its own accumulation step. For more, raise "
                 f"--per_device_train_batch_size and add --contrastive_chunk_size {pairs}."
-            )
-
-    def check_hard_negatives(self, dataset: PairDataset) -> None:
-        """
-        Warns where no report can be contradicted.
-
-        Raises:
-            `ValueError`: the loss has no place for hard negatives.
-        """
-        if self.is_siglip:
-            raise ValueError(
-                "hard_negatives compete in the softmax of an image, which SigLIP's loss does not have; leave it out."
-            )
-        refuse(rules_on_views_with_hard_negatives(dataset.options))
-        found, count = dataset.count_contradicted()
-        if not found:
-            logger.warning(
-                f"hard_negatives has no effect: none of the first {count} reports has a sentence that the rules can "
-                "contradict (they read English). Leave it out."
             )
 
     def check_order(self) -> None:

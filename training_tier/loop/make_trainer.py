@@ -57,7 +57,6 @@ def make_contrastive_trainer(
         sentences_per_image=data_arguments.sentences_per_image,
         rare_sentences=data_arguments.rare_sentences,
         soft_targets=data_arguments.soft_targets,
-        hard_negatives=data_arguments.hard_negatives,
         augmentation=data_arguments.augmentation,
         image_views=data_arguments.image_views,
     )

@@ -22,7 +22,6 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from modeling_tier.base_tier import TierCLIPOutput
 from modeling_tier.global_batch_tier import Pairs, by_image, gather_pairs, mean_over_processes, mean_row, world_size
-from modeling_tier.hard_negatives_tier import HardNegatives
 from modeling_tier.losses_tier import total_loss
 
 
@@ -31,7 +30,6 @@ class FirstPass(NamedTuple):
 
     images: list[torch.Tensor]  # embeddings of each chunk
     texts: list[torch.Tensor]
-    negatives: list[torch.Tensor]  # of each chunk, without rows where the batch has no hard negatives
     entropy_counts: torch.Tensor  # of tokens, patches and pairs, over the batch
     random_states: list[tuple]  # before each chunk
 
@@ -41,18 +39,17 @@ class BatchGradients(NamedTuple):
 
     images: torch.Tensor  # of the embeddings, (batch, dim)
     texts: torch.Tensor  # in the order of `Pairs`
-    negatives: torch.Tensor  # of the hard negatives, (batch, dim) or without rows
     entropy_sums: torch.Tensor | None  # `None` without entropy weights
     logit_parameters: list[torch.Tensor]  # of the model's `logit_parameters`
 
 
 def split_batch(inputs: dict, chunk_size: int) -> list[dict]:
     """
-    A batch in chunks of nearly equal sizes, at most `chunk_size` images each. The texts of an image stay with it, its
-    hard negative too. An input without a row for each image or text goes into every chunk.
+    A batch in chunks of nearly equal sizes, at most `chunk_size` images each. The texts of an image stay with it. An
+    input without a row for each image or text goes into every chunk.
     """
-    texts, mask = len(inputs["input_ids"]), inputs.get("negative_mask")
-    images = len(mask) if mask is not None else texts // (inputs.get("texts_per_image") or 1)
+    texts, per_image = len(inputs["input_ids"]), inputs.get("texts_per_image") or 1
+    images = texts // per_image
     count = -(-images // chunk_size)
 
     def split(value: Any) -> Sequence[Any]:
@@ -99,7 +96,8 @@ def backward_in_chunks(
     inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
     texts_per_image = inputs.get("texts_per_image", 0)
     per_image = texts_per_image or 1
-    if (text_groups := inputs.pop("text_groups", None)) is not None:
+    text_groups = inputs.pop("text_groups", None)
+    if text_groups is not None:
         text_groups = by_image(text_groups, per_image)
     chunks = split_batch(inputs, chunk_size)
     if isinstance(model, FSDPModule):
@@ -111,11 +109,10 @@ def backward_in_chunks(
     weights = plain.entropy_weights
     texts = torch.cat([by_image(texts, per_image) for texts in first.texts])
     pairs = Pairs(torch.cat(first.images).float(), texts.float(), text_groups, each_group_once=texts_per_image > 0)
-    if (mask := inputs.get("negative_mask")) is not None:
-        pairs = pairs._replace(negatives=HardNegatives(torch.cat(first.negatives).float(), mask))
-    contrastive_loss, of_images, of_texts, of_negatives, of_logits = contrastive_gradients(plain, pairs, chunk_size)
+    contrastive_loss, *of_contrastive = contrastive_gradients(plain, pairs, rows=chunk_size)
+    image_gradients, text_gradients, logit_gradients = of_contrastive
     of_entropies = factors * torch.tensor(weights, device=factors.device) if any(weights) else None
-    gradients = BatchGradients(of_images, of_texts, of_negatives, of_entropies, of_logits)
+    gradients = BatchGradients(image_gradients, text_gradients, of_entropies, logit_gradients)
     text_mean = mean_row(pairs.texts) if plain.config.evidence_entropy_weight else None
     entropies = (add_gradients(model, chunks, first, gradients, backward, text_mean) * factors).unbind()
     return {
@@ -130,20 +127,18 @@ def backward_in_chunks(
 def embed_chunks(model: nn.Module, chunks: list[dict]) -> FirstPass:
     """The first pass: embeddings and counts without a graph. The buffers of the model stay as they are."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    images, texts, negatives, counts, random_states = [], [], [], [], []
+    images, texts, counts, random_states = [], [], [], []
     with torch.no_grad():
         for chunk in chunks:
             random_states.append((torch.get_rng_state(), *get_device_states(chunk["input_ids"])))
             outputs = model(**chunk, return_entropy_sums=True)
             images.append(outputs.image_embeds)
-            kept = len(outputs.text_embeds) - len(chunk.get("negative_mask", ()))
-            texts.append(outputs.text_embeds[:kept])
-            negatives.append(outputs.text_embeds[kept:])
+            texts.append(outputs.text_embeds)
             counts.append(outputs.entropy_counts)
         for buffer, before in buffers:
             buffer.copy_(before)
     torch.clear_autocast_cache()  # it holds weights that were cast without a graph
-    return FirstPass(images, texts, negatives, torch.stack(counts).sum(dim=0), random_states)
+    return FirstPass(images, texts, torch.stack(counts).sum(dim=0), random_states)
 
 
 def add_gradients(
@@ -163,8 +158,6 @@ def add_gradients(
     sizes = [len(chunk) for chunk in first.images]
     of_texts = gradients.texts.split([len(chunk) for chunk in first.texts])
     of_texts = [by_image(chunk, size) for chunk, size in zip(of_texts, sizes, strict=True)]  # as in a batch
-    of_negatives = gradients.negatives.split([len(chunk) for chunk in first.negatives])
-    of_texts = [torch.cat(both) for both in zip(of_texts, of_negatives, strict=True)]
     of_chunks = zip(gradients.images.split(sizes), of_texts, strict=True)
     sums = []
     for i, (chunk, state, of_chunk) in enumerate(zip(chunks, first.random_states, of_chunks, strict=True)):
@@ -212,7 +205,7 @@ def check_equal_counts(count: int, device: torch.device) -> None:
 
 def contrastive_gradients(
     model: nn.Module, pairs: Pairs, rows: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """
     The model's contrastive loss of all processes, and its gradients. The logits, a square of the batch, are computed
     in float32 and for `rows` images at a time, so that memory grows linearly with the batch.
@@ -223,14 +216,11 @@ def contrastive_gradients(
         rows (`int`): images whose logits are computed at a time.
 
     Returns:
-        `tuple`: the loss, and the gradients of the images, of the texts, of the hard negatives (without rows where
-            there are none) and of the model's `logit_parameters`.
+        `tuple`: the loss, and the gradients of the images, of the texts and of the model's `logit_parameters`.
     """
     all_pairs, first = gather_pairs(pairs)
     per_image = pairs.texts_per_image
     leaves = [t.detach().requires_grad_() for t in (pairs.images, pairs.texts, all_pairs.images, all_pairs.texts)]
-    hard = pairs.texts[:0] if pairs.negatives is None else pairs.negatives.texts
-    hard = hard.detach().requires_grad_()
     all_pairs = all_pairs._replace(images=leaves[2], texts=leaves[3])
     parameters = [getattr(model, name).detach().float().requires_grad_() for name in model.logit_parameters]
     total = parameters[0].new_zeros(())
@@ -238,18 +228,14 @@ def contrastive_gradients(
         for start in range(0, len(pairs.images), rows):
             of_texts = slice(start * per_image, (start + rows) * per_image)
             own_rows = Pairs(leaves[0][start : start + rows], leaves[1][of_texts])
-            if pairs.negatives is not None:
-                of_images = slice(start, start + rows)
-                negatives = HardNegatives(hard[of_images], pairs.negatives.mask[of_images])
-                own_rows = own_rows._replace(negatives=negatives)
             loss = model.contrast_share(own_rows, all_pairs, first + start, *parameters)
             loss.backward()
             total += loss.detach()
     # SigLIP's loss compares its own texts with the gathered images: the other two do not have a gradient.
-    *of_leaves, of_hard = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in (*leaves, hard)]
+    of_leaves = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     gradients = []
     for own, gathered, begin in zip(of_leaves[:2], of_leaves[2:], (first, first * per_image), strict=True):
         if world_size() > 1:
             dist.all_reduce(gathered)
         gradients.append(own + gathered[begin : begin + len(own)])
-    return total, *gradients, of_hard, [parameter.grad for parameter in parameters]
+    return total, *gradients, [parameter.grad for parameter in parameters]

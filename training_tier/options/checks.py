@@ -64,10 +64,7 @@ RANGES = {
         POSITIVE,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "image_head_dropout"), Range(0, high=1)),
-    **dict.fromkeys(
-        ("layer_decay", "label_fraction", "max_positive_cosine"),
-        Range(0, low_allowed=False, high=1, high_allowed=True),
-    ),
+    **dict.fromkeys(("layer_decay", "label_fraction"), Range(0, low_allowed=False, high=1, high_allowed=True)),
     "eval_fraction": Range(0, low_allowed=False, high=1),
     **dict.fromkeys(("seed", "data_seed"), Range(0, high=2**32 - 1, high_allowed=True)),
     "max_train_images": Range(2),

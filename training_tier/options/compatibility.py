@@ -28,7 +28,7 @@ CONTRASTIVE_OPTIONS = (
     *("text_warmup_epochs", "freeze_text_tower", "frozen_text_layers", "frozen_vision_layers", "text_lr_scale"),
     *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
     *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps", "image_head_dropout"),
-    *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives", "rare_sentences"),
+    *("soft_targets", "avoid_duplicates", "rare_sentences"),
     *("text", "text_pooling", "deidentified", "sample_sentences", "sentences_per_image", "image_views"),
     *("contrastive_chunk_size", "pad_to_multiple_of", "group_texts", "cache_features", "text_lora_rank"),
 )
@@ -121,7 +121,6 @@ def rules_on_texts(data: "DataArguments") -> Iterator[str]:
     name = drawing_option(data)
     if name and data.deidentified not in ("keep", "remove"):
         yield f"deidentified={data.deidentified!r} has no effect with {name}, which removes the marks; leave it out."
-    yield from rules_on_views_with_hard_negatives(data)
     if data.rare_sentences and not data.sentences_per_image:
         yield f"rare_sentences={data.rare_sentences:g} has no effect without --sentences_per_image; add it."
     if not data.sentences_per_image:
@@ -133,11 +132,6 @@ def rules_on_texts(data: "DataArguments") -> Iterator[str]:
         yield f"{given} and image_views={data.image_views} do not work together; leave one of them out."
     if data.soft_targets:
         yield f"soft_targets has no effect with {given}, which never contrasts equal sentences; leave it out."
-
-
-def rules_on_views_with_hard_negatives(data: "DataArguments | PairOptions") -> Iterator[str]:
-    if data.hard_negatives and data.image_views > 1:
-        yield f"hard_negatives and image_views={data.image_views} do not work together; leave one of them out."
 
 
 def rules_on_views(data: "DataArguments") -> Iterator[str]:

@@ -97,15 +97,6 @@ class DataArguments:
             "compared as by --avoid_duplicates, and share the target equally."
         },
     )
-    hard_negatives: bool = field(
-        default=False,
-        metadata={
-            "help": "Give each image a hard negative: its own text with one sentence negated, un-negated or with the "
-            "other side (No effusion. / Effusion., left / right). It competes with the texts of that image only. An "
-            "image whose text cannot be contradicted has none. Each epoch draws another. English reports only; not "
-            "for SigLIP and not with --image_views."
-        },
-    )
     augmentation: str = field(
         default="standard",
         metadata={

@@ -41,7 +41,7 @@ GROUPS = {
     "loss": (
         *("token_entropy_weight", "patch_entropy_weight", "evidence_entropy_weight", "evidence_patches"),
         *("entropy_temperature", "entropy_normalization", "entropy_tokens", "entropy_warmup_steps"),
-        *("soft_targets", "avoid_duplicates", "max_positive_cosine", "hard_negatives"),
+        *("soft_targets", "avoid_duplicates"),
     ),
     "training": (
         *("num_train_epochs", "min_train_steps", "per_device_train_batch_size", "learning_rate"),

@@ -128,14 +128,6 @@ class ModelArguments:
             "checkpoint's own number."
         },
     )
-    max_positive_cosine: float | None = field(
-        default=None,
-        metadata={
-            "help": "Cosine, above 0 and at most 1, at which a text and its image stop attracting each other. "
-            "By default 1 (never), or the "
-            "checkpoint's own value. For example 0.6. Not for SigLIP."
-        },
-    )
     entropy_temperature: float | None = field(
         default=None,
         metadata={"help": "Divides the cosines before the softmax of the entropies. The paper uses 1."},
@@ -163,7 +155,6 @@ class ModelArguments:
             "patch_entropy_weight",
             "evidence_entropy_weight",
             "evidence_patches",
-            "max_positive_cosine",
             "entropy_temperature",
             "entropy_normalization",
             "entropy_tokens",

@@ -332,15 +332,6 @@ def test_the_card_states_the_evidence_entropy_where_the_loss_has_it(folder):
     assert "A term of this project is added, `evidence_entropy_weight * evidence_entropy`, which rewards" in text
 
 
-def test_the_card_states_a_ceiling_of_positive_cosines(folder):
-    write_model_card(folder)
-    assert "at which a pair attracts" not in read_card(folder)[1]
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_positive_cosine": 0.6}))
-    write_model_card(folder)
-    assert "| Highest cosine at which a pair attracts | 0.6 |\n" in read_card(folder)[1]
-
-
 def test_published_training_data_are_told(folder, metrics):
     metrics["protocol"]["exposure"] = "X was trained on padchest; the evaluated data are of another data set (rsna)"
     write_model_card(folder, metrics)

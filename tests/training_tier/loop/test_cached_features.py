@@ -77,7 +77,6 @@ CASES = {
     "chunks": {"contrastive_chunk_size": 3},
     "sentences": {"pairs": PairOptions(sentences_per_image=2)},
     "soft targets": {"pairs": PairOptions(soft_targets=True)},
-    "hard negatives": {"pairs": PairOptions(text="both", hard_negatives=True), "contrastive_chunk_size": 3},
     "text tower trained": {"frozen": ("vision_model",)},
     "texts drawn anew": {"pairs": PairOptions(sample_sentences=True)},
     # Adam makes a full step even of a gradient that is little more than rounding

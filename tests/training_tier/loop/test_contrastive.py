@@ -263,13 +263,3 @@ def test_equal_texts_do_not_share_a_batch(make_contrastive, phantom):
         assert all(groups.count(0) <= 1 and groups.count(1) <= 1 for groups in per_batch)
     trainer.train()
     assert trainer.state.global_step == 12
-
-
-def test_hard_negatives_without_effect_are_warned_of(make_contrastive, phantom, caplog):
-    pairs = PairOptions(hard_negatives=True)
-    make_contrastive(pairs=pairs)
-    assert "hard_negatives" not in caplog.text
-    make_contrastive(phantom.map(lambda _: {"impression": "Keine Ergüsse.", "findings": ""}), pairs=pairs)
-    assert "hard_negatives has no effect: none of the first 48 reports has a sentence that the rules" in caplog.text
-    with pytest.raises(ValueError, match="^hard_negatives and image_views=2 do not work together"):
-        make_contrastive(pairs=PairOptions(hard_negatives=True, image_views=2, augmentation="standard"))
