@@ -59,7 +59,7 @@ def read_packed(text_model: nn.Module) -> None:
     Args:
         text_model (`nn.Module`):
             of a kind in `PACKABLE`, with PyTorch's or the eager attention. It takes `input_ids` and `attention_mask`
-            by name; the mask is 1 for tokens, from the left on, and 0 for padding.
+            by name; texts whose padding is not on their right are read one in a row.
 
     Raises:
         `ValueError`: another tower or another attention.
@@ -80,7 +80,7 @@ def read_packed(text_model: nn.Module) -> None:
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        if not self.training or input_ids is None or attention_mask is None:
+        if not self.training or input_ids is None or attention_mask is None or not from_the_left(attention_mask):
             return inner(self, **inputs)
         packing = pack(attention_mask.sum(dim=1).tolist())
         if packing.num_rows == len(input_ids):
@@ -88,6 +88,11 @@ def read_packed(text_model: nn.Module) -> None:
         return forward_packed(self, functools.partial(inner, self), packing, inputs)
 
     text_model.forward = MethodType(forward, text_model)  # a method: of a copy of the tower, it is the copy's
+
+
+def from_the_left(attention_mask: torch.Tensor) -> bool:
+    """Whether each text of a mask `(texts, tokens)` has at least one token, and all of them before its padding."""
+    return bool(attention_mask[:, 0].all() and (attention_mask.diff(dim=1) <= 0).all())
 
 
 def forward_packed(text_model: nn.Module, inner: Any, packing: Packing, inputs: dict) -> BaseModelOutputWithPooling:

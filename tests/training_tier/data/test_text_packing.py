@@ -136,3 +136,16 @@ def test_a_copy_reads_its_own_tower(batch, processor):
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert model.get_text_features(**texts).pooler_output.abs().min() > 0
     assert not copied.get_text_features(**texts).pooler_output.any()
+
+
+def test_texts_padded_on_the_left_are_read_one_in_a_row(batch, processor):
+    model = TierDualEncoderModel(preset_config("tiniest-dual", processor.tokenizer)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.text_model.encoder.layer:
+        layer.attention.self.dropout_prob = 0.0
+    texts = {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
+    expected = model.text_model(**texts).last_hidden_state
+    read_packed(model.text_model)
+    assert torch.equal(model.text_model(**texts).last_hidden_state, expected)
