@@ -128,7 +128,8 @@ def pair_mask(config: PreTrainedConfig, text_of: torch.Tensor) -> torch.Tensor:
 
     Args:
         config (`PreTrainedConfig`): of the text tower.
-        text_of (`torch.Tensor` of shape `(rows, tokens)`): the number of the text that each token belongs to; -1 for none.
+        text_of (`torch.Tensor` of shape `(rows, tokens)`):
+            the number of the text that each token belongs to; -1 for a token of no text.
 
     Returns:
         `torch.Tensor` of shape `(rows, 1, tokens, tokens)`: bool, or what the eager attention adds to its logits.
