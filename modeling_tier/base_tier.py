@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 
 from .contrastive_loss_tier import contrastive_loss, summed_cross_entropy, views_contrastive_loss
@@ -14,7 +15,7 @@ from .evidence_tier import evidence_entropy_sum
 from .global_batch_tier import Pairs, mean_over_processes, mean_row, world_size
 from .local_features_tier import LocalFeatures
 from .losses_tier import REFERENCE_EPS, entropy_sums, token_patch_similarity, total_loss
-from .maps_tier import check_map_kind, cosine_map, similarity_map
+from .maps_tier import check_map_kind, cosine_map, map_kinds, similarity_map
 from .patch_centers_tier import trace_patch_centers
 from .pipeline_tier import custom_pipelines
 from .saving_tier import SavingMixin
@@ -260,10 +261,32 @@ class TierModelMixin(SavingMixin):
         return self.encode_images(pixel_values, interpolate_pos_encoding, **kwargs)[1].flatten(1, 2)
 
     def get_direct_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        """See [`TierCLIPModel.get_direct_map`]; ValueError for other models."""
+        """
+        What each patch adds to the normalised image embedding through the class token: the patch's values in the
+        attention of all layers, through the last norm and the projection; see [`direct_contributions`]. Its product
+        with a text is a summand of their cosine. The sum over the patches is not the whole cosine: the rest comes from
+        the MLPs, the class token itself and the biases.
+
+        Args:
+            pixel_values (`torch.Tensor`): See the class.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
+
+        Returns:
+            `torch.Tensor` of shape `(images, rows, columns, dim)`: float32.
+
+        Raises:
+            ValueError: Not a [`TierCLIPModel`] that pools its images by the class token.
+        """
+        return self.encode_direct(pixel_values, interpolate_pos_encoding)[2]
+
+    def encode_direct(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor]:
+        """What `encode_images` returns, and [`get_direct_map`] from the same pass; ValueError as there."""
         raise ValueError(
             f'A {type(self).__name__} with image_pooling="{self.config.image_pooling}" does not have kind="direct", '
-            'which needs the class token of a TierCLIPModel with image_pooling="cls"; pass kind="cosine".'
+            'which needs the class token of a TierCLIPModel with image_pooling="cls"; pass '
+            f'kind="{map_kinds(self.config)[0]}".'
         )
 
     def get_similarity_map(
@@ -304,7 +327,7 @@ class TierModelMixin(SavingMixin):
         Raises:
             ValueError: The kind does not exist, or the model does not have it.
         """
-        check_map_kind(kind, self.config.image_pooling)
+        check_map_kind(kind, self.config)
         text_outputs = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         if per_token:
             text_embeds = self.project_tokens(text_outputs.last_hidden_state)  # (texts, tokens, dim)

@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 from .base_tier import TierCLIPOutput, TierModelMixin
 from .configuration_siglip_tier import TierSiglipConfig
 from .configuration_tier import TierCLIPConfig, TierDualEncoderConfig
+from .maps_tier import map_kinds
 
 TOWERS = ("image", "text")
 FILES = {"onnx": ("onnx",), "openvino": ("xml", "bin")}  # of each tower by format, as suffixes; the first is loaded
@@ -241,6 +242,17 @@ class TierExportedModel(TierModelMixin, PreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """As [`TierCLIPModel.encode_images`], of images of the model's own size only."""
+        return self.run_image_tower(pixel_values, interpolate_pos_encoding)[:2]
+
+    def encode_direct(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor]:
+        if "direct" not in map_kinds(self.config):
+            return super().encode_direct(pixel_values, interpolate_pos_encoding)
+        return self.run_image_tower(pixel_values, interpolate_pos_encoding)
+
+    def run_image_tower(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[Any, ...]:
+        """What `encode_direct` returns; without the direct map of a model that does not have one."""
         pixel_values = self.normalize_pixels(pixel_values).float()
         size = self.image_size
         if interpolate_pos_encoding or tuple(pixel_values.shape[-2:]) != (size, size):
@@ -248,8 +260,8 @@ class TierExportedModel(TierModelMixin, PreTrainedModel):
                 f"An exported model takes images of {size} x {size} pixels only, not of "
                 f"{' x '.join(map(str, pixel_values.shape[-2:]))} or interpolated ones."
             )
-        embeds, patches = self.image_model(pixel_values=pixel_values)
-        return BaseModelOutputWithPooling(last_hidden_state=patches.flatten(1, 2), pooler_output=embeds), patches
+        embeds, *maps = self.image_model(pixel_values=pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=maps[0].flatten(1, 2), pooler_output=embeds), *maps
 
     def forward(
         self,

@@ -6,33 +6,38 @@ code that draws or measures maps uses these. The image processor maps them to or
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from .pooling_tier import ADDS_UP
 
 MAP_KINDS = ("contribution", "cosine", "direct")
 
 
-def map_kinds(image_pooling: str) -> list[str]:
-    """Those of `MAP_KINDS` that come from the patches of a model with this pooling; see [`similarity_map`]."""
-    return ["contribution", "cosine"] if image_pooling in ADDS_UP else ["cosine"]
+def map_kinds(config: PreTrainedConfig) -> tuple[str, ...]:
+    """
+    Those of `MAP_KINDS` that a model has; people see the first one.
+
+    Args:
+        config (`PreTrainedConfig`): Of a TIER model.
+    """
+    if config.image_pooling in ADDS_UP:
+        return "contribution", "cosine"
+    if config.model_type == "tier_clip" and config.image_pooling == "cls":
+        return "direct", "cosine"
+    return ("cosine",)
 
 
-def default_map_kind(image_pooling: str) -> str:
-    """The kind of maps that people see: contributions, or cosines where the image is not a sum over the patches."""
-    return "contribution" if image_pooling in ADDS_UP else "cosine"
-
-
-def check_map_kind(kind: str, image_pooling: str) -> None:
+def check_map_kind(kind: str, config: PreTrainedConfig) -> None:
     """
     Raises:
-        ValueError: The kind does not exist, or a model with this pooling does not have such maps.
+        ValueError: The kind does not exist, or a model with this configuration does not have such maps.
     """
     if kind not in MAP_KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, MAP_KINDS))}, not {kind!r}.")
-    if kind == "contribution" and image_pooling not in ADDS_UP:
+    if kind == "contribution" and config.image_pooling not in ADDS_UP:
         raise ValueError(
-            f'The image embedding of a model with image_pooling="{image_pooling}" is not a sum over its patches, so '
-            'the model does not have kind="contribution"; pass kind="cosine".'
+            f'The image embedding of a model with image_pooling="{config.image_pooling}" is not a sum over its '
+            f'patches, so the model does not have kind="contribution"; pass kind="{map_kinds(config)[0]}".'
         )
 
 

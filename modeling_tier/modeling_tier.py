@@ -141,34 +141,17 @@ class TierCLIPModel(TierModelMixin, CLIPModel):
         size = (config.image_size,) * 2 if pixel_values is None else pixel_values.shape[-2:]
         return vision_outputs, patches.unflatten(1, [edge // config.patch_size for edge in size])
 
-    def get_direct_map(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        """
-        What each patch adds to the normalised image embedding through the class token: the patch's values in the
-        attention of all layers, through the last norm and the projection; see [`direct_contributions`]. Its product
-        with a text is a summand of their cosine. The sum over the patches is not the whole cosine: the rest comes from
-        the MLPs, the class token itself and the biases.
-
-        Args:
-            pixel_values (`torch.Tensor`): See the class.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`): For images of another size.
-
-        Returns:
-            `torch.Tensor` of shape `(images, rows, columns, dim)`: float32.
-
-        Raises:
-            ValueError: The model does not pool its images by the class token.
-        """
+    def encode_direct(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor, torch.Tensor]:
         if self.config.image_pooling != "cls":
-            return super().get_direct_map(pixel_values, interpolate_pos_encoding)
-        outputs = self.get_image_features(
-            pixel_values, interpolate_pos_encoding, return_dict=True, output_hidden_states=True
-        )
+            return super().encode_direct(pixel_values, interpolate_pos_encoding)
+        outputs, patches = self.encode_images(pixel_values, interpolate_pos_encoding, output_hidden_states=True)
         parts = direct_contributions(self.vision_model, outputs.hidden_states)
         parts = through_norm(self.vision_model.post_layernorm, parts, outputs.last_hidden_state[:, 0])
         length = outputs.pooler_output.float().norm(dim=-1)[:, None, None]
         direct = self.visual_projection(parts).float() / length  # (images, patches, dim)
-        patch_size = self.config.vision_config.patch_size
-        return direct.unflatten(1, (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size))
+        return outputs, patches, direct.unflatten(1, patches.shape[1:3])
 
     def project_patches(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(batch, 1 + patches, hidden) to (batch, patches, dim), as CLIP norms and projects its class token."""

@@ -29,7 +29,6 @@ from evaluation_tier.scoring.findings import read_labels, select_findings
 from evaluation_tier.scoring.protocols import find_prompts, prompts_name
 from evaluation_tier.scoring.scores import prompt_directions
 from evaluation_tier.statistics.resampling import MIN_PATIENTS, PATIENT_BOOTSTRAP, Resampling
-from modeling_tier import TierCLIPModel
 from modeling_tier.maps_tier import cosine_map, map_kinds, similarity_map
 from processing_tier.progress import progress
 from processing_tier.prompts.loader import Prompts
@@ -222,8 +221,7 @@ class DeletedScores:
         self.model: PreTrainedModel | None = model  # until the pass is over
         self.grey_levels = GreyLevels(model, processor)
         self.directions = directions.to(model.device, torch.float32)
-        self.has_direct_maps = isinstance(model, TierCLIPModel) and model.config.image_pooling == "cls"
-        self.kinds = map_kinds(model.config.image_pooling) + ["direct"] * self.has_direct_maps
+        self.kinds = map_kinds(model.config)
         self.asked, self.seed = asked, seed
         self.scores = np.full((num_images, len(directions)), np.nan)
         self.batches: list[tuple[list[int], np.ndarray]] = []  # rows with a finding, and their grey levels
@@ -255,14 +253,17 @@ class DeletedScores:
     def score_batch(self, rows: list[int], levels: np.ndarray, mean: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
         """The `pairs` of some images, (images, height, width) grey levels."""
         pixels = self.grey_levels.to_pixels(list(levels))
-        outputs, patch_map = self.model.encode_images(pixels)
+        if "direct" in self.kinds:
+            outputs, patch_map, direct_map = self.model.encode_direct(pixels)
+        else:
+            outputs, patch_map = self.model.encode_images(pixels)
         whole = self.score(outputs.pooler_output)
         maps = [
-            similarity_map(self.directions, patch_map, kind).cpu().numpy()
-            for kind in map_kinds(self.model.config.image_pooling)
+            cosine_map(self.directions, direct_map).cpu().numpy()
+            if kind == "direct"
+            else similarity_map(self.directions, patch_map, kind).cpu().numpy()
+            for kind in self.kinds
         ]
-        if self.has_direct_maps:
-            maps.append(cosine_map(self.directions, self.model.get_direct_map(pixels)).cpu().numpy())
         grid = maps[0].shape[-2:]
         values = {(row, finding): np.zeros(2 + len(maps)) for row in rows for finding in self.asked[row]}
         for i, row in enumerate(rows):

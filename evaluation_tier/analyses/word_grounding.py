@@ -21,7 +21,7 @@ from evaluation_tier.models.embedding import inference
 from evaluation_tier.output.metrics_file import to_json
 from evaluation_tier.statistics.resampling import PATIENT_BOOTSTRAP, Resampling
 from modeling_tier import CxrZeroShotClassificationPipeline
-from modeling_tier.maps_tier import default_map_kind
+from modeling_tier.maps_tier import map_kinds
 from modeling_tier.texts_tier import model_inputs, tokenize
 from processing_tier.phantom.wording import FINDING_WORDS
 from processing_tier.progress import progress
@@ -92,7 +92,7 @@ def evaluate_word_grounding(
     parts = [dict(zip(MEASURES, entries[i : i + size], strict=True)) for i in range(0, len(entries), size)]
     return to_json(
         {
-            "kind": default_map_kind(model.config.image_pooling),
+            "kind": map_kinds(model.config)[0],
             "n_regions": len(questions),
             "n_patients": len(set(patients)),
             "maps": dict(zip(MAPS, parts[: len(MAPS)], strict=True)),
@@ -188,6 +188,6 @@ def sentence_maps(
     maps: torch.Tensor = pipe.model.get_similarity_map(
         pixel_values=inputs["pixel_values"].to(pipe.device),
         **model_inputs(tokens, pipe.device),
-        kind=default_map_kind(pipe.model.config.image_pooling),
+        kind=map_kinds(pipe.model.config)[0],
     )
     return pipe.to_pixels(maps.cpu(), inputs["size"])

@@ -9,13 +9,12 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from evaluation_tier.export.int8 import choose_images
-from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts
+from evaluation_tier.models.embedding import Embedders, Outputs, direct_embedders, embed_prompts
 from evaluation_tier.models.images import Member
 from evaluation_tier.models.single_pass import Consumer, ImageRows, evaluate_together
 from evaluation_tier.scoring.findings import read_labels
 from evaluation_tier.scoring.image_scores import ImageScores
 from evaluation_tier.statistics.metrics import auroc, nanmean
-from modeling_tier.maps_tier import default_map_kind
 from modeling_tier.score_levels_tier import default_level
 from processing_tier.prompts.loader import Prompts
 
@@ -34,7 +33,6 @@ class Maps:
     """
 
     patches = True
-    embedders: Embedders = {}
 
     def __init__(
         self,
@@ -47,12 +45,13 @@ class Maps:
         self.rows: np.ndarray | None = rows
         positive, negative = embed_prompts(model, processor, prompts)
         self.directions = torch.from_numpy(positive - negative).to(model.device)  # (findings, dim)
-        self.is_contribution = default_map_kind(model.config.image_pooling) == "contribution"
+        self.embedders = direct_embedders(model)
         self.maps = ImageRows(num_images)
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
-        maps = (outputs["patches"] @ self.directions.T).transpose(1, 2)  # (batch, findings, patches)
-        if self.is_contribution:
+        patches = outputs.get("direct", outputs["patches"])
+        maps = (patches @ self.directions.T).transpose(1, 2)  # (batch, findings, patches)
+        if "patch_weights" in outputs:
             maps = maps * outputs["patch_weights"][:, None]
         asked = np.isin(rows, self.rows)
         self.maps.put(rows[asked], maps[torch.from_numpy(asked)])
@@ -86,10 +85,10 @@ class Both:
 
     rows: np.ndarray | None = None
     patches = True
-    embedders: Embedders = {}
 
     def __init__(self, *consumers: Consumer):
         self.consumers = consumers
+        self.embedders: Embedders = {name: embed for one in consumers for name, embed in one.embedders.items()}
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         for consumer in self.consumers:

@@ -13,26 +13,28 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_tier.exported_tier import TOWERS, import_backend, start
+from modeling_tier.maps_tier import map_kinds
 from modeling_tier.texts_tier import is_padded_to_the_end
 
 OPSET = 18  # of ONNX: the oldest that torch's exporter writes without a conversion
 MAX_GRAPH_BYTES = 2**31 - 2**20  # protobuf's limit, less what is not weights
 TOLERANCE = 1e-3  # of the largest number of an output; rounding makes differences of 1e-6
 INT8_TOLERANCE = 0.1  # of two backends, which round the same integers differently
-OUTPUTS = {"image": ["image_embeds", "patches"], "text": ["text_embeds", "tokens"]}
+OUTPUTS = {"image": ["image_embeds", "patches", "direct"], "text": ["text_embeds", "tokens"]}
 
 
 class ImageTower(nn.Module):
     """Pixels (batch, 3, height, width) to the image embedding (batch, dim) and the patches (batch, rows, columns,
-    dim), neither normalised."""
+    dim), neither normalised, and to the direct map (batch, rows, columns, dim) of a model that has one."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs, patches = self.model.encode_images(pixel_values)
-        return outputs.pooler_output, patches
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        encode = self.model.encode_direct if "direct" in map_kinds(self.model.config) else self.model.encode_images
+        outputs, *maps = encode(pixel_values)
+        return outputs.pooler_output, *maps
 
 
 class TextTower(nn.Module):
@@ -102,7 +104,9 @@ def export_towers(model: PreTrainedModel, folder: Path) -> list[str]:
     modules: dict[str, nn.Module] = {"image": ImageTower(model).eval(), "text": TextTower(model).eval()}
     for tower in TOWERS:
         inputs, shapes = example_inputs(model, tower)
-        path = folder / f"{tower}.onnx"
+        path, others = folder / f"{tower}.onnx", random_inputs(model, tower)
+        with torch.inference_mode():
+            expected = [output.numpy() for output in modules[tower](**others)]
         try:
             with quiet(), torch.no_grad():
                 program = torch.export.export(modules[tower], tuple(inputs.values()), dynamic_shapes=shapes)
@@ -110,16 +114,13 @@ def export_towers(model: PreTrainedModel, folder: Path) -> list[str]:
                     program,
                     f=path,
                     input_names=list(inputs),
-                    output_names=OUTPUTS[tower],
+                    output_names=OUTPUTS[tower][: len(expected)],
                     opset_version=OPSET,
                     external_data=False,
                 )
         except Exception as error:  # the exporter raises many kinds
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"torch cannot export the {tower} tower of this model ({reason}).") from error
-        others = random_inputs(model, tower)
-        with torch.inference_mode():
-            expected = [output.numpy() for output in modules[tower](**others)]
         maker = f"torch {torch.__version__} does not export this architecture"
         check_same(expected, run_with("onnx", path, others), TOLERANCE, tower, maker)
     return list(inputs)

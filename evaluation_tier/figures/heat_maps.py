@@ -20,11 +20,11 @@ from evaluation_tier.figures.style import (
     save_png,
     show_radiograph,
 )
-from evaluation_tier.models.embedding import embed_pixels, embed_prompts
+from evaluation_tier.models.embedding import direct_embedders, embed_pixels, embed_prompts
 from evaluation_tier.models.images import read_batches
 from evaluation_tier.output.dataset_names import describe_dataset
 from evaluation_tier.scoring.findings import NO_FINDING
-from modeling_tier.maps_tier import contribution_map, cosine_map
+from modeling_tier.maps_tier import cosine_map
 from processing_tier import TierImageProcessor
 from processing_tier.prompts.loader import Prompts, normalize_finding
 from processing_tier.radiograph_tier import read_radiograph
@@ -40,7 +40,7 @@ class HeatMaps(NamedTuple):
 
     maps: np.ndarray  # (images, findings, rows, columns) float32, in [-1, 1]; NaN where an image does not decode
     findings: list[str]
-    kind: str  # see `modeling_tier.maps_tier`
+    kind: str  # in words
     patch_centers: tuple[float, float]  # of the model, see `post_process_similarity_map`
 
 
@@ -74,10 +74,15 @@ def compute_heat_maps(
     found: np.ndarray | None = None
     for batch in read_batches(model, processor, dataset, batch_size, "mapping images"):
         outputs = embed_pixels(model, batch.pixels, patches=True)
-        side = math.isqrt(outputs["patches"].shape[1])
-        maps = cosine_map(directions, outputs["patches"].unflatten(1, (side, side)))
-        if "patch_weights" in outputs:
-            kind, maps = "contribution", contribution_map(maps, outputs["patch_weights"].unflatten(1, (side, side)))
+        for embed in direct_embedders(model).values():
+            outputs |= embed(batch)
+        patches = outputs["patches"]
+        if "direct" in outputs:
+            kind, patches = "direct contribution", outputs["direct"]
+        elif "patch_weights" in outputs:
+            kind, patches = "contribution", patches * outputs["patch_weights"][..., None]
+        side = math.isqrt(patches.shape[1])
+        maps = cosine_map(directions, patches.unflatten(1, (side, side)))
         if found is None:
             found = np.full((len(dataset), *maps.shape[1:]), np.nan, dtype=np.float32)
         found[batch.rows] = maps.cpu().numpy()

@@ -19,12 +19,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from evaluation_tier.models.cache import EmbeddingCache, hash_image, stack
 from evaluation_tier.models.clip import project_patches
-from evaluation_tier.models.contract import PatchModel, Pixels, check_finite, to_unit_length
+from evaluation_tier.models.contract import PatchModel, Pixels, check_finite, meets_contract, to_unit_length
 from evaluation_tier.models.families import family_of, has_patches
 from evaluation_tier.models.images import Batch, read_batches_together
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.speed import Speed
-from modeling_tier.maps_tier import mean_direction
+from modeling_tier.maps_tier import map_kinds, mean_direction
 from processing_tier.prompts.loader import Prompts
 
 logger = logging.getLogger(__name__)
@@ -223,6 +223,19 @@ def image_embedders(model: PreTrainedModel, patches: bool) -> Embedders:
         return {**embed_pixels(model, batch.pixels, patches), "original_size": batch.sizes}
 
     return {f"{what}, original size": embed}
+
+
+def direct_embedders(model: PreTrainedModel) -> Embedders:
+    """The embedder of the `"direct"` map (batch, patches, dim) of a model that has one, see `get_direct_map`; it runs
+    the image tower once more."""
+    if meets_contract(model) or is_classifier(model) or "direct" not in map_kinds(model.config):
+        return {}
+
+    def embed(batch: Batch) -> Outputs:
+        with torch.inference_mode():
+            return {"direct": check_finite(model.get_direct_map(batch.pixels).flatten(1, 2))}
+
+    return {"direct map": embed}
 
 
 def embed_pixels(model: PreTrainedModel, pixels: Pixels, patches: bool) -> Outputs:

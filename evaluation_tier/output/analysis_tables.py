@@ -46,6 +46,7 @@ GROUNDING_MEASURES = {  # by the beginning of a measure's name; see `map_metrics
 KINDS_OF_MAPS = {
     "class_activation": "The contribution of each patch to the logit (Zhou et al. 2016); the figures show these maps.",
     "contribution": "The contribution of each patch to the cosine of the whole image; the figures show these maps.",
+    "direct_contribution": "What each patch adds to the image through the class token; the figures show these maps.",
     "cosine": "The cosine of each patch with the sentences, regardless of how much the patch weighs in the image.",
 }
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from modeling_tier import TierDualEncoderModel
-from modeling_tier.maps_tier import contribution_map, default_map_kind, mean_direction, patch_weights, similarity_map
+from modeling_tier import TierCLIPConfig, TierDualEncoderConfig, TierDualEncoderModel, TierSiglipConfig
+from modeling_tier.maps_tier import contribution_map, map_kinds, mean_direction, patch_weights, similarity_map
 from modeling_tier.pooling_tier import IMAGE_POOLINGS
 
 ARCHITECTURES = ("patch_mean", "vit", "resnet")  # of CLIP with patch_mean, and dual encoders
@@ -122,9 +122,15 @@ def test_models_without_contributions_name_the_alternative(make_model, batch):
         model.get_similarity_map(ids, batch["pixel_values"], kind="contribution")
     assert str(error.value) == (
         'The image embedding of a model with image_pooling="cls" is not a sum over its patches, so the model does not '
-        'have kind="contribution"; pass kind="cosine".'
+        'have kind="contribution"; pass kind="direct".'
     )
     with pytest.raises(ValueError, match="^kind must be one of 'contribution', 'cosine', 'direct', not 'cosines'.$"):
         model.get_similarity_map(ids, batch["pixel_values"], kind="cosines")
-    kinds = {pooling: default_map_kind(pooling) for pooling in IMAGE_POOLINGS}
-    assert kinds == {"cls": "cosine", "patch_mean": "contribution"}
+
+
+def test_the_kinds_of_maps_that_a_model_has():
+    clip = {pooling: map_kinds(TierCLIPConfig(image_pooling=pooling)) for pooling in IMAGE_POOLINGS}
+    assert clip == {"cls": ("direct", "cosine"), "patch_mean": ("contribution", "cosine")}
+    dual = {pooling: map_kinds(TierDualEncoderConfig(image_pooling=pooling)) for pooling in IMAGE_POOLINGS}
+    assert dual == {"cls": ("cosine",), "patch_mean": ("contribution", "cosine")}
+    assert map_kinds(TierSiglipConfig()) == ("cosine",)

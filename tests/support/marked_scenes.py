@@ -65,7 +65,10 @@ class BrightPatches(torch.nn.Module):
     def __init__(self, patch: int = 4):
         super().__init__()
         self.config = SimpleNamespace(
-            projection_dim=2, image_pooling="patch_mean", text_config=SimpleNamespace(max_position_embeddings=8)
+            projection_dim=2,
+            image_pooling="patch_mean",
+            model_type="bright",
+            text_config=SimpleNamespace(max_position_embeddings=8),
         )
         self.device, self.patch, self.num_images = torch.device("cpu"), patch, 0
         self.patch_centers = (patch / 2, patch)

@@ -2,12 +2,19 @@
 
 from collections.abc import Collection, Sequence
 
+DIRECT = "direct_contribution"  # the kind "direct" of `modeling_tier.maps_tier`, in words
+
 MAPS = {  # by kind, see `modeling_tier.maps_tier`: map to the same map of the average image
     "cosine": {"positive": "average_positive", "difference": "average", "above_average": "average"},
     "contribution": {
         "positive_contribution": "average_positive_contribution",
         "difference_contribution": "average_contribution",
         "above_average_contribution": "average_contribution",
+    },
+    DIRECT: {
+        "positive_direct_contribution": "average_positive_direct_contribution",
+        "difference_direct_contribution": "average_direct_contribution",
+        "above_average_direct_contribution": "average_direct_contribution",
     },
     "class_activation": {  # of a classifier: what each patch contributes to the logit
         "class_activation": "average_class_activation",
@@ -34,7 +41,7 @@ def baseline_names(kinds: Sequence[str]) -> tuple[str, ...]:
 
 def shown_map(names: Collection[str]) -> str:
     """Which of these maps people see: what exceeds the average image, in contributions where the model has them."""
-    kinds = ("class_activation", "contribution")
+    kinds = ("class_activation", "contribution", DIRECT)
     return next((name for kind in kinds if (name := f"above_average_{kind}") in names), "above_average")
 
 

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from evaluation_tier.analyses.grounding.map_names import MAPS
+from evaluation_tier.analyses.grounding.map_names import DIRECT, MAPS
 from evaluation_tier.analyses.grounding.regions import Case
 from evaluation_tier.models.adapters import UserModel
 from evaluation_tier.models.contract import meets_contract
-from evaluation_tier.models.embedding import Embedders, Outputs, embed_prompts, inference
+from evaluation_tier.models.embedding import Outputs, direct_embedders, embed_prompts, inference
 from evaluation_tier.models.families import has_own_maps
 from evaluation_tier.models.loading import is_classifier
 from evaluation_tier.models.processes import merge_entries
 from evaluation_tier.models.single_pass import Fed, asked_rows, feed
-from modeling_tier.maps_tier import contribution_map, cosine_map
-from modeling_tier.pooling_tier import ADDS_UP
+from modeling_tier.maps_tier import contribution_map, cosine_map, map_kinds
 from processing_tier.prompts.loader import Prompts
 
 REFERENCE_IMAGES = 100  # whose average map is taken; more change it little
@@ -58,6 +57,8 @@ class PatchMaps:
     - `average_positive`, `average`: positive and difference of the average image.
     - `positive_contribution` and so on: the same of contributions, for a model whose image embedding is the mean of
       its patches. The pipeline draws `difference_contribution`, the figures `above_average_contribution`.
+    - `positive_direct_contribution` and so on: the same of what the patch adds to the image embedding through the
+      class token, see `get_direct_map`.
     - `class_activation`, `above_average_class_activation`, `average_class_activation`: the only maps of a classifier,
       see `get_class_activation_map`; the weights of its head take the place of the difference of two sentences.
 
@@ -79,7 +80,6 @@ class PatchMaps:
     """
 
     patches = True
-    embedders: Embedders = {}
 
     def __init__(
         self,
@@ -99,14 +99,15 @@ class PatchMaps:
                 learnt = model.head_directions[[model.config.label2id[finding] for finding, _ in self.place]]
             self.embeds = torch.stack([learnt, torch.zeros_like(learnt)])  # without a negative side
         else:
-            pooling = None if meets_contract(model) else model.config.image_pooling
-            self.kinds = ("cosine", "contribution") if pooling in ADDS_UP else ("cosine",)
+            kinds = ("cosine",) if meets_contract(model) else map_kinds(model.config)
+            self.kinds = tuple(kind for kind in MAPS if kind in kinds or kind == DIRECT and "direct" in kinds)
             texts = {
                 (finding, phrase): Prompts([phrase], prompts[finding].negative) if phrase else prompts[finding]
                 for finding, phrase in self.place
             }
             embeds = np.stack(embed_prompts(model, processor, texts))  # (2, texts, dim)
             self.embeds = torch.from_numpy(embeds).to(model.device)
+        self.embedders = direct_embedders(model)
         self.cases_of = {row: list(group) for row, group in itertools.groupby(cases, key=lambda case: case.row)}
         self.reference = np.linspace(0, num_images - 1, min(num_images, REFERENCE_IMAGES)).round().astype(int)
         self.rows: np.ndarray | None = np.union1d(self.reference, np.array(list(self.cases_of), dtype=int))
@@ -117,27 +118,30 @@ class PatchMaps:
 
     def add(self, rows: np.ndarray, outputs: Outputs) -> None:
         side = math.isqrt(outputs["patches"].shape[1])
-        patch_maps = outputs["patches"].unflatten(1, (side, side))  # (images, rows, columns, dim)
-        weights = torch.ones(len(self.kinds), *patch_maps.shape[:3], device=patch_maps.device)
-        for kind, weight in zip(self.kinds, weights, strict=True):
-            if kind != "cosine":
-                weight.copy_(outputs["patch_weights"].unflatten(1, (side, side)))
+        parts = []  # by kind the patches (images, rows, columns, dim) and their weights (images, rows, columns)
+        for kind in self.kinds:
+            patches = outputs["direct" if kind == DIRECT else "patches"].unflatten(1, (side, side))
+            weighs = kind in ("contribution", "class_activation")
+            weights = outputs["patch_weights"].unflatten(1, (side, side)) if weighs else torch.ones(patches.shape[:3])
+            parts.append((patches, weights.to(patches.device)))
         is_reference = np.isin(rows, self.reference)
         if is_reference.any():
-            members = torch.from_numpy(is_reference).to(patch_maps.device)
-            total = torch.einsum("kirc,ircd->krcd", weights[:, members].double(), patch_maps[members].double())
+            members = torch.from_numpy(is_reference).to(self.embeds.device)
+            chosen = [(weights[members].double(), patches[members].double()) for patches, weights in parts]
+            total = torch.stack([torch.einsum("irc,ircd->rcd", *of_kind) for of_kind in chosen])
             self.total = total.cpu().numpy() + (0 if self.total is None else self.total)
             self.num_reference += int(is_reference.sum())
         for i, (row, size) in enumerate(zip(rows.tolist(), outputs["original_size"].tolist(), strict=True)):
             asked = self.cases_of.get(row, [])
             if asked:
                 those = self.embeds[:, [self.place[case.finding, case.phrase] for case in asked]]
-                cosines = cosine_map(those, patch_maps[i : i + 1])  # (1, 2, cases, rows, columns)
-                sides = contribution_map(cosines, weights[:, i])  # (kinds, 2, cases, rows, columns)
+                maps = [contribution_map(cosine_map(those, patches[i : i + 1]), w[i : i + 1]) for patches, w in parts]
+                sides = torch.cat(maps)  # (kinds, 2, cases, rows, columns)
                 self.sides.update(zip(asked, sides.permute(2, 0, 1, 3, 4).cpu().numpy(), strict=True))
                 self.sizes[row] = tuple(size)
 
     def finish(self, own: np.ndarray) -> None:
+        self.embedders = {}  # they hold the model
         self.sides, self.sizes = merge_entries(self.sides), merge_entries(self.sizes)
         shares = merge_entries({} if self.total is None else {int(own[0]): (self.total, self.num_reference)})
         self.total = sum(total for total, _ in shares.values())

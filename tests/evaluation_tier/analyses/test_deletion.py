@@ -26,7 +26,7 @@ class BrightPatches(torch.nn.Module):
     def __init__(self, lies=False, pooling="patch_mean"):
         super().__init__()
         text = SimpleNamespace(max_position_embeddings=8)
-        self.config = SimpleNamespace(projection_dim=2, text_config=text, image_pooling=pooling)
+        self.config = SimpleNamespace(projection_dim=2, text_config=text, image_pooling=pooling, model_type="bright")
         self.lies, self.device = lies, torch.device("cpu")
         self.patch_centers = (PATCH / 2, PATCH)
 
@@ -201,7 +201,7 @@ def test_a_model_that_scores_with_the_class_token_has_direct_maps(make_tier_mode
     model, processor = make_tier_model(1)
     model.config.image_pooling = "cls"
     results = evaluate_deletion(model, processor, phantom, min_positives=5, max_images=2, resampling=Resampling(5))
-    assert list(results["all_pairs"]["maps"]) == ["cosine", "direct"]
+    assert list(results["all_pairs"]["maps"]) == ["direct", "cosine"]
     assert (
         results["all_pairs"]["maps"]["direct"]["hottest"]["mean"]
         != results["all_pairs"]["maps"]["cosine"]["hottest"]["mean"]

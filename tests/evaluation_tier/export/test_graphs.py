@@ -87,6 +87,12 @@ def test_graphs_give_what_the_model_gives(kind, graph_format, tmp_path):
                 one.get_similarity_map(**inputs, pixel_values=pixels, per_token=True) for one in (exported, model)
             ]
             torch.testing.assert_close(*per_token, rtol=0, atol=2e-5)
+            if kind == "cls":
+                maps = exported.get_direct_map(pixels), model.get_direct_map(pixels)
+                torch.testing.assert_close(*maps, rtol=0, atol=2e-5)
+            else:
+                with pytest.raises(ValueError, match='does not have kind="direct"'):
+                    exported.get_direct_map(pixels)
 
 
 def test_what_is_not_exported():

@@ -11,7 +11,7 @@ PROMPTS = {"Edema": Prompts(["There is edema.", "Edema."], ["No edema."]), "Mass
 NO_FINDING = Prompts(["The lungs are clear."], ["A mass."])
 
 
-@pytest.mark.parametrize("image_pooling, kind", [("cls", "cosine"), ("patch_mean", "contribution")])
+@pytest.mark.parametrize("image_pooling, kind", [("cls", "direct contribution"), ("patch_mean", "contribution")])
 def test_maps_are_scaled_over_the_set_and_compared_with_no_finding(
     tier_model, phantom, monkeypatch, image_pooling, kind
 ):
@@ -29,9 +29,10 @@ def test_maps_are_scaled_over_the_set_and_compared_with_no_finding(
     )
     with torch.no_grad():
         patches = model.get_patch_map(pixels["pixel_values"]).flatten(1, 2)
+        direct = model.get_direct_map(pixels["pixel_values"]).flatten(1, 2) if image_pooling == "cls" else None
     weights = patches.norm(dim=-1) / (16 * patches.mean(dim=1, keepdim=True).norm(dim=-1))
     cosines = torch.nn.functional.cosine_similarity(patches[:, :, None], torch.from_numpy(texts), dim=-1)
-    cosines = (cosines if image_pooling == "cls" else cosines * weights[:, :, None]).numpy()
+    cosines = (cosines * weights[:, :, None] if direct is None else direct @ torch.from_numpy(texts).T).numpy()
     scaled = []
     for i in range(3):
         low, high = np.percentile(cosines[..., i], 1), np.percentile(cosines[..., i], 99)

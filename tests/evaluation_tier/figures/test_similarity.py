@@ -128,7 +128,7 @@ def test_figures_say_what_and_whose_they_are(tier_model, phantom, evaluated, tmp
         tier_model[0].config, "image_pooling", "cls"
     )  # whose image embedding is not a sum over patches
     plot_similarity_maps(*tier_model, phantom, {finding: prompts[finding]}, metrics, predictions, tmp_path)
-    assert drawn[1][1] == "positive minus negative cosine,\nabove the average image"
+    assert drawn[1][1] == "positive minus negative direct contribution,\nabove the average image"
 
 
 def test_models_without_maps_are_refused(brightness, phantom, evaluated, tmp_path):
