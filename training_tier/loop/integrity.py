@@ -69,23 +69,29 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
-def find_fault(checkpoint: str | Path) -> str | None:
-    """The fault of a checkpoint, such as a file that is cut short; `None` for a whole one."""
+def find_fault(checkpoint: str | Path, only_model: bool = False) -> str | None:
+    """
+    The fault of a checkpoint, such as a file that is cut short; `None` for a whole one.
+
+    Args:
+        checkpoint (`str` or `Path`): Its folder.
+        only_model (`bool`, *optional*, defaults to `False`): It need not hold what resuming needs beside the weights.
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         return "the folder does not exist"
     try:
-        return find_missing(folder) or find_damage(folder) or find_change(folder)
+        return find_missing(folder, only_model) or find_damage(folder) or find_change(folder)
     except OSError as error:
         return f"it cannot be read ({error.strerror or error})"
 
 
-def find_missing(folder: Path) -> str | None:
+def find_missing(folder: Path, only_model: bool) -> str | None:
     paths = list(folder.iterdir())
-    needed = [TRAINER_STATE_NAME, "rng_state"]
+    needed = [TRAINER_STATE_NAME] + ["rng_state"] * (not only_model)
     if not any(path.is_dir() for path in paths):  # DeepSpeed keeps these in its own folder
         sharded = any(path.name == FSDP_WEIGHTS for path in paths)
-        needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"]
+        needed += ["optimizer.bin" if sharded else "optimizer.pt", "scheduler.pt"] * (not only_model)
         if not any(path.suffix == ".safetensors" for path in paths):
             return "it does not hold weights"
     for name in needed:

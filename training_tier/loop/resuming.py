@@ -140,7 +140,7 @@ class ResumingTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if fault := find_fault(best):
+        if fault := find_fault(best, self.args.save_only_model):
             raise TrainingStopped(
                 f"The training is complete, but its best checkpoint {best} is not whole: {fault}. To end with the "
                 "last weights instead, delete it and add --resume_from_checkpoint last.",

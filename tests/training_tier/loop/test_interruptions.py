@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from small_trainings import At, assert_same, make_twelve_steps, truncate
 from transformers import TrainerState
 
@@ -183,6 +184,23 @@ def test_the_name_of_the_best_checkpoint_is_its_final_one(make_trainer):
     assert trainer.state.best_model_checkpoint == str(best) and best.is_dir()
     assert {path.name for path in folder.iterdir()} == {best.name}
     assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
+
+
+def test_checkpoints_of_the_model_alone_give_the_best_one(make_trainer):
+    """Without what resuming needs; as the library has it, such a run cannot be resumed."""
+    options = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+    options["greater_is_better"] = True  # of a loss that falls: the first evaluation is the best
+    whole, alone = make_trainer("whole", **options), make_trainer("alone", **options, save_only_model=True)
+    for trainer in (whole, alone):
+        trainer.train()
+    best = Path(alone.state.best_model_checkpoint)
+    assert alone.state.best_global_step == 4 and not (best / "optimizer.pt").exists()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(alone.model.state_dict()[name], tensor)
+    assert find_fault(best, only_model=True) is None and find_fault(best) == "it does not hold rng_state"
+    truncate(best / "model.safetensors")
+    with pytest.raises(TrainingStopped, match="best checkpoint .* is not whole: model.safetensors is cut short"):
+        alone._load_best_model()
 
 
 @pytest.mark.slow
