@@ -152,7 +152,12 @@ def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset
         workers = (usable_cores() - 1) // local_processes()
         first = True
         with inference(model), torch.autocast(model.device.type, enabled=False):
-            for tried in DataLoader(dataset, BATCH, sampler=rows, num_workers=workers, collate_fn=list):
+            options = {
+                "num_workers": workers,
+                "collate_fn": list,
+                "generator": torch.Generator(),
+            }  # not the training's
+            for tried in DataLoader(dataset, BATCH, sampler=rows, **options):
                 items = [item for item in tried if "error" not in item]  # the data set gives the reason
                 if items:
                     pixels = torch.stack([item["pixel_values"] for item in items]).to(model.device)

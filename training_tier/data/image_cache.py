@@ -13,6 +13,7 @@ from zlib import crc32
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -202,7 +203,12 @@ class CachedImages:
     ) -> Iterator[tuple[list[dict], int]]:
         """Batches of images as rows of the cache, with the number of images tried."""
         decoder = Decoder(self.records, self.image_processor, keys)
-        for batch in DataLoader(decoder, BATCH, sampler=part, num_workers=num_workers, collate_fn=list):
+        options = {
+            "num_workers": num_workers,
+            "collate_fn": list,
+            "generator": torch.Generator(),
+        }  # not the training's
+        for batch in DataLoader(decoder, BATCH, sampler=part, **options):
             yield [image for image in batch if image is not None], len(batch)
 
     def read(self, index: int) -> Image.Image | dict:

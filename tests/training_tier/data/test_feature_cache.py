@@ -62,6 +62,13 @@ def test_pairs_have_what_the_towers_give(cache, model, records, tokenizer, image
     assert torch.equal(batch["input_ids"], pixels["input_ids"]) and batch["indices"] == list(range(6))
 
 
+def test_computing_features_uses_none_of_the_random_numbers_of_the_training(cache, records):
+    """A first run, which computes them, drops the same channels as the next one, which reads them."""
+    state = torch.get_rng_state()
+    cache(records.select(range(6)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("form", [{"sentences_per_image": 2}, {"text": "both"}])
 def test_each_distinct_text_is_kept_once(cache, records, tmp_path, tokenizer, form):
     dataset, collator = cache(records.select([0, 0, 1, 2]), PairOptions(**form))

@@ -56,8 +56,10 @@ def decoded(monkeypatch):
     ids=["pad", "crop", "squash", "chexzero", "tier"],
 )  # fmt: skip
 def test_pairs_are_those_without_a_cache_whatever_the_augmentation(records, processor, workers, tmp_path):
+    state = torch.get_rng_state()
     images = CachedImages(records, processor, tmp_path / "cache", workers)
     assert (images.rows >= 0).all()
+    assert torch.equal(torch.get_rng_state(), state)  # a run that fills the cache trains as one that finds it filled
     for augmentation in ("none", "standard", "tier"):
         plain = PairDataset(records, processor, PairOptions(augmentation=augmentation))
         cached = PairDataset(records, processor, PairOptions(augmentation=augmentation), images=images)
