@@ -108,4 +108,5 @@ def test_the_figure_draws_what_grounding_measures(tier_model, phantom, tmp_path,
         for case, column in zip(cases, columns, strict=True):
             grid = torch.from_numpy(measured[case]["above_average_contribution"])[None]
             expected = to_pixels(grid, [(64, 64)], tier_model[0].patch_centers)[0]
-            np.testing.assert_array_equal(column.similarity, expected.numpy())
+            # other batches, which some processors round otherwise
+            np.testing.assert_allclose(column.similarity, expected.numpy(), rtol=0, atol=1e-6)
