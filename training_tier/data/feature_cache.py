@@ -152,11 +152,8 @@ def add_images(store: FeatureStore, model: torch.nn.Module, dataset: PairDataset
         workers = (usable_cores() - 1) // local_processes()
         first = True
         with inference(model), torch.autocast(model.device.type, enabled=False):
-            options = {
-                "num_workers": workers,
-                "collate_fn": list,
-                "generator": torch.Generator(),
-            }  # not the training's
+            # A generator of its own: the random numbers of the training are left as they are
+            options = {"num_workers": workers, "collate_fn": list, "generator": torch.Generator()}
             for tried in DataLoader(dataset, BATCH, sampler=rows, **options):
                 items = [item for item in tried if "error" not in item]  # the data set gives the reason
                 if items:

@@ -203,11 +203,8 @@ class CachedImages:
     ) -> Iterator[tuple[list[dict], int]]:
         """Batches of images as rows of the cache, with the number of images tried."""
         decoder = Decoder(self.records, self.image_processor, keys)
-        options = {
-            "num_workers": num_workers,
-            "collate_fn": list,
-            "generator": torch.Generator(),
-        }  # not the training's
+        # A generator of its own: the random numbers of the training are left as they are
+        options = {"num_workers": num_workers, "collate_fn": list, "generator": torch.Generator()}
         for batch in DataLoader(decoder, BATCH, sampler=part, **options):
             yield [image for image in batch if image is not None], len(batch)
 
