@@ -301,7 +301,7 @@ class TierModelMixin(SavingMixin):
         """
         Where the model sees the content of each text in each image; see [`similarity_map`].
 
-        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of such maps.
+        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of their cosines.
 
         Args:
             input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
@@ -317,7 +317,7 @@ class TierModelMixin(SavingMixin):
                 `"cosine"` of the text with each patch, in [-1, 1], or `"contribution"` of each patch: these sum over
                 the patches to the cosine of the text with the image (with `per_token`, of the token's normalised
                 embedding with the image). Only `image_pooling="patch_mean"` has contributions. `"direct"` is what each
-                patch adds to that cosine through the class token alone, see [`TierCLIPModel.get_direct_map`].
+                patch adds to that cosine through the class token alone, see [`get_direct_map`].
 
         Returns:
             `torch.Tensor` of shape `(images, texts, rows, columns)`, or `(images, texts, tokens, rows, columns)` with
