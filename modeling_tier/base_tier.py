@@ -301,7 +301,7 @@ class TierModelMixin(SavingMixin):
         """
         Where the model sees the content of each text in each image; see [`similarity_map`].
 
-        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts; expect less of their cosines.
+        With `image_pooling="cls"` nothing in the contrastive loss aligns patches with texts: their cosines say little.
 
         Args:
             input_ids (`torch.Tensor` of shape `(texts, tokens)`): Token ids.
