@@ -44,10 +44,10 @@ def make_steps(model: TierCLIPModel, pixels: torch.Tensor, folder: Path) -> dict
     calibration = [torch.randn(1, *pixels.shape[1:]).numpy() for _ in range(8)]
     inputs = {"pixel_values": pixels.numpy()}
     for backend, suffixes in FILES.items():
-        own = folder / backend
-        own.mkdir()
         try:
             for kind in ("float32", "int8"):
+                own = folder / f"{backend}-{kind}"  # each its own: OpenVINO keeps its file of weights mapped
+                own.mkdir()
                 export_towers(model, own)
                 if kind == "int8":
                     quantize(own, calibration)
