@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from child_processes import end_at_once
 from tiny_siglip import TOWER, siglip_sizes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -133,6 +134,7 @@ def process(rank: int, processes: int, folder: str) -> None:
         result = train_one_step(DistributedDataParallel(model), own, checkpointing, kind=name)
         torch.save(result, Path(folder) / f"{name}-{rows}-{checkpointing}-{rank}.pt")
     dist.destroy_process_group()
+    end_at_once()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ the environment that `accelerate launch` makes of the file to the final model, i
 import contextlib
 import json
 import os
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
-from child_processes import launcher, run_child
+from child_processes import end_at_once, launcher, run_child
 from safetensors.torch import load_file
 from tiny_siglip import TOWER, siglip_sizes
 from transformers import AutoModel
@@ -188,18 +187,6 @@ def process(rank: int, folder: str) -> None:
     )
     dist.destroy_process_group()
     end_at_once()
-
-
-def end_at_once() -> None:
-    """
-    End this process without Python's own end.
-
-    torch's caches of sharded tensors keep the threads of gloo alive. One that still releases the tensors of the last
-    exchange while Python ends would abort the process, with all its work done.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from child_processes import end_at_once
 from tiny_siglip import TOWER, siglip_sizes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -301,6 +302,7 @@ def process(rank: int, folder: str) -> None:
         result = {"terms": torch.stack([terms[term] for term in terms_of(name)]), "gradients": gradients_of(model)}
         torch.save(result, Path(folder) / f"{name}-{rows}-{find_unused}-{rank}.pt")
     dist.destroy_process_group()
+    end_at_once()
 
 
 @pytest.mark.slow
