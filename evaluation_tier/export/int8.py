@@ -1,9 +1,11 @@
 """The image tower in 8-bit integers: static quantization, calibrated on the user's images.
 
 Weights get one scale per output channel, activations one per tensor, from the range that they take on the calibration
-images. Weights use 7 of their 8 bits: processors that have AVX2, but no VNNI, add two products in 16 bits, where full
-weights overflow without a word (ONNX Runtime's documentation of `reduce_range`). Softmax, norms and activation functions
-stay in float32. The text tower stays as it is: it runs once for each sentence, and the sentences of a run are few.
+images. Softmax, norms and activation functions stay in float32. The text tower stays as it is: it runs once for each
+sentence, and the sentences of a run are few.
+
+Weights use 7 of their 8 bits: processors that have AVX2, but no VNNI, add two products in 16 bits, where full weights
+overflow without a word (ONNX Runtime's documentation of `reduce_range`).
 
 Static, because with ranges that are found anew for each batch (dynamic quantization) the score of an image would
 depend on the other images of its batch.

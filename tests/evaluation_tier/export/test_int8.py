@@ -8,7 +8,7 @@ from evaluation_tier.export.int8 import quantize
 
 @pytest.fixture
 def tower(tmp_path):
-    """A folder with a graph of a convolution and a product, whose sums are as large as 8-bit integers can make them."""
+    """A folder with a graph whose sums, of a convolution and of a product, are as large as integers can make them."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(0)
