@@ -4,8 +4,8 @@ Weights get one scale per output channel, activations one per tensor, from the r
 images. Softmax, norms and activation functions stay in float32. The text tower stays as it is: it runs once for each
 sentence, and the sentences of a run are few.
 
-Weights use 7 of their 8 bits: processors that have AVX2, but no VNNI, add two products in 16 bits, where full weights
-overflow without a word (ONNX Runtime's documentation of `reduce_range`).
+Weights use 7 of their 8 bits. Processors that have AVX2, but no VNNI, add two products in 16 bits. Full weights
+overflow there, and no error says so (ONNX Runtime's documentation of `reduce_range`).
 
 Static, because with ranges that are found anew for each batch (dynamic quantization) the score of an image would
 depend on the other images of its batch.
